@@ -1,0 +1,173 @@
+"""What `python3 BUNDLE` understands. Human text goes to stderr, `--json` to stdout.
+
+Exit status: 0 done, 1 a gate was missed, 2 it could not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, Dict, List, Optional
+
+from .archive import Archive
+from .bench import LENGTHS, bench, child
+from .errors import EdgepackError
+from .index import read_index
+from .model import own_bundle
+from .run import run, write_npz
+from .verify import this_device, verify
+
+
+def _say(*lines: str) -> None:
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python3 BUNDLE", description="An edgepack bundle: a model that proves itself."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    add = commands.add_parser("verify", help="prove that this device computes what was built")
+    add.add_argument("--evaluation", default="", help=argparse.SUPPRESS)
+    add.set_defaults(act=_verify)
+    add = commands.add_parser("run", help="outputs on an .npz of samples")
+    add.add_argument("--input", default="", metavar="NPZ", help="default: the reference samples")
+    add.add_argument("--output", required=True, metavar="NPZ")
+    add.set_defaults(act=_run)
+    add = commands.add_parser("bench", help="single-stream latency on this device")
+    add.add_argument("--length", choices=sorted(LENGTHS), default="quick")
+    add.add_argument("--against", default="", metavar="ONNX", help="measure it side by side")
+    add.set_defaults(act=_bench)
+    add = commands.add_parser("info", help="what the bundle is and needs")
+    add.add_argument("--requirements", action="store_true", help="print requirements.txt")
+    add.set_defaults(act=_info)
+    for sub in commands.choices.values():
+        sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
+        sub.add_argument("--threads", type=int, default=0, help="default: every physical core")
+    # One turn of `bench`, in a process of its own; not for people, so it has no help.
+    turn = commands.add_parser("bench-turn")
+    turn.add_argument("--queries", type=int, required=True)
+    turn.add_argument("--seconds", type=float, required=True)
+    turn.add_argument("--threads", type=int, default=0)
+    turn.add_argument("--against", default="")
+    turn.set_defaults(act=_turn, json=True)
+    return parser
+
+
+def describe_gate(gate: Dict[str, Any]) -> str:
+    """One gate in one line."""
+    bound, found = gate["bound"], gate["measured"]
+    texts = {
+        "snr_db": ("SNR {} dB", "at least {:g}", lambda v: "exact" if v is None else f"{v:.1f}"),
+        "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
+        "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
+        "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),
+        "metric_ratio": ("{} % of the original", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
+        "max_drop": ("drop of {} points", "at most {:g}", "{:.2f}".format),
+        "finite": ("{} values are not finite", "none", str),
+    }
+    measured, asked, show = texts[gate["name"]]
+    if gate["name"] in ("agreement", "metric_ratio"):
+        bound = 100 * bound
+    mark = "ok  " if gate["passed"] else "FAIL"
+    line = f"{mark} {gate['output']}: {measured.format(show(found))} ({asked.format(bound)})"
+    return line + (f"; {gate['note']}" if gate["note"] else "")
+
+
+def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    verdict = verify(bundle, evaluation=options.evaluation, threads=options.threads)
+    device = verdict["device"]
+    _say(
+        f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
+        f"content {verdict['bundle']['content_digest'][:16]}",
+        f"on {device['cpu']} ({device['arch']}), Python {device['python']}, "
+        f"onnxruntime {device['onnxruntime']}",
+        f"integrity: {verdict['integrity']['files']} files, "
+        f"{verdict['integrity']['bytes']:,} bytes, every hash holds",
+    )
+    for question, subject in (("fidelity", "build host"), ("quality", "original model")):
+        found = verdict[question]
+        if found is None:
+            continue
+        _say(f"{question}, against the {subject}, {found['samples']} {found['on']} samples:")
+        _say(*("  " + describe_gate(gate) for gate in found["gates"]))
+    _say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+    return verdict, 0 if verdict["passed"] else 1
+
+
+def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    outputs = run(bundle, options.input, options.threads)
+    write_npz(options.output, outputs)
+    shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
+    _say(*(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
+    _say(f"written: {options.output}")
+    return {"output": options.output, "outputs": shapes}, 0
+
+
+def _ms(value: Optional[float]) -> str:
+    return "too few queries" if value is None else f"{value:.3f} ms"
+
+
+def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    found = bench(
+        bundle, length=options.length, against=options.against, threads=options.threads
+    )
+    for name, title in (("model", "this bundle"), ("original", "the other model")):
+        if found[name]:
+            _say(
+                f"{title}: p50 {_ms(found[name]['p50'])}, p90 {_ms(found[name]['p90'])}, "
+                f"{found[name]['queries']} queries"
+            )
+    if found["ratio"]:
+        faster = "faster" if found["ratio"] >= 1 else "SLOWER"
+        _say(f"this bundle is {max(found['ratio'], 1 / found['ratio']):.2f}x {faster}")
+    return found, 0
+
+
+def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    return child(
+        bundle, options.against, options.queries, options.seconds, options.threads
+    ), 0
+
+
+def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    with Archive(bundle) as archive:
+        index = read_index(archive)
+        if options.requirements:
+            sys.stdout.write(archive.read("requirements.txt").decode("utf-8"))
+            return {}, 0
+    _say(
+        f"{index.name} for {index.target}",
+        f"content {index.content_digest}",
+        "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items())),
+        *(f"input   {tensor}" for tensor in index.inputs),
+        *(f"output  {tensor} ({tensor.kind})" for tensor in index.outputs),
+        f"model   {index.files[index.model][1]:,} bytes",
+        f"proof   {index.reference.samples} reference samples; gates "
+        + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
+        "here    " + ", ".join(f"{k} {v}" for k, v in this_device().items() if k != "isa"),
+    )
+    return dict(index.raw), 0
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        result, status = options.act(own_bundle(), options)
+        if options.json and result:
+            print(json.dumps(result, sort_keys=True, allow_nan=False))
+        return int(status)
+    except EdgepackError as error:
+        if options.json:
+            print(json.dumps({"error": error.to_json()}, sort_keys=True))
+        _say(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return 130

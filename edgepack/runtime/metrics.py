@@ -1,0 +1,230 @@
+"""How far one answer is from another: the metrics and gates, for host and device alike."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from .tensor import Tensor
+
+# SNR is told within these bounds, in dB, since JSON has no infinity; an error of exactly zero is
+# None, "exact".
+SNR_LIMIT = 999.0
+TOP = {"top1": 1, "top5": 5}
+
+
+class Parity:
+    """Differences between a reference and a measured output, accumulated over batches.
+
+    SNR is 10 log10(sum of reference squared / sum of error squared) over all values of all
+    samples; cosine is that of the two outputs taken as single long vectors. Agreement is over
+    the last axis: top-1, the two best classes are the same; top-5, the reference's best class is
+    among the five best measured.
+    """
+
+    def __init__(self, scores: bool = False) -> None:
+        self.scores = scores
+        self.exact = True
+        self.max_abs = 0.0
+        self.nonfinite = 0
+        self.decisions = 0
+        self._agree = {"top1": 0, "top5": 0}
+        self._signal = self._error = self._power = self._dot = 0.0
+
+    def update(self, reference: np.ndarray, measured: np.ndarray) -> None:
+        """Take one batch. A measured output of another shape is as wrong as can be."""
+        if reference.shape != measured.shape:
+            self.exact = False
+            self.nonfinite += int(reference.size)
+            return
+        if reference.dtype != measured.dtype or reference.tobytes() != measured.tobytes():
+            self.exact = False
+        a = reference.astype(np.float64, copy=False)
+        b = measured.astype(np.float64, copy=False)
+        # Equal infinities (masked scores) are no error; their difference would be NaN.
+        same = a == b
+        with np.errstate(invalid="ignore"):
+            error = np.where(same, 0.0, b - a)
+        finite = np.isfinite(error)
+        self.nonfinite += int(error.size - np.count_nonzero(finite))
+        error = error[finite]
+        usable = np.isfinite(a) & np.isfinite(b)
+        a_finite, b_finite = a[usable], b[usable]
+        self._signal += float(np.dot(a_finite, a_finite))
+        self._power += float(np.dot(b_finite, b_finite))
+        self._dot += float(np.dot(a_finite, b_finite))
+        self._error += float(np.dot(error, error))
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        if self.scores and a.size:
+            best = np.argmax(a, axis=-1)
+            self.decisions += best.size
+            self._agree["top1"] += int(np.count_nonzero(best == np.argmax(b, axis=-1)))
+            self._agree["top5"] += int(np.count_nonzero(_within_top(b, best, 5)))
+
+    @property
+    def snr_db(self) -> Optional[float]:
+        """In dB; None where the error is exactly zero."""
+        if self.nonfinite:
+            return -SNR_LIMIT
+        if self._error == 0.0:
+            return None
+        if self._signal == 0.0:
+            return -SNR_LIMIT
+        snr = 10.0 * math.log10(self._signal / self._error)
+        return max(-SNR_LIMIT, min(SNR_LIMIT, snr))
+
+    def result(self) -> Dict[str, Any]:
+        """The metrics as JSON values."""
+        norm = math.sqrt(self._signal) * math.sqrt(self._power)
+        agreement = {
+            name + "_agreement": hits / self.decisions if self.decisions else None
+            for name, hits in self._agree.items()
+        }
+        return {
+            "snr_db": self.snr_db,
+            "max_abs": self.max_abs,
+            "cosine": self._dot / norm if norm else float(self._signal == self._power),
+            "bit_exact": self.exact,
+            "nonfinite": self.nonfinite,
+            "decisions": self.decisions,
+            **agreement,
+        }
+
+
+def _within_top(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
+    """Whether the chosen class is among the `k` best along the last axis.
+
+    Ties go to the lower class, as numpy.argmax has it: scores that are all equal must not make
+    every class the best.
+    """
+    value = np.take_along_axis(scores, chosen[..., None], axis=-1)
+    lower = np.arange(scores.shape[-1]) < chosen[..., None]
+    ahead = np.count_nonzero((scores > value) | ((scores == value) & lower), axis=-1)
+    found: np.ndarray = (ahead < k) & ~np.isnan(value[..., 0])
+    return found
+
+
+class Accuracy:
+    """Top-k accuracy of the original and of the model on labelled samples."""
+
+    def __init__(self, metric: str) -> None:
+        self.metric = metric
+        self.samples = self.original = self.model = 0
+
+    def update(self, original: np.ndarray, measured: np.ndarray, labels: np.ndarray) -> None:
+        """Take one batch: scores with classes along the last axis, labels over the others."""
+        labels = labels.astype(np.int64).reshape(original.shape[:-1])
+        k = TOP[self.metric]
+        self.samples += labels.size
+        self.original += int(np.count_nonzero(_within_top(original, labels, k)))
+        self.model += int(np.count_nonzero(_within_top(measured, labels, k)))
+
+    def result(self) -> Optional[Dict[str, Any]]:
+        """As JSON; None where there were no labels."""
+        if not self.samples:
+            return None
+        return {
+            "name": self.metric,
+            "original": self.original / self.samples,
+            "model": self.model / self.samples,
+            "drop_points": 100.0 * (self.original - self.model) / self.samples,
+            "samples": self.samples,
+        }
+
+
+def compare(
+    outputs: Sequence[Tensor], pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+) -> Dict[str, Dict[str, Any]]:
+    """Metrics per output over (reference outputs, measured outputs) of several calls."""
+    parities = [Parity(tensor.kind == "scores") for tensor in outputs]
+    for reference, measured in pairs:
+        for parity, a, b in zip(parities, reference, measured):
+            parity.update(a, b)
+    return {tensor.name: parity.result() for tensor, parity in zip(outputs, parities)}
+
+
+def _allowed(count: float, share: float) -> int:
+    """Misses that a rate allows; one always, since no rate can be told from fewer samples."""
+    return max(1, int(count * share + 1e-9))
+
+
+def _gate(name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = "") -> Any:
+    return {
+        "name": name,
+        "output": output,
+        "bound": bound,
+        "measured": measured,
+        "passed": bool(passed),
+        "note": note,
+    }
+
+
+def judge(
+    bounds: Mapping[str, Any],
+    outputs: Mapping[str, Mapping[str, Any]],
+    metric: Optional[Mapping[str, Any]] = None,
+) -> List[Dict[str, Any]]:
+    """Hold metrics against gates.
+
+    Args:
+        bounds: gate to bound. `snr_db` and `cosine` are minima for every output; `agreement` is
+            the smallest share of equal top-1 decisions, for outputs that are scores;
+            `bit_exact` asks for the same bits; `metric_ratio` is the smallest share of the
+            original's task metric (MLPerf's rule); `max_drop` its largest loss in points.
+        outputs: per output, what `Parity.result` gives.
+        metric: what `Accuracy.result` gives; without it the two gates on it are not applied.
+
+    Returns one record for each gate that was applied. A number that is not finite fails.
+    """
+    gates: List[Dict[str, Any]] = []
+    for output, found in outputs.items():
+        if found["nonfinite"]:
+            gates.append(_gate("finite", output, 0, found["nonfinite"], False))
+        if "snr_db" in bounds:
+            snr = found["snr_db"]
+            passed = snr is None or snr >= bounds["snr_db"]
+            gates.append(_gate("snr_db", output, bounds["snr_db"], snr, passed))
+        if "cosine" in bounds:
+            cosine = found["cosine"]
+            gates.append(
+                _gate("cosine", output, bounds["cosine"], cosine, cosine >= bounds["cosine"])
+            )
+        if bounds.get("bit_exact"):
+            exact = found["bit_exact"]
+            gates.append(_gate("bit_exact", output, True, exact, exact))
+        if "agreement" in bounds and found["decisions"]:
+            count, share = found["decisions"], found["top1_agreement"]
+            allowed = _allowed(count, 1.0 - bounds["agreement"])
+            passed = round(count * (1.0 - share)) <= allowed
+            note = "" if count * (1.0 - bounds["agreement"]) >= 1 else _few(count)
+            gates.append(_gate("agreement", output, bounds["agreement"], share, passed, note))
+    if metric is not None:
+        gates.extend(_judge_metric(bounds, metric))
+    return gates
+
+
+def _judge_metric(
+    bounds: Mapping[str, Any], metric: Mapping[str, Any]
+) -> List[Dict[str, Any]]:
+    gates: List[Dict[str, Any]] = []
+    samples, name = metric["samples"], metric["name"]
+    lost = round((metric["original"] - metric["model"]) * samples)
+    if "metric_ratio" in bounds:
+        right = metric["original"] * samples
+        share = 1.0 - bounds["metric_ratio"]
+        ratio = metric["model"] / metric["original"] if metric["original"] else 1.0
+        note = "" if right * share >= 1 else _few(samples)
+        passed = lost <= _allowed(right, share)
+        gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
+    if "max_drop" in bounds:
+        share = bounds["max_drop"] / 100.0
+        note = "" if samples * share >= 1 else _few(samples)
+        passed = lost <= _allowed(samples, share)
+        gates.append(_gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note))
+    return gates
+
+
+def _few(count: float) -> str:
+    return "one miss is allowed: {:.0f} samples are too few to tell this rate".format(count)

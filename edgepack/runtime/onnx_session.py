@@ -1,0 +1,70 @@
+"""The onnxruntime engine, as the loader uses it."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, Mapping, Sequence
+
+import numpy as np
+
+from .device import version_tuple
+from .errors import DeviceError
+
+ENGINE = "onnxruntime"
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DeviceError(
+            "engine-missing",
+            "onnxruntime cannot be imported on this device",
+            why=str(error),
+            hint="pip install the versions in the bundle's requirements.txt:\n"
+            "python3 BUNDLE info --requirements > requirements.txt",
+        ) from error
+    return onnxruntime
+
+
+def version() -> str:
+    """The version of onnxruntime that is installed here. Raises DeviceError where none is."""
+    return str(_import().__version__)
+
+
+class OnnxSession:
+    """A model in onnxruntime on the CPU.
+
+    Args:
+        model: the serialised ONNX.
+        floor: the oldest version of onnxruntime that computes it as it was built.
+        threads: threads within an operator; 0 lets onnxruntime take every physical core.
+    """
+
+    def __init__(self, model: bytes, *, floor: str = "", threads: int = 0) -> None:
+        ort = _import()
+        if floor and version_tuple(ort.__version__) < version_tuple(floor):
+            raise DeviceError(
+                "engine-version",
+                "onnxruntime is older than the bundle needs",
+                why="it needs {} or newer; this is {}".format(floor, ort.__version__),
+                hint="pip install 'onnxruntime>={}'".format(floor),
+            )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        # What onnxruntime would print becomes an EdgepackError, told once.
+        options.log_severity_level = 4
+        try:
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no base but Exception
+            raise DeviceError(
+                "engine-refused",
+                "onnxruntime {} does not take the model".format(ort.__version__),
+                why=str(error).strip(),
+                hint="install the versions in the bundle's requirements.txt",
+            ) from error
+        self.output_names: List[str] = [output.name for output in session.get_outputs()]
+        self._run: Callable[..., Sequence[Any]] = session.run
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference: arrays by input name in, arrays by output name out."""
+        return dict(zip(self.output_names, self._run(None, inputs)))

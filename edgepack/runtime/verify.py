@@ -1,0 +1,200 @@
+"""`verify`: does this device compute what was built, and is that near enough to what was trained?"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from importlib.util import find_spec
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from . import device
+from .archive import Archive
+from .errors import BundleError, InputError
+from .index import Index, check_all, check_file, read_index
+from .metrics import TOP, Accuracy, Parity, judge
+from .model import Model, open_model
+from .onnx_session import version as engine_version
+from .tensor import Tensor
+
+FORMAT = "edgepack-verdict/1"
+# What must not be needed on a device; the verdict tells whether it could have been imported.
+HOST_ONLY = ("torch", "edgepack")
+
+
+def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np.ndarray]:
+    """The .npy entries of those names, proved and decoded. Never unpickles."""
+    arrays = []
+    for name in names:
+        try:
+            arrays.append(
+                np.load(io.BytesIO(check_file(archive, index, name)), allow_pickle=False)
+            )
+        except ValueError as error:
+            raise BundleError(
+                "bundle-reference",
+                "the bundle's reference samples cannot be read",
+                why="{}: {}".format(name, error),
+                hint="fetch the bundle again from where it was built",
+            ) from error
+    return arrays
+
+
+def reference_feeds(
+    archive: Archive, index: Index
+) -> Iterator[Dict[str, np.ndarray]]:
+    """The reference inputs, call by call. Each row of the stored arrays is one whole feed."""
+    arrays = read_arrays(archive, index, index.reference.inputs)
+    for i in range(index.reference.samples):
+        yield {tensor.name: array[i] for tensor, array in zip(index.inputs, arrays)}
+
+
+def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
+    """Per call, the outputs in the index's order."""
+    names = [tensor.name for tensor in model.outputs]
+    return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
+
+
+def _question(
+    on: str,
+    samples: int,
+    tensors: Sequence[Tensor],
+    parities: Sequence[Parity],
+    bounds: Mapping[str, Any],
+    metric: Optional[Mapping[str, Any]] = None,
+) -> Dict[str, Any]:
+    outputs = {tensor.name: parity.result() for tensor, parity in zip(tensors, parities)}
+    gates = judge(bounds, outputs, metric)
+    return {
+        "on": on,
+        "samples": samples,
+        "outputs": outputs,
+        "metric": metric,
+        "gates": gates,
+        "passed": all(gate["passed"] for gate in gates),
+    }
+
+
+def _parities(tensors: Sequence[Tensor]) -> List[Parity]:
+    return [Parity(tensor.kind == "scores") for tensor in tensors]
+
+
+def _on_reference(
+    index: Index, expected: Sequence[np.ndarray], found: Sequence[Sequence[np.ndarray]], question: str
+) -> Dict[str, Any]:
+    parities = _parities(index.outputs)
+    for i, outputs in enumerate(found):
+        for parity, array, measured in zip(parities, expected, outputs):
+            parity.update(array[i], measured)
+    return _question(
+        "reference", len(found), index.outputs, parities, index.gates[question]
+    )
+
+
+def _shards(folder: str) -> Iterator[str]:
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".npz"))
+    if not names:
+        raise InputError(
+            "evaluation-empty",
+            "there is nothing to evaluate on",
+            why="{} holds no .npz file".format(folder),
+            hint="each holds input-N, original-N and, where there are labels, `labels`",
+        )
+    for name in names:
+        yield os.path.join(folder, name)
+
+
+def _on_evaluation(model: Model, folder: str, metric: Optional[str]) -> Dict[str, Any]:
+    """Quality on a folder of shards: input-N and original-N as one call's arrays, `labels`."""
+    index = model.index
+    parities = _parities(index.outputs)
+    accuracy = Accuracy(metric) if metric else None
+    scores = next((i for i, t in enumerate(index.outputs) if t.kind == "scores"), 0)
+    samples = 0
+    for path in _shards(folder):
+        with np.load(path, allow_pickle=False) as shard:
+            inputs = {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
+            originals = [shard["original-{}".format(i)] for i in range(len(index.outputs))]
+            labels = shard["labels"] if "labels" in shard.files else None
+            count = int(shard["count"])
+        outputs = model.run(inputs)
+        measured = [outputs[tensor.name] for tensor in index.outputs]
+        for parity, original, found in zip(parities, originals, measured):
+            parity.update(original, found)
+        if accuracy and labels is not None:
+            accuracy.update(originals[scores], measured[scores], labels)
+        samples += count
+    return _question(
+        "evaluation",
+        samples,
+        index.outputs,
+        parities,
+        index.gates["quality"],
+        accuracy.result() if accuracy else None,
+    )
+
+
+def verify(path: str, *, evaluation: str = "", threads: int = 0) -> Dict[str, Any]:
+    """Prove a bundle on this device.
+
+    Every byte is hashed; the reference inputs run through the loader; the answers are held
+    against the original model's (quality) and against those of the build host (fidelity).
+
+    Args:
+        path: the bundle.
+        evaluation: folder of samples with the original's answers, for quality in place of the
+            reference samples (the build gives it).
+        threads: threads within an operator; 0 takes every physical core.
+
+    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
+    Raises BundleError, DeviceError or InputError where it could not run.
+    """
+    with Archive(path) as archive:
+        index = read_index(archive)
+        hashed = check_all(archive, index)
+        started = time.perf_counter()
+        model = open_model(archive, index, threads)
+        loaded = time.perf_counter()
+        found = answer(model, reference_feeds(archive, index))
+        ran = time.perf_counter()
+        original = read_arrays(archive, index, index.reference.original)
+        built = read_arrays(archive, index, index.reference.built)
+    metric = index.raw.get("metric")
+    if metric is not None and metric not in TOP:
+        raise BundleError(
+            "bundle-metric",
+            "the bundle names a metric that this loader does not have",
+            why="it names {!r}; there are {}".format(metric, ", ".join(TOP)),
+            hint="build it with the version of edgepack whose loader has it",
+        )
+    quality = (
+        _on_evaluation(model, evaluation, metric)
+        if evaluation
+        else _on_reference(index, original, found, "quality")
+    )
+    fidelity = _on_reference(index, built, found, "fidelity") if built else None
+    return {
+        "format": FORMAT,
+        "passed": quality["passed"] and (fidelity is None or fidelity["passed"]),
+        "bundle": {
+            "name": index.name,
+            "target": index.target,
+            "content_digest": index.content_digest,
+            "bytes": os.path.getsize(path),
+            "model_bytes": index.files[index.model][1],
+        },
+        "integrity": {"files": len(index.files), "bytes": hashed},
+        "device": this_device(),
+        "quality": quality,
+        "fidelity": fidelity,
+        "seconds": {"load": loaded - started, "reference": ran - loaded},
+        "memory": {"peak_rss_bytes": device.peak_rss()},
+        "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
+    }
+
+
+def this_device() -> Dict[str, Any]:
+    """`device.describe` with the versions of numpy and onnxruntime."""
+    return {**device.describe(), "numpy": np.__version__, "onnxruntime": engine_version()}
