@@ -1,0 +1,79 @@
+"""Build manifests: what a model needs to be built. Everything in one can be given as flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgepack.runtime.tensor import Tensor
+from edgepack.spec import document
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A `manifests/*.toml`, checked; empty fields are what it does not state.
+
+    Attributes:
+        folder: what its relative paths start from.
+        name: the model's name.
+        arch: "package.module:factory" or "file.py:factory".
+        arch_args: keyword arguments of the factory.
+        inputs: name, type and shape of every input.
+        output_kinds: by name, in order: "scores", "values", or None where it is not stated.
+        calibration: where the calibration samples are.
+        evaluation: where the evaluation samples are.
+        metric: the task metric.
+        pictures: how a picture becomes an input, as keyword arguments of Preprocessing; None
+            where the manifest says nothing of pictures.
+        chain: the passes, in place of the target's.
+        quantization: options laid over the target's.
+        quality: gates laid over the target's.
+        reference_samples: how many samples the bundle carries.
+    """
+
+    folder: Path = Path()
+    name: str = ""
+    arch: str = ""
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Tensor, ...] = ()
+    output_kinds: Mapping[str, str | None] = field(default_factory=dict)
+    calibration: str = ""
+    evaluation: str = ""
+    metric: str = ""
+    pictures: Mapping[str, Any] | None = None
+    chain: str = ""
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    reference_samples: int | None = None
+
+
+def load(path: Path) -> Manifest:
+    """Read and check a manifest. Raises SpecError naming every fault."""
+    found = document.read(path)
+    document.check(found, "manifest", str(path))
+    model, evaluation = found.get("model", {}), found.get("evaluation", {})
+    pictures = found.get("pictures")
+    return Manifest(
+        folder=path.parent,
+        name=found.get("name", ""),
+        arch=model.get("arch", ""),
+        arch_args=model.get("args", {}),
+        inputs=tuple(
+            Tensor(i["name"], i["dtype"], tuple(i["shape"])) for i in found.get("inputs", ())
+        ),
+        output_kinds={o["name"]: o.get("kind") for o in found.get("outputs", ())},
+        calibration=found.get("calibration", {}).get("samples", ""),
+        evaluation=evaluation.get("samples", ""),
+        metric=evaluation.get("metric", ""),
+        pictures=None if pictures is None else _tuples(pictures),
+        chain=found.get("chain", ""),
+        quantization=found.get("quantization", {}),
+        quality=found.get("gates", {}).get("quality", {}),
+        reference_samples=found.get("reference", {}).get("samples"),
+    )
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
