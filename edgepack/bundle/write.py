@@ -1,0 +1,166 @@
+"""Writing a bundle: the loader, the model, the proof, and the index over them all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack import files
+from edgepack.errors import EngineError
+from edgepack.runtime.archive import INDEX
+from edgepack.runtime.index import FORMAT, content_digest, encode
+from edgepack.runtime.tensor import Tensor
+
+MODEL = "model/model.onnx"
+# The directory of a zip holds 32-bit offsets; the loader reads no other form.
+MAX_BYTES = (1 << 32) - 1
+# The oldest time that a zip can hold; two builds must give the same bytes.
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that goes into a bundle.
+
+    Attributes:
+        name: the model's name.
+        target: the target profile's name.
+        device: what the device must be: arch, isa, python, engine, engine_version.
+        inputs: of the model.
+        outputs: of the model.
+        model: the serialised ONNX that the engine runs.
+        reference: per input, an array of whole feeds along axis 0.
+        original: per output, what the original fp32 model answered, along axis 0.
+        built: per output, what this artefact answered here; None in a draft.
+        gates: question to gate to bound.
+        metric: the task metric, or "".
+        quality: what the build measured on the evaluation set; empty in a draft.
+        build: this host; empty in a draft.
+        provenance: where the model came from: digests and options, no times and no paths.
+        tools: versions of what made it.
+        requirements: the text of requirements.txt.
+        report: entries under report/, by name.
+    """
+
+    name: str
+    target: str
+    device: Mapping[str, Any]
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    model: bytes
+    reference: Sequence[np.ndarray]
+    original: Sequence[np.ndarray]
+    built: Sequence[np.ndarray] | None
+    gates: Mapping[str, Mapping[str, Any]]
+    metric: str
+    provenance: Mapping[str, Any]
+    tools: Mapping[str, str]
+    requirements: str
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    build: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _loader() -> dict[str, bytes]:
+    folder = resources.files("edgepack.runtime")
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py"))
+    return {f"runtime/{name}": (folder / name).read_bytes() for name in names}
+
+
+def _entries(contents: Contents) -> dict[str, bytes]:
+    main = resources.files("edgepack.bundle") / "main_template.py"
+    entries = {"__main__.py": main.read_bytes(), **_loader(), MODEL: contents.model}
+    for kind, arrays in _reference(contents).items():
+        for i, array in enumerate(arrays):
+            entries[f"reference/{kind}-{i}.npy"] = _npy(array)
+    entries["requirements.txt"] = contents.requirements.encode()
+    entries.update({f"report/{name}": data for name, data in sorted(contents.report.items())})
+    return entries
+
+
+def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
+    return {
+        "input": contents.reference,
+        "original": contents.original,
+        "built": contents.built or (),
+    }
+
+
+def _index(contents: Contents, entries: Mapping[str, bytes]) -> dict[str, Any]:
+    reference = _reference(contents)
+    named = {
+        kind: [f"reference/{kind}-{i}.npy" for i in range(len(arrays))]
+        for kind, arrays in reference.items()
+    }
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "name": contents.name,
+        "target": contents.target,
+        "device": dict(contents.device),
+        "inputs": [tensor.to_json() for tensor in contents.inputs],
+        "outputs": [tensor.to_json() for tensor in contents.outputs],
+        "model": MODEL,
+        "reference": {
+            "samples": len(contents.reference[0]) if contents.reference else 0,
+            "inputs": named["input"],
+            "original": named["original"],
+            "built": named["built"],
+        },
+        "gates": {question: dict(bounds) for question, bounds in contents.gates.items()},
+        "metric": contents.metric or None,
+        "quality": dict(contents.quality),
+        "build": dict(contents.build),
+        "provenance": dict(contents.provenance),
+        "tools": dict(contents.tools),
+        "files": {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in entries.items()
+        },
+    }
+    document["content_digest"] = content_digest(document)
+    return document
+
+
+def write(path: Path, contents: Contents) -> str:
+    """Write a bundle to `path` and return its content digest.
+
+    The same contents give the same bytes. The file is written in place: give a temporary one and
+    publish it afterwards. Raises EngineError where the model is too large for the format, and
+    HostError where the file cannot be written.
+    """
+    entries = _entries(contents)
+    document = _index(contents, entries)
+    total = sum(map(len, entries.values()))
+    if total > MAX_BYTES - (1 << 24):
+        raise EngineError(
+            "bundle-too-large",
+            "the bundle would be too large",
+            why=f"its files have {total:,} bytes; the format holds {MAX_BYTES:,}",
+            hint="fewer reference samples in the manifest, or a smaller model",
+        )
+    first = {"__main__.py": entries.pop("__main__.py"), INDEX: encode(document)}
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+            for name, data in {**first, **entries}.items():
+                info = zipfile.ZipInfo(name, EPOCH)
+                info.create_system = 3
+                info.external_attr = 0o644 << 16
+                archive.writestr(info, data)
+        files.sync(path)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
+    return str(document["content_digest"])

@@ -1,0 +1,187 @@
+"""The cache of stages, by content: a repeated or a killed build takes what is unchanged.
+
+A key is the stage's name with everything that decides its result: digests of what went in, the
+options, the versions of the libraries that compute it, and edgepack's own code. Whatever differs
+misses. An entry appears by one rename, complete, and its files are hashed when it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edgepack import files
+
+ENTRY = "entry.json"
+# The libraries whose versions decide what a stage computes.
+LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy", "transformers", "pillow")
+
+
+def default_folder() -> Path:
+    """$EDGEPACK_CACHE, else edgepack's folder in the user's cache."""
+    given = os.environ.get("EDGEPACK_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "edgepack"
+
+
+@cache
+def tool_versions() -> dict[str, str]:
+    """Version of edgepack and of each library that is installed."""
+    versions = {}
+    for name in ("edgepack", *LIBRARIES):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def own_code() -> str:
+    """SHA-256 over edgepack's own sources."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """SHA-256 of a JSON document in canonical form."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a stage left in the cache.
+
+    Attributes:
+        folder: where its files are.
+        document: what it recorded beside them.
+    """
+
+    folder: Path
+    document: Mapping[str, Any]
+
+
+class Cache:
+    """Stages by content.
+
+    Args:
+        folder: where it lives.
+        refresh: compute everything anew, and replace what is there.
+    """
+
+    def __init__(self, folder: Path, *, refresh: bool = False) -> None:
+        self.folder = folder
+        self.refresh = refresh
+
+    def key(self, stage: str, parts: Mapping[str, Any]) -> str:
+        """The key of a stage's result."""
+        return digest(
+            {"stage": stage, "parts": parts, "tools": tool_versions(), "code": own_code()}
+        )
+
+    def _place(self, stage: str, key: str) -> Path:
+        return self.folder / "stages" / stage / key
+
+    def get(self, stage: str, key: str) -> Entry | None:
+        """What an earlier build left, proved intact; None where there is nothing."""
+        if self.refresh:
+            return None
+        folder = self._place(stage, key)
+        try:
+            entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+            intact = all(files.sha256(folder / n) == h for n, h in entry["files"].items())
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, OSError):
+            intact = False
+        if not intact:
+            # A damaged entry is of no use to anyone, and in the way of its replacement.
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        os.utime(folder)
+        return Entry(folder, entry["document"])
+
+    def put(
+        self, stage: str, key: str, contents: Mapping[str, bytes | Path], document: Mapping[str, Any]
+    ) -> Entry:
+        """Keep a stage's files and document. Raises HostError where they cannot be written.
+
+        Files given as paths are moved.
+        """
+        place = self._place(stage, key)
+        work: Path | None = None
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+            hashes = {}
+            for name, content in contents.items():
+                target = work / name
+                if isinstance(content, Path):
+                    shutil.move(content, target)
+                else:
+                    target.write_bytes(content)
+                hashes[name] = files.sha256(target)
+                files.sync(target)
+            entry = {"stage": stage, "files": hashes, "document": dict(document)}
+            (work / ENTRY).write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
+            files.sync(work / ENTRY)
+            files.sync(work)
+            shutil.rmtree(place, ignore_errors=True)
+            try:
+                work.rename(place)
+            except OSError:
+                # Another build put the same entry there first; theirs is as good.
+                if not (place / ENTRY).exists():
+                    raise
+            files.sync(place.parent)
+        except OSError as error:
+            raise files.unwritable(place, error) from error
+        finally:
+            if work is not None:
+                shutil.rmtree(work, ignore_errors=True)
+        return Entry(place, dict(document))
+
+    def entries(self) -> list[Path]:
+        """Folders of all entries."""
+        return sorted((self.folder / "stages").glob("*/*"))
+
+    def size(self) -> int:
+        """Bytes of everything in the cache."""
+        return sum(_bytes(path) for path in self.entries())
+
+    def clean(self, older_than_days: float = 0.0) -> tuple[int, int]:
+        """Delete entries not used for so many days; returns how many, and their bytes."""
+        limit = time.time() - older_than_days * 86400
+        old = [path for path in self.entries() if path.stat().st_mtime <= limit]
+        freed = sum(map(_bytes, old))
+        _remove(old)
+        return len(old), freed
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        # Renamed first: a build that looks meanwhile finds the whole entry or none.
+        gone = folder.with_name(f".gone-{folder.name}")
+        folder.rename(gone)
+        shutil.rmtree(gone)
