@@ -24,7 +24,10 @@ from edgepack import files
 
 ENTRY = "entry.json"
 # The libraries whose versions decide what a stage computes.
-LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxscript", "onnxsim", "numpy", "transformers", "pillow")
+LIBRARIES = (
+    "numpy", "onnx", "onnxruntime", "onnxscript", "onnxsim", "pillow", "safetensors", "torch",
+    "transformers",
+)  # fmt: skip
 
 
 def default_folder() -> Path:
@@ -119,7 +122,11 @@ class Cache:
         return Entry(folder, entry["document"])
 
     def put(
-        self, stage: str, key: str, contents: Mapping[str, bytes | Path], document: Mapping[str, Any]
+        self,
+        stage: str,
+        key: str,
+        contents: Mapping[str, bytes | Path],
+        document: Mapping[str, Any],
     ) -> Entry:
         """Keep a stage's files and document. Raises HostError where they cannot be written.
 

@@ -57,9 +57,9 @@ def publish(temporary: Path, path: Path) -> None:
     What stood there before stays whole until the rename. Raises HostError.
     """
     try:
-        os.chmod(temporary, 0o644)
+        temporary.chmod(0o644)
         sync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error

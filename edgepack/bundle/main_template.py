@@ -1,4 +1,5 @@
 """The first file that Python runs in a bundle; in syntax that any Python 3 (and 2) can read."""
+
 import sys
 
 if sys.version_info < (3, 8):
@@ -9,6 +10,6 @@ if sys.version_info < (3, 8):
     )
     sys.exit(2)
 
-from runtime.cli import main  # noqa: E402
+from runtime.cli import main
 
 sys.exit(main())

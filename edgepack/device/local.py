@@ -13,12 +13,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from edgepack.device.device import Finished
 from edgepack.errors import HostError, missing_package
@@ -87,51 +85,36 @@ class Local:
         for kept in ("LD_LIBRARY_PATH", "OMP_NUM_THREADS"):
             if kept in os.environ:
                 environment[kept] = os.environ[kept]
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=environment,
-            )
-        except OSError as error:
-            raise HostError(
-                "process-failed",
-                "no process could be started for the loader",
-                why=error.strerror or str(error),
-                hint=f"check {self._python}",
-            ) from error
-        return _communicate(process, stdin)
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment
+                )
+            except OSError as error:
+                raise HostError(
+                    "process-failed",
+                    "no process could be started for the loader",
+                    why=error.strerror or str(error),
+                    hint=f"check {self._python}",
+                ) from error
+            status = _feed(process, stdin)
+            out.seek(0)
+            err.seek(0)
+            return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
 
 
-def _communicate(process: subprocess.Popen[bytes], stdin: Iterable[bytes]) -> Finished:
-    """Feed a process piece by piece while both of its outputs are read."""
-    collected: dict[str, bytes] = {}
-
-    def drain(name: str, stream: IO[bytes]) -> None:
-        collected[name] = stream.read()
-
-    assert process.stdin and process.stdout and process.stderr
-    readers = [
-        threading.Thread(target=drain, args=(name, stream), daemon=True)
-        for name, stream in (("out", process.stdout), ("err", process.stderr))
-    ]
-    for reader in readers:
-        reader.start()
-    try:
+def _feed(process: subprocess.Popen[bytes], stdin: Iterable[bytes]) -> int:
+    """Write the pieces to a process as it takes them; returns its exit status."""
+    with process:
         try:
             for piece in stdin:
-                process.stdin.write(piece)
-            process.stdin.close()
+                process.stdin.write(piece)  # type: ignore[union-attr]
+            # Leaving the block closes the pipe and waits.
         except BrokenPipeError:
             # It ended before it had read everything; why, its status and stderr tell.
             pass
-        status = process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    for reader in readers:
-        reader.join()
-    return Finished(status, collected["out"], collected["err"].decode("utf-8", "replace"))
+        except BaseException:
+            process.kill()
+            raise
+        process.communicate()
+    return process.returncode

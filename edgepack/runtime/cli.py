@@ -13,6 +13,7 @@ from typing import Any, Dict, List, Optional
 from .archive import Archive
 from .bench import LENGTHS, bench, child
 from .errors import EdgepackError
+from .gates import describe_gate
 from .index import read_index
 from .model import own_bundle
 from .run import run, write_npz
@@ -29,7 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     add = commands.add_parser("verify", help="prove that this device computes what was built")
-    add.add_argument("--evaluation", default="", help=argparse.SUPPRESS)
+    # The build streams its evaluation set through standard input.
+    add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
     add.set_defaults(act=_verify)
     add = commands.add_parser("run", help="outputs on an .npz of samples")
     add.add_argument("--input", default="", metavar="NPZ", help="default: the reference samples")
@@ -42,10 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("info", help="what the bundle is and needs")
     add.add_argument("--requirements", action="store_true", help="print requirements.txt")
     add.set_defaults(act=_info)
+    # What the build asks; not for people, so it has no help.
+    add = commands.add_parser("device")
+    add.set_defaults(act=_device)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         sub.add_argument("--threads", type=int, default=0, help="default: every physical core")
-    # One turn of `bench`, in a process of its own; not for people, so it has no help.
+    # One turn of `bench`, in a process of its own.
     turn = commands.add_parser("bench-turn")
     turn.add_argument("--queries", type=int, required=True)
     turn.add_argument("--seconds", type=float, required=True)
@@ -55,28 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def describe_gate(gate: Dict[str, Any]) -> str:
-    """One gate in one line."""
-    bound, found = gate["bound"], gate["measured"]
-    texts = {
-        "snr_db": ("SNR {} dB", "at least {:g}", lambda v: "exact" if v is None else f"{v:.1f}"),
-        "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
-        "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
-        "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),
-        "metric_ratio": ("{} % of the original", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
-        "max_drop": ("drop of {} points", "at most {:g}", "{:.2f}".format),
-        "finite": ("{} values are not finite", "none", str),
-    }
-    measured, asked, show = texts[gate["name"]]
-    if gate["name"] in ("agreement", "metric_ratio"):
-        bound = 100 * bound
-    mark = "ok  " if gate["passed"] else "FAIL"
-    line = f"{mark} {gate['output']}: {measured.format(show(found))} ({asked.format(bound)})"
-    return line + (f"; {gate['note']}" if gate["note"] else "")
-
-
 def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    verdict = verify(bundle, evaluation=options.evaluation, threads=options.threads)
+    stream = sys.stdin.buffer if options.evaluation else None
+    verdict = verify(bundle, evaluation=stream, threads=options.threads)
     device = verdict["device"]
     _say(
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
@@ -110,9 +96,7 @@ def _ms(value: Optional[float]) -> str:
 
 
 def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    found = bench(
-        bundle, length=options.length, against=options.against, threads=options.threads
-    )
+    found = bench(bundle, length=options.length, against=options.against, threads=options.threads)
     for name, title in (("model", "this bundle"), ("original", "the other model")):
         if found[name]:
             _say(
@@ -126,9 +110,11 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
 
 
 def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    return child(
-        bundle, options.against, options.queries, options.seconds, options.threads
-    ), 0
+    return child(bundle, options.against, options.queries, options.seconds, options.threads), 0
+
+
+def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    return this_device(), 0
 
 
 def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":

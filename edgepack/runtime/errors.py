@@ -1,10 +1,10 @@
 """The errors of the loader, and the root of every error that edgepack raises.
 
-    EdgepackError                exit 2: could not run
-    ├── BundleError              the file is not an intact bundle
-    ├── DeviceError              this device cannot run the bundle
-    ├── InputError               what was fed does not fit the model's inputs
-    └── GateError                exit 1: it ran, and a gate was missed
+EdgepackError                exit 2: could not run
+├── BundleError              the file is not an intact bundle
+├── DeviceError              this device cannot run the bundle
+├── InputError               what was fed does not fit the model's inputs
+└── GateError                exit 1: it ran, and a gate was missed
 """
 
 from __future__ import annotations

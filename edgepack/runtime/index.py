@@ -18,7 +18,8 @@ FORMAT = "edgepack/1"
 NOT_CONTENT = ("report/", "engine/")
 MAX_DEPTH = 32
 DTYPES = (
-    "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
+    *("float16", "float32", "float64", "bool"),
+    *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -86,9 +87,7 @@ def content_digest(document: Mapping[str, Any]) -> str:
     """SHA-256 over the index without itself, the build host, and what is not content."""
     content = {k: v for k, v in document.items() if k not in ("content_digest", "build")}
     content["files"] = {
-        name: entry
-        for name, entry in document["files"].items()
-        if not name.startswith(NOT_CONTENT)
+        name: entry for name, entry in document["files"].items() if not name.startswith(NOT_CONTENT)
     }
     return hashlib.sha256(encode(content)).hexdigest()
 
@@ -146,7 +145,7 @@ class _Reader:
         if not isinstance(self.value, dict) or key not in self.value:
             raise _fault(self.path, "the key {!r} is missing".format(key))
         value = self.value[key]
-        if isinstance(value, bool) and bool not in types or not isinstance(value, types):
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise _fault("{}.{}".format(self.path, key).strip("."), "it has the wrong type")
         return value
 
@@ -263,9 +262,7 @@ def read_index(archive: Archive) -> Index:
     held = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
     listed = {name: size for name, (_, size) in index.files.items()}
     if held != listed:
-        odd = sorted(
-            name for name in set(held) | set(listed) if held.get(name) != listed.get(name)
-        )
+        odd = sorted(name for name in set(held) | set(listed) if held.get(name) != listed.get(name))
         raise BundleError(
             "bundle-altered",
             "the bundle does not hold what its index lists",
@@ -295,8 +292,6 @@ def _require(name: str, found: str, index: Index) -> None:
         raise BundleError(
             "bundle-altered",
             "the bundle was altered after it was built",
-            why="{} has SHA-256 {}..., the index lists {}...".format(
-                name, found[:16], listed[:16]
-            ),
+            why="{} has SHA-256 {}..., the index lists {}...".format(name, found[:16], listed[:16]),
             hint="do not use it; fetch it again from where it was built",
         )

@@ -1,9 +1,9 @@
-"""How far one answer is from another: the metrics and gates, for host and device alike."""
+"""How far one answer is from another: the metrics, for host and device alike."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -143,88 +143,3 @@ def compare(
         for parity, a, b in zip(parities, reference, measured):
             parity.update(a, b)
     return {tensor.name: parity.result() for tensor, parity in zip(outputs, parities)}
-
-
-def _allowed(count: float, share: float) -> int:
-    """Misses that a rate allows; one always, since no rate can be told from fewer samples."""
-    return max(1, int(count * share + 1e-9))
-
-
-def _gate(name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = "") -> Any:
-    return {
-        "name": name,
-        "output": output,
-        "bound": bound,
-        "measured": measured,
-        "passed": bool(passed),
-        "note": note,
-    }
-
-
-def judge(
-    bounds: Mapping[str, Any],
-    outputs: Mapping[str, Mapping[str, Any]],
-    metric: Optional[Mapping[str, Any]] = None,
-) -> List[Dict[str, Any]]:
-    """Hold metrics against gates.
-
-    Args:
-        bounds: gate to bound. `snr_db` and `cosine` are minima for every output; `agreement` is
-            the smallest share of equal top-1 decisions, for outputs that are scores;
-            `bit_exact` asks for the same bits; `metric_ratio` is the smallest share of the
-            original's task metric (MLPerf's rule); `max_drop` its largest loss in points.
-        outputs: per output, what `Parity.result` gives.
-        metric: what `Accuracy.result` gives; without it the two gates on it are not applied.
-
-    Returns one record for each gate that was applied. A number that is not finite fails.
-    """
-    gates: List[Dict[str, Any]] = []
-    for output, found in outputs.items():
-        if found["nonfinite"]:
-            gates.append(_gate("finite", output, 0, found["nonfinite"], False))
-        if "snr_db" in bounds:
-            snr = found["snr_db"]
-            passed = snr is None or snr >= bounds["snr_db"]
-            gates.append(_gate("snr_db", output, bounds["snr_db"], snr, passed))
-        if "cosine" in bounds:
-            cosine = found["cosine"]
-            gates.append(
-                _gate("cosine", output, bounds["cosine"], cosine, cosine >= bounds["cosine"])
-            )
-        if bounds.get("bit_exact"):
-            exact = found["bit_exact"]
-            gates.append(_gate("bit_exact", output, True, exact, exact))
-        if "agreement" in bounds and found["decisions"]:
-            count, share = found["decisions"], found["top1_agreement"]
-            allowed = _allowed(count, 1.0 - bounds["agreement"])
-            passed = round(count * (1.0 - share)) <= allowed
-            note = "" if count * (1.0 - bounds["agreement"]) >= 1 else _few(count)
-            gates.append(_gate("agreement", output, bounds["agreement"], share, passed, note))
-    if metric is not None:
-        gates.extend(_judge_metric(bounds, metric))
-    return gates
-
-
-def _judge_metric(
-    bounds: Mapping[str, Any], metric: Mapping[str, Any]
-) -> List[Dict[str, Any]]:
-    gates: List[Dict[str, Any]] = []
-    samples, name = metric["samples"], metric["name"]
-    lost = round((metric["original"] - metric["model"]) * samples)
-    if "metric_ratio" in bounds:
-        right = metric["original"] * samples
-        share = 1.0 - bounds["metric_ratio"]
-        ratio = metric["model"] / metric["original"] if metric["original"] else 1.0
-        note = "" if right * share >= 1 else _few(samples)
-        passed = lost <= _allowed(right, share)
-        gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
-    if "max_drop" in bounds:
-        share = bounds["max_drop"] / 100.0
-        note = "" if samples * share >= 1 else _few(samples)
-        passed = lost <= _allowed(samples, share)
-        gates.append(_gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note))
-    return gates
-
-
-def _few(count: float) -> str:
-    return "one miss is allowed: {:.0f} samples are too few to tell this rate".format(count)

@@ -1,20 +1,22 @@
-"""`verify`: does this device compute what was built, and is that near enough to what was trained?"""
+"""`verify`: does this device compute what was built, how near is that to what was trained?"""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
 import time
 from importlib.util import find_spec
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from . import device
 from .archive import Archive
 from .errors import BundleError, InputError
+from .gates import judge
 from .index import Index, check_all, check_file, read_index
-from .metrics import TOP, Accuracy, Parity, judge
+from .metrics import TOP, Accuracy, Parity
 from .model import Model, open_model
 from .onnx_session import version as engine_version
 from .tensor import Tensor
@@ -23,15 +25,15 @@ FORMAT = "edgepack-verdict/1"
 # What must not be needed on a device; the verdict tells whether it could have been imported.
 HOST_ONLY = ("torch", "edgepack")
 
+_LENGTH = struct.Struct("<Q")
+
 
 def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np.ndarray]:
     """The .npy entries of those names, proved and decoded. Never unpickles."""
     arrays = []
     for name in names:
         try:
-            arrays.append(
-                np.load(io.BytesIO(check_file(archive, index, name)), allow_pickle=False)
-            )
+            arrays.append(np.load(io.BytesIO(check_file(archive, index, name)), allow_pickle=False))
         except ValueError as error:
             raise BundleError(
                 "bundle-reference",
@@ -42,9 +44,7 @@ def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np
     return arrays
 
 
-def reference_feeds(
-    archive: Archive, index: Index
-) -> Iterator[Dict[str, np.ndarray]]:
+def reference_feeds(archive: Archive, index: Index) -> Iterator[Dict[str, np.ndarray]]:
     """The reference inputs, call by call. Each row of the stored arrays is one whole feed."""
     arrays = read_arrays(archive, index, index.reference.inputs)
     for i in range(index.reference.samples):
@@ -82,50 +82,65 @@ def _parities(tensors: Sequence[Tensor]) -> List[Parity]:
 
 
 def _on_reference(
-    index: Index, expected: Sequence[np.ndarray], found: Sequence[Sequence[np.ndarray]], question: str
+    index: Index,
+    expected: Sequence[np.ndarray],
+    found: Sequence[Sequence[np.ndarray]],
+    question: str,
 ) -> Dict[str, Any]:
     parities = _parities(index.outputs)
     for i, outputs in enumerate(found):
         for parity, array, measured in zip(parities, expected, outputs):
             parity.update(array[i], measured)
-    return _question(
-        "reference", len(found), index.outputs, parities, index.gates[question]
-    )
+    return _question("reference", len(found), index.outputs, parities, index.gates[question])
 
 
-def _shards(folder: str) -> Iterator[str]:
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".npz"))
-    if not names:
-        raise InputError(
-            "evaluation-empty",
-            "there is nothing to evaluate on",
-            why="{} holds no .npz file".format(folder),
-            hint="each holds input-N, original-N and, where there are labels, `labels`",
-        )
-    for name in names:
-        yield os.path.join(folder, name)
+def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
+    """Shards of an evaluation set, as `frame` wrote them, one in memory at a time."""
+    while True:
+        header = stream.read(_LENGTH.size)
+        if not header:
+            return
+        length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else 0
+        data = stream.read(length)
+        if not data or len(data) != length:
+            raise InputError(
+                "evaluation-cut",
+                "the evaluation samples end midway",
+                why="a shard of {} bytes has {}".format(length, len(data)),
+                hint="this stream comes from `edgepack build`; look there for its error",
+            )
+        with np.load(io.BytesIO(data), allow_pickle=False) as shard:
+            yield {name: shard[name] for name in shard.files}
 
 
-def _on_evaluation(model: Model, folder: str, metric: Optional[str]) -> Dict[str, Any]:
-    """Quality on a folder of shards: input-N and original-N as one call's arrays, `labels`."""
+def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """One shard of an evaluation set: an .npz with its length in front."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return _LENGTH.pack(buffer.tell()) + buffer.getvalue()
+
+
+def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dict[str, Any]:
+    """Quality on a stream of shards, each one call.
+
+    A shard holds input-N and original-N, `count` and, where there are any, `labels`.
+    """
     index = model.index
     parities = _parities(index.outputs)
     accuracy = Accuracy(metric) if metric else None
     scores = next((i for i, t in enumerate(index.outputs) if t.kind == "scores"), 0)
     samples = 0
-    for path in _shards(folder):
-        with np.load(path, allow_pickle=False) as shard:
-            inputs = {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
-            originals = [shard["original-{}".format(i)] for i in range(len(index.outputs))]
-            labels = shard["labels"] if "labels" in shard.files else None
-            count = int(shard["count"])
+    for shard in read_frames(stream):
+        inputs = {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
+        originals = [shard["original-{}".format(i)] for i in range(len(index.outputs))]
+        labels = shard.get("labels")
         outputs = model.run(inputs)
         measured = [outputs[tensor.name] for tensor in index.outputs]
         for parity, original, found in zip(parities, originals, measured):
             parity.update(original, found)
         if accuracy and labels is not None:
             accuracy.update(originals[scores], measured[scores], labels)
-        samples += count
+        samples += int(shard["count"])
     return _question(
         "evaluation",
         samples,
@@ -136,7 +151,7 @@ def _on_evaluation(model: Model, folder: str, metric: Optional[str]) -> Dict[str
     )
 
 
-def verify(path: str, *, evaluation: str = "", threads: int = 0) -> Dict[str, Any]:
+def verify(path: str, *, evaluation: Optional[BinaryIO] = None, threads: int = 0) -> Dict[str, Any]:
     """Prove a bundle on this device.
 
     Every byte is hashed; the reference inputs run through the loader; the answers are held
@@ -144,8 +159,8 @@ def verify(path: str, *, evaluation: str = "", threads: int = 0) -> Dict[str, An
 
     Args:
         path: the bundle.
-        evaluation: folder of samples with the original's answers, for quality in place of the
-            reference samples (the build gives it).
+        evaluation: a stream of samples with the original's answers (`frame`), for quality in
+            place of the reference samples; the build gives it.
         threads: threads within an operator; 0 takes every physical core.
 
     Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
@@ -171,7 +186,7 @@ def verify(path: str, *, evaluation: str = "", threads: int = 0) -> Dict[str, An
         )
     quality = (
         _on_evaluation(model, evaluation, metric)
-        if evaluation
+        if evaluation is not None
         else _on_reference(index, original, found, "quality")
     )
     fidelity = _on_reference(index, built, found, "fidelity") if built else None

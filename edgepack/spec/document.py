@@ -98,7 +98,7 @@ def check(document: Mapping[str, Any], schema: str, origin: str) -> None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" where a known word is near, else what there is."""
+    """ "; did you mean 'x'?" where a known word is near, else what there is."""
     known = sorted(known)
     near = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"

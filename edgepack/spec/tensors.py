@@ -13,7 +13,7 @@ _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def parse(text: str) -> Tensor:
-    """"image:float32:batch,3,224,224" as a Tensor: numbers are fixed axes, names dynamic ones.
+    """ "image:float32:batch,3,224,224" as a Tensor: numbers are fixed axes, names dynamic ones.
 
     No dims is a scalar. The name may hold colons. Raises SpecError where it is not of this form.
     """

@@ -1,0 +1,42 @@
+"""The whole build, top to bottom, on one screen."""
+
+from __future__ import annotations
+
+import time
+
+from edgepack import proof, stages
+from edgepack.cache import Cache
+from edgepack.device import Local
+from edgepack.ledger import Ledger, Progress
+from edgepack.proof import Outcome
+from edgepack.request import Request
+
+
+def build(request: Request, progress: Progress) -> Outcome:
+    """From a trained model to a bundle that has proved itself.
+
+    The bundle stands at `request.output` afterwards, or nothing does: whatever fails raises an
+    EdgepackError, and what was there before is untouched. Raises GateError where a gate was
+    missed; the rejected bundle is then kept aside, with its report.
+    """
+    started = time.perf_counter()
+    ledger = Ledger(progress)
+    cache = Cache(request.cache, refresh=request.refresh)
+
+    source = stages.load_source(request, ledger)
+    inputs = stages.settle_inputs(request, source)
+    samples = stages.open_samples(request, inputs, ledger)
+    reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
+
+    graph = stages.export(request, source, inputs, reference, cache, ledger)
+    graph = original = stages.simplify(graph, reference, cache, ledger)
+    for step in request.chain:
+        graph = stages.apply(step, graph, samples, reference, cache, ledger)
+    graph = stages.build_engine(graph, request, ledger)
+
+    job = proof.Job(request, source, samples, reference, original, graph)
+    with Local() as host:
+        outcome = proof.prove(job, host, ledger, started)
+    if not outcome.accepted:
+        raise proof.missed(outcome, ledger)
+    return outcome

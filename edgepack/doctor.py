@@ -1,0 +1,91 @@
+"""What this machine has, what it lacks, and which command brings it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from edgepack.cache import default_folder
+from edgepack.runtime.device import describe
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that edgepack uses.
+
+    Attributes:
+        name: of it.
+        present: whether it is here.
+        required: whether every build needs it.
+        detail: its version, or what needs it.
+        hint: the command that brings it.
+    """
+
+    name: str
+    present: bool
+    required: bool
+    detail: str
+    hint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+# Package, the extra that brings it ("" for what edgepack itself requires), what needs it.
+PACKAGES = (
+    ("numpy", "", "everything"),
+    ("onnx", "", "every build"),
+    ("onnxruntime", "", "every build"),
+    ("onnxsim", "", "every build"),
+    ("torch", "torch", "models that are not ONNX"),
+    ("onnxscript", "torch", "export from torch"),
+    ("safetensors", "torch", "safetensors checkpoints"),
+    ("transformers", "transformers", "Hugging Face folders"),
+    ("pillow", "pictures", "folders of pictures"),
+)
+PROGRAMS = (
+    ("unshare", "proving without a network", "apt-get install util-linux"),
+    ("qemu-x86_64", "proving on other x86-64 CPUs", "apt-get install qemu-user"),
+)
+
+
+def _package(name: str, extra: str, purpose: str) -> Finding:
+    wanted = f"edgepack[{extra}]" if extra else "edgepack"
+    try:
+        return Finding(name, True, not extra, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, False, not extra, f"for {purpose}", f"pip install '{wanted}'")
+
+
+def _program(name: str, purpose: str, command: str) -> Finding:
+    found = shutil.which(name)
+    if found:
+        return Finding(name, True, False, found)
+    return Finding(name, False, False, f"for {purpose}", command)
+
+
+def examine() -> list[Finding]:
+    """Look at Python, the processor, packages, programs, and the space for the cache."""
+    device = describe()
+    folder = default_folder()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return [
+        Finding("python", sys.version_info >= (3, 10), True, platform.python_version()),
+        Finding("processor", True, False, f"{device['cpu']} ({device['arch']})"),
+        *(_package(*row) for row in PACKAGES),
+        *(_program(*row) for row in PROGRAMS),
+        Finding(
+            "disk",
+            free > 1 << 30,
+            False,
+            f"{free / 1e9:.1f} GB free for the cache",
+            "" if free > 1 << 30 else "edgepack cache clean",
+        ),
+    ]

@@ -1,0 +1,175 @@
+"""What a build was asked for: flags over the manifest over the target's defaults."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgepack import chain
+from edgepack.cache import default_folder
+from edgepack.data.preprocessing import Preprocessing
+from edgepack.errors import SpecError
+from edgepack.runtime.tensor import Tensor
+from edgepack.spec.manifest import Manifest
+from edgepack.spec.target import Target
+
+# Bounds for which more is stricter, so that --strict takes the larger of two.
+MINIMA = ("snr_db", "cosine", "agreement", "metric_ratio")
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One build, everything settled that can be settled without loading the model.
+
+    Attributes:
+        model: the file or folder of the trained model.
+        target: the device profile.
+        output: where the bundle is to stand.
+        name: the model's name in the bundle.
+        base: what relative paths of samples and of the factory start from.
+        arch: "module:factory" for a state dict.
+        arch_args: keyword arguments of the factory.
+        trust_pickle: whether code in the model's file may run.
+        inputs: as stated; empty where they are to be inferred.
+        output_kinds: by output name: "scores", "values" or None.
+        calibration: where the calibration samples are; "random" for random numbers.
+        evaluation: where the evaluation samples are.
+        preprocessing: how a picture becomes an input.
+        metric: the task metric; "" takes top-1 where there are labels and scores.
+        chain: the passes, in order, with the profile's and the manifest's options laid in.
+        quality: the gates, before it is known whether there are labels.
+        stated: the gates that the user stated himself: those are held in any case.
+        reference_samples: how many samples the bundle carries; None for as many as fit 4 MiB.
+        latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
+        cache: folder of the stage cache.
+        refresh: compute everything anew.
+    """
+
+    model: Path
+    target: Target
+    output: Path
+    name: str
+    base: Path = Path()
+    arch: str = ""
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    trust_pickle: bool = False
+    inputs: tuple[Tensor, ...] = ()
+    output_kinds: Mapping[str, str | None] = field(default_factory=dict)
+    calibration: str = ""
+    evaluation: str = ""
+    preprocessing: Preprocessing | None = None
+    metric: str = ""
+    chain: tuple[chain.Step, ...] = ()
+    quality: Mapping[str, float] = field(default_factory=dict)
+    stated: frozenset[str] = frozenset()
+    reference_samples: int | None = None
+    latency: str = "smoke"
+    cache: Path = field(default_factory=default_folder)
+    refresh: bool = False
+
+
+def resolve(
+    model: Path,
+    target: Target,
+    manifest: Manifest,
+    *,
+    output: Path | None = None,
+    arch: str = "",
+    arch_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+    inputs: tuple[Tensor, ...] = (),
+    calibration: str = "",
+    evaluation: str = "",
+    random_calibration: bool = False,
+    metric: str = "",
+    passes: str | None = None,
+    max_drop: float | None = None,
+    strict: bool = False,
+    latency: str = "smoke",
+    refresh: bool = False,
+) -> Request:
+    """Lay flags over the manifest over the profile.
+
+    Raises SpecError or ChainError where they contradict each other.
+    """
+    if random_calibration and calibration:
+        raise SpecError(
+            "calibration-twice",
+            "calibration samples were given and refused at once",
+            why="--calibration and --random-calibration exclude each other",
+            hint="leave one of them out",
+        )
+    name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
+    written = passes if passes is not None else manifest.chain or target.chain
+    quality, stated = _gates(target, manifest, strict, max_drop)
+    # A path on the command line starts from where the user stands, one in a manifest from it.
+    samples = _Place(manifest.folder)
+    return Request(
+        model=model,
+        target=target,
+        output=output or Path(f"{name or 'model'}-{target.name}.edgepack"),
+        name=name or "model",
+        base=manifest.folder,
+        arch=arch or samples.of(manifest.arch),
+        arch_args={**manifest.arch_args, **(arch_args or {})},
+        trust_pickle=trust_pickle,
+        inputs=inputs or manifest.inputs,
+        output_kinds=manifest.output_kinds,
+        calibration=RANDOM
+        if random_calibration
+        else calibration or samples.of(manifest.calibration),
+        evaluation=evaluation or ("" if random_calibration else samples.of(manifest.evaluation)),
+        preprocessing=None if manifest.pictures is None else Preprocessing(**manifest.pictures),
+        metric=metric or manifest.metric,
+        chain=_steps(written, target, manifest),
+        quality=quality,
+        stated=stated,
+        reference_samples=manifest.reference_samples,
+        latency=latency,
+        refresh=refresh,
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the paths of a manifest start from."""
+
+    folder: Path
+
+    def of(self, text: str) -> str:
+        """A path, or the file of "file.py:function", seen from the current folder."""
+        name, colon, function = text.rpartition(":")
+        path = self.folder / (name if colon else text)
+        is_path = bool(text) and (path.exists() or not colon)
+        return f"{path}{colon}{function}" if is_path and colon else str(path) if is_path else text
+
+
+def _steps(written: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
+    """The chain's steps, the options of `quantize` laid over the manifest's over the profile's."""
+    defaults = {"quantize": {**target.quantization, **manifest.quantization}}
+    return tuple(
+        chain.Step(step.name, {**defaults.get(step.name, {}), **step.options})
+        for step in chain.parse(written)
+    )
+
+
+def _gates(
+    target: Target, manifest: Manifest, strict: bool, max_drop: float | None
+) -> tuple[dict[str, float], frozenset[str]]:
+    quality = {**target.quality, **manifest.quality}
+    if strict:
+        for gate, bound in target.strict.items():
+            looser = quality.get(gate)
+            quality[gate] = max(bound, looser) if looser is not None and gate in MINIMA else bound
+    stated = set(manifest.quality)
+    if max_drop is not None:
+        # The user's own bound on the metric takes the place of MLPerf's.
+        quality.pop("metric_ratio", None)
+        stated.discard("metric_ratio")
+        quality["max_drop"] = max_drop
+        stated.add("max_drop")
+    return quality, frozenset(stated)

@@ -1,0 +1,96 @@
+"""Stage `samples`: what the model is calibrated and judged on, looked at before anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgepack import chain, data
+from edgepack.data.samples import Samples
+from edgepack.errors import DataError
+from edgepack.ledger import Ledger
+from edgepack.request import RANDOM, Request
+from edgepack.runtime.tensor import Tensor
+
+RANDOM_COUNT = 128
+RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class SampleSets:
+    """What the model is calibrated and judged on.
+
+    Attributes:
+        calibration: None where the chain needs none.
+        evaluation: what quality is judged on.
+        lint: counts, digests and warnings of both.
+        proven: False where they are random numbers.
+    """
+
+    calibration: Samples | None
+    evaluation: Samples
+    lint: Any
+    proven: bool
+
+
+def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
+    """Open the samples and look at every one before hours are spent on them."""
+    with ledger.stage("samples") as stage:
+        needs = any(chain.PASSES[step.name].samples for step in request.chain)
+        proven = request.calibration != RANDOM
+        given = {
+            role: _open(spec, inputs, request)
+            for role, spec in (
+                ("calibration", request.calibration),
+                ("evaluation", request.evaluation),
+            )
+            if spec
+        }
+        calibration = given.get("calibration") if needs else None
+        if needs and calibration is None:
+            raise DataError(
+                "samples-missing",
+                "the chain needs calibration samples, and none were given",
+                why=_wanted(inputs),
+                hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
+                "--random-calibration builds without; its report is marked as not proven",
+            )
+        evaluation = given.get("evaluation") or given.get("calibration")
+        if evaluation is None:
+            raise DataError(
+                "samples-missing",
+                "there is nothing to prove the model on",
+                why=_wanted(inputs),
+                hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
+            )
+        lint = data.lint(calibration, evaluation if evaluation is not calibration else None, inputs)
+        for role, count in lint.counts.items():
+            stage.note(f"{role}: {count:,} samples, {given[role].origin}")
+        stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
+    ledger.warn(*lint.warnings)
+    if not proven:
+        ledger.warn(
+            "calibrated on random numbers: nothing is proved about real inputs, do not ship this"
+        )
+    elif "evaluation" not in given:
+        ledger.warn(
+            "no evaluation samples: quality is judged on the samples that calibrated the model"
+        )
+    return SampleSets(calibration, evaluation, lint, proven)
+
+
+def _open(spec: str, inputs: tuple[Tensor, ...], request: Request) -> Samples:
+    if spec == RANDOM:
+        return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED)
+    return data.open_samples(spec, inputs, preprocessing=request.preprocessing)
+
+
+def _wanted(inputs: tuple[Tensor, ...]) -> str:
+    wanted = "\n".join(f"  {tensor}" for tensor in inputs)
+    return f"samples are arrays for these inputs, samples along axis 0:\n{wanted}"
+
+
+def evaluation_of(samples: SampleSets) -> tuple[int, str]:
+    """Number and digest of the samples that quality is judged on."""
+    role = "evaluation" if "evaluation" in samples.lint.counts else "calibration"
+    return samples.lint.counts[role], samples.lint.digests[role]

@@ -1,0 +1,63 @@
+"""Stage `source`: the trained model comes in, and its inputs are settled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepack import data, source
+from edgepack.errors import SpecError
+from edgepack.ledger import Ledger
+from edgepack.request import RANDOM, Request
+from edgepack.runtime.tensor import Tensor
+from edgepack.source.model import Source
+
+
+def load_source(request: Request, ledger: Ledger) -> Source:
+    """Take the trained model in, safely."""
+    with ledger.stage("source") as stage:
+        found = source.load(
+            request.model,
+            arch=request.arch or None,
+            arch_args=request.arch_args,
+            trust_pickle=request.trust_pickle,
+            search=(request.base,),
+        )
+        stage.note(f"{found.kind}: {found.parameters:,} parameters", *found.notes)
+        stage.set(bytes=found.bytes, parameters=found.parameters)
+        stage.detail(kind=found.kind, digest=found.digest)
+    ledger.warn(*found.warnings)
+    return found
+
+
+def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
+    """The inputs: as stated, else as the source tells, else as the samples show."""
+    if request.inputs:
+        return _in_source_order(request.inputs, found)
+    if found.inputs is not None:
+        return found.inputs
+    for spec in (request.evaluation, request.calibration):
+        inferred = data.infer_inputs(spec, Path()) if spec and spec != RANDOM else None
+        if inferred is not None:
+            return inferred
+    raise SpecError(
+        "inputs-unknown",
+        "the model's inputs are not known",
+        why=f"a {found.kind} does not tell them, and no samples show them",
+        hint="--input name:dtype:dims, for example --input image:float32:batch,3,224,224",
+    )
+
+
+def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor, ...]:
+    if found.inputs is None:
+        return stated
+    by_name = {tensor.name: tensor for tensor in stated}
+    names = [tensor.name for tensor in found.inputs]
+    if sorted(by_name) != sorted(names) or len(stated) != len(names):
+        raise SpecError(
+            "inputs-differ",
+            "the inputs that were stated are not the model's",
+            why=f"stated: {', '.join(map(str, stated))}\nthe model's: "
+            f"{', '.join(map(str, found.inputs))}",
+            hint="leave --input out, or name each of the model's inputs",
+        )
+    return tuple(by_name[name] for name in names)
