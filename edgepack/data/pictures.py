@@ -1,0 +1,252 @@
+"""Samples in pictures: decoded, turned upright, resized, cropped, normalised."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.data.fit import check_dtype, check_feed
+from edgepack.data.preprocessing import Preprocessing
+from edgepack.data.stream import Piece, SampleStream, exact_batch
+from edgepack.errors import DataError, missing_package
+from edgepack.runtime.tensor import Tensor
+
+SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+LABEL_FILE = "labels.csv"
+MAX_PIXELS = 64_000_000
+"""Largest picture taken. A file of a few kB can claim gigabytes of pixels."""
+
+_DEEP_MODES = ("I", "F")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+_CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
+_LAYOUTS = ("nchw", "nhwc")
+
+
+def open_pictures(
+    folder: Path,
+    paths: tuple[Path, ...],
+    inputs: tuple[Tensor, ...],
+    preprocessing: Preprocessing | None,
+    *,
+    origin: str,
+) -> SampleStream:
+    """The pictures of a folder, with the labels of its `labels.csv` where there is one.
+
+    Args:
+        folder: what the files in `labels.csv` are relative to.
+        paths: the pictures, in order.
+        inputs: the model's inputs: one, of rank 4.
+        preprocessing: how a picture becomes that input.
+        origin: where they come from, in words.
+
+    Raises:
+        DataError: the model does not take one picture, the preprocessing is missing or
+            impossible, or the labels do not match the pictures.
+    """
+    if preprocessing is None:
+        raise DataError(
+            "pictures-preprocessing-missing",
+            f"nothing says how the pictures in {folder} become an input",
+            why="size, colour order, scale, mean and std must be those of the training",
+            hint="state them in the manifest, in the table [pictures]",
+        )
+    if len(inputs) != 1 or inputs[0].rank != 4:
+        raise DataError(
+            "pictures-inputs",
+            "a folder of pictures feeds a model with one input of four axes",
+            why=f"the model's inputs: {', '.join(map(str, inputs))}",
+            hint="write the samples as arrays: an .npz with one array per input",
+        )
+    tensor = inputs[0]
+    _check(preprocessing, tensor)
+    labels = _read_labels(folder, paths)
+
+    def pieces(size: int) -> Iterator[Piece]:
+        for index, path in enumerate(paths):
+            array = to_array(path, preprocessing)
+            if tensor.dtype == "uint8":
+                array = array.astype(np.uint8)
+            feed = {tensor.name: array[None]}
+            where = path.relative_to(folder).as_posix()
+            check_dtype(array.dtype, tensor, where)
+            check_feed({tensor.name: feed[tensor.name].shape}, inputs, where, any_batch=True)
+            label = None if labels is None else labels[index : index + 1]
+            yield Piece(feed, label, 1, divisible=True)
+
+    return SampleStream(origin, pieces, exact_batch(inputs, origin))
+
+
+def to_array(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """One picture as the model takes it, without the batch axis.
+
+    Turned upright by its EXIF orientation; transparency is dropped. `resize` as one number is
+    the shorter side's length, the longer one's is `int(resize * longer / shorter)`; Pillow's
+    filters, which average when they shrink. The crop's corner is half of what is left over,
+    rounded to the nearest even number of pixels at a tie. These are torchvision's rules.
+
+    Returns:
+        float32 of shape (channels, height, width) or (height, width, channels).
+
+    Raises:
+        DataError: the picture is damaged, too large, too small, or deeper than 8 bits.
+    """
+    picture = _decode(path, preprocessing)
+    if preprocessing.resize is not None:
+        size = _resized(picture.size, preprocessing.resize)
+        if size != picture.size:
+            picture = picture.resize(size, _filter(preprocessing.interpolation))
+    if preprocessing.crop is not None:
+        picture = _centre(picture, preprocessing.crop, path)
+    pixels = np.asarray(picture)
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if preprocessing.colour == "bgr":
+        pixels = pixels[:, :, ::-1]
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
+    array = (pixels.astype(np.float32) * np.float32(preprocessing.scale) - mean) / std
+    return np.ascontiguousarray(
+        array.transpose(2, 0, 1) if preprocessing.layout == "nchw" else array
+    )
+
+
+def _decode(path: Path, preprocessing: Preprocessing) -> Any:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise missing_package("pillow", "pictures", "Reading pictures") from error
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of a bomb; the check below refuses it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened:
+            width, height = opened.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+            if opened.mode.split(";")[0] in _DEEP_MODES:
+                raise DataError(
+                    "picture-depth",
+                    f"{path.name} has more than 8 bits a channel",
+                    why=f"its pixels are of Pillow's mode {opened.mode}",
+                    hint="convert it to 8 bits, as in training, or write the samples as arrays",
+                )
+            upright = ImageOps.exif_transpose(opened)
+            return upright.convert("L" if preprocessing.colour == "grey" else "RGB")
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            "picture-too-large",
+            f"{path.name} is refused: it would take too much memory",
+            why=f"{error}; at most {MAX_PIXELS:,} pixels are taken",
+            hint="shrink it before the build",
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(
+            "picture-unreadable",
+            f"{path} cannot be decoded",
+            why=f"{type(error).__name__}: {error}",
+            hint="replace the file or take it out of the folder",
+        ) from error
+
+
+def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
+    """Width and height after the resize."""
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
+    width, height = size
+    if width <= height:
+        return resize, int(resize * height / width)
+    return int(resize * width / height), resize
+
+
+def _centre(picture: Any, crop: int | tuple[int, int], path: Path) -> Any:
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    if picture.width < width or picture.height < height:
+        raise DataError(
+            "picture-too-small",
+            f"{path.name} is smaller than the crop",
+            why=f"{picture.height} x {picture.width} pixels; the crop is {height} x {width}",
+            hint="state a resize that is at least as large as the crop",
+        )
+    top = round((picture.height - height) / 2)
+    left = round((picture.width - width) / 2)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _filter(interpolation: str) -> Any:
+    from PIL import Image
+
+    return Image.Resampling[interpolation.upper()]
+
+
+def _check(preprocessing: Preprocessing, tensor: Tensor) -> None:
+    """Refuse a preprocessing that contradicts itself or the input's type."""
+    for key, value, known in (
+        ("interpolation", preprocessing.interpolation, _INTERPOLATIONS),
+        ("colour", preprocessing.colour, tuple(_CHANNELS)),
+        ("layout", preprocessing.layout, _LAYOUTS),
+    ):
+        if value not in known:
+            raise _invalid(f'{key} = "{value}" is not known', f"one of {', '.join(known)}")
+    channels = _CHANNELS[preprocessing.colour]
+    for key, numbers in (("mean", preprocessing.mean), ("std", preprocessing.std)):
+        if len(numbers) not in (1, channels):
+            raise _invalid(
+                f"{key} has {len(numbers)} values", f"give one, or {channels}: one per channel"
+            )
+    if 0.0 in preprocessing.std:
+        raise _invalid("std is 0", "it is divided by")
+    raw = preprocessing.scale == 1 and not any(preprocessing.mean)
+    if tensor.dtype == "uint8" and not (raw and set(preprocessing.std) == {1.0}):
+        raise _invalid(
+            "the model takes uint8, and normalised pixels are not whole numbers",
+            "for raw pixels: scale = 1.0, mean = [0.0], std = [1.0]",
+        )
+
+
+def _invalid(why: str, hint: str) -> DataError:
+    return DataError(
+        "pictures-preprocessing-invalid", "the preprocessing cannot be done", why=why, hint=hint
+    )
+
+
+def _read_labels(folder: Path, paths: tuple[Path, ...]) -> np.ndarray | None:
+    """The label of each picture, from `labels.csv`, int64; None where there is no such file."""
+    path = folder / LABEL_FILE
+    if not path.is_file():
+        return None
+    labels: dict[str, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file, strict=True)
+            if not {"file", "label"} <= set(table.fieldnames or ()):
+                raise ValueError(f"its columns are {table.fieldnames}")
+            for row in table:
+                labels[row["file"]] = int(row["label"])
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(
+            "pictures-labels",
+            f"{path} is not a list of labels",
+            why=f"{type(error).__name__}: {error}",
+            hint="a first line `file,label`, then a file relative to the folder and the index "
+            "of its class on each line",
+        ) from error
+    names = [picture.relative_to(folder).as_posix() for picture in paths]
+    lost = sorted(labels.keys() - set(names))
+    without = [name for name in names if name not in labels]
+    if lost or without:
+        raise DataError(
+            "pictures-labels",
+            f"{path} and the pictures do not match",
+            why=f"{len(without)} picture(s) without a label"
+            + (f", such as {without[0]}" if without else "")
+            + f"; {len(lost)} label(s) without a picture"
+            + (f", such as {lost[0]}" if lost else ""),
+            hint="give each picture in the folder one line",
+        )
+    return np.array([labels[name] for name in names], np.int64)

@@ -1,0 +1,99 @@
+"""Random samples, for a build that is asked to do without real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from edgepack.data.stream import Piece, SampleStream
+from edgepack.errors import DataError
+from edgepack.runtime.tensor import Tensor
+
+INTEGER_BOUND = 2
+"""Random integers lie in [0, 2) unless told otherwise: 0 and 1 are valid nearly everywhere an
+integer is an index, and a larger one may read past a table's end."""
+
+
+def random_samples(
+    inputs: tuple[Tensor, ...],
+    count: int,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    bounds: Mapping[str, int] | None = None,
+) -> SampleStream:
+    """Samples that show that a model can be built, and nothing about its accuracy.
+
+    Floats are drawn from the normal distribution of mean 0 and standard deviation 1. Sample i
+    depends on `seed` and i alone, so each pass gives the same ones, in batches of any size.
+
+    Args:
+        inputs: the model's inputs.
+        count: number of samples.
+        seed: of the generator.
+        sizes: the size of each named axis, but for the batch axis: the name of axis 0 of the
+            first input.
+        bounds: by input name, the end of the range [0, bound) of its integers.
+
+    Raises:
+        DataError: `samples-size-unknown`, or `samples-dtype` for a type that cannot be drawn.
+    """
+    if count < 1:
+        raise ValueError(f"at least one sample is drawn, not {count}")
+    dims = [t.shape[0] if t.rank else None for t in inputs]
+    batch = dims[0] if dims else None
+    divisible = batch is not None and set(dims) == {batch}
+    exact = batch if divisible and isinstance(batch, int) else None
+    known = {batch: 1} if isinstance(batch, str) else {}
+    known |= dict(sizes or {})
+    if divisible and isinstance(batch, str):
+        known[batch] = 1
+    shapes = {t.name: tuple(_size(dim, t, known) for dim in t.shape) for t in inputs}
+    if exact is not None:
+        shapes = {name: (1, *shape[1:]) for name, shape in shapes.items()}
+    limits = {t.name: (bounds or {}).get(t.name, INTEGER_BOUND) for t in inputs}
+
+    def pieces(size: int) -> Iterator[Piece]:
+        for index in range(count):
+            generator = np.random.default_rng([seed, index])
+            feed = {t.name: _draw(generator, t, shapes[t.name], limits[t.name]) for t in inputs}
+            yield Piece(feed, None, 1, divisible)
+
+    notes = tuple(
+        f"{t.name} is filled with random integers in [0, {limits[t.name]})."
+        for t in inputs
+        if np.dtype(t.dtype).kind in "iu"
+    )
+    return SampleStream(f"random values, seed {seed}", pieces, exact, notes)
+
+
+def _size(dim: int | str, tensor: Tensor, known: Mapping[str, int]) -> int:
+    if isinstance(dim, int):
+        return dim
+    if dim in known:
+        return known[dim]
+    raise DataError(
+        "samples-size-unknown",
+        f"random samples of {tensor.name} need a size for its axis {dim}",
+        why=f"the input is {tensor}, and {dim} may be of any size",
+        hint="give real samples, or state the size",
+    )
+
+
+def _draw(
+    generator: np.random.Generator, tensor: Tensor, shape: tuple[int, ...], bound: int
+) -> np.ndarray:
+    dtype = np.dtype(tensor.dtype)
+    if dtype.kind == "f":
+        return np.asarray(generator.standard_normal(shape)).astype(dtype)
+    if dtype.kind in "iu":
+        return np.asarray(generator.integers(0, bound, shape)).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+    raise DataError(
+        "samples-dtype",
+        f"random values of the type of {tensor.name} cannot be drawn",
+        why=f"its type is {tensor.dtype}",
+        hint="give real samples",
+    )
