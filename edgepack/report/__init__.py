@@ -1,0 +1,40 @@
+"""The ledger and the verdicts, as JSON, on the terminal and as a page.
+
+What draws is imported where it is used: rich and Jinja cost more than `--help` may take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from edgepack.report.gates import describe_gate
+from edgepack.report.model import FORMAT, ReportError, encode, validate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """A valid report as one self-contained page."""
+    from edgepack.report.html import render_html as render
+
+    return render(report)
+
+
+def render_terminal(report: Mapping[str, Any], console: Console) -> None:
+    """Print a summary of a valid report: some 30 lines at 80 columns."""
+    from edgepack.report.terminal import render_terminal as render
+
+    render(report, console)
+
+
+__all__ = [
+    "FORMAT",
+    "ReportError",
+    "describe_gate",
+    "encode",
+    "render_html",
+    "render_terminal",
+    "validate",
+]

@@ -1,0 +1,67 @@
+"""Reports to draw: a build that passed, and the same build where it failed or proved nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = Path(__file__).with_name("report_example.json")
+
+
+def passed() -> dict[str, Any]:
+    """EfficientNet-Lite0 for cpu-fbgemm."""
+    report: dict[str, Any] = json.loads(EXAMPLE.read_text(encoding="utf-8"))
+    return report
+
+
+def failed() -> dict[str, Any]:
+    """The same, where quantization lost too much and int8 is slower."""
+    report = passed()
+    quality = report["quality"]
+    quality["outputs"]["logits"].update(snr_db=9.63, top1_agreement=0.866)
+    quality["metric"].update(model=0.846, drop_points=3.8)
+    for gate, measured in zip(quality["gates"], (9.63, 0.866, 0.846 / 0.884), strict=True):
+        gate.update(measured=measured, passed=False)
+    quality["passed"] = False
+    for record in report["ledger"]:
+        if record["stage"] == "quantize":
+            record["parity"]["logits"].update(snr_db=9.41)
+    report["latency"]["model"].update(p50=7.2, p90=7.4)
+    report["latency"].update(ratio=6.4 / 7.2)
+    del report["latency"]["rounds"]
+    return {**report, "verdict": "fail", "slower": True}
+
+
+def unproven() -> dict[str, Any]:
+    """The same, calibrated on random numbers."""
+    report = passed()
+    report["samples"]["calibration"].update(origin="random numbers", digest=None)
+    return {**report, "verdict": "unproven"}
+
+
+def hostile() -> dict[str, Any]:
+    """The same, with every foreign string set on breaking out."""
+    return _poison(passed())
+
+
+ATTACK = "<script>alert(1)</script>\"'&{{7*7}}[red]\x1b[2J\u202e"
+_OURS = {"format", "verdict", "created", "status", "on", "kind", "unit", "length", "relation"}
+
+
+def _poison(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        # Keys that are names of the user's: outputs, tools, details.
+        free = key in ("outputs", "parity", "tools", "details")
+        return {
+            (k + ATTACK if free else k): copy.deepcopy(v)
+            if k in _OURS
+            else _poison(v, "" if free else k)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [_poison(v) for v in value]
+    if isinstance(value, str):
+        return value + ATTACK
+    return value
