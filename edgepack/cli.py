@@ -259,7 +259,10 @@ def inspect(bundle: Path, html: Path | None, as_json: bool) -> None:
     from edgepack import files
     from edgepack.bundle import inspect as read
 
+    from edgepack.report import validate
+
     document = read(bundle)
+    validate(document["report"])
     if html:
         files.write(html, document.pop("html"))
         click.echo(f"written: {html}", err=True)

@@ -123,8 +123,9 @@ class Ledger:
         before: dict[str, float] = {}
         for record in self.records:
             for output, metrics in (record.parity or {}).items():
-                # Above 90 dB two fp32 graphs differ by rounding alone.
-                snr = min(float(metrics["snr_db"]), 90.0)
+                # Above 90 dB, and where the error is zero, two fp32 graphs differ by rounding alone.
+                found = metrics["snr_db"]
+                snr = 90.0 if found is None else min(float(found), 90.0)
                 if before.get(output, 90.0) - snr > drop_db:
                     return record
                 before[output] = snr

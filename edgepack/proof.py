@@ -266,6 +266,24 @@ def _summary(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "passed")}
 
 
+def _sample_sets(job: Job) -> dict[str, Any]:
+    lint = job.samples.lint
+    found: dict[str, Any] = {"calibration": None, "evaluation": None}
+    for role, samples in (
+        ("calibration", job.samples.calibration),
+        ("evaluation", job.samples.evaluation),
+    ):
+        if samples is not None and role in lint.counts:
+            found[role] = {
+                "origin": samples.origin,
+                "count": lint.counts[role],
+                "digest": lint.digests[role],
+            }
+    if found["evaluation"]:
+        found["evaluation"]["labels"] = job.reference.labelled
+    return found
+
+
 _TIMING = ("p50", "p90", "queries", "seconds")
 
 
@@ -274,17 +292,18 @@ def _report(
     ledger: Ledger, started: float,
 ) -> dict[str, Any]:  # fmt: skip
     passed = bool(verdict["passed"])
-    lint = job.samples.lint
     request = job.request
-    labelled = {"evaluation": job.reference.labelled, "calibration": None}
-    sets = {"calibration": job.samples.calibration, "evaluation": job.samples.evaluation}
     model_bytes, original_bytes = len(job.graph.model), len(job.original.model)
     return {
         "format": report.FORMAT,
         "verdict": "fail" if not passed else "pass" if job.samples.proven else "unproven",
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": request.name,
-        "target": {"name": request.target.name, "summary": request.target.summary},
+        "target": {
+            "name": request.target.name,
+            "summary": request.target.summary,
+            "precision": "int8" if any(s.name == "quantize" for s in request.chain) else "fp32",
+        },
         "source": {
             "path": request.model.name,
             "kind": job.source.kind,
@@ -294,24 +313,14 @@ def _report(
             "trusted_pickle": job.source.trusted_pickle,
         },
         "bundle": {
-            "path": request.output.name,
+            "path": (request.output if passed else rejected(request.output)).name,
             "bytes": None,
             "content_digest": verdict["bundle"]["content_digest"],
             "model_bytes": model_bytes,
         },
         "inputs": [tensor.to_json() for tensor in job.graph.inputs],
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
-        "samples": {
-            role: {
-                "origin": sets[role].origin,
-                "count": lint.counts[role],
-                "digest": lint.digests[role],
-                **({} if labelled[role] is None else {"labels": labelled[role]}),
-            }
-            if role in lint.counts and sets[role] is not None
-            else None
-            for role in ("calibration", "evaluation")
-        },
+        "samples": _sample_sets(job),
         "ledger": [record.to_json() for record in ledger.records],
         "quality": verdict["quality"],
         "fidelity": verdict["fidelity"],

@@ -31,5 +31,13 @@ def inspect(path: Path) -> dict[str, Any]:
                     hint="build it again",
                 )
         page = check_file(archive, index, PAGE)
-        document = json.loads(check_file(archive, index, REPORT))
+        try:
+            document = json.loads(check_file(archive, index, REPORT))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(
+                "bundle-report",
+                "the report in the bundle cannot be read",
+                why=str(error),
+                hint="fetch the bundle again from where it was built",
+            ) from error
     return {"index": dict(index.raw), "report": document, "html": page}

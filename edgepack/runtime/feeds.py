@@ -56,8 +56,9 @@ def feeds(
     count = next(iter(counts.values()))
     if whole_feeds(arrays, inputs):
         for i in range(count):
+            # `[i, ...]` keeps an array also where a whole feed is a scalar.
             yield {
-                t.name: arrays[t.name][i if arrays[t.name].ndim > t.rank else slice(i, i + 1)]
+                t.name: arrays[t.name][(i, ...) if arrays[t.name].ndim > t.rank else slice(i, i + 1)]
                 for t in inputs
             }
         return

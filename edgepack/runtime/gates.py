@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 
 def _allowed(count: float, share: float) -> int:
@@ -93,8 +93,8 @@ def _few(count: float) -> str:
 def describe_gate(gate: Dict[str, Any]) -> str:
     """One gate in one line."""
     bound, found = gate["bound"], gate["measured"]
-    texts = {
-        "snr_db": ("SNR {} dB", "at least {:g}", lambda v: "exact" if v is None else f"{v:.1f}"),
+    texts: Dict[str, Tuple[str, str, Callable[[Any], str]]] = {
+        "snr_db": ("SNR {}", "at least {:g} dB", lambda v: "exact" if v is None else f"{v:.1f} dB"),
         "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
         "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
         "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),

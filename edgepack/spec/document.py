@@ -65,7 +65,7 @@ def _validator(name: str) -> Any:
         for entry in folder.iterdir()
         if entry.name.endswith(".json")
     }
-    registry: Any = referencing.Registry(retrieve=nothing_from_outside)  # type: ignore[call-arg]
+    registry: Any = referencing.Registry(retrieve=nothing_from_outside)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
     # References between the schemas are relative: this one is known by its file's name.

@@ -13,12 +13,12 @@ _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def parse(text: str) -> Tensor:
-    """ "image:float32:batch,3,224,224" as a Tensor: numbers are fixed axes, names dynamic ones.
+    """Read an input: "image:float32:batch,3,224,224". Numbers are fixed axes, names dynamic ones.
 
     No dims is a scalar. The name may hold colons. Raises SpecError where it is not of this form.
     """
-    name, dtype, dims = (["", *text.rsplit(":", 2)])[-3:]
-    if not name or text.count(":") < 2:
+    name, dtype, dims = (["", "", *text.rsplit(":", 2)])[-3:]
+    if not name:
         raise _fault(text, "it does not have three parts")
     if dtype not in DTYPES:
         raise _fault(text, f"{dtype!r} is not an element type{did_you_mean(dtype, DTYPES)}")

@@ -101,7 +101,8 @@ def _run_original(
         seen += batch.count
         stage.progress.advance(batch.count)
     reference = io.BytesIO()
-    np.savez(reference, **{name: _stack(name, arrays) for name, arrays in kept.items()})
+    columns = {name: _stack(name, arrays) for name, arrays in kept.items()}
+    np.savez(reference, **columns)  # type: ignore[arg-type]
     contents = {"answers.bin": answers.getvalue(), "reference.npz": reference.getvalue()}
     return cache.put("original", key, contents, {"labelled": labelled})
 

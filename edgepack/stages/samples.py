@@ -14,6 +14,8 @@ from edgepack.runtime.tensor import Tensor
 
 RANDOM_COUNT = 128
 RANDOM_SEED = 0
+# Size of a named axis that no sample shows.
+RANDOM_AXIS = 16
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
             )
             if spec
         }
-        calibration = given.get("calibration") if needs else None
-        if needs and calibration is None:
+        if needs and "calibration" not in given:
             raise DataError(
                 "samples-missing",
                 "the chain needs calibration samples, and none were given",
@@ -55,7 +56,8 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
                 "--random-calibration builds without; its report is marked as not proven",
             )
-        evaluation = given.get("evaluation") or given.get("calibration")
+        calibration = given.get("calibration") if needs else None
+        evaluation = given.get("evaluation", given.get("calibration"))
         if evaluation is None:
             raise DataError(
                 "samples-missing",
@@ -63,9 +65,10 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 why=_wanted(inputs),
                 hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
             )
-        lint = data.lint(calibration, evaluation if evaluation is not calibration else None, inputs)
-        for role, count in lint.counts.items():
-            stage.note(f"{role}: {count:,} samples, {given[role].origin}")
+        # Samples that play both roles are looked at once.
+        lint = data.lint(calibration, None if evaluation is calibration else evaluation, inputs)
+        stage.note(*(f"{role}: {count:,} samples" for role, count in lint.counts.items()))
+        stage.note(*lint.notes)
         stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
     ledger.warn(*lint.warnings)
     if not proven:
@@ -81,7 +84,9 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
 
 def _open(spec: str, inputs: tuple[Tensor, ...], request: Request) -> Samples:
     if spec == RANDOM:
-        return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED)
+        axes = {dim for tensor in inputs for dim in tensor.shape[1:] if isinstance(dim, str)}
+        sizes = dict.fromkeys(axes, RANDOM_AXIS)
+        return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=sizes)
     return data.open_samples(spec, inputs, preprocessing=request.preprocessing)
 
 
