@@ -1,0 +1,22 @@
+"""torch to ONNX, simplification, checks, and running a graph on the host."""
+
+from edgepack.graph.check import check_dynamic_axes
+from edgepack.graph.export import export_module, export_program
+from edgepack.graph.opset import load_onnx
+from edgepack.graph.run import Runner
+from edgepack.graph.signature import rename_outputs, signature
+from edgepack.graph.simplify import simplify
+from edgepack.graph.stats import GraphStats, stats
+
+__all__ = [
+    "GraphStats",
+    "Runner",
+    "check_dynamic_axes",
+    "export_module",
+    "export_program",
+    "load_onnx",
+    "rename_outputs",
+    "signature",
+    "simplify",
+    "stats",
+]

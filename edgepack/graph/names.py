@@ -1,0 +1,164 @@
+"""Names that people can read, and nothing in the file that betrays where it was built."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from edgepack.graph.proto import used_names, walk_graphs, walk_nodes
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_NO_SCOPE = "_empty_nn_module_stack"
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_GENERATED_WEIGHT = re.compile(r"^(val_\d+|_v_\d+|onnx::\w+)$")
+_GENERATED = re.compile(r"^(node_|n\d+(_\d+)?$|/?(Constant|Cast|Shape)_?\d*$)|^$")
+
+
+def name_nodes(model: Any) -> None:
+    """Call every node after the torch module that it comes from, in place.
+
+    `blocks.3.conv1` is the layer itself (the one convolution, product or recurrence of its
+    module); other nodes of the module are `blocks.3.conv1/Add`. The module is told by the
+    weight's name where only this node reads it (a folded BatchNorm leaves the convolution in
+    the BatchNorm's scope), else by the exporter's metadata. Nodes of graphs without either keep
+    the names they have. Names are unique afterwards over all subgraphs, and the same for the
+    same model in every run.
+    """
+    readers = Counter(name for node in walk_nodes(model.graph) for name in node.input)
+    weights = {value.name for graph in walk_graphs(model.graph) for value in graph.initializer}
+    taken: set[str] = set()
+    wanted: list[tuple[Any, str]] = []
+    for node in walk_nodes(model.graph):
+        module = _weight_owner(node, weights, readers) or _scope(node)
+        if module and any(name in weights for name in node.input[1:2]) and _is_layer(node):
+            wanted.append((node, module))
+        elif module:
+            wanted.append((node, f"{module}/{node.op_type}"))
+        elif _GENERATED.match(node.name):
+            wanted.append((node, node.op_type))
+        else:
+            wanted.append((node, node.name))
+    for node, name in wanted:
+        node.name = _unique(name, taken)
+    _name_weights(model, readers)
+
+
+def strip_metadata(model: Any) -> None:
+    """Remove doc strings, metadata and stale shapes in place.
+
+    torch's exporter writes stack traces with the build machine's paths into every node. Stale
+    `value_info` makes quantizers and shape inference fail with "Inferred shape and existing
+    shape differ"; nothing needs it, because it can always be inferred anew.
+    """
+    for message in [model, *model.functions]:
+        message.doc_string = ""
+        del message.metadata_props[:]
+    model.producer_name, model.producer_version, model.domain = "edgepack", "", ""
+    model.model_version = 0
+    for graph in walk_graphs(model.graph):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        del graph.value_info[:]
+        for part in [*graph.node, *graph.initializer, *graph.input, *graph.output]:
+            part.doc_string = ""
+            del part.metadata_props[:]
+        for node in graph.node:
+            for attribute in node.attribute:
+                attribute.doc_string = ""
+                if attribute.HasField("t"):
+                    attribute.t.doc_string = ""
+
+
+def drop_unused(model: Any) -> int:
+    """Remove initializers that nothing reads, in place; how many they were."""
+    used = used_names(model.graph)
+    dropped = 0
+    for graph in walk_graphs(model.graph):
+        kept = [value for value in graph.initializer if value.name in used]
+        unread = len(graph.initializer) - len(kept)
+        if unread:
+            copies = [type(value).FromString(value.SerializeToString()) for value in kept]
+            del graph.initializer[:]
+            graph.initializer.extend(copies)
+            dropped += unread
+    return dropped
+
+
+def lift_constants(model: Any) -> None:
+    """Make initializers of `Constant` nodes that hold numbers, in place, in every graph."""
+    for graph in walk_graphs(model.graph):
+        for node in [n for n in graph.node if n.op_type == "Constant"]:
+            tensor = constant_tensor(node)
+            if tensor is not None:
+                added = graph.initializer.add()
+                added.CopyFrom(tensor)
+                added.name = node.output[0]
+                graph.node.remove(node)
+
+
+def constant_tensor(node: Any) -> Any | None:
+    """The tensor of a `Constant` node, None where it holds strings or a sparse tensor."""
+    import onnx
+
+    (attribute,) = node.attribute
+    if attribute.name == "value":
+        return attribute.t
+    if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+        kind = np.float32 if "float" in attribute.name else np.int64
+        values = onnx.helper.get_attribute_value(attribute)
+        return onnx.numpy_helper.from_array(np.asarray(values, kind))
+    return None
+
+
+def _weight_owner(node: Any, weights: set[str], readers: Counter[str]) -> str | None:
+    if node.op_type not in _WEIGHTED:
+        return None
+    for name in node.input[:2]:
+        if name in weights and name.endswith(".weight") and readers[name] == 1:
+            return str(name).removesuffix(".weight")
+    return None
+
+
+def _scope(node: Any) -> str | None:
+    """The dotted path of the module in the exporter's metadata: `['', 'a', 'a.b', 'conv2d']`."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = ast.literal_eval(entry.value)
+            found = str(scopes[-2]) if len(scopes) > 1 else ""
+            return None if found.startswith(_NO_SCOPE) else found
+    return None
+
+
+def _is_layer(node: Any) -> bool:
+    return node.op_type in _WEIGHTED or node.op_type in _RECURRENT
+
+
+def _name_weights(model: Any, readers: Counter[str]) -> None:
+    """Call weights that the exporter transposed or folded after their layer again, in place."""
+    taken = {name for node in walk_nodes(model.graph) for name in [*node.input, *node.output]}
+    initializers = {value.name: value for value in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in _WEIGHTED:
+            continue
+        for position, part in ((1, "weight"), (2, "bias")):
+            old = node.input[position] if len(node.input) > position else ""
+            new = f"{node.name}.{part}"
+            generated = _GENERATED_WEIGHT.match(old) is not None
+            if old in initializers and generated and readers[old] == 1 and new not in taken:
+                initializers[old].name = new
+                node.input[position] = new
+                taken.add(new)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate

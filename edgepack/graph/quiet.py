@@ -1,0 +1,65 @@
+"""Keep what exporters print, warn and log from the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence this thread's prints, warnings and log records.
+
+    Other threads (a progress display) go on writing.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with muted():
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """As `quiet`, but log records still reach their handlers."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(_Muted(sys.stdout)),
+        contextlib.redirect_stderr(_Muted(sys.stderr)),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+class _Muted(io.TextIOBase):
+    """A stream that drops what its own thread writes and passes on what others write."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._thread = threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread:
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding

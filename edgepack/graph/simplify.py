@@ -1,0 +1,171 @@
+"""A graph without what exporters leave behind, computing the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgepack.chain.result import PassResult
+from edgepack.errors import EdgepackError, GraphError
+from edgepack.graph.agreement import disagreement
+from edgepack.graph.names import drop_unused, lift_constants, name_nodes, strip_metadata
+from edgepack.graph.proto import IR_VERSION, copied, require_size, walk_nodes
+from edgepack.graph.quiet import muted
+from edgepack.graph.run import Runner
+
+SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched",)
+"""Passes of onnxsim that make graphs longer: this one wraps each linear layer of a transformer
+in Reshape, Shape, Slice and Concat to make a Gemm of it, and onnxruntime fuses the layer anyway."""
+
+
+def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> PassResult[Any]:
+    """Fold constants and BatchNorm, inline functions, and strip the graph of metadata.
+
+    The result passes onnx's full check, loads in onnxruntime, and its bytes are the same for the
+    same graph in every run. onnxsim does the folding; where it fails, or changes what the graph
+    computes on the example, its result is not used and a note says why.
+
+    Args:
+        model: an `onnx.ModelProto`; it is not changed.
+        example: one array per input, to compare the graphs before and after; without it only
+            the structure is checked.
+
+    Raises:
+        GraphError: `graph-invalid` where the graph does not pass onnx's check, `graph-rejected`
+            where onnxruntime does not load it, `graph-too-large`.
+    """
+    require_size(model.ByteSize(), "the graph")
+    tidy = _inlined(copied(model))
+    _tidy(tidy)
+    notes: list[str] = []
+    folded, reason = _folded(tidy, example)
+    if folded is None:
+        notes.append(f"onnxsim was not used: {reason}.")
+        require_valid(tidy)
+        Runner(tidy)
+        folded = tidy
+    ordered = _ordered(folded)
+    before, after = _count(model), _count(ordered)
+    if folded is not tidy:
+        notes.append(
+            f"{sum(before.values())} nodes became {sum(after.values())}."
+            if before != after
+            else f"All {sum(after.values())} nodes were needed already."
+        )
+    left = _unfolded_norms(ordered)
+    if left:
+        notes.append(f"{len(left)} BatchNormalization could not be folded: {', '.join(left[:5])}.")
+    return PassResult(
+        ordered,
+        changed=ordered.SerializeToString() != model.SerializeToString(),
+        notes=tuple(notes),
+        details={
+            "nodes_before": sum(before.values()),
+            "nodes_after": sum(after.values()),
+            "onnxsim": folded is not tidy,
+            "batch_norms_left": len(left),
+        },
+    )
+
+
+def require_valid(model: Any) -> None:
+    """Raise GraphError `graph-invalid` where onnx's full check (with shapes) rejects the model."""
+    reason = check_failure(model)
+    if reason:
+        raise GraphError(
+            "graph-invalid",
+            "the graph breaks the rules of ONNX",
+            why=reason,
+            hint="export the model again with a recent exporter",
+        )
+
+
+def check_failure(model: Any) -> str | None:
+    """onnx's reason against the model in one line, None where it is valid."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        return " ".join(str(error).split())[:300]
+    return None
+
+
+def _tidy(model: Any) -> None:
+    lift_constants(model)
+    name_nodes(model)
+    strip_metadata(model)
+    drop_unused(model)
+    model.ir_version = min(model.ir_version, IR_VERSION)
+
+
+def _inlined(model: Any) -> Any:
+    import onnx.inliner
+
+    return onnx.inliner.inline_local_functions(model) if model.functions else model
+
+
+def _folded(model: Any, example: Mapping[str, np.ndarray] | None) -> tuple[Any | None, str]:
+    """onnxsim's result, or None and the reason why it is not used."""
+    import onnxsim
+
+    try:
+        with muted():
+            folded, _ = onnxsim.simplify(model, skipped_optimizers=list(SKIPPED), certify=False)
+    except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its passes in C++ raise
+        words = str(error).split("==>")[0].split()
+        return None, f"it failed with {' '.join(words)[:300].rstrip('.')}"
+    _tidy(folded)
+    invalid = check_failure(folded)
+    if invalid:
+        return None, f"its result is not valid ({invalid})"
+    try:
+        runner = Runner(folded)
+    except EdgepackError as error:
+        return None, f"its result does not load ({error.why})"
+    if _interface(folded) != _interface(model):
+        return None, "it changed the inputs or outputs"
+    if example is not None:
+        reference = Runner(model).run(example)
+        changed = disagreement(reference, runner.run(example), runner.output_names)
+        if changed:
+            return None, f"it changed what the graph computes ({changed})"
+    return folded, ""
+
+
+def _interface(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    weights = {initializer.name for initializer in model.graph.initializer}
+    inputs = tuple(v.name for v in model.graph.input if v.name not in weights)
+    return inputs, tuple(v.name for v in model.graph.output)
+
+
+def _ordered(model: Any) -> Any:
+    """A copy with its initializers by name: onnxsim's order is that of a hash table."""
+    model = copied(model)
+    initializers = sorted(model.graph.initializer, key=lambda value: str(value.name))
+    copies = [type(value).FromString(value.SerializeToString()) for value in initializers]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(copies)
+    return model
+
+
+def _count(model: Any) -> Counter[str]:
+    return Counter(str(node.op_type) for node in walk_nodes(model.graph))
+
+
+def _unfolded_norms(model: Any) -> list[str]:
+    """BatchNormalization nodes that alone read a convolution's result: they should be gone."""
+    readers = Counter(name for node in walk_nodes(model.graph) for name in node.input)
+    convolutions = {
+        node.output[0]
+        for node in walk_nodes(model.graph)
+        if node.op_type in ("Conv", "ConvTranspose") and readers[node.output[0]] == 1
+    }
+    return [
+        str(node.name)
+        for node in walk_nodes(model.graph)
+        if node.op_type == "BatchNormalization" and node.input[0] in convolutions
+    ]

@@ -1,0 +1,209 @@
+"""Simplification, opsets, external data, figures."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepack.graph.opset import load_onnx, to_opset
+from edgepack.graph.proto import default_opset
+from edgepack.graph.run import Runner
+from edgepack.graph.simplify import simplify
+from edgepack.graph.stats import stats
+
+WEIGHT = np.random.default_rng(0).standard_normal((6, 3, 3, 3)).astype(np.float32)
+
+
+def value(name: str, *shape: int | str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def convolution(opset: int = 18) -> onnx.ModelProto:
+    """Conv, BatchNormalization, Relu; doc strings, metadata and a stale shape."""
+    vectors = {name: np.linspace(0.5, 1.5, 6, dtype=np.float32) for name in "abmv"}
+    body = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "conv.weight"], ["c"], pads=[1, 1, 1, 1]),
+            helper.make_node("BatchNormalization", ["c", "a", "b", "m", "v"], ["n"]),
+            helper.make_node("Relu", ["n"], ["y"]),
+        ],
+        "g",
+        [value("x", "batch", 3, 8, 8)],
+        [value("y", "batch", 6, 8, 8)],
+        [
+            numpy_helper.from_array(WEIGHT, "conv.weight"),
+            *(numpy_helper.from_array(array, name) for name, array in vectors.items()),
+            numpy_helper.from_array(np.ones(50, np.float32), "unused"),
+        ],
+        value_info=[value("c", "batch", 99, 8, 8)],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    model.doc_string = "/home/someone/train.py"
+    model.metadata_props.add(key="author", value="someone")
+    body.node[0].doc_string = "/home/someone/net.py"
+    model.graph.node[0].metadata_props.add(key="stack", value="/home/someone/net.py")
+    return model
+
+
+def example() -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)}
+
+
+def test_norms_fold_and_what_is_stale_or_private_goes():
+    original = convolution()
+    result = simplify(original, example())
+    operators = [node.op_type for node in result.model.graph.node]
+    assert operators == ["Conv", "Relu"]
+    assert result.changed
+    assert result.details["onnxsim"]
+    assert b"/home" not in result.model.SerializeToString()
+    assert not result.model.graph.value_info
+    assert "unused" not in {i.name for i in result.model.graph.initializer}
+    assert original.doc_string  # the argument is untouched
+    np.testing.assert_allclose(
+        Runner(result.model).run(example())[0],
+        Runner(simplify_free(original)).run(example())[0],
+        atol=1e-5,
+    )
+
+
+def simplify_free(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    del copy.graph.value_info[:]
+    return copy
+
+
+def test_a_graph_that_onnxsim_cannot_take_is_kept_with_the_reason(monkeypatch):
+    import onnxsim
+
+    def failing(*args, **kwargs):
+        raise RuntimeError("Nodes in a graph must be topologically sorted")
+
+    monkeypatch.setattr(onnxsim, "simplify", failing)
+    result = simplify(convolution(), example())
+    assert "topologically sorted" in result.notes[0]
+    assert "1 BatchNormalization could not be folded" in result.notes[1]
+    assert not result.details["onnxsim"]
+
+
+def test_a_result_of_onnxsim_that_computes_something_else_is_refused(monkeypatch):
+    import onnxsim
+
+    def wrong(model, **options):
+        changed = onnx.ModelProto.FromString(model.SerializeToString())
+        changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(-WEIGHT, "conv.weight"))
+        return changed, True
+
+    monkeypatch.setattr(onnxsim, "simplify", wrong)
+    result = simplify(convolution(), example())
+    assert "it changed what the graph computes" in result.notes[0]
+    kept = {i.name: numpy_helper.to_array(i) for i in result.model.graph.initializer}
+    np.testing.assert_array_equal(kept["conv.weight"], WEIGHT)
+
+
+def test_bytes_are_the_same_for_the_same_graph():
+    once, twice = (simplify(convolution()).model.SerializeToString() for _ in range(2))
+    assert once == twice
+    again = simplify(onnx.ModelProto.FromString(once))
+    assert again.model.SerializeToString() == once
+    assert not again.changed
+
+
+def test_functions_are_inlined_and_constants_lifted():
+    twice = helper.make_function(
+        "local",
+        "Twice",
+        ["a"],
+        ["b"],
+        [
+            helper.make_node("Constant", [], ["two"], value_float=2.0),
+            helper.make_node("Mul", ["a", "two"], ["b"]),
+        ],
+        [helper.make_opsetid("", 18)],
+    )
+    body = helper.make_graph(
+        [helper.make_node("Twice", ["x"], ["y"], domain="local")],
+        "g",
+        [value("x", "n")],
+        [value("y", "n")],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("local", 1)]
+    model = helper.make_model(body, functions=[twice], opset_imports=opsets, ir_version=10)
+    result = simplify(model, {"x": np.ones(3, np.float32)}).model
+    assert [node.op_type for node in result.graph.node] == ["Mul"]
+    assert not result.functions
+
+
+def test_an_old_graph_is_converted_upward_and_computes_the_same():
+    old = simplify_free(convolution(13))
+    result = to_opset(old, 18)
+    assert default_opset(result.model) == 18
+    assert result.notes == ("Opset 13 was converted to 18.",)
+    np.testing.assert_array_equal(
+        Runner(result.model).run(example())[0], Runner(old).run(example())[0]
+    )
+
+
+def test_a_newer_graph_that_engines_run_is_left_alone():
+    result = to_opset(simplify_free(convolution(20)), 18)
+    assert not result.changed
+    assert default_opset(result.model) == 20
+
+
+def test_external_data_comes_into_the_one_message(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(
+        convolution(), path, save_as_external_data=True, location="net.data", size_threshold=0
+    )
+    loaded = load_onnx(path, 18).model
+    (tmp_path / "net.data").unlink()
+    assert {i.data_location for i in loaded.graph.initializer} == {TensorProto.DEFAULT}
+    assert Runner(simplify(loaded).model).run(example())[0].shape == (2, 6, 8, 8)
+
+
+def test_figures_of_a_convolution():
+    figures = stats(simplify(convolution()).model, {"batch": 2})
+    assert figures.operators == {"Conv": 1, "Relu": 1}
+    assert figures.parameters == WEIGHT.size + 6
+    assert figures.macs == 2 * 6 * 8 * 8 * 27
+
+
+def test_int8_weights_count_and_their_scales_do_not():
+    body = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0),
+            helper.make_node("DequantizeLinear", ["bias", "bs", "bz"], ["bd"], axis=0),
+            helper.make_node("Gemm", ["x", "d", "bd"], ["y"], transB=1),
+        ],
+        "g",
+        [value("x", "n", 4)],
+        [value("y", "n", 3)],
+        [
+            numpy_helper.from_array(np.ones((3, 4), np.int8), "w"),
+            numpy_helper.from_array(np.ones(3, np.float32), "s"),
+            numpy_helper.from_array(np.zeros(3, np.int8), "z"),
+            numpy_helper.from_array(np.ones(3, np.int32), "bias"),
+            numpy_helper.from_array(np.ones(3, np.float32), "bs"),
+            numpy_helper.from_array(np.zeros(3, np.int32), "bz"),
+        ],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    figures = stats(model)
+    assert figures.parameters == 12 + 3
+    assert figures.macs == 12
+
+
+@pytest.mark.parametrize("sizes", [{"n": 1}, {"n": 5}])
+def test_macs_of_a_recurrent_layer_grow_with_its_steps(sizes):
+    arrays = {"w": np.ones((1, 12, 4), np.float32), "r": np.ones((1, 12, 3), np.float32)}
+    body = helper.make_graph(
+        [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)],
+        "g",
+        [value("x", "n", 2, 4)],
+        [value("y", "n", 1, 2, 3)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert stats(model, sizes).macs == sizes["n"] * 2 * 12 * 7
