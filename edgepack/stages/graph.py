@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from edgepack import chain, engine, graph
 from edgepack.cache import Cache
+from edgepack.chain.result import PassResult
 from edgepack.errors import SpecError
 from edgepack.ledger import Ledger, Stage
 from edgepack.request import Request
@@ -39,22 +39,40 @@ class Graph:
     integer_only: bool = False
 
 
+def _parsed(model: bytes) -> Any:
+    import onnx
+
+    return onnx.load_model_from_string(model)
+
+
 def _through_cache(
-    name: str, parts: Mapping[str, Any], stage: Stage, cache: Cache,
-    compute: Callable[[], tuple[bytes, dict[str, Any]]],
-) -> tuple[bytes, Mapping[str, Any]]:  # fmt: skip
-    """A stage's model and document: from the cache, else computed and kept there."""
+    name: str,
+    parts: Mapping[str, Any],
+    stage: Stage,
+    cache: Cache,
+    compute: Callable[[], PassResult[Any]],
+) -> tuple[bytes, Mapping[str, Any]]:
+    """A stage's model and details: from the cache, else computed and kept there."""
     key = cache.key(name, parts)
     entry = cache.get(name, key)
     if entry is None:
-        model, document = compute()
+        result = compute()
+        model: bytes = result.model.SerializeToString(deterministic=True)
+        document = {
+            "notes": list(result.notes),
+            "details": dict(result.details),
+            "changed": result.changed,
+        }
         entry = cache.put(name, key, {"model.onnx": model}, document)
     else:
         model = (entry.folder / "model.onnx").read_bytes()
         stage.set(status="cached")
+    if not entry.document["changed"]:
+        stage.set(status="skipped")
     stage.note(*entry.document["notes"])
-    stage.detail(**entry.document.get("details", {}))
-    return model, entry.document
+    details: Mapping[str, Any] = entry.document["details"]
+    stage.detail(**details)
+    return model, details
 
 
 def measure(model: bytes, reference: Reference, outputs: Sequence[Tensor], stage: Stage) -> None:
@@ -66,22 +84,27 @@ def measure(model: bytes, reference: Reference, outputs: Sequence[Tensor], stage
     ]
     stage.set(
         bytes=len(model),
-        parameters=graph.stats(model).parameters,
+        parameters=graph.stats(_parsed(model)).parameters,
         parity=compare(outputs, pairs),
     )
 
 
 def export(
-    request: Request, found: Source, inputs: tuple[Tensor, ...], reference: Reference,
-    cache: Cache, ledger: Ledger,
-) -> Graph:  # fmt: skip
+    request: Request,
+    found: Source,
+    inputs: tuple[Tensor, ...],
+    reference: Reference,
+    cache: Cache,
+    ledger: Ledger,
+) -> Graph:
     """Torch to ONNX; every dynamic axis is run at a second size."""
     opset = request.target.opset
+    example = reference.feeds[0]
 
-    def compute() -> tuple[bytes, dict[str, Any]]:
-        model, notes = _to_onnx(found, inputs, reference.feeds[0], opset, request)
-        notes += list(graph.check_dynamic_axes(model, inputs, reference.feeds[0], found.run))
-        return model.SerializeToString(deterministic=True), {"notes": notes}
+    def compute() -> PassResult[Any]:
+        result = _to_onnx(found, inputs, example, request)
+        notes = graph.check_dynamic_axes(result.model, inputs, example, found.run)
+        return replace(result, notes=(*result.notes, *notes))
 
     with ledger.stage("export") as stage:
         parts = {
@@ -89,7 +112,7 @@ def export(
             "inputs": [tensor.to_json() for tensor in inputs],
             "outputs": list(request.output_kinds),
             "opset": opset,
-            "feed": {name: list(array.shape) for name, array in reference.feeds[0].items()},
+            "example": {name: list(array.shape) for name, array in example.items()},
         }
         model, _ = _through_cache("export", parts, stage, cache, compute)
         exported = _graph(model, found, request, reference.labelled, stage)
@@ -98,20 +121,20 @@ def export(
 
 
 def _to_onnx(
-    found: Source, inputs: tuple[Tensor, ...], example: Mapping[str, np.ndarray], opset: int,
-    request: Request,
-) -> tuple[Any, list[str]]:  # fmt: skip
+    found: Source, inputs: tuple[Tensor, ...], example: Mapping[str, np.ndarray], request: Request
+) -> PassResult[Any]:
     names = tuple(request.output_kinds) or found.output_names
+    opset = request.target.opset
     if found.onnx is not None:
-        return graph.load_onnx(found.onnx, opset), [f"taken as it is from {found.path.name}"]
+        return graph.load_onnx(found.onnx, opset)
     if found.program is not None:
-        return graph.export_program(found.program, inputs, example, opset, names), []
-    return graph.export_module(found.module, inputs, example, opset, names), []
+        return graph.export_program(found.program, opset, inputs, names)
+    return graph.export_module(found.module, inputs, example, opset, names)
 
 
 def _graph(model: bytes, found: Source, request: Request, labelled: bool, stage: Stage) -> Graph:
     """Inputs and outputs of a graph; an output's kind is stated, known, or inferred aloud."""
-    inputs, outputs = graph.signature(model)
+    inputs, outputs = graph.signature(_parsed(model))
     unknown = set(request.output_kinds) - {tensor.name for tensor in outputs}
     if unknown:
         raise SpecError(
@@ -142,55 +165,39 @@ def _looks_like_scores(tensor: Tensor, outputs: Sequence[Tensor], labelled: bool
 
 def simplify(before: Graph, reference: Reference, cache: Cache, ledger: Ledger) -> Graph:
     """Fold, fuse and clean the graph."""
-
-    def compute() -> tuple[bytes, dict[str, Any]]:
-        import onnx
-
-        result = graph.simplify(onnx.load_model_from_string(before.model))
-        return result.model.SerializeToString(deterministic=True), {
-            "notes": list(result.notes),
-            "details": dict(result.details),
-        }
-
     with ledger.stage("simplify") as stage:
         parts = {"model": _digest(before.model)}
-        model, _ = _through_cache("simplify", parts, stage, cache, compute)
+        example = reference.feeds[0]
+        model, _ = _through_cache(
+            "simplify", parts, stage, cache, lambda: graph.simplify(_parsed(before.model), example)
+        )
         measure(model, reference, before.outputs, stage)
     return replace(before, model=model)
 
 
 def apply(
-    step: chain.Step, before: Graph, samples: SampleSets, reference: Reference,
-    cache: Cache, ledger: Ledger,
-) -> Graph:  # fmt: skip
+    step: chain.Step,
+    before: Graph,
+    samples: SampleSets,
+    reference: Reference,
+    cache: Cache,
+    ledger: Ledger,
+) -> Graph:
     """Apply one pass of the chain."""
     known = chain.PASSES[step.name]
     calibration = samples.calibration if known.samples else None
-
-    def compute() -> tuple[bytes, dict[str, Any]]:
-        import onnx
-
-        model = onnx.load_model_from_string(before.model)
-        result = known.apply(model, calibration, step.options, ledger.progress)
-        return result.model.SerializeToString(deterministic=True), {
-            "notes": list(result.notes),
-            "details": json.loads(json.dumps(dict(result.details))),
-            "changed": result.changed,
-        }
-
     with ledger.stage(step.name) as stage:
         parts = {
             "model": _digest(before.model),
             "options": dict(step.options),
             "samples": samples.lint.digests.get("calibration") if known.samples else None,
         }
-        model, document = _through_cache(step.name, parts, stage, cache, compute)
-        if not document["changed"]:
-            stage.set(status="skipped")
+        model, details = _through_cache(
+            step.name, parts, stage, cache,
+            lambda: known.apply(_parsed(before.model), calibration, step.options, ledger.progress),
+        )  # fmt: skip
         measure(model, reference, before.outputs, stage)
-    return replace(
-        before, model=model, integer_only=bool(document["details"].get("integer_only", False))
-    )
+    return replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
 
 
 def build_engine(before: Graph, request: Request, ledger: Ledger) -> Graph:

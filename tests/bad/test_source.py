@@ -1,0 +1,942 @@
+"""Models that cannot be taken: each its code, and nothing in them runs.
+
+A case is a function that writes a file or a folder and says how it is loaded. Hostile ones carry
+a command that creates a marker; no case may create it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+from torch.export.pt2_archive._package import PT2ArchiveWriter
+
+import edgepack.source
+from edgepack.errors import EdgepackError
+from edgepack.source import load
+
+MARKER = "marker-of-code-that-ran"
+
+Options = dict[str, Any]
+Case = Callable[[Path], "tuple[Path, Options]"]
+CASES: list[tuple[str, Case]] = []
+
+
+def case(code: str) -> Callable[[Case], Case]:
+    """Register a bad model under the code of its error."""
+
+    def register(function: Case) -> Case:
+        CASES.append((code, function))
+        return function
+
+    return register
+
+
+def marked() -> str:
+    """A shell command that shows that code ran."""
+    return f"touch {Path(MARKER).absolute()}"
+
+
+class Hostile:
+    """Unpickled, it runs a command."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (marked(),)
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run in an empty folder, in which the marker must not appear."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not Path(MARKER).exists(), "code from the file was run"
+
+
+def state(path: Path, name: str = "m.pt", **changes: Any) -> Path:
+    """A good state dict of a Linear(4, 3), with changes; None takes a tensor away."""
+    tensors = {"weight": torch.zeros(3, 4), "bias": torch.zeros(3), **changes}
+    torch.save({k: v for k, v in tensors.items() if v is not None}, path / name)
+    return path / name
+
+
+LINEAR: Options = {"arch": "torch.nn:Linear", "arch_args": {"in_features": 4, "out_features": 3}}
+
+
+def factory(path: Path, body: str) -> Options:
+    """Options with a factory of this body."""
+    (path / "arch.py").write_text(f"import torch\ndef build(**kw):\n    {body}\n")
+    return {"arch": "arch.py:build"}
+
+
+# What a path can be.
+
+
+@case("source-missing")
+def missing(path: Path) -> tuple[Path, Options]:
+    state(path, "model.pt")
+    return path / "modle.pt", {}
+
+
+@case("source-missing")
+def dangling(path: Path) -> tuple[Path, Options]:
+    (path / "m.pt").symlink_to("nowhere")
+    return path / "m.pt", {}
+
+
+@case("source-empty")
+def empty(path: Path) -> tuple[Path, Options]:
+    (path / "m.pt").touch()
+    return path / "m.pt", {}
+
+
+@case("source-folder")
+def folder_without_config(path: Path) -> tuple[Path, Options]:
+    (path / "weights.bin").write_bytes(b"x")
+    return path, {}
+
+
+@case("source-folder")
+def saved_model(path: Path) -> tuple[Path, Options]:
+    (path / "saved_model.pb").write_bytes(b"x")
+    return path, {}
+
+
+@case("source-unknown")
+def text(path: Path) -> tuple[Path, Options]:
+    (path / "m.onnx").write_text("a text that ends in .onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-unknown")
+def web_page(path: Path) -> tuple[Path, Options]:
+    (path / "m.pt").write_text("<!doctype html><title>404</title>")
+    return path / "m.pt", {}
+
+
+@case("source-unknown")
+def tflite(path: Path) -> tuple[Path, Options]:
+    (path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(64))
+    return path / "m.tflite", {}
+
+
+@case("source-unknown")
+def arrays(path: Path) -> tuple[Path, Options]:
+    np.savez(path / "m.npz", a=np.zeros(3))
+    return path / "m.npz", {}
+
+
+@case("source-unknown")
+def program_of_old_torch(path: Path) -> tuple[Path, Options]:
+    with zipfile.ZipFile(path / "m.pt2", "w") as archive:
+        archive.writestr("serialized_exported_program.json", "{}")
+    return path / "m.pt2", {}
+
+
+@case("source-unknown")
+def fifo(path: Path) -> tuple[Path, Options]:
+    os.mkfifo(path / "m.pt")
+    return path / "m.pt", {}
+
+
+# Damaged files.
+
+
+def cut(file: Path, keep: float = 0.6) -> Path:
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * keep)])
+    return file
+
+
+@case("source-truncated")
+def cut_checkpoint(path: Path) -> tuple[Path, Options]:
+    return cut(state(path)), LINEAR
+
+
+@case("source-truncated")
+def cut_safetensors(path: Path) -> tuple[Path, Options]:
+    save_file({"weight": torch.zeros(300, 4)}, path / "m.safetensors")
+    return cut(path / "m.safetensors"), LINEAR
+
+
+@case("source-truncated")
+def cut_onnx(path: Path) -> tuple[Path, Options]:
+    onnx.save(onnx_model(), path / "m.onnx")
+    return cut(path / "m.onnx"), {}
+
+
+@case("source-corrupt")
+def cut_legacy_checkpoint(path: Path) -> tuple[Path, Options]:
+    torch.save(torch.zeros(1000), path / "m.pt", _use_new_zipfile_serialization=False)
+    return cut(path / "m.pt"), LINEAR
+
+
+@case("source-corrupt")
+def safetensors_header(path: Path) -> tuple[Path, Options]:
+    header = b'{"weight": {"dtype": "F32"}}'
+    (path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    return path / "m.safetensors", LINEAR
+
+
+@case("source-corrupt")
+def safetensors_overlap(path: Path) -> tuple[Path, Options]:
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"weight": entry, "bias": entry}).encode()
+    (path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    return path / "m.safetensors", LINEAR
+
+
+# Files that hold code.
+
+
+@case("source-pickle")
+def plain_pickle(path: Path) -> tuple[Path, Options]:
+    (path / "m.pt").write_bytes(pickle.dumps(Hostile()))
+    return path / "m.pt", LINEAR
+
+
+@case("source-pickled-module")
+def hostile_checkpoint(path: Path) -> tuple[Path, Options]:
+    torch.save({"weight": torch.zeros(3, 4), "bias": Hostile()}, path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
+@case("source-pickled-module")
+def hostile_legacy_checkpoint(path: Path) -> tuple[Path, Options]:
+    torch.save(Hostile(), path / "m.pt", _use_new_zipfile_serialization=False)
+    return path / "m.pt", LINEAR
+
+
+@case("source-pickled-module")
+def whole_module(path: Path) -> tuple[Path, Options]:
+    torch.save(torch.nn.Linear(4, 3), path / "m.pt")
+    return path / "m.pt", {}
+
+
+@case("source-pickle-failed")
+def trusted_without_its_class(path: Path) -> tuple[Path, Options]:
+    torch.save(torch.nn.Linear(4, 3), path / "m.pt")
+    with zipfile.ZipFile(path / "m.pt") as old, zipfile.ZipFile(path / "n.pt", "w") as new:
+        for entry in old.infolist():
+            new.writestr(entry, old.read(entry).replace(b"nn.modules.linear", b"nn.modules.liNear"))
+    return path / "n.pt", {"trust_pickle": True}
+
+
+@case("source-torchscript")
+def torchscript(path: Path) -> tuple[Path, Options]:
+    torch.jit.script(torch.nn.Linear(4, 3)).save(str(path / "m.pt"))
+    return path / "m.pt", {}
+
+
+@case("source-archive-unsafe")
+def two_entries_of_one_name(path: Path) -> tuple[Path, Options]:
+    file = state(path)
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(archive.namelist()[0], b"other")
+    return file, LINEAR
+
+
+@case("source-archive-unsafe")
+def entry_that_leaves(path: Path) -> tuple[Path, Options]:
+    with zipfile.ZipFile(path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"")
+        archive.writestr("m/../../evil", b"")
+    return path / "m.pt", LINEAR
+
+
+@case("source-archive-unsafe")
+def local_header_that_lies(path: Path) -> tuple[Path, Options]:
+    with zipfile.ZipFile(path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"")
+    data = bytearray((path / "m.pt").read_bytes())
+    data[data.index(b"m/data.pkl") + 2 : data.index(b"m/data.pkl") + 6] = b"evil"
+    (path / "m.pt").write_bytes(data)
+    return path / "m.pt", LINEAR
+
+
+# A state dict and its factory.
+
+
+@case("source-arch-required")
+def no_arch(path: Path) -> tuple[Path, Options]:
+    return state(path), {}
+
+
+@case("source-arch-form")
+def arch_without_a_colon(path: Path) -> tuple[Path, Options]:
+    return state(path), {"arch": "torch.nn.Linear"}
+
+
+@case("source-arch-import")
+def arch_of_no_module(path: Path) -> tuple[Path, Options]:
+    return state(path), {"arch": "no_such_module:build"}
+
+
+@case("source-arch-import")
+def arch_of_no_file(path: Path) -> tuple[Path, Options]:
+    return state(path), {"arch": "no/such/file.py:build"}
+
+
+@case("source-arch-import")
+def arch_with_a_syntax_error(path: Path) -> tuple[Path, Options]:
+    (path / "arch.py").write_text("def build(:\n")
+    return state(path), {"arch": "arch.py:build"}
+
+
+@case("source-arch-missing")
+def arch_misspelt(path: Path) -> tuple[Path, Options]:
+    return state(path), {"arch": "torch.nn:Liner"}
+
+
+@case("source-arch-unneeded")
+def arch_for_onnx(path: Path) -> tuple[Path, Options]:
+    onnx.save(onnx_model(), path / "m.onnx")
+    return path / "m.onnx", LINEAR
+
+
+@case("source-arch-unneeded")
+def arch_for_a_whole_module(path: Path) -> tuple[Path, Options]:
+    torch.save(torch.nn.Linear(4, 3), path / "m.pt")
+    return path / "m.pt", {**LINEAR, "trust_pickle": True}
+
+
+@case("source-factory-arguments")
+def argument_misspelt(path: Path) -> tuple[Path, Options]:
+    return state(path), {"arch": "torch.nn:Linear", "arch_args": {"in_feature": 4}}
+
+
+@case("source-factory-failed")
+def factory_raises(path: Path) -> tuple[Path, Options]:
+    return state(path), factory(path, "raise KeyError('width')")
+
+
+@case("source-factory-result")
+def factory_gives_a_tuple(path: Path) -> tuple[Path, Options]:
+    return state(path), factory(path, "return torch.nn.Linear(4, 3), 1")
+
+
+@case("source-no-weights")
+def only_an_optimizer(path: Path) -> tuple[Path, Options]:
+    torch.save({"epoch": 3, "optimizer": {"lr": 0.1}}, path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
+@case("source-weights-mismatch")
+def tensor_missing(path: Path) -> tuple[Path, Options]:
+    return state(path, bias=None), LINEAR
+
+
+@case("source-weights-mismatch")
+def tensor_too_many(path: Path) -> tuple[Path, Options]:
+    return state(path, extra=torch.zeros(1)), LINEAR
+
+
+@case("source-weights-mismatch")
+def tensor_of_another_shape(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.zeros(4, 3)), LINEAR
+
+
+@case("source-weights-dtype")
+def tensor_of_integers(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.zeros(3, 4, dtype=torch.int8)), LINEAR
+
+
+@case("source-weights-nonfinite")
+def tensor_with_nan(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.full((3, 4), float("nan"))), LINEAR
+
+
+@case("source-weights-unsaved")
+def tensor_drawn_at_random(path: Path) -> tuple[Path, Options]:
+    body = "net = torch.nn.Linear(4, 3); net.noise = torch.randn(3); return net"
+    return state(path), factory(path, body)
+
+
+# torch.export programs.
+
+
+def program(path: Path, net: torch.nn.Module | None = None, *inputs: Any) -> Path:
+    """A good program with a free batch axis, or one of `net`."""
+    if net is None:
+        shapes: Any = ({0: torch.export.Dim("batch")},)
+        made = torch.export.export(
+            torch.nn.Linear(4, 3), (torch.zeros(2, 4),), dynamic_shapes=shapes
+        )
+    else:
+        made = torch.export.export(net.eval(), inputs)
+    torch.export.save(made, path / "good.pt2")
+    return path / "good.pt2"
+
+
+def rewritten(
+    path: Path,
+    change: Callable[[Any], Any] = lambda content: content,
+    *,
+    entry: str = "models/model.json",
+    add: dict[str, bytes] | None = None,
+    drop: str = "",
+) -> tuple[Path, Options]:
+    """A program with one JSON entry changed, entries added or one dropped."""
+    with zipfile.ZipFile(program(path)) as old, PT2ArchiveWriter(str(path / "m.pt2")) as new:
+        contents = {name.split("/", 1)[1]: old.read(name) for name in old.namelist()}
+        content = json.loads(contents[entry])
+        contents[entry] = json.dumps(change(content) or content).encode()
+        for name, data in {**contents, **(add or {})}.items():
+            if not name.startswith((".data", "byteorder")) and name != drop:
+                new.write_bytes(name, data)
+    return path / "m.pt2", {}
+
+
+def pickled(value: Any) -> bytes:
+    """What torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_hostile_sample_inputs_are_never_unpickled(tmp_path: Path) -> None:
+    samples = pickled(((Hostile(),), {}))
+    file, options = rewritten(tmp_path, add={"data/sample_inputs/model.pt": samples})
+    source = load(file, **options)
+    assert source.run({"input": np.zeros((3, 4), np.float32)})[0].shape == (3, 3)
+    assert not Path(MARKER).exists()
+    logging.disable()  # torch's own warning of this has a broken format
+    try:
+        torch.export.load(file)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert Path(MARKER).exists(), "torch does run it: this test would show nothing otherwise"
+    Path(MARKER).unlink()
+
+
+def test_hostile_guards_are_never_run(tmp_path: Path) -> None:
+    def change(content: Any) -> None:
+        content["guards_code"] = [f"__import__('os').system({marked()!r}) == 0"]
+
+    file, options = rewritten(tmp_path, change)
+    x = np.zeros((3, 4), np.float32)
+    assert load(file, **options).run({"input": x})[0].shape == (3, 3)
+    assert not Path(MARKER).exists()
+    torch.export.load(file).module()(torch.from_numpy(x))
+    assert Path(MARKER).exists(), "torch does run it: this test would show nothing otherwise"
+    Path(MARKER).unlink()
+
+
+@case("source-exported-unsafe")
+def code_in_a_size(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        values = content["graph_module"]["graph"]["tensor_values"]
+        size = values["input"]["sizes"][0]["as_expr"]
+        size["expr_str"] = f"__import__('os').system({marked()!r})"
+
+    return rewritten(path, change)
+
+
+@case("source-exported-unsafe")
+def code_in_a_string_in_a_size(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        values = content["graph_module"]["graph"]["tensor_values"]
+        size = values["input"]["sizes"][0]["as_expr"]
+        size["expr_str"] = f'Max(\'__import__("os").system("{marked()}")\', 2)'
+
+    return rewritten(path, change)
+
+
+@case("source-exported-unsafe")
+def code_in_a_name(path: Path) -> tuple[Path, Options]:
+    name = f"input=__import__('os').system({marked()!r})"
+
+    def change(content: Any) -> Any:
+        text = json.dumps(content).replace('"name": "input"', f'"name": {json.dumps(name)}')
+        return json.loads(text.replace('"input": {"dtype"', f'{json.dumps(name)}: {{"dtype"'))
+
+    return rewritten(path, change)
+
+
+@case("source-exported-unsafe")
+def pickled_weight(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        content["config"]["weight"]["use_pickle"] = True
+
+    entry = "data/weights/model_weights_config.json"
+    return rewritten(path, change, entry=entry, add={"data/weights/weight_0": pickled(Hostile())})
+
+
+@case("source-exported-unsafe")
+def legacy_weights(path: Path) -> tuple[Path, Options]:
+    return rewritten(path, add={"data/weights/model.pt": pickled(Hostile())})
+
+
+@case("source-exported-operator")
+def operator_of_the_system(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        node = content["graph_module"]["graph"]["nodes"][0]
+        node["target"] = "torch.os.system"
+        node["inputs"] = [{"name": "", "arg": {"as_string": marked()}, "kind": 1}]
+
+    return rewritten(path, change)
+
+
+@case("source-exported-operator")
+def operator_that_maps_a_file(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        content["graph_module"]["graph"]["nodes"][0]["target"] = "torch.ops.aten.from_file.default"
+
+    return rewritten(path, change)
+
+
+@case("source-exported-compiled")
+def compiled(path: Path) -> tuple[Path, Options]:
+    return rewritten(path, add={"data/aotinductor/model/model.so": b"\x7fELF"})
+
+
+@case("source-exported-objects")
+def custom_object(path: Path) -> tuple[Path, Options]:
+    return rewritten(path, add={"data/constants/custom_obj_0": pickle.dumps(Hostile())})
+
+
+@case("source-exported-several")
+def two_programs(path: Path) -> tuple[Path, Options]:
+    return rewritten(path, add={"models/other.json": b"{}"})
+
+
+@case("source-exported-version")
+def program_of_another_schema(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        content["schema_version"]["major"] = 99
+
+    return rewritten(path, change)
+
+
+@case("source-corrupt")
+def program_without_weights(path: Path) -> tuple[Path, Options]:
+    return rewritten(path, drop="data/weights/weight_0")
+
+
+@case("source-corrupt")
+def program_nested_deeply(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        for _ in range(300):
+            content["graph_module"]["metadata"] = {"x": content["graph_module"]["metadata"]}
+
+    return rewritten(path, change)
+
+
+@case("source-output-unsupported")
+def program_that_names_a_module_to_import(path: Path) -> tuple[Path, Options]:
+    def change(content: Any) -> None:
+        signature = content["graph_module"]["module_call_graph"][0]["signature"]
+        context = {"default_factory_module": "antigravity", "default_factory_name": "fly",
+                   "dict_context": ["y"]}  # fmt: skip
+        leaf = {"type": None, "context": None, "children_spec": []}
+        tree = {"type": "collections.defaultdict", "context": context, "children_spec": [leaf]}
+        signature["out_spec"] = json.dumps([1, tree])
+
+    return rewritten(path, change)
+
+
+@case("source-stateful")
+def program_with_state(path: Path) -> tuple[Path, Options]:
+    class Counter(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.count.add_(1)
+            return x * self.count
+
+    return program(path, Counter(), torch.zeros(2)), {}
+
+
+@case("source-exported-inputs")
+def program_with_a_number_as_input(path: Path) -> tuple[Path, Options]:
+    class Scale(torch.nn.Module):
+        def forward(self, x: torch.Tensor, factor: int) -> torch.Tensor:
+            return x * factor
+
+    return program(path, Scale(), torch.zeros(2), 3), {}
+
+
+@case("source-weights-nonfinite")
+def program_with_nan(path: Path) -> tuple[Path, Options]:
+    net = torch.nn.Linear(4, 3)
+    torch.nn.init.constant_(net.bias, float("inf"))
+    return program(path, net, torch.zeros(2, 4)), {}
+
+
+# ONNX.
+
+
+def onnx_model(*nodes: Any, weight: np.ndarray | None = None, domain: str = "") -> onnx.ModelProto:
+    """A good x @ w, or one with other nodes or weights."""
+    w = np.ones((4, 3), np.float32) if weight is None else weight
+    graph = helper.make_graph(
+        list(nodes) or [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        [numpy_helper.from_array(w, "w")],
+    )
+    opsets = [helper.make_opsetid("", 17)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def external(path: Path, **entries: str) -> tuple[Path, Options]:
+    """A model whose weight lies in w.bin, or where `entries` say."""
+    proto = onnx_model()
+    if not (path / "w.bin").exists():
+        (path / "w.bin").write_bytes(np.ones((4, 3), np.float32).tobytes())
+    point_outside(proto.graph.initializer[0], **entries)
+    (path / "m.onnx").write_bytes(proto.SerializeToString())
+    return path / "m.onnx", {}
+
+
+def point_outside(tensor: Any, **entries: str) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": "w.bin", **entries}.items():
+        tensor.external_data.add(key=key, value=value)
+
+
+def test_external_data_in_its_right_place_is_taken(tmp_path: Path) -> None:
+    file, _ = external(tmp_path)
+    assert load(file).run({"x": np.ones((2, 4), np.float32)})[0].tolist() == [[4.0] * 3] * 2
+
+
+@case("source-corrupt")
+def onnx_broken_inside(path: Path) -> tuple[Path, Options]:
+    # ir_version, a graph whose bytes are no message, and an opset.
+    (path / "m.onnx").write_bytes(b"\x08\x08\x3a\x04\xff\xff\xff\xff\x42\x02\x10\x11")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-invalid")
+def onnx_with_a_name_from_nowhere(path: Path) -> tuple[Path, Options]:
+    onnx.save(onnx_model(helper.make_node("MatMul", ["x", "nowhere"], ["y"])), path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-custom-operator")
+def onnx_custom(path: Path) -> tuple[Path, Options]:
+    node = helper.make_node("Fancy", ["x", "w"], ["y"], domain="my.ops")
+    onnx.save(onnx_model(node, domain="my.ops"), path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-unsupported")
+def onnx_unknown_operator(path: Path) -> tuple[Path, Options]:
+    node = helper.make_node("NoSuchOp", ["x", "w"], ["y"], domain="com.microsoft")
+    onnx.save(onnx_model(node, domain="com.microsoft"), path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-inputs")
+def onnx_sequence_input(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model(helper.make_node("SequenceAt", ["s", "i"], ["y"]))
+    proto.graph.input.append(
+        helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, ["N", 3])
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(0), "i"))
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-weights-nonfinite")
+def onnx_with_infinity(path: Path) -> tuple[Path, Options]:
+    onnx.save(onnx_model(weight=np.full((4, 3), np.inf, np.float32)), path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-external-missing")
+def external_missing(path: Path) -> tuple[Path, Options]:
+    return external(path, location="gone.bin")
+
+
+@case("source-external-path")
+def external_above(path: Path) -> tuple[Path, Options]:
+    return external(path, location="../w.bin")
+
+
+@case("source-external-path")
+def external_absolute(path: Path) -> tuple[Path, Options]:
+    return external(path, location="/etc/passwd")
+
+
+@case("source-external-path")
+def external_symbolic_link(path: Path) -> tuple[Path, Options]:
+    (path / "link.bin").symlink_to("/etc/passwd")
+    return external(path, location="link.bin")
+
+
+@case("source-external-path")
+def external_hard_link(path: Path) -> tuple[Path, Options]:
+    (path / "secret").write_bytes(bytes(48))
+    (path / "link.bin").hardlink_to(path / "secret")
+    return external(path, location="link.bin")
+
+
+@case("source-external-path")
+def external_pipe(path: Path) -> tuple[Path, Options]:
+    os.mkfifo(path / "pipe")
+    return external(path, location="pipe")
+
+
+@case("source-external-range")
+def external_beyond_the_end(path: Path) -> tuple[Path, Options]:
+    return external(path, offset="16")
+
+
+@case("source-external-range")
+def external_of_another_length(path: Path) -> tuple[Path, Options]:
+    return external(path, length="8")
+
+
+@case("source-external-path")
+def external_in_an_attribute(path: Path) -> tuple[Path, Options]:
+    value = numpy_helper.from_array(np.ones((4, 3), np.float32), "c")
+    point_outside(value, location="../w.bin")
+    constant = helper.make_node("Constant", [], ["c"], value=value)
+    proto = onnx_model(constant, helper.make_node("MatMul", ["x", "c"], ["y"]))
+    (path / "m.onnx").write_bytes(proto.SerializeToString())
+    return path / "m.onnx", {}
+
+
+@case("source-external-path")
+def external_in_a_sparse_tensor(path: Path) -> tuple[Path, Options]:
+    values = numpy_helper.from_array(np.ones(1, np.float32), "s")
+    point_outside(values, location="../w.bin")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    proto = onnx_model()
+    proto.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    (path / "m.onnx").write_bytes(proto.SerializeToString())
+    return path / "m.onnx", {}
+
+
+@case("source-external-path")
+def external_in_a_subgraph(path: Path) -> tuple[Path, Options]:
+    value = numpy_helper.from_array(np.ones((4, 3), np.float32), "c")
+    point_outside(value, location="../w.bin")
+    constant = helper.make_node("Constant", [], ["c"], value=value)
+    shape = helper.make_tensor_value_info("c", TensorProto.FLOAT, [4, 3])
+    branch = helper.make_graph([constant], "branch", [], [shape])
+    node = helper.make_node("If", ["on"], ["b"], then_branch=branch, else_branch=branch)
+    proto = onnx_model(node, helper.make_node("MatMul", ["x", "b"], ["y"]))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "on"))
+    (path / "m.onnx").write_bytes(proto.SerializeToString())
+    return path / "m.onnx", {}
+
+
+# Hugging Face folders.
+
+BERT = {"vocab_size": 20, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1,
+        "intermediate_size": 8, "max_position_embeddings": 16}  # fmt: skip
+
+
+def hugging_face(path: Path, **changes: Any) -> tuple[Path, Options]:
+    """A folder with a small BERT, and changes to its configuration."""
+    import transformers
+
+    transformers.BertModel(transformers.BertConfig(**BERT)).save_pretrained(path / "hf")
+    config = json.loads((path / "hf/config.json").read_text())
+    (path / "hf/config.json").write_text(json.dumps({**config, **changes}))
+    return path / "hf", {}
+
+
+@case("source-corrupt")
+def config_broken(path: Path) -> tuple[Path, Options]:
+    (path / "config.json").write_text("{")
+    return path, {}
+
+
+@case("source-hf-code")
+def remote_code(path: Path) -> tuple[Path, Options]:
+    (path / "hf").mkdir()
+    (path / "hf/modeling.py").write_text(f"import os\nos.system({marked()!r})\n")
+    return hugging_face(path, auto_map={"AutoModel": "modeling.Evil"})
+
+
+@case("source-hf-code")
+def kernel_from_the_hub(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, _attn_implementation="someone/kernel")
+
+
+@case("source-hf-code")
+def remote_code_inside(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, text_config={"trust_remote_code": True})
+
+
+@case("source-hf-pickle")
+def pickle_only(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickled(Hostile()))
+    return folder, options
+
+
+@case("source-hf-pickle")
+def pickle_named_safetensors(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "model.safetensors").write_bytes(pickled(Hostile()))
+    return folder, options
+
+
+@case("source-hf-missing-weights")
+def weights_missing(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "model.safetensors").unlink()
+    return folder, options
+
+
+@case("source-hf-missing-weights")
+def shard_above(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "model.safetensors").rename(path / "w.safetensors")
+    index = {"weight_map": {"x": "../w.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder, options
+
+
+@case("source-hf-quantized")
+def quantized_already(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+@case("source-hf-adapter")
+def adapter(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "adapter_config.json").write_text("{}")
+    return folder, options
+
+
+@case("source-hf-architecture")
+def architecture_unknown(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, architectures=["BertForEverything"])
+
+
+@case("source-hf-architecture")
+def architecture_of_another_type(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, architectures=["GPT2Model"])
+
+
+@case("source-hf-unsupported")
+def encoder_and_decoder(path: Path) -> tuple[Path, Options]:
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(path / "hf")
+    return path / "hf", {}
+
+
+@case("source-hf-inputs")
+def two_towers(path: Path) -> tuple[Path, Options]:
+    import transformers
+
+    tower = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    config = transformers.CLIPConfig(
+        text_config={**tower, "vocab_size": 20},
+        vision_config={**tower, "image_size": 8, "patch_size": 4},
+        projection_dim=4,
+    )
+    transformers.CLIPModel(config).save_pretrained(path / "hf")
+    return path / "hf", {}
+
+
+@case("source-weights-mismatch")
+def head_that_was_not_trained(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, architectures=["BertForSequenceClassification"])
+
+
+@pytest.mark.parametrize(("code", "make"), CASES, ids=[f"{c}-{f.__name__}" for c, f in CASES])
+def test_a_bad_model_has_its_error(tmp_path: Path, code: str, make: Case) -> None:
+    path, options = make(tmp_path)
+    with pytest.raises(EdgepackError) as caught:
+        load(path, **options)
+    error = caught.value
+    assert error.code == code, str(error)
+    assert error.what
+    assert error.hint
+
+
+# Errors that show when the model is run.
+
+
+def run(tmp_path: Path, body: str, **feeds: np.ndarray) -> str:
+    source = load(state(tmp_path), **factory(tmp_path, body))
+    with pytest.raises(EdgepackError) as caught:
+        source.run(feeds)
+    return caught.value.code
+
+
+FED = np.ones((2, 4), np.float32)
+SUBCLASS = "class Net(torch.nn.Linear):\n        def forward(self, x): {}\n    return Net(4, 3)"
+
+
+def test_a_shape_that_does_not_fit(tmp_path: Path) -> None:
+    body = "return torch.nn.Linear(4, 3)"
+    assert run(tmp_path, body, x=np.ones((2, 5), np.float32)) == "source-run-failed"
+
+
+def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:
+    body = SUBCLASS.format("return super().forward(x), 'label'")
+    assert run(tmp_path, body, x=FED) == "source-output-unsupported"
+
+
+def test_a_network_that_draws_random_numbers(tmp_path: Path) -> None:
+    body = SUBCLASS.format("return torch.dropout(super().forward(x) + 1, 0.5, True)")
+    assert run(tmp_path, body, x=FED) == "source-nondeterministic"
+
+
+def test_inputs_of_other_names(tmp_path: Path) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        load(program(tmp_path)).run({"image": FED})
+    assert caught.value.code == "source-input-names"
+
+
+def test_an_environment_that_unmakes_weights_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for file, options in ((state(tmp_path), LINEAR), (program(tmp_path), {})):
+        with pytest.raises(EdgepackError) as caught:
+            load(file, **options)
+        assert caught.value.code == "source-unsafe-environment"
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    file = state(tmp_path)
+    file.chmod(0)
+    if os.access(file, os.R_OK):
+        pytest.skip("this user may read everything")
+    with pytest.raises(EdgepackError) as caught:
+        load(file, **LINEAR)
+    assert caught.value.code == "source-unreadable"
+
+
+def test_every_code_has_a_case() -> None:
+    elsewhere = {
+        "source-run-failed", "source-output-unsupported", "source-nondeterministic",
+        "source-input-names", "source-unsafe-environment", "source-unreadable",
+    }  # fmt: skip
+    folder = Path(edgepack.source.__file__).parent
+    text = "".join(file.read_text() for file in folder.glob("*.py"))
+    codes = set(re.findall(r'^\s*"(source-[a-z-]+)",$', text, re.MULTILINE))
+    codes |= set(re.findall(r'SourceError\("(source-[a-z-]+)"', text))
+    assert codes - elsewhere == {code for code, _ in CASES} - elsewhere

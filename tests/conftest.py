@@ -1,0 +1,88 @@
+"""Small real things that several tests need: networks, samples, bundles."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepack import bundle, device, engine
+from edgepack.device import Local
+from edgepack.runtime.run import read_npz
+from edgepack.runtime.tensor import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the user's cache, nor leaves anything in it."""
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def linear_onnx() -> tuple[onnx.ModelProto, np.ndarray]:
+    """y = x @ w, with its weights [8, 3]."""
+    weights = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "project")],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model, weights
+
+
+def linear_contents() -> bundle.Contents:
+    """What goes into a bundle of `linear_onnx`, without answers of its own."""
+    model, weights = linear_onnx()
+    feeds = np.random.default_rng(1).normal(size=(5, 1, 8)).astype(np.float32)
+    return bundle.Contents(
+        name="linear",
+        target="cpu-fbgemm",
+        device={
+            "arch": "x86_64",
+            "isa": ["avx2"],
+            "python": "3.8",
+            "engine": "onnxruntime",
+            "engine_version": "1.19",
+        },
+        inputs=[Tensor("x", "float32", ("batch", 8))],
+        outputs=[Tensor("y", "float32", ("batch", 3), "scores")],
+        model=model.SerializeToString(deterministic=True),
+        reference=[feeds],
+        original=[feeds @ weights],
+        built=None,
+        gates={"quality": {"snr_db": 60, "agreement": 0.9}, "fidelity": {"snr_db": 40}},
+        metric="",
+        provenance={},
+        tools={},
+        requirements=engine.ENGINES["onnxruntime"].requirements(),
+    )
+
+
+@pytest.fixture(scope="session")
+def linear_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of `linear_onnx`, its answers given by its own loader."""
+    folder = tmp_path_factory.mktemp("linear")
+    path, answers = folder / "linear.edgepack", folder / "answers.npz"
+    contents = linear_contents()
+    bundle.write(path, contents)
+    with Local() as host:
+        device.ask(host, str(path), "run", "--output", str(answers))
+    bundle.write(path, replace(contents, built=[read_npz(str(answers))["y"]]))
+    return path
+
+
+def run_bundle(path: Path, *arguments: str, python: str = sys.executable):
+    """Run a bundle as a user would, in a process of its own."""
+    return subprocess.run(
+        [python, str(path), *arguments], capture_output=True, text=True, timeout=120
+    )

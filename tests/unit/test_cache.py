@@ -1,0 +1,85 @@
+"""The cache: the same key hits, whatever differs misses, and damage is never taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from edgepack import cache as module
+from edgepack.cache import Cache
+from edgepack.errors import HostError
+
+PARTS = {"source": "abc", "opset": 18}
+
+
+def test_an_entry_comes_back_whole(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    key = cache.key("export", PARTS)
+    assert cache.get("export", key) is None
+    cache.put("export", key, {"model.onnx": b"bytes"}, {"notes": ["n"]})
+    entry = Cache(tmp_path).get("export", key)
+    assert entry is not None
+    assert (entry.folder / "model.onnx").read_bytes() == b"bytes"
+    assert entry.document == {"notes": ["n"]}
+
+
+def test_whatever_differs_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    keys = {cache.key("export", PARTS), cache.key("simplify", PARTS)}
+    keys.add(cache.key("export", {**PARTS, "opset": 17}))
+    monkeypatch.setattr(module, "tool_versions", lambda: {"onnx": "0"})
+    keys.add(cache.key("export", PARTS))
+    monkeypatch.setattr(module, "own_code", lambda: "other")
+    keys.add(cache.key("export", PARTS))
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "index"])
+def test_damage_misses_and_is_replaced(tmp_path: Path, damage: str) -> None:
+    cache = Cache(tmp_path)
+    key = cache.key("export", PARTS)
+    entry = cache.put("export", key, {"model.onnx": b"bytes"}, {})
+    file = entry.folder / ("entry.json" if damage == "index" else "model.onnx")
+    if damage == "delete":
+        file.unlink()
+    else:
+        file.write_bytes({"flip": b"bytez", "cut": b"", "index": b"{"}[damage])
+    assert cache.get("export", key) is None
+    cache.put("export", key, {"model.onnx": b"bytes"}, {})
+    assert cache.get("export", key) is not None
+
+
+def test_refresh_takes_nothing_and_replaces(tmp_path: Path) -> None:
+    key = Cache(tmp_path).key("export", PARTS)
+    Cache(tmp_path).put("export", key, {"m": b"old"}, {})
+    fresh = Cache(tmp_path, refresh=True)
+    assert fresh.get("export", key) is None
+    fresh.put("export", key, {"m": b"new"}, {})
+    entry = Cache(tmp_path).get("export", key)
+    assert entry is not None
+    assert (entry.folder / "m").read_bytes() == b"new"
+
+
+def test_clean_spares_what_was_used_lately(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    old = cache.put("export", cache.key("export", {"n": 1}), {"m": b"1234"}, {})
+    cache.put("export", cache.key("export", {"n": 2}), {"m": b"1"}, {})
+    os.utime(old.folder, (time.time() - 9 * 86400,) * 2)
+    count, freed = cache.clean(older_than_days=7)
+    assert count == 1
+    assert freed > 4
+    assert len(cache.entries()) == 1
+    assert cache.clean()[0] == 1
+    assert cache.size() == 0
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    cache = Cache(blocked)
+    with pytest.raises(HostError) as caught:
+        cache.put("export", "k", {"m": b"1"}, {})
+    assert caught.value.code == "output-unwritable"
