@@ -1,0 +1,83 @@
+"""A trained model comes in: its format is recognised from its content, and it is loaded safely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.source.model import Source
+from edgepack.source.recognise import Format, recognise
+
+_WORDS: dict[Format, str] = {
+    "exported-program": "a torch.export program",
+    "torchscript": "a TorchScript archive",
+    "onnx": "an ONNX file",
+    "hugging-face": "a Hugging Face folder",
+}
+
+
+def load(
+    path: Path,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
+    trust_pickle: bool = False,
+    search: tuple[Path, ...] = (),
+) -> Source:
+    """Load a trained model, whatever form it has.
+
+    Args:
+        path: a file or a folder.
+        arch: for a state dict, the factory that builds its network: "package.module:function"
+            or "path/to/file.py:function".
+        arch_args: the factory's keyword arguments.
+        trust_pickle: allow a whole pickled module, or a TorchScript archive, to run its code.
+        search: folders that are put on the import path while the factory runs, besides the
+            current one; relative paths in `arch` are looked for there too.
+
+    Returns:
+        The model, in eval mode, on the CPU.
+
+    Raises:
+        SourceError: the codes are listed at `recognise` and at each format's loader.
+        HostError: package-missing.
+    """
+    form = recognise(path)
+    if form in ("checkpoint", "safetensors"):
+        from edgepack.source.checkpoint import load_checkpoint
+
+        return load_checkpoint(
+            path,
+            form,
+            arch=arch,
+            arch_args=arch_args or {},
+            trust_pickle=trust_pickle,
+            search=search,
+        )
+    if arch is not None or arch_args:
+        raise SourceError(
+            "source-arch-unneeded",
+            f"{path.name} is {_WORDS[form]}, which brings its own network",
+            why=f"--arch {arch} was given" if arch else "--arch-arg was given",
+            hint="leave --arch and --arch-arg away",
+        )
+    if form == "exported-program":
+        from edgepack.source.exported import load_exported
+
+        return load_exported(path)
+    if form == "torchscript":
+        from edgepack.source.pickled import load_torchscript
+
+        return load_torchscript(path, trust_pickle=trust_pickle)
+    if form == "onnx":
+        from edgepack.source.onnx_file import load_onnx
+
+        return load_onnx(path)
+    from edgepack.source.huggingface import load_huggingface
+
+    return load_huggingface(path)
+
+
+__all__ = ["Format", "Source", "load", "recognise"]

@@ -1,0 +1,120 @@
+"""Zip archives that others made, checked before anything in them is believed.
+
+`zipfile` reads the last of two entries of one name and torch the first; entries that overlap
+make a few kilobytes into gigabytes; a local header may contradict the central one. An archive
+that does any of this is refused, so that what was checked is what is loaded.
+"""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from edgepack.errors import SourceError
+
+MAX_ENTRIES = 200_000
+_LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
+
+
+def open_checked(path: Path, *, stored_only: bool = True) -> zipfile.ZipFile:
+    """Open a zip archive whose entries are unambiguous.
+
+    Args:
+        path: the archive.
+        stored_only: refuse compressed entries, which torch's own writers never make for weights.
+
+    Returns:
+        The open archive; the caller closes it.
+
+    Raises:
+        SourceError: source-truncated where the archive's directory is missing,
+            source-archive-unsafe where two readers could see different contents in it.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise SourceError(
+            "source-truncated",
+            f"{path.name} is not a whole zip archive",
+            why=f"{error}; the file has {path.stat().st_size} bytes",
+            hint="copy or download it again, and compare its size with the original's",
+        ) from error
+    try:
+        fault = _fault(archive, path, stored_only)
+    except BaseException:
+        archive.close()
+        raise
+    if fault:
+        archive.close()
+        raise SourceError(
+            "source-archive-unsafe",
+            f"{path.name} is a zip archive that is not safe to read",
+            why=fault,
+            hint="save the model again with torch; if the file came from elsewhere, distrust it",
+        )
+    return archive
+
+
+def _fault(archive: zipfile.ZipFile, path: Path, stored_only: bool) -> str:
+    """What is wrong with the archive, or an empty string."""
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        return f"it has {len(entries)} entries, more than {MAX_ENTRIES}"
+    seen: set[str] = set()
+    for entry in entries:
+        name = entry.filename
+        if name.casefold() in seen:
+            return f"two entries have the name {name!r}"
+        seen.add(name.casefold())
+        parts = PurePosixPath(name).parts
+        if name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
+            return f"the entry name {name!r} leaves the archive or cannot be printed"
+        if entry.flag_bits & 0x1:
+            return f"the entry {name!r} is encrypted"
+        if stored_only and entry.compress_type != zipfile.ZIP_STORED:
+            return f"the entry {name!r} is compressed"
+    return _layout_fault(entries, path)
+
+
+def _layout_fault(entries: list[zipfile.ZipInfo], path: Path) -> str:
+    """Where entries overlap, or a local header disagrees with the central directory."""
+    end = 0
+    with path.open("rb") as file:
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            if entry.header_offset < end:
+                return f"the entry {entry.filename!r} overlaps the one before it"
+            file.seek(entry.header_offset)
+            header = file.read(_LOCAL_HEADER.size)
+            if len(header) < _LOCAL_HEADER.size:
+                return f"the entry {entry.filename!r} lies outside the file"
+            magic, _, flags, method, *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+            encoding = "utf-8" if flags & 0x800 else "cp437"
+            name = file.read(name_length).decode(encoding, errors="replace")
+            if (
+                magic != b"PK\x03\x04"
+                or method != entry.compress_type
+                or name != entry.orig_filename
+            ):
+                return f"the local header of {entry.filename!r} says something else: {name!r}"
+            data = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+            end = data + entry.compress_size
+    return ""
+
+
+def read_entry(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
+    """The content of one entry, its checksum verified.
+
+    Raises:
+        SourceError: source-corrupt.
+    """
+    try:
+        return archive.read(name)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+        raise SourceError(
+            "source-corrupt",
+            f"{file} cannot be read",
+            why=f"{name}: {error}",
+            hint="copy or download it again, or save it again",
+        ) from error

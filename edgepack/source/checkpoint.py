@@ -1,0 +1,211 @@
+"""A state dict, and the factory that builds the network it belongs to."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgepack.errors import SourceError, missing_package
+from edgepack.source.code import Opened, add_code, is_installed, watch_files
+from edgepack.source.digest import Digest
+from edgepack.source.eager import count_parameters, flatten_outputs, torch_run
+from edgepack.source.factory import Factory, find, importable
+from edgepack.source.model import Source
+from edgepack.source.pickled import code_names, from_pickle, refuse_pickle, trust_warning
+from edgepack.source.torch_host import import_torch
+from edgepack.source.weights import load_state, unwrap
+
+
+def load_checkpoint(
+    path: Path,
+    form: str,
+    *,
+    arch: str | None,
+    arch_args: Mapping[str, Any],
+    trust_pickle: bool,
+    search: tuple[Path, ...],
+) -> Source:
+    """The source for what `torch.save` or safetensors wrote.
+
+    Args:
+        path: the file.
+        form: "checkpoint" or "safetensors", as it was recognised.
+        arch: the factory; None only for a whole pickled module.
+        arch_args: the factory's keyword arguments.
+        trust_pickle: allow code from the file, where weights alone cannot be had.
+        search: folders that the factory is looked for in.
+
+    Raises:
+        SourceError: source-pickled-module, source-corrupt, source-no-weights,
+            source-arch-missing-option, source-arch-unneeded, and those of the factory and of
+            the weights.
+    """
+    torch = import_torch("A state dict")
+    if form == "safetensors":
+        content, trusted = _read_safetensors(path), False
+    else:
+        content, trusted = _read_torch(torch, path, trust_pickle)
+    if isinstance(content, torch.nn.Module):
+        if arch is not None:
+            raise SourceError(
+                "source-arch-unneeded",
+                f"{path.name} holds a whole module; --arch has no use",
+                why=f"it is a {type(content).__qualname__}, and --arch {arch} was given",
+                hint="leave --arch away, or save its state dict and give that",
+            )
+        return from_pickle(path, content)
+    state, notes = unwrap(path, content)
+    if arch is None:
+        raise SourceError(
+            "source-arch-required",
+            f"{path.name} holds weights alone: the code of the network is needed too",
+            why=f"{len(state)} tensors: {', '.join(list(state)[:3])}, ...",
+            hint="--arch package.module:factory, or --arch path/to/file.py:factory",
+        )
+    module, code_digest, built = _build(torch, arch, arch_args, search)
+    notes += load_state(path, module, state)
+    notes += built
+    module.register_forward_hook(flatten_outputs)
+    digest = Digest("state-dict")
+    digest.file("weights", path)
+    digest.text("arch", arch.rpartition(":")[2])
+    digest.json("arch-args", dict(arch_args))
+    digest.text("code", code_digest)
+    return Source(
+        path=path,
+        kind="state-dict",
+        digest=digest.hexdigest(),
+        module=module,
+        program=None,
+        onnx=None,
+        inputs=None,
+        output_names=None,
+        output_kind=None,
+        run=torch_run(module),
+        parameters=count_parameters(module),
+        bytes=path.stat().st_size,
+        trusted_pickle=trusted,
+        notes=tuple(notes),
+        warnings=(trust_warning(path),) if trusted else (),
+    )
+
+
+def _read_torch(torch: Any, path: Path, trust_pickle: bool) -> tuple[Any, bool]:
+    """What torch.save wrote, and whether code of it was allowed to run."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True), False
+    except pickle.UnpicklingError as error:
+        names = code_names(path)
+        if not names:
+            raise _corrupt(path, error) from error
+        if not trust_pickle:
+            raise refuse_pickle(path, names) from error
+    except Exception as error:  # torch raises whatever its parsers of a broken file meet
+        raise _corrupt(path, error) from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False), True
+    except Exception as error:
+        raise SourceError(
+            "source-pickle-failed",
+            f"{path.name} was trusted, and cannot be unpickled",
+            why=f"{type(error).__name__}: {error}",
+            hint="the classes that it names must be importable from the current folder",
+        ) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise missing_package("safetensors", "torch", "A safetensors file") from error
+    try:
+        return dict(load_file(path, device="cpu"))
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _corrupt(path, error) from error
+
+
+def _corrupt(path: Path, error: Exception) -> SourceError:
+    return SourceError(
+        "source-corrupt",
+        f"{path.name} cannot be read",
+        why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        hint="copy or download it again, or save it again",
+    )
+
+
+def _build(
+    torch: Any, arch: str, arch_args: Mapping[str, Any], search: tuple[Path, ...]
+) -> tuple[Any, str, list[str]]:
+    """The network, the digest of the code behind it, and a note."""
+    with importable(search), watch_files() as opened:
+        before = set(sys.modules)
+        factory = find(arch, search)
+        module = factory.build(torch, arch_args)
+        _check_unsaved(torch, factory, arch_args, module)
+        roots = [factory.module, *_new_modules(before)]
+        names, digest = _code_digest(factory, roots, opened, module)
+    mine = [name for name in names if not name.startswith("file:")]
+    return module, digest, [f"Built the network with {arch}, from {len(mine)} files of code."]
+
+
+def _new_modules(before: set[str]) -> list[ModuleType]:
+    """The user's own modules that were imported since.
+
+    Installed packages are followed from what uses them: whether they were imported before
+    depends on what else this process did.
+    """
+    found = []
+    for name, module in sys.modules.items():
+        file = getattr(module, "__file__", None)
+        if name not in before and isinstance(file, str) and not is_installed(Path(file)):
+            found.append(module)
+    return found
+
+
+def _code_digest(
+    factory: Factory, roots: list[ModuleType], opened: Opened, module: Any
+) -> tuple[tuple[str, ...], str]:
+    digest = Digest("code")
+    names = add_code(digest, roots, opened.paths.copy(), module)
+    digest.text("factory", factory.function.__qualname__)
+    return names, digest.hexdigest()
+
+
+def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
+    """Tensors that no state dict holds must come out the same each time.
+
+    Built a second time under another random state, they show whether they are drawn at random.
+    """
+    unsaved = _unsaved(torch, module)
+    if not unsaved:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        again = _unsaved(torch, factory.function(**arch_args))
+    for name, tensor in unsaved.items():
+        other = again.get(name)
+        if other is None or not torch.equal(
+            torch.nan_to_num(tensor), torch.nan_to_num(other.to(tensor.dtype))
+        ):
+            raise SourceError(
+                "source-weights-unsaved",
+                f"the network's {name} is drawn at random, and no state dict holds it",
+                why=f"two calls of {factory.spec} gave two values of shape {list(tensor.shape)}",
+                hint="make it a persistent buffer or a parameter, and save the weights again",
+            )
+
+
+def _unsaved(torch: Any, module: Any) -> dict[str, Any]:
+    """Non-persistent buffers, and tensors kept as plain attributes."""
+    saved = set(module.state_dict())
+    found = {name: t for name, t in module.named_buffers() if name not in saved}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found

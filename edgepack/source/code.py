@@ -1,0 +1,162 @@
+"""Which files of code, and which versions of packages, a network was built by."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from edgepack.source.digest import Digest
+
+# Large packages that are told apart by their version; everything else by its files.
+BY_VERSION = frozenset(
+    ["torch", "torchvision", "torchaudio", "numpy", "scipy", "transformers", "tokenizers",
+     "safetensors", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "sympy", "networkx", "triton",
+     "pandas", "sklearn", "PIL", "cv2", "matplotlib", "timm", "pytorch_lightning", "lightning",
+     "huggingface_hub", "fsspec", "yaml", "jinja2", "regex", "tqdm", "requests"]
+)  # fmt: skip
+
+_STDLIB = tuple(
+    os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")
+)
+
+_SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/lib", "/usr/lib", "/usr/share")
+
+
+@dataclass
+class Opened:
+    """Files that were opened for reading while `watch_files` was active."""
+
+    paths: set[Path] = field(default_factory=set)
+
+
+_watching: list[Opened] = []
+_hooked = False
+
+
+@contextmanager
+def watch_files() -> Iterator[Opened]:
+    """Record the files that are opened meanwhile: a factory may read a configuration.
+
+    An audit hook cannot be removed; it is set once, and does nothing outside this context.
+    """
+    global _hooked
+    if not _hooked:
+        sys.addaudithook(_on_audit)
+        _hooked = True
+    opened = Opened()
+    _watching.append(opened)
+    try:
+        yield opened
+    finally:
+        _watching.remove(opened)
+
+
+def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _watching and isinstance(arguments[0], (str, bytes)):
+        writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
+        if not writes:
+            _watching[-1].paths.add(Path(os.fsdecode(arguments[0])).absolute())
+
+
+def add_code(
+    digest: Digest, roots: Iterable[ModuleType], opened: Iterable[Path], module: Any
+) -> tuple[str, ...]:
+    """Add to the digest the code behind `module` and the files that building it read.
+
+    Args:
+        digest: where to add.
+        roots: modules to start from: the factory's, and those that it imported.
+        opened: files that were read meanwhile.
+        module: the torch module; the classes of all its parts are followed.
+
+    Returns:
+        The names of what was added, for the ledger.
+    """
+    start = {root.__name__ for root in roots}
+    for part in module.modules():
+        start.update(base.__module__ for base in type(part).__mro__)
+    files: dict[str, Path] = {}
+    versions: dict[str, str] = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for name in _closure(start):
+        top, file = name.partition(".")[0], _file(name)
+        if top in BY_VERSION or (file is not None and is_installed(file)):
+            versions[top] = _version(top)
+        if top not in BY_VERSION and file is not None:
+            files[name] = file
+    read = {Path(os.path.realpath(path)) for path in opened} - set(files.values())
+    for index, path in enumerate(sorted(path for path in read if _is_users(path))):
+        files[f"file:{index:06}:{path.name}"] = path
+    digest.json("versions", versions)
+    digest.files("code", files.items())
+    return tuple(sorted(files))
+
+
+def _closure(start: set[str]) -> set[str]:
+    """The modules in `start`, and those that their globals come from, without the big ones."""
+    found: set[str] = set()
+    pending = [name for name in start if name in sys.modules]
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        found.add(name)
+        if name.partition(".")[0] in BY_VERSION or _file(name) is None:
+            continue
+        for value in list(vars(sys.modules[name]).values()):
+            origin = value.__name__ if isinstance(value, ModuleType) else _origin(value)
+            if origin and origin in sys.modules:
+                pending.append(origin)
+        package = name.rpartition(".")[0]
+        if package:
+            pending.append(package)
+    return found
+
+
+def _origin(value: Any) -> str | None:
+    # An instance is not asked: its class may answer for attributes in its own way.
+    definition = value if isinstance(value, (type, FunctionType)) else type(value)
+    origin = definition.__module__
+    return origin if isinstance(origin, str) else None
+
+
+def _file(name: str) -> Path | None:
+    """The file of a module that is neither built in, nor the standard library's, nor edgepack's."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if not isinstance(file, str) or name.partition(".")[0] == "edgepack":
+        return None
+    path = Path(os.path.realpath(file))
+    return path if path.is_file() and not _is_stdlib(path) else None
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file belongs to an installed package."""
+    return "site-packages" in path.parts or "dist-packages" in path.parts
+
+
+def _is_stdlib(path: Path) -> bool:
+    return str(path).startswith(_STDLIB) and not is_installed(path)
+
+
+def _is_users(path: Path) -> bool:
+    """Whether a file that was opened is the user's, not a package's, Python's or the system's."""
+    if path.suffix == ".pyc" or any(str(path).startswith(root + os.sep) for root in _SYSTEM):
+        return False
+    return path.is_file() and not is_installed(path) and not _is_stdlib(path)
+
+
+def _version(top: str) -> str:
+    version = getattr(sys.modules.get(top), "__version__", None)
+    if version is not None:
+        return str(version)
+    try:
+        return importlib.metadata.version(top)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,56 @@
+"""SHA-256 over everything that decides what a model computes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHUNK = 1 << 20
+
+
+class Digest:
+    """A SHA-256 over labelled parts: no two lists of parts give the same bytes."""
+
+    def __init__(self, kind: str) -> None:
+        self._hash = hashlib.sha256()
+        self.text("kind", kind)
+
+    def text(self, label: str, value: str) -> None:
+        """Add a string."""
+        self.data(label, value.encode())
+
+    def json(self, label: str, value: Any) -> None:
+        """Add a JSON value, or anything whose `repr` tells it apart."""
+        self.text(label, json.dumps(value, sort_keys=True, default=repr))
+
+    def data(self, label: str, value: bytes) -> None:
+        """Add bytes."""
+        self._head(label, len(value))
+        self._hash.update(value)
+
+    def file(self, label: str, path: Path) -> None:
+        """Add a file's content; its place does not matter."""
+        with path.open("rb") as file:
+            self.data(label, _hash_stream(file))
+
+    def files(self, label: str, paths: Iterable[tuple[str, Path]]) -> None:
+        """Add files under names, in the names' order."""
+        for name, path in sorted(paths):
+            self.file(f"{label}:{name}", path)
+
+    def hexdigest(self) -> str:
+        """The digest, 64 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+    def _head(self, label: str, length: int) -> None:
+        self._hash.update(f"{len(label)}:{label}:{length}:".encode())
+
+
+def _hash_stream(file: BinaryIO) -> bytes:
+    hasher = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        hasher.update(chunk)
+    return hasher.digest()

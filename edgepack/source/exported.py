@@ -1,0 +1,213 @@
+"""A `torch.export` program (.pt2), loaded without running anything that it carries.
+
+`torch.export.load` unpickles sample inputs and evaluates strings (see `program`). So the archive
+is opened here first; what a program needs is checked, and written to a new archive of which
+torch reads nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.source.archive import open_checked, read_entry
+from edgepack.source.digest import Digest
+from edgepack.source.eager import torch_run
+from edgepack.source.model import Source
+from edgepack.source.program import check_payload, clean_program, corrupt, unsafe
+from edgepack.source.torch_host import import_torch
+from edgepack.source.weights import check_finite
+
+MAX_JSON = 256 << 20
+"""Largest description of a program that is parsed, in bytes."""
+
+_PROGRAM = "models/model.json"
+_WEIGHTS = "data/weights/model_weights_config.json"
+_CONSTANTS = "data/constants/model_constants_config.json"
+_SAMPLES = "data/sample_inputs/model.pt"
+_FORMAT = ("archive_format", "archive_version")
+_PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
+_IGNORED = re.compile(r"\.data/\w+|byteorder|version|\.format_version|\.storage_alignment|extra/.*")
+
+
+def load_exported(path: Path) -> Source:
+    """The source for a torch.export program.
+
+    Raises:
+        SourceError: source-truncated, source-archive-unsafe, source-corrupt,
+            source-exported-compiled, source-exported-unsafe, source-exported-objects,
+            source-exported-operator, source-exported-several, source-exported-version,
+            source-exported-inputs, source-stateful, source-output-unsupported,
+            source-weights-nonfinite, source-unsafe-environment.
+    """
+    torch = import_torch("A torch.export program")
+    from torch.export.pt2_archive._package import load_pt2
+
+    from edgepack.source.positional import TreeModule
+
+    digest = Digest("exported-program")
+    digest.text("torch", torch.__version__)
+    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+        clean = Path(folder) / "model.pt2"
+        _rewrite(path, clean, digest)
+        try:
+            program = load_pt2(str(clean)).exported_programs["model"]
+        except Exception as error:
+            raise SourceError(
+                "source-exported-version",
+                f"torch {torch.__version__} cannot load the program {path.name}",
+                why=f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}",
+                hint="export the network again with this torch, or install the torch that saved it",
+            ) from error
+    _check_stateless(path, program)
+    inputs = _inputs(path, program)
+    trained = {name for name, _ in program.named_parameters()}
+    tensors = [*program.state_dict.items(), *program.constants.items()]
+    check_finite(path, [(name, tensor, name in trained) for name, tensor in tensors])
+    module = TreeModule(program.module(), program.call_spec.in_spec)
+    return Source(
+        path=path,
+        kind="exported-program",
+        digest=digest.hexdigest(),
+        module=module,
+        program=program,
+        onnx=None,
+        inputs=inputs,
+        output_names=_output_names(program.call_spec.out_spec),
+        output_kind=None,
+        run=torch_run(module, inputs),
+        parameters=sum(parameter.numel() for _, parameter in program.named_parameters()),
+        bytes=path.stat().st_size,
+        notes=(f"Loaded a torch.export program of {len(program.graph.nodes)} nodes.",),
+    )
+
+
+def _rewrite(path: Path, clean: Path, digest: Digest) -> None:
+    """Copy the checked parts of an archive into a new one, and into the digest."""
+    from torch.export.pt2_archive._package import PT2ArchiveWriter
+
+    with open_checked(path) as archive, PT2ArchiveWriter(str(clean)) as writer:
+        root = archive.namelist()[0].split("/", 1)[0]
+        entries = {name.split("/", 1)[1]: name for name in archive.namelist()}
+        _check_entries(path.name, archive, entries)
+        payloads = frozenset(
+            name.rpartition("/")[2] for name in entries if _PAYLOAD.fullmatch(name)
+        )
+        # torch insists on sample inputs; empty ones are not unpickled.
+        writer.write_bytes(_SAMPLES, b"")
+        for name in sorted(entries):
+            if _PAYLOAD.fullmatch(name) or name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
+                data = _read(archive, f"{root}/{name}", path.name)
+                if name == _PROGRAM:
+                    data = clean_program(data, path.name)
+                elif name in (_WEIGHTS, _CONSTANTS):
+                    check_payload(data, path.name, name, payloads)
+                writer.write_bytes(name, data)
+                digest.data(name, data)
+
+
+def _read(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
+    if name.endswith(".json") and archive.getinfo(name).file_size > MAX_JSON:
+        raise corrupt(file, f"{name} is larger than {MAX_JSON} bytes")
+    return read_entry(archive, name, file)
+
+
+def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str]) -> None:
+    """Every entry is known, and none is code."""
+    for name in entries:
+        if _PAYLOAD.fullmatch(name) or _IGNORED.fullmatch(name) or name == _SAMPLES:
+            continue
+        if name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
+            continue
+        if name.startswith("models/"):
+            raise SourceError(
+                "source-exported-several",
+                f"{file} holds more programs than one, or one under another name",
+                why=f"it has {name}",
+                hint="save one program: torch.export.save(program, PATH)",
+            )
+        if name.startswith("data/aotinductor/") or name.endswith((".so", ".cpp", ".o", ".cubin")):
+            raise SourceError(
+                "source-exported-compiled",
+                f"{file} holds compiled code (AOTInductor)",
+                why=f"it has {name}, which torch would load as a library",
+                hint="give the program as torch.export.save writes it, not the compiled package",
+            )
+        if "/custom_obj_" in name or "/opaque_obj_" in name:
+            raise SourceError(
+                "source-exported-objects",
+                f"{file} holds custom objects",
+                why=f"it has {name}, which torch would unpickle",
+                hint="export the network without custom classes",
+            )
+        raise unsafe(file, f"it has an entry that no program needs: {name[:80]!r}")
+    for name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
+        if name not in entries:
+            raise corrupt(file, f"the entry {name} is missing")
+    order = _read(archive, entries["byteorder"], file) if "byteorder" in entries else b"little"
+    if order != b"little":
+        raise corrupt(file, f"its byte order is {order!r}, not little-endian")
+
+
+def _check_stateless(path: Path, program: Any) -> None:
+    """Refuse a program that writes to its buffers; so does one exported in training mode."""
+    signature = program.graph_signature
+    changed = set(signature.buffers_to_mutate.values())
+    for node in program.graph.nodes:
+        arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
+        for argument, value in zip(arguments, node.args, strict=False):
+            written = argument.alias_info is not None and argument.alias_info.is_write
+            if written and getattr(value, "name", None) in signature.inputs_to_buffers:
+                changed.add(signature.inputs_to_buffers[value.name])
+    if changed:
+        raise SourceError(
+            "source-stateful",
+            f"{path.name} keeps state between calls",
+            why=f"it writes to {', '.join(sorted(changed))[:200]}",
+            hint="export it in eval mode; make its state an input and an output of forward",
+        )
+
+
+def _inputs(path: Path, program: Any) -> tuple[Tensor, ...]:
+    """The inputs, from the shapes that were exported; a symbol becomes a named axis."""
+    import torch
+
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    names: dict[str, str] = {}
+    inputs = []
+    for name in program.graph_signature.user_inputs:
+        value = values.get(name) if isinstance(name, str) else name
+        if not isinstance(value, torch.Tensor):
+            raise SourceError(
+                "source-exported-inputs",
+                f"{path.name} has an input that is no tensor",
+                why=f"{name!r} is of type {type(value).__name__}",
+                hint="export the network with tensors as its only inputs",
+            )
+        shape = tuple(_dim(name, axis, size, names) for axis, size in enumerate(value.shape))
+        inputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), shape))
+    return tuple(inputs)
+
+
+def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
+    if isinstance(size, int):
+        return size
+    symbol = str(size)
+    if symbol not in names:
+        fresh = "batch" if axis == 0 and "batch" not in names.values() else f"{tensor}_dim{axis}"
+        names[symbol] = fresh
+    return names[symbol]
+
+
+def _output_names(spec: Any) -> tuple[str, ...] | None:
+    """The keys of a flat dict of outputs; other outputs have no names of their own."""
+    keys = getattr(spec, "context", None)
+    flat = spec.num_leaves == spec.num_children
+    if spec.type in (dict,) and flat and keys and all(isinstance(key, str) for key in keys):
+        return tuple(keys)
+    return None

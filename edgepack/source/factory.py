@@ -1,0 +1,241 @@
+"""The user's factory: the code that builds the network, imported, called, and recorded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.source.code import is_installed
+
+# Modules that an earlier factory brought in: each load imports the user's code anew, so that
+# what runs is what lies on disk and what the digest was taken of.
+_imported: set[str] = set()
+
+
+@dataclass(frozen=True)
+class Factory:
+    """A factory that was found.
+
+    Attributes:
+        spec: as given, "package.module:function" or "path/to/file.py:function".
+        function: the callable.
+        module: the module that it was found in.
+    """
+
+    spec: str
+    function: Callable[..., Any]
+    module: ModuleType
+
+    def build(self, torch: Any, arguments: Mapping[str, Any]) -> Any:
+        """Call it, and return the module that it builds, in eval mode.
+
+        torch's random state is fixed meanwhile, and put back.
+
+        Raises:
+            SourceError: source-factory-arguments, source-factory-failed, source-factory-result.
+        """
+        self._check_arguments(arguments)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                built = self.function(**arguments)
+            except Exception as error:
+                raise SourceError(
+                    "source-factory-failed",
+                    f"the factory {self.spec} failed",
+                    why=_user_error(error),
+                    hint=f"it was called with {_call(arguments)}; run it on its own to see more",
+                ) from error
+        if not isinstance(built, torch.nn.Module):
+            raise SourceError(
+                "source-factory-result",
+                f"the factory {self.spec} did not return a torch module",
+                why=f"it returned {type(built).__module__}.{type(built).__qualname__}",
+                hint="return the network itself, not a tuple or a class",
+            )
+        return built.eval()
+
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):
+            return  # A callable without a signature says itself what it lacks.
+        try:
+            signature.bind(**arguments)
+        except TypeError as error:
+            raise SourceError(
+                "source-factory-arguments",
+                f"the factory {self.spec} cannot be called with {_call(arguments)}",
+                why=f"{error}; its signature is {signature}",
+                hint=_nearest(arguments, signature)
+                or "give its arguments with --arch-arg NAME=VALUE",
+            ) from error
+
+
+def _call(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "no arguments"
+
+
+def _nearest(arguments: Mapping[str, Any], signature: inspect.Signature) -> str:
+    for name in arguments:
+        if name not in signature.parameters:
+            match = difflib.get_close_matches(name, signature.parameters, n=1)
+            if match:
+                return f"did you mean --arch-arg {match[0]}=...?"
+    return ""
+
+
+@contextmanager
+def importable(folders: tuple[Path, ...]) -> Iterator[None]:
+    """Put folders, and the current one, at the front of the import path."""
+    kept = list(sys.path)
+    before = set(sys.modules)
+    for name in _imported & before:
+        del sys.modules[name]
+    before -= _imported
+    _imported.clear()
+    importlib.invalidate_caches()
+    front = [str(folder.resolve()) for folder in (*folders, Path.cwd())]
+    sys.path[:0] = front
+    try:
+        yield
+    finally:
+        # A factory's own file adds its folder too (see `_import_file`).
+        roots = [Path(entry) for entry in {*front, *sys.path} - (set(kept) - set(front))]
+        sys.path[:] = kept
+        _imported.update(
+            name for name in set(sys.modules) - before if _lies_in(sys.modules[name], roots)
+        )
+
+
+def _lies_in(module: Any, roots: list[Path]) -> bool:
+    file = getattr(module, "__file__", None)
+    if not file or module.__name__.partition(".")[0] == "edgepack":
+        return False
+    path = Path(os.path.realpath(file))
+    return not is_installed(path) and any(root in path.parents for root in roots)
+
+
+def find(spec: str, base: tuple[Path, ...]) -> Factory:
+    """Import the factory that `spec` names; call it inside `importable`.
+
+    Args:
+        spec: "package.module:function" or "path/to/file.py:function".
+        base: folders that a relative path to a file is looked for in, before the current one.
+
+    Raises:
+        SourceError: source-arch-form, source-arch-import, source-arch-missing.
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
+        guess = ":".join(spec.rpartition(".")[::2]) if "." in spec else f"my_model:{spec}"
+        raise SourceError(
+            "source-arch-form",
+            f"--arch {spec!r} does not name a factory",
+            why="its form is package.module:function or path/to/file.py:function",
+            hint=f"did you mean --arch {guess}?" if "/" not in spec else "add :function",
+        )
+    module = _import(spec, place, base)
+    target: Any = module
+    for part in name.split("."):
+        if not hasattr(target, part):
+            choices = [
+                n for n in vars(target) if not n.startswith("_") and callable(vars(target)[n])
+            ]
+            close = difflib.get_close_matches(part, choices, n=1)
+            raise SourceError(
+                "source-arch-missing",
+                f"{place} has no {name}",
+                why=f"callables found there: {', '.join(choices[:8]) or 'none'}",
+                hint=f"did you mean {place}:{close[0]}?"
+                if close
+                else "check the name after the colon",
+            )
+        target = getattr(target, part)
+    if not callable(target):
+        raise SourceError(
+            "source-arch-missing",
+            f"{spec} is not callable",
+            why=f"it is of type {type(target).__name__}",
+            hint="name a function or class that returns the network",
+        )
+    return Factory(spec, target, module)
+
+
+def _import(spec: str, place: str, base: tuple[Path, ...]) -> ModuleType:
+    try:
+        if place.endswith(".py") or "/" in place or os.sep in place:
+            return _import_file(spec, Path(place).expanduser(), base)
+        return importlib.import_module(place)
+    except SourceError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SourceError(
+            "source-arch-import",
+            f"the module of --arch {spec} cannot be imported",
+            why=_user_error(error),
+            hint="it is looked for in the manifest's folder, the current folder and the installed "
+            "packages",
+        ) from error
+
+
+def _import_file(spec: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
+    candidates = [folder / place for folder in (*base, Path.cwd())]
+    file = next((path.resolve() for path in candidates if path.is_file()), None)
+    if file is None:
+        raise SourceError(
+            "source-arch-import",
+            f"the file of --arch {spec} does not exist",
+            why="looked for " + ", ".join(str(path) for path in dict.fromkeys(candidates)),
+            hint="check the path before the colon",
+        )
+    # The file's neighbours are importable from it, as they are when Python runs it.
+    sys.path.insert(0, str(file.parent))
+    name = file.stem
+    if name in sys.modules:
+        # Not the user's file: something else has this name already, and keeps it.
+        name = f"_edgepack_arch_{file.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, file)
+    if module_spec is None or module_spec.loader is None:
+        raise SourceError(
+            "source-arch-import",
+            f"the file of --arch {spec} is not Python",
+            why=f"no loader for {file.name}",
+            hint="its name must end in .py",
+        )
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    _imported.add(name)
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _user_error(error: BaseException) -> str:
+    """The exception's text, and the last line of the user's code that it passed."""
+    text = f"{type(error).__name__}: {error}"
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__
+        and not frame.filename.startswith("<frozen")
+        and "importlib" not in frame.filename
+    ]
+    if frames:
+        text += f"\nat {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+    return text

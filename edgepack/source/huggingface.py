@@ -1,0 +1,294 @@
+"""A Hugging Face folder: offline, safetensors only, no code but transformers' own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import HostError, SourceError, missing_package
+from edgepack.source.digest import Digest
+from edgepack.source.eager import count_parameters, torch_run
+from edgepack.source.huggingface_io import infer_inputs, infer_outputs, output_kind
+from edgepack.source.model import Source
+from edgepack.source.recognise import recognise
+from edgepack.source.torch_host import import_torch
+from edgepack.source.weights import check_finite, named_tensors
+
+MIN_TRANSFORMERS = (5, 3)
+"""The first transformers in which no configuration turns remote code on (CVE-2026-4372, -5241)."""
+
+MAX_CONFIG = 16 << 20
+
+# Keys by which a configuration brings code, or fetches something from elsewhere.
+_FORBIDDEN = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config")
+_ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flex_attention"})
+
+
+def load_huggingface(path: Path) -> Source:
+    """The source for a folder that `save_pretrained` wrote.
+
+    The network runs with eager attention, in float32, without a cache of keys and values.
+
+    Raises:
+        SourceError: source-corrupt, source-hf-code, source-hf-pickle, source-hf-missing-weights,
+            source-hf-quantized, source-hf-adapter, source-hf-architecture, source-hf-unsupported,
+            source-hf-inputs, source-weights-mismatch, source-weights-nonfinite.
+        HostError: package-missing, transformers-too-old.
+    """
+    config = _read_json(path / "config.json")
+    _check_config(path, config)
+    shards = _weights(path)
+    torch = import_torch("A Hugging Face folder")
+    transformers = _import_transformers()
+    model_class = _model_class(path, config, transformers)
+    model, notes = _load(path, model_class, torch)
+    inputs = infer_inputs(path, model, config)
+    names = infer_outputs(path, model, inputs)
+
+    from edgepack.source.positional import NamedModule
+
+    module = NamedModule(model, tuple(tensor.name for tensor in inputs), names).eval()
+    digest = Digest("hugging-face")
+    digest.json("config", config)
+    digest.json("versions", {"torch": torch.__version__, "transformers": transformers.__version__})
+    digest.text("class", model_class.__name__)
+    digest.files("weights", ((shard.name, shard) for shard in shards))
+    return Source(
+        path=path,
+        kind="hugging-face",
+        digest=digest.hexdigest(),
+        module=module,
+        program=None,
+        onnx=None,
+        inputs=inputs,
+        output_names=names,
+        output_kind=output_kind(model_class.__name__, model.config),
+        run=torch_run(module, inputs),
+        parameters=count_parameters(model),
+        bytes=sum(shard.stat().st_size for shard in shards),
+        notes=(f"Loaded {model_class.__name__} from a Hugging Face folder.", *notes),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_CONFIG:
+            raise ValueError(f"it is larger than {MAX_CONFIG} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise TypeError(f"it is a {type(content).__name__}, not an object")
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise SourceError(
+            "source-corrupt",
+            f"{path} cannot be read",
+            why=str(error),
+            hint="save the folder again with save_pretrained",
+        ) from error
+    return content
+
+
+def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key, inner
+            yield from _items(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _items(inner)
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what would run code from the folder, fetch something, or load other weights."""
+    for key, value in _items(config):
+        attention = "attn_implementation" in key and value is not None
+        if (key in _FORBIDDEN and value) or (attention and value not in _ATTENTION):
+            raise SourceError(
+                "source-hf-code",
+                f"the configuration of {path.name} asks for code from elsewhere",
+                why=f"config.json has {key} = {str(value)[:80]!r}",
+                hint="build the network with your own factory: give its weights with --arch",
+            )
+        if key in ("use_pretrained_backbone", "use_timm_backbone") and value:
+            raise SourceError(
+                "source-hf-unsupported",
+                f"{path.name} takes a part of its network from elsewhere",
+                why=f"config.json has {key} = {value!r}",
+                hint="export the whole network with torch.export and give the .pt2 file",
+            )
+    if config.get("quantization_config"):
+        raise SourceError(
+            "source-hf-quantized",
+            f"{path.name} is quantized already",
+            why=f"quantization_config: {str(config['quantization_config'])[:120]}",
+            hint="give the original weights; edgepack quantizes for the target",
+        )
+    if (path / "adapter_config.json").exists():
+        raise SourceError(
+            "source-hf-adapter",
+            f"{path.name} is an adapter (PEFT), not a whole network",
+            why="it has an adapter_config.json, which names a base model elsewhere",
+            hint="merge it: model.merge_and_unload().save_pretrained(PATH)",
+        )
+
+
+def _weights(path: Path) -> list[Path]:
+    """The safetensors files of the folder."""
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").is_file():
+        shards = [path / "model.safetensors"]
+    elif index.is_file():
+        table = _read_json(index).get("weight_map")
+        names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
+        shards = [path / name for name in names]
+        for name, shard in zip(names, shards, strict=True):
+            if "/" in name or "\\" in name or not shard.is_file():
+                raise SourceError(
+                    "source-hf-missing-weights",
+                    f"{path.name} lacks a part of its weights",
+                    why=f"its index names {name!r}, which is no file of the folder",
+                    hint="copy the whole folder again",
+                )
+    else:
+        shards = []
+    if not shards:
+        pickles = sorted(
+            p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
+        if any(name.startswith("pytorch_model") for name in pickles):
+            raise SourceError(
+                "source-hf-pickle",
+                f"{path.name} has its weights as a pickle only",
+                why=f"it holds {', '.join(pickles[:4])}; a pickle can run any code",
+                hint="where you trust it, convert it once:\n"
+                f'    model = AutoModelFor....from_pretrained("{path.name}")\n'
+                '    model.save_pretrained("converted")',
+            )
+        raise SourceError(
+            "source-hf-missing-weights",
+            f"{path.name} has no weights",
+            why="neither model.safetensors nor model.safetensors.index.json is there",
+            hint="save the folder again with save_pretrained",
+        )
+    for shard in shards:
+        if recognise(shard) != "safetensors":
+            raise SourceError(
+                "source-hf-pickle",
+                f"{shard.name} is not a safetensors file, whatever its name says",
+                why=f"its content is that of a {recognise(shard)}",
+                hint="save the folder again with save_pretrained",
+            )
+    return shards
+
+
+def _import_transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise missing_package("transformers", "transformers", "A Hugging Face folder") from error
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    if version < MIN_TRANSFORMERS:
+        raise HostError(
+            "transformers-too-old",
+            f"transformers {transformers.__version__} lets a configuration run remote code",
+            why="CVE-2026-4372 and CVE-2026-5241 are fixed in 5.3",
+            hint="pip install 'transformers>=5.3'",
+        )
+    return transformers
+
+
+def _model_class(path: Path, config: dict[str, Any], transformers: Any) -> Any:
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not str(names[0]).isidentifier():
+        raise SourceError(
+            "source-hf-architecture",
+            f"the configuration of {path.name} does not name one network",
+            why=f"architectures: {names!r}",
+            hint='add it to config.json: "architectures": ["DistilBertForSequenceClassification"]',
+        )
+    found: Any = getattr(transformers, names[0], None)
+    is_network = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    if not is_network:
+        raise SourceError(
+            "source-hf-architecture",
+            f"transformers {transformers.__version__} does not have the network of {path.name}",
+            why=f"architectures: {names[0]}",
+            hint="install a newer transformers, or give its weights with --arch",
+        )
+    if config.get("model_type") != found.config_class.model_type:
+        raise SourceError(
+            "source-hf-architecture",
+            f"the configuration of {path.name} contradicts itself",
+            why=f"model_type is {config.get('model_type')!r}, but {names[0]} is of type "
+            f"{found.config_class.model_type!r}",
+            hint="save the folder again with save_pretrained",
+        )
+    return found
+
+
+def _load(path: Path, model_class: Any, torch: Any) -> tuple[Any, list[str]]:
+    """The network with its weights, all of them from the folder; and notes."""
+    with _quiet(path):
+        config = model_class.config_class.from_pretrained(path, local_files_only=True)
+        for name in ("use_cache", "output_attentions", "output_hidden_states"):
+            if getattr(config, name, None):
+                setattr(config, name, False)
+        model, info = model_class.from_pretrained(
+            path,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    missing = sorted(map(str, info["missing_keys"]))
+    mismatched = sorted(map(str, info["mismatched_keys"]))
+    if missing or mismatched:
+        # transformers would draw them at random, with a warning.
+        raise SourceError(
+            "source-weights-mismatch",
+            f"the weights of {path.name} do not fill {model_class.__name__}",
+            why=f"{len(missing)} missing: {', '.join(missing[:4]) or '-'}; "
+            f"{len(mismatched)} of another shape: {', '.join(mismatched[:4]) or '-'}",
+            hint="is it the base network without its head? name the class that was trained in "
+            "config.json's architectures",
+        )
+    check_finite(path, named_tensors(model))
+    unused = sorted(map(str, info["unexpected_keys"]))
+    notes = (
+        [f"{len(unused)} tensors of the folder are not used: {', '.join(unused[:4])}."]
+        if unused
+        else []
+    )
+    return model.eval(), notes
+
+
+@contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """transformers without its progress bar and report, and its exceptions as one error."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except Exception as error:
+        raise SourceError(
+            "source-hf-unsupported",
+            f"transformers cannot load {path.name}",
+            why=f"{type(error).__name__}: {_first_lines(str(error))}",
+            hint="check the folder with from_pretrained; or give its weights with --arch",
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_lines(text: str, lines: int = 3) -> str:
+    return "\n".join(text.strip().splitlines()[:lines])

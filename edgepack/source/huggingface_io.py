@@ -1,0 +1,135 @@
+"""What a Hugging Face network takes and gives, from its class and its configuration."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.runtime.tensor import Dim, Tensor
+
+# Networks whose first output holds one score per class along its last axis.
+_CLASSIFIERS = (
+    "ForSequenceClassification",
+    "ForImageClassification",
+    "ForAudioClassification",
+    "ForTokenClassification",
+    "ForMaskedLM",
+    "ForCausalLM",
+    "LMHeadModel",
+)
+
+
+def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The inputs, by the name of the network's main one.
+
+    Text is int64 (batch, sequence); pictures are float32 (batch, channels, height, width); sound
+    is float32 (batch, samples).
+
+    Args:
+        path: the folder, whose preprocessor may tell the size of pictures.
+        model: the network.
+        config: `config.json`.
+
+    Raises:
+        SourceError: source-hf-unsupported for an encoder with a decoder, and for other inputs.
+    """
+    main = model.main_input_name
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise _unsupported(path, "it has an encoder and a decoder, which run in a loop")
+    accepted = inspect.signature(model.forward).parameters
+    if main == "input_ids":
+        shape: tuple[Dim, ...] = ("batch", "sequence")
+        names = ["input_ids"]
+        names += [name for name in ("attention_mask",) if name in accepted]
+        if "token_type_ids" in accepted and (config.get("type_vocab_size") or 0) > 1:
+            names.append("token_type_ids")
+        return tuple(Tensor(name, "int64", shape) for name in names)
+    if main == "pixel_values":
+        channels = int(getattr(model.config, "num_channels", 3))
+        return (Tensor(main, "float32", ("batch", channels, *_image_size(path, model.config))),)
+    if main == "input_values":
+        return (Tensor(main, "float32", ("batch", "samples")),)
+    raise _unsupported(path, f"its main input is {main!r}, whose shape cannot be told")
+
+
+def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
+    """Height and width: the configuration's, else the preprocessor's, else free."""
+    sizes = [getattr(config, "image_size", None)]
+    preprocessor = path / "preprocessor_config.json"
+    if preprocessor.is_file():
+        try:
+            content = json.loads(preprocessor.read_bytes())
+            sizes += [content.get("crop_size"), content.get("size")]
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise SourceError(
+                "source-corrupt", f"{preprocessor} cannot be read", why=str(error),
+                hint="save it again with save_pretrained",
+            ) from error  # fmt: skip
+    for size in sizes:
+        if isinstance(size, int):
+            return size, size
+        if isinstance(size, (list, tuple)) and len(size) == 2:
+            return int(size[0]), int(size[1])
+        if isinstance(size, dict) and {"height", "width"} <= size.keys():
+            return int(size["height"]), int(size["width"])
+        if isinstance(size, dict) and "shortest_edge" in size:
+            return int(size["shortest_edge"]), int(size["shortest_edge"])
+    return "height", "width"
+
+
+def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """The names of the outputs, seen in one small call.
+
+    Raises:
+        SourceError: source-hf-inputs where the network does not take the inferred inputs,
+            source-output-unsupported where an output is not a tensor.
+    """
+    import torch
+
+    free: dict[str, int] = {"batch": 1, "sequence": 8, "height": 64, "width": 64, "samples": 16000}
+    feeds = {}
+    for tensor in inputs:
+        shape = [free[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+        value = 1 if tensor.name == "attention_mask" else 0
+        feeds[tensor.name] = torch.full(shape, value, dtype=getattr(torch, tensor.dtype))
+    try:
+        with torch.inference_mode():
+            answer = model(**feeds, return_dict=True)
+    except Exception as error:
+        shown = ", ".join(map(str, inputs))
+        raise SourceError(
+            "source-hf-inputs",
+            f"{path.name} does not take the inputs that its configuration implies",
+            why=f"{type(error).__name__}: {error}\ninferred: {shown}",
+            hint="export it with torch.export on inputs of your own, and give the .pt2 file",
+        ) from error
+    for name, value in answer.items():
+        if not isinstance(value, torch.Tensor):
+            raise SourceError(
+                "source-output-unsupported",
+                f"{path.name} returns something other than tensors",
+                why=f"{name} is of type {type(value).__name__}",
+                hint="export the part that is wanted with torch.export, and give the .pt2 file",
+            )
+    return tuple(answer)
+
+
+def output_kind(class_name: str, config: Any) -> str | None:
+    """ "scores" for a network that classifies; None where that is not known."""
+    if getattr(config, "problem_type", None) == "regression":
+        return None
+    if getattr(config, "num_labels", 2) == 1 and "LM" not in class_name:
+        return None
+    return "scores" if class_name.endswith(_CLASSIFIERS) else None
+
+
+def _unsupported(path: Path, why: str) -> SourceError:
+    return SourceError(
+        "source-hf-unsupported",
+        f"{path.name} is a kind of network that edgepack cannot take as a folder",
+        why=why,
+        hint="export the part that is wanted with torch.export, and give the .pt2 file",
+    )

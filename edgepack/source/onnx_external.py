@@ -1,0 +1,160 @@
+"""The external data of an ONNX file: tensors that lie in files beside it.
+
+A file name in a model is a path that someone else chose. Path traversal and links have been the
+cause of a row of CVEs in onnx (2022-25882 to 2026-34447); onnxruntime follows hard links, and
+`onnx.load` does not look at sparse tensors. So every tensor is walked, wherever it stands, and
+only plain files beside the model are read.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+
+# Types of which a byte holds several values; numpy's stand-ins for them are not packed.
+_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def tensors(model: Any) -> Iterator[Any]:
+    """Every TensorProto of a model: initializers, attributes, subgraphs, functions, sparse ones."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+        for attribute in function.attribute_proto:
+            yield from _of_attribute(attribute)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def _of_graph(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _of_attribute(attribute)
+
+
+def _of_attribute(attribute: Any) -> Iterator[Any]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    sparse = [*attribute.sparse_tensors]
+    if attribute.HasField("sparse_tensor"):
+        sparse.append(attribute.sparse_tensor)
+    for value in sparse:
+        yield from (value.values, value.indices)
+    graphs = [*attribute.graphs]
+    if attribute.HasField("g"):
+        graphs.append(attribute.g)
+    for graph in graphs:
+        yield from _of_graph(graph)
+
+
+def external_files(path: Path, model: Any) -> dict[str, Path]:
+    """The files of external data, by name, after the checks.
+
+    Args:
+        path: the ONNX file.
+        model: its ModelProto, loaded without external data.
+
+    Raises:
+        SourceError: source-external-path for a name that leaves the folder, or a link;
+            source-external-missing; source-external-range where a tensor asks for bytes that
+            its file does not have, or for another number than its shape takes.
+    """
+    files: dict[str, Path] = {}
+    sizes: dict[str, int] = {}
+    for tensor in tensors(model):
+        if tensor.data_location != tensor.EXTERNAL and not tensor.external_data:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if len(entries) != len(tensor.external_data):
+            raise _unsafe(path, tensor.name, "it names its place twice")
+        name = entries.get("location", "")
+        if name not in files:
+            files[name], sizes[name] = _check_file(path, tensor.name, name)
+        _check_range(path, tensor, name, entries, sizes[name])
+    return files
+
+
+def _check_file(path: Path, tensor: str, name: str) -> tuple[Path, int]:
+    if not name or name in (".", "..") or not name.isprintable() or set(name) & set("/\\:"):
+        raise _unsafe(path, tensor, f"it lies at {name!r}, which is no plain file name")
+    file = path.parent / name
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise SourceError(
+            "source-external-missing",
+            f"{path.name} keeps its weights in another file, and that is missing",
+            why=f"{tensor or 'a tensor'} lies in {name}, which is not in {path.parent}",
+            hint="put it beside the ONNX file",
+        ) from error
+    except OSError as error:
+        raise _unsafe(
+            path, tensor, f"{name} cannot be opened as a plain file: {error.strerror}"
+        ) from error
+    try:
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise _unsafe(path, tensor, f"{name} is not a plain file")
+    if status.st_nlink != 1:
+        raise _unsafe(path, tensor, f"{name} is a hard link, one of {status.st_nlink}")
+    return file, status.st_size
+
+
+def _check_range(path: Path, tensor: Any, name: str, entries: dict[str, str], size: int) -> None:
+    import numpy as np
+    from onnx import TensorProto, helper
+
+    try:
+        offset = int(entries.get("offset", "0"))
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        count = int(np.prod([int(dim) for dim in tensor.dims], dtype=object))
+        bits = _PACKED_BITS.get(TensorProto.DataType.Name(tensor.data_type), 8 * dtype.itemsize)
+        needed = (count * bits + 7) // 8
+        length = int(entries.get("length", str(needed)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _range(path, tensor.name, name, f"its place cannot be read: {error}") from error
+    if offset < 0 or length < 0 or any(dim < 0 for dim in tensor.dims):
+        raise _range(path, tensor.name, name, "it has a negative offset, length or size")
+    if length != needed:
+        raise _range(
+            path, tensor.name, name, f"its shape takes {needed} bytes, it asks for {length}"
+        )
+    if offset + length > size:
+        raise _range(
+            path, tensor.name, name, f"it ends at byte {offset + length}, the file at {size}"
+        )
+
+
+def _range(path: Path, tensor: str, name: str, why: str) -> SourceError:
+    return SourceError(
+        "source-external-range",
+        f"the external data of {path.name} does not fit it",
+        why=f"{tensor or 'a tensor'} in {name}: {why}",
+        hint="copy both files again; they must come from one export",
+    )
+
+
+def _unsafe(path: Path, tensor: str, why: str) -> SourceError:
+    return SourceError(
+        "source-external-path",
+        f"the external data of {path.name} is not a plain file beside it",
+        why=f"{tensor or 'a tensor'}: {why}",
+        hint="save the model with its data in one file of its folder: "
+        "onnx.save(model, PATH, save_as_external_data=True)",
+    )

@@ -1,0 +1,254 @@
+"""An ONNX file: checked, its inputs read from the graph, and run by onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import HostError, SourceError
+from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.source.digest import Digest
+from edgepack.source.eager import Run, in_order
+from edgepack.source.model import Source
+from edgepack.source.onnx_external import external_files, tensors
+
+MIN_ONNX = (1, 21)
+"""The first onnx whose loader of external data has no known hole."""
+
+# What onnxruntime's CPU package brings kernels for.
+_KNOWN_DOMAINS = frozenset(
+    {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc",
+     "ai.onnx.preview", "ai.onnx.training", "ai.onnx.preview.training"}
+)  # fmt: skip
+
+# Where an operator reads trained values; elsewhere infinity may be meant (Clip, masks).
+_WEIGHT_INPUTS = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1),
+    "BatchNormalization": (1, 2, 3, 4), "LayerNormalization": (1, 2), "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3), "RNN": (1, 2, 3), "PRelu": (1,), "InstanceNormalization": (1, 2),
+}  # fmt: skip
+
+
+def load_onnx(path: Path) -> Source:
+    """The source for an ONNX file.
+
+    Raises:
+        SourceError: source-corrupt, source-onnx-invalid, source-onnx-custom-operator,
+            source-onnx-unsupported, source-onnx-inputs, source-external-path,
+            source-external-missing, source-external-range, source-weights-nonfinite.
+        HostError: onnx-too-old.
+    """
+    onnx = _import_onnx()
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has a different home in each version
+        raise SourceError(
+            "source-corrupt",
+            f"{path.name} cannot be parsed as ONNX",
+            why=str(error).strip() or type(error).__name__,
+            hint="copy or download it again",
+        ) from error
+    files = external_files(path, model)
+    _check_domains(path, model)
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+        raise SourceError(
+            "source-onnx-invalid",
+            f"{path.name} is not valid ONNX",
+            why=str(error).strip().splitlines()[0],
+            hint="export it again; onnx.checker.check_model(PATH) must pass",
+        ) from error
+    inputs = _inputs(path, onnx, model)
+    parameters = _check_values(path, onnx, model)
+    digest = Digest("onnx")
+    digest.file("model", path)
+    digest.files("external", files.items())
+    notes = [f"Loaded an ONNX model of {len(model.graph.node)} nodes, {_opsets(model)}."]
+    if files:
+        notes.append(f"Its weights lie in {', '.join(sorted(files))}.")
+    return Source(
+        path=path,
+        kind="onnx",
+        digest=digest.hexdigest(),
+        module=None,
+        program=None,
+        onnx=path,
+        inputs=inputs,
+        output_names=tuple(output.name for output in model.graph.output),
+        output_kind=None,
+        run=_onnx_run(path, inputs),
+        parameters=parameters,
+        bytes=path.stat().st_size + sum(file.stat().st_size for file in files.values()),
+        notes=tuple(notes),
+    )
+
+
+def _import_onnx() -> Any:
+    import onnx
+    import onnx.checker
+
+    version = tuple(int(part) for part in onnx.__version__.split(".")[:2])
+    if version < MIN_ONNX:
+        raise HostError(
+            "onnx-too-old",
+            f"onnx {onnx.__version__} has known holes in loading external data",
+            why="CVE-2026-34445 and others are fixed in 1.21.0",
+            hint="pip install 'onnx>=1.21'",
+        )
+    return onnx
+
+
+def _opsets(model: Any) -> str:
+    return ", ".join(f"{opset.domain or 'opset'} {opset.version}" for opset in model.opset_import)
+
+
+def _check_domains(path: Path, model: Any) -> None:
+    own = {(function.domain, function.name) for function in model.functions}
+    unknown = sorted(
+        {
+            f"{node.domain}::{node.op_type}"
+            for node in nodes(model)
+            if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in own
+        }
+    )
+    if unknown:
+        raise SourceError(
+            "source-onnx-custom-operator",
+            f"{path.name} uses operators that onnxruntime does not have",
+            why=", ".join(unknown[:8]),
+            hint="export the network with standard operators, or with functions for its own",
+        )
+
+
+def nodes(model: Any) -> Iterable[Any]:
+    """Every node of a model, also those of subgraphs and functions."""
+    pending = [*model.graph.node, *(n for function in model.functions for n in function.node)]
+    while pending:
+        node = pending.pop()
+        yield node
+        for attribute in node.attribute:
+            pending.extend(attribute.g.node)
+            for graph in attribute.graphs:
+                pending.extend(graph.node)
+
+
+def _inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
+    """The graph's inputs, without those that an initializer gives a value."""
+    constant = {tensor.name for tensor in model.graph.initializer}
+    constant |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    inputs = []
+    for value in model.graph.input:
+        if value.name in constant:
+            continue
+        if not value.type.HasField("tensor_type"):
+            raise SourceError(
+                "source-onnx-inputs",
+                f"the input {value.name} of {path.name} is not a tensor",
+                why=f"it is a {value.type.WhichOneof('value')}",
+                hint="export the network with tensors as its inputs",
+            )
+        if not value.type.tensor_type.HasField("shape"):
+            raise SourceError(
+                "source-onnx-inputs",
+                f"the input {value.name} of {path.name} has no shape",
+                why="not even its number of axes is known",
+                hint="export it again with shapes; name the axes that vary",
+            )
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        dims = value.type.tensor_type.shape.dim
+        shape = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(dims))
+        inputs.append(Tensor(value.name, str(np.dtype(dtype)), shape))
+    return tuple(inputs)
+
+
+def _dim(name: str, axis: int, dim: Any) -> Dim:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    if dim.dim_param:
+        return str(dim.dim_param)
+    return "batch" if axis == 0 else f"{name}_dim{axis}"
+
+
+def _check_values(path: Path, onnx: Any, model: Any) -> int:
+    """Refuse NaN anywhere, and infinity in weights; the number of trained values."""
+    weights = {
+        node.input[index]
+        for node in nodes(model)
+        for index in _WEIGHT_INPUTS.get(node.op_type, ())
+        if index < len(node.input)
+    }
+    total = 0
+    for tensor in tensors(model):
+        if not _is_float(onnx, tensor.data_type):
+            continue
+        values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.parent)).astype(np.float32)
+        total += prod(tensor.dims)
+        nans = int(np.isnan(values).sum())
+        infinite = int(np.isinf(values).sum()) if tensor.name in weights else 0
+        if nans or infinite:
+            raise SourceError(
+                "source-weights-nonfinite",
+                f"the weights of {path.name} are not all finite",
+                why=f"{tensor.name or 'a constant'} of shape {list(tensor.dims)} has {nans} NaN "
+                f"and {infinite} infinite values",
+                hint="the training diverged, or the file is damaged: take an earlier one",
+            )
+    return total
+
+
+def _is_float(onnx: Any, data_type: int) -> bool:
+    proto = onnx.TensorProto
+    return data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16, proto.BFLOAT16)
+
+
+def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
+    """`Source.run` by onnxruntime on the CPU; the session is made now, so that faults show now.
+
+    Raises:
+        SourceError: source-onnx-unsupported where onnxruntime cannot take the model.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Folding constants changes no answer; fusing and reordering may, and this is the reference.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no public base
+        raise SourceError(
+            "source-onnx-unsupported",
+            f"onnxruntime {ort.__version__} cannot run {path.name}",
+            why=str(error).strip().splitlines()[0],
+            hint="export it with an older opset, or with standard operators",
+        ) from error
+    names = tuple(tensor.name for tensor in inputs)
+
+    def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        arrays = in_order(feeds, names)
+        try:
+            outputs = session.run(None, arrays)
+        except Exception as error:
+            fed = ", ".join(f"{name}:{a.dtype}:{list(a.shape)}" for name, a in arrays.items())
+            raise SourceError(
+                "source-run-failed",
+                "the original model cannot be run on the samples",
+                why=f"{str(error).strip().splitlines()[0]}\nfed: {fed}",
+                hint="check the shapes and types of the samples",
+            ) from error
+        for value, output in zip(session.get_outputs(), outputs, strict=True):
+            if not isinstance(output, np.ndarray):
+                raise SourceError(
+                    "source-output-unsupported",
+                    "the model returns something other than tensors",
+                    why=f"{value.name} is of type {type(output).__name__}",
+                    hint="export it without ZipMap and sequences (for scikit-learn: zipmap=False)",
+                )
+        return tuple(outputs)
+
+    return run

@@ -1,0 +1,182 @@
+"""Files that hold code: whole pickled modules and TorchScript archives.
+
+Both are refused, with the lines that save what edgepack takes, unless the user trusts the file.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.source.archive import read_entry
+from edgepack.source.code import add_code
+from edgepack.source.digest import Digest
+from edgepack.source.eager import count_parameters, flatten_outputs, torch_run
+from edgepack.source.model import Source
+from edgepack.source.torch_host import import_torch
+from edgepack.source.weights import check_finite, named_tensors
+
+# What a file of plain weights names: torch's own types and functions that rebuild tensors.
+_PLAIN_MODULES = ("torch", "torch._utils", "torch.storage", "torch._tensor")
+_PLAIN_NAMES = ("collections.OrderedDict",)
+
+HOW_TO_SAVE = """\
+where you trust it, load it and save the weights alone, then give them with --arch:
+    model = {load}
+    torch.save(model.state_dict(), "weights.pt")
+or save a program that needs no code:
+    program = torch.export.export(model.eval(), (example_input,))
+    torch.export.save(program, "model.pt2")
+or trust this one file: --trust-pickle"""
+
+
+def refuse_pickle(path: Path, names: list[str]) -> SourceError:
+    """The error for a torch.save file that needs more than `weights_only` allows.
+
+    Args:
+        path: the file.
+        names: the classes and functions that loading it would call.
+    """
+    why = f"loading it would run or build: {', '.join(names[:6])}"
+    why += f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return SourceError(
+        "source-pickled-module",
+        f"{path.name} holds pickled objects, not weights alone; they can run any code",
+        why=f"{why}; nothing of it was run",
+        hint=HOW_TO_SAVE.format(load=f'torch.load("{path.name}", weights_only=False)'),
+    )
+
+
+def refuse_torchscript(path: Path) -> SourceError:
+    """The error for a TorchScript archive."""
+    return SourceError(
+        "source-torchscript",
+        f"{path.name} is a TorchScript archive; it is code, and can do what code can",
+        why="torch says to treat it as a program, and deprecates the format since 2.11; "
+        "nothing of it was run",
+        hint=HOW_TO_SAVE.format(load="the eager network that it was made from"),
+    )
+
+
+def code_names(path: Path) -> list[str]:
+    """The classes and functions that a torch.save file names, beyond those of plain weights.
+
+    The pickle's opcodes are read, none is executed. An empty list where they cannot be read.
+    """
+    found: dict[str, None] = {}
+    for data in _pickles(path):
+        strings: list[str] = []
+        try:
+            for opcode, argument, _ in pickletools.genops(data):
+                if opcode.name in ("GLOBAL", "INST"):
+                    found[str(argument).replace(" ", ".", 1)] = None
+                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+                    found[f"{strings[-2]}.{strings[-1]}"] = None
+                elif isinstance(argument, str):
+                    strings.append(argument)
+        except (ValueError, IndexError, UnicodeDecodeError):
+            continue  # A pickle that is broken is still refused; only its names are not known.
+    return [
+        name
+        for name in found
+        if name not in _PLAIN_NAMES and name.rpartition(".")[0] not in _PLAIN_MODULES
+    ]
+
+
+def _pickles(path: Path) -> list[bytes]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return [read_entry(archive, name, path.name) for name in names]
+    # The layout before torch 1.6 is one pickle after another: magic, protocol, system, object.
+    data, pickles = path.read_bytes(), []
+    position = 0
+    for _ in range(4):
+        try:
+            *_, (_, _, stop) = pickletools.genops(data[position:])
+        except (ValueError, IndexError):
+            break
+        if stop is None:
+            break
+        pickles.append(data[position : position + stop + 1])
+        position += stop + 1
+    return pickles
+
+
+def from_pickle(path: Path, module: Any) -> Source:
+    """The source for a whole module that was unpickled with the user's consent."""
+    import_torch("A pickled module")
+    module.eval()
+    module.register_forward_hook(flatten_outputs)
+    check_finite(path, named_tensors(module))
+    digest = Digest("pickled-module")
+    digest.file("weights", path)
+    add_code(digest, (), (), module)
+    return Source(
+        path=path,
+        kind="pickled-module",
+        digest=digest.hexdigest(),
+        module=module,
+        program=None,
+        onnx=None,
+        inputs=None,
+        output_names=None,
+        output_kind=None,
+        run=torch_run(module),
+        parameters=count_parameters(module),
+        bytes=path.stat().st_size,
+        trusted_pickle=True,
+        notes=(f"Unpickled a whole {type(module).__module__}.{type(module).__qualname__}.",),
+        warnings=(trust_warning(path),),
+    )
+
+
+def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
+    """The source for a TorchScript archive.
+
+    Raises:
+        SourceError: source-torchscript without the user's consent, source-corrupt where torch
+            cannot load it, source-weights-nonfinite.
+    """
+    if not trust_pickle:
+        raise refuse_torchscript(path)
+    torch = import_torch("A TorchScript archive")
+    try:
+        module = torch.jit.load(str(path), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise SourceError(
+            "source-corrupt",
+            f"torch cannot load the TorchScript archive {path.name}",
+            why=str(error).strip().splitlines()[0],
+            hint="save it again, or give a .pt2 file",
+        ) from error
+    module.eval()
+    check_finite(path, named_tensors(module))
+    digest = Digest("torchscript")
+    digest.text("torch", torch.__version__)
+    digest.file("weights", path)
+    return Source(
+        path=path,
+        kind="torchscript",
+        digest=digest.hexdigest(),
+        module=module,
+        program=None,
+        onnx=None,
+        inputs=None,
+        output_names=None,
+        output_kind=None,
+        run=torch_run(module),
+        parameters=count_parameters(module),
+        bytes=path.stat().st_size,
+        trusted_pickle=True,
+        notes=(f"Loaded the TorchScript archive of {module.original_name}.",),
+        warnings=(trust_warning(path),),
+    )
+
+
+def trust_warning(path: Path) -> str:
+    """What the user should know about a file that was trusted."""
+    return f"Code from {path.name} was allowed to run, because --trust-pickle was given."

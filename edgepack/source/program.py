@@ -1,0 +1,286 @@
+"""A serialised `torch.export` program, checked and cleaned before torch parses it.
+
+torch turns several strings of a program's JSON into code. On torch 2.13 each of these ran a
+shell command when the program was loaded or called:
+
+- `expr_str`, the size of a dynamic axis, goes through `sympy.sympify`, which is `eval`;
+- `guards_code` is compiled and executed;
+- names of values become names in generated source, which is executed;
+- an operator or `as_operator` is looked up attribute by attribute from `torch`, which reaches
+  `torch.os.system`; a tree specification imports the module that it names.
+
+Here every such string must be on an allow-list. Metadata that computation does not need, and
+the guards, are dropped.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import keyword
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from edgepack.errors import SourceError
+
+MAX_DEPTH = 200
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_DOTTED = re.compile(r"\w+(\.\w+)*", re.ASCII)
+_OPERATOR = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed)\.(\w+)\.(\w+)", re.ASCII)
+_DUNDER_OPERATORS = frozenset(f"__{i}{name}__" for i in ("", "i") for name in
+                              ("and", "or", "xor", "lshift", "rshift"))  # fmt: skip
+# aten::from_file maps, and creates, files.
+_FORBIDDEN_OPERATORS = frozenset({"from_file", "save", "_print", "warn"})
+_HIGHER_ORDER = frozenset(
+    f"torch.ops.higher_order.{name}"
+    for name in ("cond", "while_loop", "scan", "map_impl", "wrap_with_set_grad_enabled",
+                 "wrap_with_autocast", "associative_scan")
+)  # fmt: skip
+_SYMBOLIC = frozenset(
+    [f"_operator.{name}" for name in
+     ("eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub", "floordiv", "mod",
+      "pow", "truediv", "and_", "or_", "lshift", "rshift", "getitem", "not_")]
+    + [f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt")]
+    + ["torch._sym_sqrt"]
+    + [f"math.{name}" for name in ("trunc", "ceil", "floor")]
+)  # fmt: skip
+
+_METADATA = frozenset({"nn_module_stack", "torch_fn"})
+_DOTTED_KEYS = frozenset(
+    ["parameter_name", "buffer_name", "tensor_constant_name", "user_input_name", "class_fqn", "fqn"]
+)
+_TREES = frozenset(
+    ["builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict",
+     "torch.fx.immutable_collections.immutable_list",
+     "torch.fx.immutable_collections.immutable_dict"]
+)  # fmt: skip
+_FUNCTIONS = frozenset(
+    ["Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "Eq", "Ne",
+     "Lt", "Le", "Gt", "Ge", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan",
+     "Equality", "Unequality", "And", "Or", "Not", "Abs", "floor", "ceiling", "FloorDiv",
+     "ModularIndexing", "Where", "PythonMod", "CleanDiv", "CeilToInt", "FloorToInt", "CeilDiv",
+     "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat",
+     "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity"]
+)  # fmt: skip
+
+
+def clean_program(data: bytes, file: str) -> bytes:
+    """The program's JSON, checked, without what computation does not need.
+
+    Args:
+        data: `models/model.json`.
+        file: the archive's name, for errors.
+
+    Raises:
+        SourceError: source-corrupt where it is no program, source-exported-unsafe where a
+            string in it could become code, source-exported-operator for an operator that is
+            not torch's own, source-exported-objects for custom objects.
+    """
+    try:
+        program = json.loads(data, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise corrupt(file, f"models/model.json: {error}") from error
+    if not isinstance(program, dict) or not isinstance(program.get("graph_module"), dict):
+        raise corrupt(file, "models/model.json has no graph_module")
+    program["guards_code"] = []
+    for key, value in _walk(program, file):
+        _check(key, value, file)
+    return json.dumps(program).encode()
+
+
+def corrupt(file: str, why: str) -> SourceError:
+    """The error for a program that cannot be parsed."""
+    return SourceError(
+        "source-corrupt",
+        f"{file} is not a whole torch.export program",
+        why=why,
+        hint="save it again with torch.export.save",
+    )
+
+
+def unsafe(file: str, why: str) -> SourceError:
+    """The error for a program that could run code."""
+    return SourceError(
+        "source-exported-unsafe",
+        f"{file} was not loaded: it could run code on this host",
+        why=why,
+        hint="if you made it: save it again with torch.export.save; otherwise distrust it",
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key appears twice in one object")
+    return result
+
+
+def _walk(root: Any, file: str) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) of nested objects; elements of lists come under their list's key."""
+    pending: list[tuple[str, Any, int]] = [("", root, 0)]
+    while pending:
+        key, value, depth = pending.pop()
+        if depth > MAX_DEPTH:
+            raise corrupt(file, f"it is nested deeper than {MAX_DEPTH}")
+        yield key, value
+        if isinstance(value, dict):
+            pending.extend((k, v, depth + 1) for k, v in value.items())
+        elif isinstance(value, list):
+            pending.extend((key, v, depth + 1) for v in value)
+
+
+def _check(key: str, value: Any, file: str) -> None:
+    if isinstance(value, dict):
+        if "target" in value and "inputs" in value:
+            _check_operator(value["target"], file)
+            metadata = value.get("metadata") or {}
+            value["metadata"] = {k: v for k, v in metadata.items() if k in _METADATA}
+        if key in ("as_custom_obj", "custom_obj") or (key == "custom_obj_values" and value):
+            raise SourceError(
+                "source-exported-objects",
+                f"{file} holds custom objects (torchbind)",
+                why="they are unpickled by code of their own",
+                hint="export the network without custom classes",
+            )
+        if key.endswith("_values") or key == "range_constraints":
+            for name in value:
+                _check_name(name, file)
+    elif isinstance(value, str):
+        if key == "as_operator":
+            _check_operator(value, file)
+        elif key == "expr_str":
+            check_expression(value, file)
+        elif key in ("in_spec", "out_spec"):
+            _check_tree(value, file)
+        elif key == "forward_arg_names" or (key == "name" and value):
+            _check_name(value, file)
+        elif key in _DOTTED_KEYS and value and not _DOTTED.fullmatch(value):
+            raise unsafe(file, f"the {key} {value[:60]!r} is not a name")
+
+
+def _check_name(name: Any, file: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise unsafe(file, f"{str(name)[:60]!r} is not a name")
+
+
+def _check_operator(target: Any, file: str) -> None:
+    target = str(target)
+    if target in _SYMBOLIC or target in _HIGHER_ORDER:
+        return
+    match = _OPERATOR.fullmatch(target)
+    if match:
+        _, name, overload = match.groups()
+        hidden = name.startswith("__") and name not in _DUNDER_OPERATORS
+        if not hidden and not overload.startswith("__") and name not in _FORBIDDEN_OPERATORS:
+            return
+    raise SourceError(
+        "source-exported-operator",
+        f"{file} uses an operator that is not one of torch's own",
+        why=f"{target[:80]!r}",
+        hint="export the network without custom operators: torch.onnx cannot translate them either",
+    )
+
+
+def check_expression(text: str, file: str) -> None:
+    """Refuse a symbolic size that is more than arithmetic on names and numbers.
+
+    Raises:
+        SourceError: source-exported-unsafe.
+    """
+    try:
+        if len(text) > 2000:
+            raise ValueError("too long")
+        tree = ast.parse(text.strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise unsafe(file, f"the size {text[:60]!r} is no expression") from error
+    for node in ast.walk(tree):
+        if not _is_arithmetic(node):
+            raise unsafe(file, f"the size {text[:60]!r} is more than arithmetic")
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        function = node.func.id if isinstance(node.func, ast.Name) else ""
+        return function in _FUNCTIONS and _plain_text(function, node)
+    if isinstance(node, ast.Name):
+        return not node.id.startswith("_")
+    if isinstance(node, ast.Constant):
+        # A string is let through only where its Call was looked at: Symbol('s0'), Float('0.5').
+        return isinstance(node.value, (bool, float, str)) or (
+            isinstance(node.value, int) and abs(node.value) < 2**63
+        )
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        return isinstance(node.right, ast.Constant) and node.right.value in range(9)
+    return isinstance(
+        node,
+        (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.keyword, ast.operator,
+         ast.unaryop, ast.cmpop, ast.expr_context),
+    )  # fmt: skip
+
+
+def _plain_text(function: str, call: ast.Call) -> bool:
+    """sympy parses strings again, so only a symbol's name and a float's digits may be strings."""
+    values = [*call.args, *(keyword_.value for keyword_ in call.keywords)]
+    texts = [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
+    if function == "Symbol":
+        return all(_NAME.fullmatch(text) for text in texts)
+    if function == "Float":
+        return all(re.fullmatch(r"[-+0-9.eE]{1,40}", text) for text in texts)
+    return not texts
+
+
+def _check_tree(text: str, file: str) -> None:
+    """Check a tree specification: how arguments and outputs nest."""
+    try:
+        pending = [json.loads(text)[1]]
+        while pending:
+            node = pending.pop()
+            pending.extend(node["children_spec"])
+            if node["type"] is None:
+                continue
+            if node["type"] not in _TREES:
+                raise SourceError(
+                    "source-output-unsupported",
+                    f"{file} takes or returns a {node['type']}",
+                    why="it can only be built by code that the file does not hold",
+                    hint="export the network with tensors, tuples and dicts only",
+                )
+            context = node["context"]
+            keys = json.loads(context) if isinstance(context, str) else context
+            if not _plain_keys(keys):
+                raise unsafe(file, f"the keys of a {node['type']} are {str(context)[:60]!r}")
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+        raise corrupt(file, f"a tree specification is broken: {error}") from error
+
+
+def _plain_keys(keys: Any) -> bool:
+    if keys is None or keys == []:
+        return True
+    return isinstance(keys, list) and all(
+        isinstance(key, int)
+        or (isinstance(key, str) and re.fullmatch(r"[\w .:/-]*", key, re.ASCII))
+        for key in keys
+    )
+
+
+def check_payload(data: bytes, file: str, entry: str, available: frozenset[str]) -> None:
+    """Check the table of weights or constants: plain tensors only, each with its entry.
+
+    Raises:
+        SourceError: source-corrupt, source-exported-unsafe, source-exported-objects.
+    """
+    try:
+        config = json.loads(data, object_pairs_hook=_unique)["config"]
+        rows: list[tuple[str, Mapping[str, Any]]] = list(config.items())
+        for name, row in rows:
+            if row["use_pickle"] is not False:
+                raise unsafe(file, f"{entry}: {name!r} is pickled")
+            if not _DOTTED.fullmatch(name):
+                raise unsafe(file, f"{entry}: {name[:60]!r} is not a name")
+            if row["tensor_meta"] is None or row["path_name"] not in available:
+                raise corrupt(file, f"{entry}: {name!r} has no tensor {row['path_name']!r}")
+            for key, value in _walk(row, file):
+                _check(key, value, file)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise corrupt(file, f"{entry}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,272 @@
+"""What kind of model a path holds, told from its content; the suffix means nothing.
+
+Nothing is unpickled, and neither torch nor onnx is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from edgepack.errors import SourceError
+from edgepack.source.archive import open_checked, read_entry
+
+Format = Literal[
+    "checkpoint",  # torch.save, as a zip archive or in the layout before 1.6
+    "safetensors",
+    "exported-program",
+    "torchscript",
+    "onnx",
+    "hugging-face",
+]
+
+MAX_SAFETENSORS_HEADER = 100_000_000
+"""The format's own limit for its header, in bytes."""
+
+# torch.save before 1.6 starts with this pickled number (torch.serialization.MAGIC_NUMBER).
+_LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+
+_TAKEN = (
+    "edgepack takes a state dict (.pt, .pth, .safetensors) with --arch, a torch.export program "
+    "(.pt2), an ONNX file, or a Hugging Face folder"
+)
+
+# What else people have at hand, and the way from there.
+_FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx, or start from the original"),
+    (0, b"GGUF", "a GGUF file", "give the original weights instead"),
+    (0, b"\x89HDF\r\n", "an HDF5 file (Keras)", "convert it with tf2onnx"),
+    (0, b"ftrt", "a TensorRT engine", "give the ONNX file that it was built from"),
+    (0, b"\x7fELF", "a compiled program or library", "give the model that it was built from"),
+    (0, b"\x93NUMPY", "a NumPy array", "samples go to --calibration and --evaluation"),
+    (0, b"\x1f\x8b", "a gzip file", "unpack it first"),
+    (257, b"ustar", "a tar archive", "unpack it first"),
+    (0, b"version https://git-lfs", "a Git LFS pointer", "run: git lfs pull"),
+    (0, b"<!DOCTYPE html", "a web page", "the download did not give the model: fetch it again"),
+    (0, b"<html", "a web page", "the download did not give the model: fetch it again"),
+)
+
+
+def recognise(path: Path) -> Format:
+    """The format of the model at `path`.
+
+    Raises:
+        SourceError: source-missing, source-unreadable, source-empty, source-truncated,
+            source-archive-unsafe, source-folder, source-pickle, source-unknown.
+    """
+    if not path.exists():
+        raise SourceError(
+            "source-missing",
+            f"there is no model at {path}",
+            why="no such file or folder" + (", only a dangling link" if path.is_symlink() else ""),
+            hint=_similar(path) or "check the path",
+        )
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
+        raise SourceError("source-unknown", f"{path} is neither a file nor a folder", hint=_TAKEN)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+            if size == 0:
+                raise SourceError(
+                    "source-empty",
+                    f"{path.name} is empty",
+                    why="the file has 0 bytes",
+                    hint="save the model again; a full disk leaves such files",
+                )
+            if head.startswith(b"PK\x03\x04"):
+                return _zip(path)
+            return _stream(path, file, head, size)
+    except OSError as error:
+        raise SourceError(
+            "source-unreadable",
+            f"{path} cannot be read",
+            why=str(error.strerror or error),
+            hint="check its permissions",
+        ) from error
+
+
+def _similar(path: Path) -> str:
+    """A file beside the missing one that may be meant."""
+    import difflib
+
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return f"the folder {path.parent} cannot be listed"
+    match = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / match[0]}?" if match else ""
+
+
+def _folder(path: Path) -> Format:
+    names = sorted(entry.name for entry in path.iterdir())
+    if "config.json" in names:
+        return "hugging-face"
+    if "saved_model.pb" in names:
+        what, hint = "a TensorFlow SavedModel", "convert it with tf2onnx and give the ONNX file"
+    else:
+        what = "no Hugging Face folder: it has no config.json"
+        hint = "give the model's file, or a folder written by save_pretrained"
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    raise SourceError(
+        "source-folder",
+        f"the folder {path} is {what}",
+        why=f"it holds: {shown or 'nothing'}",
+        hint=hint,
+    )
+
+
+def _zip(path: Path) -> Format:
+    # TorchScript compresses its code; every other layout is checked for compression by its loader.
+    with open_checked(path, stored_only=False) as archive:
+        names = archive.namelist()
+        roots = {name.split("/", 1)[0] for name in names}
+        inside = {name.split("/", 1)[1] for name in names if "/" in name}
+        if len(roots) == 1:
+            root = next(iter(roots))
+            if "archive_format" in inside:
+                return _declared(path, archive, f"{root}/archive_format")
+            if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+                return "torchscript"
+            if "data.pkl" in inside:
+                return "checkpoint"
+        what, hint = "a zip archive of another kind", _TAKEN
+        if "serialized_exported_program.json" in names:
+            what = "a torch.export program in the layout before torch 2.8"
+            hint = (
+                "load it with the torch that saved it, and save it again with torch 2.11 or later"
+            )
+        elif "bundle.json" in names:
+            what, hint = "an edgepack bundle already", f"run it: python3 {path.name} info"
+        elif names and all(name.endswith(".npy") for name in names):
+            what, hint = "a NumPy archive", "samples go to --calibration and --evaluation"
+        elif any(name.endswith(("config.json", ".safetensors", ".onnx", ".pt")) for name in names):
+            hint = "unpack it first, and give the file or folder inside"
+    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    raise SourceError(
+        "source-unknown", f"{path.name} is {what}", why=f"its entries: {shown or 'none'}", hint=hint
+    )
+
+
+def _declared(path: Path, archive: zipfile.ZipFile, entry: str) -> Format:
+    declared = (
+        read_entry(archive, entry, path.name) if archive.getinfo(entry).file_size <= 16 else b"..."
+    )
+    if declared.strip() == b"pt2":
+        return "exported-program"
+    raise SourceError(
+        "source-unknown",
+        f"{path.name} is a torch archive of an unknown format",
+        why=f"its archive_format says {declared!r}, not 'pt2'",
+        hint=_TAKEN,
+    )
+
+
+def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
+    if _is_safetensors(path, head, size):
+        return "safetensors"
+    if head[:1] == b"\x80":
+        # PROTO n, LONG1 10, then the magic number.
+        if head[2:4] == b"\x8a\x0a" and head[4:14] == _LEGACY_MAGIC:
+            return "checkpoint"
+        if len(head) < 14 or head[1] in range(2, 6):
+            raise SourceError(
+                "source-pickle",
+                f"{path.name} is a plain Python pickle, not a file that torch.save wrote",
+                why="a pickle can run any code when it is loaded; it was not loaded",
+                hint="load it where you trust it, and torch.save(model.state_dict(), PATH)",
+            )
+    for offset, magic, what, hint in _FOREIGN:
+        if head[offset : offset + len(magic)].lower() == magic.lower():
+            raise SourceError(
+                "source-unknown", f"{path.name} is {what}", why="its first bytes say so", hint=hint
+            )
+    if _is_onnx(path, file, size):
+        return "onnx"
+    raise SourceError(
+        "source-unknown",
+        f"{path.name} is no model that edgepack knows",
+        why=f"it has {size} bytes and starts with {head[:16]!r}",
+        hint=_TAKEN,
+    )
+
+
+def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+    """Whether an 8-byte length and a JSON object open the file; truncation is an error."""
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    (length,) = struct.unpack("<Q", head[:8])
+    if not 2 <= length <= MAX_SAFETENSORS_HEADER:
+        return False
+    end = 8 + length
+    if end <= size:
+        with path.open("rb") as file:
+            file.seek(8)
+            try:
+                header = json.loads(file.read(length))
+                ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+                end += max(ends, default=0)
+            except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+                raise SourceError(
+                    "source-corrupt",
+                    f"{path.name} starts like a safetensors file, but its header is broken",
+                    why=f"{type(error).__name__}: {error}",
+                    hint="save or download it again",
+                ) from error
+    if end > size:
+        raise SourceError(
+            "source-truncated",
+            f"{path.name} is a safetensors file whose end is missing",
+            why=f"its header asks for {end} bytes, the file has {size}",
+            hint="copy or download it again",
+        )
+    return True
+
+
+# Fields of onnx.ModelProto by number, with their wire types (onnx.proto3).
+_MODEL_FIELDS = {1: 0, 2: 2, 3: 2, 4: 2, 5: 0, 6: 2, 7: 2, 8: 2, 14: 2, 20: 2, 25: 2, 26: 2}
+_IR_VERSION, _GRAPH, _OPSETS = 1, 7, 8
+
+
+def _is_onnx(path: Path, file: BinaryIO, size: int) -> bool:
+    """Whether the file's top-level protobuf fields are those of a ModelProto."""
+    found: set[int] = set()
+    position = 0
+    while position < size:
+        file.seek(position)
+        window = file.read(20)
+        try:
+            tag, used = _varint(window, 0)
+            value, used = _varint(window, used)
+        except IndexError:
+            return False
+        field, wire = tag >> 3, tag & 7
+        if _MODEL_FIELDS.get(field) != wire:
+            return False
+        found.add(field)
+        position += used + (value if wire == 2 else 0)
+    if position > size and {_IR_VERSION, _GRAPH} <= found:
+        raise SourceError(
+            "source-truncated",
+            f"{path.name} is an ONNX file whose end is missing",
+            why=f"its fields ask for {position} bytes, the file has {size}",
+            hint="copy or download it again",
+        )
+    return position == size and {_IR_VERSION, _GRAPH, _OPSETS} <= found
+
+
+def _varint(data: bytes, position: int) -> tuple[int, int]:
+    """A base-128 number and the position after it. Raises IndexError where it does not end."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise IndexError
