@@ -258,7 +258,6 @@ def inspect(bundle: Path, html: Path | None, as_json: bool) -> None:
     """Show a BUNDLE: its contents, and the report of its build. Nothing of it is run."""
     from edgepack import files
     from edgepack.bundle import inspect as read
-
     from edgepack.report import validate
 
     document = read(bundle)

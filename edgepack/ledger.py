@@ -6,7 +6,27 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
+
+
+Model = TypeVar("Model")
+
+
+@dataclass(frozen=True)
+class PassResult(Generic[Model]):
+    """What a step on a model returns: model in, `PassResult` out.
+
+    Attributes:
+        model: the model after the step.
+        changed: whether the step changed it.
+        notes: what it did; where it did nothing, the reason. Whole sentences.
+        details: figures for the ledger, by name (JSON values).
+    """
+
+    model: Model
+    changed: bool
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Progress(Protocol):
@@ -123,7 +143,7 @@ class Ledger:
         before: dict[str, float] = {}
         for record in self.records:
             for output, metrics in (record.parity or {}).items():
-                # Above 90 dB, and where the error is zero, two fp32 graphs differ by rounding alone.
+                # Above 90 dB two fp32 graphs differ by rounding alone; None is no error.
                 found = metrics["snr_db"]
                 snr = 90.0 if found is None else min(float(found), 90.0)
                 if before.get(output, 90.0) - snr > drop_db:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from edgepack.chain.result import PassResult
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
-from edgepack.ledger import Progress
+from edgepack.ledger import PassResult, Progress
 from edgepack.spec.document import did_you_mean
 
 
@@ -87,7 +86,7 @@ def _step(text: str) -> Step:
         )
     options: dict[str, Any] = {}
     for item in written:
-        key, equals, written = item.partition("=")
+        key, equals, text = item.partition("=")
         if not equals or not key or key in options:
             raise ChainError(
                 "chain-option",
@@ -95,7 +94,7 @@ def _step(text: str) -> Step:
                 why=f"{item!r} is not key=value, or stands twice",
                 hint="--chain quantize:calibrator=mse:range=full",
             )
-        options[key.replace("-", "_")] = value(written)
+        options[key.replace("-", "_")] = value(text)
     return Step(name, options)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.chain.result import PassResult
 from edgepack.errors import GraphError
 from edgepack.graph.frozen import freezing_line, frozen_axis, frozen_error
 from edgepack.graph.names import name_nodes, strip_metadata
@@ -18,6 +17,7 @@ from edgepack.graph.signature import default_output_names, name_dimensions, rena
 from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.graph.torchscript import export_script, trace_module
 from edgepack.graph.trace import explain, model_line
+from edgepack.ledger import PassResult
 from edgepack.runtime.tensor import Tensor
 
 

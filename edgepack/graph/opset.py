@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgepack.chain.result import PassResult
 from edgepack.errors import GraphError
 from edgepack.graph.names import strip_metadata
 from edgepack.graph.proto import NEWEST_OPSET, copied, default_opset, require_size
 from edgepack.graph.simplify import check_failure
+from edgepack.ledger import PassResult
 
 OLDEST_OPSET = 13
 """Per-channel quantization (`QuantizeLinear` with an axis) begins here."""

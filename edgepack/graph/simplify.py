@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.chain.result import PassResult
 from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import disagreement
 from edgepack.graph.names import drop_unused, lift_constants, name_nodes, strip_metadata
 from edgepack.graph.proto import IR_VERSION, copied, require_size, walk_nodes
 from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
+from edgepack.ledger import PassResult
 
 SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched",)
 """Passes of onnxsim that make graphs longer: this one wraps each linear layer of a transformer

@@ -11,9 +11,8 @@ import numpy as np
 
 from edgepack import chain, engine, graph
 from edgepack.cache import Cache
-from edgepack.chain.result import PassResult
 from edgepack.errors import SpecError
-from edgepack.ledger import Ledger, Stage
+from edgepack.ledger import Ledger, PassResult, Stage
 from edgepack.request import Request
 from edgepack.runtime.metrics import compare
 from edgepack.runtime.tensor import Tensor
