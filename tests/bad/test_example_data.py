@@ -21,7 +21,8 @@ TEST_FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 def load(name: str) -> ModuleType:
     """A module of `manifests/`, which is no package."""
     spec = importlib.util.spec_from_file_location(name, MANIFESTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -50,7 +51,8 @@ def test_missing_pictures_name_the_package(fashion: ModuleType, tmp_path: Path) 
     with pytest.raises(DataError) as caught:
         next(fashion.evaluation())
     assert caught.value.code == "dataset-missing"
-    assert str(tmp_path) in caught.value.why and TEST_FILES[0] in caught.value.why
+    assert str(tmp_path) in caught.value.why
+    assert TEST_FILES[0] in caught.value.why
     assert "apt-get install dataset-fashion-mnist" in caught.value.hint
 
 
