@@ -54,7 +54,12 @@ check: $(VENV)/develop
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: $(VENV)/develop system check
+# Silero VAD's weights and recordings of speech; the tests that need them skip without.
+$(DEMO)/silero-vad: | $(VENV)/edgepack
+	$(BIN)/python manifests/silero_vad.py prepare || \
+	    echo "Silero VAD could not be fetched; the tests that need it will skip"
+
+test: $(VENV)/develop system check $(DEMO)/silero-vad
 	$(BIN)/pytest
 
 bench: $(VENV)/develop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,16 @@ from edgepack.runtime.tensor import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+pytest_plugins = ("build_cases",)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """No test sees the user's cache, nor leaves anything in it."""
-    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_CACHE", str(folder))
+        yield folder
 
 
 def linear_onnx() -> tuple[onnx.ModelProto, np.ndarray]:

@@ -25,7 +25,7 @@ from edgepack.data.fit import (
     shape_error,
 )
 from edgepack.data.stream import Piece, SampleStream, exact_batch
-from edgepack.errors import DataError
+from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.tensor import Tensor
 
 FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
@@ -134,7 +134,7 @@ def _call(function: Callable[[], Any], spec: str) -> Iterator[Any]:
                 hint='yield {"INPUT": array, "label": number} for each sample',
             )
         yield from items
-    except DataError:
+    except EdgepackError:
         raise
     except Exception as error:  # whatever the user's function does
         raise DataError(
