@@ -1,0 +1,118 @@
+"""From what was observed of an activation to the range that its u8 values cover."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepack.chain.quantize.observe import Histogram
+from edgepack.chain.quantize.scheme import LEVELS
+
+# Ends of the range that the mse search tries, on either side.
+CANDIDATES = 256
+# Shares of the values that the entropy search cuts off, in all.
+TAILS = (0.0, *np.logspace(-6, -1.5, 60).tolist())
+
+
+def minmax(histogram: Histogram) -> tuple[float, float]:
+    """Everything that was seen."""
+    return histogram.low, histogram.high
+
+
+def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
+    """The range between the two tails that leave `percent` of all values inside."""
+    return _without_tails(histogram, 1.0 - percent / 100.0)
+
+
+def entropy(histogram: Histogram) -> tuple[float, float]:
+    """The range whose 256 levels lose the least information about the distribution.
+
+    The Kullback-Leibler divergence between the clipped distribution and what its quantization
+    keeps of it, as in Migacz, "8-bit inference with TensorRT" (2017); here over ranges that cut
+    equal shares off both tails, since u8 ranges need not be symmetric.
+    """
+    best, least = (histogram.low, histogram.high), np.inf
+    for tail in TAILS:
+        low, high = _without_tails(histogram, tail)
+        divergence = _divergence(histogram, low, high)
+        if divergence < least:
+            best, least = (low, high), divergence
+    return best
+
+
+def mse(histogram: Histogram) -> tuple[float, float]:
+    """The range with the least mean squared error, over a grid of both ends.
+
+    Inside the range the error is uniform, step^2 / 12; outside, it is the distance to the nearer
+    end. Exact zeros cost nothing (Banner et al., "Post training 4-bit quantization", 2019, for
+    the split into rounding and clipping).
+    """
+    counts, edges = histogram.counts.astype(np.float64), histogram.edges
+    if histogram.high <= histogram.low or not counts.sum():
+        return histogram.low, histogram.high
+    centres = (edges[:-1] + edges[1:]) / 2
+    lows = np.linspace(min(histogram.low, 0.0), 0.0, CANDIDATES, endpoint=False)
+    highs = np.linspace(max(histogram.high, 0.0), 0.0, CANDIDATES, endpoint=False)
+    lows, highs = np.unique(lows), np.unique(highs)
+    below = _clipping(counts, centres, lows)
+    above = _clipping(counts, -centres, -highs)
+    step = (highs[None, :] - lows[:, None]) / LEVELS
+    inside = counts.sum() - below[0][:, None] - above[0][None, :]
+    error = np.maximum(inside, 0) * step**2 / 12 + below[1][:, None] + above[1][None, :]
+    error[step <= 0] = np.inf
+    row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def _clipping(
+    counts: np.ndarray, centres: np.ndarray, limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many values lie below each limit, and the sum of their squared distances to it."""
+    order = np.argsort(centres)
+    where = centres[order]
+    moments = [np.concatenate([[0], np.cumsum(counts[order] * where**p)]) for p in (0, 1, 2)]
+    place = np.searchsorted(where, limits)
+    zeroth, first, second = (m[place] for m in moments)
+    return zeroth, np.maximum(second - 2 * limits * first + limits**2 * zeroth, 0)
+
+
+def _without_tails(histogram: Histogram, share: float) -> tuple[float, float]:
+    counts = histogram.counts.astype(np.float64)
+    edges = histogram.edges
+    if histogram.high <= histogram.low or share <= 0:
+        return histogram.low, histogram.high
+    home = int(np.clip(np.searchsorted(edges, 0.0, side="right") - 1, 0, len(counts) - 1))
+    counts[home] += histogram.zeros
+    cumulated = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    # Linear within a bin; the ends themselves where a tail is emptier than asked for.
+    grown = cumulated + np.arange(len(cumulated)) * 1e-15
+    low, high = np.interp([share / 2, 1 - share / 2], grown, edges)
+    return float(low), float(high)
+
+
+def _divergence(histogram: Histogram, low: float, high: float) -> float:
+    """KL(clipped distribution || its quantization), in nats."""
+    edges = histogram.edges
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high <= low:
+        return np.inf
+    centres = (edges[:-1] + edges[1:]) / 2
+    counts = histogram.counts.astype(np.float64)
+    kept = (centres >= low) & (centres <= high)
+    clipped = np.where(kept, counts, 0.0)
+    if not clipped.any():
+        return np.inf
+    inside = np.flatnonzero(kept)
+    quantized = np.zeros_like(clipped)
+    levels = np.rint((centres - low) / (high - low) * LEVELS).astype(np.int64)
+    sums = np.bincount(levels[inside], clipped[inside], LEVELS + 1)
+    filled = np.bincount(levels[inside], clipped[inside] > 0, LEVELS + 1)
+    live = inside[clipped[inside] > 0]
+    quantized[live] = sums[levels[live]] / filled[levels[live]]
+    # The reference keeps what was clipped, at the ends.
+    clipped[inside[0]] += counts[: inside[0]].sum()
+    clipped[inside[-1]] += counts[inside[-1] + 1 :].sum()
+    p = clipped / clipped.sum()
+    q = quantized / quantized.sum()
+    present = p > 0
+    q = np.maximum(q, 1e-12)
+    return float(np.sum(p[present] * np.log(p[present] / q[present])))

@@ -1,0 +1,28 @@
+"""Bias correction: the mean error of a layer is taken out of its bias.
+
+Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019),
+with the means measured rather than assumed: E[x] of the float network, E[q] of the same values
+as the integer network stores them. Since the layers before are corrected in the same way, the
+means that reach a layer are those of the float network.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.moments import Moments
+
+
+def mean_error(layer: Layer, used: np.ndarray, moments: Moments) -> np.ndarray:
+    """(outputs,) E[W x - V q], to be added to the bias.
+
+    Args:
+        layer: with its real weights W as rows.
+        used: (outputs, K) the weights V that the integers stand for.
+        moments: of the layer's input: the means of x and of q.
+    """
+    real, seen = moments.real / moments.count, moments.seen / moments.count
+    wanted = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
+    given = np.einsum("grk,gk->gr", layer.per_group(used), seen)
+    return np.asarray((wanted - given).ravel())

@@ -1,0 +1,213 @@
+"""The Q/DQ graph: every quantized tensor once through Q and DQ, every weight as s8 behind a DQ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.place import Placement
+from edgepack.chain.quantize.prepare import remove_unused_initializers
+from edgepack.chain.quantize.scheme import Affine
+from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.weights import Quantized
+
+
+def emit(
+    model: onnx.ModelProto,
+    view: GraphView,
+    placement: Placement,
+    quantization: Mapping[str, Affine],
+    weights: Mapping[int, Quantized],
+) -> onnx.ModelProto:
+    """The quantized model.
+
+    Args:
+        model: float32, prepared.
+        view: of that model.
+        placement: what becomes integer.
+        quantization: of every root tensor.
+        weights: of every layer, by the node's index.
+    """
+    return _Emitter(model, view, placement, quantization, weights).model()
+
+
+class _Emitter:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        view: GraphView,
+        placement: Placement,
+        quantization: Mapping[str, Affine],
+        weights: Mapping[int, Quantized],
+    ) -> None:
+        self.view, self.placement = view, placement
+        self.quantization, self.weights = quantization, weights
+        self.result = onnx.ModelProto()
+        self.result.CopyFrom(model)
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        # What readers of a quantized tensor read instead.
+        self.dequantized: dict[str, str] = {}
+        self.layers = {layer.index: layer for layer in placement.layers}
+        self.added = {x.added: x for x in placement.layers if x.added is not None}
+        self.integer = placement.arithmetic | placement.moves | set(self.layers)
+        self.clamped = {
+            view.nodes[index].input[0]: name for index, name in placement.clamps.items()
+        }
+        self.taken = {t for node in view.nodes for t in (*node.input, *node.output)}
+        self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
+
+    def model(self) -> onnx.ModelProto:
+        for name in self.view.inputs:
+            if name in self.placement.points:
+                self._quantize(name, name)
+        for index, node in enumerate(self.view.nodes):
+            if index in self.placement.clamps:
+                continue
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            if index in self.integer:
+                self._integer(index, copy)
+            else:
+                if index in self.added:
+                    self._correct_added(self.added[index], copy)
+                self._float(copy)
+        graph = self.result.graph
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(self.constants.values())
+        remove_unused_initializers(graph)
+        return self.result
+
+    def _float(self, node: onnx.NodeProto) -> None:
+        # A tensor that an integer node made is read behind its DQ; others are read as they are.
+        for place, name in enumerate(node.input):
+            if self._made_by_integer(name):
+                node.input[place] = self.dequantized[name]
+        self.nodes.append(node)
+        for name in node.output:
+            if name in self.placement.points:
+                self._quantize(name, name)
+
+    def _correct_added(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """The Add behind a MatMul takes that layer's corrected bias."""
+        name = self._free(f"{layer.name}_bias")
+        self._constant(name, self.weights[layer.index].real_bias.astype(np.float32))
+        for place, old in enumerate(node.input):
+            if old == layer.bias_name:
+                node.input[place] = name
+
+    def _made_by_integer(self, name: str) -> bool:
+        if name not in self.dequantized:
+            return False
+        maker = self.view.producer.get(name)
+        return maker is not None and (maker in self.integer or maker in self.placement.clamps)
+
+    def _integer(self, index: int, node: onnx.NodeProto) -> None:
+        for place, name in enumerate(node.input):
+            if name in self.dequantized:
+                node.input[place] = self.dequantized[name]
+        layer = self.layers.get(index)
+        if layer is not None:
+            self._weigh(layer, node)
+        if node.op_type == "Relu":
+            # A Relu on its own has no integer kernel, LeakyRelu has, and 0 is a slope too.
+            node.op_type = "LeakyRelu"
+            node.attribute.append(helper.make_attribute("alpha", 0.0))
+        output = self.clamped.get(node.output[0], node.output[0])
+        if output not in self.placement.points:
+            self.nodes.append(node)
+            return
+        seen = output in self.view.outputs or output in self.view.captured
+        made = self._free(f"{output}_real") if seen else output
+        node.output[0] = made
+        self.nodes.append(node)
+        self._quantize(output, made)
+
+    def _quantize(self, name: str, real: str) -> None:
+        """Q and DQ behind a tensor; the DQ takes its name where the outside sees it."""
+        root = self.placement.points[name]
+        scale, zero_point = self._parameters(root)
+        stored = self._free(f"{name}_quantized")
+        back = name if real != name else self._free(f"{name}_dequantized")
+        for op, source, output in (
+            ("QuantizeLinear", real, stored),
+            ("DequantizeLinear", stored, back),
+        ):
+            self.nodes.append(
+                helper.make_node(op, [source, scale, zero_point], [output], name=f"{name}_{op}")
+            )
+        self.dequantized[name] = back
+
+    def _parameters(self, root: str) -> tuple[str, str]:
+        scale, zero_point = f"{root}_scale", f"{root}_zero_point"
+        if scale not in self.constants:
+            found = self.quantization[root]
+            self._constant(scale, np.array(found.scale, dtype=np.float32))
+            self._constant(zero_point, np.array(found.zero_point, dtype=np.uint8))
+        return scale, zero_point
+
+    def _weigh(self, layer: Layer, node: onnx.NodeProto) -> None:
+        found = self.weights[layer.index]
+        read = (layer.weight, layer.transposed, found.scale.tobytes(), found.rows.tobytes())
+        if read not in self.stored:
+            # The first reader of shared weights stores them for all that read them alike.
+            known = set(self.stored.values())
+            base = layer.weight if layer.weight not in known else f"{layer.weight}_{layer.name}"
+            self.stored[read] = base
+            self._constant(f"{base}_quantized", layer.stored(found.rows))
+            self._constant(f"{base}_scale", found.scale.astype(np.float32))
+        base = self.stored[read]
+        node.input[1] = self._dequantize_constant(base, layer.axis, f"{layer.name}_weight")
+        if layer.op == "MatMul":
+            return
+        if layer.bias_name is not None or found.bias.any():
+            self._bias(layer, found, node)
+        if layer.op == "Gemm":
+            # Both are in the integers already.
+            for item in node.attribute:
+                if item.name in ("alpha", "beta"):
+                    item.f = 1.0
+
+    def _bias(self, layer: Layer, found: Quantized, node: onnx.NodeProto) -> None:
+        name = layer.bias_name or f"{layer.name}_bias"
+        if f"{name}_quantized" in self.constants:
+            # A bias that layers share has another scale in each.
+            name = f"{layer.name}_bias"
+        source = self.quantization[self.placement.points[layer.input]]
+        self._constant(f"{name}_quantized", found.bias)
+        self._constant(f"{name}_scale", np.float32(source.scale) * found.scale.astype(np.float32))
+        del node.input[2:]
+        node.input.append(self._dequantize_constant(name, 0, f"{layer.name}_bias"))
+
+    def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
+        output = self._free(f"{output}_dequantized")
+        stored = self.constants[f"{base}_quantized"]
+        # One array of zeros serves all layers of a size.
+        zeros = np.zeros(stored.dims[axis], dtype=helper.tensor_dtype_to_np_dtype(stored.data_type))
+        zero_point = f"zeros_{zeros.dtype}_{len(zeros)}"
+        if zero_point not in self.constants:
+            self._constant(zero_point, zeros)
+        self.nodes.append(
+            helper.make_node(
+                "DequantizeLinear",
+                [f"{base}_quantized", f"{base}_scale", zero_point],
+                [output],
+                name=output.removesuffix("_dequantized") + "_DequantizeLinear",
+                axis=axis,
+            )
+        )
+        return output
+
+    def _constant(self, name: str, value: np.ndarray) -> None:
+        self.constants[name] = numpy_helper.from_array(value, name)
+
+    def _free(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name

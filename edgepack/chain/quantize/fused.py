@@ -1,0 +1,59 @@
+"""What onnxruntime makes of the Q/DQ graph: whether float arithmetic is left in it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+
+# Nothing rounds in these: they move values, compare them, or compute shapes.
+# fmt: off
+ROUNDLESS = frozenset(
+    {
+        "And", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "DepthToSpace",
+        "Equal", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Greater",
+        "Identity", "Less", "Max", "MaxPool", "Min", "Not", "Or", "Pad", "Range",
+        "Relu", "Reshape", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze",
+        "Tile", "Transpose", "Unsqueeze", "Where",
+    }
+)
+# Integer arithmetic, with one rounding to the output.
+INTEGER = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "QGemm", "ConvInteger", "MatMulInteger",
+        "MatMulIntegerToFloat",
+    }
+)
+# fmt: on
+
+
+def fused(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that onnxruntime runs, at the level that does not depend on the CPU."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+        path = Path(folder) / "fused.onnx"
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(path)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        return onnx.load(str(path))
+
+
+def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
+    """How many nodes of each operator still round in floating point, subgraphs included."""
+    found: dict[str, int] = {}
+    graphs = [graph]
+    while graphs:
+        for node in graphs.pop().node:
+            for item in node.attribute:
+                graphs.extend([item.g] if item.HasField("g") else item.graphs)
+            kind = node.op_type
+            if kind in ROUNDLESS or kind in INTEGER or kind.startswith("QLinear"):
+                continue
+            found[kind] = found.get(kind, 0) + 1
+    return dict(sorted(found.items()))

@@ -1,0 +1,256 @@
+"""Convolutions, Gemm and MatMul with constant weights, as matrices in one order.
+
+Every layer's weights are brought into rows: one per output channel, its columns in the order in
+which onnxruntime's MLAS walks the reduction axis K. For a convolution that is kernel row, kernel
+column, input channel of the group. Pairs (0,1), (2,3), ... of those columns are added in 16 bits
+on x86 without VNNI.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from edgepack.chain.quantize.view import GraphView, attribute
+
+# What can become integer when its weights are constant.
+LINEAR = ("Conv", "Gemm", "MatMul")
+# What a reader of the report takes for a layer but stays float, and why.
+FLOAT_LAYERS = {
+    "ConvTranspose": "onnxruntime has no integer transposed convolution on the CPU",
+    "LSTM": "recurrent: onnxruntime has no static int8 LSTM",
+    "GRU": "recurrent: onnxruntime has no static int8 GRU",
+    "RNN": "recurrent: onnxruntime has no static int8 RNN",
+    "Einsum": "onnxruntime has no integer Einsum",
+}
+
+
+@dataclass
+class Layer:
+    """One linear layer on its way to int8. Mutable: equalization and rounding work on it.
+
+    Attributes:
+        index: the node's place in the graph.
+        name: the node's name.
+        op: "Conv", "Gemm" or "MatMul".
+        input: tensor that it reads.
+        output: tensor that it makes, after an activation that its quantization absorbs.
+        weight: its initializer's name.
+        bias_name: its bias's initializer, or None.
+        added: of a MatMul, the float Add behind it whose constant (`bias_name`) is its bias.
+        shape: of the weights as stored.
+        groups: of a convolution, else 1.
+        transposed: whether the weights are stored (outputs, inputs).
+        rows: (outputs, K), float64.
+        bias: (outputs,), float64; zeros where the node has none.
+        quantized_output: whether a Q follows it.
+        shared: whether another node reads the same weights too.
+        window: what a convolution slides over its input.
+    """
+
+    index: int
+    name: str
+    op: str
+    input: str
+    output: str
+    weight: str
+    bias_name: str | None
+    shape: tuple[int, ...]
+    groups: int
+    transposed: bool
+    rows: np.ndarray
+    bias: np.ndarray
+    quantized_output: bool = False
+    shared: bool = False
+    window: Window | None = None
+    added: int | None = None
+
+    @property
+    def axis(self) -> int:
+        """The axis of the stored weights that counts output channels."""
+        return 0 if self.op == "Conv" or self.transposed else 1
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels, over all groups."""
+        return self.shape[1] * self.groups if self.op == "Conv" else self.rows.shape[1]
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each output reads one channel that no other output reads.
+
+        MLAS multiplies those in 16 bits of their own (two-dimensional ones): no pair saturates.
+        """
+        return self.op == "Conv" and self.groups == self.shape[0] and self.shape[1] == 1
+
+    @property
+    def paired(self) -> bool:
+        """Whether neighbouring columns are added in 16 bits without VNNI."""
+        return not (self.depthwise and len(self.shape) == 4)
+
+    def channel_of_column(self) -> np.ndarray:
+        """(groups, K) the input channel that each column of a group's rows multiplies."""
+        per_group = self.channels // self.groups
+        spatial = self.rows.shape[1] // per_group
+        within = np.tile(np.arange(per_group), spatial)
+        return within[None, :] + per_group * np.arange(self.groups)[:, None]
+
+    def per_group(self, rows: np.ndarray) -> np.ndarray:
+        """Rows as (groups, outputs of the group, K)."""
+        return rows.reshape(self.groups, -1, rows.shape[-1])
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """Rows back in the order in which the node stores its weights."""
+        if self.op == "Conv":
+            outputs, inputs, *kernel = self.shape
+            back = rows.reshape(outputs, *kernel, inputs)
+            return np.ascontiguousarray(np.moveaxis(back, -1, 1))
+        return np.ascontiguousarray(rows if self.transposed else rows.T)
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution slides over its input; all per spatial axis."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    auto_pad: str
+
+    def padding(self, size: tuple[int, ...]) -> list[tuple[int, int]]:
+        """Zeros before and after each spatial axis of an input of that size."""
+        if not self.auto_pad.startswith("SAME"):
+            return list(zip(self.begin, self.end, strict=True))
+        pads = []
+        for length, k, s, d in zip(size, self.kernel, self.strides, self.dilations, strict=True):
+            total = max((-(-length // s) - 1) * s + (k - 1) * d + 1 - length, 0)
+            small, large = total // 2, total - total // 2
+            pads.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
+        return pads
+
+    @property
+    def padless(self) -> bool:
+        """Whether no zero is ever put around the input."""
+        if self.auto_pad.startswith("SAME"):
+            return all(k == 1 for k in self.kernel)
+        return not any(self.begin) and not any(self.end)
+
+
+def read_layer(view: GraphView, index: int) -> Layer | str:
+    """The layer at a node, or the reason why it cannot become integer."""
+    node = view.nodes[index]
+    if node.op_type not in LINEAR:
+        return FLOAT_LAYERS[node.op_type]
+    weights = view.constant(node.input[1])
+    if weights is None:
+        if node.op_type == "MatMul" and view.is_constant(node.input[0]):
+            return "its constant is the first operand: there is no output channel to scale by"
+        if node.op_type == "MatMul":
+            return "both operands are activations: their pairs cannot be bounded before they run"
+        return "its weights are not constant"
+    if weights.dtype != np.float32:
+        return f"its weights are {weights.dtype}, not float32"
+    if weights.size == 0:
+        return "it has no weights"
+    bias_name = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    bias = np.zeros(1) if bias_name is None else view.constant(bias_name)
+    if bias is None:
+        return "its bias is not constant"
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        return "its weights hold NaN or infinity"
+    if node.op_type == "Conv":
+        return _convolution(view, index, weights, bias_name, bias)
+    return _product(view, index, weights, bias_name, bias)
+
+
+def _convolution(
+    view: GraphView, index: int, weights: np.ndarray, bias_name: str | None, bias: np.ndarray
+) -> Layer | str:
+    node = view.nodes[index]
+    axes = weights.ndim - 2
+    if axes not in (1, 2, 3):
+        return f"its weights have {weights.ndim} axes"
+    pads = list(attribute(node, "pads", [0] * (2 * axes)))
+    window = Window(
+        kernel=weights.shape[2:],
+        strides=tuple(attribute(node, "strides", [1] * axes)),
+        dilations=tuple(attribute(node, "dilations", [1] * axes)),
+        begin=tuple(pads[:axes]),
+        end=tuple(pads[axes:]),
+        auto_pad=attribute(node, "auto_pad", b"NOTSET").decode(),
+    )
+    rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
+    return _layer(
+        view, index, weights, bias_name, rows, bias, int(attribute(node, "group", 1)), False, window
+    )
+
+
+def _product(
+    view: GraphView, index: int, weights: np.ndarray, bias_name: str | None, bias: np.ndarray
+) -> Layer | str:
+    node = view.nodes[index]
+    if weights.ndim != 2:
+        return f"its constant operand has {weights.ndim} axes, not 2"
+    if attribute(node, "transA", 0):
+        return "it transposes its activation"
+    transposed = bool(attribute(node, "transB", 0))
+    rows = (weights if transposed else weights.T) * np.float64(attribute(node, "alpha", 1.0))
+    outputs = len(rows)
+    if bias.size not in (1, outputs) or bias.shape[-1:] not in ((), (1,), (outputs,)):
+        return f"its bias of shape {bias.shape} is not one value per output channel"
+    bias = bias.ravel() * np.float64(attribute(node, "beta", 1.0))
+    layer = _layer(view, index, weights, bias_name, rows, bias, 1, transposed, None)
+    if node.op_type == "MatMul":
+        _take_added_bias(view, layer)
+    return layer
+
+
+def _take_added_bias(view: GraphView, layer: Layer) -> None:
+    """A MatMul has no bias of its own: take the constant of the Add behind it for one."""
+    reader = view.only_reader(layer.output)
+    if reader is None or view.nodes[reader].op_type != "Add":
+        return
+    for name in view.nodes[reader].input:
+        value = view.constant(name)
+        if value is not None and value.shape == (len(layer.rows),) and np.isfinite(value).all():
+            layer.bias_name, layer.added = name, reader
+            layer.bias = value.astype(np.float64)
+
+
+def _layer(
+    view: GraphView,
+    index: int,
+    weights: np.ndarray,
+    bias_name: str | None,
+    rows: np.ndarray,
+    bias: np.ndarray,
+    groups: int,
+    transposed: bool,
+    window: Window | None,
+) -> Layer:
+    node = view.nodes[index]
+    return Layer(
+        index=index,
+        name=node.name,
+        op=node.op_type,
+        input=node.input[0],
+        output=node.output[0],
+        weight=node.input[1],
+        bias_name=bias_name,
+        shape=weights.shape,
+        groups=groups,
+        transposed=transposed,
+        rows=np.array(rows, dtype=np.float64),
+        bias=np.array(np.broadcast_to(bias, (len(rows),)), dtype=np.float64),
+        shared=len(view.readers[node.input[1]]) > 1,
+        window=window,
+    )
+
+
+def is_layer(node: onnx.NodeProto) -> bool:
+    """Whether the report counts a node as a layer."""
+    return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS

@@ -1,0 +1,173 @@
+"""What every layer reads: the second moments of its input, streamed.
+
+For a layer y = W x + b whose input the device sees as q (x quantized), replacing W by V costs
+E|W x - V q|^2. With the bias correction, b' = b + E[W x - V q], what is left is governed by the
+covariance of q; without it, by E[q q^T]. Both, and the means, are gathered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from edgepack.chain.quantize.layers import Layer, Window
+from edgepack.chain.quantize.observe import spread
+from edgepack.chain.quantize.scheme import Affine
+from edgepack.chain.quantize.stream import tensors
+from edgepack.data.samples import Samples
+
+# Positions that enter the moments of one layer, over all samples; ten times the widest usual
+# reduction axis.
+POSITIONS = 12288
+FEWEST_A_BATCH, MOST_A_BATCH = 64, 2048
+# Second moments that are held at a time; a larger network is looked at in several passes.
+MOMENT_BYTES = 384 * 2**20
+
+
+@dataclass
+class Moments:
+    """Sums over the columns that a layer multiplies.
+
+    Attributes:
+        count: number of positions.
+        real: (groups, K) sum of x.
+        seen: (groups, K) sum of q.
+        origin: (groups, K) near the mean of q, so that the squares lose no digits.
+        square: (groups, K, K) sum of (q - origin) (q - origin)^T; empty where only means were
+            asked for.
+    """
+
+    count: int
+    real: np.ndarray
+    seen: np.ndarray
+    origin: np.ndarray
+    square: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """(groups, K, K) of q."""
+        off = self.seen / self.count - self.origin
+        return np.asarray(self.square / self.count - off[:, :, None] * off[:, None, :])
+
+    @property
+    def second(self) -> np.ndarray:
+        """(groups, K, K) E[q q^T]."""
+        mean = self.seen / self.count
+        return np.asarray(self.covariance + mean[:, :, None] * mean[:, None, :])
+
+
+def key(layer: Layer) -> tuple[str, Window | None, int]:
+    """Layers of one key multiply the same columns."""
+    return layer.input, layer.window, layer.groups
+
+
+def passes(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]:
+    """Layers in lots whose moments fit `MOMENT_BYTES` together."""
+    if not squares:
+        return [list(layers)]
+    lots: list[list[Layer]] = []
+    room = 0
+    known: set[tuple[str, Window | None, int]] = set()
+    for layer in layers:
+        size = 0 if key(layer) in known else 8 * layer.groups * layer.rows.shape[1] ** 2
+        if not lots or size > room:
+            lots.append([])
+            room, known = MOMENT_BYTES, set()
+            size = 8 * layer.groups * layer.rows.shape[1] ** 2
+        lots[-1].append(layer)
+        known.add(key(layer))
+        room -= size
+    return lots
+
+
+def observe_moments(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    groups: Sequence[Sequence[str]],
+    quantization: Mapping[str, Affine],
+    samples: Samples,
+    batch_size: int,
+    advance: Callable[[int], None],
+    count: int,
+    squares: bool,
+) -> dict[tuple[str, Window | None, int], Moments]:
+    """The moments of the inputs of one lot of layers.
+
+    Args:
+        model: float32, prepared.
+        layers: one of `passes`.
+        groups: their inputs, in groups that fit memory together.
+        quantization: of every layer's input.
+        samples: the calibration samples.
+        batch_size: samples at once.
+        advance: told the number of samples when a batch is done.
+        count: number of samples: the more there are, the fewer positions of each are taken.
+        squares: whether second moments are wanted, beside the means.
+    """
+    readers: dict[str, dict[tuple[str, Window | None, int], Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input, {}).setdefault(key(layer), layer)
+    moments: dict[tuple[str, Window | None, int], Moments] = {}
+    share = POSITIONS * batch_size // count
+    most = min(max(share, FEWEST_A_BATCH), MOST_A_BATCH)
+    runs = tensors(model, groups, samples, batch_size, advance)
+    for number, found in runs:
+        for name, values in found.items():
+            for where, layer in readers[name].items():
+                real = columns(layer, values, most, number)
+                # The zeros of a padded border are stored exactly.
+                _add(moments, where, real, quantization[name].fake(real), squares)
+    return moments
+
+
+def _add(
+    moments: dict[tuple[str, Window | None, int], Moments],
+    where: tuple[str, Window | None, int],
+    real: np.ndarray,
+    seen: np.ndarray,
+    squares: bool,
+) -> None:
+    groups, count, width = seen.shape
+    if where not in moments:
+        square = np.zeros((groups, width, width) if squares else (0, 0, 0))
+        sums = np.zeros((2, groups, width))
+        origin = seen.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64)
+        moments[where] = Moments(0, sums[0], sums[1], origin, square)
+    into = moments[where]
+    into.count += count
+    into.real += real.sum(axis=1, dtype=np.float64)
+    into.seen += seen.sum(axis=1, dtype=np.float64)
+    if squares:
+        centred = seen - into.origin[:, None, :].astype(np.float32)
+        into.square += centred.transpose(0, 2, 1) @ centred
+
+
+def columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndarray:
+    """(groups, positions, K) what the layer's rows multiply, in the order of their columns.
+
+    At most about `most` positions, evenly spread; `offset` moves their start.
+    """
+    if layer.window is None:
+        return spread(values.reshape(-1, values.shape[-1]), most, offset)[None]
+    window = layer.window
+    spatial = values.shape[2:]
+    padded = np.pad(values, [(0, 0), (0, 0), *window.padding(spatial)])
+    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    axes = tuple(range(2, values.ndim))
+    view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
+    strided = [slice(None), slice(None)]
+    strided += [slice(None, None, s) for s in window.strides]
+    strided += [slice(None, None, d) for d in window.dilations]
+    view = view[tuple(strided)]
+    # (batch, positions..., kernel..., channels)
+    view = np.moveaxis(view, 1, -1)
+    sizes = view.shape[: len(axes) + 1]
+    chosen = spread(np.arange(int(np.prod(sizes))), most, offset)
+    patches = view[np.unravel_index(chosen, sizes)]
+    patches = patches.reshape(len(chosen), -1, layer.groups, layer.channels // layer.groups)
+    return np.ascontiguousarray(
+        patches.transpose(2, 0, 1, 3).reshape(layer.groups, len(chosen), -1)
+    )

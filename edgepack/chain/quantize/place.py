@@ -1,0 +1,213 @@
+"""Where the Q/DQ pairs stand: what onnxruntime turns into integer kernels.
+
+Convolutions, Gemm and MatMul with constant weights become integer wherever they stand. Cheap
+operators between them follow only where integers come in and integers go out; anything else
+would pay for conversions and rounding without saving time. A Relu or Clip behind a quantized
+operator vanishes: its bounds are those of the quantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepack.chain.quantize.layers import LINEAR, Layer, is_layer, read_layer
+from edgepack.chain.quantize.view import GraphView, attribute
+
+# Integer kernels with a quantization of their own behind them; the number of activations read
+# (None: all inputs).
+ARITHMETIC: dict[str, int | None] = {
+    "Add": 2,
+    "Mul": 2,
+    "Concat": None,
+    "AveragePool": 1,
+    "GlobalAveragePool": 1,
+    "Sigmoid": 1,
+    "LeakyRelu": 1,
+    "Relu": 1,
+}
+# Moves values without changing them: the same quantization on both sides.
+MOVES = (
+    "MaxPool",
+    "Reshape",
+    "Transpose",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Slice",
+    "DepthToSpace",
+)
+CLAMPS = ("Relu", "Clip")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What becomes integer.
+
+    Attributes:
+        layers: the linear layers, in the graph's order.
+        arithmetic: indices of the other operators with integer kernels.
+        moves: indices of operators that pass integers through.
+        clamps: indices of absorbed Relu and Clip nodes, each with the tensor it made.
+        points: every quantized tensor -> the tensor whose quantization it shares (often itself).
+        left: (name, operator, reason) of layers that stay float.
+    """
+
+    layers: tuple[Layer, ...]
+    arithmetic: frozenset[int]
+    moves: frozenset[int]
+    clamps: dict[int, str]
+    points: dict[str, str]
+    left: tuple[tuple[str, str, str], ...]
+
+    def roots(self) -> list[str]:
+        """The tensors that need a quantization of their own, in the graph's order."""
+        return list(dict.fromkeys(self.points.values()))
+
+
+def place(view: GraphView, exclude: Collection[str]) -> Placement:
+    """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
+    layers: dict[int, Layer] = {}
+    left = []
+    for index, node in enumerate(view.nodes):
+        if not is_layer(node):
+            continue
+        found = "excluded by name" if node.name in exclude else read_layer(view, index)
+        if isinstance(found, Layer):
+            layers[index] = found
+        else:
+            left.append((node.name, node.op_type, found))
+    return _Placer(view, layers, exclude).placement(tuple(left))
+
+
+class _Placer:
+    def __init__(self, view: GraphView, layers: dict[int, Layer], exclude: Collection[str]) -> None:
+        self.view = view
+        self.layers = layers
+        others = {
+            index
+            for index, node in enumerate(view.nodes)
+            if node.name not in exclude and self._may_follow(index)
+        }
+        self.integer = set(layers) | others
+        self._settle(others)
+
+    def _may_follow(self, index: int) -> bool:
+        node = self.view.nodes[index]
+        if node.op_type in MOVES:
+            # MaxPool's indices are of no use on integers.
+            return len([name for name in node.output if name]) == 1
+        if node.op_type == "AveragePool" and attribute(node, "dilations") is not None:
+            return all(d == 1 for d in attribute(node, "dilations"))
+        return node.op_type in ARITHMETIC and not any(
+            self.view.is_constant(name) for name in self._activations(index)
+        )
+
+    def _activations(self, index: int) -> list[str]:
+        node = self.view.nodes[index]
+        if node.op_type in MOVES or node.op_type in LINEAR:
+            return [node.input[0]]
+        return list(node.input)[: ARITHMETIC[node.op_type]]
+
+    def _clamp_of(self, index: int) -> int | None:
+        """The Relu or Clip that the quantization behind an integer operator absorbs."""
+        node = self.view.nodes[index]
+        if node.op_type in MOVES or node.op_type in CLAMPS or len(node.output) != 1:
+            return None
+        reader = self.view.only_reader(node.output[0])
+        if reader is None or self.view.nodes[reader].op_type not in CLAMPS:
+            return None
+        bounds = self._bounds(reader)
+        # A range that holds zero is all that the quantization can express.
+        return reader if bounds is not None and bounds[0] <= 0 <= bounds[1] else None
+
+    def _bounds(self, index: int) -> tuple[float, float] | None:
+        node = self.view.nodes[index]
+        if node.op_type == "Relu":
+            return 0.0, np.inf
+        limits = [attribute(node, "min", -np.inf), attribute(node, "max", np.inf)]
+        for slot, name in enumerate(list(node.input)[1:3]):
+            value = self.view.constant(name) if name else None
+            if name and value is None:
+                return None
+            if value is not None:
+                limits[slot] = value.item()
+        return float(limits[0]), float(limits[1])
+
+    def _settle(self, others: set[int]) -> None:
+        """Take out, until nothing changes, what has no integers on one of its sides."""
+        changed = True
+        while changed:
+            changed = False
+            for index in sorted(others & self.integer):
+                if not (self._fed(index) and self._wanted(index)):
+                    self.integer.discard(index)
+                    changed = True
+
+    def _fed(self, index: int) -> bool:
+        return all(self._maker(name) is not None for name in self._activations(index))
+
+    def _maker(self, name: str) -> int | None:
+        """The integer node behind a tensor, through a clamp that vanishes."""
+        index = self.view.producer.get(name)
+        if index is None:
+            return None
+        if index in self.integer and not self._absorbed(index):
+            return index
+        source = self.view.nodes[index]
+        if source.op_type in CLAMPS and source.input:
+            before = self.view.producer.get(source.input[0])
+            if before is not None and before in self.integer and self._clamp_of(before) == index:
+                return before
+        return None
+
+    def _absorbed(self, index: int) -> bool:
+        node = self.view.nodes[index]
+        if node.op_type not in CLAMPS:
+            return False
+        before = self.view.producer.get(node.input[0])
+        return before is not None and before in self.integer and self._clamp_of(before) == index
+
+    def _wanted(self, index: int) -> bool:
+        return any(reader in self.integer for reader in self._final_readers(index))
+
+    def _final_readers(self, index: int) -> Iterator[int]:
+        clamp = self._clamp_of(index)
+        for name in self.view.nodes[index if clamp is None else clamp].output:
+            yield from self.view.readers.get(name, [])
+
+    def placement(self, left: tuple[tuple[str, str, str], ...]) -> Placement:
+        clamps: dict[int, str] = {}
+        points: dict[str, str] = {}
+        kept = {i for i in self.integer if not self._absorbed(i)}
+        for index in sorted(kept):
+            node = self.view.nodes[index]
+            for name in self._activations(index):
+                points.setdefault(name, name)
+            output = node.output[0]
+            if node.op_type in MOVES:
+                points[output] = points[node.input[0]]
+                continue
+            layer = self.layers.get(index)
+            # Without a Q behind it a Gemm or MatMul gives float at no cost; a Conv cannot.
+            if layer is not None and layer.op != "Conv" and not self._wanted(index):
+                continue
+            clamp = self._clamp_of(index)
+            if clamp is not None:
+                output = self.view.nodes[clamp].output[0]
+                clamps[clamp] = output
+            points[output] = output
+            if layer is not None:
+                layer.output, layer.quantized_output = output, True
+        return Placement(
+            layers=tuple(self.layers[i] for i in sorted(self.layers)),
+            arithmetic=frozenset(
+                i for i in kept if i not in self.layers and self.view.nodes[i].op_type not in MOVES
+            ),
+            moves=frozenset(i for i in kept if self.view.nodes[i].op_type in MOVES),
+            clamps=clamps,
+            points=points,
+            left=left,
+        )

@@ -1,0 +1,122 @@
+"""The graph as the rest of the pass wants it: constants as initializers, every node named."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgepack.chain.quantize.view import GraphView, attribute
+from edgepack.errors import ChainError
+
+OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with Constant nodes as initializers, names on all nodes, and spatial means as
+    GlobalAveragePool, which onnxruntime has in integers (ReduceMean it has not).
+
+    Raises:
+        ChainError: quantize-opset, when onnxruntime 1.19 could not load the result.
+    """
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ChainError(
+            "quantize-opset",
+            f"a model of opset {opset} cannot be quantized",
+            why=f"per-channel Q/DQ needs opset {OLDEST_OPSET}, and the oldest supported "
+            f"onnxruntime (1.19) stops at opset {NEWEST_OPSET}",
+            hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
+        )
+    ready = onnx.ModelProto()
+    ready.CopyFrom(model)
+    ready.ir_version = min(ready.ir_version, NEWEST_IR)
+    del ready.graph.value_info[:]
+    _lift_constants(ready.graph)
+    _name_nodes(ready.graph)
+    _pool_spatial_means(ready)
+    return ready
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    kept = []
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+        else:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    _replace_nodes(graph, kept)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    taken = {node.name for node in graph.node if node.name}
+    for index, node in enumerate(graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            node.name = name
+
+
+def _pool_spatial_means(model: onnx.ModelProto) -> None:
+    view = GraphView(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in view.nodes:
+        rank = view.ranks.get(node.input[0], 0) if node.op_type == "ReduceMean" else 0
+        if rank not in (3, 4, 5) or _mean_axes(view, node, rank) != set(range(2, rank)):
+            nodes.append(node)
+            continue
+        keep = attribute(node, "keepdims", 1) == 1
+        pooled = node.output[0] if keep else node.output[0] + "_pooled"
+        nodes.append(
+            helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)
+        )
+        if not keep:
+            flat = helper.make_node(
+                "Flatten", [pooled], [node.output[0]], name=node.name + "_flatten", axis=1
+            )
+            nodes.append(flat)
+    _replace_nodes(model.graph, nodes)
+
+
+def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
+    if len(node.input) > 1 and node.input[1]:
+        found = view.constant(node.input[1])
+        axes = [] if found is None else np.ravel(found).tolist()
+    else:
+        axes = attribute(node, "axes", [])
+    return {int(axis) % rank for axis in axes}
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def remove_unused_initializers(graph: onnx.GraphProto) -> None:
+    """Drop initializers that nothing reads any more."""
+    used = {value.name for value in graph.output}
+    stack = [graph]
+    while stack:
+        for node in stack.pop().node:
+            used.update(node.input)
+            for item in node.attribute:
+                stack.extend([item.g] if item.HasField("g") else item.graphs)
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    if len(kept) != len(graph.initializer):
+        copies = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+
+
+__all__ = ["prepare", "remove_unused_initializers"]

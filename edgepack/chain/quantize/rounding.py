@@ -1,0 +1,129 @@
+"""From real weights to s8: nearest, or so that later weights make up for earlier errors.
+
+Both keep the pair limit: without VNNI, x86's `vpmaddubsw` adds two neighbouring u8 x s8 products
+in 16 bits, and 255 * (w0 + w1) stays inside them only while the same-sign sum is at most 128 in
+magnitude (255 * 128 = 32,640 < 32,767).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+LOWEST, HIGHEST = -128, 127
+PAIR_LIMIT = 128
+BLOCK = 128
+DAMPING = 1e-2
+
+
+def nearest(steps: np.ndarray, paired: bool) -> np.ndarray:
+    """Every weight to the nearest step; of a pair over the limit, both give way alike.
+
+    Args:
+        steps: (..., K) weights divided by their scale.
+        paired: whether pairs along K are limited.
+
+    Returns:
+        (..., K) whole numbers within s8, as float64.
+    """
+    rounded = np.asarray(np.clip(np.rint(steps), LOWEST, HIGHEST))
+    if not paired:
+        return rounded
+    width = steps.shape[-1] // 2 * 2
+    for k in range(0, width, 2):
+        first = _first_of_pair(steps[..., k], steps[..., k + 1], np.ones(1) * 0.5)
+        rounded[..., k] = first
+        rounded[..., k + 1] = _second_of_pair(first, steps[..., k + 1])
+    return rounded
+
+
+def compensated(steps: np.ndarray, factor: np.ndarray, paired: bool) -> np.ndarray:
+    """Rounding that minimises the error of the layer's output (GPTQ).
+
+    Frantar et al., "GPTQ: accurate post-training quantization" (2022): columns are rounded in
+    order, and what each loses is taken over by those still to come, by the inverse Hessian's
+    Cholesky factor. The pair limit is kept inside: the excess of a pair over it is split so that
+    the loss grows least, and then carried on as well.
+
+    Args:
+        steps: (groups, rows, K) weights divided by their scale.
+        factor: (groups, K, K) from `inverse_factor`.
+        paired: whether pairs along K are limited.
+
+    Returns:
+        (groups, rows, K) whole numbers within s8, as float64.
+    """
+    width = steps.shape[-1]
+    left = np.array(steps, dtype=np.float64)
+    rounded = np.empty_like(left)
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        errors = np.zeros((*left.shape[:2], stop - start))
+        for k in range(start, stop):
+            pivot = factor[:, k, k][:, None]
+            column = left[:, :, k]
+            if not paired or (k % 2 == 0 and k + 1 == width):
+                value = np.clip(np.rint(column), LOWEST, HIGHEST)
+            elif k % 2 == 0:
+                value = _first_of_pair(column, left[:, :, k + 1], _split(factor, k)[:, None])
+            else:
+                value = _second_of_pair(rounded[:, :, k - 1], column)
+            rounded[:, :, k] = value
+            error = (column - value) / pivot
+            errors[:, :, k - start] = error
+            left[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
+        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+    return rounded
+
+
+def inverse_factor(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """(groups, K, K) upper factor U of the damped Hessian's inverse, U^T U.
+
+    With H = L' L'^T read backwards (both axes reversed), U is the reversed inverse of L'.
+    """
+    damped = np.array(hessian, dtype=np.float64)
+    diagonal = np.einsum("gkk->gk", damped)
+    mean = diagonal.mean(axis=1, keepdims=True)
+    # A layer that only ever read zeros: any rounding will do.
+    diagonal += np.where(mean > 0, damping * mean, 1.0)
+    try:
+        lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
+    except np.linalg.LinAlgError:
+        # Few samples and many inputs: the rounding of the sums outweighs the damping.
+        return inverse_factor(hessian, 10 * damping)
+    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
+
+
+def _split(factor: np.ndarray, k: int) -> np.ndarray:
+    """(groups,) the share of a pair's excess that its first weight takes, at the least loss.
+
+    With the inverse Hessian of what is left, I, the loss e^T inv(I[:2,:2]) e under e0 + e1 = 1 is
+    least at e = I[:2,:2] 1 / (1^T I[:2,:2] 1).
+    """
+    a, b, c = factor[:, k, k], factor[:, k, k + 1], factor[:, k + 1, k + 1]
+    first, cross, second = a * a, a * b, b * b + c * c
+    return np.asarray(np.clip((first + cross) / (first + 2 * cross + second), 0.0, 1.0))
+
+
+def _first_of_pair(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """The first weight of a pair, giving way by its share of the excess."""
+    sign = np.sign(first)
+    excess = np.where(np.sign(second) == sign, np.abs(first + second) - PAIR_LIMIT, 0.0)
+    given = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
+    return np.asarray(np.clip(np.rint(first - sign * given), LOWEST, HIGHEST))
+
+
+def _second_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The second weight of a pair, within what the first leaves."""
+    highest = np.where(first > 0, np.minimum(HIGHEST, PAIR_LIMIT - first), HIGHEST)
+    lowest = np.where(first < 0, np.maximum(LOWEST, -PAIR_LIMIT - first), LOWEST)
+    return np.asarray(np.clip(np.rint(second), lowest, highest))
+
+
+def largest_pair(rows: np.ndarray) -> np.ndarray:
+    """(outputs,) the largest same-sign sum of neighbouring columns, in magnitude."""
+    if rows.shape[-1] % 2:
+        rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], 1))], axis=-1)
+    pairs = rows.reshape(*rows.shape[:-1], -1, 2)
+    positive = np.maximum(pairs, 0).sum(axis=-1)
+    negative = np.maximum(-pairs, 0).sum(axis=-1)
+    return np.asarray(np.maximum(positive, negative).max(axis=-1))

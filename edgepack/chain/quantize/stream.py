@@ -1,0 +1,90 @@
+"""Run a network over samples and look at its inner tensors, in memory that does not grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from edgepack.data.samples import Samples
+
+# Inner tensors of one batch that are held at a time; more are looked at in several runs.
+HELD_BYTES = 192 * 2**20
+
+
+def session(model: onnx.ModelProto) -> Any:
+    """An onnxruntime session on the CPU whose threads sleep while it waits."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The arena keeps the largest buffers of all batches; calibration prefers a low peak.
+    options.enable_cpu_mem_arena = False
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of a model whose outputs are those tensors alone."""
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    del opened.graph.output[:]
+    for name in names:
+        opened.graph.output.append(onnx.ValueInfoProto(name=name))
+    return opened
+
+
+def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
+    """Names in groups whose tensors fit `HELD_BYTES` together (one at least in each)."""
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        size = 4 * elements.get(name, 0)
+        if not groups or size > room:
+            groups.append([])
+            room = HELD_BYTES
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
+def tensors(
+    model: onnx.ModelProto,
+    groups: Sequence[Sequence[str]],
+    samples: Samples,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Every batch's tensors, a group at a time.
+
+    Args:
+        model: float32.
+        groups: names of inner tensors, inputs or outputs; each group is run by itself.
+        samples: what is run.
+        batch_size: samples at once.
+        advance: told the number of samples when a batch is done.
+
+    Yields:
+        the batch's number and name -> array, for one batch and one group.
+    """
+    inputs = {value.name for value in model.graph.input}
+    # A graph input cannot be an output as well.
+    runs = [
+        (group, session(exposing(model, [n for n in group if n not in inputs])))
+        if any(n not in inputs for n in group)
+        else (group, None)
+        for group in groups
+    ]
+    for number, batch in enumerate(samples.batches(batch_size)):
+        for group, runner in runs:
+            found: dict[str, np.ndarray] = {n: batch.inputs[n] for n in group if n in inputs}
+            if runner is not None:
+                wanted = [n for n in group if n not in inputs]
+                fed = {v.name: batch.inputs[v.name] for v in runner.get_inputs()}
+                found.update(zip(wanted, runner.run(wanted, fed), strict=True))
+            yield number, found
+        advance(batch.count)

@@ -1,0 +1,99 @@
+"""The s8 weights of one layer: scale per output channel, range, rounding, bias correction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgepack.chain.quantize.correct import mean_error
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.moments import Moments
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.rounding import compensated, inverse_factor, largest_pair, nearest
+from edgepack.chain.quantize.scheme import Affine, room_for_bias, symmetric
+
+# Shares of the full scale that the search tries: a smaller scale rounds finer and clips more.
+SHRINKS = (1.0, 0.9, 0.8)
+PAIR_STEPS = 127.5
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A layer's integers.
+
+    Attributes:
+        rows: (outputs, K) int8.
+        scale: (outputs,) float32 values.
+        bias: (outputs,) int32, in units of input scale times weight scale.
+        real_bias: (outputs,) the same as a real number.
+        factor: (outputs,) what the pair limit asked of each channel at full range; 1 where
+            nothing.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+    real_bias: np.ndarray
+    factor: np.ndarray
+
+
+def quantize_layer(
+    layer: Layer, source: Affine, moments: Moments | None, options: QuantizeOptions
+) -> Quantized:
+    """Quantize one layer's weights and bias.
+
+    Args:
+        layer: with its real weights.
+        source: the quantization of its input.
+        moments: of its input; None for rounding to the nearest without bias correction.
+        options: range, rounding and bias correction.
+    """
+    # At reduced range no pair comes near the limit but by compensated rounding.
+    limited = options.range != "full" and layer.paired
+    full = symmetric(layer.rows, 63.5 if options.range == "reduced" else 127.5)
+    factor = np.maximum(1.0, largest_pair(layer.rows / full[:, None]) / PAIR_STEPS)
+    if options.range != "pair-safe" or not layer.paired:
+        factor = np.ones_like(factor)
+    largest = full * factor
+    if moments is None or options.rounding == "nearest" or layer.shared:
+        # Readers of the same weights must come to the same integers, whatever their biases.
+        scale = largest if layer.shared else room_for_bias(largest, layer.bias, source.scale)
+        rows = nearest(layer.rows / scale[:, None], limited)
+    else:
+        loss = moments.covariance if options.bias_correction else moments.second
+        # What calibration never saw vary still carries the noise of its own rounding.
+        loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
+        shrinks = (1.0,) if options.range == "reduced" else SHRINKS
+        scale, rows = _searched(layer, largest, loss, limited, source, shrinks)
+    bias = layer.bias
+    if moments is not None and options.bias_correction:
+        bias = bias + mean_error(layer, rows * scale[:, None], moments)
+    unit = np.float32(source.scale) * scale.astype(np.float32)
+    stored = np.clip(np.rint(bias / unit), -(2**31), 2**31 - 1)
+    return Quantized(rows.astype(np.int8), scale, stored.astype(np.int32), bias, factor)
+
+
+def _searched(
+    layer: Layer,
+    largest: np.ndarray,
+    loss: np.ndarray,
+    limited: bool,
+    source: Affine,
+    shrinks: tuple[float, ...],
+) -> tuple[np.ndarray, np.ndarray]:
+    """The scale of each channel at which compensated rounding loses least, and its integers."""
+    best_scale, best_rows = largest, np.zeros_like(layer.rows)
+    least = np.full(len(largest), np.inf)
+    factor = inverse_factor(loss)
+    for shrink in shrinks:
+        scale = room_for_bias(largest * shrink, layer.bias, source.scale)
+        steps = layer.per_group(layer.rows / scale[:, None])
+        rows = compensated(steps, factor, limited).reshape(layer.rows.shape)
+        error = layer.per_group(rows * scale[:, None] - layer.rows)
+        cost = np.einsum("grk,grk->gr", error @ loss, error).ravel()
+        better = cost < least
+        least = np.where(better, cost, least)
+        best_scale = np.where(better, scale, best_scale)
+        best_rows[better] = rows[better]
+    return best_scale, best_rows

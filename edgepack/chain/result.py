@@ -1,3 +1,0 @@
-from edgepack.ledger import PassResult
-
-__all__ = ["PassResult"]

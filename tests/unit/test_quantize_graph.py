@@ -1,0 +1,256 @@
+"""The whole pass on small networks: what onnxruntime fuses, and that the numbers hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from quantize_nets import (
+    Arrays,
+    Net,
+    Steps,
+    gated,
+    images,
+    residual,
+    run,
+    snr_db,
+)
+
+from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack.chain.quantize.fused import fused
+from edgepack.ledger import PassResult
+
+
+def quantized(
+    model: onnx.ModelProto, inputs: dict[str, np.ndarray], **options: Any
+) -> PassResult[Any]:
+    progress = Steps()
+    result = quantize(model, Arrays(**inputs), QuantizeOptions(**options), progress)
+    onnx.checker.check_model(result.model, full_check=True)
+    assert progress.done == progress.total
+    return result
+
+
+def operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in fused(model).graph.node)
+
+
+def quality(model: onnx.ModelProto, result: PassResult[Any], inputs: dict[str, Any]) -> float:
+    pairs = zip(run(model, inputs), run(result.model, inputs), strict=True)
+    return min(snr_db(real, found) for real, found in pairs)
+
+
+def test_a_residual_network_runs_in_integers_from_end_to_end() -> None:
+    model, inputs = residual(), {"x": images(60)}
+    result = quantized(model, inputs)
+    assert operators(result.model) == {
+        "QuantizeLinear": 1,
+        "QLinearConv": 5,
+        "MaxPool": 1,
+        "QLinearAdd": 2,
+        "QLinearGlobalAveragePool": 1,
+        "Flatten": 1,
+        "QGemm": 1,
+    }
+    assert result.details["integer_only"]
+    assert result.details["layers_quantized"] == 6
+    assert quality(model, result, {"x": images(20, seed=9)}) > 25
+    # The dynamic batch axis is still one, and the model given is untouched.
+    assert run(result.model, {"x": images(3)})[0].shape == (3, 10)
+    assert not any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    # One Q and one DQ for every quantized tensor: input, 5 conv, pool, 2 add, mean, flatten.
+    kinds = Counter(node.op_type for node in result.model.graph.node)
+    assert kinds["QuantizeLinear"] == 11
+    assert result.model.ir_version <= 10
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    inputs = {"x": images(24)}
+    first, second = (quantized(residual(), inputs).model for _ in range(2))
+    assert first.SerializeToString() == second.SerializeToString()
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_every_calibrator_and_rounding_works(calibrator: str, rounding: str) -> None:
+    model, inputs = residual(), {"x": images(32)}
+    result = quantized(model, inputs, calibrator=calibrator, rounding=rounding)
+    assert quality(model, result, inputs) > 20
+    assert result.details["calibrator"] == calibrator
+
+
+def test_bias_correction_takes_out_the_mean_error() -> None:
+    model, inputs = residual(), {"x": images(64)}
+    drift = []
+    for correct in (False, True):
+        result = quantized(model, inputs, bias_correction=correct, rounding="nearest")
+        error = run(result.model, inputs)[0] - run(model, inputs)[0]
+        drift.append(np.square(error.mean(axis=0)).sum())
+    assert drift[1] < 0.5 * drift[0]
+
+
+def test_gemms_fuse_with_their_relus() -> None:
+    net = Net()
+    x = net.op("Relu", net.gemm("x", 20, 33))
+    model = net.model({"x": ["n", 20]}, [net.gemm(x, 33, 5)])
+    inputs = {"x": np.random.default_rng(1).standard_normal((80, 20)).astype(np.float32)}
+    result = quantized(model, inputs)
+    assert operators(result.model) == {"QuantizeLinear": 1, "QGemm": 2}
+    assert quality(model, result, inputs) > 30
+
+
+def test_gates_concatenation_and_pools_stay_in_integers() -> None:
+    model = gated()
+    inputs = {"x": images(40)}
+    result = quantized(model, inputs)
+    assert operators(result.model) == {
+        "QuantizeLinear": 1,
+        "QLinearConv": 4,
+        "QLinearSigmoid": 2,
+        "QLinearMul": 2,
+        "QLinearGlobalAveragePool": 1,
+        "QLinearLeakyRelu": 1,
+        "QLinearConcat": 1,
+        "QLinearAveragePool": 1,
+        "DequantizeLinear": 1,
+    }
+    assert quality(model, result, inputs) > 25
+
+
+def test_a_clip_vanishes_and_its_bound_holds() -> None:
+    net = Net()
+    low, high = net.constant(np.float32(0)), net.constant(np.float32(0.4))
+    x = net.op("Clip", net.conv("x", 3, 8), low, high)
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(x, 8, 4)])
+    inputs = {"x": images(40)}
+    result = quantized(model, inputs)
+    assert operators(result.model)["QLinearConv"] == 2
+    assert not operators(result.model)["Clip"]
+    assert quality(model, result, inputs) > 25
+    scale = next(t for t in result.model.graph.initializer if t.name == f"{x}_scale")
+    assert 255 * numpy_helper.to_array(scale) == pytest.approx(0.4, rel=0.02)
+
+
+def test_a_relu_beside_another_reader_becomes_an_integer_kernel() -> None:
+    net = Net()
+    x = net.conv("x", 3, 8)
+    x = net.op("Add", x, net.conv(net.op("Relu", x), 8, 8))
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(x, 8, 4)])
+    result = quantized(model, {"x": images(40)})
+    found = operators(result.model)
+    assert found["QLinearLeakyRelu"] == 1
+    assert found["QLinearAdd"] == 1
+    assert result.details["integer_only"]
+    assert quality(model, result, {"x": images(40)}) > 25
+
+
+def test_attention_stays_float_and_its_projections_become_integer() -> None:
+    net, width = Net(), 16
+    projections = []
+    for _ in range(3):
+        product = net.op("MatMul", "x", net.constant(net.weights(width, width)))
+        projections.append(net.op("Add", product, net.constant(net.weights(width, 4)[:, 0])))
+    query, keys, values = projections
+    scores = net.op("Softmax", net.op("MatMul", query, net.op("Transpose", keys, perm=[0, 2, 1])))
+    mixed = net.op("MatMul", scores, values)
+    ones, zeros = (net.constant(np.full(width, v, np.float32)) for v in (1, 0))
+    norm = net.op("LayerNormalization", net.op("Add", "x", mixed), ones, zeros)
+    model = net.model({"x": ["n", "t", width]}, [norm])
+    inputs = {"x": np.random.default_rng(2).standard_normal((40, 6, width)).astype(np.float32)}
+    result = quantized(model, inputs)
+    assert operators(result.model)["MatMulIntegerToFloat"] == 3
+    assert not result.details["integer_only"]
+    reasons = {layer["reason"] for layer in result.details["layers_float"]}
+    assert any("both operands are activations" in reason for reason in reasons)
+    assert quality(model, result, inputs) > 30
+    assert run(result.model, {"x": inputs["x"][:2, :4]})[0].shape == (2, 4, width)
+
+
+def test_a_recurrent_layer_stays_float_and_says_why() -> None:
+    net, hidden = Net(), 8
+    x = net.op("Relu", net.conv("x", 3, 4))
+    x = net.op("Reshape", x, net.constant(np.array([64, 1, 16])))
+    gates = [net.constant(net.weights(1, 4 * hidden, size)) for size in (16, hidden)]
+    y = net.op("LSTM", x, *gates, hidden_size=hidden, outputs=3)
+    y = net.op("Reshape", y, net.constant(np.array([64, hidden])))
+    model = net.model({"x": [1, 3, 16, 16]}, [net.gemm(y, hidden, 3)])
+    inputs = {"x": images(30)}
+    progress = Steps()
+    result = quantize(model, Arrays(**inputs), QuantizeOptions(batch_size=1), progress)
+    assert result.details["layers_quantized"] == 2
+    (left,) = result.details["layers_float"]
+    assert left["operator"] == "LSTM"
+    assert "recurrent" in left["reason"]
+    assert quality(model, result, {"x": inputs["x"][:1]}) > 25
+
+
+def test_excluded_layers_stay_float() -> None:
+    model = residual()
+    name = next(node.name for node in model.graph.node if node.op_type == "Gemm")
+    result = quantized(model, {"x": images(24)}, exclude=(name,))
+    assert operators(result.model)["Gemm"] == 1
+    (left,) = result.details["layers_float"]
+    assert left == {"name": name, "operator": "Gemm", "reason": "excluded by name"}
+
+
+def test_shared_weights_are_stored_once() -> None:
+    net = Net()
+    weight = net.constant(net.weights(16, 16), "shared")
+    bias = net.constant(net.weights(16, 4)[:, 0])
+    x = "x"
+    for _ in range(3):
+        x = net.op("Relu", net.op("Gemm", x, weight, bias, transB=1))
+    model = net.model({"x": ["n", 16]}, [net.gemm(x, 16, 4)])
+    inputs = {"x": np.random.default_rng(1).standard_normal((64, 16)).astype(np.float32)}
+    result = quantized(model, inputs)
+    names = [t.name for t in result.model.graph.initializer if t.data_type == 3 and len(t.dims) > 1]
+    assert sorted(names) == ["constant_2_quantized", "shared_quantized"]
+    assert operators(result.model) == {"QuantizeLinear": 1, "QGemm": 4}
+    assert quality(model, result, inputs) > 25
+
+
+def test_a_tensor_that_is_also_an_output_keeps_its_name() -> None:
+    net = Net()
+    x = net.op("Relu", net.conv("x", 3, 8))
+    model = net.model({"x": ["n", 3, 16, 16]}, [x, net.conv(x, 8, 4)])
+    inputs = {"x": images(24)}
+    result = quantized(model, inputs)
+    assert [v.name for v in result.model.graph.output] == [v.name for v in model.graph.output]
+    assert operators(result.model)["QLinearConv"] == 2
+    assert quality(model, result, inputs) > 25
+
+
+def test_a_dead_channel_with_a_bias_survives() -> None:
+    net = Net()
+    weight = net.weights(4, 3, 3, 3)
+    weight[1] = 0
+    bias = net.constant(np.float32([0.1, 7.5, -0.2, 0.0]))
+    x = net.op("Conv", "x", net.constant(weight), bias, pads=[1] * 4)
+    model = net.model({"x": ["n", 3, 16, 16]}, [x])
+    found = run(quantized(model, {"x": images(24)}).model, {"x": images(4)})[0]
+    assert found[:, 1] == pytest.approx(7.5, abs=0.05)
+
+
+def test_an_activation_that_is_always_zero_is_reported() -> None:
+    net = Net()
+    # A bias far below what the weights can reach: Relu never lets anything through.
+    bias = net.constant(np.full(4, -1e3, np.float32))
+    x = net.op("Conv", "x", net.constant(net.weights(4, 3, 3, 3)), bias, pads=[1] * 4)
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(net.op("Relu", x), 4, 2)])
+    result = quantized(model, {"x": images(24)})
+    assert any("0 on every sample" in note for note in result.notes)
+    pairs = zip(run(model, {"x": images(4)}), run(result.model, {"x": images(4)}), strict=True)
+    assert all(np.abs(real - found).max() < 0.02 for real, found in pairs)
+
+
+def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepack.chain.quantize import moments, stream
+
+    whole = quantized(residual(), {"x": images(16)}, batch_size=4).model
+    monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)
+    monkeypatch.setattr(moments, "MOMENT_BYTES", 2**18)
+    assert quantized(residual(), {"x": images(16)}, batch_size=4).model == whole

@@ -1,0 +1,179 @@
+"""Rounding: the pair limit holds for every weight, and compensation pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from quantize_nets import Net, run
+
+from edgepack.chain.quantize import QuantizeOptions
+from edgepack.chain.quantize.layers import Layer, read_layer
+from edgepack.chain.quantize.moments import Moments
+from edgepack.chain.quantize.rounding import (
+    PAIR_LIMIT,
+    compensated,
+    inverse_factor,
+    largest_pair,
+    nearest,
+)
+from edgepack.chain.quantize.scheme import affine
+from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.weights import quantize_layer
+
+SHAPES = [(4, 9), (3, 27), (8, 64), (2, 1), (5, 301)]
+
+
+def hessian(width: int, seed: int = 0) -> np.ndarray:
+    """Of strongly correlated inputs, as a real layer has them."""
+    random = np.random.default_rng(seed)
+    mixed = random.standard_normal((4 * width + 8, width)) @ random.standard_normal((width, width))
+    return (mixed.T @ mixed / len(mixed))[None]
+
+
+def worst_pair(rows: np.ndarray) -> float:
+    """The largest |sum| of what `vpmaddubsw` can add, over all u8 activations, by 255."""
+    if rows.shape[-1] % 2:
+        rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, 1)])
+    first, second = rows[..., 0::2], rows[..., 1::2]
+    choices = [np.zeros_like(first), first, second, first + second]
+    return float(np.abs(choices).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("spread", [0.3, 1.0, 3.0])
+def test_no_pair_exceeds_the_limit(shape: tuple[int, int], spread: float) -> None:
+    random = np.random.default_rng(7)
+    # Deliberately far outside s8, and all of one sign in the first row.
+    steps = random.standard_normal(shape) * 127 * spread
+    steps[0] = np.abs(steps[0])
+    for rows in (
+        nearest(steps, True),
+        compensated(steps[None], inverse_factor(hessian(shape[1])), True)[0],
+    ):
+        assert rows.min() >= -128
+        assert rows.max() <= 127
+        assert worst_pair(rows) <= PAIR_LIMIT
+        assert largest_pair(rows).max() <= PAIR_LIMIT
+
+
+def test_without_the_limit_nearest_is_plain_rounding() -> None:
+    steps = np.random.default_rng(2).uniform(-127, 127, (6, 40))
+    assert (nearest(steps, False) == np.rint(steps)).all()
+    # And the limit changes only the pairs that exceed it.
+    limited = nearest(steps, True)
+    changed = (limited != np.rint(steps)).reshape(6, 20, 2).any(axis=2)
+    pairs = np.rint(steps).reshape(6, 20, 2)
+    over = (np.sign(pairs[..., 0]) == np.sign(pairs[..., 1])) & (
+        np.abs(pairs.sum(axis=2)) > PAIR_LIMIT
+    )
+    assert (changed <= over).all()
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_compensation_loses_less_than_rounding_to_the_nearest(paired: bool) -> None:
+    moments = hessian(96, seed=4)
+    steps = np.random.default_rng(5).standard_normal((1, 24, 96)) * 30
+    loss = []
+    for rows in (nearest(steps, paired), compensated(steps, inverse_factor(moments), paired)):
+        error = rows - steps
+        loss.append(np.einsum("grk,gkl,grl->", error, moments, error))
+    assert loss[1] < 0.7 * loss[0]
+
+
+def test_compensation_with_uncorrelated_inputs_is_rounding_to_the_nearest() -> None:
+    steps = np.random.default_rng(6).standard_normal((2, 5, 33)) * 40
+    identity = np.tile(np.eye(33), (2, 1, 1))
+    assert (compensated(steps, inverse_factor(identity), False) == nearest(steps, False)).all()
+
+
+def test_an_input_that_was_always_zero_does_not_break_compensation() -> None:
+    rows = compensated(np.ones((1, 3, 4)) * 5.2, inverse_factor(np.zeros((1, 4, 4))), True)
+    assert (rows == 5).all()
+
+
+def convolution(cin: int, cout: int, kernel: int, groups: int) -> Layer:
+    net = Net(9)
+    out = net.conv("x", cin, cout, kernel, groups)
+    view = GraphView(net.model({"x": [1, cin, 8, 8]}, [out]))
+    layer = read_layer(view, 0)
+    assert isinstance(layer, Layer)
+    return layer
+
+
+def moments_of(layer: Layer) -> Moments:
+    width = layer.rows.shape[1]
+    square = np.tile(hessian(width, 3), (layer.groups, 1, 1))
+    zeros = np.zeros((layer.groups, width))
+    return Moments(1, zeros, zeros, zeros, square)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 3, 1), (8, 8, 5, 4), (5, 4, 1, 1), (6, 12, 3, 6)])
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+@pytest.mark.parametrize("span", ["pair-safe", "reduced"])
+def test_a_layers_weights_cannot_saturate(
+    shape: tuple[int, int, int, int], rounding: str, span: str
+) -> None:
+    layer = convolution(*shape)
+    options = QuantizeOptions(range=span, rounding=rounding)
+    found = quantize_layer(layer, affine(0, 1), moments_of(layer), options)
+    assert worst_pair(found.rows.astype(np.int64)) <= PAIR_LIMIT
+    stored = layer.stored(found.rows)
+    # In MLAS's order: kernel row, kernel column, input channel of the group.
+    again = np.moveaxis(stored, 1, -1).reshape(len(stored), -1)
+    assert (again == found.rows).all()
+
+
+def test_depthwise_weights_keep_the_full_range() -> None:
+    layer = convolution(6, 6, 3, 6)
+    found = quantize_layer(layer, affine(0, 1), None, QuantizeOptions(bias_correction=False))
+    assert (np.abs(found.rows.astype(int)).max(axis=1) >= 127).all()
+    assert (found.factor == 1).all()
+    # Two outputs for each channel go through the matrix product, which pairs.
+    assert convolution(6, 12, 3, 6).paired
+
+
+def test_inputs_that_hardly_vary_around_a_large_mean_are_no_obstacle() -> None:
+    random = np.random.default_rng(0)
+    values = (1000 + 1e-3 * random.standard_normal((50, 64))).astype(np.float32)
+    cut = (values.T @ values / 50 - np.outer(values.mean(0), values.mean(0)))[None]
+    # Such a difference of large numbers is not even positive definite.
+    assert np.linalg.eigvalsh(cut).min() < 0
+    factor = inverse_factor(cut)
+    assert np.isfinite(factor).all()
+    rows = compensated(random.standard_normal((1, 3, 64)) * 40, factor, True)
+    assert worst_pair(rows) <= PAIR_LIMIT
+
+
+def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
+    from edgepack.chain.quantize.moments import _add
+
+    values = (1000 + np.random.default_rng(1).standard_normal((1, 900, 5))).astype(np.float32)
+    gathered: dict = {}
+    for part in np.array_split(values, 6, axis=1):
+        _add(gathered, ("x", None, 1), part, part, True)
+    (found,) = gathered.values()
+    exact = values[0].astype(np.float64)
+    assert found.covariance[0] == pytest.approx(np.cov(exact.T, bias=True), abs=1e-4)
+    assert found.second[0] == pytest.approx(exact.T @ exact / 900, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("groups", "stride", "dilation", "pads"), [(1, 1, 1, 1), (2, 2, 1, 0), (4, 1, 2, 2)]
+)
+def test_rows_times_columns_is_the_convolution(
+    groups: int, stride: int, dilation: int, pads: int
+) -> None:
+    from edgepack.chain.quantize.moments import columns
+
+    net = Net(3)
+    weight = net.constant(net.weights(8, 4 // groups, 3, 3))
+    settings = {"strides": [stride] * 2, "dilations": [dilation] * 2, "pads": [pads] * 4}
+    out = net.op("Conv", "x", weight, group=groups, **settings)
+    model = net.model({"x": ["n", 4, 9, 9]}, [out])
+    layer = read_layer(GraphView(model), 0)
+    assert isinstance(layer, Layer)
+    x = np.random.default_rng(0).standard_normal((3, 4, 9, 9)).astype(np.float32)
+    unfolded = columns(layer, x, 10_000, 0)
+    found = np.einsum("grk,gpk->pgr", layer.per_group(layer.rows), unfolded)
+    expected = run(model, {"x": x})[0].transpose(0, 2, 3, 1)
+    assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-5)
