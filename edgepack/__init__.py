@@ -4,6 +4,8 @@
 
     model = load("model-cpu-fbgemm.edgepack")
     outputs = model(image=array)
+
+The command line is `edgepack.cli`, the whole build `edgepack.build`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
     model = load()
     outputs = model(image=array)
+
+Every error is one of `runtime.errors`.
 """
 
 from __future__ import annotations

@@ -46,6 +46,19 @@ class Entry:
     size: int
 
 
+def own_bundle() -> str:
+    """The bundle that this very loader was imported from. Raises BundleError elsewhere."""
+    path = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.isfile(path):
+        raise BundleError(
+            "bundle-not-named",
+            "no bundle was named",
+            why="this loader was not imported from a bundle",
+            hint='load("MODEL.edgepack")',
+        )
+    return path
+
+
 def _refuse(why: str, code: str = "bundle-malformed") -> BundleError:
     return BundleError(
         code,

@@ -19,9 +19,6 @@ from . import device
 from .archive import Archive
 from .errors import DeviceError
 from .index import read_index
-from .model import open_model
-from .onnx_session import OnnxSession
-from .verify import reference_feeds, this_device
 
 # MLPerf Inference: at least so many queries and so many seconds.
 LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
@@ -60,6 +57,10 @@ def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
 
 def child(path: str, against: str, queries: int, seconds: float, threads: int) -> Dict[str, Any]:
     """One turn, in this process: the bundle's loader, or the bare engine on another ONNX."""
+    from .model import open_model
+    from .onnx_session import OnnxSession
+    from .verify import reference_feeds
+
     with Archive(path) as archive:
         index = read_index(archive)
         feed = next(reference_feeds(archive, index))
@@ -134,6 +135,8 @@ def bench(path: str, *, length: str, against: str = "", threads: int = 0) -> Dic
 
     Returns latencies in ms; `ratio` is the other model's p50 over the bundle's.
     """
+    from .verify import this_device
+
     queries, seconds = LENGTHS[length]
     share = math.ceil(queries / ROUNDS), seconds / ROUNDS
     turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}

@@ -8,16 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from typing import Any, Dict, List, Optional
 
-from .archive import Archive
+from . import device
+from .archive import Archive, own_bundle
 from .bench import LENGTHS, bench, child
-from .errors import EdgepackError
+from .errors import DeviceError, EdgepackError
 from .gates import describe_gate
 from .index import read_index
-from .model import own_bundle
-from .run import run, write_npz
-from .verify import this_device, verify
+
+# `info` tells what to install, so it must run before anything is: all that needs numpy is
+# imported by the commands that compute.
+PACKAGES = ("numpy", "onnxruntime")
 
 
 def _say(*lines: str) -> None:
@@ -61,14 +64,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from .verify import verify
+
     stream = sys.stdin.buffer if options.evaluation else None
     verdict = verify(bundle, evaluation=stream, threads=options.threads)
-    device = verdict["device"]
+    here = verdict["device"]
     _say(
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
-        f"on {device['cpu']} ({device['arch']}), Python {device['python']}, "
-        f"onnxruntime {device['onnxruntime']}",
+        f"on {here['cpu']} ({here['arch']}), Python {here['python']}, "
+        f"onnxruntime {here['onnxruntime']}",
         f"integrity: {verdict['integrity']['files']} files, "
         f"{verdict['integrity']['bytes']:,} bytes, every hash holds",
     )
@@ -83,6 +88,8 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 
 
 def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from .run import run, write_npz
+
     outputs = run(bundle, options.input, options.threads)
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
@@ -114,7 +121,16 @@ def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
 
 
 def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from .verify import this_device
+
     return this_device(), 0
+
+
+def _installed(package: str) -> str:
+    try:
+        return str(__import__(package).__version__)
+    except ImportError:
+        return "missing"
 
 
 def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
@@ -123,6 +139,7 @@ def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
         if options.requirements:
             sys.stdout.write(archive.read("requirements.txt").decode("utf-8"))
             return {}, 0
+    here = {**device.describe(), **{package: _installed(package) for package in PACKAGES}}
     _say(
         f"{index.name} for {index.target}",
         f"content {index.content_digest}",
@@ -132,9 +149,22 @@ def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
         f"model   {index.files[index.model][1]:,} bytes",
         f"proof   {index.reference.samples} reference samples; gates "
         + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
-        "here    " + ", ".join(f"{k} {v}" for k, v in this_device().items() if k != "isa"),
+        "here    " + ", ".join(f"{k} {v}" for k, v in here.items() if k != "isa"),
     )
     return dict(index.raw), 0
+
+
+def _require_numpy() -> None:
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            "numpy-missing",
+            "numpy cannot be imported on this device",
+            why=str(error),
+            hint="pip install the versions in the bundle's requirements.txt:\n"
+            "python3 BUNDLE info --requirements > requirements.txt",
+        ) from error
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -145,6 +175,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
+        if options.act is not _info:
+            _require_numpy()
         result, status = options.act(own_bundle(), options)
         if options.json and result:
             print(json.dumps(result, sort_keys=True, allow_nan=False))
@@ -157,3 +189,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
+    except Exception:  # noqa: BLE001
+        # Python would exit with 1, which is kept for a missed gate.
+        traceback.print_exc()
+        return 2

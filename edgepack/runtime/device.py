@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
 from .errors import DeviceError
 
@@ -13,7 +14,7 @@ ARCHS = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "
 CPUINFO = "/proc/cpuinfo"
 
 
-def _cpuinfo(path: str = CPUINFO) -> Dict[str, str]:
+def _cpuinfo(path: str) -> Dict[str, str]:
     """The first processor's fields, keys in lower case; empty where there is no such file."""
     fields: Dict[str, str] = {}
     try:
@@ -34,7 +35,7 @@ def describe() -> Dict[str, Any]:
 
     `isa` is None where the operating system does not tell.
     """
-    cpu = _cpuinfo()
+    cpu = _cpuinfo(CPUINFO)
     flags = cpu.get("flags") or cpu.get("features")
     machine = platform.machine().lower()
     return {
@@ -48,14 +49,9 @@ def describe() -> Dict[str, Any]:
 
 
 def version_tuple(text: str) -> Tuple[int, ...]:
-    """The leading numbers of a version: "1.31.1+cu12" is (1, 31, 1)."""
-    numbers: List[int] = []
-    for part in text.split("+")[0].split("."):
-        digits = "".join(c for c in part if c.isdigit())
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+    """The leading numbers of a version: "1.31.1+cu12" is (1, 31, 1), "2.0rc1" is (2, 0)."""
+    leading = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(map(int, leading.group().split("."))) if leading else ()
 
 
 def require(needs: Mapping[str, Any], device: Mapping[str, Any]) -> None:
@@ -93,6 +89,15 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any]) -> None:
 
 def peak_rss() -> int:
     """Peak resident memory of this process so far, in bytes; 0 where the system does not tell."""
+    try:
+        # Linux hands ru_maxrss on through exec: it would tell of the process that started this
+        # one. The high-water mark is this program's own.
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return 1024 * int(line.split()[1])
+    except OSError:
+        pass  # Not Linux; getrusage is what there is.
     try:
         import resource
     except ImportError:

@@ -45,6 +45,14 @@ def feeds(
                 missing[0]
             ),
         )
+    for tensor in inputs:
+        if arrays[tensor.name].ndim == 0:
+            raise InputError(
+                "input-shape",
+                "an input has the wrong shape",
+                why="{} is a single value".format(tensor.name),
+                hint="samples stand along axis 0 of every array",
+            )
     counts = {tensor.name: len(arrays[tensor.name]) for tensor in inputs}
     if len(set(counts.values())) != 1:
         raise InputError(
@@ -54,11 +62,20 @@ def feeds(
             hint="samples stand along axis 0 of every array",
         )
     count = next(iter(counts.values()))
+    if count == 0:
+        raise InputError(
+            "input-counts",
+            "there are no samples",
+            why="every array has 0 rows",
+            hint="samples stand along axis 0 of every array",
+        )
     if whole_feeds(arrays, inputs):
         for i in range(count):
             # `[i, ...]` keeps an array also where a whole feed is a scalar.
             yield {
-                t.name: arrays[t.name][(i, ...) if arrays[t.name].ndim > t.rank else slice(i, i + 1)]
+                t.name: arrays[t.name][
+                    (i, ...) if arrays[t.name].ndim > t.rank else slice(i, i + 1)
+                ]
                 for t in inputs
             }
         return

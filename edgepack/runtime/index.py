@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Tuple
@@ -112,6 +113,13 @@ def _constant(text: str) -> Any:
     raise _fault("", "{} is not a number of JSON".format(text))
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _fault("", "{} is too large a number".format(text))
+    return number
+
+
 def _depth(data: bytes) -> int:
     """Deepest nesting of brackets outside strings, found without recursion."""
     depth = deepest = 0
@@ -184,6 +192,15 @@ def _gates(reader: _Reader) -> Dict[str, Dict[str, float]]:
     return gates
 
 
+def _device(reader: _Reader) -> Dict[str, Any]:
+    for key in reader.value:
+        if key == "isa":
+            reader.each(key, _Reader.text)
+        else:
+            reader.get(key, str)
+    return dict(reader.value)
+
+
 def parse(data: bytes) -> Index:
     """Read and check an index. Raises BundleError, naming the key that is wrong."""
     if len(data) > MAX_INDEX_BYTES:
@@ -192,7 +209,10 @@ def parse(data: bytes) -> Index:
         raise _fault("", "it is nested deeper than {} levels".format(MAX_DEPTH))
     try:
         document = json.loads(
-            data.decode("ascii"), object_pairs_hook=_no_duplicates, parse_constant=_constant
+            data.decode("ascii"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_constant,
+            parse_float=_finite,
         )
     except ValueError as error:
         raise _fault("", "it is not JSON: {}".format(error)) from error
@@ -217,7 +237,7 @@ def parse(data: bytes) -> Index:
     index = Index(
         name=top.get("name", str),
         target=top.get("target", str),
-        device=top.get("device", dict),
+        device=_device(top.at("device")),
         inputs=top.each("inputs", _tensor),
         outputs=top.each("outputs", _tensor),
         model=top.get("model", str),
@@ -246,6 +266,8 @@ def _consistent(index: Index) -> None:
     counts = (len(index.reference.inputs), len(index.reference.original))
     if counts != (len(index.inputs), len(index.outputs)):
         raise _fault("reference", "it does not have one file per input and output")
+    if index.reference.samples < 1:
+        raise _fault("reference.samples", "there is nothing to prove the bundle on")
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
     if index.content_digest != content_digest(index.raw):

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
+from .errors import InputError
 from .tensor import Tensor
 
 # SNR is told within these bounds, in dB, since JSON has no infinity; an error of exactly zero is
@@ -52,10 +53,11 @@ class Parity:
         error = error[finite]
         usable = np.isfinite(a) & np.isfinite(b)
         a_finite, b_finite = a[usable], b[usable]
-        self._signal += float(np.dot(a_finite, a_finite))
-        self._power += float(np.dot(b_finite, b_finite))
-        self._dot += float(np.dot(a_finite, b_finite))
-        self._error += float(np.dot(error, error))
+        with np.errstate(over="ignore"):
+            self._signal += float(np.dot(a_finite, a_finite))
+            self._power += float(np.dot(b_finite, b_finite))
+            self._dot += float(np.dot(a_finite, b_finite))
+            self._error += float(np.dot(error, error))
         self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
         if self.scores and a.size:
             best = np.argmax(a, axis=-1)
@@ -68,16 +70,21 @@ class Parity:
         """In dB; None where the error is exactly zero."""
         if self.nonfinite:
             return -SNR_LIMIT
-        if self._error == 0.0:
+        if self.max_abs == 0.0:
             return None
-        if self._signal == 0.0:
+        # Squares of very small and very large values leave float64; nothing is claimed of those.
+        if self._error == 0.0 or self._signal == 0.0 or math.isinf(self._error):
             return -SNR_LIMIT
+        if math.isinf(self._signal):
+            return SNR_LIMIT
         snr = 10.0 * math.log10(self._signal / self._error)
         return max(-SNR_LIMIT, min(SNR_LIMIT, snr))
 
     def result(self) -> Dict[str, Any]:
         """The metrics as JSON values."""
-        norm = math.sqrt(self._signal) * math.sqrt(self._power)
+        # One root of the product: of equal vectors the quotient is then 1, to the last bit.
+        norm = math.sqrt(self._signal * self._power)
+        cosine = self._dot / norm if norm else float(self._signal == self._power)
         agreement = {
             name + "_agreement": hits / self.decisions if self.decisions else None
             for name, hits in self._agree.items()
@@ -85,7 +92,7 @@ class Parity:
         return {
             "snr_db": self.snr_db,
             "max_abs": self.max_abs,
-            "cosine": self._dot / norm if norm else float(self._signal == self._power),
+            "cosine": min(1.0, cosine) if math.isfinite(cosine) else 0.0,
             "bit_exact": self.exact,
             "nonfinite": self.nonfinite,
             "decisions": self.decisions,
@@ -106,6 +113,29 @@ def _within_top(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
     return found
 
 
+def _classes(labels: np.ndarray, shape: Tuple[int, ...]) -> np.ndarray:
+    """Labels as indices of classes, for scores of this shape."""
+    if labels.size != int(np.prod(shape[:-1])):
+        raise InputError(
+            "labels-shape",
+            "the labels do not fit the scores",
+            why="{} labels for scores of shape {}".format(labels.shape, shape),
+            hint="give one label for each decision: scores have their classes along the last axis",
+        )
+    classes = labels.astype(np.int64)
+    wrong = (classes != labels) | (classes < 0) | (classes >= shape[-1])
+    if wrong.any():
+        raise InputError(
+            "labels-range",
+            "a label is none of the model's classes",
+            why="label {}; there are {} classes, counted from 0".format(
+                labels[wrong].flat[0], shape[-1]
+            ),
+            hint="labels are indices of the scores along the last axis",
+        )
+    return classes.reshape(shape[:-1])
+
+
 class Accuracy:
     """Top-k accuracy of the original and of the model on labelled samples."""
 
@@ -114,8 +144,11 @@ class Accuracy:
         self.samples = self.original = self.model = 0
 
     def update(self, original: np.ndarray, measured: np.ndarray, labels: np.ndarray) -> None:
-        """Take one batch: scores with classes along the last axis, labels over the others."""
-        labels = labels.astype(np.int64).reshape(original.shape[:-1])
+        """Take one batch: scores with classes along the last axis, labels over the others.
+
+        Raises InputError where a label is no class of these scores.
+        """
+        labels = _classes(labels, original.shape)
         k = TOP[self.metric]
         self.samples += labels.size
         self.original += int(np.count_nonzero(_within_top(original, labels, k)))

@@ -8,8 +8,8 @@ from typing import Any, Dict, Mapping, Tuple
 import numpy as np
 
 from . import device
-from .archive import Archive
-from .errors import BundleError, InputError
+from .archive import Archive, own_bundle
+from .errors import BundleError, DeviceError, InputError
 from .index import Index, check_file, read_index
 from .onnx_session import ENGINE, OnnxSession
 from .tensor import Tensor
@@ -38,16 +38,30 @@ class Model:
         return self.run(inputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
-        """The same, for input names that are not Python identifiers."""
+        """The same, for input names that are not Python identifiers.
+
+        Raises InputError likewise, and DeviceError where the engine fails on inputs that fit.
+        """
         try:
+            for array in inputs.values():
+                # The one thing that the engine does not check: it would take the bytes as they
+                # stand and answer nonsense.
+                if not array.dtype.isnative:
+                    raise TypeError("the bytes of a value stand in the other order")
             return self._session.run(inputs)
         except Exception as error:
             # The engine checks what it is fed, so the good call pays for no second check; only
             # a failed one is looked at, to say what was wrong with it.
             fault = explain(inputs, self.inputs)
-            if fault is None:
-                raise
-            raise fault from error
+            if fault is not None:
+                raise fault from error
+            raise DeviceError(
+                "engine-failed",
+                "{} failed on inputs that fit the model".format(ENGINE),
+                why=str(error).strip(),
+                hint="python3 BUNDLE verify tells whether the bundle runs here at all; a batch of "
+                "another size may need less memory",
+            ) from error
 
 
 def explain(inputs: Mapping[str, Any], expected: Tuple[Tensor, ...]) -> "InputError | None":
@@ -66,7 +80,7 @@ def explain(inputs: Mapping[str, Any], expected: Tuple[Tensor, ...]) -> "InputEr
     for tensor in expected:
         array = inputs[tensor.name]
         found = "{} is {}".format(tensor.name, _describe(array))
-        if not isinstance(array, np.ndarray) or array.dtype.name != tensor.dtype:
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
             return InputError(
                 "input-type", "an input has the wrong type", why=found, hint=signature
             )
@@ -83,21 +97,9 @@ def explain(inputs: Mapping[str, Any], expected: Tuple[Tensor, ...]) -> "InputEr
 
 def _describe(array: Any) -> str:
     if isinstance(array, np.ndarray):
-        return "{}:{}".format(array.dtype.name, ",".join(map(str, array.shape)))
+        order = "" if array.dtype.isnative else " in the other byte order"
+        return "{}:{}{}".format(array.dtype.name, ",".join(map(str, array.shape)), order)
     return "a {}".format(type(array).__name__)
-
-
-def own_bundle() -> str:
-    """The bundle that this very loader was imported from. Raises BundleError elsewhere."""
-    path = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not os.path.isfile(path):
-        raise BundleError(
-            "bundle-not-named",
-            "no bundle was named",
-            why="this loader was not imported from a bundle",
-            hint='load("MODEL.edgepack")',
-        )
-    return path
 
 
 def open_model(archive: Archive, index: Index, threads: int = 0) -> Model:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import zipfile
+import zlib
 from typing import Dict, List, Sequence
 
 import numpy as np
@@ -24,7 +26,7 @@ def read_npz(path: str) -> Dict[str, np.ndarray]:
             raise ValueError("it is a single array, not an .npz")
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             "samples-unreadable",
             "the samples cannot be read: {}".format(path),
@@ -42,7 +44,11 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+            # Not numpy.savez: it takes an output named `file` for an argument of its own.
+            with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+                for name, array in arrays.items():
+                    with archive.open(name + ".npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -33,8 +33,14 @@ def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np
     arrays = []
     for name in names:
         try:
-            arrays.append(np.load(io.BytesIO(check_file(archive, index, name)), allow_pickle=False))
-        except ValueError as error:
+            stream = io.BytesIO(check_file(archive, index, name))
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            if array.shape[:1] != (index.reference.samples,):
+                raise ValueError(
+                    "its shape is {} for {} samples".format(array.shape, index.reference.samples)
+                )
+            arrays.append(array)
+        except (ValueError, MemoryError) as error:
             raise BundleError(
                 "bundle-reference",
                 "the bundle's reference samples cannot be read",

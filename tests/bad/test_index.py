@@ -1,0 +1,54 @@
+"""Indices that are sealed and still not to be believed: each is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgepack.runtime.archive import INDEX
+from edgepack.runtime.errors import BundleError
+from edgepack.runtime.index import content_digest, encode, parse
+
+
+@pytest.fixture
+def document(linear_bundle: Path) -> dict:
+    with zipfile.ZipFile(linear_bundle) as archive:
+        found: dict = json.loads(archive.read(INDEX))
+    return found
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(BundleError) as caught:
+        parse(data)
+    assert caught.value.code == "bundle-index"
+    assert caught.value.hint
+    return caught.value.why
+
+
+def test_the_index_itself_is_accepted(document: dict) -> None:
+    assert parse(encode(document)).name == "linear"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda d: d["device"].update(isa=5), "device.isa: it has the wrong type"),
+        (lambda d: d["device"].update(isa=[5]), "device.isa[0]: it is not a string"),
+        (lambda d: d["device"].update(python=3.8), "device.python: it has the wrong type"),
+        (lambda d: d["reference"].update(samples=0), "nothing to prove the bundle on"),
+        (lambda d: d["reference"].update(samples=-1), "nothing to prove the bundle on"),
+    ],
+)
+def test_what_is_sealed_and_wrong(change: Callable[[dict], None], why: str, document: dict) -> None:
+    change(document)
+    document["content_digest"] = content_digest(document)
+    assert why in refused(encode(document))
+
+
+def test_a_number_that_no_float_holds(document: dict) -> None:
+    data = encode(document).replace(b'"name": "linear"', b'"name": "linear", "more": 1e999')
+    assert "1e999 is too large a number" in refused(data)

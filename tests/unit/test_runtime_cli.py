@@ -1,0 +1,136 @@
+"""`python3 BUNDLE`: files in and out, and exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import linear_contents, run_bundle
+from test_runtime_model import reshaping
+
+from edgepack import bundle
+from edgepack.runtime.errors import InputError
+from edgepack.runtime.run import read_npz, write_npz
+
+
+def bare(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A device on which nothing is installed yet."""
+    return subprocess.run(
+        [sys.executable, "-I", "-S", str(path), *arguments], capture_output=True, text=True
+    )
+
+
+def test_a_bare_device_is_told_what_to_install(linear_bundle: Path) -> None:
+    done = bare(linear_bundle, "info", "--requirements")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == linear_contents().requirements
+    done = bare(linear_bundle, "info")
+    assert done.returncode == 0
+    assert "numpy missing, onnxruntime missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["verify"], ["run", "--output", "out.npz"], ["bench"], ["device"]]
+)
+def test_a_bare_device_cannot_compute(command: list[str], linear_bundle: Path) -> None:
+    done = bare(linear_bundle, *command, "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "numpy-missing"
+    assert "Traceback" not in done.stderr
+
+
+def test_samples_on_which_the_engine_fails(tmp_path: Path) -> None:
+    """It could not run: exit 2, not the 1 of a missed gate."""
+    path, source = tmp_path / "reshape.edgepack", tmp_path / "in.npz"
+    bundle.write(path, replace(linear_contents(), model=reshaping()))
+    np.savez(source, x=np.ones((1, 2, 8), np.float32))
+    output = tmp_path / "out.npz"
+    done = run_bundle(path, "run", "--input", str(source), "--output", str(output), "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "engine-failed"
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["file", "allow_pickle", "args", "encoder/out:0", "é"])
+def test_outputs_of_any_name_are_written(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "out.npz"
+    arrays = {name: np.arange(6.0).reshape(2, 3), "scalar": np.array(3)}
+    write_npz(str(path), arrays)
+    found = read_npz(str(path))
+    assert set(found) == set(arrays)
+    for key, array in arrays.items():
+        np.testing.assert_array_equal(found[key], array)
+
+
+def test_nothing_is_left_beside_the_output(tmp_path: Path) -> None:
+    write_npz(str(tmp_path / "out.npz"), {"y": np.zeros(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "out.npz"
+    path.write_bytes(b"before")
+    with pytest.raises(ValueError, match="Object arrays"):
+        write_npz(str(path), {"y": np.array([object()])})
+    assert path.read_bytes() == b"before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.npz"]
+    with pytest.raises(InputError) as caught:
+        write_npz(str(tmp_path / "absent" / "out.npz"), {"y": np.zeros(3)})
+    assert caught.value.code == "output-unwritable"
+
+
+def damaged(path: Path) -> None:
+    np.savez(path, x=np.zeros((50, 8), np.float32))
+    data = bytearray(path.read_bytes())
+    data[300] ^= 1
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    np.savez(path, x=np.zeros((5, 8), np.float32))
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def single(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.zeros((5, 8), np.float32))
+
+
+def pickled(path: Path) -> None:
+    np.savez(path, x=np.array([{}], dtype=object))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        damaged,
+        truncated,
+        single,
+        pickled,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"PK\3\4 no archive"),
+        lambda path: path.mkdir(),
+        lambda path: None,
+    ],
+)
+def test_samples_that_cannot_be_read(make, tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        read_npz(str(path))
+    assert caught.value.code == "samples-unreadable"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [((), 2), (("--help",), 0), (("verify", "--no-such-option"), 2), (("no-such-command",), 2)],
+)
+def test_usage(arguments: tuple[str, ...], status: int, linear_bundle: Path) -> None:
+    done = run_bundle(linear_bundle, *arguments)
+    assert done.returncode == status
+    assert "python3 BUNDLE" in done.stdout + done.stderr

@@ -1,0 +1,144 @@
+"""`load` and the call: what fits is computed, and what does not is told by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import linear_contents, linear_onnx
+from onnx import TensorProto, helper
+
+from edgepack import bundle, load
+from edgepack.runtime.errors import DeviceError, EdgepackError
+from edgepack.runtime.model import Model, explain
+from edgepack.runtime.onnx_session import OnnxSession
+from edgepack.runtime.tensor import Tensor
+
+IMAGE = np.ones((2, 8), np.float32)
+
+
+@pytest.fixture(scope="module")
+def linear(linear_bundle: Path) -> Model:
+    return load(linear_bundle)
+
+
+def test_call(linear: Model) -> None:
+    _, weights = linear_onnx()
+    outputs = linear(x=IMAGE)
+    assert list(outputs) == ["y"]
+    np.testing.assert_allclose(outputs["y"], IMAGE @ weights, rtol=1e-5)
+    np.testing.assert_array_equal(linear.run({"x": IMAGE})["y"], outputs["y"])
+
+
+def test_signature(linear: Model) -> None:
+    assert [str(t) for t in linear.inputs] == ["x:float32:batch,8"]
+    assert [(t.name, t.kind) for t in linear.outputs] == [("y", "scores")]
+    assert linear.index.name == "linear"
+
+
+def test_a_path_may_be_a_string(linear_bundle: Path) -> None:
+    assert load(str(linear_bundle), threads=1)(x=IMAGE)["y"].shape == (2, 3)
+
+
+def test_any_memory_layout_is_taken(linear: Model) -> None:
+    image = np.arange(16, dtype=np.float32).reshape(2, 8)
+    wanted = linear(x=image)["y"]
+    for array in (np.asfortranarray(image), np.repeat(image, 2, axis=1)[:, ::2]):
+        assert not array.flags.c_contiguous
+        np.testing.assert_array_equal(linear(x=array)["y"], wanted)
+
+
+MISUSES: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "input-names", "x is missing"),
+    ({"x": IMAGE, "z": IMAGE}, "input-names", "z is unknown"),
+    ({"image": IMAGE}, "input-names", "x is missing; image is unknown"),
+    ({"x": IMAGE.astype(np.float64)}, "input-type", "x is float64:2,8"),
+    ({"x": IMAGE.astype(np.int64)}, "input-type", "x is int64:2,8"),
+    ({"x": IMAGE.astype(">f4")}, "input-type", "x is float32:2,8 in the other byte order"),
+    ({"x": IMAGE.tolist()}, "input-type", "x is a list"),
+    ({"x": None}, "input-type", "x is a NoneType"),
+    ({"x": "picture.png"}, "input-type", "x is a str"),
+    ({"x": IMAGE[0]}, "input-shape", "x is float32:8"),
+    ({"x": IMAGE[:, :7]}, "input-shape", "x is float32:2,7"),
+    ({"x": IMAGE[None]}, "input-shape", "x is float32:1,2,8"),
+    ({"x": np.array(1, np.float32)}, "input-shape", "x is float32:"),
+    ({"x": np.float32(1)}, "input-type", "x is a float32"),
+]
+
+
+@pytest.mark.parametrize(("inputs", "code", "why"), MISUSES)
+def test_misuse(inputs: dict[str, Any], code: str, why: str, linear: Model) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        linear(**inputs)
+    assert (caught.value.code, caught.value.why) == (code, why)
+    assert caught.value.hint == "the model takes x:float32:batch,8"
+
+
+def test_nothing_is_wrong_with_what_fits(linear: Model) -> None:
+    assert explain({"x": IMAGE}, linear.inputs) is None
+
+
+def test_axes_of_one_name_have_one_size() -> None:
+    expected = (Tensor("a", "int64", ("n", "m")), Tensor("b", "int64", ("m",)))
+    a, b = np.zeros((2, 3), np.int64), np.zeros(3, np.int64)
+    assert explain({"a": a, "b": b}, expected) is None
+    fault = explain({"a": a, "b": b[:2]}, expected)
+    assert fault is not None
+    assert (fault.code, fault.why) == ("input-shape", "b is int64:2")
+
+
+def reshaping() -> bytes:
+    """x [batch, 8] as [1, 8]: fits the signature with any batch, and fails with all but 1."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "reshape",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], [1, 8])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_an_engine_that_fails_on_what_fits(tmp_path: Path) -> None:
+    path = tmp_path / "reshape.edgepack"
+    bundle.write(path, replace(linear_contents(), model=reshaping()))
+    model = load(path)
+    assert model(x=IMAGE[:1])["y"].shape == (1, 8)
+    with pytest.raises(DeviceError) as caught:
+        model(x=IMAGE)
+    assert caught.value.code == "engine-failed"
+    assert "Reshape" in caught.value.why
+
+
+def test_a_model_that_the_engine_does_not_take() -> None:
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(b"not an ONNX")
+    assert caught.value.code == "engine-refused"
+    model = onnx.load_model_from_string(reshaping())
+    model.opset_import[0].version = 999
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(model.SerializeToString())
+    assert caught.value.code == "engine-refused"
+    assert "999" in caught.value.why
+
+
+def test_an_engine_that_is_too_old() -> None:
+    with pytest.raises(DeviceError) as caught:
+        OnnxSession(reshaping(), floor="99.1")
+    assert caught.value.code == "engine-version"
+    assert "it needs 99.1 or newer" in caught.value.why
+
+
+def test_an_engine_that_the_loader_has_not(tmp_path: Path) -> None:
+    path = tmp_path / "other.edgepack"
+    contents = linear_contents()
+    bundle.write(path, replace(contents, device={**contents.device, "engine": "tensorrt"}))
+    with pytest.raises(EdgepackError) as caught:
+        load(path)
+    assert caught.value.code == "bundle-engine"
