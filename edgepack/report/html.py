@@ -48,7 +48,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     def missed(metrics: Mapping[str, Any]) -> bool:
         return snr_width(metrics) < 100 * min((bound or 0.0) / _FULL_DB, 1.0)
 
-    return _page().render(
+    page: str = _page().render(
         report=report,
         missed=missed,
         size_bars=size_bars(report),
@@ -57,6 +57,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         loss=findings.first_loss(report["ledger"]),
         isa=[f for f in report["device"].get("isa") or () if f.startswith(_ISA_PREFIXES)],
     )
+    return page
 
 
 def size_bars(report: Mapping[str, Any]) -> list[Bar]:
