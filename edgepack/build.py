@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
-from edgepack import proof, stages
+from edgepack import files, proof, stages
 from edgepack.cache import Cache
 from edgepack.device import Local
 from edgepack.ledger import Ledger, Progress
 from edgepack.proof import Outcome
 from edgepack.request import Request
+from edgepack.runtime.device import describe
 
 
 def build(request: Request, progress: Progress) -> Outcome:
@@ -20,6 +21,8 @@ def build(request: Request, progress: Progress) -> Outcome:
     missed; the rejected bundle is then kept aside, with its report.
     """
     started = time.perf_counter()
+    files.check_place(request.output, request.reads())
+    stages.check_host(request, describe())
     ledger = Ledger(progress)
     cache = Cache(request.cache, refresh=request.refresh)
 

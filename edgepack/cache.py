@@ -13,7 +13,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -23,6 +24,8 @@ from typing import Any
 from edgepack import files
 
 ENTRY = "entry.json"
+# Seconds after which a half-written entry belongs to no running build: one is written in moments.
+ABANDONED = 3600
 # The libraries whose versions decide what a stage computes.
 LIBRARIES = (
     "numpy", "onnx", "onnxruntime", "onnxscript", "onnxsim", "pillow", "safetensors", "torch",
@@ -118,7 +121,9 @@ class Cache:
             # A damaged entry is of no use to anyone, and in the way of its replacement.
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        os.utime(folder)
+        # Its age only matters to `clean`; a cache that cannot be written can still be read.
+        with suppress(OSError):
+            os.utime(folder)
         return Entry(folder, entry["document"])
 
     def put(
@@ -167,28 +172,56 @@ class Cache:
 
     def entries(self) -> list[Path]:
         """Folders of all entries."""
+        return [path for path in self._folders() if not path.name.startswith(".")]
+
+    def _folders(self) -> list[Path]:
         return sorted((self.folder / "stages").glob("*/*"))
 
     def size(self) -> int:
         """Bytes of everything in the cache."""
-        return sum(_bytes(path) for path in self.entries())
+        return sum(_bytes(path) for path in self._folders())
 
     def clean(self, older_than_days: float = 0.0) -> tuple[int, int]:
-        """Delete entries not used for so many days; returns how many, and their bytes."""
-        limit = time.time() - older_than_days * 86400
-        old = [path for path in self.entries() if path.stat().st_mtime <= limit]
-        freed = sum(map(_bytes, old))
-        _remove(old)
+        """Delete entries not used for so many days; returns how many, and their bytes.
+
+        What killed builds left half-written goes too, once no running one can own it.
+        """
+        now = time.time()
+        limit = now - older_than_days * 86400
+        old = [path for path in self.entries() if _modified(path) <= limit]
+        abandoned = [
+            path
+            for path in self._folders()
+            if path.name.startswith(".") and _modified(path) <= min(limit, now - ABANDONED)
+        ]
+        freed = sum(map(_bytes, old + abandoned))
+        for folder in old:
+            _remove(folder)
+        for folder in abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
         return len(old), freed
 
 
+def _modified(path: Path) -> float:
+    """When a folder was last used; never, where another process deleted it meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        # Another process may delete the entry meanwhile.
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in folders:
-        # Renamed first: a build that looks meanwhile finds the whole entry or none.
-        gone = folder.with_name(f".gone-{folder.name}")
+def _remove(folder: Path) -> None:
+    # Renamed first: a build that looks meanwhile finds the whole entry or none.
+    gone = folder.with_name(f".gone-{os.getpid()}-{folder.name}")
+    with suppress(FileNotFoundError):
         folder.rename(gone)
         shutil.rmtree(gone)

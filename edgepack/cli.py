@@ -2,14 +2,17 @@
 
 Human text goes to stderr, `--json` to stdout. Exit status: 0 done, 1 a gate was missed, 2 it
 could not run. Every option may also come from the environment: EDGEPACK_BUILD_TARGET is
-`build --target`.
+`build --target`, and an option of a group's command has both names, EDGEPACK_CACHE_CLEAN_JSON.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -17,15 +20,14 @@ from typing import Any, NoReturn
 
 import click
 
-from edgepack import __version__
+from edgepack import __version__, files
 from edgepack.errors import EdgepackError, SpecError
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
-    "auto_envvar_prefix": "EDGEPACK",
     "max_content_width": 100,
 }
-FAILED, COULD_NOT_RUN, INTERRUPTED = 1, 2, 130
+FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def _print_json(document: Any) -> None:
@@ -55,12 +57,30 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             click.echo("interrupted; nothing was written", err=True)
             sys.exit(INTERRUPTED)
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            _fail(files.failed(error), bool(kwargs.get("as_json")))
         except MemoryError:
             _fail(
                 EdgepackError(
                     "out-of-memory",
                     "this machine has too little memory for the build",
                     hint="edgepack build --dry-run tells how much is needed",
+                ),
+                bool(kwargs.get("as_json")),
+            )
+        except Exception as error:  # noqa: BLE001
+            # Python would exit with 1, which is what a missed gate means.
+            traceback.print_exc()
+            _fail(
+                EdgepackError(
+                    "internal-error",
+                    "edgepack itself failed; this is a fault of its own",
+                    why=f"{type(error).__name__}: {error}",
+                    hint="report it with the lines above; nothing was written",
                 ),
                 bool(kwargs.get("as_json")),
             )
@@ -191,15 +211,11 @@ def _show(document: Any) -> None:
 
 def _through_loader(bundle: Path, arguments: list[str], as_json: bool) -> None:
     """Run a bundle through its own loader, isolated, and show what it says."""
+    from edgepack.bundle import check
     from edgepack.device import Local
 
-    if not bundle.is_file():
-        raise SpecError(
-            "bundle-unreadable",
-            f"there is no bundle at {bundle}",
-            why="it is not a file",
-            hint="edgepack build makes one",
-        )
+    # Python would run any file as a script.
+    check(bundle)
     with Local() as host:
         finished = host.run(host.put(bundle), *arguments, *(["--json"] if as_json else []))
     click.echo(finished.stderr, err=True, nl=False)
@@ -211,12 +227,48 @@ def _through_loader(bundle: Path, arguments: list[str], as_json: bool) -> None:
 
 @cli.command()
 @bundle_file
+@click.option(
+    "--emulate",
+    "cpus",
+    multiple=True,
+    metavar="CPU",
+    help="Prove it on an emulated CPU instead; repeat it for more.",
+)
 @threads
 @as_json
 @boundary
-def verify(bundle: Path, threads: int, as_json: bool) -> None:
+def verify(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool) -> None:
     """Prove a BUNDLE on this machine, through the loader that ships in it."""
-    _through_loader(bundle, ["verify", f"--threads={threads}"], as_json)
+    if cpus:
+        _on_devices(bundle, cpus, threads, as_json)
+    else:
+        _through_loader(bundle, ["verify", f"--threads={threads}"], as_json)
+
+
+def _on_devices(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool) -> None:
+    """Verify a bundle on several devices, and show a row for each."""
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from edgepack import device
+    from edgepack.bundle import check
+    from edgepack.report import render_matrix
+
+    check(bundle)
+    console = Console(stderr=True, highlight=False)
+    with ExitStack() as stack:
+        devices = [stack.enter_context(device.Emulated(cpu)) for cpu in dict.fromkeys(cpus)]
+        status = stack.enter_context(console.status("emulating"))
+        found = device.verify(
+            bundle, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
+        )
+    render_matrix(found, console)
+    if as_json:
+        _print_json(found)
+    if any("error" in column for column in found["devices"]):
+        sys.exit(COULD_NOT_RUN)
+    sys.exit(0 if found["passed"] else FAILED)
 
 
 @cli.command()
@@ -256,7 +308,6 @@ def bench(bundle: Path, length: str, against: str | None, threads: int, as_json:
 @boundary
 def inspect(bundle: Path, html: Path | None, as_json: bool) -> None:
     """Show a BUNDLE: its contents, and the report of its build. Nothing of it is run."""
-    from edgepack import files
     from edgepack.bundle import inspect as read
     from edgepack.report import validate
 
@@ -339,6 +390,32 @@ def doctor(as_json: bool) -> None:
 
 
 @cli.group()
+def emulator() -> None:
+    """Processors that are not here."""
+
+
+@emulator.command("prepare")
+@click.argument("cpus", nargs=-1, metavar="[CPU]...")
+@as_json
+@boundary
+def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
+    """Make ready to emulate CPUs, by default all: ARM needs a download of some 55 MB.
+
+    Debian's arm64 Python and the wheels of this host's numpy and onnxruntime are unpacked in
+    edgepack's cache; nothing is installed.
+    """
+    from edgepack import device
+    from edgepack.ledger import Ledger
+    from edgepack.progress import make_progress
+
+    device.prepare(cpus, Ledger(make_progress()))
+    ready = list(dict.fromkeys(cpus)) or list(device.CPUS)
+    click.echo(f"ready: {', '.join(ready)}", err=True)
+    if as_json:
+        _print_json({"ready": ready})
+
+
+@cli.group()
 def cache() -> None:
     """The cache of stages."""
 
@@ -389,7 +466,42 @@ def completion(shell: str) -> None:
         click.echo(script(cli, {}, "edgepack", "_EDGEPACK_COMPLETE").source())
 
 
+def _name_variables(group: click.Group, prefix: str) -> None:
+    """Name the environment variable of every option after the option as it is written."""
+    for name, command in group.commands.items():
+        path = f"{prefix}_{name}"
+        if isinstance(command, click.Group):
+            _name_variables(command, path)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                written = max(option.opts, key=len).lstrip("-")
+                option.envvar = f"{path}_{written}".replace("-", "_").upper()
+
+
+_name_variables(cli, "EDGEPACK")
+
+
+def _terminated(*_: object) -> NoReturn:
+    # As an exception, so that temporary files go and the loader's process ends.
+    sys.exit(TERMINATED)
+
+
 def main() -> None:
     """Entry point."""
-    # Without this click would answer a wrong option with its own exit status, which is 2 as well.
-    cli(prog_name="edgepack")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        sys.exit(cli.main(prog_name="edgepack", standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(COULD_NOT_RUN)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "edgepack"
+        fault = SpecError("usage", error.format_message(), hint=f"{command} --help")
+        _fail(fault, "--json" in sys.argv)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read has gone; what Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(COULD_NOT_RUN)

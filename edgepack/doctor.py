@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from edgepack.cache import default_folder
+from edgepack.device import CPUS, PREPARE, ready
 from edgepack.runtime.device import describe
 
 
@@ -51,6 +52,7 @@ PACKAGES = (
 PROGRAMS = (
     ("unshare", "proving without a network", "apt-get install util-linux"),
     ("qemu-x86_64", "proving on other x86-64 CPUs", "apt-get install qemu-user"),
+    ("qemu-aarch64", "proving on ARM CPUs", "apt-get install qemu-user"),
 )
 
 
@@ -69,6 +71,20 @@ def _program(name: str, purpose: str, command: str) -> Finding:
     return Finding(name, False, False, f"for {purpose}", command)
 
 
+def _emulators() -> Finding:
+    faults = {cpu: ready(cpu) for cpu in CPUS}
+    able = [cpu for cpu, fault in faults.items() if fault is None]
+    first = next(filter(None, faults.values()), None)
+    unprepared = first is not None and first.code == "emulator-missing"
+    return Finding(
+        "emulators",
+        first is None,
+        False,
+        ", ".join(able) if able else "for proving on CPUs that are not here",
+        "" if first is None else PREPARE if unprepared else first.hint,
+    )
+
+
 def examine() -> list[Finding]:
     """Look at Python, the processor, packages, programs, and the space for the cache."""
     device = describe()
@@ -81,6 +97,7 @@ def examine() -> list[Finding]:
         Finding("processor", True, False, f"{device['cpu']} ({device['arch']})"),
         *(_package(*row) for row in PACKAGES),
         *(_program(*row) for row in PROGRAMS),
+        _emulators(),
         Finding(
             "disk",
             free > 1 << 30,

@@ -6,13 +6,14 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgepack.errors import HostError
+from edgepack.errors import HostError, SpecError
 
 CHUNK = 1 << 20
+TEMPORARY = ".tmp"
 
 
 def sha256(path: Path) -> str:
@@ -33,6 +34,28 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_place(path: Path, inputs: Iterable[Path]) -> None:
+    """Find out before hours are spent that `path` can be written, and is none of the inputs.
+
+    Raises HostError or SpecError.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        same = [p for p in inputs if path.exists() and p.exists() and path.samefile(p)]
+    except OSError as error:
+        raise unwritable(path, error) from error
+    if same:
+        raise SpecError(
+            "output-is-input",
+            f"{path} would be overwritten",
+            why="it is what the bundle is to be built from",
+            hint="--output FILE.edgepack",
+        )
+    with temporary_beside(path):
+        pass
+
+
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, gone afterwards unless it was published.
@@ -40,7 +63,9 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     Being in the same folder it is on the same file system, so that `publish` is one rename.
     """
     try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
+        )
         os.close(descriptor)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -78,6 +103,9 @@ def write(path: Path, data: bytes) -> None:
 def unwritable(path: Path, error: OSError) -> HostError:
     """The error for a place that cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if path.name.startswith(".") and path.suffix == TEMPORARY:
+        # What was asked for, not the temporary file that stands in for it.
+        path = path.with_name(path.name[1:].rsplit(".", 2)[0])
     return HostError(
         "disk-full" if full else "output-unwritable",
         f"{path} cannot be written",
@@ -85,4 +113,18 @@ def unwritable(path: Path, error: OSError) -> HostError:
         hint="free some space; what stood there before is untouched"
         if full
         else "check that the folder exists and may be written",
+    )
+
+
+def failed(error: OSError) -> HostError:
+    """The error for an operation of the system that failed where nothing else explains it."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = f" on {error.filename}" if error.filename else ""
+    return HostError(
+        "disk-full" if full else "host-io",
+        f"the system refused an operation{where}",
+        why=error.strerror or str(error),
+        hint="free some space, also for temporary files (TMPDIR)"
+        if full
+        else "check the path, its permissions and the disk",
     )

@@ -8,7 +8,6 @@ file, report and all, is verified once more as the bytes that will ship.
 from __future__ import annotations
 
 import datetime
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from edgepack.device import Local
 from edgepack.errors import GateError, SpecError
 from edgepack.ledger import Ledger
 from edgepack.request import Request
+from edgepack.runtime.device import peak_rss
 from edgepack.runtime.gates import describe_gate
 from edgepack.runtime.index import encode
 from edgepack.runtime.metrics import TOP
@@ -34,8 +34,10 @@ from edgepack.stages import (
     Graph,
     Reference,
     SampleSets,
+    emulate,
     evaluation_frames,
     evaluation_of,
+    foreign,
 )
 
 
@@ -65,6 +67,11 @@ class Job:
     original: Graph
     graph: Graph
 
+    @property
+    def stands_in(self) -> tuple[str, ...]:
+        """Options of the loader where this host stands in for another architecture."""
+        return ("--any-arch",) if foreign(self.request.target) else ()
+
 
 def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     """Write, judge and publish; on a missed gate keep the bundle aside.
@@ -75,7 +82,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     with files.temporary_beside(output) as temporary:
         contents = draft(job)
         with ledger.stage("bundle") as stage:
-            contents = _with_answers(contents, temporary, host)
+            contents = _with_answers(contents, temporary, host, job.stands_in)
             content_digest = bundle.write(temporary, contents)
             stage.set(bytes=temporary.stat().st_size)
             stage.note(f"content {content_digest[:16]}")
@@ -83,10 +90,14 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         with ledger.stage("verify", count) as stage:
             frames = evaluation_frames(job.samples, job.reference, job.graph.inputs)
             verdict, _ = device.ask(
-                host, host.put(temporary), "verify", "--evaluation",
+                host, host.put(temporary), "verify", "--evaluation", *job.stands_in,
                 stdin=_counted(frames, stage.progress.advance),
             )  # fmt: skip
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
+        fidelity = emulate(job.request, temporary, ledger)
+        if fidelity is not None:
+            verdict["fidelity"] = fidelity
+            verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
         latency = _latency(job, temporary, host, ledger)
         accepted = bool(verdict["passed"])
         contents = replace(contents, quality=_summary(verdict["quality"]))
@@ -101,7 +112,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             },
         )
         bundle.write(temporary, contents)
-        again, _ = device.ask(host, host.put(temporary), "verify")
+        again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
         place = output if accepted else rejected(output)
         if accepted and not again["fidelity"]["passed"]:
             raise _unsteady(again)
@@ -215,12 +226,14 @@ def gates(job: Job) -> dict[str, dict[str, Any]]:
     return {"quality": quality, "fidelity": {"bit_exact": True} if exact else bounds}
 
 
-def _with_answers(contents: bundle.Contents, path: Path, host: Local) -> bundle.Contents:
+def _with_answers(
+    contents: bundle.Contents, path: Path, host: Local, options: Sequence[str]
+) -> bundle.Contents:
     """Run a draft here, and take its answers as those of the build host."""
     bundle.write(path, contents)
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         answers = Path(folder) / "built.npz"
-        device.ask(host, host.put(path), "run", "--output", str(answers))
+        device.ask(host, host.put(path), "run", "--output", str(answers), *options)
         arrays = read_npz(str(answers))
     info, _ = device.ask(host, host.put(path), "device")
     return replace(
@@ -242,6 +255,10 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
         if job.request.latency == "none":
             stage.set(status="skipped")
             stage.note("not asked for")
+            return None
+        if job.stands_in:
+            stage.set(status="skipped")
+            stage.note(f"to be measured on {job.request.target.arch}: python3 BUNDLE bench there")
             return None
         with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
             fp32 = Path(folder) / "original.onnx"
@@ -275,7 +292,9 @@ def _sample_sets(job: Job) -> dict[str, Any]:
     ):
         if samples is not None and role in lint.counts:
             found[role] = {
-                "origin": samples.origin,
+                # As of the model, the name alone: a bundle goes to places that need not know
+                # where things lie here.
+                "origin": Path(samples.origin).name,
                 "count": lint.counts[role],
                 "digest": lint.digests[role],
             }
@@ -353,7 +372,7 @@ def _report(
         },
         "build": {
             "seconds": round(time.perf_counter() - started, 3),
-            "peak_rss_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            "peak_rss_bytes": peak_rss(),
         },
         "device": verdict["device"],
         "isolation": {"network": host.network, "hidden": verdict["hidden"]},

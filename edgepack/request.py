@@ -71,6 +71,10 @@ class Request:
     cache: Path = field(default_factory=default_folder)
     refresh: bool = False
 
+    def reads(self) -> tuple[Path, ...]:
+        """The files and folders that the build reads."""
+        return (self.model, *(Path(p) for p in (self.calibration, self.evaluation) if p))
+
 
 def resolve(
     model: Path,

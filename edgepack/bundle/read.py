@@ -14,6 +14,15 @@ REPORT = "report/report.json"
 PAGE = "report/report.html"
 
 
+def check(path: Path) -> None:
+    """Refuse what is not an intact bundle, before Python is told to run it.
+
+    Raises BundleError. That the file is intact does not tell who made it.
+    """
+    with Archive(str(path)) as archive:
+        check_all(archive, read_index(archive))
+
+
 def inspect(path: Path) -> dict[str, Any]:
     """Index, report and page of a bundle, every hash checked; nothing of it is run.
 

@@ -1,6 +1,21 @@
 """Where a bundle runs, behind one interface."""
 
+from edgepack.device.cpus import CPUS
 from edgepack.device.device import Device, Finished, ask
+from edgepack.device.emulated import Emulated, prepare, ready
 from edgepack.device.local import Local
+from edgepack.device.matrix import verify
+from edgepack.device.sysroot import PREPARE
 
-__all__ = ["Device", "Finished", "Local", "ask"]
+__all__ = [
+    "CPUS",
+    "PREPARE",
+    "Device",
+    "Emulated",
+    "Finished",
+    "Local",
+    "ask",
+    "prepare",
+    "ready",
+    "verify",
+]

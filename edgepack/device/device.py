@@ -33,6 +33,10 @@ class Device(Protocol):
     def name(self) -> str:
         """What the report calls it."""
 
+    @property
+    def emulated(self) -> bool:
+        """Whether its answers are those of the device and its speed is not."""
+
     def put(self, file: Path) -> str:
         """Make a local file available on the device; returns its path there."""
 

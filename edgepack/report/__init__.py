@@ -29,12 +29,20 @@ def render_terminal(report: Mapping[str, Any], console: Console) -> None:
     render(report, console)
 
 
+def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
+    """Print the verdicts of several devices on one bundle, a row for each."""
+    from edgepack.report.matrix import render_matrix as render
+
+    render(matrix, console)
+
+
 __all__ = [
     "FORMAT",
     "ReportError",
     "describe_gate",
     "encode",
     "render_html",
+    "render_matrix",
     "render_terminal",
     "validate",
 ]

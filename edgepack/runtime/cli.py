@@ -47,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("info", help="what the bundle is and needs")
     add.add_argument("--requirements", action="store_true", help="print requirements.txt")
     add.set_defaults(act=_info)
+    for name in ("verify", "run"):
+        # A build for another kind of processor runs what is not meant for its host.
+        commands.choices[name].add_argument(
+            "--any-arch", action="store_true", help=argparse.SUPPRESS
+        )
     # What the build asks; not for people, so it has no help.
     add = commands.add_parser("device")
     add.set_defaults(act=_device)
@@ -67,7 +72,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
     from .verify import verify
 
     stream = sys.stdin.buffer if options.evaluation else None
-    verdict = verify(bundle, evaluation=stream, threads=options.threads)
+    verdict = verify(bundle, evaluation=stream, threads=options.threads, any_arch=options.any_arch)
     here = verdict["device"]
     _say(
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
@@ -90,7 +95,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .run import run, write_npz
 
-    outputs = run(bundle, options.input, options.threads)
+    outputs = run(bundle, options.input, options.threads, any_arch=options.any_arch)
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
     _say(*(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))

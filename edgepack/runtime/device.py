@@ -54,15 +54,17 @@ def version_tuple(text: str) -> Tuple[int, ...]:
     return tuple(map(int, leading.group().split("."))) if leading else ()
 
 
-def require(needs: Mapping[str, Any], device: Mapping[str, Any]) -> None:
+def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bool = False) -> None:
     """Raise DeviceError unless this device meets the bundle's floor.
 
     Args:
         needs: the index's `device`: arch, isa, python.
         device: as `describe` gives it.
+        any_arch: take another kind of processor all the same, as a build for one must.
     """
     arch = needs.get("arch")
-    if arch and device["arch"] != arch:
+    other = bool(arch) and device["arch"] != arch
+    if other and not any_arch:
         raise DeviceError(
             "device-arch",
             "this bundle is not for this kind of processor",
@@ -70,7 +72,7 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any]) -> None:
             hint="build it for a target profile of this device: edgepack targets list",
         )
     wanted = [flag for flag in needs.get("isa", ()) if flag not in (device["isa"] or [flag])]
-    if wanted:
+    if wanted and not other:
         raise DeviceError(
             "device-isa",
             "this processor is older than the bundle needs",

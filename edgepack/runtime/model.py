@@ -102,9 +102,11 @@ def _describe(array: Any) -> str:
     return "a {}".format(type(array).__name__)
 
 
-def open_model(archive: Archive, index: Index, threads: int = 0) -> Model:
+def open_model(
+    archive: Archive, index: Index, threads: int = 0, *, any_arch: bool = False
+) -> Model:
     """Check that this device fits, prove the model's bytes, and start its engine."""
-    device.require(index.device, device.describe())
+    device.require(index.device, device.describe(), any_arch=any_arch)
     engine = index.device.get("engine", ENGINE)
     if engine != ENGINE:
         raise BundleError(

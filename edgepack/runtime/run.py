@@ -69,19 +69,22 @@ def _unwritable(path: str, error: OSError) -> InputError:
     )
 
 
-def run(path: str, source: str = "", threads: int = 0) -> Dict[str, np.ndarray]:
+def run(
+    path: str, source: str = "", threads: int = 0, *, any_arch: bool = False
+) -> Dict[str, np.ndarray]:
     """Outputs of the bundle, by name, samples along axis 0.
 
     Args:
         path: the bundle.
         source: an .npz of samples; empty for the bundle's own reference samples.
         threads: threads within an operator; 0 takes every physical core.
+        any_arch: run also where the bundle's architecture is another; the build does.
 
     An output without the model's batch axis in front gets one more axis, one row for each call.
     """
     with Archive(path) as archive:
         index = read_index(archive)
-        model = open_model(archive, index, threads)
+        model = open_model(archive, index, threads, any_arch=any_arch)
         if not source:
             found = answer(model, reference_feeds(archive, index))
             return _columns(index, found, stack=True)

@@ -157,7 +157,13 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
     )
 
 
-def verify(path: str, *, evaluation: Optional[BinaryIO] = None, threads: int = 0) -> Dict[str, Any]:
+def verify(
+    path: str,
+    *,
+    evaluation: Optional[BinaryIO] = None,
+    threads: int = 0,
+    any_arch: bool = False,
+) -> Dict[str, Any]:
     """Prove a bundle on this device.
 
     Every byte is hashed; the reference inputs run through the loader; the answers are held
@@ -168,6 +174,7 @@ def verify(path: str, *, evaluation: Optional[BinaryIO] = None, threads: int = 0
         evaluation: a stream of samples with the original's answers (`frame`), for quality in
             place of the reference samples; the build gives it.
         threads: threads within an operator; 0 takes every physical core.
+        any_arch: run also where the bundle's architecture is another; the build does.
 
     Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
     Raises BundleError, DeviceError or InputError where it could not run.
@@ -176,7 +183,7 @@ def verify(path: str, *, evaluation: Optional[BinaryIO] = None, threads: int = 0
         index = read_index(archive)
         hashed = check_all(archive, index)
         started = time.perf_counter()
-        model = open_model(archive, index, threads)
+        model = open_model(archive, index, threads, any_arch=any_arch)
         loaded = time.perf_counter()
         found = answer(model, reference_feeds(archive, index))
         ran = time.perf_counter()

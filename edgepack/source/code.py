@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,14 +28,23 @@ _STDLIB = tuple(
     os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")
 )
 
+# In a checkout it is no installed package; torch reads the sources of whoever calls it.
+_OWN = str(Path(__file__).resolve().parents[1]) + os.sep
+
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/lib", "/usr/lib", "/usr/share")
 
 
 @dataclass
 class Opened:
-    """Files that were opened for reading while `watch_files` was active."""
+    """Files that were opened for reading while `watch_files` was active.
+
+    Attributes:
+        paths: of these files.
+        callers: the sources of whoever called, which torch reads to describe its stack.
+    """
 
     paths: set[Path] = field(default_factory=set)
+    callers: frozenset[Path] = frozenset()
 
 
 _watching: list[Opened] = []
@@ -51,7 +61,12 @@ def watch_files() -> Iterator[Opened]:
     if not _hooked:
         sys.addaudithook(_on_audit)
         _hooked = True
-    opened = Opened()
+    opened = Opened(
+        callers=frozenset(
+            Path(frame.f_code.co_filename).absolute()
+            for frame, _ in traceback.walk_stack(sys._getframe())
+        )
+    )
     _watching.append(opened)
     try:
         yield opened
@@ -63,7 +78,9 @@ def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "open" and _watching and isinstance(arguments[0], (str, bytes)):
         writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
         if not writes:
-            _watching[-1].paths.add(Path(os.fsdecode(arguments[0])).absolute())
+            path = Path(os.fsdecode(arguments[0])).absolute()
+            if path not in _watching[-1].callers:
+                _watching[-1].paths.add(path)
 
 
 def add_code(
@@ -147,7 +164,9 @@ def _is_stdlib(path: Path) -> bool:
 
 def _is_users(path: Path) -> bool:
     """Whether a file that was opened is the user's, not a package's, Python's or the system's."""
-    if path.suffix == ".pyc" or any(str(path).startswith(root + os.sep) for root in _SYSTEM):
+    if path.suffix == ".pyc" or str(path).startswith(_OWN):
+        return False
+    if any(str(path).startswith(root + os.sep) for root in _SYSTEM):
         return False
     return path.is_file() and not is_installed(path) and not _is_stdlib(path)
 

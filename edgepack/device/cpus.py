@@ -1,0 +1,122 @@
+"""The processors that qemu can stand in for.
+
+qemu's user mode shows its guest the host's /proc/cpuinfo, where the loader would find instruction
+sets that the emulated processor lacks, and where the engine on ARM crashes for want of the lines
+that it looks for. A file below qemu's prefix is opened in place of the host's, so every processor
+here brings a /proc/cpuinfo that is true for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack.errors import SpecError
+from edgepack.spec.document import did_you_mean
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor.
+
+    Attributes:
+        name: what the user calls it.
+        arch: "x86_64" or "aarch64".
+        model: what qemu calls it.
+        cpuinfo: what Linux tells of each of its cores.
+    """
+
+    name: str
+    arch: str
+    model: str
+    cpuinfo: Mapping[str, str]
+
+    def write(self, prefix: Path, cores: int) -> None:
+        """Write what Linux tells of a machine with so many of these cores, below a prefix."""
+        (prefix / "proc").mkdir()
+        blocks = (
+            "".join(f"{key}\t: {value}\n" for key, value in fields.items())
+            for fields in ({"processor": str(core), **self.cpuinfo} for core in range(cores))
+        )
+        (prefix / "proc" / "cpuinfo").write_text("\n".join(blocks) + "\n", encoding="ascii")
+        lists = prefix / "sys" / "devices" / "system" / "cpu"
+        lists.mkdir(parents=True)
+        for name in ("possible", "present", "online"):
+            (lists / name).write_text(f"0-{cores - 1}\n" if cores > 1 else "0\n", encoding="ascii")
+
+
+# As qemu's TCG has them: the instruction sets of the real parts, less those that it leaves out.
+_X86_64_V3 = (
+    "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
+    "syscall nx rdtscp lm pni pclmulqdq ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx "
+    "f16c rdrand lahf_lm abm fsgsbase bmi1 avx2 smep bmi2 erms"
+)
+_ARMV8 = "fp asimd evtstrm crc32 cpuid"
+_ARMV8_CRYPTO = "fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid"
+_ARMV8_2 = (
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop "
+    "asimddp ssbs"
+)
+
+
+def _intel(name: str, model: int, title: str, flags: str) -> Cpu:
+    identity = {"vendor_id": "GenuineIntel", "cpu family": "6", "model": str(model)}
+    return Cpu(name, "x86_64", name, {**identity, "model name": title, "flags": flags})
+
+
+def _arm(name: str, variant: str, part: str, revision: str, features: str, model: str = "") -> Cpu:
+    return Cpu(
+        name,
+        "aarch64",
+        model or name,
+        {
+            "BogoMIPS": "100.00",
+            "Features": features,
+            "CPU implementer": "0x41",
+            "CPU architecture": "8",
+            "CPU variant": variant,
+            "CPU part": part,
+            "CPU revision": revision,
+        },
+    )
+
+
+CPUS: Mapping[str, Cpu] = {
+    cpu.name: cpu
+    for cpu in (
+        _intel("Haswell", 60, "Intel Core Processor (Haswell)", _X86_64_V3),
+        _intel(
+            "Skylake-Client",
+            94,
+            "Intel Core Processor (Skylake)",
+            _X86_64_V3 + " adx rdseed smap clflushopt xgetbv1 3dnowprefetch",
+        ),
+        _arm("cortex-a53", "0x0", "0xd03", "4", _ARMV8),
+        _arm("cortex-a72", "0x0", "0xd08", "3", _ARMV8_CRYPTO),
+        _arm("cortex-a76", "0x4", "0xd0b", "1", _ARMV8_2),
+        _arm("neoverse-n1", "0x4", "0xd0c", "1", _ARMV8_2),
+        # Products of int8 matrices, as Neoverse V1 has them. qemu's plain `max` would also have
+        # SME, which gives wrong int8 answers in qemu 7.2.
+        _arm(
+            "neoverse-i8mm",
+            "0x0",
+            "0xd40",
+            "1",
+            _ARMV8_2 + " i8mm bf16",
+            model="max,sve=off,sme=off",
+        ),
+    )
+}
+
+
+def find(name: str) -> Cpu:
+    """A processor by name. Raises SpecError where there is none of that name."""
+    if name not in CPUS:
+        raise SpecError(
+            "cpu-unknown",
+            f"there is no emulated CPU named {name!r}",
+            why=f"it was asked for{did_you_mean(name, CPUS)}",
+            hint="one of " + ", ".join(CPUS),
+        )
+    return CPUS[name]

@@ -1,0 +1,120 @@
+"""A process that has nothing but what a device has.
+
+The loader runs in an interpreter without site-packages; a folder of links gives it numpy and the
+engine and nothing else, so neither torch nor edgepack can be imported, whatever is installed
+here. Where the kernel allows it the process also has a network namespace of its own, in which
+there is no network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from edgepack.device.device import Finished
+from edgepack.errors import HostError
+
+NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
+FLAGS = ("-S", "-s", "-B")
+
+Self = TypeVar("Self", bound="Isolated")
+
+
+class Isolated:
+    """A device on this machine; a context manager, since it owns a temporary folder.
+
+    Args:
+        name: what the report calls it.
+        interpreter: the command that is Python.
+        packages: files and folders that Python may import.
+    """
+
+    emulated = False
+
+    def __init__(self, name: str, interpreter: Sequence[str], packages: Iterable[Path]) -> None:
+        self.name = name
+        self.interpreter = tuple(interpreter)
+        self.folder = Path(tempfile.mkdtemp(prefix="edgepack-device-"))
+        importable = self.folder / "packages"
+        importable.mkdir()
+        for path in packages:
+            (importable / path.name).symlink_to(path)
+        self.network = _without_network()
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def put(self, file: Path) -> str:
+        """Nothing to do here: the path itself."""
+        return str(file.resolve())
+
+    def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
+        """Run a command of a bundle, isolated. Raises HostError where no process can start."""
+        command = [*self.interpreter, *FLAGS, bundle, *arguments]
+        if self.network == "namespace":
+            command = [*NO_NETWORK, *command]
+        environment = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "PYTHONPATH": str(self.folder / "packages"),
+            "PYTHONIOENCODING": "utf-8",
+            "HOME": str(self.folder),
+            "LANG": "C.UTF-8",
+        }
+        for kept in ("LD_LIBRARY_PATH", "OMP_NUM_THREADS"):
+            if kept in os.environ:
+                environment[kept] = os.environ[kept]
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            try:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment
+                )
+            except OSError as error:
+                raise HostError(
+                    "process-failed",
+                    "no process could be started for the loader",
+                    why=error.strerror or str(error),
+                    hint=f"check {self.interpreter[0]}",
+                ) from error
+            status = _feed(process, stdin)
+            out.seek(0)
+            err.seek(0)
+            return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
+
+
+def _without_network() -> str:
+    """How the network is kept away: "namespace", or "open" where the kernel refuses one."""
+    try:
+        probe = subprocess.run([*NO_NETWORK, "true"], capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "open"
+    return "namespace" if probe.returncode == 0 else "open"
+
+
+def _feed(process: subprocess.Popen[bytes], stdin: Iterable[bytes]) -> int:
+    """Write the pieces to a process as it takes them; returns its exit status."""
+    with process:
+        try:
+            # It may end before it has read everything; why, its status and stderr tell.
+            with suppress(BrokenPipeError):
+                for piece in stdin:
+                    process.stdin.write(piece)  # type: ignore[union-attr]
+            process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return process.returncode

@@ -1,0 +1,285 @@
+"""A build killed, or refused by the disk, at every place where it makes something durable.
+
+strace puts the fault at the N-th call of its kind that the build's own process makes, N from 1
+until a build gets through. Whatever happened, the bundle that stood at the output is whole, the
+older one or the new one, and a plain build works afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from build_cases import Home, build, digest_of, one_document
+from conftest import run_bundle
+
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def strace(tmp_path_factory: pytest.TempPathFactory) -> str:
+    program = shutil.which("strace")
+    if program is None:
+        pytest.skip("strace is not installed: apt-get install strace")
+    log = str(tmp_path_factory.mktemp("strace") / "log")
+    probe = subprocess.run(
+        [program, "-o", log, "-e", "trace=fsync", "-e", "inject=fsync:error=EIO", "true"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if probe.returncode != 0:
+        pytest.skip(f"strace cannot trace here: {probe.stderr.strip()}")
+    return program
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A place with an older bundle in it, and a build that would replace it."""
+
+    strace: str
+    home: Home
+    output: Path
+    older: bytes
+    newer: str
+    cache: Path
+    log: Path
+
+    def arguments(self) -> list[str]:
+        evaluation = ["--evaluation", self.home / "evaluation.npz"]
+        return self.home.build("tiny.onnx", *evaluation, "--output", str(self.output), "-q",
+                               "--json")  # fmt: skip
+
+    def run(self, inject: str = "") -> subprocess.CompletedProcess[str]:
+        """A build with a fault in it, as `strace -e inject` writes one; "" for none.
+
+        Only the build's own process is traced: the loader's temporary files are not at stake.
+        """
+        traced = [self.strace, "-y", "-o", str(self.log), "-e", "trace=rename,fsync,write"]
+        command = [sys.executable, "-m", "edgepack", *self.arguments()]
+        return subprocess.run(
+            [*traced, "-e", f"inject={inject}", *command] if inject else [*traced, *command],
+            env={**os.environ, "EDGEPACK_CACHE": str(self.cache)},
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    def calls(self) -> list[tuple[str, str]]:
+        """What the last build did, in order: the kind of each call, and the path it was about."""
+        found = []
+        for line in self.log.read_text(errors="replace").splitlines():
+            call = re.match(r'(\w+)\((?:\d+<(.*?)>|"(.*?)")', line)
+            if call:
+                found.append((call[1], call[2] or call[3]))
+        return found
+
+    def old_or_new(self) -> str:
+        """Which bundle stands there. Fails where it is neither, or not whole."""
+        if self.output.read_bytes() == self.older:
+            return "old"
+        assert digest_of(self.output) == self.newer
+        return "new"
+
+    def left_over(self) -> list[str]:
+        return [path.name for path in self.output.parent.iterdir() if path != self.output]
+
+    def restore(self) -> None:
+        """As it was at first, but for the cache."""
+        for path in self.output.parent.iterdir():
+            path.unlink()
+        self.output.write_bytes(self.older)
+
+
+@pytest.fixture(scope="module")
+def first(strace: str, home: Home, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """The two bundles, and the cache that building them left."""
+    folder = tmp_path_factory.mktemp("first")
+    output, cache = folder / "x.edgepack", folder / "cache"
+    arguments = home.build("tiny.onnx", "--evaluation", home / "evaluation.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGEPACK_CACHE", str(cache))
+        build(arguments, output)
+        newer = digest_of(output)
+        build([*arguments, "--chain", "none"], output)
+    assert digest_of(output) != newer
+    return Scene(strace, home, output, output.read_bytes(), newer, cache, folder / "log")
+
+
+@pytest.fixture
+def scene(first: Scene, tmp_path: Path) -> Scene:
+    (tmp_path / "out").mkdir()
+    shutil.copytree(first.cache, tmp_path / "cache")
+    found = replace(
+        first, output=tmp_path / "out" / "x.edgepack", cache=tmp_path / "cache",
+        log=tmp_path / "log",
+    )  # fmt: skip
+    found.restore()
+    return found
+
+
+@pytest.fixture
+def cold(scene: Scene) -> Scene:
+    """The same without a cache, so that the stages are written too."""
+    shutil.rmtree(scene.cache)
+    return scene
+
+
+def killed_at_each(scene: Scene, kind: str, fresh: bool) -> Iterator[tuple[int, str, str]]:
+    """Kill at the first call of a kind, the second, ..., until a build gets through.
+
+    Gives the number, the path that the call was about, and which bundle stood there afterwards.
+    """
+    for n in itertools.count(1):
+        scene.restore()
+        if fresh:
+            shutil.rmtree(scene.cache, ignore_errors=True)
+        done = scene.run(f"{kind}:signal=SIGKILL:when={n}")
+        calls = [path for name, path in scene.calls() if name == kind]
+        if done.returncode == 0:
+            assert len(calls) < n
+            assert scene.old_or_new() == "new"
+            return
+        assert done.returncode == KILLED, done.stderr
+        assert len(calls) == n
+        yield n, calls[-1], scene.old_or_new()
+
+
+def works_afterwards(scene: Scene) -> None:
+    done = scene.run()
+    assert done.returncode == 0, done.stderr
+    assert scene.old_or_new() == "new"
+    assert json.loads(run_bundle(scene.output, "verify", "--json").stdout)["passed"]
+
+
+def test_killed_at_every_rename(cold: Scene) -> None:
+    points = list(killed_at_each(cold, "rename", fresh=True))
+    # Four stages into the cache, the bundle into its place: killed there, it has not happened.
+    assert [Path(path).parent.name for _, path, _ in points[:4]] == [
+        "original", "export", "simplify", "quantize"
+    ]  # fmt: skip
+    assert points[4][1].endswith(".tmp")
+    assert len(points) == 5
+    assert {found for _, _, found in points} == {"old"}
+    works_afterwards(cold)
+
+
+def test_killed_at_every_fsync_of_the_cache(cold: Scene) -> None:
+    """The files of an entry, its folder, and the folder above, of each stage in turn."""
+    points = []
+    for point in killed_at_each(cold, "fsync", fresh=True):
+        points.append(point)
+        if point[1].endswith(".tmp"):
+            break
+    assert len(points) >= 4 * 4
+    assert {found for _, _, found in points} == {"old"}
+    works_afterwards(cold)
+
+
+def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
+    points = list(killed_at_each(scene, "fsync", fresh=False))
+    temporary = [found for _, path, found in points if path.endswith(".tmp")]
+    folder = [found for _, path, found in points if path == str(scene.output.parent)]
+    # Draft, with its answers, with its summary, finished, about to be published.
+    assert temporary == ["old"] * 4 or temporary == ["old"] * 5
+    # After the rename: the new one is in its place.
+    assert folder == ["new"]
+    works_afterwards(scene)
+
+
+def writes_to_the_bundle(scene: Scene) -> list[int]:
+    """The numbers of those writes, among all, that go to the temporary bundle."""
+    scene.run()
+    writes = [path for kind, path in scene.calls() if kind == "write"]
+    return [n for n, path in enumerate(writes, 1) if path.endswith(".tmp")]
+
+
+def test_killed_at_writes_of_the_bundle(scene: Scene) -> None:
+    numbers = writes_to_the_bundle(scene)
+    assert len(numbers) > 50
+    for n in [numbers[0], numbers[1], *numbers[5 :: len(numbers) // 6], numbers[-1]]:
+        scene.restore()
+        done = scene.run(f"write:signal=SIGKILL:when={n}")
+        assert done.returncode == KILLED, done.stderr
+        assert scene.old_or_new() == "old", n
+    works_afterwards(scene)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "code"),
+    [
+        ("write", "ENOSPC", "disk-full"),
+        ("fsync", "EIO", "output-unwritable"),
+        ("rename", "EACCES", "output-unwritable"),
+    ],
+)
+def test_the_disk_refuses(scene: Scene, kind: str, error: str, code: str) -> None:
+    scene.run()
+    calls = [path for name, path in scene.calls() if name == kind]
+    numbers = [n for n, path in enumerate(calls, 1) if path.endswith(".tmp")]
+    for n in dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1])):
+        scene.restore()
+        done = scene.run(f"{kind}:error={error}:when={n}")
+        assert done.returncode == 2, done.stderr
+        assert one_document(done.stdout)["error"]["code"] == code
+        assert "Traceback" not in done.stderr
+        assert scene.old_or_new() == "old"
+        assert scene.left_over() == []
+    works_afterwards(scene)
+
+
+@pytest.mark.parametrize(("kind", "when"), [("write", 1), ("fsync", 1), ("rename", 2)])
+def test_the_cache_cannot_be_written(cold: Scene, kind: str, when: int) -> None:
+    done = cold.run(f"{kind}:error=ENOSPC:when={when}")
+    assert done.returncode == 2, done.stderr
+    found = one_document(done.stdout)["error"]
+    assert found["code"] == "disk-full"
+    assert str(cold.cache) in found["what"]
+    assert "Traceback" not in done.stderr
+    assert cold.old_or_new() == "old"
+    assert cold.left_over() == []
+    works_afterwards(cold)
+
+
+def mounted(folder: Path, size: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with a small file system of its own mounted on a folder."""
+    if os.geteuid() != 0:
+        pytest.skip("not root: no file system can be mounted")
+    script = f'mount -t tmpfs -o size={size} edgepack "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "-", str(folder), *command],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip(f"this kernel mounts nothing: {done.stderr.splitlines()[0]}")
+    return done
+
+
+@pytest.mark.parametrize("full", ["output", "cache", "temporary"])
+def test_a_disk_that_is_really_full(home: Home, tmp_path: Path, full: str) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    output = (folder if full == "output" else tmp_path) / "x.edgepack"
+    cache = (folder if full == "cache" else tmp_path) / "cache"
+    arguments = home.build("tiny.onnx", "--output", str(output), "--json", "-q")
+    environment = [f"EDGEPACK_CACHE={cache}"]
+    if full == "temporary":
+        environment.append(f"TMPDIR={folder}")
+    done = mounted(folder, "24k", "env", *environment, "sh", "-c",
+                   '"$@"; status=$?; ls -A "$0" >&2; exit $status', str(folder),
+                   sys.executable, "-m", "edgepack", *arguments)  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    code = one_document(done.stdout)["error"]["code"]
+    if full == "temporary":
+        # The loader finds no room for its answers, and says so itself.
+        assert code in ("disk-full", "output-unwritable", "loader-died")
+    else:
+        assert code == "disk-full"
+    assert ".tmp" not in done.stderr
+    assert not output.exists()
