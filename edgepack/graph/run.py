@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import GraphError
+from edgepack.runtime.onnx_session import import_engine
 
 _NODE = re.compile(r"while running (\S+) node\. Name:\s?'([^']*)'")
 _STATUS = re.compile(r"Status Message:\s*(.*)", re.DOTALL)
@@ -30,8 +31,7 @@ class Runner:
     """
 
     def __init__(self, model: Any, threads: int = 0, optimize: bool = True) -> None:
-        import onnxruntime as ort
-
+        ort = import_engine()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 from edgepack.graph.proto import copied, walk_graphs, walk_nodes
+from edgepack.runtime.onnx_session import import_engine
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def _infer_with_onnx(model: Any) -> list[Any]:
 
 def _infer_with_onnxruntime(model: Any) -> list[Any]:
     """Slower, but it follows shapes through Shape, Slice and Concat, as transformers need."""
+    import_engine()
     from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import numpy as np
@@ -12,7 +13,14 @@ from .errors import DeviceError
 ENGINE = "onnxruntime"
 
 
-def _import() -> Any:
+# From 1.29 on, onnxruntime's Linux wheels tell their maker about every process and session, and
+# keep an identifier in the user's cache. This variable stops it, if it is set before the import.
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+
+
+def import_engine() -> Any:
+    """onnxruntime, kept from the network. Raises DeviceError where it is not installed."""
+    os.environ.setdefault(NO_TELEMETRY, "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -28,7 +36,7 @@ def _import() -> Any:
 
 def version() -> str:
     """The version of onnxruntime that is installed here. Raises DeviceError where none is."""
-    return str(_import().__version__)
+    return str(import_engine().__version__)
 
 
 class OnnxSession:
@@ -41,7 +49,7 @@ class OnnxSession:
     """
 
     def __init__(self, model: bytes, *, floor: str = "", threads: int = 0) -> None:
-        ort = _import()
+        ort = import_engine()
         if floor and version_tuple(ort.__version__) < version_tuple(floor):
             raise DeviceError(
                 "engine-version",

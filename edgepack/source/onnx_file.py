@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import HostError, SourceError
+from edgepack.runtime.onnx_session import import_engine
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.digest import Digest
 from edgepack.source.eager import Run, in_order
@@ -212,8 +213,7 @@ def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
     Raises:
         SourceError: source-onnx-unsupported where onnxruntime cannot take the model.
     """
-    import onnxruntime as ort
-
+    ort = import_engine()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     # Folding constants changes no answer; fusing and reordering may, and this is the reference.

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 from build_cases import entry
+from conftest import ROOT
 
 from edgepack.device import Local
 
@@ -67,3 +71,19 @@ def test_the_report_tells_how_it_was_proved(built: Path) -> None:
     with Local() as host:
         network = host.network
     assert inside["isolation"] == {"network": network, "hidden": ["torch", "edgepack"]}
+
+
+def test_the_engine_reports_to_nobody(linear_bundle: Path, tmp_path: Path) -> None:
+    """onnxruntime's wheels report each process and session, unless they are told not to."""
+    for command in (
+        [sys.executable, str(linear_bundle), "verify"],
+        [sys.executable, "-c", f"import edgepack; edgepack.load({str(linear_bundle)!r})"],
+    ):
+        home = tmp_path / str(len(command[1]))
+        home.mkdir()
+        kept = {k: v for k, v in os.environ.items() if k not in ("CI", "ORT_DISABLE_TELEMETRY")}
+        environment = {**kept, "HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(ROOT)}
+        environment["XDG_CACHE_HOME"] = str(home / ".cache")
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not [path for path in home.rglob("*") if path.is_file()]

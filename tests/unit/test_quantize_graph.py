@@ -254,3 +254,24 @@ def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)
     monkeypatch.setattr(moments, "MOMENT_BYTES", 2**18)
     assert quantized(residual(), {"x": images(16)}, batch_size=4).model == whole
+
+
+def test_names_that_the_graph_has_taken_are_left_alone() -> None:
+    net = Net()
+    x = net.op("Relu", net.conv("x", 3, 8))
+    # What the pass would call the scale of that activation, its integers, and its own zeros.
+    for name in (f"{x}_scale", f"{x}_quantized", "zeros_int8_8"):
+        x = net.op("Add", x, net.constant(np.full((8, 1, 1), 0.5, np.float32), name))
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(x, 8, 4)])
+    inputs = {"x": images(24)}
+    result = quantized(model, inputs)
+    assert quality(model, result, inputs) > 25
+
+
+def test_older_and_newer_opsets_work() -> None:
+    for opset in (13, 17, 21):
+        net = Net()
+        x = net.op("Relu", net.conv("x", 3, 8))
+        model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(x, 8, 4)], opset)
+        result = quantized(model, {"x": images(24)})
+        assert operators(result.model)["QLinearConv"] == 2

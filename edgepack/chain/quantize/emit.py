@@ -49,6 +49,7 @@ class _Emitter:
         self.result = onnx.ModelProto()
         self.result.CopyFrom(model)
         self.nodes: list[onnx.NodeProto] = []
+        # By the name that they should have; the graph may have taken it already.
         self.constants: dict[str, onnx.TensorProto] = {}
         # What readers of a quantized tensor read instead.
         self.dequantized: dict[str, str] = {}
@@ -59,6 +60,7 @@ class _Emitter:
             view.nodes[index].input[0]: name for index, name in placement.clamps.items()
         }
         self.taken = {t for node in view.nodes for t in (*node.input, *node.output)}
+        self.taken |= {*view.initializers, *view.inputs, *view.captured}
         self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
 
     def model(self) -> onnx.ModelProto:
@@ -95,11 +97,11 @@ class _Emitter:
 
     def _correct_added(self, layer: Layer, node: onnx.NodeProto) -> None:
         """The Add behind a MatMul takes that layer's corrected bias."""
-        name = self._free(f"{layer.name}_bias")
+        name = f"{layer.name}_bias"
         self._constant(name, self.weights[layer.index].real_bias.astype(np.float32))
         for place, old in enumerate(node.input):
             if old == layer.bias_name:
-                node.input[place] = name
+                node.input[place] = self.constants[name].name
 
     def _made_by_integer(self, name: str) -> bool:
         if name not in self.dequantized:
@@ -149,7 +151,7 @@ class _Emitter:
             found = self.quantization[root]
             self._constant(scale, np.array(found.scale, dtype=np.float32))
             self._constant(zero_point, np.array(found.zero_point, dtype=np.uint8))
-        return scale, zero_point
+        return self.constants[scale].name, self.constants[zero_point].name
 
     def _weigh(self, layer: Layer, node: onnx.NodeProto) -> None:
         found = self.weights[layer.index]
@@ -195,7 +197,10 @@ class _Emitter:
         self.nodes.append(
             helper.make_node(
                 "DequantizeLinear",
-                [f"{base}_quantized", f"{base}_scale", zero_point],
+                [
+                    self.constants[n].name
+                    for n in (f"{base}_quantized", f"{base}_scale", zero_point)
+                ],
                 [output],
                 name=output.removesuffix("_dequantized") + "_DequantizeLinear",
                 axis=axis,
@@ -204,7 +209,7 @@ class _Emitter:
         return output
 
     def _constant(self, name: str, value: np.ndarray) -> None:
-        self.constants[name] = numpy_helper.from_array(value, name)
+        self.constants[name] = numpy_helper.from_array(value, self._free(name))
 
     def _free(self, name: str) -> str:
         while name in self.taken:

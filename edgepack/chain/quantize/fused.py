@@ -7,6 +7,8 @@ from pathlib import Path
 
 import onnx
 
+from edgepack.runtime.onnx_session import import_engine
+
 # Nothing rounds in these: they move values, compare them, or compute shapes.
 # fmt: off
 ROUNDLESS = frozenset(
@@ -30,8 +32,7 @@ INTEGER = frozenset(
 
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the level that does not depend on the CPU."""
-    import onnxruntime
-
+    onnxruntime = import_engine()
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         path = Path(folder) / "fused.onnx"
         options = onnxruntime.SessionOptions()

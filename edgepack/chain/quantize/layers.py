@@ -29,7 +29,7 @@ FLOAT_LAYERS = {
 
 @dataclass
 class Layer:
-    """One linear layer on its way to int8. Mutable: equalization and rounding work on it.
+    """One linear layer on its way to int8.
 
     Attributes:
         index: the node's place in the graph.
@@ -45,7 +45,6 @@ class Layer:
         transposed: whether the weights are stored (outputs, inputs).
         rows: (outputs, K), float64.
         bias: (outputs,), float64; zeros where the node has none.
-        quantized_output: whether a Q follows it.
         shared: whether another node reads the same weights too.
         window: what a convolution slides over its input.
     """
@@ -62,7 +61,6 @@ class Layer:
     transposed: bool
     rows: np.ndarray
     bias: np.ndarray
-    quantized_output: bool = False
     shared: bool = False
     window: Window | None = None
     added: int | None = None
@@ -89,13 +87,6 @@ class Layer:
     def paired(self) -> bool:
         """Whether neighbouring columns are added in 16 bits without VNNI."""
         return not (self.depthwise and len(self.shape) == 4)
-
-    def channel_of_column(self) -> np.ndarray:
-        """(groups, K) the input channel that each column of a group's rows multiplies."""
-        per_group = self.channels // self.groups
-        spatial = self.rows.shape[1] // per_group
-        within = np.tile(np.arange(per_group), spatial)
-        return within[None, :] + per_group * np.arange(self.groups)[:, None]
 
     def per_group(self, rows: np.ndarray) -> np.ndarray:
         """Rows as (groups, outputs of the group, K)."""
@@ -132,13 +123,6 @@ class Window:
             pads.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
         return pads
 
-    @property
-    def padless(self) -> bool:
-        """Whether no zero is ever put around the input."""
-        if self.auto_pad.startswith("SAME"):
-            return all(k == 1 for k in self.kernel)
-        return not any(self.begin) and not any(self.end)
-
 
 def read_layer(view: GraphView, index: int) -> Layer | str:
     """The layer at a node, or the reason why it cannot become integer."""
@@ -152,6 +136,8 @@ def read_layer(view: GraphView, index: int) -> Layer | str:
         if node.op_type == "MatMul":
             return "both operands are activations: their pairs cannot be bounded before they run"
         return "its weights are not constant"
+    if view.is_constant(node.input[0]):
+        return "its input is a constant: nothing is left to compute"
     if weights.dtype != np.float32:
         return f"its weights are {weights.dtype}, not float32"
     if weights.size == 0:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from edgepack.chain.quantize.scheme import WEIGHTS
 from edgepack.errors import ChainError
 from edgepack.spec.document import did_you_mean
 
-SCHEMES = ("fbgemm",)
+SCHEMES = tuple(WEIGHTS)
 RANGES = ("full", "reduced", "pair-safe")
 CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
@@ -18,7 +19,8 @@ class QuantizeOptions:
     """The options of `quantize`.
 
     Attributes:
-        scheme: "fbgemm": u8 affine activations per tensor, s8 symmetric weights per channel.
+        scheme: "fbgemm" or "qnnpack": u8 affine activations per tensor, s8 symmetric weights
+            per channel, in qnnpack's from -127 on.
         range: how much of s8 the weights use. "full" saturates on x86 without VNNI; "reduced"
             halves every weight; "pair-safe" limits only the pairs that could saturate, so that
             one file gives the same bits with and without VNNI.

@@ -200,7 +200,7 @@ class _Placer:
                 clamps[clamp] = output
             points[output] = output
             if layer is not None:
-                layer.output, layer.quantized_output = output, True
+                layer.output = output
         return Placement(
             layers=tuple(self.layers[i] for i in sorted(self.layers)),
             arithmetic=frozenset(

@@ -9,34 +9,38 @@ from __future__ import annotations
 
 import numpy as np
 
-LOWEST, HIGHEST = -128, 127
+HIGHEST = 127
 PAIR_LIMIT = 128
 BLOCK = 128
 DAMPING = 1e-2
 
 
-def nearest(steps: np.ndarray, paired: bool) -> np.ndarray:
+def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
     """Every weight to the nearest step; of a pair over the limit, both give way alike.
 
     Args:
         steps: (..., K) weights divided by their scale.
         paired: whether pairs along K are limited.
+        lowest: integer.
 
     Returns:
         (..., K) whole numbers within s8, as float64.
     """
-    rounded = np.asarray(np.clip(np.rint(steps), LOWEST, HIGHEST))
+    rounded = np.asarray(np.clip(np.rint(steps), lowest, HIGHEST))
     if not paired:
         return rounded
     width = steps.shape[-1] // 2 * 2
     for k in range(0, width, 2):
-        first = _first_of_pair(steps[..., k], steps[..., k + 1], np.ones(1) * 0.5)
+        half = np.ones(1) * 0.5
+        first = _first_of_pair(steps[..., k], steps[..., k + 1], half, lowest)
         rounded[..., k] = first
-        rounded[..., k + 1] = _second_of_pair(first, steps[..., k + 1])
+        rounded[..., k + 1] = _second_of_pair(first, steps[..., k + 1], lowest)
     return rounded
 
 
-def compensated(steps: np.ndarray, factor: np.ndarray, paired: bool) -> np.ndarray:
+def compensated(
+    steps: np.ndarray, factor: np.ndarray, paired: bool, lowest: int = -128
+) -> np.ndarray:
     """Rounding that minimises the error of the layer's output (GPTQ).
 
     Frantar et al., "GPTQ: accurate post-training quantization" (2022): columns are rounded in
@@ -48,6 +52,7 @@ def compensated(steps: np.ndarray, factor: np.ndarray, paired: bool) -> np.ndarr
         steps: (groups, rows, K) weights divided by their scale.
         factor: (groups, K, K) from `inverse_factor`.
         paired: whether pairs along K are limited.
+        lowest: integer.
 
     Returns:
         (groups, rows, K) whole numbers within s8, as float64.
@@ -62,11 +67,12 @@ def compensated(steps: np.ndarray, factor: np.ndarray, paired: bool) -> np.ndarr
             pivot = factor[:, k, k][:, None]
             column = left[:, :, k]
             if not paired or (k % 2 == 0 and k + 1 == width):
-                value = np.clip(np.rint(column), LOWEST, HIGHEST)
+                value = np.clip(np.rint(column), lowest, HIGHEST)
             elif k % 2 == 0:
-                value = _first_of_pair(column, left[:, :, k + 1], _split(factor, k)[:, None])
+                share = _split(factor, k)[:, None]
+                value = _first_of_pair(column, left[:, :, k + 1], share, lowest)
             else:
-                value = _second_of_pair(rounded[:, :, k - 1], column)
+                value = _second_of_pair(rounded[:, :, k - 1], column, lowest)
             rounded[:, :, k] = value
             error = (column - value) / pivot
             errors[:, :, k - start] = error
@@ -104,19 +110,21 @@ def _split(factor: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(np.clip((first + cross) / (first + 2 * cross + second), 0.0, 1.0))
 
 
-def _first_of_pair(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _first_of_pair(
+    first: np.ndarray, second: np.ndarray, share: np.ndarray, lowest: int
+) -> np.ndarray:
     """The first weight of a pair, giving way by its share of the excess."""
     sign = np.sign(first)
     excess = np.where(np.sign(second) == sign, np.abs(first + second) - PAIR_LIMIT, 0.0)
     given = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
-    return np.asarray(np.clip(np.rint(first - sign * given), LOWEST, HIGHEST))
+    return np.asarray(np.clip(np.rint(first - sign * given), lowest, HIGHEST))
 
 
-def _second_of_pair(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _second_of_pair(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:
     """The second weight of a pair, within what the first leaves."""
     highest = np.where(first > 0, np.minimum(HIGHEST, PAIR_LIMIT - first), HIGHEST)
-    lowest = np.where(first < 0, np.maximum(LOWEST, -PAIR_LIMIT - first), LOWEST)
-    return np.asarray(np.clip(np.rint(second), lowest, highest))
+    least = np.where(first < 0, np.maximum(lowest, -PAIR_LIMIT - first), lowest)
+    return np.asarray(np.clip(np.rint(second), least, highest))
 
 
 def largest_pair(rows: np.ndarray) -> np.ndarray:

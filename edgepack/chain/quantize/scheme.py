@@ -1,8 +1,17 @@
-"""Scales and zero points, by PyTorch's fbgemm convention.
+"""Scales and zero points, by PyTorch's conventions.
 
 The formulas are those of `torch.ao.quantization.observer.UniformQuantizationObserverBase`:
 activations are u8, affine, per tensor, with a range forced to hold zero; weights are s8,
-symmetric, per output channel, with 127.5 steps on either side.
+symmetric, per output channel.
+
+"fbgemm" takes all of s8 for the weights, with 127.5 steps on either side. "qnnpack" takes -127 to
+127, with 127 steps, as `default_per_channel_symmetric_qnnpack_qconfig` does. The older
+`get_default_qconfig("qnnpack")` has one scale for all channels of a layer, which costs most where
+they differ in size, in depthwise convolutions (Krishnamoorthi, "Quantizing deep convolutional
+networks", 2018), and spares onnxruntime nothing; its u8 activations are those of fbgemm. Two
+things of the per-channel one are left out: it stores activations as s8, which are the same values
+with a zero point lower by 128, and it lets no scale be below 2**-12, which XNNPACK needs and
+onnxruntime does not, and which would leave channels of small weights few steps.
 """
 
 from __future__ import annotations
@@ -12,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = 255
+# Scheme to the steps on either side of a weight's zero, and the lowest integer.
+WEIGHTS = {"fbgemm": (127.5, -128), "qnnpack": (127.0, -127)}
 EPSILON = float(np.finfo(np.float32).eps)
 INT32_ROOM = float(2**30)
 
@@ -59,7 +70,7 @@ def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
 
     Args:
         rows: (outputs, inputs).
-        steps: 127.5 for all of s8, 63.5 for half of it.
+        steps: of WEIGHTS; 63.5 for half of s8.
 
     Returns:
         (outputs,), float64, each of a float32's value.

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from edgepack.data.samples import Samples
+from edgepack.runtime.onnx_session import import_engine
 
 # Inner tensors of one batch that are held at a time; more are looked at in several runs.
 HELD_BYTES = 192 * 2**20
@@ -16,8 +17,7 @@ HELD_BYTES = 192 * 2**20
 
 def session(model: onnx.ModelProto) -> Any:
     """An onnxruntime session on the CPU whose threads sleep while it waits."""
-    import onnxruntime
-
+    onnxruntime = import_engine()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

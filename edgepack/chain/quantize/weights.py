@@ -11,7 +11,7 @@ from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import Moments
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.rounding import compensated, inverse_factor, largest_pair, nearest
-from edgepack.chain.quantize.scheme import Affine, room_for_bias, symmetric
+from edgepack.chain.quantize.scheme import WEIGHTS, Affine, room_for_bias, symmetric
 
 # Shares of the full scale that the search tries: a smaller scale rounds finer and clips more.
 SHRINKS = (1.0, 0.9, 0.8)
@@ -51,7 +51,8 @@ def quantize_layer(
     """
     # At reduced range no pair comes near the limit but by compensated rounding.
     limited = options.range != "full" and layer.paired
-    full = symmetric(layer.rows, 63.5 if options.range == "reduced" else 127.5)
+    steps, lowest = WEIGHTS[options.scheme]
+    full = symmetric(layer.rows, 63.5 if options.range == "reduced" else steps)
     factor = np.maximum(1.0, largest_pair(layer.rows / full[:, None]) / PAIR_STEPS)
     if options.range != "pair-safe" or not layer.paired:
         factor = np.ones_like(factor)
@@ -59,13 +60,13 @@ def quantize_layer(
     if moments is None or options.rounding == "nearest" or layer.shared:
         # Readers of the same weights must come to the same integers, whatever their biases.
         scale = largest if layer.shared else room_for_bias(largest, layer.bias, source.scale)
-        rows = nearest(layer.rows / scale[:, None], limited)
+        rows = nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
         # What calibration never saw vary still carries the noise of its own rounding.
         loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
-        scale, rows = _searched(layer, largest, loss, limited, source, shrinks)
+        scale, rows = _searched(layer, largest, loss, limited, lowest, source, shrinks)
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + mean_error(layer, rows * scale[:, None], moments)
@@ -79,6 +80,7 @@ def _searched(
     largest: np.ndarray,
     loss: np.ndarray,
     limited: bool,
+    lowest: int,
     source: Affine,
     shrinks: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +91,7 @@ def _searched(
     for shrink in shrinks:
         scale = room_for_bias(largest * shrink, layer.bias, source.scale)
         steps = layer.per_group(layer.rows / scale[:, None])
-        rows = compensated(steps, factor, limited).reshape(layer.rows.shape)
+        rows = compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
         error = layer.per_group(rows * scale[:, None] - layer.rows)
         cost = np.einsum("grk,grk->gr", error @ loss, error).ravel()
         better = cost < least
