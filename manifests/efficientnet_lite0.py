@@ -48,8 +48,8 @@ stereo pair, micrographs, drawings and grey pictures, whose activations are not 
 CALIBRATION_CROPS = 32
 """Crops of each: 224 in all."""
 
-EVALUATION_CROPS = 26
-"""Crops of each of foolbox's 20 labelled ImageNet pictures: 520 in all."""
+EVALUATION_CROPS = 52
+"""Crops of each of foolbox's 20 labelled ImageNet pictures: 1,040 in all."""
 
 AREA = (0.35, 1.0)
 """Share of the picture that a crop covers: below a third it would often miss the subject, and
