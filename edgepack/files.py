@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgepack.errors import HostError, SpecError
 
 CHUNK = 1 << 20
+# Seconds after which a temporary file belongs to no running build.
+ABANDONED = 86400
 TEMPORARY = ".tmp"
 
 
@@ -62,6 +66,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
     Being in the same folder it is on the same file system, so that `publish` is one rename.
     """
+    _sweep(path)
     try:
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
@@ -74,6 +79,15 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed builds left beside `path`, once no running one can own it."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # Another build may delete it at the same time; and what cannot be deleted may stay.
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 def publish(temporary: Path, path: Path) -> None:

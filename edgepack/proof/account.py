@@ -1,0 +1,124 @@
+"""The account of a build: its report as JSON values."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgepack import report
+from edgepack.cache import tool_versions
+from edgepack.device import Local
+from edgepack.ledger import Ledger
+from edgepack.proof.job import Job, rejected
+from edgepack.runtime.device import peak_rss
+
+_TIMING = ("p50", "p90", "queries", "seconds")
+
+
+def _sample_sets(job: Job) -> dict[str, Any]:
+    lint = job.samples.lint
+    found: dict[str, Any] = {"calibration": None, "evaluation": None}
+    for role, samples in (
+        ("calibration", job.samples.calibration),
+        ("evaluation", job.samples.evaluation),
+    ):
+        if samples is not None and role in lint.counts:
+            found[role] = {
+                # As of the model, the name alone: a bundle goes to places that need not know
+                # where things lie here.
+                "origin": Path(samples.origin).name,
+                "count": lint.counts[role],
+                "digest": lint.digests[role],
+            }
+    if found["evaluation"]:
+        found["evaluation"]["labels"] = job.reference.labelled
+    return found
+
+
+def account(
+    job: Job, verdict: Mapping[str, Any], latency: Mapping[str, Any] | None, host: Local,
+    ledger: Ledger, started: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The report of a job, after its verdict.
+
+    Args:
+        job: what was proved.
+        verdict: what the loader found on the evaluation set.
+        latency: what `bench` found, or None.
+        host: the device that it was found on.
+        ledger: the records so far.
+        started: when the build began, by `time.perf_counter`.
+    """
+    passed = bool(verdict["passed"])
+    request = job.request
+    model_bytes, original_bytes = len(job.graph.model), len(job.original.model)
+    return {
+        "format": report.FORMAT,
+        "verdict": "fail" if not passed else "pass" if job.samples.proven else "unproven",
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "name": request.name,
+        "target": {
+            "name": request.target.name,
+            "summary": request.target.summary,
+            "precision": "int8" if any(s.name == "quantize" for s in request.chain) else "fp32",
+        },
+        "source": {
+            "path": request.model.name,
+            "kind": job.source.kind,
+            "digest": job.source.digest,
+            "parameters": job.source.parameters,
+            "bytes": job.source.bytes,
+            "trusted_pickle": job.source.trusted_pickle,
+        },
+        "bundle": {
+            "path": (request.output if passed else rejected(request.output)).name,
+            "bytes": None,
+            "content_digest": verdict["bundle"]["content_digest"],
+            "model_bytes": model_bytes,
+        },
+        "inputs": [tensor.to_json() for tensor in job.graph.inputs],
+        "outputs": [tensor.to_json() for tensor in job.graph.outputs],
+        "samples": _sample_sets(job),
+        "ledger": [record.to_json() for record in ledger.records],
+        "quality": verdict["quality"],
+        "fidelity": verdict["fidelity"],
+        "latency": None
+        if latency is None
+        else {
+            "unit": "ms",
+            "length": latency["length"],
+            "threads": latency["threads"],
+            "ratio": latency["ratio"],
+            "rounds": [
+                {"model": model, "original": original}
+                for model, original in zip(
+                    latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True
+                )
+            ],
+            **{
+                side: {key: latency[side][key] for key in _TIMING} for side in ("model", "original")
+            },
+        },
+        "memory": {
+            "peak_rss_bytes": latency["model"]["peak_rss_bytes"]
+            if latency
+            else verdict["memory"]["peak_rss_bytes"]
+        },
+        "sizes": {
+            "original_bytes": original_bytes,
+            "model_bytes": model_bytes,
+            "ratio": model_bytes / original_bytes,
+        },
+        "build": {
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_rss_bytes": peak_rss(),
+        },
+        "device": verdict["device"],
+        "isolation": {"network": host.network, "hidden": verdict["hidden"]},
+        "tools": tool_versions(),
+        "warnings": list(ledger.warnings),
+        "slower": latency is not None and latency["ratio"] < 1,
+    }

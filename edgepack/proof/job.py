@@ -1,0 +1,111 @@
+"""What is to be proved: the draft of the bundle, its gates, and where it is to stand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack import bundle, engine
+from edgepack.cache import tool_versions
+from edgepack.errors import SpecError
+from edgepack.request import Request
+from edgepack.runtime.metrics import TOP
+from edgepack.source.model import Source
+from edgepack.stages import Graph, Reference, SampleSets, foreign
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that the proof is about."""
+
+    request: Request
+    source: Source
+    samples: SampleSets
+    reference: Reference
+    original: Graph
+    graph: Graph
+
+    @property
+    def stands_in(self) -> tuple[str, ...]:
+        """Options of the loader where this host stands in for another architecture."""
+        return ("--any-arch",) if foreign(self.request.target) else ()
+
+
+def rejected(output: Path) -> Path:
+    """Where a bundle is kept whose gates were missed."""
+    return output.with_name(f"{output.stem}.rejected{output.suffix}")
+
+
+def draft(job: Job) -> bundle.Contents:
+    """What goes into the bundle, before any answer of its own."""
+    target = job.request.target
+    bounds = gates(job)
+    return bundle.Contents(
+        name=job.request.name,
+        target=target.name,
+        device={
+            "arch": target.arch,
+            "isa": list(target.isa),
+            "python": target.python,
+            "engine": target.engine,
+            "engine_version": target.engine_version,
+        },
+        inputs=job.graph.inputs,
+        outputs=job.graph.outputs,
+        model=job.graph.model,
+        reference=[
+            np.stack([feed[tensor.name] for feed in job.reference.feeds])
+            for tensor in job.graph.inputs
+        ],
+        original=[np.stack(column) for column in zip(*job.reference.original, strict=True)],
+        built=None,
+        gates=bounds,
+        metric=metric(job),
+        provenance={
+            "source": {
+                "kind": job.source.kind,
+                "sha256": job.source.digest,
+                "trusted_pickle": job.source.trusted_pickle,
+            },
+            "samples": dict(job.samples.lint.digests),
+            "proven": job.samples.proven,
+            "chain": [
+                {"pass": step.name, "options": dict(step.options)} for step in job.request.chain
+            ],
+        },
+        tools=tool_versions(),
+        requirements=engine.ENGINES[target.engine].requirements(),
+    )
+
+
+def metric(job: Job) -> str:
+    """The task metric: as asked for, else top-1 where there are labels and scores."""
+    scores = any(tensor.kind == "scores" for tensor in job.graph.outputs)
+    asked = job.request.metric or ("max_drop" if "max_drop" in job.request.stated else "")
+    if asked and not (scores and job.reference.labelled):
+        raise SpecError(
+            "metric-needs-labels",
+            f"{asked} was asked for, and it cannot be measured",
+            why="the evaluation samples have no labels" if scores else "no output is class scores",
+            hint="store the labels under `labels` in the evaluation .npz"
+            if scores
+            else 'a manifest says which output is: [[outputs]] name = "...", kind = "scores"',
+        )
+    if not (scores and job.reference.labelled):
+        return ""
+    return job.request.metric or next(iter(TOP))
+
+
+def gates(job: Job) -> dict[str, dict[str, Any]]:
+    """The gates that hold: on the metric where there is one, else on agreement."""
+    quality = dict(job.request.quality)
+    unused = ("agreement",) if metric(job) else ("metric_ratio", "max_drop")
+    for gate in unused:
+        if gate not in job.request.stated:
+            quality.pop(gate, None)
+    bounds = dict(job.request.target.fidelity)
+    exact = bool(bounds.pop("bit_exact", False)) and job.graph.integer_only
+    return {"quality": quality, "fidelity": {"bit_exact": True} if exact else bounds}

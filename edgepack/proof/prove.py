@@ -1,0 +1,185 @@
+"""The proof: a bundle is written, judged through the loader that ships, and only then published.
+
+Nothing is judged in memory. A draft runs on this machine, isolated, and gives the answers that
+every later device is held against; the whole evaluation set runs through the loader; the finished
+file, report and all, is verified once more as the bytes that will ship.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgepack import bundle, device, files, report
+from edgepack.device import Local
+from edgepack.errors import GateError
+from edgepack.ledger import Ledger
+from edgepack.proof.account import account
+from edgepack.proof.job import Job, draft, rejected
+from edgepack.runtime.gates import describe_gate
+from edgepack.runtime.index import encode
+from edgepack.runtime.run import read_npz
+from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a build ended with.
+
+    Attributes:
+        path: the bundle, in its place; where a gate was missed, the rejected one kept aside.
+        report: as JSON values.
+        accepted: whether every gate held.
+    """
+
+    path: Path
+    report: Mapping[str, Any]
+    accepted: bool
+
+
+def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
+    """Write, judge and publish; on a missed gate keep the bundle aside.
+
+    Raises HostError where the place asked for cannot be written, and what the loader refuses with.
+    """
+    output = job.request.output
+    with files.temporary_beside(output) as temporary:
+        contents = draft(job)
+        with ledger.stage("bundle") as stage:
+            contents = _with_answers(contents, temporary, host, job.stands_in)
+            content_digest = bundle.write(temporary, contents)
+            stage.set(bytes=temporary.stat().st_size)
+            stage.note(f"content {content_digest[:16]}")
+        count, _ = evaluation_of(job.samples)
+        with ledger.stage("verify", count) as stage:
+            frames = evaluation_frames(job.samples, job.reference, job.graph.inputs)
+            verdict, _ = device.ask(
+                host, host.put(temporary), "verify", "--evaluation", *job.stands_in,
+                stdin=_counted(frames, stage.progress.advance),
+            )  # fmt: skip
+            stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
+        fidelity = emulate(job.request, temporary, ledger)
+        if fidelity is not None:
+            verdict["fidelity"] = fidelity
+            verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
+        latency = _latency(job, temporary, host, ledger)
+        accepted = bool(verdict["passed"])
+        contents = replace(contents, quality=_summary(verdict["quality"]))
+        document = account(job, verdict, latency, host, ledger, started)
+        document["bundle"]["content_digest"] = bundle.write(temporary, contents)
+        report.validate(document)
+        contents = replace(
+            contents,
+            report={
+                "report.html": report.render_html(document).encode(),
+                "report.json": encode(document),
+            },
+        )
+        bundle.write(temporary, contents)
+        again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
+        place = output if accepted else rejected(output)
+        if accepted and not again["fidelity"]["passed"]:
+            raise _unsteady(again)
+        files.publish(temporary, place)
+    document["bundle"]["bytes"] = place.stat().st_size
+    return Outcome(place, document, accepted)
+
+
+def missed(outcome: Outcome, ledger: Ledger) -> GateError:
+    """The error for a bundle whose gates were missed, with the stage that lost it."""
+    gates = [
+        f"{question}: {describe_gate(gate)}"
+        for question in ("quality", "fidelity")
+        for gate in outcome.report[question]["gates"]
+        if not gate["passed"]
+    ]
+    lost = ledger.first_loss()
+    if lost is not None:
+        gates.append(f"first lost in the stage {lost.stage!r}: {_snr(lost.parity)}")
+    return GateError(
+        "gate-missed",
+        "the bundle was built and is not good enough; nothing was written at the place asked for",
+        why="\n".join(gates),
+        hint=f"it is kept at {outcome.path}, with its report\n"
+        "more or better calibration samples, another calibrator, or a lower gate in the manifest",
+    )
+
+
+def _snr(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
+    told = []
+    for output, metrics in (parity or {}).items():
+        snr = metrics["snr_db"]
+        told.append(f"{output} at {'exact' if snr is None else f'{snr:.1f} dB'} SNR after it")
+    return ", ".join(told)
+
+
+def _with_answers(
+    contents: bundle.Contents, path: Path, host: Local, options: Sequence[str]
+) -> bundle.Contents:
+    """Run a draft here, and take its answers as those of the build host."""
+    bundle.write(path, contents)
+    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+        answers = Path(folder) / "built.npz"
+        device.ask(host, host.put(path), "run", "--output", str(answers), *options)
+        arrays = read_npz(str(answers))
+    info, _ = device.ask(host, host.put(path), "device")
+    return replace(
+        contents,
+        built=[arrays[tensor.name] for tensor in contents.outputs],
+        build=info,
+    )
+
+
+def _counted(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    for piece in frames:
+        yield piece
+        advance(EVALUATION_BATCH)
+
+
+def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any] | None:
+    """Latency side by side with the original's fp32 graph, and whether it was worth it."""
+    with ledger.stage("latency") as stage:
+        if job.request.latency == "none":
+            stage.set(status="skipped")
+            stage.note("not asked for")
+            return None
+        if job.stands_in:
+            stage.set(status="skipped")
+            stage.note(f"to be measured on {job.request.target.arch}: python3 BUNDLE bench there")
+            return None
+        with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+            fp32 = Path(folder) / "original.onnx"
+            fp32.write_bytes(job.original.model)
+            found, _ = device.ask(
+                host, host.put(path), "bench",
+                "--length", job.request.latency, "--against", str(fp32),
+            )  # fmt: skip
+        stage.note(
+            f"p50 {found['model']['p50']:.3f} ms, the original's fp32 graph "
+            f"{found['original']['p50']:.3f} ms, in turns"
+        )
+    if found["ratio"] < 1:
+        ledger.warn(
+            f"this bundle is slower than its fp32 original on this machine: p50 "
+            f"{found['model']['p50']:.3f} ms against {found['original']['p50']:.3f} ms"
+        )
+    return found
+
+
+def _summary(quality: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "passed")}
+
+
+def _unsteady(verdict: Mapping[str, Any]) -> GateError:
+    told: Sequence[str] = [
+        describe_gate(gate) for gate in verdict["fidelity"]["gates"] if not gate["passed"]
+    ]
+    return GateError(
+        "build-unsteady",
+        "the same bundle answered differently twice on this machine",
+        why="\n".join(told),
+        hint="the hardware or the engine is not to be trusted; run it on another machine",
+    )
