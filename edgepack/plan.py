@@ -7,6 +7,7 @@ from typing import Any
 
 from edgepack import chain, source
 from edgepack.request import RANDOM, Request
+from edgepack.stages import foreign
 
 # Resident memory of a process with torch, onnx and onnxruntime imported, before any model.
 BASE_BYTES = 600 << 20
@@ -51,7 +52,7 @@ def plan(request: Request) -> dict[str, Any]:
             "engine",
             "bundle",
             "verify",
-            "latency",
+            *(["emulate"] if foreign(request.target) else ["latency"]),
         ],
         "chain": passes,
         "estimate": {

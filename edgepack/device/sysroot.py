@@ -15,13 +15,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from edgepack import files
-from edgepack.cache import default_folder
+from edgepack.cache import ABANDONED, default_folder
 from edgepack.device.cpus import CPUS
 from edgepack.device.local import PACKAGES
 from edgepack.errors import HostError
@@ -30,6 +31,7 @@ from edgepack.ledger import Ledger
 DEBIAN = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 PREPARE = "edgepack emulator prepare"
+NEW = ".new-"
 # Last into its folder, which is whole if it has one.
 MARK = "emulator.json"
 # Everything but /etc/apt, which says where Debian is and whose signature to trust.
@@ -116,17 +118,29 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
     work: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+        _clear(place.parent)
+        work = Path(tempfile.mkdtemp(dir=place.parent, prefix=NEW))
         _fill(Sysroot(work), qemu, ledger)
-        if not found.prepared:
+        try:
             work.rename(place)
-            files.sync(place.parent)
+        except OSError:
+            # Another process prepared the same first; its work is as good.
+            if not found.prepared:
+                raise
+        files.sync(place.parent)
     except OSError as error:
         raise files.unwritable(place, error) from error
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     return found
+
+
+def _clear(folder: Path) -> None:
+    """Delete what killed preparations left, once no running one can own it."""
+    for left in folder.glob(f"{NEW}*"):
+        if left.stat().st_mtime < time.time() - ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
@@ -146,7 +160,7 @@ def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
         _wheels(new)
         stage.note(", ".join(f"{name} {version}" for name, version in versions().items()))
     with ledger.stage("first run") as stage:
-        found = json.loads(_first_run(new, qemu))
+        found = _first_run(new, qemu)
         stage.note(f"Python {found['python']} for {found['arch']} runs")
     document = {**found, "packages": [deb.name for deb in debs]}
     mark = new.folder / MARK
@@ -162,8 +176,10 @@ def _download(apt: Path) -> list[Path]:
     configuration = apt / "apt.conf"
     configuration.write_text(_APT.format(folder=apt), encoding="utf-8")
     environment = {"APT_CONFIG": str(configuration), "LC_ALL": "C.UTF-8"}
-    _run(["apt-get", "-qq", "update"], environment)
-    _run(["apt-get", "-qq", "-y", "--download-only", "install", *DEBIAN], environment)
+    # It ends well also where it reached none of its sources: then no package is known.
+    updated = _run(["apt-get", "-qq", "update"], environment)
+    install = ["apt-get", "-qq", "-y", "--download-only", "install", *DEBIAN]
+    _run(install, environment, before=updated.stderr)
     return sorted(archives.glob("*.deb"))
 
 
@@ -182,18 +198,23 @@ def _wheels(new: Sysroot) -> None:
     shutil.rmtree(new.folder / "site" / "bin", ignore_errors=True)
 
 
-def _first_run(new: Sysroot, qemu: str) -> str:
+def _first_run(new: Sysroot, qemu: str) -> dict[str, str]:
+    """Import what the loader imports; returns the versions that came."""
     cpu = CPUS["cortex-a53"]
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         prefix = Path(folder)
         new.link(prefix)
         cpu.write(prefix, 1)
         command = [qemu, "-cpu", cpu.model, "-L", str(prefix), str(new.python), "-S", "-s"]
-        return _run([*command, "-c", _PROBE], {"PYTHONPATH": str(new.folder / "site")})
+        done = _run([*command, "-c", _PROBE], {"PYTHONPATH": str(new.folder / "site")})
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
-def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """Run a program; returns what it printed. Raises HostError where it fails."""
+def _run(
+    command: Sequence[str], environment: dict[str, str] | None = None, *, before: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run a program. Raises HostError where it fails, with what was said before, too."""
     done = subprocess.run(
         list(command),
         env={**os.environ, **(environment or {})},
@@ -203,7 +224,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
         errors="replace",
     )
     if done.returncode != 0:
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        said = [line for line in (before + done.stdout + done.stderr).splitlines() if line.strip()]
         raise HostError(
             "emulator-failed",
             "the emulated Python could not be prepared; nothing was left behind",
@@ -211,7 +232,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
             hint="it needs the network, Debian's arm64 packages and the wheels of this host's "
             "numpy and onnxruntime",
         )
-    return done.stdout
+    return done
 
 
 def _told(command: Sequence[str]) -> str:

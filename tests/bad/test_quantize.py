@@ -26,7 +26,7 @@ def code(error: pytest.ExceptionInfo[ChainError]) -> str:
 @pytest.mark.parametrize(
     "options",
     [
-        {"scheme": "qnnpack"},
+        {"scheme": "qnnpac"},
         {"range": "pairsafe"},
         {"calibrator": "mmse"},
         {"rounding": "up"},

@@ -122,30 +122,42 @@ def pictures(count: int, seed: int) -> np.ndarray:
 
 
 @cache
-def build(base: Path, network: Callable[[], onnx.ModelProto], chain: str = "quantize") -> Path:
-    """A bundle for cpu-fbgemm, made by the command line in a cache of its own.
+def build(
+    base: Path,
+    network: Callable[[], onnx.ModelProto],
+    chain: str = "quantize",
+    target: str = "cpu-fbgemm",
+) -> Path:
+    """A bundle, made by the command line in a cache of its own.
 
     Args:
         base: the session's temporary folder; the same arguments give the same bundle once more.
         network: one of the functions above.
         chain: as `--chain` takes it.
+        target: as `--target` takes it.
     """
     folder = Path(tempfile.mkdtemp(dir=base, prefix="int8-"))
-    model, bundle = folder / "net.onnx", folder / "net.edgepack"
-    onnx.save(network(), model)
+    done = run_build(folder, network, chain, target, folder / "cache")
+    assert done.returncode == 0, done.stderr
+    return folder / "net.edgepack"
+
+
+def run_build(
+    folder: Path, network: Callable[[], onnx.ModelProto], chain: str, target: str, cache: Path
+) -> subprocess.CompletedProcess[str]:
+    """Build `net.edgepack` in a folder, which gets the network and its samples."""
+    onnx.save(network(), folder / "net.onnx")
     for role, count, seed in (("calibration", CALIBRATION, 1), ("evaluation", EVALUATION, 2)):
         np.savez(folder / f"{role}.npz", image=pictures(count, seed))
-    done = subprocess.run(
+    return subprocess.run(
         [
-            *(sys.executable, "-m", "edgepack", "build", str(model), "--target", "cpu-fbgemm"),
+            *(sys.executable, "-m", "edgepack", "build", "net.onnx", "--target", target),
             *("--calibration", "calibration.npz", "--evaluation", "evaluation.npz"),
-            *("--chain", chain, "--latency", "none", "--quiet", "--output", str(bundle)),
+            *("--chain", chain, "--latency", "none", "--quiet", "--output", "net.edgepack"),
         ],
         cwd=folder,
-        env={**os.environ, "EDGEPACK_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "EDGEPACK_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return bundle

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.ao.quantization import HistogramObserver, MinMaxObserver
+from torch.ao.quantization import HistogramObserver, MinMaxObserver, get_default_qconfig
 from torch.ao.quantization.observer import default_per_channel_weight_observer
+from torch.ao.quantization.qconfig import default_per_channel_symmetric_qnnpack_qconfig
 
 from edgepack.chain.quantize import calibrators
 from edgepack.chain.quantize.observe import Histogram, spread
-from edgepack.chain.quantize.scheme import Affine, affine, room_for_bias, symmetric
+from edgepack.chain.quantize.scheme import WEIGHTS, Affine, affine, room_for_bias, symmetric
 
 RANDOM = np.random.default_rng(3)
 ACTIVATIONS = {
@@ -58,6 +59,37 @@ def test_weights_quantize_as_pytorch_does() -> None:
     scale, zero_point = observer.calculate_qparams()
     assert (symmetric(weights.reshape(16, -1)).astype(np.float32) == scale.numpy()).all()
     assert not zero_point.any()
+
+
+@pytest.mark.parametrize("reach", [4.0, 0.02])
+def test_qnnpacks_weights_quantize_as_pytorchs_do(reach: float) -> None:
+    """Where PyTorch does not raise a scale to 2**-12, which XNNPACK needs."""
+    weights = (RANDOM.uniform(-reach, reach, size=(16, 6, 3, 3))).astype(np.float32)
+    weights[5] *= 10
+    observer = default_per_channel_symmetric_qnnpack_qconfig.weight()
+    observer(torch.from_numpy(weights))
+    scale, zero_point = (found.numpy() for found in observer.calculate_qparams())
+    steps, lowest = WEIGHTS["qnnpack"]
+    ours = symmetric(weights.reshape(16, -1), steps).astype(np.float32)
+    assert (np.maximum(ours, np.float32(2**-12)) == scale).all()
+    assert (ours == scale).any()
+    assert not zero_point.any()
+    assert lowest == observer.quant_min
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_qnnpacks_activations_quantize_as_pytorchs_do(name: str) -> None:
+    low, high = (np.float32(f(ACTIVATIONS[name])) for f in (np.min, np.max))
+    ours = affine(float(low), float(high))
+    for config, shift in (
+        (get_default_qconfig("qnnpack"), 0),
+        # It stores s8 where qnnpack stored u8.
+        (default_per_channel_symmetric_qnnpack_qconfig, 128),
+    ):
+        observer = config.activation()
+        scale, zero_point = observer._calculate_qparams(torch.tensor(low), torch.tensor(high))
+        assert np.float32(ours.scale) == scale.numpy()[0]
+        assert ours.zero_point == zero_point.item() + shift
 
 
 def test_a_constant_activation_has_a_sane_quantization() -> None:

@@ -1,0 +1,249 @@
+"""Emulated CPUs as devices: what the command line says of a bundle on each of them.
+
+The aarch64 Python is prepared once, by the command that users have, and kept under `.cache/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import run_bundle
+from int8_nets import ROOT, build, mixed_onnx, run_build, saturating_onnx
+from onnx import numpy_helper
+
+from edgepack.device import CPUS
+from edgepack.runtime import device
+from edgepack.runtime.archive import Archive
+from edgepack.spec import target
+
+KEPT = ROOT / ".cache"
+FULL = "quantize:range=full"
+# What this machine may lack; anything else is a fault.
+LACKING = ("qemu-missing", "apt-missing")
+OFFLINE = re.compile(
+    r"Temporary failure|Could not (connect|resolve)|Unable to connect|Failed to fetch"
+    r"|NewConnectionError|NameResolutionError|ProxyError|TimeoutError|Connection refused"
+    r"|Unable to locate package"
+)
+HOST = device.describe()
+X86_64 = pytest.mark.skipif(HOST["arch"] != "x86_64", reason="this host is not x86-64")
+VNNI = {"avx512_vnni", "avx_vnni"} & set(HOST["isa"] or ())
+# What is said of an emulated device.
+SPEED = {"seconds", "memory"}
+
+
+def edgepack(*arguments: str, cache: Path = KEPT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edgepack", *arguments],
+        env={**os.environ, "EDGEPACK_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def prepare(*cpus: str) -> None:
+    """`edgepack emulator prepare`; skips, with the reason, where this machine cannot."""
+    done = edgepack("emulator", "prepare", *cpus, "--json")
+    said = json.loads(done.stdout)
+    if "error" in said:
+        error = said["error"]
+        assert done.returncode == 2
+        lacks = error["code"] in LACKING or OFFLINE.search(error["why"])
+        assert lacks, done.stderr
+        pytest.skip(f"{error['what']}: {error['why'].splitlines()[-1]}")
+    assert done.returncode == 0
+    assert said == {"ready": list(cpus)}
+
+
+@pytest.fixture(scope="session")
+def arm() -> None:
+    """ARM CPUs can be emulated."""
+    prepare("cortex-a53")
+
+
+@pytest.fixture(scope="session")
+def x86() -> None:
+    """x86-64 CPUs can be emulated."""
+    prepare("Haswell", "Skylake-Client")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+def fresh(folder: Path) -> Path:
+    """A cache that holds the emulator and nothing else."""
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / "emulator").symlink_to(KEPT / "emulator")
+    return cache
+
+
+def matrix(bundle: Path, *cpus: str) -> tuple[dict[str, dict[str, Any]], str, int]:
+    """The columns by device, what the terminal showed, and the exit status."""
+    flags = [flag for cpu in cpus for flag in ("--emulate", cpu)]
+    done = edgepack("verify", str(bundle), *flags, "--json")
+    found = json.loads(done.stdout)
+    assert found["passed"] == (done.returncode == 0)
+    assert [column["name"] for column in found["devices"]] == list(cpus)
+    for column in found["devices"]:
+        assert column["emulated"] is True
+        assert not SPEED & set(column.get("verdict", ()))
+    return {column["name"]: column for column in found["devices"]}, done.stderr, done.returncode
+
+
+def exact(column: dict[str, Any]) -> bool:
+    return bool(column["verdict"]["fidelity"]["outputs"]["scores"]["bit_exact"])
+
+
+@X86_64
+@pytest.mark.usefixtures("x86")
+def test_pair_safe_weights_on_x86_without_vnni(base: Path) -> None:
+    bundle = build(base, mixed_onnx)
+    columns, shown, status = matrix(bundle, "Haswell", "Skylake-Client")
+    assert status == 0
+    for name, column in columns.items():
+        assert exact(column)
+        assert column["verdict"]["hidden"] == ["torch", "edgepack"]
+        assert re.search(rf"^{name} \(emulated\) +✓ \d+ files +✓ bit-exact +✓ .* dB", shown, re.M)
+        here = column["verdict"]["device"]
+        assert name.split("-")[0] in here["cpu"]
+        assert "avx2" in here["isa"]
+        # What the host has is not what the emulated CPU has.
+        assert not [flag for flag in here["isa"] if flag.startswith("avx512")]
+    assert "seconds" not in shown
+
+
+@X86_64
+@pytest.mark.skipif(not VNNI, reason="this host has no VNNI: it saturates as Haswell does")
+@pytest.mark.usefixtures("x86")
+def test_full_range_weights_are_caught(base: Path) -> None:
+    columns, shown, status = matrix(build(base, saturating_onnx, FULL), "Haswell")
+    assert status == 1
+    assert not columns["Haswell"]["verdict"]["fidelity"]["passed"]
+    assert "✗ FAIL" in shown
+    assert "Haswell, fidelity: Bit-exact of scores: no (required)" in shown
+
+
+@X86_64
+@pytest.mark.usefixtures("arm", "x86")
+def test_a_wrong_architecture_is_refused_and_the_others_run(base: Path) -> None:
+    columns, shown, status = matrix(build(base, mixed_onnx), "cortex-a53", "Haswell")
+    assert status == 2
+    assert columns["cortex-a53"]["error"]["code"] == "device-arch"
+    assert columns["Haswell"]["verdict"]["passed"]
+    assert "cortex-a53: error[device-arch]" in shown
+
+
+@pytest.mark.usefixtures("arm")
+def test_int8_is_bit_equal_on_every_arm(base: Path) -> None:
+    """Built on a host of another architecture, and not run on the target's meanwhile."""
+    bundle = build(base, mixed_onnx, target="arm-qnnpack")
+    cpus = [*target.load("arm-qnnpack").emulate, "cortex-a76", "neoverse-i8mm"]
+    columns, _, status = matrix(bundle, *cpus)
+    assert status == 0
+    for cpu, column in columns.items():
+        assert exact(column)
+        here = column["verdict"]["device"]
+        assert here["arch"] == "aarch64"
+        assert here["cpu"] == CPUS[cpu].cpuinfo["CPU part"]
+        assert ("asimddp" in here["isa"]) == (cpu not in ("cortex-a53", "cortex-a72"))
+
+
+@X86_64
+def test_a_build_says_that_the_target_was_not_run(base: Path) -> None:
+    bundle = build(base, mixed_onnx, target="arm-qnnpack")
+    report = json.loads(edgepack("inspect", str(bundle), "--json").stdout)["report"]
+    stages = {record["stage"]: record for record in report["ledger"]}
+    assert stages["emulate"]["status"] == "skipped"
+    assert "edgepack emulator prepare" in stages["emulate"]["notes"][0]
+    assert [w for w in report["warnings"] if w.startswith("not run on any aarch64")]
+    assert stages["latency"]["status"] == "skipped"
+    assert report["latency"] is None
+    refused = run_bundle(bundle, "verify")
+    assert refused.returncode == 2
+    assert "error[device-arch]" in refused.stderr
+    # As the build ran it.
+    stood_in = run_bundle(bundle, "verify", "--any-arch", "--json")
+    assert stood_in.returncode == 0
+    assert json.loads(stood_in.stdout)["device"]["arch"] == "x86_64"
+    assert "--any-arch" not in run_bundle(bundle, "verify", "--help").stdout
+
+
+@X86_64
+@pytest.mark.usefixtures("arm")
+def test_a_build_is_proved_on_the_targets_cpus(tmp_path: Path) -> None:
+    """With a network whose full-range weights saturate on x86 without VNNI."""
+    done = run_build(tmp_path, saturating_onnx, "quantize", "arm-qnnpack", fresh(tmp_path))
+    if not VNNI:
+        assert "error[host-saturates]" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    bundle = tmp_path / "net.edgepack"
+    report = json.loads(edgepack("inspect", str(bundle), "--json").stdout)["report"]
+    record = next(record for record in report["ledger"] if record["stage"] == "emulate")
+    assert record["notes"] == [
+        f"{cpu}, emulated: the same bits" for cpu in target.load("arm-qnnpack").emulate
+    ]
+    assert not report["warnings"]
+    with Archive(str(bundle)) as archive:
+        model = onnx.load_from_string(archive.read("model/model.onnx"))
+    weights = [
+        numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+    ]
+    assert len(weights) == 3
+    assert min(array.min() for array in weights) >= -127
+    assert np.abs(np.concatenate([array.ravel() for array in weights])).max() == 127
+
+
+@X86_64
+@pytest.mark.skipif(not VNNI, reason="this host has no VNNI: it builds no full-range bundle")
+@pytest.mark.usefixtures("arm")
+def test_a_build_that_the_target_answers_otherwise_is_rejected(tmp_path: Path) -> None:
+    """A float Gemm sums in another order there, and no such error is allowed here."""
+    profile = tmp_path / "strict.toml"
+    profile.write_text(
+        'schema = 1\nextends = "arm-qnnpack"\nname = "strict"\n'
+        "[gates.fidelity]\nbit_exact = false\nsnr_db = 300\n"
+        '[emulate]\ncpus = ["cortex-a53"]\n'
+    )
+    chain = "quantize:exclude=classify"
+    done = run_build(tmp_path, saturating_onnx, chain, str(profile), fresh(tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert "error[gate-missed]" in done.stderr
+    assert re.search(r"fidelity: FAIL scores: SNR 1\d\d\.\d dB", done.stderr)
+    assert not (tmp_path / "net.edgepack").exists()
+    assert (tmp_path / "net.rejected.edgepack").exists()
+
+
+def test_the_schema_knows_the_cpus_that_there_are() -> None:
+    text = (ROOT / "edgepack" / "spec" / "schema" / "target.schema.json").read_text()
+    listed = json.loads(text)["properties"]["emulate"]["properties"]["cpus"]["items"]["enum"]
+    assert listed == list(CPUS)
+
+
+@pytest.mark.usefixtures("arm", "x86")
+def test_doctor_tells_what_can_be_emulated(tmp_path: Path) -> None:
+    def emulators(cache: Path) -> dict[str, Any]:
+        findings = json.loads(edgepack("doctor", "--json", cache=cache).stdout)
+        return next(f for f in findings if f["name"] == "emulators")
+
+    assert emulators(KEPT)["present"]
+    assert emulators(KEPT)["detail"] == ", ".join(CPUS)
+    unprepared = emulators(tmp_path)
+    assert not unprepared["present"]
+    assert unprepared["detail"] == "Haswell, Skylake-Client"
+    assert unprepared["hint"] == "edgepack emulator prepare"
