@@ -28,9 +28,18 @@ ENTRY = "entry.json"
 ABANDONED = 3600
 # The libraries whose versions decide what a stage computes.
 LIBRARIES = (
-    "numpy", "onnx", "onnxruntime", "onnxscript", "onnxsim", "pillow", "safetensors", "torch",
+    "ml_dtypes",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxscript",
+    "onnxsim",
+    "pillow",
+    "safetensors",
+    "torch",
     "transformers",
-)  # fmt: skip
+)
 
 
 def default_folder() -> Path:
@@ -112,7 +121,9 @@ class Cache:
         folder = self._place(stage, key)
         try:
             entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-            intact = all(files.sha256(folder / n) == h for n, h in entry["files"].items())
+            intact = entry["digest"] == digest(entry["document"]) and all(
+                files.sha256(folder / name) == found for name, found in entry["files"].items()
+            )
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, OSError):
@@ -151,7 +162,12 @@ class Cache:
                     target.write_bytes(content)
                 hashes[name] = files.sha256(target)
                 files.sync(target)
-            entry = {"stage": stage, "files": hashes, "document": dict(document)}
+            entry = {
+                "stage": stage,
+                "files": hashes,
+                "document": dict(document),
+                "digest": digest(document),
+            }
             (work / ENTRY).write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
             files.sync(work / ENTRY)
             files.sync(work)

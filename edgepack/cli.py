@@ -120,7 +120,14 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 @click.option(
     "--arch", default="", metavar="MODULE:FACTORY", help="What a state dict is loaded into."
 )
-@click.option("--arch-arg", "arch_args", multiple=True, callback=_pairs, metavar="KEY=VALUE")
+@click.option(
+    "--arch-arg",
+    "arch_args",
+    multiple=True,
+    callback=_pairs,
+    metavar="KEY=VALUE",
+    help="A keyword argument of the factory; repeatable.",
+)
 @click.option(
     "--input",
     "inputs",
@@ -128,8 +135,18 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     metavar="NAME:DTYPE:DIMS",
     help="For example image:float32:batch,3,224,224; a name is a dynamic axis.",
 )
-@click.option("--calibration", default="", metavar="PATH|MODULE:FUNCTION")
-@click.option("--evaluation", default="", metavar="PATH|MODULE:FUNCTION")
+@click.option(
+    "--calibration",
+    default="",
+    metavar="PATH|MODULE:FUNCTION",
+    help="Samples that the activations' ranges are measured on.",
+)
+@click.option(
+    "--evaluation",
+    default="",
+    metavar="PATH|MODULE:FUNCTION",
+    help="Samples that quality is judged on, with labels where there are any.",
+)
 @click.option(
     "--random-calibration", is_flag=True, help="Random numbers; the report is not proven."
 )
@@ -152,7 +169,12 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 )
 @click.option("--refresh", is_flag=True, help="Take nothing from the cache.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would need.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="FILE.edgepack")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE.edgepack",
+    help="Default: NAME-TARGET.edgepack here.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but warnings and errors.")
 @click.option("-v", "--verbose", count=True, help="Every note of every stage.")
 @as_json
@@ -304,9 +326,10 @@ def bench(bundle: Path, length: str, against: str | None, threads: int, as_json:
 @cli.command()
 @bundle_file
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show the report.")
 @as_json
 @boundary
-def inspect(bundle: Path, html: Path | None, as_json: bool) -> None:
+def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool) -> None:
     """Show a BUNDLE: its contents, and the report of its build. Nothing of it is run."""
     from edgepack.bundle import inspect as read
     from edgepack.report import validate
@@ -317,7 +340,8 @@ def inspect(bundle: Path, html: Path | None, as_json: bool) -> None:
         files.write(html, document.pop("html"))
         click.echo(f"written: {html}", err=True)
     document.pop("html", None)
-    _show(document["report"])
+    if not quiet:
+        _show(document["report"])
     if as_json:
         _print_json(document)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import chain, source
-from edgepack.request import RANDOM, Request
+from edgepack.request import Request
 from edgepack.stages import foreign
 
 # Resident memory of a process with torch, onnx and onnxruntime imported, before any model.
@@ -39,7 +39,7 @@ def plan(request: Request) -> dict[str, Any]:
         "kind": kind,
         "target": request.target.name,
         "output": str(request.output),
-        "calibration": request.calibration or None,
+        "calibration": "random numbers" if request.random else request.calibration or None,
         "evaluation": request.evaluation or None,
         "gates": dict(request.quality),
         "stages": [
@@ -65,13 +65,12 @@ def plan(request: Request) -> dict[str, Any]:
 def describe(planned: dict[str, Any]) -> str:
     """The plan in words."""
     estimate = planned["estimate"]
-    samples = planned["calibration"] or "none given"
     return "\n".join(
         (
             f"{planned['model']} ({planned['kind']}) for {planned['target']}",
             f"would write  {planned['output']}",
             f"stages       {' -> '.join(planned['stages'])}",
-            f"calibration  {'random numbers' if samples == RANDOM else samples}",
+            f"calibration  {planned['calibration'] or 'none given'}",
             f"evaluation   {planned['evaluation'] or 'the calibration samples'}",
             "gates        " + ", ".join(f"{k} {v:g}" for k, v in planned["gates"].items()),
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ from edgepack.spec.target import Target
 
 # Bounds for which more is stricter, so that --strict takes the larger of two.
 MINIMA = ("snr_db", "cosine", "agreement", "metric_ratio")
-RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Request:
         trust_pickle: whether code in the model's file may run.
         inputs: as stated; empty where they are to be inferred.
         output_kinds: by output name: "scores", "values" or None.
-        calibration: where the calibration samples are; "random" for random numbers.
-        evaluation: where the evaluation samples are.
+        calibration: where the calibration samples are; "" for none.
+        evaluation: where the evaluation samples are; "" for none.
+        random: whether random numbers stand in for calibration samples.
+        files: further files that the build reads: manifest, profile.
         preprocessing: how a picture becomes an input.
         metric: the task metric; "" takes top-1 where there are labels and scores.
         chain: the passes, in order, with the profile's and the manifest's options laid in.
@@ -61,6 +63,8 @@ class Request:
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
     calibration: str = ""
     evaluation: str = ""
+    random: bool = False
+    files: tuple[Path, ...] = ()
     preprocessing: Preprocessing | None = None
     metric: str = ""
     chain: tuple[chain.Step, ...] = ()
@@ -73,7 +77,9 @@ class Request:
 
     def reads(self) -> tuple[Path, ...]:
         """The files and folders that the build reads."""
-        return (self.model, *(Path(p) for p in (self.calibration, self.evaluation) if p))
+        named = (self.arch, self.calibration, self.evaluation)
+        paths = {Path(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
+        return (self.model, *self.files, *sorted(paths))
 
 
 def resolve(
@@ -107,6 +113,15 @@ def resolve(
             why="--calibration and --random-calibration exclude each other",
             hint="leave one of them out",
         )
+    if max_drop is not None and (strict or not math.isfinite(max_drop)):
+        raise SpecError(
+            "max-drop",
+            "this bound on the loss of the metric cannot be held",
+            why="--strict and --max-drop exclude each other: each is the gate on the metric"
+            if strict
+            else f"--max-drop {max_drop} is not a number of points",
+            hint="leave one of them out, or --max-drop 1",
+        )
     name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
     written = passes if passes is not None else manifest.chain or target.chain
     quality, stated = _gates(target, manifest, strict, max_drop)
@@ -123,10 +138,10 @@ def resolve(
         trust_pickle=trust_pickle,
         inputs=inputs or manifest.inputs,
         output_kinds=manifest.output_kinds,
-        calibration=RANDOM
-        if random_calibration
-        else calibration or samples.of(manifest.calibration),
+        calibration="" if random_calibration else calibration or samples.of(manifest.calibration),
         evaluation=evaluation or ("" if random_calibration else samples.of(manifest.evaluation)),
+        random=random_calibration,
+        files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=None if manifest.pictures is None else Preprocessing(**manifest.pictures),
         metric=metric or manifest.metric,
         chain=_steps(written, target, manifest),
@@ -155,10 +170,13 @@ class _Place:
 def _steps(written: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
     """The chain's steps, the options of `quantize` laid over the manifest's over the profile's."""
     defaults = {"quantize": {**target.quantization, **manifest.quantization}}
-    return tuple(
+    steps = tuple(
         chain.Step(step.name, {**defaults.get(step.name, {}), **step.options})
         for step in chain.parse(written)
     )
+    for step in steps:
+        chain.check(step)
+    return steps
 
 
 def _gates(

@@ -16,10 +16,8 @@ from edgepack.ledger import PassResult, Progress
 from edgepack.spec.document import did_you_mean
 
 
-def _quantize(
-    model: Any, samples: Samples | None, options: Mapping[str, Any], progress: Progress
-) -> PassResult[Any]:
-    from edgepack.chain.quantize import QuantizeOptions, quantize
+def _quantize_options(options: Mapping[str, Any]) -> Any:
+    from edgepack.chain.quantize import QuantizeOptions
 
     known = {field.name for field in fields(QuantizeOptions)}
     for key in options:
@@ -30,7 +28,15 @@ def _quantize(
                 why=f"it was asked for{did_you_mean(key, known)}",
                 hint="edgepack targets show cpu-fbgemm shows those of a profile",
             )
-    chosen = QuantizeOptions(**options)
+    return QuantizeOptions(**options)
+
+
+def _quantize(
+    model: Any, samples: Samples | None, options: Mapping[str, Any], progress: Progress
+) -> PassResult[Any]:
+    from edgepack.chain.quantize import quantize
+
+    chosen = _quantize_options(options)
     if samples is None:
         raise ChainError(
             "calibration-missing",
@@ -48,15 +54,17 @@ class Pass:
 
     Attributes:
         apply: (ONNX model, calibration samples, options, progress) to PassResult.
+        check: raises ChainError for options that the pass does not have.
         samples: whether its result depends on the calibration samples.
     """
 
     apply: Callable[..., PassResult[Any]]
+    check: Callable[[Mapping[str, Any]], Any]
     samples: bool
 
 
 PASSES: dict[str, Pass] = {
-    "quantize": Pass(_quantize, samples=True),
+    "quantize": Pass(_quantize, _quantize_options, samples=True),
 }
 
 
@@ -73,6 +81,11 @@ def parse(chain: str) -> tuple[Step, ...]:
     if chain.strip() in ("", "none"):
         return ()
     return tuple(_step(text.strip()) for text in chain.split(","))
+
+
+def check(step: Step) -> None:
+    """Raise ChainError for options that the pass does not have, before anything runs."""
+    PASSES[step.name].check(step.options)
 
 
 def _step(text: str) -> Step:

@@ -11,7 +11,7 @@ import numpy as np
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.errors import SpecError
-from edgepack.request import Request
+from edgepack.request import MINIMA, Request
 from edgepack.runtime.metrics import TOP
 from edgepack.source.model import Source
 from edgepack.stages import Graph, Reference, SampleSets, foreign
@@ -82,10 +82,16 @@ def draft(job: Job) -> bundle.Contents:
 
 
 def metric(job: Job) -> str:
-    """The task metric: as asked for, else top-1 where there are labels and scores."""
+    """The task metric: as asked for, else top-1 where there are labels and scores.
+
+    Raises SpecError where what was asked for cannot be measured.
+    """
     scores = any(tensor.kind == "scores" for tensor in job.graph.outputs)
-    asked = job.request.metric or ("max_drop" if "max_drop" in job.request.stated else "")
-    if asked and not (scores and job.reference.labelled):
+    on_metric = sorted(job.request.stated & {"max_drop", "metric_ratio"})
+    asked = job.request.metric or next(iter(on_metric), "")
+    if not scores and "agreement" in job.request.stated:
+        asked = asked or "agreement"
+    if asked and not (scores and (job.reference.labelled or asked == "agreement")):
         raise SpecError(
             "metric-needs-labels",
             f"{asked} was asked for, and it cannot be measured",
@@ -108,4 +114,25 @@ def gates(job: Job) -> dict[str, dict[str, Any]]:
             quality.pop(gate, None)
     bounds = dict(job.request.target.fidelity)
     exact = bool(bounds.pop("bit_exact", False)) and job.graph.integer_only
-    return {"quality": quality, "fidelity": {"bit_exact": True} if exact else bounds}
+    found = {"quality": quality, "fidelity": {"bit_exact": True} if exact else bounds}
+    for question, held in found.items():
+        if not held:
+            raise SpecError(
+                "gates-empty",
+                f"no gate holds the {question} of this model",
+                why="the profile's only gate is bit_exact, and the model keeps float operators"
+                if question == "fidelity"
+                else "neither the profile nor the manifest states one that applies",
+                hint=f"state snr_db under [gates.{question}]",
+            )
+    return found
+
+
+def lowered(request: Request) -> list[str]:
+    """A sentence for every gate that the manifest holds lower than the profile does."""
+    told = []
+    for gate in sorted(request.stated & set(MINIMA) & set(request.target.quality)):
+        bound, usual = request.quality[gate], request.target.quality[gate]
+        if bound < usual:
+            told.append(f"the gate {gate} was lowered to {bound:g}; the profile holds {usual:g}")
+    return told

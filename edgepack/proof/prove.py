@@ -7,6 +7,7 @@ file, report and all, is verified once more as the bytes that will ship.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from edgepack.device import Local
 from edgepack.errors import GateError
 from edgepack.ledger import Ledger
 from edgepack.proof.account import account
-from edgepack.proof.job import Job, draft, rejected
+from edgepack.proof.job import Job, draft, lowered, rejected
 from edgepack.runtime.gates import describe_gate
 from edgepack.runtime.index import encode
 from edgepack.runtime.run import read_npz
@@ -48,6 +49,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     output = job.request.output
     with files.temporary_beside(output) as temporary:
         contents = draft(job)
+        ledger.warn(*lowered(job.request), *_few(job, contents.gates["quality"]))
         with ledger.stage("bundle") as stage:
             contents = _with_answers(contents, temporary, host, job.stands_in)
             content_digest = bundle.write(temporary, contents)
@@ -67,7 +69,8 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
         latency = _latency(job, temporary, host, ledger)
         accepted = bool(verdict["passed"])
-        contents = replace(contents, quality=_summary(verdict["quality"]))
+        ledger.warn(*_chance(job, verdict["quality"]))
+        contents = replace(contents, quality={**_summary(verdict["quality"]), "passed": accepted})
         document = account(job, verdict, latency, host, ledger, started)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
@@ -81,7 +84,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         bundle.write(temporary, contents)
         again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
         place = output if accepted else rejected(output)
-        if accepted and not again["fidelity"]["passed"]:
+        if accepted and not again["passed"]:
             raise _unsteady(again)
         files.publish(temporary, place)
     document["bundle"]["bytes"] = place.stat().st_size
@@ -133,6 +136,34 @@ def _with_answers(
     )
 
 
+def _few(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
+    """A warning where the evaluation set is too small for the rates that it is held to."""
+    count, _ = evaluation_of(job.samples)
+    shares = {gate: 1 - quality[gate] for gate in ("agreement", "metric_ratio") if gate in quality}
+    if "max_drop" in quality:
+        shares["max_drop"] = quality["max_drop"] / 100
+    for gate, share in shares.items():
+        if share > 0 and count * share < 1:
+            yield (
+                f"{count} evaluation samples are too few for the gate {gate}: "
+                f"it takes {math.ceil(1 / share)} to tell this rate"
+            )
+
+
+def _chance(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
+    """A warning where the original itself is right no more often than by guessing."""
+    found = quality["metric"]
+    scores = next((t for t in job.graph.outputs if t.kind == "scores"), None)
+    classes = scores.shape[-1] if scores and scores.shape else None
+    if not found or found["name"] != "top1" or not isinstance(classes, int):
+        return
+    if found["original"] <= 1 / classes:
+        yield (
+            f"the original is right on {100 * found['original']:.1f} % of the labels, no more "
+            f"than guessing among {classes} classes: are they this model's labels?"
+        )
+
+
 def _counted(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
     for piece in frames:
         yield piece
@@ -170,12 +201,15 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
 
 
 def _summary(quality: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "passed")}
+    return {key: quality[key] for key in ("on", "samples", "outputs", "metric")}
 
 
 def _unsteady(verdict: Mapping[str, Any]) -> GateError:
     told: Sequence[str] = [
-        describe_gate(gate) for gate in verdict["fidelity"]["gates"] if not gate["passed"]
+        describe_gate(gate)
+        for question in ("quality", "fidelity")
+        for gate in verdict[question]["gates"]
+        if not gate["passed"]
     ]
     return GateError(
         "build-unsteady",

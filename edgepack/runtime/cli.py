@@ -22,6 +22,8 @@ from .index import read_index
 # imported by the commands that compute.
 PACKAGES = ("numpy", "onnxruntime")
 
+UNPROVEN = "NOT PROVEN: calibrated on random numbers; this tells nothing about real inputs"
+
 
 def _say(*lines: str) -> None:
     print("\n".join(lines), file=sys.stderr)
@@ -89,6 +91,8 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         _say(f"{question}, against the {subject}, {found['samples']} {found['on']} samples:")
         _say(*("  " + describe_gate(gate) for gate in found["gates"]))
     _say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+    if not verdict["proven"]:
+        _say(UNPROVEN)
     return verdict, 0 if verdict["passed"] else 1
 
 
@@ -149,6 +153,7 @@ def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
         f"{index.name} for {index.target}",
         f"content {index.content_digest}",
         "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items())),
+        *(() if index.proven else (UNPROVEN,)),
         *(f"input   {tensor}" for tensor in index.inputs),
         *(f"output  {tensor} ({tensor.kind})" for tensor in index.outputs),
         f"model   {index.files[index.model][1]:,} bytes",

@@ -6,8 +6,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 
 def _allowed(count: float, share: float) -> int:
-    """Misses that a rate allows; one always, since no rate can be told from fewer samples."""
-    return max(1, int(count * share + 1e-9))
+    """Misses that a rate allows: one at least, since fewer samples cannot tell it; or none."""
+    return max(1, int(count * share + 1e-9)) if share > 0 else 0
 
 
 def _gate(name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = "") -> Any:
@@ -17,7 +17,7 @@ def _gate(name: str, output: str, bound: Any, measured: Any, passed: bool, note:
         "bound": bound,
         "measured": measured,
         "passed": bool(passed),
-        "note": note,
+        "note": note if passed else "",
     }
 
 
@@ -58,7 +58,7 @@ def judge(
             count, share = found["decisions"], found["top1_agreement"]
             allowed = _allowed(count, 1.0 - bounds["agreement"])
             passed = round(count * (1.0 - share)) <= allowed
-            note = "" if count * (1.0 - bounds["agreement"]) >= 1 else _few(count)
+            note = _few(count, 1.0 - bounds["agreement"])
             gates.append(_gate("agreement", output, bounds["agreement"], share, passed, note))
     if metric is not None:
         gates.extend(_judge_metric(bounds, metric))
@@ -73,12 +73,12 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
         right = metric["original"] * samples
         share = 1.0 - bounds["metric_ratio"]
         ratio = metric["model"] / metric["original"] if metric["original"] else 1.0
-        note = "" if right * share >= 1 else _few(samples)
+        note = _few(right, share)
         passed = lost <= _allowed(right, share)
         gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
     if "max_drop" in bounds:
         share = bounds["max_drop"] / 100.0
-        note = "" if samples * share >= 1 else _few(samples)
+        note = _few(samples, share)
         passed = lost <= _allowed(samples, share)
         gates.append(
             _gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note)
@@ -86,8 +86,31 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
     return gates
 
 
-def _few(count: float) -> str:
+def _few(count: float, share: float) -> str:
+    if share <= 0 or count * share >= 1 - 1e-9:
+        return ""
     return "one miss is allowed: {:.0f} samples are too few to tell this rate".format(count)
+
+
+def excuse(gates: List[Dict[str, Any]], host: Mapping[str, Mapping[str, Any]]) -> None:
+    """Pass the quality gates that the build host, too, missed on these few samples.
+
+    The bundle's quality was judged on the whole evaluation set. On the handful that ships, a
+    bound may be missed by the draw; what must hold here is that this device does no worse than
+    the build host did on the same samples.
+
+    Args:
+        gates: what `judge` gave for this device; changed in place.
+        host: per output, the build host's metrics on the same samples.
+    """
+    for gate in gates:
+        best = host.get(gate["output"], {}).get(_METRIC.get(gate["name"], ""))
+        if not gate["passed"] and best is not None and gate["measured"] is not None:
+            gate["passed"] = bool(gate["measured"] >= best)
+            gate["note"] = "no worse than on the build host, whose evaluation set passed"
+
+
+_METRIC = {"snr_db": "snr_db", "cosine": "cosine", "agreement": "top1_agreement"}
 
 
 def describe_gate(gate: Dict[str, Any]) -> str:
@@ -100,6 +123,11 @@ def describe_gate(gate: Dict[str, Any]) -> str:
         "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),
         "metric_ratio": ("{} % of the original", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
         "max_drop": ("drop of {} points", "at most {:g}", "{:.2f}".format),
+        "built": (
+            "the build missed its gates on its evaluation set{}",
+            "none missed",
+            lambda v: "",
+        ),
         "finite": ("{} values are not finite", "none", str),
     }
     measured, asked, show = texts[gate["name"]]

@@ -77,6 +77,12 @@ class Index:
     content_digest: str
     raw: Mapping[str, Any]
 
+    @property
+    def proven(self) -> bool:
+        """False where the build had random numbers in place of samples."""
+        provenance = self.raw.get("provenance")
+        return not isinstance(provenance, dict) or provenance.get("proven") is not False
+
 
 def encode(document: Mapping[str, Any]) -> bytes:
     """Canonical JSON: sorted keys, ASCII, no NaN."""

@@ -51,6 +51,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)

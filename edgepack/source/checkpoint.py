@@ -150,7 +150,11 @@ def _build(
         roots = [factory.module, *_new_modules(before)]
         names, digest = _code_digest(factory, roots, opened, module)
     mine = [name for name in names if not name.startswith("file:")]
-    return module, digest, [f"Built the network with {arch}, from {len(mine)} files of code."]
+    return (
+        module,
+        digest,
+        [f"Built the network with {Path(arch).name}, from {len(mine)} files of code."],
+    )
 
 
 def _new_modules(before: set[str]) -> list[ModuleType]:

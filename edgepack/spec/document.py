@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -33,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
                 why=f"it has {size} bytes; at most {MAX_BYTES} are read",
                 hint="give the path of a TOML file",
             )
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
     except OSError as error:
         raise SpecError(
             "spec-unreadable",
@@ -41,13 +42,22 @@ def read(path: Path) -> dict[str, Any]:
             why=error.strerror or str(error),
             hint="check the path and the permissions",
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(
             "spec-not-toml",
             f"{path} is not valid TOML",
             why=str(error),
             hint="edgepack targets show cpu-fbgemm prints one that is",
         ) from error
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        # A bound that nothing can miss, or everything must.
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 @cache

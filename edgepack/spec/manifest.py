@@ -17,6 +17,7 @@ class Manifest:
 
     Attributes:
         folder: what its relative paths start from.
+        path: its file.
         name: the model's name.
         arch: "package.module:factory" or "file.py:factory".
         arch_args: keyword arguments of the factory.
@@ -34,6 +35,7 @@ class Manifest:
     """
 
     folder: Path = Path()
+    path: Path | None = None
     name: str = ""
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
@@ -57,6 +59,7 @@ def load(path: Path) -> Manifest:
     pictures = found.get("pictures")
     return Manifest(
         folder=path.parent,
+        path=path,
         name=found.get("name", ""),
         arch=model.get("arch", ""),
         arch_args=model.get("args", {}),

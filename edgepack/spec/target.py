@@ -35,6 +35,7 @@ class Target:
             integer throughout, `snr_db` for the others, whose float sums round differently.
         emulate: CPUs that qemu can stand in for.
         document: the profile as it was read, `extends` resolved.
+        path: its file.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Target:
     fidelity: Mapping[str, Any]
     emulate: tuple[str, ...]
     document: Mapping[str, Any] = field(repr=False)
+    path: Path | None = None
 
 
 def folder() -> Path:
@@ -137,4 +139,5 @@ def load(target: str) -> Target:
         fidelity=gates["fidelity"],
         emulate=tuple(found.get("emulate", {}).get("cpus", ())),
         document=found,
+        path=path,
     )

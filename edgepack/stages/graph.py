@@ -150,6 +150,8 @@ def _graph(model: bytes, found: Source, request: Request, labelled: bool, stage:
             kind = "scores" if _looks_like_scores(tensor, outputs, labelled) else "values"
             if kind == "scores":
                 stage.note(f"{tensor.name} is read as class scores; a manifest can say otherwise")
+            else:
+                stage.note(f"{tensor.name} is read as values: its SNR is gated, no decision is")
         settled.append(replace(tensor, kind=kind))
     return Graph(model, inputs, tuple(settled))
 
@@ -165,8 +167,12 @@ def _looks_like_scores(tensor: Tensor, outputs: Sequence[Tensor], labelled: bool
 def simplify(before: Graph, reference: Reference, cache: Cache, ledger: Ledger) -> Graph:
     """Fold, fuse and clean the graph."""
     with ledger.stage("simplify") as stage:
-        parts = {"model": _digest(before.model)}
         example = reference.feeds[0]
+        # onnxsim's result is taken only where it computes the same on the example.
+        parts = {
+            "model": _digest(before.model),
+            "example": {n: _digest(a.tobytes()) for n, a in example.items()},
+        }
         model, _ = _through_cache(
             "simplify", parts, stage, cache, lambda: graph.simplify(_parsed(before.model), example)
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,9 @@ import numpy as np
 
 from edgepack.cache import Cache, Entry
 from edgepack.data.samples import Batch, Samples
-from edgepack.errors import DataError
 from edgepack.ledger import Ledger, Stage
 from edgepack.request import Request
+from edgepack.runtime.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.runtime.verify import frame, read_frames
 from edgepack.source.model import Source
@@ -63,7 +65,9 @@ def ask_original(
         )
         entry = cache.get("original", key)
         if entry is None:
-            entry = _run_original(found, samples.evaluation, count, wanted, stage, cache, key)
+            entry = _run_original(
+                found, samples.evaluation, inputs, count, wanted, stage, cache, key
+            )
         else:
             stage.set(status="cached")
         feeds, original = _read_reference(entry, inputs)
@@ -81,49 +85,64 @@ def _feed_bytes(tensor: Tensor) -> int:
 
 
 def _run_original(
-    found: Source, samples: Samples, count: int, wanted: int, stage: Stage, cache: Cache, key: str
+    found: Source,
+    samples: Samples,
+    inputs: tuple[Tensor, ...],
+    count: int,
+    wanted: int,
+    stage: Stage,
+    cache: Cache,
+    key: str,
 ) -> Entry:
     # Spread over the set, since samples are often sorted by class.
     chosen = {i * count // wanted for i in range(wanted)}
-    kept: dict[str, list[np.ndarray]] = {}
-    answers = io.BytesIO()
+    kept: list[dict[str, np.ndarray]] = []
     seen, labelled = 0, True
-    for batch in samples.batches(EVALUATION_BATCH):
-        outputs = found.run(batch.inputs)
-        answers.write(frame({f"original-{i}": array for i, array in enumerate(outputs)}))
-        labelled = labelled and batch.labels is not None
-        for i in sorted(chosen & set(range(seen, seen + batch.count))):
-            feed = one_feed(batch, i - seen)
-            for name, array in feed.items():
-                kept.setdefault(f"input-{name}", []).append(array)
-            for j, array in enumerate(found.run(feed)):
-                kept.setdefault(f"original-{j}", []).append(array)
-        seen += batch.count
-        stage.progress.advance(batch.count)
-    reference = io.BytesIO()
-    columns = {name: _stack(name, arrays) for name, arrays in kept.items()}
-    np.savez(reference, **columns)  # type: ignore[arg-type]
-    contents = {"answers.bin": answers.getvalue(), "reference.npz": reference.getvalue()}
-    return cache.put("original", key, contents, {"labelled": labelled})
+    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
+        answers = Path(folder) / "answers.bin"
+        with answers.open("wb") as stream:
+            for batch in samples.batches(EVALUATION_BATCH):
+                outputs = found.run(batch.inputs)
+                stream.write(frame({f"original-{i}": array for i, array in enumerate(outputs)}))
+                labelled = labelled and batch.labels is not None
+                rows = sorted(chosen & set(range(seen, seen + batch.count)))
+                for feed in _feeds(batch, [row - seen for row in rows], inputs):
+                    answered = {f"original-{j}": a for j, a in enumerate(found.run(feed))}
+                    kept.append({**{f"input-{n}": a for n, a in feed.items()}, **answered})
+                seen += batch.count
+                stage.progress.advance(batch.count)
+        reference = io.BytesIO()
+        np.savez(reference, **_columns(kept))  # type: ignore[arg-type]
+        contents: dict[str, bytes | Path] = {
+            "answers.bin": answers,
+            "reference.npz": reference.getvalue(),
+        }
+        return cache.put("original", key, contents, {"labelled": labelled})
 
 
-def one_feed(batch: Batch, i: int) -> dict[str, np.ndarray]:
-    """The i-th sample of a batch as a feed of its own."""
-    if batch.count == 1:
-        return dict(batch.inputs)
-    return {name: array[i : i + 1] for name, array in batch.inputs.items()}
+def _feeds(
+    batch: Batch, rows: list[int], inputs: tuple[Tensor, ...]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Some samples of a batch, each as a feed of its own.
+
+    Where the model's batch is fixed, and where a feed is whole as it is, that is the whole batch.
+    """
+    if rows and (batch.count == 1 or fixed_batch(inputs) is not None):
+        yield dict(batch.inputs)
+        return
+    for i in rows:
+        yield {name: array[i : i + 1] for name, array in batch.inputs.items()}
 
 
-def _stack(name: str, arrays: list[np.ndarray]) -> np.ndarray:
-    shapes = sorted({array.shape for array in arrays})
-    if len(shapes) > 1:
-        raise DataError(
-            "reference-ragged",
-            "the reference samples are of different sizes",
-            why=f"{name}: {', '.join(map(str, shapes))}",
-            hint="give evaluation samples of one size; other sizes run all the same",
-        )
-    return np.stack(arrays)
+def _columns(kept: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The reference samples as one array per input and output.
+
+    Where samples are of different sizes, those of the commonest size are taken.
+    """
+    sizes = [tuple(sorted((name, a.shape) for name, a in row.items())) for row in kept]
+    ((commonest, _),) = Counter(sizes).most_common(1)
+    rows = [row for row, size in zip(kept, sizes, strict=True) if size == commonest]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def _read_reference(

@@ -9,7 +9,7 @@ from edgepack import chain, data
 from edgepack.data.samples import Samples
 from edgepack.errors import DataError
 from edgepack.ledger import Ledger
-from edgepack.request import RANDOM, Request
+from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 
 RANDOM_COUNT = 128
@@ -39,15 +39,16 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
     """Open the samples and look at every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
         needs = any(chain.PASSES[step.name].samples for step in request.chain)
-        proven = request.calibration != RANDOM
         given = {
-            role: _open(spec, inputs, request)
+            role: data.open_samples(spec, inputs, preprocessing=request.preprocessing)
             for role, spec in (
                 ("calibration", request.calibration),
                 ("evaluation", request.evaluation),
             )
             if spec
         }
+        if request.random:
+            given["calibration"] = _random(inputs)
         if needs and "calibration" not in given:
             raise DataError(
                 "samples-missing",
@@ -71,7 +72,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         stage.note(*lint.notes)
         stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
     ledger.warn(*lint.warnings)
-    if not proven:
+    if request.random:
         ledger.warn(
             "calibrated on random numbers: nothing is proved about real inputs, do not ship this"
         )
@@ -79,15 +80,14 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         ledger.warn(
             "no evaluation samples: quality is judged on the samples that calibrated the model"
         )
-    return SampleSets(calibration, evaluation, lint, proven)
+    return SampleSets(calibration, evaluation, lint, not request.random)
 
 
-def _open(spec: str, inputs: tuple[Tensor, ...], request: Request) -> Samples:
-    if spec == RANDOM:
-        axes = {dim for tensor in inputs for dim in tensor.shape[1:] if isinstance(dim, str)}
-        sizes = dict.fromkeys(axes, RANDOM_AXIS)
-        return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=sizes)
-    return data.open_samples(spec, inputs, preprocessing=request.preprocessing)
+def _random(inputs: tuple[Tensor, ...]) -> Samples:
+    axes = {dim for tensor in inputs for dim in tensor.shape[1:] if isinstance(dim, str)}
+    return data.random_samples(
+        inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=dict.fromkeys(axes, RANDOM_AXIS)
+    )
 
 
 def _wanted(inputs: tuple[Tensor, ...]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from edgepack import data, source
 from edgepack.errors import SpecError
 from edgepack.ledger import Ledger
-from edgepack.request import RANDOM, Request
+from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 
@@ -36,7 +36,7 @@ def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     if found.inputs is not None:
         return found.inputs
     for spec in (request.evaluation, request.calibration):
-        inferred = data.infer_inputs(spec, Path()) if spec and spec != RANDOM else None
+        inferred = data.infer_inputs(spec, Path()) if spec else None
         if inferred is not None:
             return inferred
     raise SpecError(
