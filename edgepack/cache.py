@@ -13,13 +13,13 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgepack import files
 
@@ -141,12 +141,16 @@ class Cache:
         self,
         stage: str,
         key: str,
-        contents: Mapping[str, bytes | Path],
+        contents: Mapping[str, bytes | Callable[[BinaryIO], None]],
         document: Mapping[str, Any],
     ) -> Entry:
         """Keep a stage's files and document. Raises HostError where they cannot be written.
 
-        Files given as paths are moved.
+        Args:
+            stage: its name.
+            key: from `key`.
+            contents: by name, the bytes of a file, or what writes them as they come; in order.
+            document: read after the files are written.
         """
         place = self._place(stage, key)
         work: Path | None = None
@@ -156,10 +160,11 @@ class Cache:
             hashes = {}
             for name, content in contents.items():
                 target = work / name
-                if isinstance(content, Path):
-                    shutil.move(content, target)
-                else:
+                if isinstance(content, bytes):
                     target.write_bytes(content)
+                else:
+                    with target.open("wb") as file:
+                        content(file)
                 hashes[name] = files.sha256(target)
                 files.sync(target)
             entry = {

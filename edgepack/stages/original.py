@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -97,27 +96,27 @@ def _run_original(
     # Spread over the set, since samples are often sorted by class.
     chosen = {i * count // wanted for i in range(wanted)}
     kept: list[dict[str, np.ndarray]] = []
-    seen, labelled = 0, True
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        answers = Path(folder) / "answers.bin"
-        with answers.open("wb") as stream:
-            for batch in samples.batches(EVALUATION_BATCH):
-                outputs = found.run(batch.inputs)
-                stream.write(frame({f"original-{i}": array for i, array in enumerate(outputs)}))
-                labelled = labelled and batch.labels is not None
-                rows = sorted(chosen & set(range(seen, seen + batch.count)))
-                for feed in _feeds(batch, [row - seen for row in rows], inputs):
-                    answered = {f"original-{j}": a for j, a in enumerate(found.run(feed))}
-                    kept.append({**{f"input-{n}": a for n, a in feed.items()}, **answered})
-                seen += batch.count
-                stage.progress.advance(batch.count)
-        reference = io.BytesIO()
-        np.savez(reference, **_columns(kept))  # type: ignore[arg-type]
-        contents: dict[str, bytes | Path] = {
-            "answers.bin": answers,
-            "reference.npz": reference.getvalue(),
-        }
-        return cache.put("original", key, contents, {"labelled": labelled})
+    document = {"labelled": True}
+
+    def answers(stream: BinaryIO) -> None:
+        """Written as they come: all of them need not fit into memory."""
+        seen = 0
+        for batch in samples.batches(EVALUATION_BATCH):
+            outputs = found.run(batch.inputs)
+            stream.write(frame({f"original-{i}": array for i, array in enumerate(outputs)}))
+            document["labelled"] &= batch.labels is not None
+            rows = sorted(chosen & set(range(seen, seen + batch.count)))
+            for feed in _feeds(batch, [row - seen for row in rows], inputs):
+                answered = {f"original-{j}": a for j, a in enumerate(found.run(feed))}
+                kept.append({**{f"input-{n}": a for n, a in feed.items()}, **answered})
+            seen += batch.count
+            stage.progress.advance(batch.count)
+
+    def reference(stream: BinaryIO) -> None:
+        np.savez(stream, **_columns(kept))  # type: ignore[arg-type]
+
+    contents = {"answers.bin": answers, "reference.npz": reference}
+    return cache.put("original", key, contents, document)
 
 
 def _feeds(

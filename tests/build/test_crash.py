@@ -270,7 +270,8 @@ def test_a_disk_that_is_really_full(home: Home, tmp_path: Path, full: str) -> No
     environment = [f"EDGEPACK_CACHE={cache}"]
     if full == "temporary":
         environment.append(f"TMPDIR={folder}")
-    done = mounted(folder, "24k", "env", *environment, "sh", "-c",
+    size = "8k" if full == "temporary" else "24k"
+    done = mounted(folder, size, "env", *environment, "sh", "-c",
                    '"$@"; status=$?; ls -A "$0" >&2; exit $status', str(folder),
                    sys.executable, "-m", "edgepack", *arguments)  # fmt: skip
     assert done.returncode == 2, done.stderr
