@@ -12,10 +12,10 @@ from typing import Any
 from edgepack.errors import SourceError, missing_package
 from edgepack.source.code import Opened, add_code, is_installed, watch_files
 from edgepack.source.digest import Digest
-from edgepack.source.eager import count_parameters, flatten_outputs, torch_run
+from edgepack.source.eager import flatten_outputs
 from edgepack.source.factory import Factory, find, importable
 from edgepack.source.model import Source
-from edgepack.source.pickled import code_names, from_pickle, refuse_pickle, trust_warning
+from edgepack.source.pickled import code_names, from_pickle, module_source, refuse_pickle
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state, unwrap
 
@@ -75,22 +75,13 @@ def load_checkpoint(
     digest.text("arch", arch.rpartition(":")[2])
     digest.json("arch-args", dict(arch_args))
     digest.text("code", code_digest)
-    return Source(
-        path=path,
-        kind="state-dict",
-        digest=digest.hexdigest(),
-        module=module,
-        program=None,
-        onnx=None,
-        inputs=None,
-        output_names=None,
-        output_kind=None,
-        run=torch_run(module),
-        parameters=count_parameters(module),
-        bytes=path.stat().st_size,
-        trusted_pickle=trusted,
+    return module_source(
+        path,
+        "state-dict",
+        digest.hexdigest(),
+        module,
+        trusted=trusted,
         notes=tuple(notes),
-        warnings=(trust_warning(path),) if trusted else (),
     )
 
 

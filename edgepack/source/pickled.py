@@ -115,22 +115,13 @@ def from_pickle(path: Path, module: Any) -> Source:
     digest = Digest("pickled-module")
     digest.file("weights", path)
     add_code(digest, (), (), module)
-    return Source(
-        path=path,
-        kind="pickled-module",
-        digest=digest.hexdigest(),
-        module=module,
-        program=None,
-        onnx=None,
-        inputs=None,
-        output_names=None,
-        output_kind=None,
-        run=torch_run(module),
-        parameters=count_parameters(module),
-        bytes=path.stat().st_size,
-        trusted_pickle=True,
+    return module_source(
+        path,
+        "pickled-module",
+        digest.hexdigest(),
+        module,
+        trusted=True,
         notes=(f"Unpickled a whole {type(module).__module__}.{type(module).__qualname__}.",),
-        warnings=(trust_warning(path),),
     )
 
 
@@ -158,10 +149,24 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
     digest = Digest("torchscript")
     digest.text("torch", torch.__version__)
     digest.file("weights", path)
+    return module_source(
+        path,
+        "torchscript",
+        digest.hexdigest(),
+        module,
+        trusted=True,
+        notes=(f"Loaded the TorchScript archive of {module.original_name}.",),
+    )
+
+
+def module_source(
+    path: Path, kind: str, digest: str, module: Any, *, trusted: bool, notes: tuple[str, ...]
+) -> Source:
+    """The source for a torch module that tells neither its inputs nor its outputs."""
     return Source(
         path=path,
-        kind="torchscript",
-        digest=digest.hexdigest(),
+        kind=kind,
+        digest=digest,
         module=module,
         program=None,
         onnx=None,
@@ -171,9 +176,9 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
         run=torch_run(module),
         parameters=count_parameters(module),
         bytes=path.stat().st_size,
-        trusted_pickle=True,
-        notes=(f"Loaded the TorchScript archive of {module.original_name}.",),
-        warnings=(trust_warning(path),),
+        trusted_pickle=trusted,
+        notes=notes,
+        warnings=(trust_warning(path),) if trusted else (),
     )
 
 

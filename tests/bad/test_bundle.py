@@ -51,6 +51,16 @@ def rewritten_index(path: Path, change: Callable[[dict], None], *, seal: bool = 
     rewritten(path, entries)
 
 
+def resealed(path: Path, name: str, data: bytes) -> None:
+    """Put other bytes into one file, with an index that agrees with them."""
+    entries = {**entries_of(path), name: data}
+    document = json.loads(entries["bundle.json"])
+    document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    document["content_digest"] = content_digest(document)
+    entries["bundle.json"] = encode(document)
+    rewritten(path, entries)
+
+
 @pytest.fixture
 def victim(linear_bundle: Path, tmp_path: Path) -> Path:
     path = tmp_path / "victim.edgepack"
@@ -254,17 +264,8 @@ def test_reference_with_a_pickle_in_it_is_not_unpickled(victim: Path, tmp_path: 
 
     buffer = io.BytesIO()
     np.save(buffer, np.array([Evil()], dtype=object), allow_pickle=True)
-    entries = entries_of(victim)
     name = "reference/original-0.npy"
-    entries[name] = buffer.getvalue()
-    document = json.loads(entries["bundle.json"])
-    document["files"][name] = {
-        "sha256": hashlib.sha256(entries[name]).hexdigest(),
-        "bytes": len(entries[name]),
-    }
-    document["content_digest"] = content_digest(document)
-    entries["bundle.json"] = encode(document)
-    rewritten(victim, entries)
+    resealed(victim, name, buffer.getvalue())
     done = run_bundle(victim, "verify", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["code"] == "bundle-reference"
@@ -322,20 +323,11 @@ def test_no_engine_at_all(victim: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "question"), [("built", "fidelity"), ("original", "quality")])
 def test_a_wrong_answer_misses_its_gate(victim: Path, kind: str, question: str) -> None:
-    entries = entries_of(victim)
     name = f"reference/{kind}-0.npy"
-    built = np.load(io.BytesIO(entries[name])) * 1.5
+    built = np.load(io.BytesIO(entries_of(victim)[name])) * 1.5
     buffer = io.BytesIO()
     np.save(buffer, built.astype(np.float32))
-    entries[name] = buffer.getvalue()
-    document = json.loads(entries["bundle.json"])
-    document["files"][name] = {
-        "sha256": hashlib.sha256(entries[name]).hexdigest(),
-        "bytes": len(entries[name]),
-    }
-    document["content_digest"] = content_digest(document)
-    entries["bundle.json"] = encode(document)
-    rewritten(victim, entries)
+    resealed(victim, name, buffer.getvalue())
     done = run_bundle(victim, "verify", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 1
