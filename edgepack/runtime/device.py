@@ -54,6 +54,27 @@ def version_tuple(text: str) -> Tuple[int, ...]:
     return tuple(map(int, leading.group().split("."))) if leading else ()
 
 
+def satisfies(version: str, specifier: str) -> bool:
+    """Whether a version is one that a specifier names.
+
+    A specifier is one or more of ">=", "<" and "==" with a version, joined by commas; a bare
+    version is the oldest. As many numbers are compared as the specifier has: 10.3.0.30 is "==10.3".
+    """
+    found = version_tuple(version)
+    for part in filter(None, specifier.split(",")):
+        wanted = version_tuple(part.lstrip("<>="))
+        given = (found + (0,) * len(wanted))[: len(wanted)]
+        if part.startswith("<"):
+            fits = given < wanted
+        elif part.startswith("=="):
+            fits = given == wanted
+        else:
+            fits = given >= wanted
+        if not fits:
+            return False
+    return True
+
+
 def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bool = False) -> None:
     """Raise DeviceError unless this device meets the bundle's floor.
 

@@ -116,8 +116,8 @@ def open_model(
             hint="build it with a version of edgepack that ships this engine's loader",
         )
     data = check_file(archive, index, index.model)
-    floor = str(index.device.get("engine_version", ""))
-    return Model(index, OnnxSession(data, floor=floor, threads=threads))
+    versions = str(index.device.get("engine_version", ""))
+    return Model(index, OnnxSession(data, versions=versions, threads=threads))
 
 
 def load(path: "str | os.PathLike[str] | None" = None, *, threads: int = 0) -> Model:

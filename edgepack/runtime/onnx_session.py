@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import numpy as np
 
-from .device import version_tuple
+from .device import satisfies
 from .errors import DeviceError
 
 ENGINE = "onnxruntime"
@@ -44,18 +44,20 @@ class OnnxSession:
 
     Args:
         model: the serialised ONNX.
-        floor: the oldest version of onnxruntime that computes it as it was built.
+        versions: of onnxruntime that compute it as it was built, as a specifier.
         threads: threads within an operator; 0 lets onnxruntime take every physical core.
     """
 
-    def __init__(self, model: bytes, *, floor: str = "", threads: int = 0) -> None:
+    def __init__(self, model: bytes, *, versions: str = "", threads: int = 0) -> None:
         ort = import_engine()
-        if floor and version_tuple(ort.__version__) < version_tuple(floor):
+        if not satisfies(ort.__version__, versions):
             raise DeviceError(
                 "engine-version",
-                "onnxruntime is older than the bundle needs",
-                why="it needs {} or newer; this is {}".format(floor, ort.__version__),
-                hint="pip install 'onnxruntime>={}'".format(floor),
+                "this onnxruntime is not one that the bundle needs",
+                why="it needs {}; this is {}".format(versions, ort.__version__),
+                hint="pip install 'onnxruntime{}'".format(
+                    versions if versions[:1] in "<>=" else ">=" + versions
+                ),
             )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -24,8 +24,13 @@ class Target:
         arch: "x86_64" or "aarch64".
         isa: instruction sets that the device must have, as Linux names them.
         python: the oldest Python of the loader.
+        compute_capability: of the GPU, as a specifier (`runtime.device.satisfies`); "" for none.
+        jetpack: the JetPack release of a Jetson; "" elsewhere.
         engine: what executes on the device.
-        engine_version: the oldest version of it.
+        engine_version: which versions of it, as a specifier.
+        fallback: what executes where the engine is not to be had; "" where nothing may.
+        workspace_mb: memory that TensorRT may use while it works, in MiB; 0 for its own bound.
+        dla_core: the deep-learning accelerator of a Jetson that TensorRT shall use; None for none.
         opset: of the ONNX.
         chain: the default chain.
         quantization: options of the pass `quantize`.
@@ -34,6 +39,8 @@ class Target:
         fidelity: gate to bound, for fidelity. `bit_exact` holds for models whose arithmetic is
             integer throughout, `snr_db` for the others, whose float sums round differently.
         emulate: CPUs that qemu can stand in for.
+        wheel_platforms: platform tags of the wheels that `--wheels` puts into the bundle.
+        wheel_python: the Python of the device that they are for; "" where the profile has none.
         document: the profile as it was read, `extends` resolved.
         path: its file.
     """
@@ -43,8 +50,13 @@ class Target:
     arch: str
     isa: tuple[str, ...]
     python: str
+    compute_capability: str
+    jetpack: str
     engine: str
     engine_version: str
+    fallback: str
+    workspace_mb: int
+    dla_core: int | None
     opset: int
     chain: str
     quantization: Mapping[str, Any]
@@ -52,6 +64,8 @@ class Target:
     strict: Mapping[str, float]
     fidelity: Mapping[str, Any]
     emulate: tuple[str, ...]
+    wheel_platforms: tuple[str, ...]
+    wheel_python: str
     document: Mapping[str, Any] = field(repr=False)
     path: Path | None = None
 
@@ -123,14 +137,20 @@ def load(target: str) -> Target:
     found = read(path)
     document.check(found, "target", str(path))
     device, engine, gates = found["device"], found["engine"], found["gates"]
+    wheels = found.get("wheels", {})
     return Target(
         name=found["name"],
         summary=found.get("summary", ""),
         arch=device["arch"],
         isa=tuple(device.get("isa", ())),
         python=device.get("python", "3.8"),
+        compute_capability=device.get("compute_capability", ""),
+        jetpack=device.get("jetpack", ""),
         engine=engine["name"],
         engine_version=engine.get("version", ""),
+        fallback=engine.get("fallback", ""),
+        workspace_mb=engine.get("workspace_mb", 0),
+        dla_core=engine.get("dla_core"),
         opset=engine["opset"],
         chain=found["chain"]["default"],
         quantization=found.get("quantization", {}),
@@ -138,6 +158,8 @@ def load(target: str) -> Target:
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],
         emulate=tuple(found.get("emulate", {}).get("cpus", ())),
+        wheel_platforms=tuple(wheels.get("platforms", ())),
+        wheel_python=wheels.get("python", ""),
         document=found,
         path=path,
     )

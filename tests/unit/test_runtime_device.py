@@ -138,3 +138,22 @@ def test_percentiles_below_the_fewest_queries_are_not_told(name: str) -> None:
     fewest = FEWEST[name]
     assert percentiles([1_000_000] * fewest)[name] == 1.0
     assert percentiles([1_000_000] * (fewest - 1))[name] is None
+
+
+@pytest.mark.parametrize(
+    ("version", "specifier", "fits"),
+    [
+        ("1.31.1", "", True),
+        ("1.19.2", "1.19", True),
+        ("1.18.9", "1.19", False),
+        ("10.3.0.30", "==10.3", True),
+        ("10.13", "==10.3", False),
+        ("10", "==10.3", False),
+        ("11.0", ">=10,<12", True),
+        ("12.0", ">=10,<12", False),
+        ("8.5.2.2", ">=10,<12", False),
+        ("8.7", ">=8.7", True),
+    ],
+)
+def test_a_specifier(version: str, specifier: str, fits: bool) -> None:
+    assert device.satisfies(version, specifier) is fits
