@@ -3,6 +3,11 @@
     python manifests/fashion_resnet.py train --output manifests/weights/fashion-resnet.safetensors
     python manifests/fashion_resnet.py score --weights manifests/weights/fashion-resnet.safetensors
 
+The large teacher of benchmarks/chain.py is the same network, wider, its weights kept in half:
+
+    python manifests/fashion_resnet.py train --width 64 --blocks 2 --epochs 20 --bfloat16 --half
+        --output manifests/weights/fashion-teacher.safetensors
+
 The network is the CIFAR ResNet of He et al., "Deep Residual Learning for Image Recognition"
 (2015), section 4.2, with a stem of stride 2: at 28x28 pixels that costs hardly any accuracy and
 a quarter of the time. The pictures are Debian's package dataset-fashion-mnist (Xiao et al.,
@@ -185,11 +190,12 @@ def augment(images: torch.Tensor, generator: torch.Generator, shift: int = 2) ->
     return padded[index, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
 
 
-def train(width: int, blocks: int, epochs: int, seed: int) -> FashionResNet:
+def train(width: int, blocks: int, epochs: int, seed: int, bfloat16: bool = False) -> FashionResNet:
     """Train on the 60,000 training pictures; the test pictures are not looked at.
 
     SGD with Nesterov momentum on a one-cycle schedule (Smith and Topin, 2017), batch 128. The
-    same seed, torch and number of threads give the same weights.
+    same seed, torch and number of threads give the same weights. `bfloat16` computes layers in
+    that, twice as fast on a CPU that has it; weights and their updates stay float32.
     """
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
@@ -213,8 +219,9 @@ def train(width: int, blocks: int, epochs: int, seed: int) -> FashionResNet:
         start, total, right = time.perf_counter(), 0.0, 0
         order = torch.randperm(len(images), generator=generator)
         for picked in order[: steps * batch].view(steps, batch):
-            scores = network(augment(inputs[picked], generator))
-            loss = F.cross_entropy(scores, answers[picked], label_smoothing=0.05)
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                scores = network(augment(inputs[picked], generator))
+            loss = F.cross_entropy(scores.float(), answers[picked], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -252,6 +259,8 @@ def main() -> int:
     trainer.add_argument("--output", type=Path, required=True, help="the .safetensors to write")
     trainer.add_argument("--epochs", type=int, default=15)
     trainer.add_argument("--seed", type=int, default=0)
+    trainer.add_argument("--bfloat16", action="store_true", help="compute the layers in bfloat16")
+    trainer.add_argument("--half", action="store_true", help="store the weights in half")
     scorer = commands.add_parser("score", help="top-1 of weights on the test pictures")
     scorer.add_argument("--weights", type=Path, required=True, help="the .safetensors to read")
     for command in (trainer, scorer):
@@ -260,9 +269,15 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.command == "train":
-            network = train(options.width, options.blocks, options.epochs, options.seed)
+            network = train(
+                options.width, options.blocks, options.epochs, options.seed, options.bfloat16
+            )
+            if options.half:
+                network.half()
             options.output.parent.mkdir(parents=True, exist_ok=True)
             save_file(network.state_dict(), options.output, metadata={"format": "pt"})
+            # What is scored is what was stored.
+            network.float()
         else:
             network = model(options.width, options.blocks)
             network.load_state_dict(load_file(options.weights))
