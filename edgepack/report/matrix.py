@@ -34,10 +34,8 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     for column in matrix["devices"]:
         name = f"{column['name']}{' (emulated)' if column['emulated'] else ''}"
         if "error" in column:
-            error = column["error"]
             table.add_row(text(name), "", "", "", text("could not run", "bold red"))
-            remarks.append(f"{column['name']}: error[{error['code']}]: {error['what']}")
-            remarks += [f"  {error[part]}" for part in ("why", "hint") if error[part]]
+            remarks += _told(column["name"], column["error"])
             continue
         verdict = column["verdict"]
         passed = verdict["passed"]
@@ -57,6 +55,14 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     for remark in remarks:
         for line in remark.splitlines():
             console.print(text(line), soft_wrap=True)
+
+
+def _told(name: str, error: Mapping[str, str]) -> list[str]:
+    """Why a bundle could not run on a device, line by line."""
+    # Most of what goes wrong on the way to a device names it.
+    subject = "" if name in error["what"] else f"{name}: "
+    lines = [line for part in ("why", "hint") for line in error[part].splitlines()]
+    return [f"{subject}error[{error['code']}]: {error['what']}", *(f"  {line}" for line in lines)]
 
 
 def _answer(question: Mapping[str, Any] | None) -> tuple[str, str]:
