@@ -16,7 +16,7 @@ import os
 import re
 import struct
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from .errors import BundleError
 
@@ -71,13 +71,21 @@ def _refuse(why: str, code: str = "bundle-malformed") -> BundleError:
 class Archive:
     """An open bundle, mapped into memory; reads nothing until asked.
 
+    Args:
+        path: the file.
+        index: the entry that it cannot be without.
+        opener: opens the file, as `open` takes it.
+
     Raises BundleError for whatever is not a bundle in its canonical form.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self, path: str, index: str = INDEX, opener: Optional[Callable[[str, int], int]] = None
+    ) -> None:
         self.path = os.fspath(path)
+        self._index = index
         try:
-            with open(self.path, "rb") as file:
+            with open(self.path, "rb", opener=opener) as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size < _END.size:
                     raise _refuse("it has only {} bytes".format(self.size))
@@ -129,8 +137,8 @@ class Archive:
         folded = [entry.name.lower() for entry in entries]
         if len(set(folded)) != len(folded):
             raise _refuse("two entries have the same name, or differ in case alone")
-        if INDEX not in {entry.name for entry in entries}:
-            raise _refuse("it has no " + INDEX)
+        if self._index not in {entry.name for entry in entries}:
+            raise _refuse("it has no " + self._index)
         return entries
 
     def _central(self, position: int, end: int) -> Tuple[Entry, int, int]:

@@ -13,12 +13,16 @@ import os
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import device
 from .archive import Archive
-from .errors import DeviceError
+from .engines import CUDA
+from .errors import DeviceError, EdgepackError, InputError
 from .index import read_index
+
+if TYPE_CHECKING:
+    from .variants import Choice
 
 # MLPerf Inference: at least so many queries and so many seconds.
 LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
@@ -55,8 +59,20 @@ def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
     return times
 
 
-def child(path: str, against: str, queries: int, seconds: float, threads: int) -> Dict[str, Any]:
-    """One turn, in this process: the bundle's loader, or the bare engine on another ONNX."""
+def open_call(
+    path: str, against: str, threads: int, variant: str = "", cuda: bool = False
+) -> Tuple[Callable[[], Any], float, Optional[Choice]]:
+    """One inference as a call, the seconds that loading took, and what of the bundle it runs.
+
+    Args:
+        path: the bundle, of whose reference samples it takes the first.
+        against: an ONNX file to run in its place, by bare onnxruntime; empty for none.
+        threads: threads within an operator; 0 takes every physical core.
+        variant: the name of the bundle's variant; "" for the best that fits.
+        cuda: whether `against` runs on the GPU.
+
+    Raises InputError where that file cannot be read.
+    """
     from .model import open_model
     from .onnx_session import OnnxSession
     from .verify import reference_feeds
@@ -65,21 +81,52 @@ def child(path: str, against: str, queries: int, seconds: float, threads: int) -
         index = read_index(archive)
         feed = next(reference_feeds(archive, index))
         started = time.perf_counter()
+        choice = None
         if against:
-            with open(against, "rb") as file:
-                call = OnnxSession(file.read(), threads=threads).run
+            call = OnnxSession(_read(against), threads=threads, cuda=cuda).run
         else:
-            call = open_model(archive, index, threads).run
+            model = open_model(archive, index, threads, variant=variant)
+            call, choice = model.run, model.choice
         load_seconds = time.perf_counter() - started
-    times = _time(lambda: call(feed), queries, seconds)
+    return (lambda: call(feed)), load_seconds, choice
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(
+            "against-unreadable",
+            "{} cannot be read".format(path),
+            why=error.strerror or str(error),
+            hint="--against takes an ONNX file",
+        ) from error
+
+
+def child(
+    path: str,
+    against: str,
+    queries: int,
+    seconds: float,
+    threads: int,
+    variant: str = "",
+    cuda: bool = False,
+) -> Dict[str, Any]:
+    """One turn, in this process: the bundle's loader, or the bare engine on another ONNX."""
+    import numpy as np
+
+    call, load_seconds, choice = open_call(path, against, threads, variant, cuda)
     return {
-        "ns": times,
+        "ns": _time(call, queries, seconds),
         "load_seconds": load_seconds,
         "peak_rss_bytes": device.peak_rss(),
+        "variant": choice and choice.to_json(),
+        "device": choice and {**choice.device, "numpy": np.__version__},
     }
 
 
-def _turn(path: str, against: str, queries: int, seconds: float, threads: int) -> Dict[str, Any]:
+def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
     flags = [
         flag
         for flag, on in (
@@ -89,26 +136,26 @@ def _turn(path: str, against: str, queries: int, seconds: float, threads: int) -
         )
         if on
     ]
-    arguments = [
-        "--queries={}".format(queries),
-        "--seconds={}".format(seconds),
-        "--threads={}".format(threads),
-        "--against={}".format(against),
-    ]
     done = subprocess.run(
         [sys.executable, *flags, path, "bench-turn", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    if done.returncode != 0:
+    try:
+        turn: Dict[str, Any] = json.loads(done.stdout.decode("utf-8"))
+    except ValueError as error:
         raise DeviceError(
             "bench-failed",
             "a process that measures the latency failed",
             why=done.stderr.decode("utf-8", "replace").strip()[-2000:]
             or "exit status {}".format(done.returncode),
             hint="python3 BUNDLE verify tells whether the bundle runs here at all",
+        ) from error
+    if "error" in turn:
+        refused = turn["error"]
+        raise EdgepackError(
+            refused["code"], refused["what"], why=refused["why"], hint=refused["hint"]
         )
-    turn: Dict[str, Any] = json.loads(done.stdout.decode("utf-8"))
     return turn
 
 
@@ -124,26 +171,34 @@ def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
     }
 
 
-def bench(path: str, *, length: str, against: str = "", threads: int = 0) -> Dict[str, Any]:
+def bench(
+    path: str, *, length: str, against: str = "", threads: int = 0, variant: str = ""
+) -> Dict[str, Any]:
     """Measure the bundle, and beside it in the same run another ONNX model.
 
     Args:
         path: the bundle.
         length: a key of LENGTHS.
-        against: an ONNX file that takes the same inputs; empty for none.
+        against: an ONNX file that takes the same inputs; empty for none. It runs in onnxruntime,
+            on the GPU where the bundle does so, else on the CPU.
         threads: threads within an operator; 0 takes every physical core.
+        variant: the name of the bundle's variant; "" for the best that fits.
 
     Returns latencies in ms; `ratio` is the other model's p50 over the bundle's.
     """
-    from .verify import this_device
-
     queries, seconds = LENGTHS[length]
-    share = math.ceil(queries / ROUNDS), seconds / ROUNDS
+    share = (
+        "--queries={}".format(math.ceil(queries / ROUNDS)),
+        "--seconds={}".format(seconds / ROUNDS),
+        "--threads={}".format(threads),
+    )
     turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}
     for _ in range(ROUNDS):
+        turns["model"].append(_turn(path, [*share, "--variant={}".format(variant)]))
         if against:
-            turns["against"].append(_turn(path, os.path.abspath(against), *share, threads))
-        turns["model"].append(_turn(path, "", *share, threads))
+            same = turns["model"][0]["variant"]["engine"] == CUDA
+            other_file = "--against={}".format(os.path.abspath(against))
+            turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * same]))
     model = _summary(turns["model"])
     other = _summary(turns["against"]) if against else None
     return {
@@ -153,5 +208,6 @@ def bench(path: str, *, length: str, against: str = "", threads: int = 0) -> Dic
         "model": model,
         "original": other,
         "ratio": other["p50"] / model["p50"] if other else None,
-        "device": this_device(),
+        "variant": turns["model"][0]["variant"],
+        "device": turns["model"][0]["device"],
     }

@@ -11,22 +11,29 @@ import sys
 import traceback
 from typing import Any, Dict, List, Optional
 
-from . import device
 from .archive import Archive, own_bundle
 from .bench import LENGTHS, bench, child
+from .engines import CUDA, TENSORRT
 from .errors import DeviceError, EdgepackError
 from .gates import describe_gate
 from .index import read_index
+from .info import UNPROVEN, info
+from .variants import aloud
 
 # `info` tells what to install, so it must run before anything is: all that needs numpy is
 # imported by the commands that compute.
-PACKAGES = ("numpy", "onnxruntime")
-
-UNPROVEN = "NOT PROVEN: calibrated on random numbers; this tells nothing about real inputs"
 
 
 def _say(*lines: str) -> None:
-    print("\n".join(lines), file=sys.stderr)
+    if lines:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def _some(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,6 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("verify", help="prove that this device computes what was built")
     # The build streams its evaluation set through standard input.
     add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
+    add.add_argument(
+        "--samples", type=_some, default=0, metavar="N", help="default: all reference samples"
+    )
     add.set_defaults(act=_verify)
     add = commands.add_parser("run", help="outputs on an .npz of samples")
     add.add_argument("--input", default="", metavar="NPZ", help="default: the reference samples")
@@ -49,14 +59,29 @@ def _parser() -> argparse.ArgumentParser:
     add = commands.add_parser("info", help="what the bundle is and needs")
     add.add_argument("--requirements", action="store_true", help="print requirements.txt")
     add.set_defaults(act=_info)
+    add = commands.add_parser("setup", help="numpy and the engine from the bundle, no network")
+    add.add_argument("folder", metavar="DIR", help="the environment's folder")
+    add.set_defaults(act=_setup)
+    add = commands.add_parser("finish", help="build the TensorRT engine on this device")
+    add.add_argument("--force", action="store_true", help="also where there is one already")
+    add.set_defaults(act=_finish)
     for name in ("verify", "run"):
-        # A build for another kind of processor runs what is not meant for its host.
+        # The build host runs what is meant for another processor, or for a GPU.
         commands.choices[name].add_argument(
-            "--any-arch", action="store_true", help=argparse.SUPPRESS
+            "--stand-in", action="store_true", help=argparse.SUPPRESS
+        )
+    for name in ("verify", "run", "bench"):
+        commands.choices[name].add_argument(
+            "--variant", default="", metavar="NAME", help="default: the best that fits (info)"
         )
     # What the build asks; not for people, so it has no help.
     add = commands.add_parser("device")
     add.set_defaults(act=_device)
+    # What the counter of instructions asks.
+    add = commands.add_parser("marked")
+    add.add_argument("--repeats", type=int, required=True)
+    add.add_argument("--against", default="")
+    add.set_defaults(act=_marked)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         sub.add_argument("--threads", type=int, default=0, help="default: every physical core")
@@ -66,21 +91,39 @@ def _parser() -> argparse.ArgumentParser:
     turn.add_argument("--seconds", type=float, required=True)
     turn.add_argument("--threads", type=int, default=0)
     turn.add_argument("--against", default="")
+    turn.add_argument("--variant", default="")
+    turn.add_argument("--cuda", action="store_true")
     turn.set_defaults(act=_turn, json=True)
     return parser
+
+
+def _engine(variant: Dict[str, Any], here: Dict[str, Any]) -> str:
+    """The engine that ran, its version, and the GPU that it ran on."""
+    if variant["engine"] == TENSORRT:
+        return f"TensorRT {here['tensorrt']} on {here['gpu']}"
+    on = f" on {here['gpu']}" if variant["engine"] == CUDA else ""
+    return f"onnxruntime {here['onnxruntime']}{on}"
 
 
 def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .verify import verify
 
     stream = sys.stdin.buffer if options.evaluation else None
-    verdict = verify(bundle, evaluation=stream, threads=options.threads, any_arch=options.any_arch)
+    verdict = verify(
+        bundle,
+        evaluation=stream,
+        threads=options.threads,
+        stand_in=options.stand_in,
+        variant=options.variant,
+        samples=options.samples,
+    )
     here = verdict["device"]
     _say(
+        *aloud(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
         f"on {here['cpu']} ({here['arch']}), Python {here['python']}, "
-        f"onnxruntime {here['onnxruntime']}",
+        + _engine(verdict["variant"], here),
         f"integrity: {verdict['integrity']['files']} files, "
         f"{verdict['integrity']['bytes']:,} bytes, every hash holds",
     )
@@ -99,12 +142,15 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .run import run, write_npz
 
-    outputs = run(bundle, options.input, options.threads, any_arch=options.any_arch)
+    outputs, choice = run(
+        bundle, options.input, options.threads, stand_in=options.stand_in, variant=options.variant
+    )
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
-    _say(*(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
+    ran = choice.to_json()
+    _say(*aloud(ran), *(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
     _say(f"written: {options.output}")
-    return {"output": options.output, "outputs": shapes}, 0
+    return {"output": options.output, "outputs": shapes, "variant": ran}, 0
 
 
 def _ms(value: Optional[float]) -> str:
@@ -112,7 +158,14 @@ def _ms(value: Optional[float]) -> str:
 
 
 def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    found = bench(bundle, length=options.length, against=options.against, threads=options.threads)
+    found = bench(
+        bundle,
+        length=options.length,
+        against=options.against,
+        threads=options.threads,
+        variant=options.variant,
+    )
+    _say(*aloud(found["variant"]))
     for name, title in (("model", "this bundle"), ("original", "the other model")):
         if found[name]:
             _say(
@@ -126,7 +179,22 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
 
 
 def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    return child(bundle, options.against, options.queries, options.seconds, options.threads), 0
+    found = child(
+        bundle,
+        options.against,
+        options.queries,
+        options.seconds,
+        options.threads,
+        options.variant,
+        options.cuda,
+    )
+    return found, 0
+
+
+def _marked(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from . import marked
+
+    return marked.child(bundle, options.against, options.repeats, options.threads), 0
 
 
 def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
@@ -135,33 +203,33 @@ def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
     return this_device(), 0
 
 
-def _installed(package: str) -> str:
-    try:
-        return str(__import__(package).__version__)
-    except ImportError:
-        return "missing"
-
-
 def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    with Archive(bundle) as archive:
-        index = read_index(archive)
-        if options.requirements:
+    if options.requirements:
+        with Archive(bundle) as archive:
+            read_index(archive)
             sys.stdout.write(archive.read("requirements.txt").decode("utf-8"))
-            return {}, 0
-    here = {**device.describe(), **{package: _installed(package) for package in PACKAGES}}
+        return {}, 0
+    lines, document = info(bundle)
+    _say(*lines)
+    return document, 0
+
+
+def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from .finish import finish
+
+    return finish(bundle, _say, force=options.force), 0
+
+
+def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+    from .setup import setup
+
+    found = setup(bundle, options.folder)
     _say(
-        f"{index.name} for {index.target}",
-        f"content {index.content_digest}",
-        "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items())),
-        *(() if index.proven else (UNPROVEN,)),
-        *(f"input   {tensor}" for tensor in index.inputs),
-        *(f"output  {tensor} ({tensor.kind})" for tensor in index.outputs),
-        f"model   {index.files[index.model][1]:,} bytes",
-        f"proof   {index.reference.samples} reference samples; gates "
-        + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
-        "here    " + ", ".join(f"{k} {v}" for k, v in here.items() if k != "isa"),
+        ("ready: " if found["made"] else "ready, as it was: ") + found["environment"],
+        "has    " + ", ".join(f"{k} {v}" for k, v in sorted(found["packages"].items())),
+        f"next:  {found['python']} {bundle} verify",
     )
-    return dict(index.raw), 0
+    return found, 0
 
 
 def _require_numpy() -> None:
@@ -185,7 +253,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         parser.print_help(sys.stderr)
         return 2
     try:
-        if options.act is not _info:
+        if options.act not in (_info, _setup):
             _require_numpy()
         result, status = options.act(own_bundle(), options)
         if options.json and result:

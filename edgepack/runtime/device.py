@@ -8,6 +8,7 @@ import re
 import sys
 from typing import Any, Dict, Mapping, Tuple
 
+from .cpu_names import arm_name
 from .errors import DeviceError
 
 ARCHS = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
@@ -40,7 +41,7 @@ def describe() -> Dict[str, Any]:
     machine = platform.machine().lower()
     return {
         "arch": ARCHS.get(machine, machine),
-        "cpu": cpu.get("model name") or cpu.get("cpu part") or platform.processor() or machine,
+        "cpu": cpu.get("model name") or arm_name(cpu) or platform.processor() or machine,
         "cores": os.cpu_count() or 1,
         "isa": sorted(flags.split()) if flags else None,
         "os": platform.platform(),

@@ -1,8 +1,8 @@
-"""From arrays with samples along axis 0 to what is fed to the model in one call."""
+"""From arrays with samples along axis 0 to what is fed to the model in one call, and its faults."""
 
 from __future__ import annotations
 
-from typing import Dict, Iterator, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -90,3 +90,41 @@ def feeds(
         )
     for start in range(0, count, step):
         yield {tensor.name: arrays[tensor.name][start : start + step] for tensor in inputs}
+
+
+def explain(inputs: Mapping[str, Any], expected: Sequence[Tensor]) -> Optional[InputError]:
+    """What is wrong with a feed; None where nothing is."""
+    names = [tensor.name for tensor in expected]
+    signature = "the model takes " + "; ".join(map(str, expected))
+    unknown = sorted(set(inputs) - set(names))
+    missing = [name for name in names if name not in inputs]
+    if unknown or missing:
+        told = ["{} is missing".format(n) for n in missing]
+        told += ["{} is unknown".format(n) for n in unknown]
+        return InputError(
+            "input-names", "the inputs do not fit", why="; ".join(told), hint=signature
+        )
+    sizes: Dict[str, int] = {}
+    for tensor in expected:
+        array = inputs[tensor.name]
+        found = "{} is {}".format(tensor.name, _describe(array))
+        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
+            return InputError(
+                "input-type", "an input has the wrong type", why=found, hint=signature
+            )
+        fits = array.ndim == tensor.rank and all(
+            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) == size
+            for dim, size in zip(tensor.shape, array.shape)
+        )
+        if not fits:
+            return InputError(
+                "input-shape", "an input has the wrong shape", why=found, hint=signature
+            )
+    return None
+
+
+def _describe(array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        order = "" if array.dtype.isnative else " in the other byte order"
+        return "{}:{}{}".format(array.dtype.name, ",".join(map(str, array.shape)), order)
+    return "a {}".format(type(array).__name__)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Mapping, Tuple
 
+from . import document
 from .archive import INDEX, MAX_INDEX_BYTES, Archive
+from .document import Reader, encode
+from .engines import EngineOptions, Variant, read_options, read_variants
 from .errors import BundleError
 from .tensor import Tensor
 
@@ -17,7 +18,6 @@ FORMAT = "edgepack/1"
 # What two builds from the same inputs need not share: the report holds times, and vendors do not
 # build engines deterministically.
 NOT_CONTENT = ("report/", "engine/")
-MAX_DEPTH = 32
 DTYPES = (
     *("float16", "float32", "float64", "bool"),
     *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
@@ -50,10 +50,12 @@ class Index:
     Attributes:
         name: the model's name.
         target: the target profile's name.
-        device: what the device must be: arch, isa, engine, engine_version, python.
+        device: what every device must be: arch, isa, python; a Jetson's jetpack.
         inputs: of the model.
         outputs: of the model.
-        model: the entry that the engine runs.
+        model: the ONNX, the entry that every engine runs or is built from.
+        variants: the ways to run it, best first.
+        engine_options: what an engine is built with on the device.
         reference: the samples that the bundle proves itself on.
         gates: question ("quality", "fidelity") to gate to bound.
         quality: what the build measured on the whole evaluation set, or empty.
@@ -69,6 +71,8 @@ class Index:
     inputs: Tuple[Tensor, ...]
     outputs: Tuple[Tensor, ...]
     model: str
+    variants: Tuple[Variant, ...]
+    engine_options: EngineOptions
     reference: Reference
     gates: Mapping[str, Mapping[str, float]]
     quality: Mapping[str, Any]
@@ -84,17 +88,11 @@ class Index:
         return not isinstance(provenance, dict) or provenance.get("proven") is not False
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
-    """Canonical JSON: sorted keys, ASCII, no NaN."""
-    text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
-    return text.encode("ascii") + b"\n"
-
-
-def content_digest(document: Mapping[str, Any]) -> str:
+def content_digest(index: Mapping[str, Any]) -> str:
     """SHA-256 over the index without itself, the build host, and what is not content."""
-    content = {k: v for k, v in document.items() if k not in ("content_digest", "build")}
+    content = {k: v for k, v in index.items() if k not in ("content_digest", "build")}
     content["files"] = {
-        name: entry for name, entry in document["files"].items() if not name.startswith(NOT_CONTENT)
+        name: entry for name, entry in index["files"].items() if not name.startswith(NOT_CONTENT)
     }
     return hashlib.sha256(encode(content)).hexdigest()
 
@@ -108,89 +106,18 @@ def _fault(path: str, why: str) -> BundleError:
     )
 
 
-def _no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) != len(keys):
-        raise _fault("", "a key stands twice")
-    return dict(pairs)
-
-
-def _constant(text: str) -> Any:
-    raise _fault("", "{} is not a number of JSON".format(text))
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise _fault("", "{} is too large a number".format(text))
-    return number
-
-
-def _depth(data: bytes) -> int:
-    """Deepest nesting of brackets outside strings, found without recursion."""
-    depth = deepest = 0
-    quoted = escaped = False
-    for byte in data:
-        if quoted:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                quoted = False
-        elif byte == 0x22:
-            quoted = True
-        elif byte in b"{[":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif byte in b"}]":
-            depth -= 1
-    return deepest
-
-
-class _Reader:
-    """Typed access to the document; the error names the key that is wrong."""
-
-    def __init__(self, value: Any, path: str) -> None:
-        self.value = value
-        self.path = path
-
-    def get(self, key: str, *types: type) -> Any:
-        if not isinstance(self.value, dict) or key not in self.value:
-            raise _fault(self.path, "the key {!r} is missing".format(key))
-        value = self.value[key]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise _fault("{}.{}".format(self.path, key).strip("."), "it has the wrong type")
-        return value
-
-    def at(self, key: str) -> "_Reader":
-        return _Reader(self.get(key, dict), "{}.{}".format(self.path, key).strip("."))
-
-    def each(self, key: str, read: Callable[["_Reader"], Any]) -> Tuple[Any, ...]:
-        path = "{}.{}".format(self.path, key).strip(".")
-        return tuple(
-            read(_Reader(value, "{}[{}]".format(path, i)))
-            for i, value in enumerate(self.get(key, list))
-        )
-
-    def text(self) -> str:
-        if not isinstance(self.value, str):
-            raise _fault(self.path, "it is not a string")
-        return self.value
-
-
-def _tensor(reader: _Reader) -> Tensor:
+def _tensor(reader: Reader) -> Tensor:
     shape = tuple(reader.get("shape", list))
     for dim in shape:
         if not (isinstance(dim, str) or (type(dim) is int and dim >= 0)):
-            raise _fault(reader.path, "its shape is {!r}".format(shape))
+            raise reader.fault("its shape is {!r}".format(shape))
     dtype = reader.get("dtype", str)
     if dtype not in DTYPES:
-        raise _fault(reader.path, "its element type is {!r}".format(dtype))
+        raise reader.fault("its element type is {!r}".format(dtype))
     return Tensor(reader.get("name", str), dtype, shape, reader.get("kind", str))
 
 
-def _gates(reader: _Reader) -> Dict[str, Dict[str, float]]:
+def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
     gates: Dict[str, Dict[str, float]] = {}
     for question in ("quality", "fidelity"):
         bounds = reader.at(question)
@@ -198,10 +125,10 @@ def _gates(reader: _Reader) -> Dict[str, Dict[str, float]]:
     return gates
 
 
-def _device(reader: _Reader) -> Dict[str, Any]:
+def _device(reader: Reader) -> Dict[str, Any]:
     for key in reader.value:
         if key == "isa":
-            reader.each(key, _Reader.text)
+            reader.each(key, Reader.text)
         else:
             reader.get(key, str)
     return dict(reader.value)
@@ -209,20 +136,7 @@ def _device(reader: _Reader) -> Dict[str, Any]:
 
 def parse(data: bytes) -> Index:
     """Read and check an index. Raises BundleError, naming the key that is wrong."""
-    if len(data) > MAX_INDEX_BYTES:
-        raise _fault("", "it has {} bytes; at most {} are read".format(len(data), MAX_INDEX_BYTES))
-    if _depth(data) > MAX_DEPTH:
-        raise _fault("", "it is nested deeper than {} levels".format(MAX_DEPTH))
-    try:
-        document = json.loads(
-            data.decode("ascii"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_constant,
-            parse_float=_finite,
-        )
-    except ValueError as error:
-        raise _fault("", "it is not JSON: {}".format(error)) from error
-    top = _Reader(document, "")
+    top = document.parse(data, _fault, MAX_INDEX_BYTES)
     version = top.get("format", str)
     if version != FORMAT:
         raise BundleError(
@@ -237,28 +151,30 @@ def parse(data: bytes) -> Index:
         entry = listed.at(name)
         sha256, size = entry.get("sha256", str), entry.get("bytes", int)
         if not _SHA256.match(sha256) or size < 0:
-            raise _fault(entry.path, "its hash or its size is not one")
+            raise entry.fault("its hash or its size is not one")
         files[name] = (sha256, size)
-    reference = top.at("reference")
+    reference, inputs = top.at("reference"), top.each("inputs", _tensor)
     index = Index(
         name=top.get("name", str),
         target=top.get("target", str),
         device=_device(top.at("device")),
-        inputs=top.each("inputs", _tensor),
+        inputs=inputs,
         outputs=top.each("outputs", _tensor),
         model=top.get("model", str),
+        variants=read_variants(top, files),
+        engine_options=read_options(top.at("engine_options"), inputs),
         reference=Reference(
             reference.get("samples", int),
-            reference.each("inputs", _Reader.text),
-            reference.each("original", _Reader.text),
-            reference.each("built", _Reader.text),
+            reference.each("inputs", Reader.text),
+            reference.each("original", Reader.text),
+            reference.each("built", Reader.text),
         ),
         gates=_gates(top.at("gates")),
         quality=top.get("quality", dict),
         build=top.get("build", dict),
         files=files,
         content_digest=top.get("content_digest", str),
-        raw=document,
+        raw=top.value,
     )
     _consistent(index)
     return index

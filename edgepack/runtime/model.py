@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Mapping, Tuple
+import warnings
+from typing import Dict, Mapping, Protocol, Tuple
 
 import numpy as np
 
 from . import device
 from .archive import Archive, own_bundle
-from .errors import BundleError, DeviceError, InputError
+from .engines import CUDA, ONNXRUNTIME, TENSORRT
+from .errors import DeviceError, EdgepackError
+from .here import Here, find_sealed
 from .index import Index, check_file, read_index
-from .onnx_session import ENGINE, OnnxSession
 from .tensor import Tensor
+from .variants import Choice, aloud, choose, standing_in
+
+
+class Session(Protocol):
+    """A model in its engine."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
+        """One inference: arrays by input name in, arrays by output name out."""
 
 
 class Model:
@@ -22,10 +32,12 @@ class Model:
         index: the bundle's index.
         inputs: name, element type and shape of every input.
         outputs: the same of every output.
+        choice: the variant that runs, and why no better one does.
     """
 
-    def __init__(self, index: Index, session: OnnxSession) -> None:
+    def __init__(self, index: Index, session: Session, choice: Choice) -> None:
         self.index = index
+        self.choice = choice
         self.inputs: Tuple[Tensor, ...] = index.inputs
         self.outputs: Tuple[Tensor, ...] = index.outputs
         self._session = session
@@ -52,82 +64,98 @@ class Model:
         except Exception as error:
             # The engine checks what it is fed, so the good call pays for no second check; only
             # a failed one is looked at, to say what was wrong with it.
+            from .feeds import explain
+
             fault = explain(inputs, self.inputs)
             if fault is not None:
                 raise fault from error
+            if isinstance(error, EdgepackError):
+                raise
             raise DeviceError(
                 "engine-failed",
-                "{} failed on inputs that fit the model".format(ENGINE),
+                "{} failed on inputs that fit the model".format(self.choice.taken().engine),
                 why=str(error).strip(),
                 hint="python3 BUNDLE verify tells whether the bundle runs here at all; a batch of "
                 "another size may need less memory",
             ) from error
 
 
-def explain(inputs: Mapping[str, Any], expected: Tuple[Tensor, ...]) -> "InputError | None":
-    """What is wrong with a feed; None where nothing is."""
-    names = [tensor.name for tensor in expected]
-    signature = "the model takes " + "; ".join(map(str, expected))
-    unknown = sorted(set(inputs) - set(names))
-    missing = [name for name in names if name not in inputs]
-    if unknown or missing:
-        told = ["{} is missing".format(n) for n in missing]
-        told += ["{} is unknown".format(n) for n in unknown]
-        return InputError(
-            "input-names", "the inputs do not fit", why="; ".join(told), hint=signature
-        )
-    sizes: Dict[str, int] = {}
-    for tensor in expected:
-        array = inputs[tensor.name]
-        found = "{} is {}".format(tensor.name, _describe(array))
-        if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
-            return InputError(
-                "input-type", "an input has the wrong type", why=found, hint=signature
-            )
-        fits = array.ndim == tensor.rank and all(
-            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) == size
-            for dim, size in zip(tensor.shape, array.shape)
-        )
-        if not fits:
-            return InputError(
-                "input-shape", "an input has the wrong shape", why=found, hint=signature
-            )
-    return None
-
-
-def _describe(array: Any) -> str:
-    if isinstance(array, np.ndarray):
-        order = "" if array.dtype.isnative else " in the other byte order"
-        return "{}:{}{}".format(array.dtype.name, ",".join(map(str, array.shape)), order)
-    return "a {}".format(type(array).__name__)
-
-
 def open_model(
-    archive: Archive, index: Index, threads: int = 0, *, any_arch: bool = False
+    archive: Archive,
+    index: Index,
+    threads: int = 0,
+    *,
+    stand_in: bool = False,
+    variant: str = "",
 ) -> Model:
-    """Check that this device fits, prove the model's bytes, and start its engine."""
-    device.require(index.device, device.describe(), any_arch=any_arch)
-    engine = index.device.get("engine", ENGINE)
-    if engine != ENGINE:
-        raise BundleError(
-            "bundle-engine",
-            "the bundle asks for an engine that this loader does not have",
-            why="it asks for {!r}; this loader has {}".format(engine, ENGINE),
-            hint="build it with a version of edgepack that ships this engine's loader",
-        )
-    data = check_file(archive, index, index.model)
-    versions = str(index.device.get("engine_version", ""))
-    return Model(index, OnnxSession(data, versions=versions, threads=threads))
+    """Take the best variant that fits this device, prove its bytes, and start its engine.
+
+    Args:
+        archive: the open bundle.
+        index: of it.
+        threads: threads within an operator; 0 takes every physical core.
+        stand_in: this is the build host and stands in for the device: its processor may be another,
+            and the ONNX runs in onnxruntime on the CPU.
+        variant: the name of the one that is to run; "" for the best.
+
+    Raises BundleError where the file is not intact, DeviceError where this device cannot run it,
+    InputError where there is no such variant.
+    """
+    here = Here(index)
+    device.require(index.device, here, any_arch=stand_in)
+    if stand_in:
+        choice = standing_in(index, here)
+        return Model(index, _start(choice, archive, index, threads), choice)
+    sealed = find_sealed(archive.path, index)
+    refused: Dict[str, DeviceError] = {}
+    while True:
+        choice = choose(index, here, sealed, only=variant, refused=refused)
+        name = choice.taken().name
+        try:
+            return Model(index, _start(choice, archive, index, threads), choice)
+        except DeviceError as error:
+            # What does not start does not fit; the next is tried, and this one's reason told.
+            refused[name] = error
 
 
-def load(path: "str | os.PathLike[str] | None" = None, *, threads: int = 0) -> Model:
+def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:
+    variant = choice.taken()
+    if variant.engine != TENSORRT:
+        from .onnx_session import OnnxSession
+
+        model = check_file(archive, index, index.model)
+        for_gpu = variant.engine == ONNXRUNTIME and index.variants[0].on_gpu
+        if for_gpu:
+            from .rounding import rounded
+
+            # The CPU takes a GPU's place, and would leave out the roundings of fp16; its integer
+            # kernels would saturate where a GPU's do not.
+            model = rounded(model)
+        return OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
+    from .tensorrt_session import TensorrtSession
+
+    if choice.sealed is not None:
+        engine = choice.sealed.read("engine.plan")
+    else:
+        engine = check_file(archive, index, str(variant.file))
+    return TensorrtSession(engine, index.inputs, index.outputs, index.engine_options.dla_core)
+
+
+def load(
+    path: "str | os.PathLike[str] | None" = None, *, threads: int = 0, variant: str = ""
+) -> Model:
     """Load a bundle.
 
     Args:
         path: the .edgepack file; without it, the bundle that this loader came in.
         threads: threads within an operator; 0 takes every physical core.
+        variant: the name of the variant that is to run; "" for the best that fits.
 
-    Raises BundleError where the file is not intact, DeviceError where this device cannot run it.
+    Warns where it is not the engine that the bundle was made for. Raises BundleError where the
+    file is not intact, DeviceError where this device cannot run it.
     """
     with Archive(os.fspath(path) if path is not None else own_bundle()) as archive:
-        return open_model(archive, read_index(archive), threads)
+        model = open_model(archive, read_index(archive), threads, variant=variant)
+    if model.choice.fallback:
+        warnings.warn("\n".join(aloud(model.choice.to_json())), RuntimeWarning, stacklevel=2)
+    return model

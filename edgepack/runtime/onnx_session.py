@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Dict, List, Mapping, Sequence
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Sequence
 
-import numpy as np
-
-from .device import satisfies
 from .errors import DeviceError
+from .variants import PROVIDER, REQUIREMENTS
 
-ENGINE = "onnxruntime"
+if TYPE_CHECKING:
+    import numpy as np
 
+# Computes Q/DQ pairs as they stand, in float, and makes no integer kernels of them.
+LITERAL = "session.disable_quant_qdq"
 
 # From 1.29 on, onnxruntime's Linux wheels tell their maker about every process and session, and
 # keep an identifier in the user's cache. This variable stops it, if it is set before the import.
@@ -28,43 +31,42 @@ def import_engine() -> Any:
             "engine-missing",
             "onnxruntime cannot be imported on this device",
             why=str(error),
-            hint="pip install the versions in the bundle's requirements.txt:\n"
-            "python3 BUNDLE info --requirements > requirements.txt",
+            hint=REQUIREMENTS,
         ) from error
     return onnxruntime
 
 
-def version() -> str:
-    """The version of onnxruntime that is installed here. Raises DeviceError where none is."""
-    return str(import_engine().__version__)
-
-
 class OnnxSession:
-    """A model in onnxruntime on the CPU.
+    """A model in onnxruntime.
 
     Args:
         model: the serialised ONNX.
-        versions: of onnxruntime that compute it as it was built, as a specifier.
         threads: threads within an operator; 0 lets onnxruntime take every physical core.
+        cuda: run on the first NVIDIA GPU; the operators that it has no kernel for run on the CPU.
+        literal: compute quantized operators in float, on the values that their integers stand for.
+
+    Raises DeviceError where onnxruntime does not take the model, and where it was to run on a GPU
+    and does not.
     """
 
-    def __init__(self, model: bytes, *, versions: str = "", threads: int = 0) -> None:
+    def __init__(
+        self, model: bytes, *, threads: int = 0, cuda: bool = False, literal: bool = False
+    ) -> None:
         ort = import_engine()
-        if not satisfies(ort.__version__, versions):
-            raise DeviceError(
-                "engine-version",
-                "this onnxruntime is not one that the bundle needs",
-                why="it needs {}; this is {}".format(versions, ort.__version__),
-                hint="pip install 'onnxruntime{}'".format(
-                    versions if versions[:1] in "<>=" else ">=" + versions
-                ),
-            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
+        if literal:
+            options.add_session_config_entry(LITERAL, "1")
         # What onnxruntime would print becomes an EdgepackError, told once.
         options.log_severity_level = 4
+        providers = [PROVIDER] if cuda else ["CPUExecutionProvider"]
+        told = StringIO()
         try:
-            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            # On its way to a GPU it prints its complaints; stdout is for the result alone.
+            with redirect_stdout(told) if cuda else nullcontext():
+                if cuda and hasattr(ort, "preload_dlls"):  # CUDA out of pip's packages; 1.21
+                    ort.preload_dlls()
+                session = ort.InferenceSession(model, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise DeviceError(
                 "engine-refused",
@@ -72,9 +74,26 @@ class OnnxSession:
                 why=str(error).strip(),
                 hint="install the versions in the bundle's requirements.txt",
             ) from error
+        if cuda:
+            _require_cuda(session, ort.__version__, told.getvalue().strip())
         self.output_names: List[str] = [output.name for output in session.get_outputs()]
         self._run: Callable[..., Sequence[Any]] = session.run
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """One inference: arrays by input name in, arrays by output name out."""
         return dict(zip(self.output_names, self._run(None, inputs)))
+
+
+def _require_cuda(session: Any, version: str, told: str) -> None:
+    """Refuse a session that goes on without the GPU: onnxruntime makes one where it must."""
+    active = session.get_providers()
+    if PROVIDER not in active:
+        raise DeviceError(
+            "engine-provider",
+            "onnxruntime {} did not start on the GPU".format(version),
+            why="it would run in {}{}".format(", ".join(active), told and "\n" + told),
+            hint="it needs the CUDA and the cuDNN that it was built with: "
+            "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html",
+        )
+    # Nor may it go on without it later, when a call fails.
+    session.disable_fallback()

@@ -6,7 +6,7 @@ import os
 import tempfile
 import zipfile
 import zlib
-from typing import Dict, List, Sequence
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from .errors import InputError
 from .feeds import feeds, whole_feeds
 from .index import Index, read_index
 from .model import open_model
+from .variants import Choice
 from .verify import answer, reference_feeds
 
 
@@ -71,27 +72,34 @@ def _unwritable(path: str, error: OSError) -> InputError:
 
 
 def run(
-    path: str, source: str = "", threads: int = 0, *, any_arch: bool = False
-) -> Dict[str, np.ndarray]:
+    path: str,
+    source: str = "",
+    threads: int = 0,
+    *,
+    stand_in: bool = False,
+    variant: str = "",
+) -> Tuple[Dict[str, np.ndarray], Choice]:
     """Outputs of the bundle, by name, samples along axis 0.
 
     Args:
         path: the bundle.
         source: an .npz of samples; empty for the bundle's own reference samples.
         threads: threads within an operator; 0 takes every physical core.
-        any_arch: run also where the bundle's architecture is another; the build does.
+        stand_in: this is the build host, and stands in for the device.
+        variant: the name of the one to run; "" for the best that fits.
 
-    An output without the model's batch axis in front gets one more axis, one row for each call.
+    Returns the outputs, and what they ran in. An output without the model's batch axis in front
+    gets one more axis, one row for each call.
     """
     with Archive(path) as archive:
         index = read_index(archive)
-        model = open_model(archive, index, threads, any_arch=any_arch)
+        model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         if not source:
             found = answer(model, reference_feeds(archive, index))
-            return _columns(index, found, stack=True)
+            return _columns(index, found, stack=True), model.choice
         arrays = read_npz(source)
         found = answer(model, feeds(arrays, index.inputs))
-        return _columns(index, found, stack=whole_feeds(arrays, index.inputs))
+        return _columns(index, found, stack=whole_feeds(arrays, index.inputs)), model.choice
 
 
 def _columns(

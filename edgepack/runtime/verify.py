@@ -15,10 +15,10 @@ from . import device
 from .archive import Archive
 from .errors import BundleError, InputError
 from .gates import excuse, judge
+from .here import onnxruntime
 from .index import Index, check_all, check_file, read_index
 from .metrics import TOP, Accuracy, Parity
 from .model import Model, open_model
-from .onnx_session import version as engine_version
 from .tensor import Tensor
 
 FORMAT = "edgepack-verdict/1"
@@ -50,10 +50,18 @@ def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np
     return arrays
 
 
-def reference_feeds(archive: Archive, index: Index) -> Iterator[Dict[str, np.ndarray]]:
-    """The reference inputs, call by call. Each row of the stored arrays is one whole feed."""
+def reference_feeds(
+    archive: Archive, index: Index, most: int = 0
+) -> Iterator[Dict[str, np.ndarray]]:
+    """The reference inputs, call by call. Each row of the stored arrays is one whole feed.
+
+    Args:
+        archive: the open bundle.
+        index: of it.
+        most: how many at most; 0 takes all.
+    """
     arrays = read_arrays(archive, index, index.reference.inputs)
-    for i in range(index.reference.samples):
+    for i in range(min(most or index.reference.samples, index.reference.samples)):
         yield {tensor.name: array[i] for tensor, array in zip(index.inputs, arrays)}
 
 
@@ -179,38 +187,27 @@ def _remember(
         quality["passed"] = False
 
 
-def verify(
-    path: str,
-    *,
-    evaluation: Optional[BinaryIO] = None,
-    threads: int = 0,
-    any_arch: bool = False,
+def on_samples(
+    archive: Archive, model: Model, evaluation: Optional[BinaryIO] = None, most: int = 0
 ) -> Dict[str, Any]:
-    """Prove a bundle on this device.
-
-    Every byte is hashed; the reference inputs run through the loader; the answers are held
-    against the original model's (quality) and against those of the build host (fidelity).
+    """Both questions, asked of a model that runs.
 
     Args:
-        path: the bundle.
-        evaluation: a stream of samples with the original's answers (`frame`), for quality in
-            place of the reference samples; the build gives it.
-        threads: threads within an operator; 0 takes every physical core.
-        any_arch: run also where the bundle's architecture is another; the build does.
+        archive: the open bundle.
+        model: of it.
+        evaluation: as `verify` takes it.
+        most: how many reference samples at most; 0 takes all.
 
-    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
-    Raises BundleError, DeviceError or InputError where it could not run.
+    Returns "quality", "fidelity", "passed" and the seconds that the reference samples took.
     """
-    with Archive(path) as archive:
-        index = read_index(archive)
-        hashed = check_all(archive, index)
-        started = time.perf_counter()
-        model = open_model(archive, index, threads, any_arch=any_arch)
-        loaded = time.perf_counter()
-        found = answer(model, reference_feeds(archive, index))
-        ran = time.perf_counter()
-        original = read_arrays(archive, index, index.reference.original)
-        built = read_arrays(archive, index, index.reference.built)
+    index = model.index
+    started = time.perf_counter()
+    found = answer(model, reference_feeds(archive, index, most))
+    seconds = time.perf_counter() - started
+    original, built = (
+        [array[: len(found)] for array in read_arrays(archive, index, names)]
+        for names in (index.reference.original, index.reference.built)
+    )
     metric = index.raw.get("metric")
     if metric is not None and metric not in TOP:
         raise BundleError(
@@ -228,8 +225,49 @@ def verify(
         _remember(index, quality, original, built)
     fidelity = _on_reference(index, built, found, "fidelity") if built else None
     return {
-        "format": FORMAT,
+        "quality": quality,
+        "fidelity": fidelity,
         "passed": quality["passed"] and (fidelity is None or fidelity["passed"]),
+        "seconds": seconds,
+    }
+
+
+def verify(
+    path: str,
+    *,
+    evaluation: Optional[BinaryIO] = None,
+    threads: int = 0,
+    stand_in: bool = False,
+    variant: str = "",
+    samples: int = 0,
+) -> Dict[str, Any]:
+    """Prove a bundle on this device.
+
+    Every byte is hashed; the reference inputs run through the loader; the answers are held
+    against the original model's (quality) and against those of the build host (fidelity).
+
+    Args:
+        path: the bundle.
+        evaluation: a stream of samples with the original's answers (`frame`), for quality in
+            place of the reference samples; the build gives it.
+        threads: threads within an operator; 0 takes every physical core.
+        stand_in: this is the build host, and stands in for the device.
+        variant: the name of the one to prove; "" for the best that fits.
+        samples: how many of the reference samples at most; 0 takes all.
+
+    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
+    Raises BundleError, DeviceError or InputError where it could not run.
+    """
+    with Archive(path) as archive:
+        index = read_index(archive)
+        hashed = check_all(archive, index)
+        started = time.perf_counter()
+        model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
+        load_seconds = time.perf_counter() - started
+        found = on_samples(archive, model, evaluation, samples)
+    return {
+        "format": FORMAT,
+        "passed": found["passed"],
         "proven": index.proven,
         "bundle": {
             "name": index.name,
@@ -238,11 +276,12 @@ def verify(
             "bytes": os.path.getsize(path),
             "model_bytes": index.files[index.model][1],
         },
+        "variant": model.choice.to_json(),
         "integrity": {"files": len(index.files), "bytes": hashed},
-        "device": this_device(),
-        "quality": quality,
-        "fidelity": fidelity,
-        "seconds": {"load": loaded - started, "reference": ran - loaded},
+        "device": {**model.choice.device, "numpy": np.__version__},
+        "quality": found["quality"],
+        "fidelity": found["fidelity"],
+        "seconds": {"load": load_seconds, "reference": found["seconds"]},
         "memory": {"peak_rss_bytes": device.peak_rss()},
         "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
     }
@@ -250,4 +289,5 @@ def verify(
 
 def this_device() -> Dict[str, Any]:
     """`device.describe` with the versions of numpy and onnxruntime."""
-    return {**device.describe(), "numpy": np.__version__, "onnxruntime": engine_version()}
+    version = onnxruntime()["onnxruntime"]
+    return {**device.describe(), "numpy": np.__version__, "onnxruntime": version}

@@ -299,7 +299,7 @@ def test_a_missing_instruction_set_is_named(victim: Path) -> None:
 
 
 def test_an_older_engine_is_named(victim: Path) -> None:
-    rewritten_index(victim, lambda d: d["device"].update(engine_version="99.0"))
+    rewritten_index(victim, lambda d: d["variants"][0]["needs"].update(engine_version="99.0"))
     done = run_bundle(victim, "verify")
     assert done.returncode == 2
     assert "error[engine-version]" in done.stderr

@@ -52,3 +52,15 @@ def test_what_is_sealed_and_wrong(change: Callable[[dict], None], why: str, docu
 def test_a_number_that_no_float_holds(document: dict) -> None:
     data = encode(document).replace(b'"name": "linear"', b'"name": "linear", "more": 1e999')
     assert "1e999 is too large a number" in refused(data)
+
+
+def test_brackets_in_strings_are_no_nesting(document: dict) -> None:
+    document["name"] = "[{" * 50 + '\\"[' + "\\" * 3
+    document["content_digest"] = content_digest(document)
+    assert parse(encode(document)).name == document["name"]
+    document["more"] = '"]' + "\\"
+    nested: list = []
+    for _ in range(32):
+        nested = [nested]
+    document["deep"] = nested
+    assert "nested deeper than 32 levels" in refused(encode(document))

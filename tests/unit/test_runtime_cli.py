@@ -14,7 +14,10 @@ from conftest import linear_contents, run_bundle
 from test_runtime_model import reshaping
 
 from edgepack import bundle
+from edgepack.runtime import device
+from edgepack.runtime.engines import Variant
 from edgepack.runtime.errors import InputError
+from edgepack.runtime.info import info
 from edgepack.runtime.run import read_npz, write_npz
 
 
@@ -34,8 +37,36 @@ def test_a_bare_device_is_told_what_to_install(linear_bundle: Path) -> None:
     assert "numpy missing, onnxruntime missing" in done.stderr
 
 
+def test_info_where_nothing_would_run(tmp_path: Path) -> None:
+    path = tmp_path / "sparc.edgepack"
+    contents = linear_contents()
+    bundle.write(path, replace(contents, device={**contents.device, "arch": "sparc"}))
+    done = run_bundle(path, "info", "--json")
+    assert done.returncode == 0
+    variant = json.loads(done.stdout)["variant"]
+    assert (variant["name"], variant["error"]["code"]) == (None, "device-arch")
+    assert "variant none runs here: this bundle is not for this kind of processor" in done.stderr
+
+
+def test_info_where_the_system_does_not_tell_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The safest variant is taken, and it is said."""
+    path = tmp_path / "two.edgepack"
+    faster = Variant("vnni", "onnxruntime", {"isa": ["avx2", "avx512_vnni"]})
+    contents = linear_contents()
+    bundle.write(path, replace(contents, variants=[faster, *contents.variants]))
+    monkeypatch.setattr(device, "CPUINFO", str(tmp_path / "absent"))
+    lines, document = info(str(path))
+    assert document["variant"]["name"] == "onnxruntime"
+    assert not document["variant"]["fallback"]
+    text = "\n".join(lines)
+    assert "not taken: this system does not tell what its processor has" in text
+    assert lines[-1].startswith("isa     not told by this system")
+
+
 @pytest.mark.parametrize(
-    "command", [["verify"], ["run", "--output", "out.npz"], ["bench"], ["device"]]
+    "command", [["verify"], ["run", "--output", "out.npz"], ["bench"], ["device"], ["finish"]]
 )
 def test_a_bare_device_cannot_compute(command: list[str], linear_bundle: Path) -> None:
     done = bare(linear_bundle, *command, "--json")

@@ -47,7 +47,18 @@ def test_this_machine() -> None:
     ("text", "cpu", "isa"),
     [
         (X86, "Some(R) CPU @ 2.00GHz", ["avx2", "fpu", "sse2"]),
-        (ARM, "0xd03", ["asimd", "crc32", "fp"]),
+        (ARM, "Cortex-A53", ["asimd", "crc32", "fp"]),
+        (ARM.replace("0xd03", "0xd42"), "Cortex-A78AE", ["asimd", "crc32", "fp"]),
+        (
+            ARM.replace("0x41", "0x4e").replace("0xd03", "0x004"),
+            "NVIDIA Carmel",
+            ["asimd", "crc32", "fp"],
+        ),
+        # A part of another maker, a number of nobody, no number at all, and no maker.
+        (ARM.replace("0x41", "0x4e"), "0xd03", ["asimd", "crc32", "fp"]),
+        (ARM.replace("0xd03", "0xfff"), "0xfff", ["asimd", "crc32", "fp"]),
+        (ARM.replace("0xd03", "unknown"), "unknown", ["asimd", "crc32", "fp"]),
+        (ARM.replace("CPU implementer", "other"), "0xd03", ["asimd", "crc32", "fp"]),
     ],
 )
 def test_cpuinfo(

@@ -13,8 +13,10 @@ from conftest import linear_contents, linear_onnx
 from onnx import TensorProto, helper
 
 from edgepack import bundle, load
+from edgepack.runtime.engines import Variant
 from edgepack.runtime.errors import DeviceError, EdgepackError
-from edgepack.runtime.model import Model, explain
+from edgepack.runtime.feeds import explain
+from edgepack.runtime.model import Model
 from edgepack.runtime.onnx_session import OnnxSession
 from edgepack.runtime.tensor import Tensor
 
@@ -128,17 +130,21 @@ def test_a_model_that_the_engine_does_not_take() -> None:
     assert "999" in caught.value.why
 
 
-def test_an_engine_that_is_too_old() -> None:
+def bundle_with(variant: Variant, path: Path) -> Path:
+    bundle.write(path, replace(linear_contents(), variants=[variant]))
+    return path
+
+
+def test_an_engine_that_is_too_old(tmp_path: Path) -> None:
+    variant = Variant("newer", "onnxruntime", {"engine_version": ">=99.1"})
     with pytest.raises(DeviceError) as caught:
-        OnnxSession(reshaping(), versions=">=99.1")
+        load(bundle_with(variant, tmp_path / "newer.edgepack"))
     assert caught.value.code == "engine-version"
     assert "it needs >=99.1" in caught.value.why
+    assert caught.value.hint == "pip install 'onnxruntime>=99.1'"
 
 
 def test_an_engine_that_the_loader_has_not(tmp_path: Path) -> None:
-    path = tmp_path / "other.edgepack"
-    contents = linear_contents()
-    bundle.write(path, replace(contents, device={**contents.device, "engine": "tensorrt"}))
     with pytest.raises(EdgepackError) as caught:
-        load(path)
+        load(bundle_with(Variant("other", "openvino"), tmp_path / "other.edgepack"))
     assert caught.value.code == "bundle-engine"
