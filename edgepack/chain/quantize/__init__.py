@@ -2,6 +2,7 @@
 
 prepare      constants as initializers, spatial means as pools
 place        what becomes integer, and what stays float with the reason
+order        which input channels stand beside each other, where that is free (channels)
 observe      exact ranges, then histograms, streamed
 calibrators  from a histogram to a range;  scheme: from a range to scale and zero point
 moments      what every layer reads: means and second moments, streamed

@@ -23,8 +23,8 @@ def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
     return _without_tails(histogram, 1.0 - percent / 100.0)
 
 
-def entropy(histogram: Histogram) -> tuple[float, float]:
-    """The range whose 256 levels lose the least information about the distribution.
+def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+    """The range whose levels lose the least information about the distribution.
 
     The Kullback-Leibler divergence between the clipped distribution and what its quantization
     keeps of it, as in Migacz, "8-bit inference with TensorRT" (2017); here over ranges that cut
@@ -33,13 +33,13 @@ def entropy(histogram: Histogram) -> tuple[float, float]:
     best, least = (histogram.low, histogram.high), np.inf
     for tail in TAILS:
         low, high = _without_tails(histogram, tail)
-        divergence = _divergence(histogram, low, high)
+        divergence = _divergence(histogram, low, high, levels)
         if divergence < least:
             best, least = (low, high), divergence
     return best
 
 
-def mse(histogram: Histogram) -> tuple[float, float]:
+def mse(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     """The range with the least mean squared error, over a grid of both ends.
 
     Inside the range the error is uniform, step^2 / 12; outside, it is the distance to the nearer
@@ -55,7 +55,7 @@ def mse(histogram: Histogram) -> tuple[float, float]:
     lows, highs = np.unique(lows), np.unique(highs)
     below = _clipping(counts, centres, lows)
     above = _clipping(counts, -centres, -highs)
-    step = (highs[None, :] - lows[:, None]) / LEVELS
+    step = (highs[None, :] - lows[:, None]) / levels
     inside = counts.sum() - below[0][:, None] - above[0][None, :]
     error = np.maximum(inside, 0) * step**2 / 12 + below[1][:, None] + above[1][None, :]
     error[step <= 0] = np.inf
@@ -89,7 +89,7 @@ def _without_tails(histogram: Histogram, share: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _divergence(histogram: Histogram, low: float, high: float) -> float:
+def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> float:
     """KL(clipped distribution || its quantization), in nats."""
     edges = histogram.edges
     low, high = min(low, 0.0), max(high, 0.0)
@@ -103,11 +103,11 @@ def _divergence(histogram: Histogram, low: float, high: float) -> float:
         return np.inf
     inside = np.flatnonzero(kept)
     quantized = np.zeros_like(clipped)
-    levels = np.rint((centres - low) / (high - low) * LEVELS).astype(np.int64)
-    sums = np.bincount(levels[inside], clipped[inside], LEVELS + 1)
-    filled = np.bincount(levels[inside], clipped[inside] > 0, LEVELS + 1)
+    level = np.rint((centres - low) / (high - low) * levels).astype(np.int64)
+    sums = np.bincount(level[inside], clipped[inside], levels + 1)
+    filled = np.bincount(level[inside], clipped[inside] > 0, levels + 1)
     live = inside[clipped[inside] > 0]
-    quantized[live] = sums[levels[live]] / filled[levels[live]]
+    quantized[live] = sums[level[live]] / filled[level[live]]
     # The reference keeps what was clipped, at the ends.
     clipped[inside[0]] += counts[: inside[0]].sum()
     clipped[inside[-1]] += counts[inside[-1] + 1 :].sum()

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.place import Placement
 from edgepack.chain.quantize.prepare import remove_unused_initializers
-from edgepack.chain.quantize.scheme import Affine
+from edgepack.chain.quantize.scheme import Affine, as_half
 from edgepack.chain.quantize.view import GraphView
 from edgepack.chain.quantize.weights import Quantized
 
@@ -55,7 +55,6 @@ class _Emitter:
         self.dequantized: dict[str, str] = {}
         self.layers = {layer.index: layer for layer in placement.layers}
         self.added = {x.added: x for x in placement.layers if x.added is not None}
-        self.integer = placement.arithmetic | placement.moves | set(self.layers)
         self.clamped = {
             view.nodes[index].input[0]: name for index, name in placement.clamps.items()
         }
@@ -72,12 +71,11 @@ class _Emitter:
                 continue
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            if index in self.integer:
-                self._integer(index, copy)
-            else:
-                if index in self.added:
-                    self._correct_added(self.added[index], copy)
-                self._float(copy)
+            for place, name in enumerate(copy.input):
+                if (index, name) in self.placement.reads:
+                    copy.input[place] = self.dequantized[name]
+            self._rewrite(index, copy)
+            self._append(copy)
         graph = self.result.graph
         del graph.node[:]
         graph.node.extend(self.nodes)
@@ -85,53 +83,42 @@ class _Emitter:
         remove_unused_initializers(graph)
         return self.result
 
-    def _float(self, node: onnx.NodeProto) -> None:
-        # A tensor that an integer node made is read behind its DQ; others are read as they are.
-        for place, name in enumerate(node.input):
-            if self._made_by_integer(name):
-                node.input[place] = self.dequantized[name]
-        self.nodes.append(node)
-        for name in node.output:
-            if name in self.placement.points:
-                self._quantize(name, name)
+    def _rewrite(self, index: int, node: onnx.NodeProto) -> None:
+        if index in self.layers:
+            self._weigh(self.layers[index], node)
+        elif index in self.added:
+            self._correct_added(self.added[index], node)
+        elif index in self.placement.arithmetic and node.op_type == "Relu":
+            # A Relu on its own has no integer kernel, LeakyRelu has, and 0 is a slope too.
+            node.op_type = "LeakyRelu"
+            node.attribute.append(helper.make_attribute("alpha", 0.0))
 
     def _correct_added(self, layer: Layer, node: onnx.NodeProto) -> None:
         """The Add behind a MatMul takes that layer's corrected bias."""
-        name = f"{layer.name}_bias"
-        self._constant(name, self.weights[layer.index].real_bias.astype(np.float32))
+        name, found = f"{layer.name}_bias", self.weights[layer.index]
+        bias = as_half(found.real_bias) if found.bias is None else found.real_bias
+        self._constant(name, bias.astype(np.float32))
         for place, old in enumerate(node.input):
             if old == layer.bias_name:
                 node.input[place] = self.constants[name].name
 
-    def _made_by_integer(self, name: str) -> bool:
-        if name not in self.dequantized:
-            return False
-        maker = self.view.producer.get(name)
-        return maker is not None and (maker in self.integer or maker in self.placement.clamps)
-
-    def _integer(self, index: int, node: onnx.NodeProto) -> None:
-        for place, name in enumerate(node.input):
-            if name in self.dequantized:
-                node.input[place] = self.dequantized[name]
-        layer = self.layers.get(index)
-        if layer is not None:
-            self._weigh(layer, node)
-        if node.op_type == "Relu":
-            # A Relu on its own has no integer kernel, LeakyRelu has, and 0 is a slope too.
-            node.op_type = "LeakyRelu"
-            node.attribute.append(helper.make_attribute("alpha", 0.0))
-        output = self.clamped.get(node.output[0], node.output[0])
-        if output not in self.placement.points:
-            self.nodes.append(node)
-            return
-        seen = output in self.view.outputs or output in self.view.captured
-        made = self._free(f"{output}_real") if seen else output
-        node.output[0] = made
+    def _append(self, node: onnx.NodeProto) -> None:
+        """A node, and Q and DQ behind what of it is quantized."""
+        pairs = []
+        for place, made in enumerate(node.output):
+            name = self.clamped.get(made, made)
+            if name not in self.placement.points:
+                continue
+            # The DQ takes the name where the outside sees what is behind it.
+            rounded = name in self.placement.rounded
+            node.output[place] = self._free(f"{name}_real") if rounded else name
+            pairs.append((name, node.output[place]))
         self.nodes.append(node)
-        self._quantize(output, made)
+        for name, real in pairs:
+            self._quantize(name, real)
 
     def _quantize(self, name: str, real: str) -> None:
-        """Q and DQ behind a tensor; the DQ takes its name where the outside sees it."""
+        """Q and DQ behind a tensor that is called `real`."""
         root = self.placement.points[name]
         scale, zero_point = self._parameters(root)
         stored = self._free(f"{name}_quantized")
@@ -150,7 +137,7 @@ class _Emitter:
         if scale not in self.constants:
             found = self.quantization[root]
             self._constant(scale, np.array(found.scale, dtype=np.float32))
-            self._constant(zero_point, np.array(found.zero_point, dtype=np.uint8))
+            self._constant(zero_point, found.stored_zero)
         return self.constants[scale].name, self.constants[zero_point].name
 
     def _weigh(self, layer: Layer, node: onnx.NodeProto) -> None:
@@ -167,24 +154,29 @@ class _Emitter:
         node.input[1] = self._dequantize_constant(base, layer.axis, f"{layer.name}_weight")
         if layer.op == "MatMul":
             return
-        if layer.bias_name is not None or found.bias.any():
-            self._bias(layer, found, node)
+        bias = found.real_bias if found.bias is None else found.bias
+        if layer.bias_name is not None or bias.any():
+            del node.input[2:]
+            node.input.append(self._bias(layer, found))
         if layer.op == "Gemm":
             # Both are in the integers already.
             for item in node.attribute:
                 if item.name in ("alpha", "beta"):
                     item.f = 1.0
 
-    def _bias(self, layer: Layer, found: Quantized, node: onnx.NodeProto) -> None:
+    def _bias(self, layer: Layer, found: Quantized) -> str:
+        """The name of a layer's bias: float, or int32 behind a DQ."""
         name = layer.bias_name or f"{layer.name}_bias"
+        if found.bias is None:
+            self._constant(f"{layer.name}_bias", as_half(found.real_bias).astype(np.float32))
+            return str(self.constants[f"{layer.name}_bias"].name)
         if f"{name}_quantized" in self.constants:
             # A bias that layers share has another scale in each.
             name = f"{layer.name}_bias"
         source = self.quantization[self.placement.points[layer.input]]
         self._constant(f"{name}_quantized", found.bias)
         self._constant(f"{name}_scale", np.float32(source.scale) * found.scale.astype(np.float32))
-        del node.input[2:]
-        node.input.append(self._dequantize_constant(name, 0, f"{layer.name}_bias"))
+        return self._dequantize_constant(name, 0, f"{layer.name}_bias")
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
         output = self._free(f"{output}_dequantized")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgepack.chain.quantize.scheme import WEIGHTS
+from edgepack.chain.options import PassOptions
+from edgepack.chain.quantize.scheme import SYMMETRIC, WEIGHTS
 from edgepack.errors import ChainError
 from edgepack.spec.document import did_you_mean
 
@@ -15,12 +16,13 @@ ROUNDINGS = ("nearest", "gptq")
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
+class QuantizeOptions(PassOptions):
     """The options of `quantize`.
 
     Attributes:
         scheme: "fbgemm" or "qnnpack": u8 affine activations per tensor, s8 symmetric weights
-            per channel, in qnnpack's from -127 on.
+            per channel, in qnnpack's from -127 on. "tensorrt": s8 symmetric activations, float
+            biases, pairs where TensorRT wants them.
         range: how much of s8 the weights use. "full" saturates on x86 without VNNI; "reduced"
             halves every weight; "pair-safe" limits only the pairs that could saturate, so that
             one file gives the same bits with and without VNNI.
@@ -42,6 +44,11 @@ class QuantizeOptions:
     exclude: tuple[str, ...] = ()
     batch_size: int = 4
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Samples that the range of every activation is measured on."""
+        return ("calibration",)
+
     def __post_init__(self) -> None:
         # One name on the command line, a list in TOML.
         given: object = self.exclude
@@ -53,6 +60,13 @@ class QuantizeOptions:
         _one_of("range", self.range, RANGES)
         _one_of("calibrator", self.calibrator, CALIBRATORS)
         _one_of("rounding", self.rounding, ROUNDINGS)
+        if self.scheme in SYMMETRIC and self.range != "full":
+            raise ChainError(
+                "quantize-option",
+                f"the scheme {self.scheme} has no range {self.range!r}",
+                why="GPUs add products in 32 bits: nothing saturates, and nothing is to be spared",
+                hint=f"--chain quantize:scheme={self.scheme}:range=full",
+            )
         if not 50.0 < self.percentile <= 100.0:
             raise ChainError(
                 "quantize-option",

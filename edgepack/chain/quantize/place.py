@@ -9,7 +9,7 @@ operator vanishes: its bounds are those of the quantization.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -42,25 +42,35 @@ MOVES = (
 CLAMPS = ("Relu", "Clip")
 
 
+# A node's index, and a tensor that it reads behind its Q/DQ pair.
+Read = tuple[int, str]
+
+
 @dataclass(frozen=True)
 class Placement:
     """What becomes integer.
 
     Attributes:
         layers: the linear layers, in the graph's order.
+        points: every quantized tensor -> the tensor whose quantization it shares (often itself).
+        reads: which nodes read a quantized tensor behind its Q/DQ pair; all others read it as it
+            was made.
+        left: (name, operator, reason) of layers that stay float.
         arithmetic: indices of the other operators with integer kernels.
         moves: indices of operators that pass integers through.
         clamps: indices of absorbed Relu and Clip nodes, each with the tensor it made.
-        points: every quantized tensor -> the tensor whose quantization it shares (often itself).
-        left: (name, operator, reason) of layers that stay float.
+        rounded: quantized tensors of which whatever else sees them, outputs and subgraphs, sees
+            what is behind the DQ.
     """
 
     layers: tuple[Layer, ...]
-    arithmetic: frozenset[int]
-    moves: frozenset[int]
-    clamps: dict[int, str]
     points: dict[str, str]
+    reads: frozenset[Read]
     left: tuple[tuple[str, str, str], ...]
+    arithmetic: frozenset[int] = frozenset()
+    moves: frozenset[int] = frozenset()
+    clamps: dict[int, str] = field(default_factory=dict)
+    rounded: frozenset[str] = frozenset()
 
     def roots(self) -> list[str]:
         """The tensors that need a quantization of their own, in the graph's order."""
@@ -201,13 +211,22 @@ class _Placer:
             points[output] = output
             if layer is not None:
                 layer.output = output
+        made = {name for i in (*kept, *clamps) for name in self.view.nodes[i].output}
+        reads = {
+            (index, name)
+            for index, node in enumerate(self.view.nodes)
+            for name in node.input
+            if name in points and (index in kept or name in made)
+        }
         return Placement(
             layers=tuple(self.layers[i] for i in sorted(self.layers)),
+            points=points,
+            reads=frozenset(reads),
+            left=left,
             arithmetic=frozenset(
                 i for i in kept if i not in self.layers and self.view.nodes[i].op_type not in MOVES
             ),
             moves=frozenset(i for i in kept if self.view.nodes[i].op_type in MOVES),
             clamps=clamps,
-            points=points,
-            left=left,
+            rounded=frozenset(made & points.keys() & (self.view.outputs | self.view.captured)),
         )

@@ -11,6 +11,8 @@ import numpy as np
 
 HIGHEST = 127
 PAIR_LIMIT = 128
+# The same before rounding.
+PAIR_STEPS = 127.5
 BLOCK = 128
 DAMPING = 1e-2
 

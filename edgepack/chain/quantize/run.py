@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import onnx
 
-from edgepack.chain.quantize import calibrators
+from edgepack.chain.quantize import place_tensorrt
 from edgepack.chain.quantize.emit import emit
 from edgepack.chain.quantize.fused import float_operators, fused
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import key, observe_moments, passes
-from edgepack.chain.quantize.observe import (
-    Histogram,
-    Range,
-    observe_histograms,
-    observe_ranges,
-)
+from edgepack.chain.quantize.observe import Range, observe_histograms, observe_ranges
 from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.order import reorder
 from edgepack.chain.quantize.place import Placement, place
 from edgepack.chain.quantize.prepare import prepare
-from edgepack.chain.quantize.scheme import Affine, affine
+from edgepack.chain.quantize.ranges import of_histogram, of_range
+from edgepack.chain.quantize.scheme import SYMMETRIC, Affine
 from edgepack.chain.quantize.stream import grouped
 from edgepack.chain.quantize.summary import details, notes
 from edgepack.chain.quantize.view import GraphView
@@ -44,13 +41,22 @@ class Run:
         progress: Progress,
     ) -> None:
         self.samples, self.options, self.progress = samples, options, progress
-        self.model = prepare(model)
-        self.view = GraphView(self.model)
-        _check_excluded(self.view, options)
-        self.placement = place(self.view, options.exclude)
+        self.seconds: dict[str, float] = {}
+        self.reordered = 0
+        self._take(prepare(model))
+        if options.range == "pair-safe":
+            with self._phase("order"):
+                ordered, self.reordered = reorder(self.model, self.view, self.placement.layers)
+                self._take(ordered)
+
+    def _take(self, model: onnx.ModelProto) -> None:
+        """Look at a prepared model, and decide what of it becomes integer."""
+        self.model, self.view = model, GraphView(model)
+        _check_excluded(self.view, self.options)
+        placer = place_tensorrt.place if self.options.scheme == "tensorrt" else place
+        self.placement: Placement = placer(self.view, self.options.exclude)
         if not self.placement.layers:
             raise _nothing_to_do(self.placement)
-        self.seconds: dict[str, float] = {}
 
     def result(self) -> PassResult[onnx.ModelProto]:
         """Run every phase."""
@@ -71,9 +77,19 @@ class Run:
             weights = self._weights(lots, quantization, ranges, count)
         with self._phase("writing"):
             model = emit(self.model, self.view, self.placement, quantization, weights)
-            rest = float_operators(fused(model).graph)
+            # TensorRT fuses by rules of its own, and where onnxruntime stands in for it, it runs
+            # the pairs in float.
+            gpu = self.options.scheme in SYMMETRIC
+            rest = None if gpu else float_operators(fused(model).graph)
         figures = details(
-            self.placement, self.options, count, quantization, weights, rest, self.seconds
+            self.placement,
+            self.options,
+            count,
+            quantization,
+            weights,
+            self.reordered,
+            rest,
+            self.seconds,
         )
         return PassResult(model, True, notes(self.placement, quantization, figures), figures)
 
@@ -92,17 +108,11 @@ class Run:
 
     def _calibrated(self, ranges: Mapping[str, Range]) -> dict[str, Affine]:
         if self.options.calibrator == "minmax":
-            return {name: affine(seen.low, seen.high) for name, seen in ranges.items()}
+            return {name: of_range(seen, self.options.scheme) for name, seen in ranges.items()}
         histograms = observe_histograms(
             self.model, ranges, self.samples, self.options.batch_size, self.progress.advance
         )
-        choose = self._calibrator()
-        return {name: affine(*choose(counts)) for name, counts in histograms.items()}
-
-    def _calibrator(self) -> Callable[[Histogram], tuple[float, float]]:
-        if self.options.calibrator == "percentile":
-            return lambda counts: calibrators.percentile(counts, self.options.percentile)
-        return {"entropy": calibrators.entropy, "mse": calibrators.mse}[self.options.calibrator]
+        return {name: of_histogram(counts, self.options) for name, counts in histograms.items()}
 
     def _weights(
         self,

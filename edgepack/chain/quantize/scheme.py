@@ -1,8 +1,8 @@
-"""Scales and zero points, by PyTorch's conventions.
+"""Scales and zero points of every scheme.
 
-The formulas are those of `torch.ao.quantization.observer.UniformQuantizationObserverBase`:
-activations are u8, affine, per tensor, with a range forced to hold zero; weights are s8,
-symmetric, per output channel.
+"fbgemm" and "qnnpack" follow PyTorch: the formulas are those of
+`torch.ao.quantization.observer.UniformQuantizationObserverBase`. Activations are u8, affine, per
+tensor, with a range forced to hold zero; weights are s8, symmetric, per output channel.
 
 "fbgemm" takes all of s8 for the weights, with 127.5 steps on either side. "qnnpack" takes -127 to
 127, with 127 steps, as `default_per_channel_symmetric_qnnpack_qconfig` does. The older
@@ -12,6 +12,14 @@ networks", 2018), and spares onnxruntime nothing; its u8 activations are those o
 things of the per-channel one are left out: it stores activations as s8, which are the same values
 with a zero point lower by 128, and it lets no scale be below 2**-12, which XNNPACK needs and
 onnxruntime does not, and which would leave channels of small weights few steps.
+
+"tensorrt" is symmetric throughout, since TensorRT takes no zero point but 0: activations are s8
+per tensor, weights s8 per output channel, both with 127 steps on either side of zero (TensorRT
+Developer Guide, "Working with Quantized Types": s = max|x| / 127, x_q = clip(round(x / s), -128,
+127), ties to even). It is what PyTorch's symmetric observers give with quant_min = -127. Biases
+stay float: the parser refuses a dequantized int32. Scales and biases are float16 values, scales
+rounded up, so that the graph means the same when what is left of it becomes float16; the integers
+lose far more than that.
 """
 
 from __future__ import annotations
@@ -22,32 +30,47 @@ import numpy as np
 
 LEVELS = 255
 # Scheme to the steps on either side of a weight's zero, and the lowest integer.
-WEIGHTS = {"fbgemm": (127.5, -128), "qnnpack": (127.0, -127)}
+WEIGHTS = {"fbgemm": (127.5, -128), "qnnpack": (127.0, -127), "tensorrt": (127.0, -127)}
+# Schemes whose activations are s8 around a zero point of 0, with the steps on either side.
+SYMMETRIC = {"tensorrt": 127}
 EPSILON = float(np.finfo(np.float32).eps)
 INT32_ROOM = float(2**30)
 
 
 @dataclass(frozen=True)
 class Affine:
-    """u8 quantization of an activation: real = (stored - zero_point) * scale."""
+    """Quantization of an activation: real = (stored - zero_point) * scale.
+
+    Attributes:
+        scale: a float32's value.
+        zero_point: the integer that stands for 0.
+        lowest: the smallest integer: 0 for u8, -128 for s8.
+    """
 
     scale: float
     zero_point: int
+    lowest: int = 0
 
     @property
     def low(self) -> float:
         """The smallest value that can be stored."""
-        return -self.zero_point * self.scale
+        return (self.lowest - self.zero_point) * self.scale
 
     @property
     def high(self) -> float:
         """The largest value that can be stored."""
-        return (LEVELS - self.zero_point) * self.scale
+        return (self.lowest + LEVELS - self.zero_point) * self.scale
+
+    @property
+    def stored_zero(self) -> np.ndarray:
+        """The zero point as it is stored: a scalar of the integers' type."""
+        return np.array(self.zero_point, dtype=np.int8 if self.lowest else np.uint8)
 
     def fake(self, values: np.ndarray) -> np.ndarray:
         """Quantize and dequantize: what the integer network sees of `values`."""
+        lowest = self.lowest - self.zero_point
         stored = np.rint(values * np.float32(1.0 / self.scale))
-        np.clip(stored, -self.zero_point, LEVELS - self.zero_point, out=stored)
+        np.clip(stored, lowest, lowest + LEVELS, out=stored)
         return np.asarray(stored * np.float32(self.scale), dtype=values.dtype)
 
 
@@ -65,6 +88,37 @@ def affine(low: float, high: float) -> Affine:
     return Affine(float(scale), zero_point)
 
 
+def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
+    """The s8 quantization with a zero point of 0 that holds [-magnitude, magnitude].
+
+    The scale is rounded up to a float16. A magnitude of 0 gets scale 1.
+    """
+    if magnitude == 0:
+        return Affine(1.0, 0, -128)
+    scale = np.float32(magnitude) / np.float32(steps)
+    return Affine(float(half_above(np.asarray(scale, dtype=np.float64))), 0, -128)
+
+
+def as_half(values: np.ndarray) -> np.ndarray:
+    """Every value as the nearest float16 has it; those above 65,504 are left as they are."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float16).astype(np.float64)
+    return np.where(np.isfinite(near), near, values)
+
+
+def half_above(values: np.ndarray) -> np.ndarray:
+    """The smallest positive float16 that is not below each value, as float64.
+
+    Values above 65,504, the largest float16, are left as they are.
+    """
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float16)
+        up = np.nextafter(near, np.float16(np.inf))
+    above = np.where(near < values, up, near).astype(np.float64)
+    least = float(np.nextafter(np.float16(0), np.float16(1)))
+    return np.where(np.isfinite(above), np.maximum(above, least), values)
+
+
 def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
     """The s8 scale of every row of a weight matrix: largest magnitude over `steps`.
 
@@ -78,6 +132,13 @@ def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
     largest = np.abs(rows).max(axis=1).astype(np.float32)
     scale = np.maximum(largest / np.float32(steps), np.float32(EPSILON))
     return np.asarray(scale, dtype=np.float64)
+
+
+def storable(scale: np.ndarray, bias: np.ndarray, input_scale: float, scheme: str) -> np.ndarray:
+    """Weight scales as the scheme can store them, never below what was asked for."""
+    if scheme in SYMMETRIC:
+        return half_above(scale)
+    return room_for_bias(scale, bias, input_scale)
 
 
 def room_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:

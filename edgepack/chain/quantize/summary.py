@@ -9,8 +9,11 @@ import numpy as np
 
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.place import Placement
-from edgepack.chain.quantize.scheme import Affine
+from edgepack.chain.quantize.scheme import Affine, affine, signed
 from edgepack.chain.quantize.weights import Quantized
+
+# What a scheme makes of an activation that was always 0.
+CONSTANT = (affine(0.0, 0.0), signed(0.0))
 
 
 def details(
@@ -19,7 +22,8 @@ def details(
     count: int,
     quantization: Mapping[str, Affine],
     weights: Mapping[int, Quantized],
-    rest: Mapping[str, int],
+    reordered: int,
+    rest: Mapping[str, int] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The figures, as JSON values.
@@ -30,11 +34,14 @@ def details(
         count: number of calibration samples.
         quantization: of every root tensor.
         weights: of every layer, by the node's index.
-        rest: operators that round in float after onnxruntime's fusion, with their number.
+        reordered: number of layers whose input channels were put in order.
+        rest: operators that round in float after onnxruntime's fusion, with their number; None
+            where another engine fuses.
         seconds: of every phase.
     """
     factors = np.concatenate([weights[layer.index].factor for layer in placement.layers])
     pair_safe = {
+        "reordered": reordered,
         "channels": int(factors.size),
         "limited": int((factors > 1).sum()),
         "factor_mean": round(float(factors.mean()), 4),
@@ -54,8 +61,8 @@ def details(
         ],
         "activations_quantized": len(quantization),
         "pair_safe": pair_safe if options.range == "pair-safe" else None,
-        "integer_only": not rest,
-        "float_operators": dict(rest),
+        "integer_only": rest is not None and not rest,
+        "float_operators": None if rest is None else dict(rest),
         "seconds": dict(seconds),
     }
 
@@ -77,15 +84,18 @@ def notes(
         said.append(f"Left float: {shown}: {reason}.")
     pair_safe = figures["pair_safe"]
     if pair_safe is not None:
+        layers = pair_safe["reordered"]
         said.append(
-            f"Pair-safe: {pair_safe['limited']} of {pair_safe['channels']} output channels had "
-            f"to give way, by {pair_safe['factor_mean']:.2f} on average and "
+            f"Pair-safe: the input channels of {layers} layer{'s' * (layers != 1)} were put in "
+            f"order; {pair_safe['limited']} of {pair_safe['channels']} output channels still "
+            f"had to give way, by {pair_safe['factor_mean']:.2f} on average and "
             f"{pair_safe['factor_max']:.2f} at most."
         )
-    constant = [name for name, found in quantization.items() if found == Affine(1.0, 0)]
+    constant = [name for name, found in quantization.items() if found in CONSTANT]
     if constant:
         said.append(
             f"{len(constant)} activations were 0 on every sample ({constant[0]} is one): "
-            "whatever else they hold on the device becomes a whole number from 0 to 255."
+            "whatever else they hold on the device becomes a whole number from "
+            f"{quantization[constant[0]].low:g} to {quantization[constant[0]].high:g}."
         )
     return tuple(said)

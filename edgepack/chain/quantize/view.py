@@ -30,8 +30,9 @@ class GraphView:
             for name in dict.fromkeys(node.input):
                 if name:
                     self.readers.setdefault(name, []).append(index)
-            self.captured.update(_captured(node))
-        self.ranks = _ranks(model)
+            self.captured.update(captured_names(node))
+        self.shapes = _shapes(model)
+        self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
 
     def constant(self, name: str) -> np.ndarray | None:
         """The value of an initializer that cannot be fed, or None."""
@@ -60,26 +61,32 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
-def _captured(node: onnx.NodeProto) -> Iterator[str]:
+def captured_names(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that the subgraphs of a node may take from the graph around it."""
     for item in node.attribute:
         for graph in [item.g] if item.HasField("g") else list(item.graphs):
             for inner in graph.node:
                 yield from (name for name in inner.input if name)
-                yield from _captured(inner)
+                yield from captured_names(inner)
             yield from (value.name for value in graph.output)
 
 
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """The rank of every tensor for which shape inference finds one."""
+def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
+    """The shape of every tensor for which shape inference finds a rank; None for sizes unknown."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     # Stale entries contradict what inference finds.
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=False)
-    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    shapes: dict[str, tuple[int | str | None, ...]] = {
+        tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer
+    }
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.tensor_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
-            ranks[value.name] = len(kind.shape.dim)
-    return ranks
+            shapes[value.name] = tuple(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
+                for dim in kind.shape.dim
+            )
+    return shapes

@@ -10,12 +10,17 @@ from edgepack.chain.quantize.correct import mean_error
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import Moments
 from edgepack.chain.quantize.options import QuantizeOptions
-from edgepack.chain.quantize.rounding import compensated, inverse_factor, largest_pair, nearest
-from edgepack.chain.quantize.scheme import WEIGHTS, Affine, room_for_bias, symmetric
+from edgepack.chain.quantize.rounding import (
+    PAIR_STEPS,
+    compensated,
+    inverse_factor,
+    largest_pair,
+    nearest,
+)
+from edgepack.chain.quantize.scheme import SYMMETRIC, WEIGHTS, Affine, storable, symmetric
 
 # Shares of the full scale that the search tries: a smaller scale rounds finer and clips more.
 SHRINKS = (1.0, 0.9, 0.8)
-PAIR_STEPS = 127.5
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,8 @@ class Quantized:
     Attributes:
         rows: (outputs, K) int8.
         scale: (outputs,) float32 values.
-        bias: (outputs,) int32, in units of input scale times weight scale.
+        bias: (outputs,) int32, in units of input scale times weight scale; None where the scheme
+            keeps it float.
         real_bias: (outputs,) the same as a real number.
         factor: (outputs,) what the pair limit asked of each channel at full range; 1 where
             nothing.
@@ -33,7 +39,7 @@ class Quantized:
 
     rows: np.ndarray
     scale: np.ndarray
-    bias: np.ndarray
+    bias: np.ndarray | None
     real_bias: np.ndarray
     factor: np.ndarray
 
@@ -59,20 +65,23 @@ def quantize_layer(
     largest = full * factor
     if moments is None or options.rounding == "nearest" or layer.shared:
         # Readers of the same weights must come to the same integers, whatever their biases.
-        scale = largest if layer.shared else room_for_bias(largest, layer.bias, source.scale)
+        bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
+        scale = storable(largest, bias, source.scale, options.scheme)
         rows = nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
         # What calibration never saw vary still carries the noise of its own rounding.
         loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
-        scale, rows = _searched(layer, largest, loss, limited, lowest, source, shrinks)
+        scale, rows = _searched(layer, largest, loss, limited, source, options.scheme, shrinks)
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + mean_error(layer, rows * scale[:, None], moments)
-    unit = np.float32(source.scale) * scale.astype(np.float32)
-    stored = np.clip(np.rint(bias / unit), -(2**31), 2**31 - 1)
-    return Quantized(rows.astype(np.int8), scale, stored.astype(np.int32), bias, factor)
+    stored = None
+    if options.scheme not in SYMMETRIC:
+        unit = np.float32(source.scale) * scale.astype(np.float32)
+        stored = np.clip(np.rint(bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
+    return Quantized(rows.astype(np.int8), scale, stored, bias, factor)
 
 
 def _searched(
@@ -80,16 +89,17 @@ def _searched(
     largest: np.ndarray,
     loss: np.ndarray,
     limited: bool,
-    lowest: int,
     source: Affine,
+    scheme: str,
     shrinks: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scale of each channel at which compensated rounding loses least, and its integers."""
     best_scale, best_rows = largest, np.zeros_like(layer.rows)
     least = np.full(len(largest), np.inf)
     factor = inverse_factor(loss)
+    _, lowest = WEIGHTS[scheme]
     for shrink in shrinks:
-        scale = room_for_bias(largest * shrink, layer.bias, source.scale)
+        scale = storable(largest * shrink, layer.bias, source.scale, scheme)
         steps = layer.per_group(layer.rows / scale[:, None])
         rows = compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
         error = layer.per_group(rows * scale[:, None] - layer.rows)

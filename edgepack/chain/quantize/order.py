@@ -1,0 +1,147 @@
+"""Which input channels of a layer stand beside each other: an order with few pairs over the limit.
+
+Without VNNI two neighbouring u8 x s8 products are added in 16 bits, so that the same-sign sum of
+two neighbouring weights is limited (`rounding`). Which input channels are neighbours is free
+wherever their order is: a large weight goes beside a small one or one of the other sign. Where a
+layer has twice as many inputs as outputs, hardly a pair is left that has to give way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgepack.chain.quantize.channels import Axis, Channels
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.rounding import PAIR_STEPS
+from edgepack.chain.quantize.scheme import symmetric
+from edgepack.chain.quantize.view import GraphView
+
+# Channels that are matched at a time: what every pair of them costs is held in memory.
+MOST = 2048
+# Sweeps of the local search; nearly always it finds nothing better long before.
+SWEEPS = 20
+
+
+def reorder(
+    model: onnx.ModelProto, view: GraphView, layers: Sequence[Layer]
+) -> tuple[onnx.ModelProto, int]:
+    """Put channels in an order in which few pairs of weights exceed the limit.
+
+    Args:
+        model: float32, prepared.
+        view: of that model.
+        layers: those that become integer.
+
+    Returns:
+        a model that computes the same, up to float rounding, and the number of layers whose
+        input channels were put in order.
+    """
+    free = Channels(view).free()
+    readers: dict[tuple[Axis, ...], list[Layer]] = {}
+    for layer in layers:
+        constants = free.get((layer.weight, 1 - layer.axis), [])
+        if layer.paired and layer.groups == 1 and constants:
+            readers.setdefault(tuple(constants), []).append(layer)
+    orders: dict[Axis, np.ndarray] = {}
+    count = 0
+    for axes, found in readers.items():
+        sizes = {view.shapes[name][axis] for name, axis in axes}
+        # In an odd number of channels the pairs of a kernel's second column lie otherwise.
+        aligned = [x for x in found if x.channels % 2 == 0 or x.rows.shape[1] == x.channels]
+        if len(sizes) == 1 and aligned:
+            orders.update(dict.fromkeys(axes, _order(aligned)))
+            count += len(aligned)
+    return _permuted(model, orders), count
+
+
+def _order(layers: Sequence[Layer]) -> np.ndarray:
+    """The order of the input channels that these layers share."""
+    parts = []
+    for start in range(0, layers[0].channels, MOST):
+        costs = [_excess(layer, start, start + MOST) for layer in layers]
+        parts.append(start + pair_order(np.sum(costs, axis=0)))
+    return np.concatenate(parts)
+
+
+def pair_order(costs: np.ndarray) -> np.ndarray:
+    """(channels,) the order in which the sum of the costs of neighbours is low.
+
+    Neighbours are the places (0, 1), (2, 3), ...; the last of an odd number stands alone.
+    A local search from the given order: two pairs exchange partners while that gains.
+
+    Args:
+        costs: (channels, channels) of standing beside each other, symmetric.
+    """
+    channels = len(costs)
+    padded = np.zeros((channels + channels % 2,) * 2, dtype=costs.dtype)
+    padded[:channels, :channels] = costs
+    pairs = np.arange(len(padded)).reshape(-1, 2)
+    for _ in range(SWEEPS):
+        if not _swept(padded, pairs):
+            break
+    # Who stands beside nobody comes last.
+    alone = (pairs == channels).any(axis=1)
+    order = np.concatenate([pairs[~alone], np.sort(pairs[alone], axis=1)]).ravel()
+    return order[order < channels]
+
+
+def _swept(costs: np.ndarray, pairs: np.ndarray) -> bool:
+    """Every pair once exchanges partners where it gains most; whether any did."""
+    gained = False
+    for here in range(len(pairs)):
+        first, second = pairs[here]
+        others, partners = pairs.T
+        before = costs[first, second] + costs[others, partners]
+        crossed = before - costs[first, partners] - costs[second, others]
+        turned = before - costs[first, others] - costs[second, partners]
+        crossed[here] = turned[here] = 0.0
+        there = int(np.argmax(np.maximum(crossed, turned)))
+        if max(crossed[there], turned[there]) <= 1e-9 * before[there]:
+            continue
+        taken = 1 if crossed[there] >= turned[there] else 0
+        pairs[here, 1], pairs[there, taken] = pairs[there, taken], second
+        gained = True
+    return gained
+
+
+def _excess(layer: Layer, start: int, stop: int) -> np.ndarray:
+    """Squared excess over the limit of the weights of two input channels, for every two.
+
+    Summed over output channels and kernel positions, as a share of the layer's squared weights.
+
+    Returns:
+        (n, n) float32, of the n channels from `start` to before `stop`.
+    """
+    total = max(float(np.square(layer.rows).sum()), np.finfo(np.float32).tiny)
+    scale = symmetric(layer.rows)[:, None]
+    positions = layer.rows.shape[1] // layer.channels
+    steps = (layer.rows / scale).astype(np.float32).reshape(-1, layer.channels)[:, start:stop]
+    weight = np.repeat((scale**2 / total).ravel(), positions).astype(np.float32)
+    costs = np.zeros((steps.shape[1],) * 2, dtype=np.float32)
+    # Of a pair over the limit one is over its half; where both are, the pair is met twice.
+    large = np.abs(steps) > PAIR_STEPS / 2
+    share = np.where(large, np.float32(0.5), np.float32(1.0)) * weight[:, None]
+    for channel in range(len(costs)):
+        rows = large[:, channel]
+        over = np.abs(steps[rows] + steps[rows, channel, None]) - np.float32(PAIR_STEPS)
+        np.maximum(over, 0, out=over)
+        costs[channel] = np.einsum("rc,rc,rc->c", over, over, share[rows])
+    return costs + costs.T
+
+
+def _permuted(model: onnx.ModelProto, orders: dict[Axis, np.ndarray]) -> onnx.ModelProto:
+    """A copy whose constants have the given orders along the given axes."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for tensor in made.graph.initializer:
+        value = numpy_helper.to_array(tensor)
+        moved = [axis for axis in range(value.ndim) if (tensor.name, axis) in orders]
+        for axis in moved:
+            value = np.take(value, orders[tensor.name, axis], axis=axis)
+        if moved:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+    return made

@@ -1,0 +1,182 @@
+"""Where the Q/DQ pairs stand for TensorRT: rules, each adding nodes that read a tensor quantized.
+
+TensorRT takes the pairs literally. It moves a Q towards where its tensor is made and a DQ towards
+where it is read, over whatever only moves or clamps values, and fuses what then stands together
+into one integer kernel. A pair too many splits a kernel in two, so a pair stands nowhere but where
+a rule says. Four things follow from the rules' being all there is:
+
+- nothing stands between a convolution and its Relu, Clip or other pointwise operators: the one
+  kernel computes them in float before it rounds;
+- a tensor is rounded for the nodes that read it quantized, and float for all others;
+- outputs of the network are never rounded, also where a layer of the network reads them;
+- a bias stays float: the parser refuses a dequantized int32.
+
+The rules are those of the TensorRT Developer Guide, "Q/DQ Layer-Placement Recommendations".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from edgepack.chain.quantize.layers import Layer, is_layer, read_layer
+from edgepack.chain.quantize.place import Placement, Read
+from edgepack.chain.quantize.view import GraphView
+
+# One node, not several, stands behind a Q that TensorRT moves over these.
+MOVES = (
+    *("Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"),
+    *("Slice", "Identity"),
+)
+# What one kernel computes behind a layer's sums.
+POINTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu")
+POOLS = ("AveragePool", "GlobalAveragePool")
+
+FLOAT_IN_TENSORRT = {
+    **{name: f"recurrent: TensorRT has no integer {name}" for name in ("LSTM", "GRU", "RNN")},
+    "ConvTranspose": "edgepack quantizes no transposed convolution",
+    "Einsum": "edgepack quantizes no Einsum",
+}
+
+
+def place(view: GraphView, exclude: Collection[str]) -> Placement:
+    """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
+    layers: dict[int, Layer] = {}
+    left = []
+    for index, node in enumerate(view.nodes):
+        if not is_layer(node):
+            continue
+        if node.name in exclude:
+            found: Layer | str = "excluded by name"
+        elif node.op_type in FLOAT_IN_TENSORRT:
+            found = FLOAT_IN_TENSORRT[node.op_type]
+        else:
+            found = read_layer(view, index)
+        if isinstance(found, Layer):
+            layers[index] = found
+        else:
+            left.append((node.name, node.op_type, found))
+    sketch = _Sketch(view, layers, exclude)
+    for rule in RULES:
+        for read in rule(sketch):
+            sketch.reads.add(read)
+    return Placement(
+        layers=tuple(layers[index] for index in sorted(layers)),
+        points={name: name for _, name in sorted(sketch.reads)},
+        reads=frozenset(sketch.reads),
+        left=tuple(left),
+    )
+
+
+class _Sketch:
+    """What the rules before have laid down, and questions about it."""
+
+    def __init__(self, view: GraphView, layers: dict[int, Layer], exclude: Collection[str]) -> None:
+        self.view, self.layers = view, layers
+        self.excluded = frozenset(exclude)
+        self.reads: set[Read] = set()
+        # The Add that holds a MatMul's bias belongs to it.
+        self.biases = {x.added: x for x in layers.values() if x.added is not None}
+
+    def made_by(self, name: str) -> Layer | None:
+        """The layer whose sums a tensor is, its bias included."""
+        index = self.view.producer.get(name)
+        return None if index is None else self.layers.get(index) or self.biases.get(index)
+
+    def ends_layer(self, name: str) -> bool:
+        """Whether a tensor comes out of a layer's kernel: its sums, then pointwise operators."""
+        index = self.view.producer.get(name)
+        if index is None or self.made_by(name) is not None:
+            return index is not None
+        node = self.view.nodes[index]
+        if node.op_type in POINTWISE:
+            return self.ends_layer(node.input[0])
+        sums = (self.made_by(side) for side in node.input)
+        return node.op_type == "Add" and any(made is not None for made in sums)
+
+    def wanted(self, name: str) -> bool:
+        """Whether something reads a tensor quantized, over what only moves or clamps its values."""
+        return any(self._read_quantized(reader, name) for reader in self._readers(name))
+
+    def wanted_alone(self, name: str, but: int | None = None) -> bool:
+        """Whether nothing, the outside included, wants a tensor as float; `but` is not asked."""
+        seen = name in self.view.outputs or name in self.view.captured
+        readers = [reader for reader in self._readers(name) if reader != but]
+        return not seen and all(self._read_quantized(reader, name, True) for reader in readers)
+
+    def _readers(self, name: str) -> list[int]:
+        return self.view.readers.get(name, [])
+
+    def _read_quantized(self, reader: int, name: str, alone: bool = False) -> bool:
+        node = self.view.nodes[reader]
+        if (reader, name) in self.reads:
+            return True
+        if node.op_type not in MOVES or node.input[0] != name:
+            return False
+        return self.wanted_alone(node.output[0]) if alone else self.wanted(node.output[0])
+
+
+def weighted_inputs(sketch: _Sketch) -> Iterator[Read]:
+    """Every layer reads its activation quantized; its weights are stored as s8.
+
+    That is what the integer kernels are for: less to move, and more products at a time.
+    """
+    for index, layer in sketch.layers.items():
+        yield index, layer.input
+
+
+def pools_between(sketch: _Sketch) -> Iterator[Read]:
+    """An average between two integer layers reads quantized what the first one makes.
+
+    The layer then hands on s8 in place of float, and the pooling, fused with the DQ before and the
+    Q behind it, runs in integers (TensorRT does not move a Q over an average, as it does over a
+    maximum). Not where float is wanted of what it reads or makes: rounding would be a kernel more.
+    """
+    view = sketch.view
+    # From the end: what one pool feeds decides about the one before.
+    for index in reversed(range(len(view.nodes))):
+        node = view.nodes[index]
+        if node.op_type not in POOLS or node.name in sketch.excluded:
+            continue
+        name, made = node.input[0], node.output[0]
+        between = sketch.ends_layer(name) and sketch.wanted(made)
+        if between and sketch.wanted_alone(name, but=index) and sketch.wanted_alone(made):
+            yield index, name
+
+
+def skip_branches(sketch: _Sketch) -> Iterator[Read]:
+    """Of an addition behind a layer, the skip branch is quantized and the layer's side is not.
+
+    Layer, addition and activation become one kernel that reads the skip branch as one more
+    operand; what that operand is decides what the kernel gives, so with a float one the kernel
+    would give float and the Q behind it stand alone. A pair on the layer's side would cut
+    the kernel before the addition. Only where the sum is read quantized: else float is what
+    the kernel has to give.
+    """
+    view = sketch.view
+    # From the end: a sum is wanted by the addition of the block behind it, too.
+    for index in reversed(range(len(view.nodes))):
+        node = view.nodes[index]
+        if node.op_type != "Add" or index in sketch.biases or node.name in sketch.excluded:
+            continue
+        sides = list(node.input)
+        if len(set(sides)) < 2 or any(map(view.is_constant, sides)):
+            continue
+        fused = [name for name in sides if view.only_reader(name) == index and sketch.made_by(name)]
+        if not fused or not sketch.wanted(node.output[0]):
+            continue
+        # Where both sides are layers (a projected skip branch), the larger one keeps the addition.
+        kept = max(fused, key=lambda name: _size(sketch.made_by(name)))
+        skip = sides[1] if kept == sides[0] else sides[0]
+        yield index, skip
+
+
+def _size(layer: Layer | None) -> tuple[int, int]:
+    return (0, 0) if layer is None else (layer.rows.size, layer.index)
+
+
+# Later rules ask what earlier ones laid down.
+RULES: tuple[Callable[[_Sketch], Iterator[Read]], ...] = (
+    weighted_inputs,
+    pools_between,
+    skip_branches,
+)
