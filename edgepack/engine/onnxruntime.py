@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from edgepack.engine.built import Built
 from edgepack.errors import EngineError
+from edgepack.runtime.tensorrt_build import Profiles
+from edgepack.spec.target import Target
 
 # The last releases that have wheels for the older Pythons that the loader supports.
 OLDER_PYTHONS = (
@@ -12,12 +15,13 @@ OLDER_PYTHONS = (
     ("python_version == '3.9'", "2.0.2", "1.19.2"),
     ("python_version == '3.10'", "2.2.6", "1.23.2"),
 )
-# The newest ONNX that the oldest supported onnxruntime (1.19) reads.
+# The oldest that is supported, the newest that Python 3.8 has; and the newest ONNX that it reads.
+OLDEST = "1.19"
 MAX_IR_VERSION = 10
 MAX_OPSET = 21
 
 
-def build(model: bytes) -> bytes:
+def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     """Check that the oldest supported onnxruntime reads this ONNX, and give it back.
 
     Raises EngineError where its IR version or opset is too new.
@@ -34,18 +38,30 @@ def build(model: bytes) -> bytes:
             f"at most {MAX_IR_VERSION} and {MAX_OPSET} are read",
             hint="export it with an older opset",
         )
-    return model
+    return Built(model, ("onnxruntime runs the ONNX itself",))
 
 
-def requirements() -> str:
-    """requirements.txt of the device: exact versions for every Python that the loader supports."""
+def requirements(package: str = "onnxruntime") -> str:
+    """requirements.txt of the device: exact versions for every Python that the loader supports.
+
+    Args:
+        package: which of onnxruntime's packages, which share their versions.
+    """
     lines = [
-        f"{package}=={version}; {marker}"
+        f"{name}=={version}; {marker}"
         for marker, numpy, onnxruntime in OLDER_PYTHONS
-        for package, version in (("numpy", numpy), ("onnxruntime", onnxruntime))
+        for name, version in (("numpy", numpy), (package, onnxruntime))
     ]
     lines += [
-        f"{package}=={metadata.version(package)}; python_version >= '3.11'"
-        for package in ("numpy", "onnxruntime")
+        f"{name}=={version}; python_version >= '3.11'"
+        for name, version in (("numpy", metadata.version("numpy")), (package, _version()))
     ]
     return "\n".join(lines) + "\n"
+
+
+def _version() -> str:
+    """Of the onnxruntime that is installed here, on a host with a GPU as onnxruntime-gpu."""
+    try:
+        return metadata.version("onnxruntime")
+    except metadata.PackageNotFoundError:
+        return metadata.version("onnxruntime-gpu")

@@ -1,0 +1,100 @@
+"""The pass itself: sort the nodes, measure, place, write."""
+
+from __future__ import annotations
+
+import time
+
+import onnx
+
+from edgepack.chain.half.emit import emit
+from edgepack.chain.half.graph import Graph, title
+from edgepack.chain.half.measure import Measured, measure
+from edgepack.chain.half.options import HalfOptions
+from edgepack.chain.half.place import Placement, place
+from edgepack.chain.half.summary import details, notes
+from edgepack.chain.half.sums import partial_sum
+from edgepack.chain.quantize.stream import exposing, session
+from edgepack.chain.quantize.view import GraphView
+from edgepack.data.samples import Samples
+from edgepack.errors import ChainError
+from edgepack.ledger import PassResult, Progress
+from edgepack.spec.document import did_you_mean
+
+# Softmax has meant the same since 13; the oldest supported onnxruntime (1.19) stops at 21.
+OLDEST_OPSET, NEWEST_OPSET = 13, 21
+
+
+def convert(
+    model: onnx.ModelProto, samples: Samples, options: HalfOptions, progress: Progress
+) -> PassResult[onnx.ModelProto]:
+    """Run every phase; see `half`."""
+    started = time.perf_counter()
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ChainError(
+            "half-opset",
+            f"a model of opset {opset} cannot become fp16",
+            why="the oldest supported onnxruntime (1.19) stops at opset 21"
+            if opset > NEWEST_OPSET
+            else "Softmax means something else before opset 13",
+            hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
+        )
+    view = GraphView(model)
+    _check_keep(view, options)
+    graph = Graph(view, _floats(model, view), opset, options.keep)
+    names = list(dict.fromkeys(n for i in graph.candidates for n in graph.touched(i)))
+    sums = {
+        index: bound
+        for index in graph.candidates
+        if index not in graph.integer and (bound := partial_sum(view, index, opset))
+    }
+    measured = Measured({}, {}, 0)
+    if names:
+        measured = measure(
+            model, names, graph.divisors(), sums, samples, options.batch_size,
+            progress.advance, progress.expect,
+        )  # fmt: skip
+    placement = place(graph, sums, measured, options)
+    if not placement.half:
+        raise _nothing_to_do(placement)
+    result, casts = emit(model, graph, placement)
+    figures = details(graph, placement, options, measured.samples, casts)
+    figures["seconds"] = round(time.perf_counter() - started, 3)
+    return PassResult(result, True, notes(figures), figures)
+
+
+def _floats(model: onnx.ModelProto, view: GraphView) -> frozenset[str]:
+    """The names of all float32 tensors but constants: onnxruntime knows the types of all."""
+    made = [name for node in view.nodes for name in node.output if name]
+    runner = session(exposing(model, made))
+    values = (
+        *runner.get_inputs(), *runner.get_overridable_initializers(), *runner.get_outputs()
+    )  # fmt: skip
+    return frozenset(value.name for value in values if value.type == "tensor(float)")
+
+
+def _check_keep(view: GraphView, options: HalfOptions) -> None:
+    known = [title(node, index) for index, node in enumerate(view.nodes)]
+    for name in options.keep:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise ChainError(
+                "half-keep-unknown",
+                f"the node {name!r} that is to stay float32 is not in the graph",
+                why=f"the graph has {len(known)} nodes, none of that name"
+                # Without a near name it would list them all.
+                + (near if near.startswith("; did") else ""),
+                hint="the names are those of the ONNX graph after export and simplification",
+            )
+
+
+def _nothing_to_do(placement: Placement) -> ChainError:
+    reasons = [f"{kept.name} ({kept.operator}): {kept.reason}" for kept in placement.kept]
+    more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
+    quantized = "what it computes is quantized already" if placement.integer else ""
+    return ChainError(
+        "half-nothing-to-do",
+        "nothing of the model can become fp16",
+        why="\n".join(reasons[:8]) + more or quantized or "it computes nothing in float32",
+        hint="build it without the pass: --chain none, or --chain quantize",
+    )
