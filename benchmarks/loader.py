@@ -29,6 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle, load
 from edgepack.runtime.archive import Archive
+from edgepack.runtime.engines import Variant
 from edgepack.runtime.index import read_index
 from edgepack.runtime.model import Model
 from edgepack.runtime.tensor import Tensor
@@ -81,6 +82,7 @@ def small_bundle(path: Path) -> Path:
     contents = bundle.Contents(
         name="small", target="", device={}, inputs=[Tensor("x", "float32", ("batch", 8))],
         outputs=[Tensor("y", "float32", ("batch", 8))], model=model.SerializeToString(),
+        variants=[Variant("onnxruntime", "onnxruntime")],
         reference=[feed], original=[feed], built=[feed], gates={"quality": {}, "fidelity": {}},
         metric="", provenance={}, tools={}, requirements="",
     )  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from edgepack import files, proof, stages
+from edgepack import chain, files, proof, stages
 from edgepack.cache import Cache
+from edgepack.chain.training import processes
 from edgepack.device import Local
 from edgepack.ledger import Ledger, Progress
 from edgepack.proof import Outcome
@@ -13,8 +14,11 @@ from edgepack.request import Request
 from edgepack.runtime.device import describe
 
 
-def build(request: Request, progress: Progress) -> Outcome:
+def build(request: Request, progress: Progress) -> Outcome | None:
     """From a trained model to a bundle that has proved itself.
+
+    Of several processes (`accelerate launch -m edgepack build ...`) the others help to train, and
+    return None.
 
     The bundle stands at `request.output` afterwards, or nothing does: whatever fails raises an
     EdgepackError, and what was there before is untouched. Raises GateError where a gate was
@@ -26,18 +30,25 @@ def build(request: Request, progress: Progress) -> Outcome:
     ledger = Ledger(progress)
     cache = Cache(request.cache, refresh=request.refresh)
 
-    source = stages.load_source(request, ledger)
-    inputs = stages.settle_inputs(request, source)
-    samples = stages.open_samples(request, inputs, ledger)
-    reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
+    with processes.in_turn():
+        wheels = stages.fetch_wheels(request, cache, ledger)
+        source = stages.load_source(request, ledger)
+        inputs = stages.settle_inputs(request, source)
+        samples = stages.open_samples(request, inputs, ledger)
+        reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
+        graph = stages.export(request, source, inputs, reference, cache, ledger)
+        graph = original = stages.simplify(graph, reference, cache, ledger)
 
-    graph = stages.export(request, source, inputs, reference, cache, ledger)
-    graph = original = stages.simplify(graph, reference, cache, ledger)
-    for step in request.chain:
+    module, given = source, stages.Given(request, source, inputs, samples, reference, original)
+    for step in chain.of_domain("module", request.chain):
+        module, graph = stages.apply_module(step, module, given, cache, ledger)
+    if not processes.is_main():
+        return None
+    for step in chain.of_domain("graph", request.chain):
         graph = stages.apply(step, graph, samples, reference, cache, ledger)
-    graph = stages.build_engine(graph, request, ledger)
+    graph = stages.build_engine(graph, request, reference, ledger)
 
-    job = proof.Job(request, source, samples, reference, original, graph)
+    job = proof.Job(request, source, samples, reference, original, graph, wheels)
     with Local() as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:

@@ -7,14 +7,16 @@ misses. An entry appears by one rename, complete, and its files are hashed when 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -24,10 +26,11 @@ from typing import Any, BinaryIO
 from edgepack import files
 
 ENTRY = "entry.json"
-# Seconds after which a half-written entry belongs to no running build: one is written in moments.
-ABANDONED = 3600
+LOCK = "lock"
+EMULATOR = "emulator"
 # The libraries whose versions decide what a stage computes.
 LIBRARIES = (
+    "accelerate",
     "ml_dtypes",
     "numpy",
     "onnx",
@@ -153,10 +156,7 @@ class Cache:
             document: read after the files are written.
         """
         place = self._place(stage, key)
-        work: Path | None = None
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            work = Path(tempfile.mkdtemp(dir=place.parent, prefix=".new-"))
+        with files.new_folder(place, ENTRY, replace=True) as work:
             hashes = {}
             for name, content in contents.items():
                 target = work / name
@@ -175,52 +175,85 @@ class Cache:
             }
             (work / ENTRY).write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
             files.sync(work / ENTRY)
-            files.sync(work)
-            shutil.rmtree(place, ignore_errors=True)
-            try:
-                work.rename(place)
-            except OSError:
-                # Another build put the same entry there first; theirs is as good.
-                if not (place / ENTRY).exists():
-                    raise
-            files.sync(place.parent)
-        except OSError as error:
-            raise files.unwritable(place, error) from error
-        finally:
-            if work is not None:
-                shutil.rmtree(work, ignore_errors=True)
         return Entry(place, dict(document))
+
+    @contextmanager
+    def workplace(self, stage: str, key: str) -> Iterator[Path]:
+        """A folder for what a long stage leaves on its way: a killed build finds it again.
+
+        It goes when the stage ends without an exception. Where another build is in it, and for a
+        build that computes everything anew, it is a temporary one. Raises HostError.
+        """
+        place = self.folder / "stages" / stage
+        work = place / f".work-{key}"
+        with ExitStack() as stack:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                if self.refresh or not _take(work, stack):
+                    work = Path(
+                        stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix=".work-"))
+                    )
+            except OSError as error:
+                raise files.unwritable(work, error) from error
+            yield work
+            shutil.rmtree(work, ignore_errors=True)
 
     def entries(self) -> list[Path]:
         """Folders of all entries."""
         return [path for path in self._folders() if not path.name.startswith(".")]
 
+    def emulator(self) -> list[Path]:
+        """What `edgepack emulator prepare` put here, which is no stage's."""
+        return sorted((self.folder / EMULATOR).glob("*"))
+
     def _folders(self) -> list[Path]:
         return sorted((self.folder / "stages").glob("*/*"))
 
     def size(self) -> int:
-        """Bytes of everything in the cache."""
-        return sum(_bytes(path) for path in self._folders())
+        """Bytes of all stages."""
+        return sum(map(bytes_of, self._folders()))
 
-    def clean(self, older_than_days: float = 0.0) -> tuple[int, int]:
+    def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> tuple[int, int]:
         """Delete entries not used for so many days; returns how many, and their bytes.
 
-        What killed builds left half-written goes too, once no running one can own it.
+        What killed builds left half-written goes too, once no running one can own it. The emulator
+        was a long download and stays, unless `emulator` says otherwise; it is as old as its
+        preparation.
         """
         now = time.time()
         limit = now - older_than_days * 86400
-        old = [path for path in self.entries() if _modified(path) <= limit]
+        kept = [*self._folders(), *(self.emulator() if emulator else ())]
+        old = [p for p in kept if not p.name.startswith(".") and _modified(p) <= limit]
         abandoned = [
             path
-            for path in self._folders()
-            if path.name.startswith(".") and _modified(path) <= min(limit, now - ABANDONED)
+            for path in kept
+            if path.name.startswith(".")
+            and _modified(path) <= min(limit, now - files.ABANDONED)
+            and not _in_use(path)
         ]
-        freed = sum(map(_bytes, old + abandoned))
+        freed = sum(map(bytes_of, old + abandoned))
         for folder in old:
             _remove(folder)
         for folder in abandoned:
             shutil.rmtree(folder, ignore_errors=True)
         return len(old), freed
+
+
+def _take(folder: Path, stack: ExitStack) -> bool:
+    """Whether a folder is this build's, until the stack is closed; it is made where need be."""
+    folder.mkdir(exist_ok=True)
+    lock = stack.enter_context((folder / LOCK).open("ab"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a running build works in a folder."""
+    with ExitStack() as stack:
+        return (folder / LOCK).exists() and not _take(folder, stack)
 
 
 def _modified(path: Path) -> float:
@@ -231,12 +264,14 @@ def _modified(path: Path) -> float:
         return float("inf")
 
 
-def _bytes(folder: Path) -> int:
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder."""
     total = 0
-    for path in folder.rglob("*"):
+    for one in (path, *path.rglob("*")):
         # Another process may delete the entry meanwhile.
         with suppress(FileNotFoundError):
-            total += path.stat().st_size if path.is_file() else 0
+            found = one.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 
@@ -245,4 +280,7 @@ def _remove(folder: Path) -> None:
     gone = folder.with_name(f".gone-{os.getpid()}-{folder.name}")
     with suppress(FileNotFoundError):
         folder.rename(gone)
-        shutil.rmtree(gone)
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        else:
+            gone.unlink()

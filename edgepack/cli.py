@@ -136,6 +136,13 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     help="For example image:float32:batch,3,224,224; a name is a dynamic axis.",
 )
 @click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    metavar="NAME=MIN:OPT:MAX",
+    help="Sizes of a dynamic axis that a TensorRT engine is built for; repeatable.",
+)
+@click.option(
     "--calibration",
     default="",
     metavar="PATH|MODULE:FUNCTION",
@@ -146,6 +153,12 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     default="",
     metavar="PATH|MODULE:FUNCTION",
     help="Samples that quality is judged on, with labels where there are any.",
+)
+@click.option(
+    "--training",
+    default="",
+    metavar="PATH|MODULE:FUNCTION",
+    help="Samples that distill trains on; labels are optional.",
 )
 @click.option(
     "--random-calibration", is_flag=True, help="Random numbers; the report is not proven."
@@ -167,6 +180,12 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     show_default=True,
     help="MLPerf run length of the measurement.",
 )
+@click.option(
+    "--wheels", is_flag=True, help="Put the device's wheels in: `setup` there needs no network."
+)
+@click.option(
+    "--no-emulate", is_flag=True, help="Without the proof on the target's CPUs; the report says so."
+)
 @click.option("--refresh", is_flag=True, help="Take nothing from the cache.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, and what it would need.")
 @click.option(
@@ -184,6 +203,7 @@ def build(
     target: str,
     manifest: Path | None,
     inputs: tuple[str, ...],
+    axes: tuple[str, ...],
     metric: str | None,
     dry_run: bool,
     quiet: bool,
@@ -202,6 +222,7 @@ def build(
         targets.load(target),
         manifests.load(manifest) if manifest else manifests.Manifest(),
         inputs=tuple(map(tensors.parse, inputs)),
+        axes=dict(map(tensors.parse_axis, axes)),
         metric=metric or "",
         **options,
     )
@@ -214,9 +235,13 @@ def build(
             _print_json(planned)
         return
     from edgepack.build import build as run
-    from edgepack.progress import make_progress
+    from edgepack.chain.training import processes
+    from edgepack.progress import SilentProgress, make_progress
 
-    outcome = run(request, make_progress(quiet, verbose))
+    main = processes.is_main()
+    outcome = run(request, make_progress(quiet, verbose) if main else SilentProgress())
+    if outcome is None:
+        return
     if not quiet:
         _show(outcome.report)
     if as_json:
@@ -231,14 +256,81 @@ def _show(document: Any) -> None:
     render_terminal(document, Console(stderr=True))
 
 
-def _through_loader(bundle: Path, arguments: list[str], as_json: bool) -> None:
-    """Run a bundle through its own loader, isolated, and show what it says."""
+def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that reach devices by ssh."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(1),
+            default=600.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="What one command there, or one attempt to send a file, may take.",
+        ),
+        click.option(
+            "--python", default="python3", show_default=True, metavar="PATH", help="Python there."
+        ),
+        click.option(
+            "--ssh-config",
+            "config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="What ssh reads in place of your ssh_config.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+keep = click.option("--keep", is_flag=True, help="Leave the file there for the next time.")
+
+
+def _no_device(**settings: Any) -> None:
+    """Refuse options of ssh where no device is reached by it."""
+    context = click.get_current_context()
+    for name in settings:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(o for o in context.command.params if o.name == name)
+            raise click.UsageError(f"{option.opts[0]} is for a device: --on ssh://HOST")
+
+
+def _warn_of_what_is_left(devices: list[Any]) -> None:
+    for there in devices:
+        if there.left:
+            click.echo(f"warning: {there.left}", err=True)
+
+
+def _through_loader(
+    bundle: Path,
+    arguments: list[str],
+    as_json: bool,
+    on: str | None = None,
+    against: str | None = None,
+    **settings: Any,
+) -> None:
+    """Run a bundle through its own loader, isolated or on a device, and show what it says."""
+    from contextlib import ExitStack
+
+    from rich.console import Console
+
+    from edgepack import device
     from edgepack.bundle import check
-    from edgepack.device import Local
+    from edgepack.device import ssh
 
     # Python would run any file as a script.
     check(bundle)
-    with Local() as host:
+    with ExitStack() as stack:
+        host: device.Local | device.Ssh
+        if on is None:
+            host = stack.enter_context(device.Local())
+        else:
+            status = Console(stderr=True, highlight=False).status("connecting")
+            host = device.Ssh(ssh.parse(on), ssh.Settings(**settings), status.update)
+            stack.callback(_warn_of_what_is_left, [host])
+            stack.enter_context(host)
+            stack.enter_context(status)
+        if against:
+            arguments = [*arguments, "--against", host.put(Path(against))]
         finished = host.run(host.put(bundle), *arguments, *(["--json"] if as_json else []))
     click.echo(finished.stderr, err=True, nl=False)
     sys.stdout.write(finished.stdout.decode("utf-8", "replace"))
@@ -250,6 +342,12 @@ def _through_loader(bundle: Path, arguments: list[str], as_json: bool) -> None:
 @cli.command()
 @bundle_file
 @click.option(
+    "--on",
+    multiple=True,
+    metavar="ssh://[USER@]HOST[:PORT]",
+    help="Prove it on a device instead; repeat it for more.",
+)
+@click.option(
     "--emulate",
     "cpus",
     multiple=True,
@@ -257,17 +355,35 @@ def _through_loader(bundle: Path, arguments: list[str], as_json: bool) -> None:
     help="Prove it on an emulated CPU instead; repeat it for more.",
 )
 @threads
+@keep
+@over_ssh
 @as_json
 @boundary
-def verify(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool) -> None:
-    """Prove a BUNDLE on this machine, through the loader that ships in it."""
-    if cpus:
-        _on_devices(bundle, cpus, threads, as_json)
+def verify(
+    bundle: Path,
+    on: tuple[str, ...],
+    cpus: tuple[str, ...],
+    threads: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Prove a BUNDLE on this machine or on devices, through the loader that ships in it."""
+    if not on:
+        _no_device(**settings)
+    if on or cpus:
+        _on_devices(bundle, on, cpus, threads, as_json, **settings)
     else:
         _through_loader(bundle, ["verify", f"--threads={threads}"], as_json)
 
 
-def _on_devices(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool) -> None:
+def _on_devices(
+    bundle: Path,
+    on: tuple[str, ...],
+    cpus: tuple[str, ...],
+    threads: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Verify a bundle on several devices, and show a row for each."""
     from contextlib import ExitStack
 
@@ -275,13 +391,19 @@ def _on_devices(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool
 
     from edgepack import device
     from edgepack.bundle import check
+    from edgepack.device import ssh
     from edgepack.report import render_matrix
 
+    addresses, reach = [ssh.parse(url) for url in dict.fromkeys(on)], ssh.Settings(**settings)
     check(bundle)
     console = Console(stderr=True, highlight=False)
+    status = console.status("connecting" if on else "emulating")
     with ExitStack() as stack:
-        devices = [stack.enter_context(device.Emulated(cpu)) for cpu in dict.fromkeys(cpus)]
-        status = stack.enter_context(console.status("emulating"))
+        reached = [device.Ssh(address, reach, status.update) for address in addresses]
+        stack.callback(_warn_of_what_is_left, reached)
+        devices: list[device.Ssh | device.Emulated] = [*map(stack.enter_context, reached)]
+        devices += [stack.enter_context(device.Emulated(cpu)) for cpu in dict.fromkeys(cpus)]
+        stack.enter_context(status)
         found = device.verify(
             bundle, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
         )
@@ -291,6 +413,53 @@ def _on_devices(bundle: Path, cpus: tuple[str, ...], threads: int, as_json: bool
     if any("error" in column for column in found["devices"]):
         sys.exit(COULD_NOT_RUN)
     sys.exit(0 if found["passed"] else FAILED)
+
+
+@cli.command()
+@bundle_file
+@click.argument("device", metavar="ssh://[USER@]HOST[:PORT]/PATH")
+@click.option("--no-verify", is_flag=True, help="Ship it without a proof that it runs there.")
+@threads
+@over_ssh
+@as_json
+@boundary
+def ship(
+    bundle: Path, device: str, no_verify: bool, threads: int, as_json: bool, **settings: Any
+) -> None:
+    """Prove a BUNDLE on a device, and only then put it in its place there, by one rename.
+
+    PATH is the file's, or a folder's; it begins in the home where it is written as /~/PATH. What
+    was there before stays where the proof fails.
+    """
+    from rich.console import Console
+
+    from edgepack.bundle import check
+    from edgepack.device import ssh
+    from edgepack.report import render_matrix
+    from edgepack.report.figures import bytes_text
+
+    address = ssh.parse(device, path=True)
+    check(bundle)
+    console = Console(stderr=True, highlight=False)
+    status = console.status("connecting")
+    there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
+    try:
+        with there, status:
+            found = ssh.ship(there, bundle, address.path, threads=threads, prove=not no_verify)
+    finally:
+        _warn_of_what_is_left([there])
+    if found["verdict"]:
+        column = {"name": there.name, "emulated": False, "verdict": found["verdict"]}
+        render_matrix({"devices": [column]}, console)
+    if as_json:
+        _print_json(found)
+    if not found["shipped"]:
+        click.echo(f"not shipped: {found['path']} is as it was", err=True)
+        sys.exit(FAILED)
+    sent = f"{bytes_text(found['sent'])} sent" if found["sent"] else "it was there already"
+    click.echo(f"shipped: {there.name}{found['path']} ({sent})", err=True)
+    if no_verify:
+        click.echo("warning: nothing was proved there; --no-verify was given", err=True)
 
 
 @cli.command()
@@ -312,15 +481,74 @@ def run(bundle: Path, source: str | None, output: Path, threads: int, as_json: b
 @bundle_file
 @click.option("--length", type=click.Choice(["smoke", "quick", "normal"]), default="quick")
 @click.option("--against", metavar="ONNX", help="Measure another model side by side.")
+@click.option("--on", metavar="ssh://[USER@]HOST[:PORT]", help="Measure it on a device instead.")
+@click.option(
+    "--emulate", "cpus", multiple=True, metavar="CPU", help="With --instructions; repeatable."
+)
+@click.option(
+    "--instructions", is_flag=True, help="Count those of one inference on emulated CPUs: not time."
+)
 @threads
+@keep
+@over_ssh
 @as_json
 @boundary
-def bench(bundle: Path, length: str, against: str | None, threads: int, as_json: bool) -> None:
-    """Single-stream latency of a BUNDLE on this machine, by MLPerf's run lengths."""
+def bench(
+    bundle: Path,
+    length: str,
+    against: str | None,
+    on: str | None,
+    cpus: tuple[str, ...],
+    instructions: bool,
+    threads: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Single-stream latency of a BUNDLE on this machine or a device, by MLPerf's run lengths."""
+    if on is None:
+        _no_device(**settings)
+    if cpus or instructions:
+        _count_instructions(bundle, cpus, against, instructions, as_json)
+        return
     arguments = ["bench", f"--threads={threads}", "--length", length]
-    if against:
-        arguments += ["--against", str(Path(against).absolute())]
-    _through_loader(bundle, arguments, as_json)
+    _through_loader(bundle, arguments, as_json, on, against, **settings)
+
+
+def _count_instructions(
+    bundle: Path, cpus: tuple[str, ...], against: str | None, asked: bool, as_json: bool
+) -> None:
+    """Count a bundle's instructions on emulated CPUs, and show a table for each."""
+    from rich.console import Console
+
+    from edgepack.bundle import check
+    from edgepack.device import count
+    from edgepack.report import render_instructions
+
+    context = click.get_current_context()
+    if not asked:
+        raise SpecError(
+            "emulated-speed",
+            "nothing is timed on an emulated CPU",
+            why="emulated time says nothing about a device's speed",
+            hint=f"--emulate {cpus[0]} --instructions counts instructions; --on ssh://HOST times",
+        )
+    if not cpus:
+        raise click.UsageError("--instructions counts on an emulated CPU: --emulate CPU")
+    for name in ("length", "threads", "on"):
+        # One inference on one thread is counted; more threads take turns as they like.
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name} and --instructions exclude each other")
+    check(bundle)
+    console = Console(stderr=True, highlight=False)
+    with console.status("counting") as status:
+        found = []
+        for cpu in dict.fromkeys(cpus):
+            status.update(f"counting on {cpu}")
+            found.append(count(bundle, cpu, Path(against) if against else None).to_json())
+    document = {"devices": found}
+    render_instructions(document, console)
+    if as_json:
+        _print_json(document)
 
 
 @cli.command()
@@ -441,7 +669,7 @@ def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
 
 @cli.group()
 def cache() -> None:
-    """The cache of stages."""
+    """The cache of stages, and the emulator."""
 
 
 @cache.command("info")
@@ -449,13 +677,16 @@ def cache() -> None:
 @boundary
 def cache_info(as_json: bool) -> None:
     """Where the cache is, and how large."""
-    from edgepack.cache import Cache, default_folder
+    from edgepack.cache import Cache, bytes_of, default_folder
 
     kept = Cache(default_folder())
     document = {
         "folder": str(kept.folder), "entries": len(kept.entries()), "bytes": kept.size(),
+        "emulator_bytes": sum(map(bytes_of, kept.emulator())),
     }  # fmt: skip
     click.echo("{folder}: {entries} entries, {bytes:,} bytes".format(**document), err=True)
+    if document["emulator_bytes"]:
+        click.echo("the emulator: {emulator_bytes:,} bytes".format(**document), err=True)
     if as_json:
         _print_json(document)
 
@@ -468,13 +699,14 @@ def cache_info(as_json: bool) -> None:
     metavar="DAYS",
     help="Only what was not used for so many days.",
 )
+@click.option("--emulator", is_flag=True, help="What `emulator prepare` downloaded, too.")
 @as_json
 @boundary
-def cache_clean(older_than: float, as_json: bool) -> None:
+def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
     """Delete what earlier builds left."""
     from edgepack.cache import Cache, default_folder
 
-    count, freed = Cache(default_folder()).clean(older_than)
+    count, freed = Cache(default_folder()).clean(older_than, emulator=emulator)
     click.echo(f"{count} entries deleted, {freed:,} bytes freed", err=True)
     if as_json:
         _print_json({"entries": count, "bytes": freed})

@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 from edgepack.cache import default_folder
-from edgepack.device import CPUS, PREPARE, ready
+from edgepack.device import CPUS, PREPARE, countable, ready
 from edgepack.runtime.device import describe
 
 
@@ -46,13 +46,16 @@ PACKAGES = (
     ("torch", "torch", "models that are not ONNX"),
     ("onnxscript", "torch", "export from torch"),
     ("safetensors", "torch", "safetensors checkpoints"),
+    ("accelerate", "training", "passes that train: distill"),
     ("transformers", "transformers", "Hugging Face folders"),
     ("pillow", "pictures", "folders of pictures"),
+    ("tensorrt-rtx-cu13", "tensorrt-rtx", "proving that TensorRT takes a model"),
 )
 PROGRAMS = (
     ("unshare", "proving without a network", "apt-get install util-linux"),
     ("qemu-x86_64", "proving on other x86-64 CPUs", "apt-get install qemu-user"),
     ("qemu-aarch64", "proving on ARM CPUs", "apt-get install qemu-user"),
+    ("ssh", "proving on devices", "apt-get install openssh-client"),
 )
 
 
@@ -85,6 +88,21 @@ def _emulators() -> Finding:
     )
 
 
+def _instructions() -> Finding:
+    faults = {cpu: countable(cpu) for cpu in CPUS}
+    able = {CPUS[cpu].arch for cpu, fault in faults.items() if fault is None}
+    first = next(filter(None, faults.values()), None)
+    return Finding(
+        "instructions",
+        first is None,
+        False,
+        "countable on emulated " + ", ".join(sorted(able))
+        if able
+        else "for counting on CPUs that are not here",
+        "" if first is None else first.hint,
+    )
+
+
 def examine() -> list[Finding]:
     """Look at Python, the processor, packages, programs, and the space for the cache."""
     device = describe()
@@ -98,6 +116,7 @@ def examine() -> list[Finding]:
         *(_package(*row) for row in PACKAGES),
         *(_program(*row) for row in PROGRAMS),
         _emulators(),
+        _instructions(),
         Finding(
             "disk",
             free > 1 << 30,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import glob
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,10 @@ from pathlib import Path
 from edgepack.errors import HostError, SpecError
 
 CHUNK = 1 << 20
-# Seconds after which a temporary file belongs to no running build.
+# Seconds after which a temporary file or folder belongs to no running build.
 ABANDONED = 86400
 TEMPORARY = ".tmp"
+NEW = ".new-"
 
 
 def sha256(path: Path) -> str:
@@ -81,6 +83,40 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(place: Path, mark: str, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `place`, which takes its place by one rename when the block ends well.
+
+    Raises HostError where the system refuses to write it.
+
+    Args:
+        place: its parents are made where need be.
+        mark: the file that a whole folder has, written and synced last.
+        replace: whether a whole folder that stands there gives way; if not, it stays, as the work
+            of another process that was first.
+    """
+    work: Path | None = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        _sweep_folders(place.parent)
+        work = Path(tempfile.mkdtemp(dir=place.parent, prefix=NEW))
+        yield work
+        sync(work)
+        if replace or not (place / mark).is_file():
+            shutil.rmtree(place, ignore_errors=True)
+        try:
+            work.rename(place)
+        except OSError:
+            if not (place / mark).is_file():
+                raise
+        sync(place.parent)
+    except OSError as error:
+        raise unwritable(place, error) from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def _sweep(path: Path) -> None:
     """Delete what killed builds left beside `path`, once no running one can own it."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
@@ -88,6 +124,14 @@ def _sweep(path: Path) -> None:
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
+
+
+def _sweep_folders(folder: Path) -> None:
+    """Delete the new folders that killed processes left, once no running one can own them."""
+    for left in folder.glob(f"{NEW}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def publish(temporary: Path, path: Path) -> None:

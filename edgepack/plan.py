@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepack import chain, source
 from edgepack.request import Request
-from edgepack.stages import foreign
+from edgepack.stages import emulates, foreign
 
 # Resident memory of a process with torch, onnx and onnxruntime imported, before any model.
 BASE_BYTES = 600 << 20
@@ -41,8 +41,10 @@ def plan(request: Request) -> dict[str, Any]:
         "output": str(request.output),
         "calibration": "random numbers" if request.random else request.calibration or None,
         "evaluation": request.evaluation or None,
+        "training": request.training or None,
         "gates": dict(request.quality),
         "stages": [
+            *(["wheels"] if request.wheels else []),
             "source",
             "samples",
             "original",
@@ -52,7 +54,8 @@ def plan(request: Request) -> dict[str, Any]:
             "engine",
             "bundle",
             "verify",
-            *(["emulate"] if foreign(request.target) else ["latency"]),
+            *(["emulate"] if emulates(request.target) else []),
+            *([] if foreign(request.target) else ["latency"]),
         ],
         "chain": passes,
         "estimate": {

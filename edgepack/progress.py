@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, TextIO
 
 from edgepack.ledger import Progress, Record
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Live
     from rich.progress import TaskID
+
+# Seconds between two lines of one stage in a log.
+TELL_SECONDS = 20.0
 
 _MARKS = {
     "done": ("✓", "green"),
@@ -39,11 +43,8 @@ def make_progress(quiet: bool = False, verbose: int = 0) -> Progress:
     return PlainProgress(sys.stderr, verbose)
 
 
-class QuietProgress:
-    """Nothing but warnings."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+class SilentProgress:
+    """Nothing at all: that of the processes that help the main one to train."""
 
     def begin(self, stage: str, total: int | None = None) -> None:
         """Says nothing."""
@@ -54,8 +55,21 @@ class QuietProgress:
     def expect(self, total: int) -> None:
         """Says nothing."""
 
+    def tell(self, text: str) -> None:
+        """Says nothing."""
+
     def end(self, record: Record) -> None:
         """Says nothing."""
+
+    def warn(self, message: str) -> None:
+        """Says nothing."""
+
+
+class QuietProgress(SilentProgress):
+    """Nothing but warnings."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def warn(self, message: str) -> None:
         """Prints the warning."""
@@ -73,6 +87,13 @@ class PlainProgress(QuietProgress):
     def __init__(self, stream: TextIO, verbose: int = 0) -> None:
         super().__init__(stream)
         self._verbose = verbose
+        self._told = time.monotonic()
+
+    def tell(self, text: str) -> None:
+        """Prints it now and then: a log shows that a long stage is alive."""
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            self._print(f"{'':8}{text}")
 
     def end(self, record: Record) -> None:
         """Prints the stage's line; its further notes below it when verbose."""
@@ -98,6 +119,7 @@ class TerminalProgress:
         self._given = console
         self._live: Live | None = None
         self._tasks: list[TaskID] = []
+        self._stages: list[str] = []
 
     @property
     def _console(self) -> Console:
@@ -113,6 +135,7 @@ class TerminalProgress:
             self._live = self._line()
             self._live.start()
         self._tasks.append(self._live.add_task(self._fit(stage), total=total))
+        self._stages.append(stage)
 
     def advance(self, steps: int = 1) -> None:
         """Moves the bar of the running stage."""
@@ -124,11 +147,18 @@ class TerminalProgress:
         if self._live is not None and self._tasks:
             self._live.update(self._tasks[-1], total=total)
 
+    def tell(self, text: str) -> None:
+        """Shows it beside the stage's name."""
+        if self._live is not None and self._tasks:
+            told = self._fit(f"{self._stages[-1]}  {text}")
+            self._live.update(self._tasks[-1], description=told)
+
     def end(self, record: Record) -> None:
         """Clears the live line, however the stage ended, and prints the line that stays."""
         if self._live is not None:
             if self._tasks:
                 self._live.remove_task(self._tasks.pop())
+                self._stages.pop()
             if not self._tasks:
                 self._live.stop()
                 self._live = None

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import chain
+from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.data.preprocessing import Preprocessing
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
+from edgepack.spec.tensors import Span
 
 # Bounds for which more is stricter, so that --strict takes the larger of two.
 MINIMA = ("snr_db", "cosine", "agreement", "metric_ratio")
@@ -35,9 +37,11 @@ class Request:
         arch_args: keyword arguments of the factory.
         trust_pickle: whether code in the model's file may run.
         inputs: as stated; empty where they are to be inferred.
+        axes: the sizes of dynamic axes that an engine is built for, by name, as stated.
         output_kinds: by output name: "scores", "values" or None.
         calibration: where the calibration samples are; "" for none.
         evaluation: where the evaluation samples are; "" for none.
+        training: where the training samples are; "" for none.
         random: whether random numbers stand in for calibration samples.
         files: further files that the build reads: manifest, profile.
         preprocessing: how a picture becomes an input.
@@ -47,6 +51,8 @@ class Request:
         stated: the gates that the user stated himself: those are held in any case.
         reference_samples: how many samples the bundle carries; None for as many as fit 4 MiB.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
+        wheels: whether the bundle shall carry the device's wheels.
+        emulate: whether it shall be proved on the target's CPUs, where they can be emulated.
         cache: folder of the stage cache.
         refresh: compute everything anew.
     """
@@ -60,9 +66,11 @@ class Request:
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     trust_pickle: bool = False
     inputs: tuple[Tensor, ...] = ()
+    axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
     calibration: str = ""
     evaluation: str = ""
+    training: str = ""
     random: bool = False
     files: tuple[Path, ...] = ()
     preprocessing: Preprocessing | None = None
@@ -72,12 +80,14 @@ class Request:
     stated: frozenset[str] = frozenset()
     reference_samples: int | None = None
     latency: str = "smoke"
+    wheels: bool = False
+    emulate: bool = True
     cache: Path = field(default_factory=default_folder)
     refresh: bool = False
 
     def reads(self) -> tuple[Path, ...]:
         """The files and folders that the build reads."""
-        named = (self.arch, self.calibration, self.evaluation)
+        named = (self.arch, self.calibration, self.evaluation, self.training)
         paths = {Path(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
         return (self.model, *self.files, *sorted(paths))
 
@@ -92,14 +102,18 @@ def resolve(
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
     inputs: tuple[Tensor, ...] = (),
+    axes: Mapping[str, Span] | None = None,
     calibration: str = "",
     evaluation: str = "",
+    training: str = "",
     random_calibration: bool = False,
     metric: str = "",
     passes: str | None = None,
     max_drop: float | None = None,
     strict: bool = False,
     latency: str = "smoke",
+    wheels: bool = False,
+    no_emulate: bool = False,
     refresh: bool = False,
 ) -> Request:
     """Lay flags over the manifest over the profile.
@@ -122,6 +136,8 @@ def resolve(
             else f"--max-drop {max_drop} is not a number of points",
             hint="leave one of them out, or --max-drop 1",
         )
+    if wheels:
+        check_wheels(target)
     name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
     written = passes if passes is not None else manifest.chain or target.chain
     quality, stated = _gates(target, manifest, strict, max_drop)
@@ -137,9 +153,11 @@ def resolve(
         arch_args={**manifest.arch_args, **(arch_args or {})},
         trust_pickle=trust_pickle,
         inputs=inputs or manifest.inputs,
+        axes={**manifest.axes, **(axes or {})},
         output_kinds=manifest.output_kinds,
         calibration="" if random_calibration else calibration or samples.of(manifest.calibration),
         evaluation=evaluation or ("" if random_calibration else samples.of(manifest.evaluation)),
+        training=training or samples.of(manifest.training),
         random=random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=None if manifest.pictures is None else Preprocessing(**manifest.pictures),
@@ -149,6 +167,8 @@ def resolve(
         stated=stated,
         reference_samples=manifest.reference_samples,
         latency=latency,
+        wheels=wheels,
+        emulate=manifest.emulate and not no_emulate,
         refresh=refresh,
     )
 
@@ -168,14 +188,19 @@ class _Place:
 
 
 def _steps(written: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
-    """The chain's steps, the options of `quantize` laid over the manifest's over the profile's."""
-    defaults = {"quantize": {**target.quantization, **manifest.quantization}}
+    """The chain's steps, what was written for each over the manifest's over the profile's."""
     steps = tuple(
-        chain.Step(step.name, {**defaults.get(step.name, {}), **step.options})
+        chain.Step(
+            step.name,
+            {
+                **target.passes.get(step.name, {}),
+                **manifest.passes.get(step.name, {}),
+                **step.options,
+            },
+        )
         for step in chain.parse(written)
     )
-    for step in steps:
-        chain.check(step)
+    chain.check(steps)
     return steps
 
 

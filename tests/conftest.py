@@ -15,13 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle, device, engine
 from edgepack.device import Local
+from edgepack.runtime.engines import Variant
 from edgepack.runtime.run import read_npz
 from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-pytest_plugins = ("build_cases",)
+pytest_plugins = ("build_cases", "gpu_standin", "ssh_server")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -54,16 +55,11 @@ def linear_contents() -> bundle.Contents:
     return bundle.Contents(
         name="linear",
         target="cpu-fbgemm",
-        device={
-            "arch": "x86_64",
-            "isa": ["avx2"],
-            "python": "3.8",
-            "engine": "onnxruntime",
-            "engine_version": "1.19",
-        },
+        device={"arch": "x86_64", "isa": ["avx2"], "python": "3.8"},
         inputs=[Tensor("x", "float32", ("batch", 8))],
         outputs=[Tensor("y", "float32", ("batch", 3), "scores")],
         model=model.SerializeToString(deterministic=True),
+        variants=[Variant("onnxruntime", "onnxruntime", {"engine_version": "1.19"})],
         reference=[feeds],
         original=[feeds @ weights],
         built=None,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import numpy as np
 from edgepack import files
 from edgepack.errors import EngineError
 from edgepack.runtime.archive import INDEX
-from edgepack.runtime.index import FORMAT, content_digest, encode
+from edgepack.runtime.document import encode
+from edgepack.runtime.engines import EngineOptions, Variant
+from edgepack.runtime.index import FORMAT, content_digest
 from edgepack.runtime.tensor import Tensor
 
 MODEL = "model/model.onnx"
-# The directory of a zip holds 32-bit offsets; the loader reads no other form.
-MAX_BYTES = (1 << 32) - 1
+# The loader reads no zip64, and Python writes none of this size without it.
+MAX_BYTES = zipfile.ZIP64_LIMIT
 # The oldest time that a zip can hold; two builds must give the same bytes.
 EPOCH = (1980, 1, 1, 0, 0, 0)
+# An entry: its bytes, or the file that has them.
+Content = bytes | Path
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class Contents:
     Attributes:
         name: the model's name.
         target: the target profile's name.
-        device: what the device must be: arch, isa, python, engine, engine_version.
+        device: what every device must be: arch, isa, python; a Jetson's jetpack.
         inputs: of the model.
         outputs: of the model.
-        model: the serialised ONNX that the engine runs.
+        model: the serialised ONNX that every engine runs or is built from.
+        variants: the ways to run it, best first.
         reference: per input, an array of whole feeds along axis 0.
         original: per output, what the original fp32 model answered, along axis 0.
         built: per output, what this artefact answered here; None in a draft.
@@ -48,6 +54,9 @@ class Contents:
         tools: versions of what made it.
         requirements: the text of requirements.txt.
         report: entries under report/, by name.
+        wheels: files of entries under wheels/, by name.
+        engine_options: what an engine is built with on the device.
+        engines: entries under engine/, by name: built engines that variants name.
     """
 
     name: str
@@ -56,6 +65,7 @@ class Contents:
     inputs: Sequence[Tensor]
     outputs: Sequence[Tensor]
     model: bytes
+    variants: Sequence[Variant]
     reference: Sequence[np.ndarray]
     original: Sequence[np.ndarray]
     built: Sequence[np.ndarray] | None
@@ -67,6 +77,9 @@ class Contents:
     quality: Mapping[str, Any] = field(default_factory=dict)
     build: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, bytes] = field(default_factory=dict)
+    wheels: Mapping[str, Path] = field(default_factory=dict)
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
+    engines: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -81,15 +94,29 @@ def _loader() -> dict[str, bytes]:
     return {f"runtime/{name}": (folder / name).read_bytes() for name in names}
 
 
-def _entries(contents: Contents) -> dict[str, bytes]:
+def _entries(contents: Contents) -> dict[str, Content]:
     main = resources.files("edgepack.bundle") / "main_template.py"
-    entries = {"__main__.py": main.read_bytes(), **_loader(), MODEL: contents.model}
+    entries: dict[str, Content] = {
+        "__main__.py": main.read_bytes(),
+        **_loader(),
+        MODEL: contents.model,
+        **{f"engine/{name}": data for name, data in sorted(contents.engines.items())},
+    }
     for kind, arrays in _reference(contents).items():
         for i, array in enumerate(arrays):
             entries[f"reference/{kind}-{i}.npy"] = _npy(array)
     entries["requirements.txt"] = contents.requirements.encode()
     entries.update({f"report/{name}": data for name, data in sorted(contents.report.items())})
+    entries.update({f"wheels/{name}": path for name, path in sorted(contents.wheels.items())})
     return entries
+
+
+def _size(content: Content) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)
+
+
+def _sha256(content: Content) -> str:
+    return files.sha256(content) if isinstance(content, Path) else sha256(content).hexdigest()
 
 
 def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
@@ -100,7 +127,7 @@ def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
     }
 
 
-def _index(contents: Contents, entries: Mapping[str, bytes]) -> dict[str, Any]:
+def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]:
     reference = _reference(contents)
     named = {
         kind: [f"reference/{kind}-{i}.npy" for i in range(len(arrays))]
@@ -114,6 +141,8 @@ def _index(contents: Contents, entries: Mapping[str, bytes]) -> dict[str, Any]:
         "inputs": [tensor.to_json() for tensor in contents.inputs],
         "outputs": [tensor.to_json() for tensor in contents.outputs],
         "model": MODEL,
+        "variants": [variant.to_json() for variant in contents.variants],
+        "engine_options": contents.engine_options.to_json(),
         "reference": {
             "samples": len(contents.reference[0]) if contents.reference else 0,
             "inputs": named["input"],
@@ -127,8 +156,8 @@ def _index(contents: Contents, entries: Mapping[str, bytes]) -> dict[str, Any]:
         "provenance": dict(contents.provenance),
         "tools": dict(contents.tools),
         "files": {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            for name, data in entries.items()
+            name: {"sha256": _sha256(content), "bytes": _size(content)}
+            for name, content in entries.items()
         },
     }
     document["content_digest"] = content_digest(document)
@@ -143,23 +172,30 @@ def write(path: Path, contents: Contents) -> str:
     HostError where the file cannot be written.
     """
     entries = _entries(contents)
-    document = _index(contents, entries)
-    total = sum(map(len, entries.values()))
+    total = sum(map(_size, entries.values()))
     if total > MAX_BYTES - (1 << 24):
         raise EngineError(
             "bundle-too-large",
             "the bundle would be too large",
             why=f"its files have {total:,} bytes; the format holds {MAX_BYTES:,}",
-            hint="fewer reference samples in the manifest, or a smaller model",
+            hint="leave out --wheels"
+            if contents.wheels
+            else "fewer reference samples in the manifest, or a smaller model",
         )
-    first = {"__main__.py": entries.pop("__main__.py"), INDEX: encode(document)}
+    document = _index(contents, entries)
+    first: dict[str, Content] = {"__main__.py": entries.pop("__main__.py"), INDEX: encode(document)}
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-            for name, data in {**first, **entries}.items():
+            for name, content in {**first, **entries}.items():
                 info = zipfile.ZipInfo(name, EPOCH)
                 info.create_system = 3
                 info.external_attr = 0o644 << 16
-                archive.writestr(info, data)
+                with archive.open(info, "w") as entry:
+                    if isinstance(content, Path):
+                        with content.open("rb") as file:
+                            shutil.copyfileobj(file, entry, files.CHUNK)
+                    else:
+                        entry.write(content)
         files.sync(path)
     except OSError as error:
         raise files.unwritable(path, error) from error

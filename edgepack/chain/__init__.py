@@ -1,70 +1,70 @@
 """The optimization chain: passes in order, each model in and `PassResult` out.
 
-A chain is written as `pass:option=value:option=value,pass,...`. Adding a pass is a file, a line
-in the table below, and its test.
+A chain is written as `pass:option=value:option=value,pass,...`. Passes work in one of two domains:
+
+module   on the torch module, before it is exported: prune, factorize, distill. `distill` is also
+         what trains a pruned or factorized network again, with the original as its teacher.
+graph    on the ONNX graph, after that: quantize, half.
+
+To add a pass: a file (or a folder) of its own here, a line in `PASSES`, a line for its table in
+`spec/schema/target.schema.json` (`$defs.passes`), and its tests. The file has the options, a frozen
+dataclass over `options.PassOptions` that refuses in `__post_init__` what it cannot take, and
+
+    graph    apply(model: onnx.ModelProto, samples, options, progress) -> PassResult[ModelProto]
+    module   apply(module: nn.Module, options, context) -> ModuleResult
+             replay(module: nn.Module, recipe, context) -> nn.Module
+
+A module pass tells the structure that it made as a recipe, JSON from which `replay` makes the same
+structure out of the same module again; weights travel beside it. `chain.module` says it all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
 
-from edgepack.data.samples import Samples
+from edgepack.chain.options import PassOptions, read
 from edgepack.errors import ChainError
-from edgepack.ledger import PassResult, Progress
 from edgepack.spec.document import did_you_mean
 
-
-def _quantize_options(options: Mapping[str, Any]) -> Any:
-    from edgepack.chain.quantize import QuantizeOptions
-
-    known = {field.name for field in fields(QuantizeOptions)}
-    for key in options:
-        if key not in known:
-            raise ChainError(
-                "chain-option",
-                f"the pass 'quantize' has no option {key!r}",
-                why=f"it was asked for{did_you_mean(key, known)}",
-                hint="edgepack targets show cpu-fbgemm shows those of a profile",
-            )
-    return QuantizeOptions(**options)
-
-
-def _quantize(
-    model: Any, samples: Samples | None, options: Mapping[str, Any], progress: Progress
-) -> PassResult[Any]:
-    from edgepack.chain.quantize import quantize
-
-    chosen = _quantize_options(options)
-    if samples is None:
-        raise ChainError(
-            "calibration-missing",
-            "static quantization needs calibration samples",
-            why="it measures the range of every activation on them, and none were given",
-            hint="--calibration PATH, 100 or more samples as the device will see them\n"
-            "(--random-calibration builds without, and marks the report as not proven)",
-        )
-    return quantize(model, samples, chosen, progress)
+Domain = Literal["module", "graph"]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass of the chain.
+    """One pass of the chain, imported when it is used.
 
     Attributes:
-        apply: (ONNX model, calibration samples, options, progress) to PassResult.
-        check: raises ChainError for options that the pass does not have.
-        samples: whether its result depends on the calibration samples.
+        domain: what it works on.
+        place: the Python module that it is in.
+        options: the dataclass of its options there.
+        function: what applies it there; `replay` stands beside that of a module pass.
     """
 
-    apply: Callable[..., PassResult[Any]]
-    check: Callable[[Mapping[str, Any]], Any]
-    samples: bool
+    domain: Domain
+    place: str
+    options: str
+    function: str
+
+    def apply(self, *args: Any) -> Any:
+        """Apply it; the arguments are those of its domain."""
+        return getattr(import_module(self.place), self.function)(*args)
+
+    def replay(self, *args: Any) -> Any:
+        """Make the structure of an earlier run again."""
+        return import_module(self.place).replay(*args)
 
 
+# In the order in which they make sense: structure first, recovery, then the graph's arithmetic.
 PASSES: dict[str, Pass] = {
-    "quantize": Pass(_quantize, _quantize_options, samples=True),
+    "prune": Pass("module", "edgepack.chain.prune", "PruneOptions", "prune"),
+    "factorize": Pass("module", "edgepack.chain.factorize", "FactorizeOptions", "factorize"),
+    "distill": Pass("module", "edgepack.chain.distill", "DistillOptions", "distill"),
+    "quantize": Pass("graph", "edgepack.chain.quantize", "QuantizeOptions", "quantize"),
+    "half": Pass("graph", "edgepack.chain.half", "HalfOptions", "half"),
 }
 
 
@@ -75,17 +75,72 @@ class Step:
     name: str
     options: Mapping[str, Any]
 
+    @property
+    def known(self) -> Pass:
+        """The pass."""
+        return PASSES[self.name]
+
+    def read(self) -> Any:
+        """Its options as their dataclass. Raises ChainError for what the pass cannot take."""
+        kind = getattr(import_module(self.known.place), self.known.options)
+        return read(self.name, kind, self.options)
+
+
+def of_domain(domain: Domain, steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps that work on the module, or on the graph."""
+    return tuple(step for step in steps if step.known.domain == domain)
+
+
+def needs(steps: Iterable[Step], role: str) -> tuple[str, ...]:
+    """Names of the passes that need samples of a role, "calibration" or "training"."""
+    return tuple(step.name for step in steps if role in step.read().needs)
+
 
 def parse(chain: str) -> tuple[Step, ...]:
     """Read a chain. "" and "none" are the empty chain. Raises ChainError for what is unknown."""
     if chain.strip() in ("", "none"):
         return ()
-    return tuple(_step(text.strip()) for text in chain.split(","))
+    # No pass begins with a digit: what does belongs to a list, as in distill:layers=0,2,4.
+    return tuple(_step(text.strip()) for text in re.split(r",(?!\s*\d)", chain))
 
 
-def check(step: Step) -> None:
-    """Raise ChainError for options that the pass does not have, before anything runs."""
-    PASSES[step.name].check(step.options)
+def check(steps: Iterable[Step]) -> None:
+    """Raise ChainError for options, an order or combinations that cannot be, before anything runs.
+
+    The codes are `chain-option` and those of the passes' own options, `chain-order` where a pass
+    on the module stands after one on the graph, or quantize after half, `chain-conflict`.
+    """
+    earlier: list[tuple[str, PassOptions]] = []
+    for step in steps:
+        options: PassOptions = step.read()
+        graphs = [name for name, _ in earlier if PASSES[name].domain == "graph"]
+        if graphs and step.known.domain == "module":
+            raise ChainError(
+                "chain-order",
+                f"{step.name} cannot stand after {graphs[-1]}",
+                why=f"{step.name} works on the torch module, {graphs[-1]} on the exported graph",
+                hint=f"put {step.name} before it: --chain {step.name},{graphs[0]}",
+            )
+        known = list(PASSES)
+        later = [name for name in graphs if known.index(name) > known.index(step.name)]
+        if later:
+            raise ChainError(
+                "chain-order",
+                f"{step.name} cannot stand after {later[-1]}",
+                why=f"{step.name} reads float32, and {later[-1]} leaves less of it",
+                hint=f"put {step.name} before it: --chain {step.name},{later[0]}",
+            )
+        reason = options.conflict(earlier)
+        if step.name in graphs:
+            reason = "what it would change was changed already"
+        if reason:
+            raise ChainError(
+                "chain-conflict",
+                f"{step.name} cannot stand after {', '.join(name for name, _ in earlier)}",
+                why=reason,
+                hint="leave one of them out, or change their order",
+            )
+        earlier.append((step.name, options))
 
 
 def _step(text: str) -> Step:
@@ -97,18 +152,23 @@ def _step(text: str) -> Step:
             why=f"the chain says {text!r}{did_you_mean(name, PASSES)}",
             hint="--chain quantize:calibrator=mse, or --chain none",
         )
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     for item in written:
         key, equals, text = item.partition("=")
-        if not equals or not key or key in options:
+        if not equals and options and (item.isidentifier() or item.isdecimal()):
+            # distill:student=nets.py:small and prune:pattern=2:4, split at their own colon.
+            last = next(reversed(options))
+            options[last] += f":{item}"
+            continue
+        if not equals or not key or key.replace("-", "_") in options:
             raise ChainError(
                 "chain-option",
                 f"an option of the pass {name!r} cannot be understood",
                 why=f"{item!r} is not key=value, or stands twice",
                 hint="--chain quantize:calibrator=mse:range=full",
             )
-        options[key.replace("-", "_")] = value(text)
-    return Step(name, options)
+        options[key.replace("-", "_")] = text
+    return Step(name, {key: value(text) for key, text in options.items()})
 
 
 def value(text: str) -> Any:

@@ -6,7 +6,6 @@ the suffix of its name.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from edgepack.data.arrays import infer_tensors, open_arrays
@@ -18,6 +17,7 @@ from edgepack.data.random import random_samples
 from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.document import nearest
 
 FORMS = (
     "samples are a .npz or .npy file, a folder of them, a folder of pictures, "
@@ -87,11 +87,11 @@ def _locate(spec: str, base: Path) -> Path | None:
     if FUNCTION.fullmatch(spec):
         return None
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
+    near = nearest(path.name, siblings)
     raise DataError(
         "samples-not-found",
         f"there are no samples at {spec}",
-        why=f"{path} does not exist" + (f"; did you mean {near[0]}?" if near else ""),
+        why=f"{path} does not exist" + (f"; did you mean {near}?" if near else ""),
         hint=FORMS,
     )
 

@@ -6,7 +6,6 @@ wherever the samples come from.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Collection, Mapping
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.spec.document import nearest
 
 LABELS = "labels"
 """Name of the array that holds labels, unless the model has an input of that name."""
@@ -36,22 +36,21 @@ def check_names(found: Collection[str], inputs: tuple[Tensor, ...], where: str) 
     extra = sorted(name for name in found if name not in wanted)
     listing = f"the model's inputs: {', '.join(wanted)}; found: {', '.join(sorted(found)) or '-'}"
     if missing:
-        near = difflib.get_close_matches(missing[0], extra, n=1) or (
-            extra if len(extra) == len(missing) == 1 else []
-        )
+        only = extra[0] if len(extra) == len(missing) == 1 else ""
+        near = nearest(missing[0], extra) or only
         raise DataError(
             "samples-missing-input",
             f"{where} has no array for the input {missing[0]}",
             why=listing,
-            hint=f"rename {near[0]} to {missing[0]}" if near else f"add an array {missing[0]}",
+            hint=f"rename {near} to {missing[0]}" if near else f"add an array {missing[0]}",
         )
     if extra:
-        near = difflib.get_close_matches(extra[0], [*wanted, LABELS], n=1)
+        near = nearest(extra[0], [*wanted, LABELS])
         raise DataError(
             "samples-extra-input",
             f"{where} has an array {extra[0]} that is no input of the model",
             why=listing,
-            hint=(f"did you mean {near[0]}? Otherwise " if near else "") + "leave it out",
+            hint=(f"did you mean {near}? Otherwise " if near else "") + "leave it out",
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import re
@@ -27,6 +26,7 @@ from edgepack.data.fit import (
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.document import nearest
 
 FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 """How a function is written. The last colon counts, so that a drive letter is no module."""
@@ -77,12 +77,12 @@ def load_function(spec: str, base: Path) -> Callable[[], Any]:
     function = getattr(module, match["name"], None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value)]
-        near = difflib.get_close_matches(match["name"], names, n=1)
+        near = nearest(match["name"], names)
         raise DataError(
             "samples-function-missing",
             f"{match['module']} has no function {match['name']}",
             why=f"its functions: {', '.join(n for n in names if n[0] != '_') or '-'}",
-            hint=f"did you mean {near[0]}?" if near else "define it, without arguments",
+            hint=f"did you mean {near}?" if near else "define it, without arguments",
         )
     return function  # type: ignore[no-any-return]
 

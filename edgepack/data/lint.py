@@ -15,8 +15,8 @@ import numpy as np
 
 from edgepack.data.fit import check_dtype, check_feed, check_labels, check_names
 from edgepack.data.moments import Moments, Statistics
-from edgepack.data.samples import Batch, Samples
-from edgepack.data.stream import Piece, SampleStream
+from edgepack.data.samples import Samples
+from edgepack.data.stream import Piece, SampleStream, pieces_of
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
@@ -30,6 +30,10 @@ Pixels of 0..255 against 0..1 give 255, against -1..1 128, against unit variance
 MEAN_SHIFT = 3.0
 """Distance of the two sets' means, in the larger standard deviation, that is suspicious."""
 
+MAX_SHARED = 0.01
+"""Share of the evaluation samples that may also be training samples: real collections repeat a
+few, and a set that was not split shares nearly all."""
+
 _ROWS = 16
 """Samples read at once."""
 
@@ -39,7 +43,7 @@ class LintReport:
     """What was found.
 
     Attributes:
-        counts: number of samples, by set ("calibration", "evaluation").
+        counts: number of samples, by set ("calibration", "evaluation", "training").
         digests: SHA-256 over names, types, shapes and content of all arrays, labels included,
             in order; by set. It does not depend on how the samples are stored in files.
         statistics: by set and input.
@@ -59,22 +63,35 @@ class LintReport:
 
 
 def lint(
-    calibration: Samples | None, evaluation: Samples | None, inputs: tuple[Tensor, ...]
+    calibration: Samples | None,
+    evaluation: Samples | None,
+    inputs: tuple[Tensor, ...],
+    *,
+    training: Samples | None = None,
 ) -> LintReport:
-    """Look through both sets once.
+    """Look through every set once.
+
+    Args:
+        calibration: what the model is calibrated on.
+        evaluation: what it is judged on; None where that is the calibration set.
+        inputs: the model's inputs.
+        training: what it is trained on.
 
     Raises:
-        DataError: samples do not fit the inputs, are not finite, or there are none.
+        DataError: samples do not fit the inputs, are not finite, or there are none;
+            `samples-training-judges` where the model would be judged on what trained it.
     """
-    given = {"calibration": calibration, "evaluation": evaluation}
+    given = {"calibration": calibration, "evaluation": evaluation, "training": training}
     sets = {
         role: _survey(samples, inputs, role)
         for role, samples in given.items()
         if samples is not None
     }
     warnings = [warning for survey in sets.values() for warning in survey.warnings(inputs)]
-    if len(sets) == 2:
-        warnings += _between(sets["calibration"], sets["evaluation"])
+    judging = sets.get("evaluation") or sets.get("calibration")
+    for survey in sets.values():
+        if judging is not None and survey is not judging:
+            warnings += _between(survey, judging)
     return LintReport(
         counts={role: survey.count for role, survey in sets.items()},
         digests={role: survey.digest.hexdigest() for role, survey in sets.items()},
@@ -134,7 +151,7 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
     survey = _Survey(role, moments={tensor.name: Moments() for tensor in inputs})
     labelled: bool | None = None
     divisible = 0
-    for piece in _pieces(samples):
+    for piece in pieces_of(samples, _ROWS):
         where = f"{role} sample {survey.count}"  # counted from 0, as array[i] is
         if labelled not in (None, piece.labels is not None):
             raise DataError(
@@ -166,19 +183,6 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
             else "check what the source yields",
         )
     return survey
-
-
-def _pieces(samples: Samples) -> Iterator[Piece]:
-    """The samples before they are gathered, so that none is left out unseen."""
-    if isinstance(samples, SampleStream):
-        yield from samples.pieces(_ROWS)
-        return
-    for batch in samples.batches(_ROWS):
-        yield Piece(batch.inputs, batch.labels, batch.count, _per_sample(batch))
-
-
-def _per_sample(batch: Batch) -> bool:
-    return all(a.ndim > 0 and len(a) == batch.count for a in batch.inputs.values())
 
 
 def _check(piece: Piece, inputs: tuple[Tensor, ...], where: str) -> None:
@@ -223,15 +227,23 @@ def _add(digest: Any, name: str, values: np.ndarray) -> None:
     digest.update(values.reshape(-1).view(np.uint8).data)
 
 
-def _between(calibration: _Survey, evaluation: _Survey) -> Iterator[str]:
-    """What the two sets together give reason to warn of."""
-    shared = len(np.intersect1d(calibration.print_array(), evaluation.print_array()))
-    if shared:
+def _between(survey: _Survey, judging: _Survey) -> Iterator[str]:
+    """What a set together with the one that judges gives reason to warn of."""
+    shared = int(np.isin(judging.print_array(), survey.print_array()).sum())
+    if survey.role == "training":
+        if shared > MAX_SHARED * judging.count:
+            raise _judged_by_training(shared, judging)
+        if shared:
+            yield (
+                f"{shared} of {judging.count} {judging.role} samples are training samples too: "
+                "the trained model knows their answers."
+            )
+    elif shared:
         yield (
             f"{shared} sample(s) are in both sets: evaluation then flatters what was calibrated."
         )
-    for name, moments in calibration.moments.items():
-        ours, theirs = moments.statistics(), evaluation.moments[name].statistics()
+    for name, moments in survey.moments.items():
+        ours, theirs = moments.statistics(), judging.moments[name].statistics()
         small, large = sorted((ours.std, theirs.std))
         # A constant has no spread to compare, and has been warned of.
         if small == 0:
@@ -239,8 +251,21 @@ def _between(calibration: _Survey, evaluation: _Survey) -> Iterator[str]:
         shift = abs(ours.mean - theirs.mean)
         if large > SPREAD_RATIO * small or shift > MEAN_SHIFT * large:
             yield (
-                f"{name} is in another range for calibration ({ours.minimum:g} to "
-                f"{ours.maximum:g}, mean {ours.mean:.3g}) than for evaluation "
+                f"{name} is in another range for {survey.role} ({ours.minimum:g} to "
+                f"{ours.maximum:g}, mean {ours.mean:.3g}) than for {judging.role} "
                 f"({theirs.minimum:g} to {theirs.maximum:g}, mean {theirs.mean:.3g}): "
                 "was one of them normalised otherwise?"
             )
+
+
+def _judged_by_training(shared: int, judging: _Survey) -> DataError:
+    alone = judging.role == "evaluation"
+    return DataError(
+        "samples-training-judges",
+        "the model would be judged on what it was trained on",
+        why=f"{shared} of {judging.count} {judging.role} samples are also in the training set"
+        + ("" if alone else ", and without evaluation samples they judge the model"),
+        hint="split the samples: those of --evaluation must not be among those of --training"
+        if alone
+        else "--evaluation PATH with samples that the training does not see",
+    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgepack.data.samples import Batch
+from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
@@ -110,6 +110,16 @@ class SampleStream:
                 hint="pad the samples to one size, or export the model with a dynamic batch",
             )
         yield _join(held)
+
+
+def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
+    """The samples before they are gathered into batches, so that none is left out unseen."""
+    if isinstance(samples, SampleStream):
+        yield from samples.pieces(size)
+        return
+    for batch in samples.batches(size):
+        divisible = all(a.ndim > 0 and len(a) == batch.count for a in batch.inputs.values())
+        yield Piece(batch.inputs, batch.labels, batch.count, divisible)
 
 
 def _join(pieces: list[Piece]) -> Batch:

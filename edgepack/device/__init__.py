@@ -3,8 +3,10 @@
 from edgepack.device.cpus import CPUS
 from edgepack.device.device import Device, Finished, ask
 from edgepack.device.emulated import Emulated, prepare, ready
+from edgepack.device.instructions import count, countable
 from edgepack.device.local import Local
 from edgepack.device.matrix import verify
+from edgepack.device.ssh import Ssh
 from edgepack.device.sysroot import PREPARE
 
 __all__ = [
@@ -14,7 +16,10 @@ __all__ = [
     "Emulated",
     "Finished",
     "Local",
+    "Ssh",
     "ask",
+    "count",
+    "countable",
     "prepare",
     "ready",
     "verify",

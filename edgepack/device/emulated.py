@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from edgepack.device.cpus import CPUS, Cpu, find
 from edgepack.device.isolated import Isolated
@@ -28,6 +28,7 @@ class Emulated(Isolated):
 
     Args:
         cpu: a key of CPUS.
+        options: further options of qemu.
 
     Raises SpecError where there is no such CPU, HostError where qemu is missing or the emulator
     is not prepared.
@@ -35,7 +36,7 @@ class Emulated(Isolated):
 
     emulated = True
 
-    def __init__(self, cpu: str) -> None:
+    def __init__(self, cpu: str, options: Sequence[str] = ()) -> None:
         found = find(cpu)
         qemu = require_qemu(found)
         prepared = _prepared(found)
@@ -47,7 +48,7 @@ class Emulated(Isolated):
         if prepared:
             prepared.link(prefix)
         python = str(prepared.python) if prepared else sys.executable
-        self.interpreter = (qemu, "-cpu", found.model, "-L", str(prefix), python)
+        self.interpreter = (qemu, *options, "-cpu", found.model, "-L", str(prefix), python)
 
 
 def require_qemu(cpu: Cpu) -> str:

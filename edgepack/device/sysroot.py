@@ -15,14 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from edgepack import files
-from edgepack.cache import ABANDONED, default_folder
+from edgepack.cache import EMULATOR, default_folder
 from edgepack.device.cpus import CPUS
 from edgepack.device.local import PACKAGES
 from edgepack.errors import HostError
@@ -31,7 +30,6 @@ from edgepack.ledger import Ledger
 DEBIAN = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 PREPARE = "edgepack emulator prepare"
-NEW = ".new-"
 # Last into its folder, which is whole if it has one.
 MARK = "emulator.json"
 # Everything but /etc/apt, which says where Debian is and whose signature to trust.
@@ -90,7 +88,7 @@ def versions() -> dict[str, str]:
 def sysroot() -> Sysroot:
     """Where the aarch64 Python for this host's versions stands, or would stand."""
     name = "-".join(["aarch64", *(f"{name}-{version}" for name, version in versions().items())])
-    return Sysroot(default_folder() / "emulator" / name)
+    return Sysroot(default_folder() / EMULATOR / name)
 
 
 def prepare(qemu: str, ledger: Ledger) -> Sysroot:
@@ -114,33 +112,9 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
                 hint="prepare it on Debian or in a container of it, and set EDGEPACK_CACHE here "
                 "to that cache folder",
             )
-    place = found.folder
-    work: Path | None = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _clear(place.parent)
-        work = Path(tempfile.mkdtemp(dir=place.parent, prefix=NEW))
+    with files.new_folder(found.folder, MARK) as work:
         _fill(Sysroot(work), qemu, ledger)
-        try:
-            work.rename(place)
-        except OSError:
-            # Another process prepared the same first; its work is as good.
-            if not found.prepared:
-                raise
-        files.sync(place.parent)
-    except OSError as error:
-        raise files.unwritable(place, error) from error
-    finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
     return found
-
-
-def _clear(folder: Path) -> None:
-    """Delete what killed preparations left, once no running one can own it."""
-    for left in folder.glob(f"{NEW}*"):
-        if left.stat().st_mtime < time.time() - ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ from edgepack.graph.opset import load_onnx
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
 from edgepack.graph.simplify import simplify
-from edgepack.graph.stats import GraphStats, stats
+from edgepack.graph.stats import GraphStats, signed_activations, stats
 
 __all__ = [
     "GraphStats",
@@ -17,6 +17,7 @@ __all__ = [
     "load_onnx",
     "rename_outputs",
     "signature",
+    "signed_activations",
     "simplify",
     "stats",
 ]

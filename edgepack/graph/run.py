@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import GraphError
-from edgepack.runtime.onnx_session import import_engine
+from edgepack.runtime.onnx_session import LITERAL, import_engine
 
 _NODE = re.compile(r"while running (\S+) node\. Name:\s?'([^']*)'")
 _STATUS = re.compile(r"Status Message:\s*(.*)", re.DOTALL)
@@ -25,18 +25,23 @@ class Runner:
         threads: threads within one operator; 0 leaves the number to onnxruntime.
         optimize: whether onnxruntime may rewrite the graph; without it every node runs as
             written, and an error names the node as the graph does.
+        literal: compute quantized operators in float, as where a CPU stands in for a GPU.
 
     Raises:
         GraphError: `graph-rejected` where onnxruntime does not load the model.
     """
 
-    def __init__(self, model: Any, threads: int = 0, optimize: bool = True) -> None:
+    def __init__(
+        self, model: Any, threads: int = 0, optimize: bool = True, literal: bool = False
+    ) -> None:
         ort = import_engine()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # fatal only: what fails is raised, and printed once
+        if literal:
+            options.add_session_config_entry(LITERAL, "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if isinstance(model, (str, Path)):

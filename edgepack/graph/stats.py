@@ -57,6 +57,15 @@ def stats(model: Any, sizes: Mapping[str, int] | None = None) -> GraphStats:
     )
 
 
+def signed_activations(model: Any) -> bool:
+    """Whether activations are quantized to s8: the scheme of GPUs, which the CPU runs in float."""
+    import onnx
+
+    signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    pairs = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    return any(len(node.input) > 2 and node.input[2] in signed for node in pairs)
+
+
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
     """Every constant tensor with its name: initializers and `Constant` nodes."""
     for graph in walk_graphs(model.graph):

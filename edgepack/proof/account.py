@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ _TIMING = ("p50", "p90", "queries", "seconds")
 
 def _sample_sets(job: Job) -> dict[str, Any]:
     lint = job.samples.lint
-    found: dict[str, Any] = {"calibration": None, "evaluation": None}
+    found: dict[str, Any] = {"calibration": None, "evaluation": None, "training": None}
     for role, samples in (
         ("calibration", job.samples.calibration),
         ("evaluation", job.samples.evaluation),
+        ("training", job.samples.training),
     ):
         if samples is not None and role in lint.counts:
             found[role] = {
@@ -38,15 +39,22 @@ def _sample_sets(job: Job) -> dict[str, Any]:
     return found
 
 
+def _precision(passes: Sequence[str]) -> str:
+    """Of a model's arithmetic after these passes, in a word."""
+    found = [kind for name, kind in (("quantize", "int8"), ("half", "fp16")) if name in passes]
+    return "+".join(found) or "fp32"
+
+
 def account(
-    job: Job, verdict: Mapping[str, Any], latency: Mapping[str, Any] | None, host: Local,
-    ledger: Ledger, started: float,
+    job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
+    latency: Mapping[str, Any] | None, host: Local, ledger: Ledger, started: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The report of a job, after its verdict.
 
     Args:
         job: what was proved.
         verdict: what the loader found on the evaluation set.
+        emulated: the fidelity on the target's CPUs, emulated.
         latency: what `bench` found, or None.
         host: the device that it was found on.
         ledger: the records so far.
@@ -63,7 +71,7 @@ def account(
         "target": {
             "name": request.target.name,
             "summary": request.target.summary,
-            "precision": "int8" if any(s.name == "quantize" for s in request.chain) else "fp32",
+            "precision": _precision([step.name for step in request.chain]),
         },
         "source": {
             "path": request.model.name,
@@ -85,6 +93,7 @@ def account(
         "ledger": [record.to_json() for record in ledger.records],
         "quality": verdict["quality"],
         "fidelity": verdict["fidelity"],
+        "emulated": dict(emulated),
         "latency": None
         if latency is None
         else {
@@ -117,6 +126,7 @@ def account(
             "peak_rss_bytes": peak_rss(),
         },
         "device": verdict["device"],
+        "stands_in": bool(job.stands_in),
         "isolation": {"network": host.network, "hidden": verdict["hidden"]},
         "tools": tool_versions(),
         "warnings": list(ledger.warnings),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.errors import SpecError
 from edgepack.request import MINIMA, Request
+from edgepack.runtime.engines import ONNXRUNTIME, EngineOptions, Variant
 from edgepack.runtime.metrics import TOP
 from edgepack.source.model import Source
+from edgepack.spec.target import Target
 from edgepack.stages import Graph, Reference, SampleSets, foreign
 
 
@@ -27,11 +30,17 @@ class Job:
     reference: Reference
     original: Graph
     graph: Graph
+    wheels: Mapping[str, Path]
 
     @property
     def stands_in(self) -> tuple[str, ...]:
-        """Options of the loader where this host stands in for another architecture."""
-        return ("--any-arch",) if foreign(self.request.target) else ()
+        """Options of the loader where this host stands in for another processor, or a GPU.
+
+        What needs a GPU is judged by its ONNX on the CPU, so that a build needs none; that a GPU
+        computes the same is for `verify` to prove there.
+        """
+        target = self.request.target
+        return ("--stand-in",) if foreign(target) or target.engine != ONNXRUNTIME else ()
 
 
 def rejected(output: Path) -> Path:
@@ -50,12 +59,13 @@ def draft(job: Job) -> bundle.Contents:
             "arch": target.arch,
             "isa": list(target.isa),
             "python": target.python,
-            "engine": target.engine,
-            "engine_version": target.engine_version,
+            **({"jetpack": target.jetpack} if target.jetpack else {}),
         },
         inputs=job.graph.inputs,
         outputs=job.graph.outputs,
         model=job.graph.model,
+        variants=variants(target),
+        engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
         reference=[
             np.stack([feed[tensor.name] for feed in job.reference.feeds])
             for tensor in job.graph.inputs
@@ -77,8 +87,21 @@ def draft(job: Job) -> bundle.Contents:
             ],
         },
         tools=tool_versions(),
-        requirements=engine.ENGINES[target.engine].requirements(),
+        requirements=engine.requirements(target),
     )
+
+
+def variants(target: Target) -> tuple[Variant, ...]:
+    """The profile's engine, and after it what it may fall back to; each named like its engine."""
+    needs = {
+        "compute_capability": target.compute_capability,
+        "engine_version": target.engine_version,
+    }
+    found = [Variant(target.engine, target.engine, {k: v for k, v in needs.items() if v})]
+    if target.fallback:
+        oldest = {"engine_version": engine.onnxruntime.OLDEST}
+        found.append(Variant(target.fallback, target.fallback, oldest))
+    return tuple(found)
 
 
 def metric(job: Job) -> str:

@@ -20,8 +20,9 @@ from edgepack.errors import GateError
 from edgepack.ledger import Ledger
 from edgepack.proof.account import account
 from edgepack.proof.job import Job, draft, lowered, rejected
+from edgepack.runtime.document import encode
+from edgepack.runtime.engines import ONNXRUNTIME
 from edgepack.runtime.gates import describe_gate
-from edgepack.runtime.index import encode
 from edgepack.runtime.run import read_npz
 from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
 
@@ -63,15 +64,17 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
                 stdin=_counted(frames, stage.progress.advance),
             )  # fmt: skip
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
-        fidelity = emulate(job.request, temporary, ledger)
-        if fidelity is not None:
-            verdict["fidelity"] = fidelity
-            verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
+        emulated = emulate(job.request, temporary, verdict, job.graph.integer_only, ledger)
+        _decide(job, verdict, emulated)
         latency = _latency(job, temporary, host, ledger)
         accepted = bool(verdict["passed"])
         ledger.warn(*_chance(job, verdict["quality"]))
-        contents = replace(contents, quality={**_summary(verdict["quality"]), "passed": accepted})
-        document = account(job, verdict, latency, host, ledger, started)
+        contents = replace(
+            contents,
+            quality={**_summary(verdict["quality"]), "passed": accepted},
+            wheels=job.wheels,
+        )
+        document = account(job, verdict, emulated, latency, host, ledger, started)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
         contents = replace(
@@ -94,21 +97,55 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
 def missed(outcome: Outcome, ledger: Ledger) -> GateError:
     """The error for a bundle whose gates were missed, with the stage that lost it."""
     gates = [
-        f"{question}: {describe_gate(gate)}"
+        f"{question}{_on(outcome.report[question])}: {describe_gate(gate)}"
         for question in ("quality", "fidelity")
         for gate in outcome.report[question]["gates"]
         if not gate["passed"]
     ]
-    lost = ledger.first_loss()
-    if lost is not None:
-        gates.append(f"first lost in the stage {lost.stage!r}: {_snr(lost.parity)}")
+    hints = [f"it is kept at {outcome.path}, with its report"]
+    if not outcome.report["quality"]["passed"]:
+        lost = ledger.first_loss()
+        if lost is not None:
+            gates.append(f"first lost in the stage {lost.stage!r}: {_snr(lost.parity)}")
+        hints.append(
+            "more or better calibration samples, another calibrator, or a lower gate in the "
+            "manifest"
+        )
+    if _saturated(outcome.report):
+        hints.append(
+            "full-range weights saturate without VNNI, pair-safe ones give the same bits: "
+            "--chain quantize:range=pair-safe"
+        )
     return GateError(
         "gate-missed",
         "the bundle was built and is not good enough; nothing was written at the place asked for",
         why="\n".join(gates),
-        hint=f"it is kept at {outcome.path}, with its report\n"
-        "more or better calibration samples, another calibrator, or a lower gate in the manifest",
+        hint="\n".join(hints),
     )
+
+
+def _saturated(document: Mapping[str, Any]) -> bool:
+    """Whether an emulated x86 answered otherwise than this one, with full-range weights."""
+    ranges = [s["details"].get("range") for s in document["ledger"] if s["stage"] == "quantize"]
+    native = document["device"]["arch"] == "x86_64" and not document["stands_in"]
+    return native and "full" in ranges and "device" in document["fidelity"]
+
+
+def _on(question: Mapping[str, Any]) -> str:
+    return f" on {question['device']}" if "device" in question else ""
+
+
+def _decide(job: Job, verdict: dict[str, Any], emulated: Mapping[str, Mapping[str, Any]]) -> None:
+    """Lay what the target's CPUs answered over what this host did.
+
+    One that missed decides; where this host only stands in for the target, the first of them does.
+    """
+    missed = [cpu for cpu, fidelity in emulated.items() if not fidelity["passed"]]
+    deciding = missed or (list(emulated) if job.stands_in else [])
+    if deciding:
+        cpu = deciding[0]
+        verdict["fidelity"] = {**emulated[cpu], "device": f"{cpu}, emulated"}
+        verdict["passed"] = verdict["quality"]["passed"] and verdict["fidelity"]["passed"]
 
 
 def _snr(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
@@ -179,7 +216,9 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
             return None
         if job.stands_in:
             stage.set(status="skipped")
-            stage.note(f"to be measured on {job.request.target.arch}: python3 BUNDLE bench there")
+            target = job.request.target
+            where = "the GPU" if target.engine != ONNXRUNTIME else target.arch
+            stage.note(f"to be measured on {where}: python3 BUNDLE bench there")
             return None
         with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
             fp32 = Path(folder) / "original.onnx"

@@ -36,12 +36,20 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     render(matrix, console)
 
 
+def render_instructions(document: Mapping[str, Any], console: Console) -> None:
+    """Print how many instructions a bundle takes on emulated CPUs, a table for each."""
+    from edgepack.report.instructions import render_instructions as render
+
+    render(document, console)
+
+
 __all__ = [
     "FORMAT",
     "ReportError",
     "describe_gate",
     "encode",
     "render_html",
+    "render_instructions",
     "render_matrix",
     "render_terminal",
     "validate",

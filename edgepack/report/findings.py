@@ -34,6 +34,23 @@ UNPROVEN = (
 
 
 @dataclass(frozen=True)
+class OnCpu:
+    """What an emulated CPU answered, as text.
+
+    Attributes:
+        cpu: its name.
+        answer: against the build host's answers.
+        samples: on what.
+        passed: whether its gates passed.
+    """
+
+    cpu: str
+    answer: str
+    samples: str
+    passed: bool
+
+
+@dataclass(frozen=True)
 class Loss:
     """Where SNR fell.
 
@@ -156,7 +173,7 @@ def _fidelity(report: Mapping[str, Any]) -> str:
     metrics = worst(question["outputs"])
     if metrics is None:
         return ""
-    exact = all(m.get("bit_exact") for m in question["outputs"].values())
+    exact = _exact(question)
     answer = (
         "the build host's answers bit for bit"
         if exact
@@ -164,7 +181,38 @@ def _fidelity(report: Mapping[str, Any]) -> str:
         if metrics["snr_db"] is None
         else f"the build host's answers at an SNR of {snr_text(metrics)}"
     )
-    return f"Run through its own loader, the shipped file gives {answer} on {where(question)}."
+    place = f"On {question['device']}," if "device" in question else "Run through its own loader,"
+    said = f"{place} the shipped file gives {answer} on {where(question)}."
+    others = {
+        cpu: found
+        for cpu, found in report.get("emulated", {}).items()
+        if f"{cpu}, emulated" != question.get("device")
+    }
+    if not others:
+        return said
+    same = "the same bits" if all(map(_exact, others.values())) else "the gates passed as well"
+    return f"{said} On {' and '.join(others)}, emulated: {same}."
+
+
+def _exact(question: Mapping[str, Any]) -> bool:
+    return all(metrics.get("bit_exact") for metrics in question["outputs"].values())
+
+
+def on_cpus(report: Mapping[str, Any]) -> list[OnCpu]:
+    """What the target's CPUs answered, emulated."""
+    rows = []
+    for cpu, question in report.get("emulated", {}).items():
+        metrics = worst(question["outputs"])
+        answer = "same bits" if _exact(question) else snr_text(metrics) if metrics else ""
+        rows.append(OnCpu(cpu, answer, where(question), question["passed"]))
+    return rows
+
+
+def measured_on(report: Mapping[str, Any]) -> str:
+    """The machine that device, memory and isolation are those of."""
+    if not report.get("stands_in"):
+        return "Measured on"
+    return f"Measured on the build host, which is no {report['target']['name']}"
 
 
 def metric_text(question: Mapping[str, Any]) -> str:

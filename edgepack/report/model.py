@@ -116,6 +116,9 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
         for gate in question["gates"]:
             yield from _misjudged(name, gate)
     answers = {name: question["passed"] for name, question in questions.items()}
+    for cpu, question in report.get("emulated", {}).items():
+        if answers["fidelity"] and not question["passed"]:
+            yield f"fidelity passed, and {cpu}, emulated, missed it"
     if report["verdict"] == "pass" and not all(answers.values()):
         missed = ", ".join(name for name, passed in answers.items() if not passed)
         yield f"verdict is 'pass', and these did not pass: {missed}"

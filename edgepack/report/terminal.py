@@ -71,7 +71,8 @@ class _Summary:
         head = self.text(f"  {report['name']} → {report['target']['name']}", "bold")
         self.console.print(Text.assemble(self.text(title, style), head))
         self._indented(self.text(findings.verdict(report)))
-        if report["verdict"] == "fail" and (loss := findings.first_loss(report["ledger"])):
+        failed = report["verdict"] == "fail" and not report["quality"]["passed"]
+        if failed and (loss := findings.first_loss(report["ledger"])):
             self._indented(self.text(f"First loss at {loss}.", "red"))
 
     def _indented(self, text: Text) -> None:
@@ -92,6 +93,10 @@ class _Summary:
                 self._row(table, "", self.text(more, "dim"), Text())
             if not rows:
                 self._row(table, name, self.text("no gate was set", "yellow"), Text())
+        for found in findings.on_cpus(self.report):
+            mark, style = ("✓ ", "green") if found.passed else ("✗ ", "red")
+            what = Text.assemble(self.text(mark, style), self.text(f"{found.cpu}, emulated"))
+            self._row(table, "", what, self.text(found.answer, "bold"))
         self.console.print(table)
 
     def _row(self, table: Table, label: str, figure: Text, remark: Text) -> None:
@@ -117,7 +122,8 @@ class _Summary:
         else:
             yield "latency", "not measured", Text()
         if peak := self.report["memory"]["peak_rss_bytes"]:
-            yield "memory", bytes_text(peak), self.text("peak of the loader's process")
+            here = " on the build host" if self.report.get("stands_in") else ""
+            yield "memory", bytes_text(peak), self.text(f"peak of the loader's process{here}")
 
     def _gate(self, row: GateRow, several: bool) -> tuple[Text, Text]:
         style = "green" if row.passed else "red" if row.decisive else "yellow"

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgepack.errors import SourceError, missing_package
-from edgepack.source.code import Opened, add_code, is_installed, watch_files
 from edgepack.source.digest import Digest
 from edgepack.source.eager import flatten_outputs
-from edgepack.source.factory import Factory, find, importable
 from edgepack.source.model import Source
+from edgepack.source.network import build_network
 from edgepack.source.pickled import code_names, from_pickle, module_source, refuse_pickle
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state, unwrap
@@ -66,7 +63,7 @@ def load_checkpoint(
             why=f"{len(state)} tensors: {', '.join(list(state)[:3])}, ...",
             hint="--arch package.module:factory, or --arch path/to/file.py:factory",
         )
-    module, code_digest, built = _build(torch, arch, arch_args, search)
+    module, code_digest, built = build_network(torch, arch, arch_args, search)
     notes += load_state(path, module, state)
     notes += built
     module.register_forward_hook(flatten_outputs)
@@ -127,80 +124,3 @@ def _corrupt(path: Path, error: Exception) -> SourceError:
         why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
         hint="copy or download it again, or save it again",
     )
-
-
-def _build(
-    torch: Any, arch: str, arch_args: Mapping[str, Any], search: tuple[Path, ...]
-) -> tuple[Any, str, list[str]]:
-    """The network, the digest of the code behind it, and a note."""
-    with importable(search), watch_files() as opened:
-        before = set(sys.modules)
-        factory = find(arch, search)
-        module = factory.build(torch, arch_args)
-        _check_unsaved(torch, factory, arch_args, module)
-        roots = [factory.module, *_new_modules(before)]
-        names, digest = _code_digest(factory, roots, opened, module)
-    mine = [name for name in names if not name.startswith("file:")]
-    return (
-        module,
-        digest,
-        [f"Built the network with {Path(arch).name}, from {len(mine)} files of code."],
-    )
-
-
-def _new_modules(before: set[str]) -> list[ModuleType]:
-    """The user's own modules that were imported since.
-
-    Installed packages are followed from what uses them: whether they were imported before
-    depends on what else this process did.
-    """
-    found = []
-    for name, module in sys.modules.items():
-        file = getattr(module, "__file__", None)
-        if name not in before and isinstance(file, str) and not is_installed(Path(file)):
-            found.append(module)
-    return found
-
-
-def _code_digest(
-    factory: Factory, roots: list[ModuleType], opened: Opened, module: Any
-) -> tuple[tuple[str, ...], str]:
-    digest = Digest("code")
-    names = add_code(digest, roots, opened.paths.copy(), module)
-    digest.text("factory", factory.function.__qualname__)
-    return names, digest.hexdigest()
-
-
-def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
-    """Tensors that no state dict holds must come out the same each time.
-
-    Built a second time under another random state, they show whether they are drawn at random.
-    """
-    unsaved = _unsaved(torch, module)
-    if not unsaved:
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        again = _unsaved(torch, factory.function(**arch_args))
-    for name, tensor in unsaved.items():
-        other = again.get(name)
-        if other is None or not torch.equal(
-            torch.nan_to_num(tensor), torch.nan_to_num(other.to(tensor.dtype))
-        ):
-            raise SourceError(
-                "source-weights-unsaved",
-                f"the network's {name} is drawn at random, and no state dict holds it",
-                why=f"two calls of {factory.spec} gave two values of shape {list(tensor.shape)}",
-                hint="make it a persistent buffer or a parameter, and save the weights again",
-            )
-
-
-def _unsaved(torch: Any, module: Any) -> dict[str, Any]:
-    """Non-persistent buffers, and tensors kept as plain attributes."""
-    saved = set(module.state_dict())
-    found = {name: t for name, t in module.named_buffers() if name not in saved}
-    for prefix, part in module.named_modules():
-        for name, value in vars(part).items():
-            if isinstance(value, torch.Tensor):
-                found[f"{prefix}.{name}" if prefix else name] = value
-    return found

@@ -21,7 +21,7 @@ BY_VERSION = frozenset(
     ["torch", "torchvision", "torchaudio", "numpy", "scipy", "transformers", "tokenizers",
      "safetensors", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "sympy", "networkx", "triton",
      "pandas", "sklearn", "PIL", "cv2", "matplotlib", "timm", "pytorch_lightning", "lightning",
-     "huggingface_hub", "fsspec", "yaml", "jinja2", "regex", "tqdm", "requests"]
+     "huggingface_hub", "fsspec", "yaml", "jinja2", "regex", "tqdm", "requests", "accelerate"]
 )  # fmt: skip
 
 _STDLIB = tuple(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -18,6 +17,7 @@ from typing import Any
 
 from edgepack.errors import SourceError
 from edgepack.source.code import is_installed
+from edgepack.spec.document import nearest
 
 # Modules that an earlier factory brought in: each load imports the user's code anew, so that
 # what runs is what lies on disk and what the digest was taken of.
@@ -32,11 +32,13 @@ class Factory:
         spec: as given, "package.module:function" or "path/to/file.py:function".
         function: the callable.
         module: the module that it was found in.
+        option: where it was named, for errors.
     """
 
     spec: str
     function: Callable[..., Any]
     module: ModuleType
+    option: str = "--arch"
 
     def build(self, torch: Any, arguments: Mapping[str, Any]) -> Any:
         """Call it, and return the module that it builds, in eval mode.
@@ -79,8 +81,8 @@ class Factory:
                 "source-factory-arguments",
                 f"the factory {self.spec} cannot be called with {_call(arguments)}",
                 why=f"{error}; its signature is {signature}",
-                hint=_nearest(arguments, signature)
-                or "give its arguments with --arch-arg NAME=VALUE",
+                hint=_nearest(self.option, arguments, signature)
+                or f"give its arguments with {self.option}-arg NAME=VALUE",
             ) from error
 
 
@@ -88,12 +90,12 @@ def _call(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "no arguments"
 
 
-def _nearest(arguments: Mapping[str, Any], signature: inspect.Signature) -> str:
+def _nearest(option: str, arguments: Mapping[str, Any], signature: inspect.Signature) -> str:
     for name in arguments:
         if name not in signature.parameters:
-            match = difflib.get_close_matches(name, signature.parameters, n=1)
-            if match:
-                return f"did you mean --arch-arg {match[0]}=...?"
+            near = nearest(name, signature.parameters)
+            if near:
+                return f"did you mean {option}-arg {near}=...?"
     return ""
 
 
@@ -128,12 +130,13 @@ def _lies_in(module: Any, roots: list[Path]) -> bool:
     return not is_installed(path) and any(root in path.parents for root in roots)
 
 
-def find(spec: str, base: tuple[Path, ...]) -> Factory:
+def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
     """Import the factory that `spec` names; call it inside `importable`.
 
     Args:
         spec: "package.module:function" or "path/to/file.py:function".
         base: folders that a relative path to a file is looked for in, before the current one.
+        option: where it was named, for errors.
 
     Raises:
         SourceError: source-arch-form, source-arch-import, source-arch-missing.
@@ -143,25 +146,23 @@ def find(spec: str, base: tuple[Path, ...]) -> Factory:
         guess = ":".join(spec.rpartition(".")[::2]) if "." in spec else f"my_model:{spec}"
         raise SourceError(
             "source-arch-form",
-            f"--arch {spec!r} does not name a factory",
+            f"{option} {spec!r} does not name a factory",
             why="its form is package.module:function or path/to/file.py:function",
-            hint=f"did you mean --arch {guess}?" if "/" not in spec else "add :function",
+            hint=f"did you mean {option} {guess}?" if "/" not in spec else "add :function",
         )
-    module = _import(spec, place, base)
+    module = _import(f"{option} {spec}", place, base)
     target: Any = module
     for part in name.split("."):
         if not hasattr(target, part):
             choices = [
                 n for n in vars(target) if not n.startswith("_") and callable(vars(target)[n])
             ]
-            close = difflib.get_close_matches(part, choices, n=1)
+            near = nearest(part, choices)
             raise SourceError(
                 "source-arch-missing",
                 f"{place} has no {name}",
                 why=f"callables found there: {', '.join(choices[:8]) or 'none'}",
-                hint=f"did you mean {place}:{close[0]}?"
-                if close
-                else "check the name after the colon",
+                hint=f"did you mean {place}:{near}?" if near else "check the name after the colon",
             )
         target = getattr(target, part)
     if not callable(target):
@@ -171,33 +172,33 @@ def find(spec: str, base: tuple[Path, ...]) -> Factory:
             why=f"it is of type {type(target).__name__}",
             hint="name a function or class that returns the network",
         )
-    return Factory(spec, target, module)
+    return Factory(spec, target, module, option)
 
 
-def _import(spec: str, place: str, base: tuple[Path, ...]) -> ModuleType:
+def _import(named: str, place: str, base: tuple[Path, ...]) -> ModuleType:
     try:
         if place.endswith(".py") or "/" in place or os.sep in place:
-            return _import_file(spec, Path(place).expanduser(), base)
+            return _import_file(named, Path(place).expanduser(), base)
         return importlib.import_module(place)
     except SourceError:
         raise
     except (Exception, SystemExit) as error:
         raise SourceError(
             "source-arch-import",
-            f"the module of --arch {spec} cannot be imported",
+            f"the module of {named} cannot be imported",
             why=_user_error(error),
             hint="it is looked for in the manifest's folder, the current folder and the installed "
             "packages",
         ) from error
 
 
-def _import_file(spec: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
+def _import_file(named: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
     candidates = [folder / place for folder in (*base, Path.cwd())]
     file = next((path.resolve() for path in candidates if path.is_file()), None)
     if file is None:
         raise SourceError(
             "source-arch-import",
-            f"the file of --arch {spec} does not exist",
+            f"the file of {named} does not exist",
             why="looked for " + ", ".join(str(path) for path in dict.fromkeys(candidates)),
             hint="check the path before the colon",
         )
@@ -211,7 +212,7 @@ def _import_file(spec: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise SourceError(
             "source-arch-import",
-            f"the file of --arch {spec} is not Python",
+            f"the file of {named} is not Python",
             why=f"no loader for {file.name}",
             hint="its name must end in .py",
         )

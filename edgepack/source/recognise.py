@@ -13,6 +13,7 @@ from typing import BinaryIO, Literal
 
 from edgepack.errors import SourceError
 from edgepack.source.archive import open_checked, read_entry
+from edgepack.spec.document import nearest
 
 Format = Literal[
     "checkpoint",  # torch.save, as a zip archive or in the layout before 1.6
@@ -93,14 +94,12 @@ def recognise(path: Path) -> Format:
 
 def _similar(path: Path) -> str:
     """A file beside the missing one that may be meant."""
-    import difflib
-
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return f"the folder {path.parent} cannot be listed"
-    match = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.parent / match[0]}?" if match else ""
+    near = nearest(path.name, names)
+    return f"did you mean {path.parent / near}?" if near else ""
 
 
 def _folder(path: Path) -> Format:

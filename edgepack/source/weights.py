@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError
+from edgepack.spec.document import nearest
 
 # Where training scripts put the state dict inside what they save; the first that is there counts.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
@@ -154,9 +154,9 @@ def _few(names: list[str], separator: str = ", ") -> str:
 
 def _meant(missing: list[str], unexpected: list[str]) -> str:
     for name in missing:
-        match = difflib.get_close_matches(name, unexpected, n=1, cutoff=0.7)
-        if match:
-            return f"the network's {name} may be the file's {match[0]}: did you mean the same?"
+        near = nearest(name, unexpected, likeness=0.7)
+        if near:
+            return f"the network's {name} may be the file's {near}: did you mean the same?"
     return ""
 
 

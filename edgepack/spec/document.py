@@ -21,6 +21,14 @@ else:
 
 # A profile or a manifest is written by hand; a larger file is something else.
 MAX_BYTES = 1 << 20
+# The tables that hold a pass's options, and the pass.
+PASS_TABLES = {
+    "prune": "prune",
+    "factorize": "factorize",
+    "distill": "distill",
+    "quantization": "quantize",
+    "half": "half",
+}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -107,11 +115,28 @@ def check(document: Mapping[str, Any], schema: str, origin: str) -> None:
         )
 
 
+def passes(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The options of passes in a profile or a manifest, by pass; [quantization] is quantize's."""
+    named = {PASS_TABLES[key]: table for key, table in document.items() if key in PASS_TABLES}
+    return {name: dict(table) for name, table in named.items()}
+
+
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """The known word that is most like this one; "" where none is like it.
+
+    Args:
+        word: what was written.
+        known: what it may have meant.
+        likeness: the least, from 0 to 1, as `difflib` counts it.
+    """
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=likeness)), "")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" where a known word is near, else what there is."""
     known = sorted(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(known)}"
 
 
 def _tell(error: Any) -> list[str]:

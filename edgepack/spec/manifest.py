@@ -9,6 +9,7 @@ from typing import Any
 
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
+from edgepack.spec.tensors import Span
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,19 @@ class Manifest:
         arch: "package.module:factory" or "file.py:factory".
         arch_args: keyword arguments of the factory.
         inputs: name, type and shape of every input.
+        axes: the sizes of dynamic axes, by name.
         output_kinds: by name, in order: "scores", "values", or None where it is not stated.
         calibration: where the calibration samples are.
         evaluation: where the evaluation samples are.
+        training: where the training samples are.
         metric: the task metric.
         pictures: how a picture becomes an input, as keyword arguments of Preprocessing; None
             where the manifest says nothing of pictures.
         chain: the passes, in place of the target's.
-        quantization: options laid over the target's.
+        passes: options by pass, laid over the target's.
         quality: gates laid over the target's.
         reference_samples: how many samples the bundle carries.
+        emulate: whether the bundle is to be proved on the target's CPUs, emulated.
     """
 
     folder: Path = Path()
@@ -40,15 +44,18 @@ class Manifest:
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[Tensor, ...] = ()
+    axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
     calibration: str = ""
     evaluation: str = ""
+    training: str = ""
     metric: str = ""
     pictures: Mapping[str, Any] | None = None
     chain: str = ""
-    quantization: Mapping[str, Any] = field(default_factory=dict)
+    passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quality: Mapping[str, float] = field(default_factory=dict)
     reference_samples: int | None = None
+    emulate: bool = True
 
 
 def load(path: Path) -> Manifest:
@@ -66,15 +73,21 @@ def load(path: Path) -> Manifest:
         inputs=tuple(
             Tensor(i["name"], i["dtype"], tuple(i["shape"])) for i in found.get("inputs", ())
         ),
+        axes={
+            name: Span(axis["min"], axis["opt"], axis["max"])
+            for name, axis in found.get("axes", {}).items()
+        },
         output_kinds={o["name"]: o.get("kind") for o in found.get("outputs", ())},
         calibration=found.get("calibration", {}).get("samples", ""),
         evaluation=evaluation.get("samples", ""),
+        training=found.get("training", {}).get("samples", ""),
         metric=evaluation.get("metric", ""),
         pictures=None if pictures is None else _tuples(pictures),
         chain=found.get("chain", ""),
-        quantization=found.get("quantization", {}),
+        passes=document.passes(found),
         quality=found.get("gates", {}).get("quality", {}),
         reference_samples=found.get("reference", {}).get("samples"),
+        emulate=found.get("emulate", True),
     )
 
 

@@ -33,7 +33,7 @@ class Target:
         dla_core: the deep-learning accelerator of a Jetson that TensorRT shall use; None for none.
         opset: of the ONNX.
         chain: the default chain.
-        quantization: options of the pass `quantize`.
+        passes: options by pass.
         quality: gate to bound, for quality.
         strict: the bounds that `--strict` puts in their place.
         fidelity: gate to bound, for fidelity. `bit_exact` holds for models whose arithmetic is
@@ -59,7 +59,7 @@ class Target:
     dla_core: int | None
     opset: int
     chain: str
-    quantization: Mapping[str, Any]
+    passes: Mapping[str, Mapping[str, Any]]
     quality: Mapping[str, float]
     strict: Mapping[str, float]
     fidelity: Mapping[str, Any]
@@ -153,7 +153,7 @@ def load(target: str) -> Target:
         dla_core=engine.get("dla_core"),
         opset=engine["opset"],
         chain=found["chain"]["default"],
-        quantization=found.get("quantization", {}),
+        passes=document.passes(found),
         quality=gates["quality"],
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],

@@ -1,8 +1,9 @@
-"""`name:dtype:dims`: an input as the command line takes it."""
+"""`name:dtype:dims` and `axis=min:opt:max`: inputs and axes as the command line takes them."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from edgepack.errors import SpecError
 from edgepack.runtime.index import DTYPES
@@ -10,6 +11,45 @@ from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import did_you_mean
 
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The sizes that a dynamic axis may have.
+
+    Raises SpecError `axis-range` where they are not in order, or below 1.
+
+    Attributes:
+        least, most: inclusive.
+        usual: the one to be fastest at.
+    """
+
+    least: int
+    usual: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.usual <= self.most:
+            raise SpecError(
+                "axis-range",
+                "the range of a dynamic axis is not in order",
+                why=f"min {self.least}, opt {self.usual}, max {self.most}",
+                hint="1 <= min <= opt <= max",
+            )
+
+
+def parse_axis(text: str) -> tuple[str, Span]:
+    """Read the range of an axis: "batch=1:1:16". Raises SpecError where it is not of this form."""
+    name, _, sizes = text.partition("=")
+    parts = sizes.split(":")
+    if not _AXIS.match(name) or len(parts) != 3 or not all(map(str.isdecimal, parts)):
+        raise SpecError(
+            "axis-spec",
+            f"this range of an axis cannot be understood: {text}",
+            why="it is not a name, then three whole numbers",
+            hint="--axis name=min:opt:max, for example --axis batch=1:1:16",
+        )
+    return name, Span(*map(int, parts))
 
 
 def parse(text: str) -> Tensor:

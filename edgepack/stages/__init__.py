@@ -1,7 +1,8 @@
 """The stages of a build, each with its record in the ledger, up to the model that will ship."""
 
-from edgepack.stages.emulate import check_host, emulate, foreign
+from edgepack.stages.emulate import check_host, emulate, emulates, foreign
 from edgepack.stages.graph import Graph, apply, build_engine, export, simplify
+from edgepack.stages.module import Given, apply_module
 from edgepack.stages.original import (
     EVALUATION_BATCH,
     Reference,
@@ -10,20 +11,25 @@ from edgepack.stages.original import (
 )
 from edgepack.stages.samples import SampleSets, evaluation_of, open_samples
 from edgepack.stages.source import load_source, settle_inputs
+from edgepack.stages.wheels import fetch_wheels
 
 __all__ = [
     "EVALUATION_BATCH",
+    "Given",
     "Graph",
     "Reference",
     "SampleSets",
     "apply",
+    "apply_module",
     "ask_original",
     "build_engine",
     "check_host",
     "emulate",
+    "emulates",
     "evaluation_frames",
     "evaluation_of",
     "export",
+    "fetch_wheels",
     "foreign",
     "load_source",
     "open_samples",

@@ -20,30 +20,34 @@ RANDOM_AXIS = 16
 
 @dataclass(frozen=True)
 class SampleSets:
-    """What the model is calibrated and judged on.
+    """What the model is calibrated, trained and judged on.
 
     Attributes:
         calibration: None where the chain needs none.
         evaluation: what quality is judged on.
-        lint: counts, digests and warnings of both.
+        lint: counts, digests and warnings of all.
         proven: False where they are random numbers.
+        training: None where the chain does not train.
     """
 
     calibration: Samples | None
     evaluation: Samples
     lint: Any
     proven: bool
+    training: Samples | None = None
 
 
 def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
     """Open the samples and look at every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
-        needs = any(chain.PASSES[step.name].samples for step in request.chain)
+        needs = chain.needs(request.chain, "calibration")
+        trains = chain.needs(request.chain, "training")
         given = {
             role: data.open_samples(spec, inputs, preprocessing=request.preprocessing)
             for role, spec in (
                 ("calibration", request.calibration),
                 ("evaluation", request.evaluation),
+                ("training", request.training if trains else ""),
             )
             if spec
         }
@@ -57,6 +61,14 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
                 "--random-calibration builds without; its report is marked as not proven",
             )
+        if trains and "training" not in given:
+            raise DataError(
+                "training-missing",
+                f"{trains[0]} trains the network, and there is nothing to train it on",
+                why=_wanted(inputs),
+                hint="--training PATH (.npz, .npy, a folder of them, or module:function); "
+                "labels are optional",
+            )
         calibration = given.get("calibration") if needs else None
         evaluation = given.get("evaluation", given.get("calibration"))
         if evaluation is None:
@@ -67,7 +79,12 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
             )
         # Samples that play both roles are looked at once.
-        lint = data.lint(calibration, None if evaluation is calibration else evaluation, inputs)
+        lint = data.lint(
+            calibration,
+            None if evaluation is calibration else evaluation,
+            inputs,
+            training=given.get("training"),
+        )
         stage.note(*(f"{role}: {count:,} samples" for role, count in lint.counts.items()))
         stage.note(*lint.notes)
         stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
@@ -80,7 +97,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         ledger.warn(
             "no evaluation samples: quality is judged on the samples that calibrated the model"
         )
-    return SampleSets(calibration, evaluation, lint, not request.random)
+    return SampleSets(calibration, evaluation, lint, not request.random, given.get("training"))
 
 
 def _random(inputs: tuple[Tensor, ...]) -> Samples:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgepack import data, source
-from edgepack.errors import SpecError
+from edgepack import chain, data, source
+from edgepack.errors import ChainError, SpecError
 from edgepack.ledger import Ledger
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
+from edgepack.stages.shapes import check_axes
 
 
 def load_source(request: Request, ledger: Ledger) -> Source:
@@ -26,11 +27,31 @@ def load_source(request: Request, ledger: Ledger) -> Source:
         stage.set(bytes=found.bytes, parameters=found.parameters)
         stage.detail(kind=found.kind, digest=found.digest)
     ledger.warn(*found.warnings)
+    _check_module(request, found)
     return found
+
+
+def _check_module(request: Request, found: Source) -> None:
+    """Refuse passes on the module where the source has none that can be changed."""
+    steps = chain.of_domain("module", request.chain)
+    fixed = found.module is None or found.program is not None or found.kind == "torchscript"
+    if steps and fixed:
+        raise ChainError(
+            "chain-needs-module",
+            f"{steps[0].name} works on a torch module, and {found.path.name} holds none",
+            why=f"it is a {found.kind}: a graph that is fixed already",
+            hint="give the trained weights with --arch, or a Hugging Face folder",
+        )
 
 
 def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     """The inputs: as stated, else as the source tells, else as the samples show."""
+    inputs = _inputs(request, found)
+    check_axes(request, inputs)
+    return inputs
+
+
+def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     if request.inputs:
         return _in_source_order(request.inputs, found)
     if found.inputs is not None:

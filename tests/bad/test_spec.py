@@ -77,8 +77,8 @@ def test_extends_lays_keys_over_the_base(tmp_path: Path) -> None:
         tmp_path, 'extends = "cpu-fbgemm"\nname = "mine"\n[quantization]\nrange = "full"\n'
     )
     profile = target.load(str(path))
-    assert (profile.name, profile.quantization["range"]) == ("mine", "full")
-    assert profile.quantization["scheme"] == "fbgemm"
+    assert (profile.name, profile.passes["quantize"]["range"]) == ("mine", "full")
+    assert profile.passes["quantize"]["scheme"] == "fbgemm"
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,7 @@ def test_chains(text: str, code: str) -> None:
     ],
 )
 def test_options_of_quantize(options: dict, code: str) -> None:
-    apply = chain.PASSES["quantize"].apply
-    assert refuse(apply, None, None, options, None).code == code
+    assert refuse(chain.Step("quantize", options).read).code == code
 
 
 def test_flags_that_exclude_each_other() -> None:

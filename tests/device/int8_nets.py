@@ -127,6 +127,7 @@ def build(
     network: Callable[[], onnx.ModelProto],
     chain: str = "quantize",
     target: str = "cpu-fbgemm",
+    options: tuple[str, ...] = (),
 ) -> Path:
     """A bundle, made by the command line in a cache of its own.
 
@@ -135,17 +136,31 @@ def build(
         network: one of the functions above.
         chain: as `--chain` takes it.
         target: as `--target` takes it.
+        options: further ones of the command.
     """
     folder = Path(tempfile.mkdtemp(dir=base, prefix="int8-"))
-    done = run_build(folder, network, chain, target, folder / "cache")
+    done = run_build(folder, network, chain, target, folder / "cache", options)
     assert done.returncode == 0, done.stderr
     return folder / "net.edgepack"
 
 
 def run_build(
-    folder: Path, network: Callable[[], onnx.ModelProto], chain: str, target: str, cache: Path
+    folder: Path,
+    network: Callable[[], onnx.ModelProto],
+    chain: str,
+    target: str,
+    cache: Path,
+    options: tuple[str, ...] = (),
+    path: str = os.environ.get("PATH", os.defpath),
 ) -> subprocess.CompletedProcess[str]:
-    """Build `net.edgepack` in a folder, which gets the network and its samples."""
+    """Build `net.edgepack` in a folder, which gets the network and its samples.
+
+    Args:
+        folder: empty.
+        network, chain, target, options: as `build` takes them.
+        cache: the stage cache.
+        path: where programs are found.
+    """
     onnx.save(network(), folder / "net.onnx")
     for role, count, seed in (("calibration", CALIBRATION, 1), ("evaluation", EVALUATION, 2)):
         np.savez(folder / f"{role}.npz", image=pictures(count, seed))
@@ -154,9 +169,15 @@ def run_build(
             *(sys.executable, "-m", "edgepack", "build", "net.onnx", "--target", target),
             *("--calibration", "calibration.npz", "--evaluation", "evaluation.npz"),
             *("--chain", chain, "--latency", "none", "--quiet", "--output", "net.edgepack"),
+            *options,
         ],
         cwd=folder,
-        env={**os.environ, "EDGEPACK_CACHE": str(cache), "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "EDGEPACK_CACHE": str(cache),
+            "PYTHONPATH": str(ROOT),
+            "PATH": path,
+        },
         capture_output=True,
         text=True,
         timeout=300,

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import onnx
 import pytest
 from conftest import run_bundle
-from int8_nets import build, mixed_onnx, saturating_onnx
+from int8_nets import EVALUATION, build, mixed_onnx, run_build, saturating_onnx
 from interpreters import equipped
 
 from edgepack.device.local import PACKAGES, _top_level
@@ -53,10 +54,19 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """A bundle of one of the NETWORKS, built on this host."""
 
-    def make(network: Callable[[], onnx.ModelProto], chain: str = "quantize") -> Path:
-        return build(tmp_path_factory.getbasetemp(), network, chain)
+    def make(
+        network: Callable[[], onnx.ModelProto], chain: str = "quantize", *options: str
+    ) -> Path:
+        return build(tmp_path_factory.getbasetemp(), network, chain, options=options)
 
     return make
+
+
+def report_of(path: Path) -> dict[str, Any]:
+    """The report that a bundle carries."""
+    with zipfile.ZipFile(path) as archive:
+        report: dict[str, Any] = json.loads(archive.read("report/report.json"))
+        return report
 
 
 def verify_on(
@@ -104,14 +114,102 @@ def test_pair_safe_weights_give_the_same_bits(
 def test_full_range_weights_saturate_and_are_caught(
     network: str, built: Build, packages: Path
 ) -> None:
-    """What passed on a build host with VNNI is stopped on the device that has none."""
-    verdict, status = verify_on("Haswell", built(NETWORKS[network], FULL), packages)
+    """What was built without that proof is stopped on the device that has no VNNI."""
+    path = built(NETWORKS[network], FULL, "--no-emulate")
+    (warning,) = [w for w in report_of(path)["warnings"] if "VNNI" in w]
+    assert warning == "not proved without VNNI: not asked for (--no-emulate)"
+    verdict, status = verify_on("Haswell", path, packages)
     assert status == 1
     assert not verdict["passed"]
     fidelity = verdict["fidelity"]
     assert not fidelity["passed"]
     assert [gate["name"] for gate in fidelity["gates"]] == ["bit_exact"]
     assert fidelity["outputs"]["scores"]["snr_db"] < 30
+
+
+@pytest.mark.skipif(not VNNI, reason="this host has no VNNI: it refuses the build at once")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_full_range_weights_are_refused_by_the_build(network: str, tmp_path: Path) -> None:
+    arguments = (NETWORKS[network], FULL, "cpu-fbgemm", tmp_path / "cache")
+    done = run_build(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert "error[gate-missed]" in done.stderr
+    assert "fidelity on Haswell, emulated:" in done.stderr
+    assert "--chain quantize:range=pair-safe" in done.stderr
+    # What quality has to do with it: nothing.
+    assert "first lost" not in done.stderr
+    assert "calibration" not in done.stderr
+    assert not (tmp_path / "net.edgepack").exists()
+    report = report_of(tmp_path / "net.rejected.edgepack")
+    assert report["verdict"] == "fail"
+    assert report["quality"]["passed"]
+    assert report["fidelity"]["device"] == "Haswell, emulated"
+    assert [found["passed"] for found in report["emulated"].values()] == [False, False]
+    # As before, the bundle is at hand for another look.
+    verdict = json.loads(run_bundle(tmp_path / "net.rejected.edgepack", "verify", "--json").stdout)
+    assert verdict["fidelity"]["passed"]
+    assert not verdict["passed"]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_build_is_proved_on_the_cpus_of_its_profile(network: str, built: Build) -> None:
+    report = report_of(built(NETWORKS[network]))
+    cpus = target.load("cpu-fbgemm").emulate
+    (stage,) = [record for record in report["ledger"] if record["stage"] == "emulate"]
+    assert stage["notes"] == [f"{cpu}, emulated: the same bits" for cpu in cpus]
+    assert list(report["emulated"]) == list(cpus)
+    for found in report["emulated"].values():
+        assert found["passed"]
+        assert found["outputs"]["scores"]["bit_exact"]
+        assert 1 <= found["samples"] <= 8
+    assert "device" not in report["fidelity"]
+    assert report["fidelity"]["samples"] == EVALUATION
+    assert not [w for w in report["warnings"] if "VNNI" in w]
+
+
+def test_without_an_emulator_the_report_says_what_is_not_proved(tmp_path: Path) -> None:
+    """A PATH with all but qemu."""
+    (tmp_path / "bin").mkdir()
+    arguments = (mixed_onnx, "quantize", "cpu-fbgemm", tmp_path / "cache")
+    done = run_build(tmp_path, *arguments, path=str(tmp_path / "bin"))
+    assert done.returncode == 0, done.stderr
+    report = report_of(tmp_path / "net.edgepack")
+    (stage,) = [record for record in report["ledger"] if record["stage"] == "emulate"]
+    assert stage["status"] == "skipped"
+    assert report["emulated"] == {}
+    told = "Haswell cannot be emulated on this machine: apt-get install qemu-user"
+    assert stage["notes"] == [told]
+    assert f"not proved without VNNI: {told}" in report["warnings"]
+    assert f"warning: not proved without VNNI: {told}" in done.stderr
+
+
+def test_a_float_model_is_not_emulated_and_nothing_is_in_doubt(tmp_path: Path) -> None:
+    done = run_build(tmp_path, mixed_onnx, "none", "cpu-fbgemm", tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    report = report_of(tmp_path / "net.edgepack")
+    (stage,) = [record for record in report["ledger"] if record["stage"] == "emulate"]
+    assert stage["status"] == "skipped"
+    assert "takes minutes" in stage["notes"][0]
+    assert "VNNI" not in done.stderr
+
+
+def test_a_manifest_can_do_without(tmp_path: Path) -> None:
+    (tmp_path / "hurry.toml").write_text("schema = 1\nemulate = false\n")
+    arguments = (mixed_onnx, "quantize", "cpu-fbgemm", tmp_path / "cache")
+    done = run_build(tmp_path, *arguments, ("--manifest", "hurry.toml"))
+    assert done.returncode == 0, done.stderr
+    assert "not proved without VNNI: not asked for" in done.stderr
+
+
+def test_the_loader_answers_some_of_its_samples(built: Build) -> None:
+    path = built(mixed_onnx)
+    verdict = json.loads(run_bundle(path, "verify", "--samples", "3", "--json").stdout)
+    assert verdict["passed"]
+    assert verdict["fidelity"]["samples"] == verdict["quality"]["samples"] == 3
+    for count in ("0", "-2", "some"):
+        refused = run_bundle(path, "verify", "--samples", count)
+        assert refused.returncode == 2
+        assert "--samples" in refused.stderr
 
 
 @pytest.mark.parametrize("version", ["3.8", "3.10"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import linear_contents, run_bundle
+from gpu_standin import StandIn
 from int8_nets import EVALUATION, build, mixed_onnx, pictures
 from interpreters import equipped, find
 from packaging.requirements import Requirement
@@ -219,6 +220,20 @@ def test_bench_on_the_oldest(int8_bundle: Path, requirements: str, tmp_path: Pat
     assert model["peak_rss_bytes"] > 1 << 20
     assert found["original"] is None
     assert found["ratio"] is None
+
+
+def test_finish_on_the_oldest(
+    gpu_standin: StandIn, tensorrt_bundle: Path, requirements: str
+) -> None:
+    """JetPack 5 has Python 3.8. The GPU and TensorRT are stand-ins; see gpu_standin."""
+    python = str(equipped(VERSIONS[0], requirements))
+    done = gpu_standin.run(tensorrt_bundle, "finish", python=python)
+    assert done.returncode == 0, done.stderr
+    done = gpu_standin.run(tensorrt_bundle, "verify", "--json", python=python)
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["variant"]["sealed"]
+    assert verdict["device"]["python"].startswith("3.8.")
 
 
 @pytest.mark.parametrize("version", TOO_OLD)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from edgepack import cache as module
 from edgepack.cache import Cache
+from edgepack.cli import cli
 from edgepack.errors import HostError
 
 PARTS = {"source": "abc", "opset": 18}
@@ -83,3 +86,40 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         cache.put("export", "k", {"m": b"1"}, {})
     assert caught.value.code == "output-unwritable"
+
+
+def test_the_emulator_goes_only_when_it_is_named(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.put("export", cache.key("export", {}), {"m": b"1234"}, {})
+    (tmp_path / "emulator" / "aarch64" / "root").mkdir(parents=True)
+    (tmp_path / "emulator" / "aarch64" / "root" / "python3").write_bytes(b"x" * 1000)
+    (tmp_path / "emulator" / "aarch64" / "link").symlink_to("root/python3")
+    (tmp_path / "emulator" / "plugin.so").write_bytes(b"y" * 10)
+    (tmp_path / "emulator" / ".new-running").mkdir()
+    (tmp_path / "emulator" / ".new-killed").mkdir()
+    os.utime(tmp_path / "emulator" / ".new-killed", (0, 0))
+    assert sum(map(module.bytes_of, cache.emulator())) == 1010
+    assert cache.clean()[0] == 1
+    assert len(cache.emulator()) == 4
+    assert cache.clean(1, emulator=True) == (0, 0)
+    assert cache.clean(emulator=True) == (2, 1010)
+    assert [path.name for path in cache.emulator()] == [".new-running"]
+
+
+def test_the_command_line_tells_of_the_emulator_and_deletes_it_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
+    (tmp_path / "emulator").mkdir()
+    (tmp_path / "emulator" / "plugin.so").write_bytes(b"y" * 10)
+
+    def ask(*arguments: str) -> dict[str, object]:
+        done = CliRunner().invoke(cli, ["cache", *arguments, "--json"], catch_exceptions=False)
+        assert done.exit_code == 0
+        return json.loads(done.stdout)
+
+    told = {"folder": str(tmp_path), "entries": 0, "bytes": 0}
+    assert ask("info") == {**told, "emulator_bytes": 10}
+    assert ask("clean") == {"entries": 0, "bytes": 0}
+    assert ask("clean", "--emulator") == {"entries": 1, "bytes": 10}
+    assert ask("info") == {**told, "emulator_bytes": 0}

@@ -106,6 +106,8 @@ def test_the_wheel_holds_the_package_and_the_targets(wheel: Path) -> None:
     "name",
     [
         "edgepack/bundle/main_template.py",
+        "edgepack/device/instructions/plugin.c",
+        "edgepack/device/instructions/classes.h",
         "edgepack/runtime/cli.py",
         "edgepack/spec/schema/target.schema.json",
         "edgepack/spec/schema/manifest.schema.json",

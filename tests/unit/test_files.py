@@ -49,3 +49,56 @@ def test_a_folder_that_is_missing(tmp_path: Path) -> None:
     ):
         pass
     assert caught.value.code == "output-unwritable"
+
+
+def test_a_folder_takes_its_place_whole(tmp_path: Path) -> None:
+    place = tmp_path / "parent" / "folder"
+    with files.new_folder(place, "mark") as work:
+        (work / "mark").touch()
+        assert not place.exists()
+    assert [path.name for path in place.iterdir()] == ["mark"]
+    assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_folder_whose_block_failed_is_not_there(tmp_path: Path) -> None:
+    def fail(work: Path) -> None:
+        (work / "mark").touch()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "folder", "mark") as work:
+        fail(work)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("there", "replace", "left"),
+    [(["mark", "old"], False, "old"), (["mark", "old"], True, "new"), (["old"], False, "new")],
+)
+def test_whose_folder_stays(tmp_path: Path, there: list[str], replace: bool, left: str) -> None:
+    """Another process's whole one, unless it is to be replaced; never half a one."""
+    place = tmp_path / "folder"
+    with files.new_folder(place, "mark", replace=replace) as work:
+        for name in ("mark", "new"):
+            (work / name).touch()
+        place.mkdir()
+        for name in there:
+            (place / name).touch()
+    assert sorted(path.name for path in place.iterdir()) == ["mark", left]
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_folders_that_killed_processes_left_go(tmp_path: Path) -> None:
+    for name in (".new-old", ".new-young", "other"):
+        (tmp_path / name / "below").mkdir(parents=True)
+    for name in (".new-old", "other"):
+        os.utime(tmp_path / name, (0, 0))
+    with files.new_folder(tmp_path / "folder", "mark"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new-young", "folder", "other"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError) as caught, files.new_folder(tmp_path / "file" / "x", "mark"):
+        pass
+    assert caught.value.code == "output-unwritable"

@@ -1,0 +1,120 @@
+"""The network that a factory of the user's builds, and the digest of the code behind it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.source.code import Opened, add_code, is_installed, watch_files
+from edgepack.source.digest import Digest
+from edgepack.source.factory import Factory, find, importable
+
+
+def build_network(
+    torch: Any,
+    arch: str,
+    arch_args: Mapping[str, Any],
+    search: tuple[Path, ...],
+    option: str = "--arch",
+) -> tuple[Any, str, list[str]]:
+    """The network, the digest of the code behind it, and a note.
+
+    Args:
+        torch: the torch module.
+        arch: the factory, "package.module:function" or "path/to/file.py:function".
+        arch_args: its keyword arguments.
+        search: folders that it is looked for in.
+        option: where it was named, for errors.
+
+    Raises SourceError: those of the factory, and source-weights-unsaved.
+    """
+    with importable(search), watch_files() as opened:
+        before = set(sys.modules)
+        factory = find(arch, search, option)
+        module = factory.build(torch, arch_args)
+        _check_unsaved(torch, factory, arch_args, module)
+        roots = [factory.module, *_new_modules(before)]
+        names, digest = _code_digest(factory, roots, opened, module)
+    mine = [name for name in names if not name.startswith("file:")]
+    return (
+        module,
+        digest,
+        [f"Built the network with {Path(arch).name}, from {len(mine)} files of code."],
+    )
+
+
+def find_function(
+    torch: Any, spec: str, search: tuple[Path, ...], option: str
+) -> tuple[Callable[..., Any], str]:
+    """A function of the user's, and the digest of the code behind it.
+
+    Raises SourceError: source-arch-form, source-arch-import, source-arch-missing.
+    """
+    with importable(search), watch_files() as opened:
+        before = set(sys.modules)
+        factory = find(spec, search, option)
+        roots = [factory.module, *_new_modules(before)]
+        _, digest = _code_digest(factory, roots, opened, torch.nn.Module())
+    return factory.function, digest
+
+
+def _new_modules(before: set[str]) -> list[ModuleType]:
+    """The user's own modules that were imported since.
+
+    Installed packages are followed from what uses them: whether they were imported before
+    depends on what else this process did.
+    """
+    found = []
+    for name, module in sys.modules.items():
+        file = getattr(module, "__file__", None)
+        if name not in before and isinstance(file, str) and not is_installed(Path(file)):
+            found.append(module)
+    return found
+
+
+def _code_digest(
+    factory: Factory, roots: list[ModuleType], opened: Opened, module: Any
+) -> tuple[tuple[str, ...], str]:
+    digest = Digest("code")
+    names = add_code(digest, roots, opened.paths.copy(), module)
+    digest.text("factory", factory.function.__qualname__)
+    return names, digest.hexdigest()
+
+
+def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
+    """Tensors that no state dict holds must come out the same each time.
+
+    Built a second time under another random state, they show whether they are drawn at random.
+    """
+    unsaved = _unsaved(torch, module)
+    if not unsaved:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        again = _unsaved(torch, factory.function(**arch_args))
+    for name, tensor in unsaved.items():
+        other = again.get(name)
+        if other is None or not torch.equal(
+            torch.nan_to_num(tensor), torch.nan_to_num(other.to(tensor.dtype))
+        ):
+            raise SourceError(
+                "source-weights-unsaved",
+                f"the network's {name} is drawn at random, and no state dict holds it",
+                why=f"two calls of {factory.spec} gave two values of shape {list(tensor.shape)}",
+                hint="make it a persistent buffer or a parameter, and save the weights again",
+            )
+
+
+def _unsaved(torch: Any, module: Any) -> dict[str, Any]:
+    """Non-persistent buffers, and tensors kept as plain attributes."""
+    saved = set(module.state_dict())
+    found = {name: t for name, t in module.named_buffers() if name not in saved}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            if isinstance(value, torch.Tensor):
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found

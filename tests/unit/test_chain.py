@@ -1,0 +1,114 @@
+"""The chain as it is written: what it says, in which order, with which options."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from edgepack import chain
+from edgepack.chain.options import PassOptions
+from edgepack.errors import ChainError
+from edgepack.request import resolve
+from edgepack.spec import document, manifest, target
+
+
+def steps(text: str) -> list[tuple[str, dict]]:
+    return [(step.name, dict(step.options)) for step in chain.parse(text)]
+
+
+def test_a_chain_with_lists_and_functions() -> None:
+    assert steps("distill:layers=0,2,4:epochs=3, quantize:range=full") == [
+        ("distill", {"layers": "0,2,4", "epochs": 3}),
+        ("quantize", {"range": "full"}),
+    ]
+    assert steps("distill:student=some/nets.py:small:lr=0.1") == [
+        ("distill", {"student": "some/nets.py:small", "lr": 0.1})
+    ]
+    assert steps("distill:augment=data.py:noise:student=nets:small:batch-size=4") == [
+        ("distill", {"augment": "data.py:noise", "student": "nets:small", "batch_size": 4})
+    ]
+    assert steps("none") == steps("") == []
+
+
+def test_options_are_those_of_the_pass() -> None:
+    (step,) = chain.parse("distill:layers=3:drop=0:epochs=2")
+    options = step.read()
+    assert (options.layers, options.epochs) == ((3,), 2)
+    assert options.needs == ("training",)
+    (step,) = chain.parse("distill:stop=gate")
+    assert step.read().needs == ("training", "gates")
+
+
+@pytest.mark.parametrize("name", chain.PASSES)
+def test_every_pass_is_there(name: str) -> None:
+    """What the table says can be imported, and the pass has its table in profiles and manifests."""
+    step = chain.Step(name, {})
+    options = step.read()
+    assert isinstance(options, PassOptions)
+    assert {field.name for field in fields(options)}
+    assert callable(getattr(chain.import_module(step.known.place), step.known.function))
+    if step.known.domain == "module":
+        assert callable(chain.import_module(step.known.place).replay)
+    tables = [table for table, owner in document.PASS_TABLES.items() if owner == name]
+    for schema in ("target", "manifest"):
+        path = ROOT / "edgepack" / "spec" / "schema" / f"{schema}.schema.json"
+        known = json.loads(path.read_text())["properties"]
+        assert tables
+        assert set(tables) <= set(known)
+
+
+def test_a_manifest_lies_over_the_profile_and_flags_over_both(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'schema = 1\nextends = "cpu-fbgemm"\nname = "mine"\n[distill]\nepochs = 7\nlr = 0.5\n'
+    )
+    (tmp_path / "manifest.toml").write_text(
+        'schema = 1\n[training]\nsamples = "t.npz"\n[distill]\nlr = 0.25\nseed = 3\n'
+    )
+    (tmp_path / "t.npz").touch()
+    request = resolve(
+        Path("model.pt"),
+        target.load(str(tmp_path / "mine.toml")),
+        manifest.load(tmp_path / "manifest.toml"),
+        passes="distill:seed=4,quantize",
+    )
+    distill, quantize = request.chain
+    assert dict(distill.options) == {"epochs": 7, "lr": 0.25, "seed": 4}
+    assert quantize.options["range"] == "pair-safe"
+    assert request.training == str(tmp_path / "t.npz")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("quantize,distill", "chain-order"),
+        ("quantize,quantize", "chain-conflict"),
+        ("distill,distill:student=nets.py:small", "chain-conflict"),
+        ("distill:layer=3", "chain-option"),
+        ("distil", "chain-unknown-pass"),
+    ],
+)
+def test_what_cannot_be(text: str, code: str) -> None:
+    with pytest.raises(ChainError) as caught:
+        chain.check(chain.parse(text))
+    assert caught.value.code == code
+    assert caught.value.why
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["distill,quantize", "distill:drop=0.5,distill,quantize", "distill", "quantize", ""]
+)
+def test_what_can_be(text: str) -> None:
+    chain.check(chain.parse(text))
+
+
+def test_what_a_chain_needs() -> None:
+    found = chain.parse("distill,quantize")
+    assert chain.needs(found, "training") == ("distill",)
+    assert chain.needs(found, "calibration") == ("quantize",)
+    assert [s.name for s in chain.of_domain("module", found)] == ["distill"]
+    assert [s.name for s in chain.of_domain("graph", found)] == ["quantize"]
