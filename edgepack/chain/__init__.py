@@ -6,9 +6,10 @@ module   on the torch module, before it is exported: prune, factorize, distill. 
          what trains a pruned or factorized network again, with the original as its teacher.
 graph    on the ONNX graph, after that: quantize, half.
 
-To add a pass: a file (or a folder) of its own here, a line in `PASSES`, a line for its table in
-`spec/schema/target.schema.json` (`$defs.passes`), and its tests. The file has the options, a frozen
-dataclass over `options.PassOptions` that refuses in `__post_init__` what it cannot take, and
+To add a pass: a file (or a folder) of its own here, a line in `PASSES`, and its tests; a line in
+`spec.document.PASS_TABLES` and in both schemas gives it a table in profiles and manifests. The file
+has the options, a frozen dataclass over `options.PassOptions` that refuses in `__post_init__` what
+it cannot take, and
 
     graph    apply(model: onnx.ModelProto, samples, options, progress) -> PassResult[ModelProto]
     module   apply(module: nn.Module, options, context) -> ModuleResult

@@ -22,7 +22,7 @@ from edgepack.spec.target import Target
 if TYPE_CHECKING:
     import onnx
 
-# The newest opset that the parser of a release reads, as its operators.md states.
+# The newest opset that the first parsers of a line of releases read, as their operators.md states.
 NEWEST_OPSET = {8: 17, 10: 20}
 # Quantized operators of ONNX that are no Q/DQ pairs.
 INTEGER_OPERATORS = (

@@ -80,7 +80,8 @@ def build(
             hint="check the driver: nvidia-smi, on a Jetson tegrastats",
         ) from error
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-    network = _parsed(trt, builder, model, typed, log)
+    # The parser owns the weights: it has to live until the engine is built.
+    network, parser = _parsed(trt, builder, model, typed, log)
     config = builder.create_builder_config()
     if not typed:
         _allow_precisions(trt, network, config)
@@ -99,6 +100,7 @@ def build(
             why=_told(log, "it gave no reason"),
             hint="the same bundle runs in onnxruntime where its profile allows it",
         )
+    del parser
     cache = config.get_timing_cache()
     return bytes(engine), b"" if cache is None else bytes(cache.serialize())
 
@@ -128,7 +130,7 @@ def _told(log: Any, otherwise: str) -> str:
     return "\n".join(dict.fromkeys(log.messages[:SHOWN])) or otherwise
 
 
-def _parsed(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Any:
+def _parsed(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple[Any, Any]:
     flags = trt.NetworkDefinitionCreationFlag
     # The flag's number differs between 10 and 11; 8.5 wants its batch axis told.
     network = builder.create_network(
@@ -144,7 +146,7 @@ def _parsed(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Any:
             hint="a quantized layer can stay float, --chain quantize:exclude=NODE,half; for an "
             "operator that TensorRT lacks, take a profile of another engine",
         )
-    return network
+    return network, parser
 
 
 def _fault(error: Any) -> str:

@@ -51,7 +51,7 @@ def test_every_stage_has_its_record(built: Path) -> None:
     records = {record["stage"]: record for record in inside["ledger"]}
     assert list(records) == [
         "source", "samples", "original", "export", "simplify", "quantize", "engine", "bundle",
-        "verify", "latency",
+        "verify", "emulate", "latency",
     ]  # fmt: skip
     for name in ("export", "simplify", "quantize"):
         (parity,) = records[name]["parity"].values()

@@ -21,11 +21,14 @@ CALIBRATION = 100
 EVALUATION = 40
 
 
-def mixed_onnx() -> onnx.ModelProto:
+def mixed_onnx(seed: int = 7) -> onnx.ModelProto:
     """Every operator that becomes integer, once or more: scores.
 
     Full, depthwise and 1x1 convolutions, a residual, a gate of sigmoids, a concatenation, both
     poolings, a mean, a product of matrices and a Gemm.
+
+    Args:
+        seed: of its weights.
     """
     node = helper.make_node
     same = {"pads": [1, 1, 1, 1]}
@@ -60,6 +63,7 @@ def mixed_onnx() -> onnx.ModelProto:
         },
         {"b1": 8, "b2": 8, "b3": 8, "b4": 16, "b6": CLASSES},
         {"zero": 0.0, "six": 6.0},
+        seed=seed,
     )
 
 
@@ -94,9 +98,10 @@ def _model(
     scalars: dict[str, float],
     *,
     positive: bool = False,
+    seed: int = 7,
 ) -> onnx.ModelProto:
     """A classifier of pictures; weights are drawn for outputs about as large as the inputs."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seed)
     constants: dict[str, np.ndarray] = {}
     for name, shape in weights.items():
         drawn = rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))

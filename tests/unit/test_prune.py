@@ -31,9 +31,9 @@ from edgepack import chain
 from edgepack.chain.module import Context, ModuleResult
 from edgepack.chain.network import count_macs
 from edgepack.chain.prune import PruneOptions, prune, replay
-from edgepack.chain.prune.cut import Bound, Cut, cut
+from edgepack.chain.prune.cut import Bound, Cut, cut, is_channelwise, within
 from edgepack.chain.prune.graph import find_groups
-from edgepack.chain.prune.importance import by_taylor, by_weights
+from edgepack.chain.prune.importance import by_taylor, by_weights, costs
 from edgepack.chain.prune.search import Ranking, smallest_step, without
 from edgepack.chain.prune.trial import Trial
 
@@ -142,24 +142,18 @@ def test_channels_that_nobody_reads_go_first_and_are_not_missed(name: str, tmp_p
         for group in groups:
             half = group.cut(range(0, len(group.units), 2))
             for part in group.slices:
-                layer = original
-                if part.side != "parameter":
-                    layer = original.get_submodule(part.name)
-                if part.side == "inputs" and isinstance(layer, nn.Linear):
-                    layer.weight[:, sorted(half.inputs[part.name])] *= 1e-9
-                elif part.side == "inputs" and isinstance(layer, nn.Conv2d) and layer.groups == 1:
-                    layer.weight[:, sorted(half.inputs[part.name])] *= 1e-9
-                elif part.side == "inputs" and isinstance(layer, nn.ConvTranspose2d):
-                    layer.weight[sorted(half.inputs[part.name])] *= 1e-9
-                elif part.side == "inputs" and isinstance(layer, nn.Conv2d):
-                    size = layer.in_channels // layer.groups
-                    gone = sorted({c % size for c in half.inputs[part.name]})
-                    if size > 1:
-                        layer.weight[:, gone] *= 1e-9
-                if part.side == "outputs" and isinstance(layer, (nn.Linear, nn.Conv2d)):
-                    layer.weight[sorted(half.outputs[part.name])] *= 1e-9
-                elif part.side == "outputs" and isinstance(layer, nn.ConvTranspose2d):
-                    layer.weight[:, sorted(half.outputs[part.name])] *= 1e-9
+                if part.side == "parameter" or is_channelwise(original.get_submodule(part.name)):
+                    continue
+                layer = original.get_submodule(part.name)
+                inputs = part.side == "inputs"
+                gone = (half.inputs if inputs else half.outputs).get(part.name, set())
+                if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                    gone = within(layer, gone) if inputs and hasattr(layer, "groups") else gone
+                    axis = inputs != isinstance(layer, nn.ConvTranspose2d)
+                    layer.weight.index_copy_(
+                        int(axis), torch.tensor(sorted(gone)),
+                        layer.weight.index_select(int(axis), torch.tensor(sorted(gone))) * 1e-9,
+                    )  # fmt: skip
     data = given(tmp_path, original)
     x = pictures(6, seed=5)
     for importance in ("l1", "l2", "taylor"):
@@ -334,13 +328,32 @@ def test_taylor_with_labels_is_the_gradient_of_the_loss(tmp_path: Path) -> None:
     groups = find_groups(network, [torch.from_numpy(x[:1])]).groups
     options = PruneOptions(importance="taylor", samples=12, batch_size=12)
     found, by = by_taylor(network, groups, options, data)
+    hidden = next(i for i, group in enumerate(groups) if group.root == "3")
     assert by == "the loss on labelled training samples"
     known = labels >= 0
     scores = network(torch.from_numpy(x[known]))
     loss = F.cross_entropy(scores, torch.from_numpy(labels[known]), reduction="sum")
-    (gradient,) = torch.autograd.grad(loss, network[3].weight)
-    expected = (gradient * network[3].weight).sum(0).square() / 12
-    assert torch.allclose(found[0].float(), expected, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(loss, network[5].weight)
+    expected = (gradient * network[5].weight).detach().sum(0).square() / 12
+    assert torch.allclose(found[hidden].float(), expected, rtol=1e-3)
+
+
+def test_costs_are_what_goes() -> None:
+    network = seeded(mobile)
+    example = [torch.from_numpy(pictures(1))]
+    groups = find_groups(network, example).groups
+    for of, macs in (("parameters", None), ("macs", count_macs(network, example))):
+        for group, cost in zip(groups, costs(network, groups, macs), strict=True):
+            less = without(network, group.cut([0, 1]))
+            if of == "macs":
+                gone = count_macs(network, example)[""] - count_macs(less, example)[""]
+            else:
+                gone = sum(p.numel() for p in network.parameters() if p.ndim > 1) - sum(
+                    p.numel() for p in less.parameters() if p.ndim > 1
+                )
+                gone += 2 * sum("BatchNorm" in str(network.get_submodule(s.name))
+                                for s in group.slices)  # fmt: skip
+            assert cost == pytest.approx(gone / 2)
 
 
 def test_taylor_takes_what_matters_least(tmp_path: Path) -> None:

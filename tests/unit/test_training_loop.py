@@ -110,6 +110,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(
 
 def test_zeros_stay_zero(tmp_path: Path) -> None:
     pruned = network(1)
+    torch.manual_seed(0)
     with torch.no_grad():
         pruned[0].weight[torch.rand_like(pruned[0].weight) < 0.5] = 0
         pruned[3].weight[0, 0] = 0  # one alone is no pruning
@@ -119,11 +120,8 @@ def test_zeros_stay_zero(tmp_path: Path) -> None:
     assert found.model[3].weight[0, 0] != 0
     assert found.details["pruned_tensors"] == 1
     assert "The zeros of 1 pruned tensors stayed zero." in found.notes
-    with torch.no_grad():
-        pruned[0].weight[zeros] = 0
-    assert not (
-        train(tmp_path / "b", replace(FAST, keep_zeros=False), pruned).model[0].weight == 0
-    ).any()
+    free = train(tmp_path / "b", replace(FAST, keep_zeros=False), found.model).model
+    assert (free[0].weight[zeros] != 0).float().mean() > 0.9
 
 
 def test_clipping_bounds_a_step(tmp_path: Path) -> None:
@@ -247,3 +245,12 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
         found.append(result.model.state_dict())
     for name, values in found[0].items():
         assert torch.allclose(values, found[1][name], atol=1e-6), name
+
+
+def test_what_was_never_trained_was_not_pruned(tmp_path: Path) -> None:
+    student = network(1)
+    with torch.no_grad():
+        student[3].weight.zero_()
+    found = train(tmp_path, FAST, student)
+    assert found.details["pruned_tensors"] == 0
+    assert found.model[3].weight.abs().min() > 0

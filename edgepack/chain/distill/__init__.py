@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from edgepack.chain.distill.options import DistillOptions
@@ -43,6 +44,9 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
 
     recipe = recipe_of(module, options)
     student = make_student(module, recipe, context)
+    if options.student:
+        # What is zero in it was not pruned: it is as its factory begins it.
+        options = replace(options, keep_zeros=False)
     accelerator = make_accelerator(options)
     data = TrainingSet(context, options, accelerator)
     teacher = context.original

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from edgepack.chain.network import in_place_of, shared_weights
 
@@ -84,9 +85,10 @@ def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[
         if linear and is_transposed(part):
             inputs, outputs = outputs, inputs
         found[name] = Layer(name, part, outputs, inputs)
-    for name, reason in _bound(module, list(found), example).items():
-        del found[name]
-        left[name] = reason
+    for refused in (_special, _bound):
+        for name, reason in refused(module, list(found), example).items():
+            del found[name]
+            left[name] = reason
     return list(found.values()), left
 
 
@@ -94,10 +96,10 @@ def _unfit(name: str, part: Any, shared: set[int], places: Counter[int]) -> str:
     """Why a layer cannot be factorized, by itself; "" where it can."""
     if not name:
         return "it is the whole network"
-    if type(part) not in (nn.Linear, *CONVOLUTIONS) and not is_transposed(part):
-        return f"it is a {type(part).__name__}, which may do more than a plain layer"
+    if is_parametrized(part):
+        return "its weights are computed from others"
     if getattr(part, "groups", 1) > 1:
-        return f"its {part.groups} groups are matrices of their own, too small to gain anything"
+        return "its groups are matrices of their own, too small to gain anything"
     if part._forward_hooks or part._forward_pre_hooks:
         return "the network has hung a hook on it"
     if places[id(part)] > 1:
@@ -107,6 +109,41 @@ def _unfit(name: str, part: Any, shared: set[int], places: Counter[int]) -> str:
     if part.weight.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         return f"its weights are {part.weight.dtype}"
     return ""
+
+
+def plain_kind(layer: Any) -> Any:
+    """The class of torch's own that a layer is of, or derived from."""
+    return next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(layer, kind))
+
+
+def _special(module: Any, names: Sequence[str], example: Sequence[Any]) -> dict[str, str]:
+    """Layers of derived classes that compute something else than torch's own do, and why."""
+    special: dict[str, str] = {}
+
+    def checker(name: str) -> Any:
+        def check(layer: Any, inputs: Any, output: Any) -> None:
+            kind = plain_kind(layer)
+            if kind is nn.Linear:
+                plain = nn.Linear.forward(layer, *inputs)
+            else:
+                plain = kind._conv_forward(layer, *inputs, layer.weight, layer.bias)
+            if plain.shape != output.shape or not torch.allclose(plain, output, 1e-5, 1e-6):
+                special[name] = f"a {type(layer).__name__} computes more than a {kind.__name__}"
+
+        return check
+
+    hooks = []
+    for name in names:
+        layer = module.get_submodule(name)
+        if type(layer) not in (nn.Linear, *CONVOLUTIONS) and not is_transposed(layer):
+            hooks.append(layer.register_forward_hook(checker(name)))
+    try:
+        with torch.inference_mode():
+            module(*example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return special
 
 
 class Probe(nn.Sequential):  # type: ignore[misc]

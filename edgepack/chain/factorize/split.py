@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgepack.chain.factorize.layers import CONVOLUTIONS, Layer, is_transposed
+from edgepack.chain.factorize.layers import CONVOLUTIONS, Layer, is_transposed, plain_kind
 from edgepack.chain.factorize.spectrum import Spectrum
 from edgepack.chain.network import put
 
@@ -32,7 +32,7 @@ def split(layer: Any, rank: int, bias: bool) -> nn.Sequential:
     last = bias or layer.bias is not None
     layers: list[tuple[Any, ...]]
     if isinstance(layer, CONVOLUTIONS):
-        kind = type(layer)
+        kind = plain_kind(layer)
         window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         # ..., groups, bias, padding_mode
         layers = [

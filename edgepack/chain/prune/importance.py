@@ -6,7 +6,8 @@ l1, l2   of a channel's weights in every layer of its group, those that make it 
 taylor   E[(sum of w dL/dw over the weights that read the channel)^2], to first order the square of
          what the loss L changes without it (Molchanov et al., arXiv:1906.10771). Without labels L
          is the answer along a random direction of unit variance for each sample, of which that
-         mean is the expected squared change of the answer itself.
+         mean is the expected squared change of the answer itself. Relative to the parameters or
+         multiply-accumulates that go with the channel: what the budget is paid with.
 """
 
 from __future__ import annotations
@@ -42,7 +43,24 @@ def by_weights(module: Any, groups: Sequence[Group], power: int) -> list[Any]:
                 each = torch.zeros(group.channels, dtype=torch.float64)
                 each.index_add_(0, torch.tensor(part.roots), size)
                 layers.append(each / each.mean().clamp(min=1e-30))
-        found.append(_of_units(group, torch.stack(layers).mean(0)))
+        # A head's channels compete as single ones do: by their mean.
+        total = _of_units(group, torch.stack(layers).mean(0))
+        found.append(total / len(group.units[0]))
+    return found
+
+
+def costs(module: Any, groups: Sequence[Group], macs: Mapping[str, int] | None) -> list[float]:
+    """What a unit of each group costs: weights, or with `macs` (by layer) their multiplications."""
+    found = []
+    for group in groups:
+        cost = 0.0
+        for part in group.slices:
+            weights = _by_channel(module, part)
+            if weights is not None:
+                share = len(part.channels) / group.channels * weights.shape[1]
+                uses = 1.0 if macs is None else macs.get(part.name, 0) / weights.numel()
+                cost += share * uses
+        found.append(cost * len(group.units[0]))
     return found
 
 

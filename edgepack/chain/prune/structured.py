@@ -13,7 +13,7 @@ from edgepack.chain.module import Context
 from edgepack.chain.network import arguments, count_macs, select
 from edgepack.chain.prune.cut import Cut, cut
 from edgepack.chain.prune.graph import Found, find_groups
-from edgepack.chain.prune.importance import by_taylor, by_weights
+from edgepack.chain.prune.importance import by_taylor, by_weights, costs
 from edgepack.chain.prune.options import PruneOptions
 from edgepack.chain.prune.search import Ranking, smallest_step, without
 from edgepack.chain.prune.trial import Trial
@@ -55,6 +55,9 @@ def prune_channels(module: Any, options: PruneOptions, context: Context) -> Stru
         )
     if options.importance == "taylor":
         importance, measured = by_taylor(module, found.groups, options, context)
+        macs = count_macs(module, example) if options.of == "macs" else None
+        paid = costs(module, found.groups, macs)
+        importance = [lost / max(cost, 1.0) for lost, cost in zip(importance, paid, strict=True)]
     else:
         importance = by_weights(module, found.groups, 1 if options.importance == "l1" else 2)
         measured = f"the {options.importance} norm of their weights"

@@ -261,12 +261,12 @@ class Loop:
                 self.accelerator.backward(loss)
                 return loss
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            full = "out of memory" in str(error)
+            full = "out of memory" in str(error) or "can't allocate memory" in str(error)
             raise ChainError(
                 "training-memory" if full else "training-failed",
                 "the network cannot be trained on these samples",
                 why=f"{type(error).__name__}: {error}".strip(),
-                hint="accumulate=4, or gradient_checkpointing=true: less memory, the same result"
+                hint="accumulate=4, or gradient_checkpointing=true: less memory, more time"
                 if full
                 else "check the labels, the outputs' kinds and the batch size",
             ) from error

@@ -48,10 +48,13 @@ def set_rates(optimizer: Any, options: TrainingOptions, step: int, steps: int) -
 
 
 def pruned(module: Any) -> list[tuple[Any, Any]]:
-    """Parameters that were pruned, each with a mask that is 0 where it is zero."""
+    """Parameters that were pruned, each with a mask that is 0 where it is zero.
+
+    One that is zero altogether was not pruned: it has not been trained yet.
+    """
     found = []
     for parameter in module.parameters():
         mask = (parameter.detach() != 0).to(parameter.dtype)
-        if parameter.ndim > 1 and 1 - float(mask.mean()) >= PRUNED:
+        if parameter.ndim > 1 and PRUNED <= 1 - float(mask.mean()) < 1:
             found.append((parameter, mask))
     return found

@@ -44,7 +44,7 @@ class TrainingOptions(PassOptions):
             quality gate; both take the best weights.
         patience: of "plateau", in epochs.
         keep_zeros: weights that were pruned stay zero: those of a parameter of two or more axes
-            of which a tenth or more is exactly zero.
+            of which a tenth or more is exactly zero, but not all of it.
         augment: "module:function" that changes a batch before it is learnt from: called with a
             dict of input tensors by name and a torch.Generator, it returns such a dict.
         checkpoint_steps: steps between checkpoints, from which a killed build goes on; one is
