@@ -47,6 +47,7 @@ class Isolated:
         for path in packages:
             (importable / path.name).symlink_to(path)
         self.network = _without_network()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self: Self) -> Self:
         return self
@@ -80,7 +81,7 @@ class Isolated:
                 environment[kept] = os.environ[kept]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
-                process = subprocess.Popen(
+                process = self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment
                 )
             except OSError as error:
@@ -94,6 +95,11 @@ class Isolated:
             out.seek(0)
             err.seek(0)
             return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
+
+    def stop(self) -> None:
+        """Kill what runs here; for another thread than that which runs it."""
+        if self._process is not None:
+            self._process.kill()
 
 
 def _without_network() -> str:

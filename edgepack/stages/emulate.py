@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ def check_host(request: Request, host: Mapping[str, Any]) -> None:
     """
     # What is for a GPU runs here in float.
     integer = request.target.engine == ONNXRUNTIME
-    full = any(step.options.get("range") == "full" for step in request.chain)
     if (
-        full
+        _full_range(request)
         and integer
         and host["arch"] == "x86_64"
         and not set(WIDE_SUMS) & set(host["isa"] or ())
@@ -105,8 +105,7 @@ def emulate(
 
 def _expected(target: Target, host: Mapping[str, Any], integer_only: bool) -> float:
     """Seconds that one emulated inference takes, by what it took here."""
-    # A profile names no CPUs but those of its own architecture.
-    factors = SLOWER.get(target.arch, SLOWER["x86_64"])
+    factors = SLOWER[target.arch]
     here: float = host["seconds"]["reference"] / max(1, host["fidelity"]["samples"])
     return max(here, 1e-6) * factors[0 if integer_only else 1]
 
@@ -118,22 +117,28 @@ def _ask_each(
     cores = os.cpu_count() or 1
     at_once = min(len(cpus), cores)
 
-    def fidelity(cpu: str) -> Mapping[str, Any]:
-        with Emulated(cpu) as device:
-            options = (f"--samples={samples}", f"--threads={cores // at_once}")
-            try:
-                verdict, _ = ask(device, device.put(bundle), "verify", *options)
-            except DeviceError as error:
-                hint = f"{error.hint}\n--no-emulate builds without this proof"
-                raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
+    def fidelity(device: Emulated) -> Mapping[str, Any]:
+        options = (f"--samples={samples}", f"--threads={cores // at_once}")
+        try:
+            verdict, _ = ask(device, device.put(bundle), "verify", *options)
+        except DeviceError as error:
+            hint = f"{error.hint}\n--no-emulate builds without this proof"
+            raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
         answered: Mapping[str, Any] = verdict["fidelity"]
         return answered
 
     found = {}
-    with ThreadPoolExecutor(at_once) as pool:
-        for cpu, answered in zip(cpus, pool.map(fidelity, cpus), strict=True):
-            found[cpu] = answered
-            advance()
+    with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
+        devices = [stack.enter_context(Emulated(cpu)) for cpu in cpus]
+        try:
+            for device, answered in zip(devices, pool.map(fidelity, devices), strict=True):
+                found[device.name] = answered
+                advance()
+        except BaseException:
+            # A build that is stopped does not wait for what it started.
+            for device in devices:
+                device.stop()
+            raise
     return found
 
 
@@ -161,6 +166,10 @@ def _integer(request: Request) -> bool:
     return any(step.name == "quantize" for step in request.chain)
 
 
+def _full_range(request: Request) -> bool:
+    return any(step.options.get("range") == "full" for step in request.chain)
+
+
 def _unproved(request: Request, reason: str) -> list[str]:
     """What the reader of the report must know where nothing was emulated."""
     target = request.target
@@ -172,6 +181,8 @@ def _unproved(request: Request, reason: str) -> list[str]:
     if not _integer(request):
         return []
     where = "without VNNI" if target.arch == "x86_64" else f"on {', '.join(target.emulate)}"
+    if target.arch == "x86_64" and _full_range(request):
+        where += ", where full-range weights saturate"
     return [f"not proved {where}: {reason}"]
 
 

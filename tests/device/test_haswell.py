@@ -117,7 +117,9 @@ def test_full_range_weights_saturate_and_are_caught(
     """What was built without that proof is stopped on the device that has no VNNI."""
     path = built(NETWORKS[network], FULL, "--no-emulate")
     (warning,) = [w for w in report_of(path)["warnings"] if "VNNI" in w]
-    assert warning == "not proved without VNNI: not asked for (--no-emulate)"
+    assert warning == (
+        "not proved without VNNI, where full-range weights saturate: not asked for (--no-emulate)"
+    )
     verdict, status = verify_on("Haswell", path, packages)
     assert status == 1
     assert not verdict["passed"]

@@ -30,12 +30,17 @@ def scores(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 3)
 
 
+def centred(*shape: int, seed: int = 0) -> torch.Tensor:
+    found = scores(*shape, seed=seed)
+    return found - found.mean(-1, keepdim=True)
+
+
 # Losses
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_soft_targets_are_hinton_s(temperature: float) -> None:
-    student, teacher = scores(5, 3), scores(5, 3, seed=1)
+    student, teacher = centred(5, 3), centred(5, 3, seed=1)
     options = DistillOptions(temperature=temperature)
     found = soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, options)
     p, q = (F.softmax(t / temperature, 1).double() for t in (teacher, student))
@@ -46,12 +51,21 @@ def test_soft_targets_are_hinton_s(temperature: float) -> None:
 
 def test_the_gradient_does_not_shrink_with_the_temperature() -> None:
     """What T squared is for: at high temperatures the gradient tends to (s - t) / classes."""
-    student, teacher = (s - s.mean(1, keepdim=True) for s in (scores(1, 3), scores(1, 3, seed=1)))
+    student, teacher = centred(1, 3), centred(1, 3, seed=1)
     student.requires_grad_()
     soft_loss(
         [SCORE_HEAD], [student], {0: teacher}, 1, DistillOptions(temperature=100)
     ).sum().backward()
     assert torch.allclose(student.grad, (student.detach() - teacher) / 3, atol=0.03)
+
+
+def test_scores_do_not_drift() -> None:
+    """What a softmax cannot see: at high temperatures, half the mean squared error is left."""
+    student, teacher = scores(5, 3), scores(5, 3, seed=1)
+    options = DistillOptions(temperature=100)
+    found = soft_loss([SCORE_HEAD], [student + 2], {0: teacher}, 5, options)
+    expected = (student + 2 - teacher).square().mean(1) / 2
+    assert torch.allclose(found, expected, rtol=0.05, atol=0.01)
 
 
 def test_scores_of_positions_are_averaged() -> None:
@@ -64,7 +78,7 @@ def test_scores_of_positions_are_averaged() -> None:
 
 
 def test_probabilities_are_taken_back_to_scores() -> None:
-    student, teacher = scores(5, 3), scores(5, 3, seed=1)
+    student, teacher = centred(5, 3), centred(5, 3, seed=1)
     plain = soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, DistillOptions())
     head = replace(SCORE_HEAD, probabilities=True)
     soft = [student.softmax(1)], {0: teacher.softmax(1)}
@@ -512,7 +526,7 @@ def narrow():
 
 def test_a_student_of_the_user_s(tmp_path: Path) -> None:
     (tmp_path / "students.py").write_text(FACTORY)
-    options = replace(FAST, student="students.py:small", student_args={"wide": 7}, epochs=15)
+    options = replace(FAST, student="students.py:small", student_args={"wide": 7}, epochs=40)
     data = context(tmp_path, network(0), {"x": drawn(300)}, search=tmp_path)
     found = distill(network(0), options, data)
     assert found.model[0].out_features == 7

@@ -1,4 +1,4 @@
-"""One file, the same bits: pair-safe weights on this CPU and on an emulated one without VNNI."""
+"""One file, the same bits: pair-safe weights on this CPU and on emulated ones without VNNI."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from quantize_nets import Arrays, Steps, bright, gated, images, residual, run, s
 
 from edgepack.chain.quantize import QuantizeOptions, quantize
 
+CPUS = ("Haswell", "Skylake-Client")
 QEMU = shutil.which("qemu-x86_64")
 SCRIPT = """
 import sys, numpy, onnxruntime
@@ -37,13 +38,15 @@ needs_vnni = pytest.mark.skipif(
 )
 
 
-def on_haswell(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> list[np.ndarray]:
+def emulated(
+    model: onnx.ModelProto, x: np.ndarray, folder: Path, cpu: str = "Haswell"
+) -> list[np.ndarray]:
     paths = [folder / name for name in ("model.onnx", "x.npy", "y.npz")]
     paths[0].write_bytes(model.SerializeToString())
     np.save(paths[1], x)
     site = Path(np.__file__).parents[1]
     subprocess.run(
-        [QEMU or "", "-cpu", "Haswell", Path(sys.executable).resolve(), "-c", SCRIPT, *paths],
+        [QEMU or "", "-cpu", cpu, Path(sys.executable).resolve(), "-c", SCRIPT, *paths],
         env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
         check=True,
         timeout=300,
@@ -54,26 +57,30 @@ def on_haswell(model: onnx.ModelProto, x: np.ndarray, folder: Path) -> list[np.n
 
 
 @needs_emulator
+@pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("rounding", ["nearest", "gptq"])
-def test_pair_safe_weights_give_the_same_bits_without_vnni(rounding: str, tmp_path: Path) -> None:
+def test_pair_safe_weights_give_the_same_bits_without_vnni(
+    rounding: str, cpu: str, tmp_path: Path
+) -> None:
     options = QuantizeOptions(rounding=rounding)
     model = quantize(stress(), Arrays(x=bright(24)), options, Steps()).model
-    host, emulated = run(model, {"x": bright(8)}), on_haswell(model, bright(8), tmp_path)
-    assert all((a == b).all() for a, b in zip(host, emulated, strict=True))
+    host, there = run(model, {"x": bright(8)}), emulated(model, bright(8), tmp_path, cpu)
+    assert all((a == b).all() for a, b in zip(host, there, strict=True))
     # Not because everything is zero.
     assert np.std(host[0]) > 0
 
 
 @needs_emulator
+@pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("build", [residual, gated], ids=["residual", "gated"])
 def test_integer_only_networks_give_the_same_bits_without_vnni(
-    build: Callable[[], onnx.ModelProto], tmp_path: Path
+    build: Callable[[], onnx.ModelProto], cpu: str, tmp_path: Path
 ) -> None:
     result = quantize(build(), Arrays(x=images(24)), QuantizeOptions(), Steps())
     assert result.details["integer_only"]
     model = result.model
-    host, emulated = run(model, {"x": images(8)}), on_haswell(model, images(8), tmp_path)
-    assert all((a == b).all() for a, b in zip(host, emulated, strict=True))
+    host, there = run(model, {"x": images(8)}), emulated(model, images(8), tmp_path, cpu)
+    assert all((a == b).all() for a, b in zip(host, there, strict=True))
 
 
 @needs_emulator
@@ -81,5 +88,5 @@ def test_integer_only_networks_give_the_same_bits_without_vnni(
 def test_at_full_range_the_same_network_saturates(tmp_path: Path) -> None:
     options = QuantizeOptions(range="full")
     model = quantize(stress(), Arrays(x=bright(24)), options, Steps()).model
-    host, emulated = run(model, {"x": bright(8)})[0], on_haswell(model, bright(8), tmp_path)[0]
-    assert np.abs(host - emulated).max() > 0.05 * np.abs(host).max()
+    host, there = run(model, {"x": bright(8)})[0], emulated(model, bright(8), tmp_path)[0]
+    assert np.abs(host - there).max() > 0.05 * np.abs(host).max()

@@ -3,10 +3,16 @@
 For each sample, over all outputs:
 
     soft = T^2 KL(softmax(t / T) || softmax(s / T))       of "scores" (Hinton et al., 2015)
+           + (mean s - mean t)^2 / 2
     soft = mean (s - t)^2 / variance of the teacher's     of "values"
     hard = cross entropy, or (s - label)^2 / variance     where the sample has a label
 
     loss = alpha soft + (1 - alpha) hard,                 soft alone without a label
+
+A softmax does not see what is added to all scores alike: without the second term the student's
+would lie anywhere, and miss the SNR gate though its decisions are right. For large T the two
+together tend to half the mean squared error of the scores. Outputs that are probabilities have no
+such freedom.
 
 Scores of several positions (tokens, pixels) count as their mean. Outputs that are probabilities
 already (not negative, sum 1) are taken back to logits by their logarithm.
@@ -70,8 +76,12 @@ def _divergence(head: Head, ours: Any, theirs: Any, count: int, temperature: flo
 
     log_s = F.log_softmax(_logits(ours, head.probabilities) / temperature, dim=-1)
     log_t = F.log_softmax(_logits(theirs, head.probabilities) / temperature, dim=-1)
-    found = F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * _mean(found, count)
+    found = temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
+    if not head.probabilities:
+        allowed = theirs > FLOOR
+        apart = (ours - theirs).where(allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
+        found = found + apart.square() / 2
+    return _mean(found, count)
 
 
 def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tuple[Any, Any]:
