@@ -260,7 +260,7 @@ def test_packages_that_a_device_lacks(server: Server, linear_bundle: Path, tmp_p
 
 def test_an_engine_of_another_version(server: Server, tmp_path: Path) -> None:
     path, contents = tmp_path / "new.edgepack", linear_contents()
-    newer = [replace(variant, needs={"engine_version": "99.0"}) for variant in contents.variants]
+    newer = [variant._replace(needs={"engine_version": "99.0"}) for variant in contents.variants]
     bundle.write(path, replace(contents, variants=newer, built=contents.original))
     error = refused(path, "host")
     assert error["code"] == "engine-version"

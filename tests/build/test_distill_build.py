@@ -131,7 +131,7 @@ def test_a_student_learns_fashion(few: Path, tmp_path: Path) -> None:
     assert digest_of(tmp_path / "again.edgepack") == digest_of(tmp_path / "few.edgepack")
 
     other = build_few(few, tmp_path / "other.edgepack", "--chain", "distill:seed=1:epochs=1")
-    assert other.stage("distill")["status"] == "done"
+    assert "done    distill" in other.stderr  # whether its gates hold after one epoch or not
 
 
 def test_another_gate_or_calibration_does_not_train_again(torch_home: Home, tmp_path: Path) -> None:
