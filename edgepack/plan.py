@@ -75,6 +75,7 @@ def describe(planned: dict[str, Any]) -> str:
             f"stages       {' -> '.join(planned['stages'])}",
             f"calibration  {planned['calibration'] or 'none given'}",
             f"evaluation   {planned['evaluation'] or 'the calibration samples'}",
+            *([f"training     {planned['training']}"] if planned["training"] else ()),
             "gates        " + ", ".join(f"{k} {v:g}" for k, v in planned["gates"].items()),
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
             f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",

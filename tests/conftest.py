@@ -22,7 +22,7 @@ from edgepack.runtime.tensor import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 
 
-pytest_plugins = ("build_cases", "gpu_standin", "ssh_server")
+pytest_plugins = ("build_cases", "gpu_standin", "ssh_server", "training_cases")
 
 
 @pytest.fixture(autouse=True, scope="session")

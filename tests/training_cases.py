@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -14,6 +16,16 @@ from edgepack.chain.module import Context
 from edgepack.data import open_samples
 from edgepack.runtime.tensor import Tensor
 from edgepack.stages.code import UserCode
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small operators in many threads stall where other processes want the same cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 INPUTS = (Tensor("x", "float32", ("batch", 6)),)
 SCORES = (Tensor("scores", "float32", ("batch", 3), "scores"),)

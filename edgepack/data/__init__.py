@@ -46,6 +46,9 @@ def open_samples(
         preprocessing: how a picture becomes an input; needed for a folder of pictures.
         base: the folder that a relative path or module is looked for in.
 
+    Labels are optional. Among training samples a class of -1, or a value of NaN, says that this one
+    has none.
+
     An array of an input's rank holds samples along its axis 0, the model's batch axis; an
     array of one axis more holds one whole feed in each `array[i]`.
 

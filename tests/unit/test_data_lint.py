@@ -10,6 +10,7 @@ import pytest
 
 from edgepack.data import Samples, open_samples
 from edgepack.data.lint import LintReport, lint
+from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
 X = (Tensor("x", "float32", ("batch", 3, 5)),)
@@ -121,3 +122,46 @@ def test_widening_is_noted(tmp_path: Path) -> None:
 def warning(report: LintReport) -> str:
     assert len(report.warnings) == 1
     return report.warnings[0]
+
+
+def test_training_samples_must_not_judge(tmp_path: Path) -> None:
+    """A few that occur twice in the world are told; a set that was not split is refused."""
+    theirs, ours = drawn(200, 1), drawn(300, 2)
+    evaluation = saved(tmp_path / "e.npz", x=theirs)
+    apart = lint(None, evaluation, X, training=saved(tmp_path / "t.npz", x=ours))
+    assert apart.warnings == ()
+    assert apart.counts == {"evaluation": 200, "training": 300}
+    assert len(apart.digests["training"]) == 64
+    ours[:2] = theirs[7]
+    few = lint(None, evaluation, X, training=saved(tmp_path / "few.npz", x=ours))
+    assert "1 of 200 evaluation samples are training samples too" in few.warnings[-1]
+    ours[:3] = theirs[:3]
+    with pytest.raises(DataError) as caught:
+        lint(None, evaluation, X, training=saved(tmp_path / "many.npz", x=ours))
+    assert caught.value.code == "samples-training-judges"
+
+
+def test_training_samples_may_calibrate(tmp_path: Path) -> None:
+    ours = drawn(300, 2)
+    report = lint(
+        saved(tmp_path / "c.npz", x=ours[:150]),
+        saved(tmp_path / "e.npz", x=drawn(200, 1)),
+        X,
+        training=saved(tmp_path / "t.npz", x=ours),
+    )
+    assert report.warnings == ()
+
+
+def test_training_samples_in_another_range(tmp_path: Path) -> None:
+    evaluation = saved(tmp_path / "e.npz", x=drawn(200, 1))
+    training = saved(tmp_path / "t.npz", x=drawn(200, 2) * 50)
+    report = lint(None, evaluation, X, training=training)
+    assert "in another range for training" in report.warnings[-1]
+
+
+def test_some_training_samples_without_a_label(tmp_path: Path) -> None:
+    labels = np.full(300, -1)
+    labels[:9] = 3
+    training = saved(tmp_path / "t.npz", drawn(300, 2), labels)
+    evaluation = saved(tmp_path / "e.npz", x=drawn(200, 1))
+    assert lint(None, evaluation, X, training=training).warnings == ()

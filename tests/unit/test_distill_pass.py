@@ -21,6 +21,8 @@ from edgepack.chain.distill.student import find_layers, keep_layers, spread
 from edgepack.errors import ChainError
 from edgepack.runtime.tensor import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCORE_HEAD = Head(0, SCORES[0], False, 1.0)
 VALUE_HEAD = Head(0, Tensor("y", "float32", ("batch", 4), "values"), False, 2.0)
 FAST = DistillOptions(epochs=3, batch_size=32, lr=0.02)

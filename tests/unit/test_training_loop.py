@@ -18,6 +18,8 @@ from edgepack.chain.training import loop
 from edgepack.errors import ChainError
 from edgepack.runtime.tensor import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAST = DistillOptions(epochs=4, batch_size=32, lr=0.02, checkpoint_steps=3)
 
 
