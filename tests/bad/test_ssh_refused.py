@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,7 +158,9 @@ def test_on_the_command_line(linear_bundle: Path, tmp_path: Path) -> None:
 
 def test_options_of_ssh_without_a_device(linear_bundle: Path) -> None:
     done = subprocess.run(
-        ["edgepack", "verify", str(linear_bundle), "--keep"], capture_output=True, text=True
+        [sys.executable, "-m", "edgepack", "verify", str(linear_bundle), "--keep"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2
     assert "error[usage]: --keep is for a device" in done.stderr

@@ -6,6 +6,7 @@ and goes on after that. What the others would compute they wait for, or are told
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,8 +59,25 @@ def state() -> Any:
     except ImportError as error:
         raise missing_package("accelerate", "training", "Training") from error
     # accelerate takes several processes for one where there is no GPU, unless it is told so.
-    patience = {"timeout": PATIENCE} if count() > 1 else {}
-    return PartialState(cpu=on_cpu(), **patience)
+    if count() == 1:
+        return PartialState(cpu=on_cpu())
+    joined = PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    # Once is enough, and taking it back first keeps it so.
+    atexit.unregister(leave)
+    atexit.register(leave)
+    return joined
+
+
+def leave() -> None:
+    """Part from the other processes.
+
+    A group still open when Python ends is taken down after its own threads are gone, and now and
+    then aborts the process.
+    """
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @contextmanager
