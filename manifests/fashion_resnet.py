@@ -44,6 +44,7 @@ FILES = {
 MEAN, STD = 0.2860, 0.3530
 CLASSES = 10
 CALIBRATION_SAMPLES = 500
+CHUNK = 1000
 
 
 class Block(nn.Module):
@@ -164,6 +165,14 @@ def evaluation() -> Iterator[dict[str, Any]]:
     """All 10,000 test pictures with their labels."""
     for image, label in zip(*pictures("test"), strict=True):
         yield {"image": standardise(image), "label": int(label)}
+
+
+def training() -> Iterator[dict[str, Any]]:
+    """All 60,000 training pictures with their labels, for passes that train."""
+    images, labels = pictures("train")
+    for start in range(0, len(images), CHUNK):
+        part = slice(start, start + CHUNK)
+        yield {"image": standardise(images[part]), "label": labels[part].astype(np.int64)}
 
 
 def top1(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from fashion_resnet import CLASSES, FashionResNet, augment, model, pictures, standardise
+from fashion_resnet import CHUNK, CLASSES, FashionResNet, augment, model, pictures, standardise
 from torch import nn
 
 LABELLED_PER_CLASS = 100
-CHUNK = 1000
+VIEWS = 3
 
 
 def student() -> FashionResNet:
@@ -30,6 +30,11 @@ def student() -> FashionResNet:
     network = model(width=8, blocks=1)
     network.stem[0] = nn.Conv2d(1, 8, 5, stride=2, padding=2, bias=False)
     return network
+
+
+def compact() -> FashionResNet:
+    """An untrained student of the kind of its teacher, of 16 channels and two blocks a stage."""
+    return model(width=16, blocks=2)
 
 
 def labels_of_few(labels: np.ndarray) -> np.ndarray:
@@ -48,6 +53,22 @@ def training() -> Iterator[dict[str, Any]]:
     for start in range(0, len(images), CHUNK):
         part = slice(start, start + CHUNK)
         yield {"image": standardise(images[part]), "label": few[part]}
+
+
+def many() -> Iterator[dict[str, Any]]:
+    """Every labelled training picture as it is, and `VIEWS` times mirrored and moved.
+
+    Stored so, the teacher answers each once, however many epochs its student learns for.
+    """
+    images, labels = pictures("train")
+    generator = torch.Generator().manual_seed(0)
+    for view in range(1 + VIEWS):
+        for start in range(0, len(images), CHUNK):
+            part = slice(start, start + CHUNK)
+            image = standardise(images[part])
+            if view:
+                image = augment(torch.from_numpy(image), generator).numpy()
+            yield {"image": image, "label": labels[part].astype(np.int64)}
 
 
 def labelled() -> Iterator[dict[str, Any]]:

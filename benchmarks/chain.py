@@ -1,0 +1,222 @@
+"""The optimization chain on Fashion-MNIST: each pass alone, and together, against one teacher.
+
+    apt-get install dataset-fashion-mnist && .venv/bin/python benchmarks/chain.py
+
+Every row is a whole `edgepack build` of the same trained network, judged by the shipped loader on
+all 10,000 test pictures, none of which any training saw. The bundles then run in turns, each turn
+in a process of its own on one thread, beside the fp32 bundle of the teacher: a machine whose speed
+drifts is the same for all. Results go to benchmarks/results/chain.json.
+
+Trainings are kept in the cache: a second run takes them from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+
+from edgepack.runtime.bench import percentiles
+from edgepack.runtime.device import describe
+
+ROOT = Path(__file__).resolve().parents[1]
+MANIFESTS = ROOT / "manifests"
+RESULTS = Path(__file__).parent / "results" / "chain.json"
+WEIGHTS = MANIFESTS / "weights" / "fashion-teacher.safetensors"
+# A row is to show what it loses: gates that only a collapse misses.
+GATES = "snr_db = 0\nagreement = 0\nmax_drop = 40\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One build.
+
+    Attributes:
+        name: as the table calls it.
+        chain: its passes.
+        goal: what it is to reach, in words; empty where it is there to compare with.
+        training: function of the training samples, in manifests/.
+    """
+
+    name: str
+    chain: str
+    goal: str = ""
+    training: str = "fashion_resnet.py:training"
+
+
+def rows(precision: str) -> list[Row]:
+    """The table's rows; `precision` is what the trainings compute in."""
+    recovery = f"distill:epochs=3:lr=1e-3:precision={precision}"
+    half = "prune:structured=0.5:importance=taylor"
+    ranks = "factorize:parameters=0.5"
+    student = "distill:student=fashion_student.py:student:lr=0.01"
+    small = f"distill:student=fashion_student.py:compact:epochs=6:lr=0.01:precision={precision}"
+    return [
+        Row("teacher", "none"),
+        Row("quantize", "quantize", ">= 3.7x smaller, <= 0.3 points"),
+        Row("prune, no recovery", half),
+        Row("prune", f"{half},{recovery}", "half the parameters, <= 0.5 points, faster"),
+        Row("prune 2:4", f"prune:pattern=2:4,{recovery}"),
+        Row("factorize, no recovery", ranks),
+        Row("factorize", f"{ranks},{recovery}", "half the layers' parameters, <= 0.5 points"),
+        Row(
+            "1,000 labels alone",
+            f"{student}:alpha=0:epochs=200",
+            training="fashion_student.py:labelled",
+        ),
+        Row(
+            "distill, 1,000 labels",
+            f"{student}:epochs=10",
+            "19,938 parameters, >= 90 % top-1",
+            "fashion_student.py:training",
+        ),
+        Row("prune + quantize", f"{half},{recovery},quantize"),
+        Row("factorize + quantize", f"{ranks},{recovery},quantize"),
+        Row("prune + factorize + quantize", f"{half},{ranks},{recovery},quantize"),
+        Row(
+            "distill + quantize",
+            f"{small},quantize",
+            ">= 50x smaller, >= 10x faster, <= 1 point",
+            "fashion_student.py:many",
+        ),
+    ]
+
+
+def _build(row: Row, work: Path) -> tuple[Path, dict[str, Any], float]:
+    output = work / f"{row.name.replace(' ', '-')}.edgepack"
+    command = [
+        sys.executable, "-m", "edgepack", "build", str(WEIGHTS), "--target", "cpu-fbgemm",
+        "--manifest", str(_manifest(work)), "--training", row.training, "--chain", row.chain,
+        "--latency", "none", "--no-emulate", "--output", str(output), "--json",
+    ]  # fmt: skip
+    started = time.perf_counter()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=MANIFESTS)
+    if done.returncode:
+        raise SystemExit(f"{row.name}: the build ended with {done.returncode}")
+    return output, json.loads(done.stdout), time.perf_counter() - started
+
+
+def _manifest(work: Path) -> Path:
+    """The teacher's manifest with gates that only a collapse misses."""
+    text = (MANIFESTS / "fashion-teacher.toml").read_text()
+    head, rest = text.split("[gates.quality]\n")
+    _, tail = rest.split("\n[", 1)
+    text = f"{head}[gates.quality]\n{GATES}\n[{tail}".replace(
+        '"fashion_resnet.py', f'"{MANIFESTS}/fashion_resnet.py'
+    )
+    path = work / "chain.toml"
+    path.write_text(text)
+    return path
+
+
+def _figures(report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a report says of its bundle."""
+    metric, last = report["quality"]["metric"], _last(report)
+    return {
+        "model_bytes": report["bundle"]["model_bytes"],
+        "bundle_bytes": report["bundle"]["bytes"],
+        "parameters": last["parameters"],
+        "macs": last.get("macs"),
+        "top1": metric["model"],
+        "drop_points": 100 * (metric["original"] - metric["model"]),
+        "snr_db": min(o["snr_db"] or 200 for o in report["quality"]["outputs"].values())
+        if isinstance(report["quality"]["outputs"], dict)
+        else None,
+        "build_seconds": round(seconds, 1),
+    }
+
+
+def _last(report: dict[str, Any]) -> dict[str, Any]:
+    """The ledger's last record of a graph."""
+    found: dict[str, Any] = [r for r in report["ledger"] if r["parameters"]][-1]
+    return found
+
+
+def _turn(bundle: Path, seconds: float) -> float:
+    command = [
+        sys.executable, str(bundle), "bench-turn", "--queries=10", f"--seconds={seconds}",
+        "--threads=1",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    p50 = percentiles(json.loads(done.stdout)["ns"])["p50"]
+    assert p50 is not None
+    return p50
+
+
+def _time(bundles: dict[str, Path], found: dict[str, Any], rounds: int, seconds: float) -> None:
+    times: dict[str, list[float]] = {name: [] for name in bundles}
+    for _ in range(rounds):
+        for name, bundle in bundles.items():
+            times[name].append(_turn(bundle, seconds))
+    first = next(iter(times.values()))
+    for name, taken in times.items():
+        found[name]["rounds_p50_ms"] = taken
+        found[name]["p50_ms"] = statistics.median(taken)
+        found[name]["faster"] = statistics.median(a / b for a, b in zip(first, taken, strict=True))
+
+
+def _show(table: list[Row], found: dict[str, Any]) -> None:
+    teacher = found[table[0].name]
+    print(
+        f"{'':29} {'kB':>8} {'smaller':>8} {'params':>10} {'MMACs':>6} "
+        f"{'p50 ms':>7} {'faster':>7} {'top-1':>7} {'drop':>6}"
+    )
+    for row in table:
+        one = found[row.name]
+        macs = "" if one["macs"] is None else f"{one['macs'] / 1e6:.1f}"
+        print(
+            f"{row.name:29} {one['model_bytes'] / 1e3:8.1f} "
+            f"{teacher['model_bytes'] / one['model_bytes']:7.1f}x {one['parameters']:10,} "
+            f"{macs:>6} {one['p50_ms']:7.3f} {one['faster']:6.2f}x "
+            f"{100 * one['top1']:6.2f} {one['drop_points']:6.2f}  {row.goal}"
+        )
+
+
+def main() -> None:
+    """Build every row, time the bundles, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="rows whose names begin so, and the teacher")
+    parser.add_argument("--precision", default="bf16", help="of the trainings")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn")
+    options = parser.parse_args()
+    table = rows(options.precision)
+    table = [row for row in table if row == table[0] or row.name.startswith(options.only)]
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    with tempfile.TemporaryDirectory(prefix="edgepack-chain-") as folder:
+        work, bundles, found = Path(folder), {}, {}
+        for row in table:
+            bundles[row.name], report, seconds = _build(row, work)
+            found[row.name] = {"chain": row.chain, **_figures(report, seconds), "goal": row.goal}
+            print(f"{row.name}: {100 * found[row.name]['top1']:.2f} %", flush=True)
+        _time(bundles, found, options.rounds, options.seconds)
+    _show(table, found)
+    if options.only:
+        return
+    RESULTS.parent.mkdir(exist_ok=True)
+    document = {
+        "date": time.strftime("%Y-%m-%d"),
+        "device": {k: v for k, v in describe().items() if k != "isa"},
+        "vnni": "avx512_vnni" in (describe()["isa"] or ()),
+        "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
+        "training_precision": options.precision,
+        "threads": 1,
+        "test_pictures": 10_000,
+        "rows": found,
+    }
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
