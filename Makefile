@@ -67,7 +67,7 @@ $(DEMO)/silero-vad: | $(VENV)/edgepack
 	    echo "Silero VAD could not be fetched; the tests that need it will skip"
 
 test: $(VENV)/develop $(VENV)/tensorrt-rtx system check $(DEMO)/silero-vad
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist loadfile
 
 bench: $(VENV)/develop
 	$(BIN)/python benchmarks/run.py

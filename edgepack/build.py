@@ -36,19 +36,20 @@ def build(request: Request, progress: Progress) -> Outcome | None:
         inputs = stages.settle_inputs(request, source)
         samples = stages.open_samples(request, inputs, ledger)
         reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
-        graph = stages.export(request, source, inputs, reference, cache, ledger)
-        graph = original = stages.simplify(graph, reference, cache, ledger)
+        exported = stages.export(request, source, inputs, reference, cache, ledger)
+        given = stages.Given(request, source, inputs, samples, reference, exported)
+        given = stages.simplify(given, cache, ledger)
 
-    module, given = source, stages.Given(request, source, inputs, samples, reference, original)
+    module, graph = source, given.original
     for step in chain.of_domain("module", request.chain):
         module, graph = stages.apply_module(step, module, given, cache, ledger)
     if not processes.is_main():
         return None
     for step in chain.of_domain("graph", request.chain):
-        graph = stages.apply(step, graph, samples, reference, cache, ledger)
+        graph = stages.apply(step, graph, given, cache, ledger)
     graph = stages.build_engine(graph, request, reference, ledger)
 
-    job = proof.Job(request, source, samples, reference, original, graph, wheels)
+    job = proof.Job(request, source, samples, reference, given.original, graph, wheels)
     with Local() as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:

@@ -63,6 +63,8 @@ class Record:
         bytes: size of the model after the stage.
         parameters: number of trained values after the stage.
         parity: per output, the metrics against the original model on the reference samples.
+        measured: what the model costs and loses after the stage, and what the stage changed of
+            that; None for a stage that is no pass (see `stages.measure`).
         details: further figures of the stage, by name.
     """
 
@@ -73,6 +75,7 @@ class Record:
     bytes: int | None = None
     parameters: int | None = None
     parity: Mapping[str, Mapping[str, Any]] | None = None
+    measured: Mapping[str, Any] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class Record:
             "bytes": self.bytes,
             "parameters": self.parameters,
             "parity": None if self.parity is None else {k: dict(v) for k, v in self.parity.items()},
+            "measured": None if self.measured is None else dict(self.measured),
             "details": dict(self.details),
         }
 
@@ -101,7 +105,7 @@ class Stage:
         self.record = replace(self.record, notes=self.record.notes + sentences)
 
     def set(self, **fields: Any) -> None:
-        """Set fields of the record: status, bytes, parameters, parity."""
+        """Set fields of the record: status, bytes, parameters, parity, measured."""
         self.record = replace(self.record, **fields)
 
     def detail(self, **figures: Any) -> None:
@@ -152,3 +156,11 @@ class Ledger:
                     return record
                 before[output] = snr
         return None
+
+    def lost_in(self) -> Record | None:
+        """The pass since which gates of quality are missed; None where they hold by now."""
+        lost = None
+        for record in self.records:
+            if record.measured is not None:
+                lost = (lost or record) if record.measured["missed"] else None
+        return lost

@@ -208,13 +208,16 @@ def _gates(
     target: Target, manifest: Manifest, strict: bool, max_drop: float | None
 ) -> tuple[dict[str, float], frozenset[str]]:
     quality = {**target.quality, **manifest.quality}
+    if "max_drop" in manifest.quality and "metric_ratio" not in manifest.quality:
+        # The user's own bound on the metric takes the place of MLPerf's.
+        quality.pop("metric_ratio", None)
     if strict:
         for gate, bound in target.strict.items():
             looser = quality.get(gate)
             quality[gate] = max(bound, looser) if looser is not None and gate in MINIMA else bound
     stated = set(manifest.quality)
     if max_drop is not None:
-        # The user's own bound on the metric takes the place of MLPerf's.
+        # The same, also of one that a manifest states.
         quality.pop("metric_ratio", None)
         stated.discard("metric_ratio")
         quality["max_drop"] = max_drop

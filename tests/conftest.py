@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests that run side by side take one core each: more threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ("build_cases", "gpu_standin", "ssh_server", "training_cases")
 

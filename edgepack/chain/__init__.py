@@ -15,6 +15,9 @@ it cannot take, and
     module   apply(module: nn.Module, options, context) -> ModuleResult
              replay(module: nn.Module, recipe, context) -> nn.Module
 
+A pass on the graph that can be applied in part, layer by layer, has `make_trials` beside it, and an
+option that `repairs` tells of: where a gate is missed, `stages.repair` takes it back that far.
+
 A module pass tells the structure that it made as a recipe, JSON from which `replay` makes the same
 structure out of the same module again; weights travel beside it. `chain.module` says it all.
 """
@@ -53,6 +56,10 @@ class Pass:
     def apply(self, *args: Any) -> Any:
         """Apply it; the arguments are those of its domain."""
         return getattr(import_module(self.place), self.function)(*args)
+
+    def trials(self, *args: Any) -> Any:
+        """What applies it in part, for a pass on the graph whose options say that it repairs."""
+        return import_module(self.place).make_trials(*args)
 
     def replay(self, *args: Any) -> Any:
         """Make the structure of an earlier run again."""
@@ -142,6 +149,15 @@ def check(steps: Iterable[Step]) -> None:
                 hint="leave one of them out, or change their order",
             )
         earlier.append((step.name, options))
+    for index, (name, options) in enumerate(earlier):
+        reason = options.unmet(earlier[index + 1 :])
+        if reason:
+            raise ChainError(
+                "chain-conflict",
+                f"{name} does not fit what comes after it",
+                why=reason,
+                hint="put quantize behind it, and nothing between them that trains or cuts",
+            )
 
 
 def _step(text: str) -> Step:

@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from edgepack.chain.quantize import QuantizeOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Context:
         code: the user's functions that options name.
         work: a folder that survives a killed build, for checkpoints; gone once the pass is done.
         progress: told how far it is.
+        quantize: the options of the `quantize` later in the chain, likewise.
     """
 
     original: Any
@@ -76,3 +80,4 @@ class Context:
     code: Code
     work: Path
     progress: Progress
+    quantize: QuantizeOptions | None = None

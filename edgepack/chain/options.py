@@ -16,7 +16,10 @@ class PassOptions:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the pass depends on with these options: "calibration", "training", "gates"."""
+        """What the pass depends on with these options.
+
+        Of "calibration", "training", "gates", and "quantize": the options of that pass later on.
+        """
         return ()
 
     @property
@@ -24,11 +27,24 @@ class PassOptions:
         """The user's own functions that the options name; factories with their arguments."""
         return ()
 
+    @property
+    def repairs(self) -> bool:
+        """Whether the pass gives up part of itself where a gate is missed (`Pass.trials`)."""
+        return False
+
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Why the pass cannot stand after the others, as a sentence; "" where it can.
 
         Args:
             earlier: name and options of every pass before it, in order.
+        """
+        return ""
+
+    def unmet(self, later: Sequence[tuple[str, PassOptions]]) -> str:
+        """Why the pass cannot stand before the others, as a sentence; "" where it can.
+
+        Args:
+            later: name and options of every pass after it, in order.
         """
         return ""
 

@@ -2,6 +2,7 @@
 
 from edgepack.graph.check import check_dynamic_axes
 from edgepack.graph.export import export_module, export_program
+from edgepack.graph.macs import macs
 from edgepack.graph.opset import load_onnx
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
@@ -15,6 +16,7 @@ __all__ = [
     "export_module",
     "export_program",
     "load_onnx",
+    "macs",
     "rename_outputs",
     "signature",
     "signed_activations",

@@ -40,6 +40,8 @@ class Runner:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = 4  # fatal only: what fails is raised, and printed once
+        # Threads that turn while they wait take the cores from whatever else runs here.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if literal:
             options.add_session_config_entry(LITERAL, "1")
         if not optimize:

@@ -10,6 +10,7 @@ from typing import Any
 
 from edgepack import report
 from edgepack.cache import tool_versions
+from edgepack.chain import Step
 from edgepack.device import Local
 from edgepack.ledger import Ledger
 from edgepack.proof.job import Job, rejected
@@ -39,10 +40,14 @@ def _sample_sets(job: Job) -> dict[str, Any]:
     return found
 
 
-def _precision(passes: Sequence[str]) -> str:
-    """Of a model's arithmetic after these passes, in a word."""
-    found = [kind for name, kind in (("quantize", "int8"), ("half", "fp16")) if name in passes]
-    return "+".join(found) or "fp32"
+def _precision(steps: Sequence[Step]) -> str:
+    """Of a model after these passes, in a word or two."""
+    found = {"half": "fp16", "quantize": "int8"}
+    for step in steps:
+        if step.name == "quantize" and step.options.get("mode") == "weights":
+            found["quantize"] = f"int{step.options.get('bits', 8)} weights"
+    passes = {step.name for step in steps}
+    return "+".join(found[name] for name in ("quantize", "half") if name in passes) or "fp32"
 
 
 def account(
@@ -71,7 +76,7 @@ def account(
         "target": {
             "name": request.target.name,
             "summary": request.target.summary,
-            "precision": _precision([step.name for step in request.chain]),
+            "precision": _precision(request.chain),
         },
         "source": {
             "path": request.model.name,

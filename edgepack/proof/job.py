@@ -11,13 +11,12 @@ import numpy as np
 
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
-from edgepack.errors import SpecError
 from edgepack.request import MINIMA, Request
-from edgepack.runtime.engines import ONNXRUNTIME, EngineOptions, Variant
-from edgepack.runtime.metrics import TOP
+from edgepack.runtime.engines import EngineOptions, Variant
 from edgepack.source.model import Source
 from edgepack.spec.target import Target
-from edgepack.stages import Graph, Reference, SampleSets, foreign
+from edgepack.stages import Graph, Reference, SampleSets, stands_in
+from edgepack.stages import gates as quality_gates
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,8 @@ class Job:
 
     @property
     def stands_in(self) -> tuple[str, ...]:
-        """Options of the loader where this host stands in for another processor, or a GPU.
-
-        What needs a GPU is judged by its ONNX on the CPU, so that a build needs none; that a GPU
-        computes the same is for `verify` to prove there.
-        """
-        target = self.request.target
-        return ("--stand-in",) if foreign(target) or target.engine != ONNXRUNTIME else ()
+        """Options of the loader where this host stands in for another processor, or a GPU."""
+        return ("--stand-in",) if stands_in(self.request.target) else ()
 
 
 def rejected(output: Path) -> Path:
@@ -85,6 +79,7 @@ def draft(job: Job) -> bundle.Contents:
             "chain": [
                 {"pass": step.name, "options": dict(step.options)} for step in job.request.chain
             ],
+            **({"returned": list(job.graph.returned)} if job.graph.returned else {}),
         },
         tools=tool_versions(),
         requirements=engine.requirements(target),
@@ -105,50 +100,22 @@ def variants(target: Target) -> tuple[Variant, ...]:
 
 
 def metric(job: Job) -> str:
-    """The task metric: as asked for, else top-1 where there are labels and scores.
-
-    Raises SpecError where what was asked for cannot be measured.
-    """
-    scores = any(tensor.kind == "scores" for tensor in job.graph.outputs)
-    on_metric = sorted(job.request.stated & {"max_drop", "metric_ratio"})
-    asked = job.request.metric or next(iter(on_metric), "")
-    if not scores and "agreement" in job.request.stated:
-        asked = asked or "agreement"
-    if asked and not (scores and (job.reference.labelled or asked == "agreement")):
-        raise SpecError(
-            "metric-needs-labels",
-            f"{asked} was asked for, and it cannot be measured",
-            why="the evaluation samples have no labels" if scores else "no output is class scores",
-            hint="store the labels under `labels` in the evaluation .npz"
-            if scores
-            else 'a manifest says which output is: [[outputs]] name = "...", kind = "scores"',
-        )
-    if not (scores and job.reference.labelled):
-        return ""
-    return job.request.metric or next(iter(TOP))
+    """The task metric; "" for none."""
+    return quality_gates.metric(job.request, job.graph.outputs, job.reference.labelled)
 
 
 def gates(job: Job) -> dict[str, dict[str, Any]]:
-    """The gates that hold: on the metric where there is one, else on agreement."""
-    quality = dict(job.request.quality)
-    unused = ("agreement",) if metric(job) else ("metric_ratio", "max_drop")
-    for gate in unused:
-        if gate not in job.request.stated:
-            quality.pop(gate, None)
+    """The gates that hold quality and fidelity. Raises SpecError where one has none."""
     bounds = dict(job.request.target.fidelity)
     exact = bool(bounds.pop("bit_exact", False)) and job.graph.integer_only
-    found = {"quality": quality, "fidelity": {"bit_exact": True} if exact else bounds}
-    for question, held in found.items():
-        if not held:
-            raise SpecError(
-                "gates-empty",
-                f"no gate holds the {question} of this model",
-                why="the profile's only gate is bit_exact, and the model keeps float operators"
-                if question == "fidelity"
-                else "neither the profile nor the manifest states one that applies",
-                hint=f"state snr_db under [gates.{question}]",
-            )
-    return found
+    return {
+        "quality": quality_gates.quality(job.request, job.graph.outputs, job.reference.labelled),
+        "fidelity": quality_gates.held(
+            {"bit_exact": True} if exact else bounds,
+            "fidelity",
+            "the profile's only gate is bit_exact, and the model keeps float operators",
+        ),
+    }
 
 
 def lowered(request: Request) -> list[str]:

@@ -17,12 +17,12 @@ from typing import Any
 from edgepack import bundle, device, files, report
 from edgepack.device import Local
 from edgepack.errors import GateError
-from edgepack.ledger import Ledger
+from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import account
 from edgepack.proof.job import Job, draft, lowered, rejected
+from edgepack.report import describe_gate
 from edgepack.runtime.document import encode
 from edgepack.runtime.engines import ONNXRUNTIME
-from edgepack.runtime.gates import describe_gate
 from edgepack.runtime.run import read_npz
 from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
 
@@ -104,13 +104,13 @@ def missed(outcome: Outcome, ledger: Ledger) -> GateError:
     ]
     hints = [f"it is kept at {outcome.path}, with its report"]
     if not outcome.report["quality"]["passed"]:
-        lost = ledger.first_loss()
+        lost = ledger.lost_in() or ledger.first_loss()
         if lost is not None:
             gates.append(f"first lost in the stage {lost.stage!r}: {_snr(lost.parity)}")
-        hints.append(
-            "more or better calibration samples, another calibrator, or a lower gate in the "
-            "manifest"
-        )
+        for record in ledger.records:
+            if record.stage == "repair":
+                gates += record.notes
+        hints.append(_cure(lost))
     if _saturated(outcome.report):
         hints.append(
             "full-range weights saturate without VNNI, pair-safe ones give the same bits: "
@@ -122,6 +122,22 @@ def missed(outcome: Outcome, ledger: Ledger) -> GateError:
         why="\n".join(gates),
         hint="\n".join(hints),
     )
+
+
+def _cure(lost: Record | None) -> str:
+    """What may win back the quality that a stage lost."""
+    stage = "" if lost is None else lost.stage
+    if stage in ("simplify", "export"):
+        return "a gate that the exported original misses is for no chain to hold: lower it"
+    cures = {
+        "prune": "train it again after that (--chain prune,distill), cut less",
+        "factorize": "train it again after that (--chain factorize,distill), cut less",
+        "distill": "train for longer, on more samples",
+        "quantize": "more or better calibration samples, another calibrator, training for int8 "
+        "(--chain distill:aware=true,quantize)",
+    }
+    cure = cures.get(stage, "more or better calibration samples, another chain")
+    return f"{cure}, or a lower gate in the manifest"
 
 
 def _saturated(document: Mapping[str, Any]) -> bool:

@@ -113,6 +113,17 @@ def count_text(value: int) -> str:
     return f"{value:,}"
 
 
+def short_count(value: int) -> str:
+    """A large number with three significant digits: 4.65 M, 386 M, 12.0 k."""
+    scaled, unit = float(value), ""
+    for larger in ("k", "M", "G", "T"):
+        if scaled < 999.5:
+            break
+        scaled, unit = scaled / 1000, larger
+    digits = 0 if not unit or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
+    return f"{scaled:.{digits}f} {unit}".rstrip()
+
+
 def plural(value: int, noun: str) -> str:
     """1 gate, 2 gates."""
     return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from edgepack.report import figures, findings
 from edgepack.report.gates import gate_row
+from edgepack.report.passes import passes
 
 # SNR bars are full here: above it two fp32 graphs differ by rounding alone.
 _FULL_DB = 100.0
@@ -53,6 +54,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         missed=missed,
         size_bars=size_bars(report),
         latency_bars=latency_bars(report),
+        chain=passes(report),
         snr_bound=bound,
         loss=findings.first_loss(report["ledger"]),
         isa=[f for f in report["device"].get("isa") or () if f.startswith(_ISA_PREFIXES)],

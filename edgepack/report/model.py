@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,7 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
     ratio = sizes["model_bytes"] / sizes["original_bytes"]
     if not math.isclose(sizes["ratio"], ratio, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
         yield f"sizes.ratio is {sizes['ratio']}, its bytes say {ratio:.4f}"
+    yield from _misattributed(report["ledger"])
     if latency := report["latency"]:
         yield from _misclocked(latency, report["slower"])
     elif report["slower"]:
@@ -150,6 +151,26 @@ def _misjudged(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
     if wrong:
         said = "passed" if passed else "missed"
         yield f"{question}: the gate {gate['name']} is {said} at {measured}, its bound is {bound}"
+
+
+def _misattributed(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A change that is not the difference of what two passes left, a missed gate that passed."""
+    before: Mapping[str, Any] | None = None
+    for record in ledger:
+        measured = record.get("measured")
+        if not measured:
+            continue
+        name, change = record["stage"], measured["change"]
+        if (change is None) != (before is None):
+            yield f"{name}: change is {change}, and it is {'not ' * bool(before)}the first measured"
+        elif change and before:
+            for key in ("bytes", "parameters"):
+                was, now = before[key], record[key]
+                if change[key] != now - was:
+                    yield f"{name}: change.{key} is {change[key]}, and {was} became {now}"
+        if any(gate["passed"] for gate in measured["missed"]):
+            yield f"{name}: a gate that passed is among those missed"
+        before = record
 
 
 def _misclocked(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:

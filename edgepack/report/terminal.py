@@ -22,6 +22,8 @@ from edgepack.report.figures import (
     snr_text,
 )
 from edgepack.report.gates import GateRow, gate_row
+from edgepack.report.passes import Table as Chain
+from edgepack.report.passes import passes
 
 _VERDICT = {
     "pass": ("✓", "bold green"),
@@ -31,12 +33,14 @@ _VERDICT = {
 _STATUS = {"done": "", "cached": "dim", "skipped": "dim", "failed": "red"}
 # Below this many columns tables give up what can be read elsewhere.
 _NARROW = 64
+# Of the chain's columns those that remain then.
+_FEW = ("bytes", "metric", "snr")
 _MAX_GATES = 6
 _MAX_WARNINGS = 3
 
 
 def render_terminal(report: Mapping[str, Any], console: Console) -> None:
-    """Print a summary of a valid report: some 30 lines at 80 columns.
+    """Print a summary of a valid report: some 35 lines at 80 columns.
 
     Foreign text (names, notes, warnings) is printed literally: neither as rich's markup nor as
     escape sequences. Signs become ASCII where the console's encoding lacks them.
@@ -49,12 +53,16 @@ class _Summary:
         self.report = report
         self.console = console
         self.narrow = console.width < _NARROW
+        self.chain = passes(report)
 
     def show(self) -> None:
         self._verdict()
         self.console.print()
         self._answers()
         self.console.print()
+        if self.chain:
+            self._passes(self.chain)
+            self.console.print()
         self._ledger()
         self._warnings()
         self.console.print()
@@ -138,14 +146,40 @@ class _Summary:
             found.append_text(self.text("  " + ", ".join(filter(None, remarks)), "dim"))
         return what, found
 
+    def _passes(self, chain: Chain) -> None:
+        """What every pass left, and below each figure what it changed."""
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        table.add_column("  after")
+        keys = [key for key in chain.columns if not self.narrow or key in _FEW]
+        for key in keys:
+            name = chain.columns[key]
+            # MACs and SNR stay as they are.
+            small = name.lower() if name == name.capitalize() else name
+            table.add_column(self.text(small), justify="right")
+        for row in chain.rows:
+            cells = [
+                Text.assemble(
+                    self.text(cell.text, "red" if cell.missed else ""),
+                    "\n" if cell.change else "",
+                    self.text(cell.change, "dim"),
+                )
+                for cell in (row.cells[key] for key in keys)
+            ]
+            table.add_row(self.text(f"  {row.name}"), *cells)
+        self.console.print(table)
+        for remark in chain.remarks:
+            self._indented(self.text(remark))
+
     def _ledger(self) -> None:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("  stage")
         table.add_column("status")
         table.add_column("time", justify="right")
-        if not self.narrow:
+        # What the passes left stands above, on more samples than these.
+        if not self.narrow and not self.chain:
             table.add_column("size", justify="right")
-        table.add_column("SNR after", justify="right")
+        if not self.chain:
+            table.add_column("SNR after", justify="right")
         for record in self.report["ledger"]:
             table.add_row(*self._record(record), style=_STATUS[record["status"]])
         self.console.print(table)
@@ -154,6 +188,8 @@ class _Summary:
         yield self.text(f"  {record['stage']}")
         yield self.text(record["status"])
         yield self.text(seconds_text(record["seconds"]) if record["status"] != "skipped" else "")
+        if self.chain:
+            return
         if not self.narrow:
             yield self.text(bytes_text(record["bytes"]))
         metrics = findings.worst(record["parity"] or {})

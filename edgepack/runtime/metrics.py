@@ -168,12 +168,53 @@ class Accuracy:
         }
 
 
+class Quality:
+    """Metrics of a model on an evaluation set, shard by shard: how far it is from the original.
+
+    Args:
+        outputs: of the model, in order; the task metric is that of the first one of class scores.
+        metric: the task metric, a key of TOP; "" for none.
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], metric: str) -> None:
+        self.samples = 0
+        self._names = [tensor.name for tensor in outputs]
+        self._parities = [Parity(tensor.kind == "scores") for tensor in outputs]
+        self._scores = next((i for i, t in enumerate(outputs) if t.kind == "scores"), 0)
+        self._accuracy = Accuracy(metric) if metric else None
+
+    def update(
+        self,
+        originals: Sequence[np.ndarray],
+        measured: Sequence[np.ndarray],
+        labels: Optional[np.ndarray],
+        count: int,
+    ) -> None:
+        """Take one shard of `count` samples: what the original answered, and what this one did.
+
+        Raises InputError where a label is no class of the scores.
+        """
+        for parity, original, found in zip(self._parities, originals, measured):
+            parity.update(original, found)
+        if self._accuracy and labels is not None:
+            self._accuracy.update(originals[self._scores], measured[self._scores], labels)
+        self.samples += count
+
+    def result(self) -> Dict[str, Any]:
+        """`samples`, `outputs` by name, and `metric`, as JSON values."""
+        return {
+            "samples": self.samples,
+            "outputs": {n: parity.result() for n, parity in zip(self._names, self._parities)},
+            "metric": self._accuracy.result() if self._accuracy else None,
+        }
+
+
 def compare(
     outputs: Sequence[Tensor], pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
 ) -> Dict[str, Dict[str, Any]]:
     """Metrics per output over (reference outputs, measured outputs) of several calls."""
-    parities = [Parity(tensor.kind == "scores") for tensor in outputs]
+    quality = Quality(outputs, "")
     for reference, measured in pairs:
-        for parity, a, b in zip(parities, reference, measured):
-            parity.update(a, b)
-    return {tensor.name: parity.result() for tensor, parity in zip(outputs, parities)}
+        quality.update(reference, measured, None, 1)
+    found: Dict[str, Dict[str, Any]] = quality.result()["outputs"]
+    return found

@@ -17,9 +17,8 @@ from .errors import BundleError, InputError
 from .gates import excuse, judge
 from .here import onnxruntime
 from .index import Index, check_all, check_file, read_index
-from .metrics import TOP, Accuracy, Parity
+from .metrics import TOP, Quality, compare
 from .model import Model, open_model
-from .tensor import Tensor
 
 FORMAT = "edgepack-verdict/1"
 # What must not be needed on a device; the verdict tells whether it could have been imported.
@@ -71,29 +70,16 @@ def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List
     return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
 
 
-def _question(
-    on: str,
-    samples: int,
-    tensors: Sequence[Tensor],
-    parities: Sequence[Parity],
-    bounds: Mapping[str, Any],
-    metric: Optional[Mapping[str, Any]] = None,
-) -> Dict[str, Any]:
-    outputs = {tensor.name: parity.result() for tensor, parity in zip(tensors, parities)}
-    gates = judge(bounds, outputs, metric)
+def _question(on: str, found: Mapping[str, Any], bounds: Mapping[str, Any]) -> Dict[str, Any]:
+    """Held against its gates: `samples`, `outputs` and `metric` of one kind of samples."""
+    gates = judge(bounds, found["outputs"], found["metric"])
     return {
         "on": on,
-        "samples": samples,
-        "outputs": outputs,
-        "metric": metric,
+        **found,
         "gates": gates,
         # A question without a gate is not answered.
         "passed": bool(gates) and all(gate["passed"] for gate in gates),
     }
-
-
-def _parities(tensors: Sequence[Tensor]) -> List[Parity]:
-    return [Parity(tensor.kind == "scores") for tensor in tensors]
 
 
 def _on_reference(
@@ -102,11 +88,10 @@ def _on_reference(
     found: Sequence[Sequence[np.ndarray]],
     question: str,
 ) -> Dict[str, Any]:
-    parities = _parities(index.outputs)
+    quality = Quality(index.outputs, "")
     for i, outputs in enumerate(found):
-        for parity, array, measured in zip(parities, expected, outputs):
-            parity.update(array[i], measured)
-    return _question("reference", len(found), index.outputs, parities, index.gates[question])
+        quality.update([array[i] for array in expected], outputs, None, 1)
+    return _question("reference", quality.result(), index.gates[question])
 
 
 def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
@@ -141,29 +126,18 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
     A shard holds input-N and original-N, `count` and, where there are any, `labels`.
     """
     index = model.index
-    parities = _parities(index.outputs)
-    accuracy = Accuracy(metric) if metric else None
-    scores = next((i for i, t in enumerate(index.outputs) if t.kind == "scores"), 0)
-    samples = 0
+    quality = Quality(index.outputs, metric or "")
     for shard in read_frames(stream):
-        inputs = {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
-        originals = [shard["original-{}".format(i)] for i in range(len(index.outputs))]
-        labels = shard.get("labels")
-        outputs = model.run(inputs)
-        measured = [outputs[tensor.name] for tensor in index.outputs]
-        for parity, original, found in zip(parities, originals, measured):
-            parity.update(original, found)
-        if accuracy and labels is not None:
-            accuracy.update(originals[scores], measured[scores], labels)
-        samples += int(shard["count"])
-    return _question(
-        "evaluation",
-        samples,
-        index.outputs,
-        parities,
-        index.gates["quality"],
-        accuracy.result() if accuracy else None,
-    )
+        outputs = model.run(
+            {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
+        )
+        quality.update(
+            [shard["original-{}".format(i)] for i in range(len(index.outputs))],
+            [outputs[tensor.name] for tensor in index.outputs],
+            shard.get("labels"),
+            int(shard["count"]),
+        )
+    return _question("evaluation", quality.result(), index.gates["quality"])
 
 
 def _remember(
@@ -176,10 +150,7 @@ def _remember(
     if not index.quality:
         return
     if index.quality.get("passed") is True and built:
-        host = _parities(index.outputs)
-        for parity, expected, answered in zip(host, original, built):
-            parity.update(expected, answered)
-        excuse(quality["gates"], {t.name: p.result() for t, p in zip(index.outputs, host)})
+        excuse(quality["gates"], compare(index.outputs, [(original, built)]))
         quality["passed"] = bool(quality["gates"]) and all(g["passed"] for g in quality["gates"])
     elif index.quality.get("passed") is not True:
         gate = {"name": "built", "output": index.name, "bound": True, "measured": False}

@@ -1,8 +1,9 @@
 """The stages of a build, each with its record in the ledger, up to the model that will ship."""
 
-from edgepack.stages.emulate import check_host, emulate, emulates, foreign
-from edgepack.stages.graph import Graph, apply, build_engine, export, simplify
-from edgepack.stages.module import Given, apply_module
+from edgepack.stages.emulate import check_host, emulate, emulates, foreign, stands_in
+from edgepack.stages.given import Given, Graph
+from edgepack.stages.graph import apply, build_engine, export, simplify
+from edgepack.stages.module import apply_module
 from edgepack.stages.original import (
     EVALUATION_BATCH,
     Reference,
@@ -35,4 +36,5 @@ __all__ = [
     "open_samples",
     "settle_inputs",
     "simplify",
+    "stands_in",
 ]

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from edgepack.chain import Step
 from edgepack.device import Emulated, ask, ready
 from edgepack.errors import DeviceError, HostError
 from edgepack.ledger import Ledger
@@ -38,6 +39,15 @@ SAMPLES = 8
 def foreign(target: Target) -> bool:
     """Whether this host is of another architecture than the target."""
     return bool(describe()["arch"] != target.arch)
+
+
+def stands_in(target: Target) -> bool:
+    """Whether this host stands in for another processor, or a GPU.
+
+    What needs a GPU is judged by its ONNX on the CPU, so that a build needs none; that a GPU
+    computes the same is for `verify` to prove there.
+    """
+    return foreign(target) or target.engine != ONNXRUNTIME
 
 
 def check_host(request: Request, host: Mapping[str, Any]) -> None:
@@ -163,11 +173,17 @@ def _why_not(request: Request, seconds: float) -> str:
 
 
 def _integer(request: Request) -> bool:
-    return any(step.name == "quantize" for step in request.chain)
+    return bool(_multiplying(request))
 
 
 def _full_range(request: Request) -> bool:
-    return any(step.options.get("range") == "full" for step in request.chain)
+    return any(step.options.get("range") == "full" for step in _multiplying(request))
+
+
+def _multiplying(request: Request) -> list[Step]:
+    """The steps after which integers are multiplied: not where the file alone has them."""
+    steps = (step for step in request.chain if step.name == "quantize")
+    return [step for step in steps if step.options.get("mode") != "weights"]
 
 
 def _unproved(request: Request, reason: str) -> list[str]:

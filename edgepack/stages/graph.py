@@ -2,116 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgepack import chain, engine, graph
-from edgepack.cache import Cache, Entry
+from edgepack.cache import Cache
 from edgepack.errors import ChainError, SpecError
 from edgepack.ledger import Ledger, PassResult, Stage
 from edgepack.request import Request
-from edgepack.runtime.metrics import compare
-from edgepack.runtime.rounding import rounded
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.tensorrt_build import Profiles
 from edgepack.source.model import Source
+from edgepack.stages.given import Given, Graph, digest_of, parsed
+from edgepack.stages.kept import kept, read_model, through_cache
+from edgepack.stages.measure import look, measure
 from edgepack.stages.original import Reference
-from edgepack.stages.samples import SampleSets
+from edgepack.stages.repair import repair
 from edgepack.stages.shapes import profiles
-
-
-@dataclass(frozen=True)
-class Graph:
-    """The model as a serialised ONNX, with what is known of it.
-
-    Attributes:
-        model: serialised.
-        inputs: of the model.
-        outputs: of the model, their kinds settled.
-        integer_only: whether its arithmetic is integer from the first quantization to the last.
-        profiles: shapes that the engine is built for, of inputs with a dynamic axis.
-    """
-
-    model: bytes
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    integer_only: bool = False
-    profiles: Profiles = field(default_factory=dict)
-
-
-def _parsed(model: bytes) -> Any:
-    import onnx
-
-    return onnx.load_model_from_string(model)
-
-
-def _through_cache(
-    name: str,
-    parts: Mapping[str, Any],
-    stage: Stage,
-    cache: Cache,
-    compute: Callable[[], PassResult[Any]],
-) -> tuple[bytes, Mapping[str, Any]]:
-    """A stage's model and details: from the cache, else computed and kept there."""
-    entry, cached = _kept(name, parts, cache, compute)
-    if cached:
-        stage.set(status="cached")
-    write_down(entry.document, stage)
-    details: Mapping[str, Any] = entry.document["details"]
-    return _model(entry), details
-
-
-def _kept(
-    name: str, parts: Mapping[str, Any], cache: Cache, compute: Callable[[], PassResult[Any]]
-) -> tuple[Entry, bool]:
-    """The cache's entry of a graph, computed where there was none; and whether there was one."""
-    key = cache.key(name, parts)
-    entry = cache.get(name, key)
-    if entry is not None:
-        return entry, True
-    result = compute()
-    model: bytes = result.model.SerializeToString(deterministic=True)
-    return cache.put(name, key, {"model.onnx": model}, document_of(result)), False
-
-
-def document_of(result: PassResult[Any]) -> dict[str, Any]:
-    """What the cache keeps of a result beside its model."""
-    return {
-        "notes": list(result.notes),
-        "details": dict(result.details),
-        "changed": result.changed,
-    }
-
-
-def write_down(document: Mapping[str, Any], stage: Stage) -> None:
-    """Write what the cache has of a result into a stage's record."""
-    if not document["changed"]:
-        stage.set(status="skipped")
-    stage.note(*document["notes"])
-    stage.detail(**document["details"])
-
-
-def _model(entry: Entry) -> bytes:
-    return (entry.folder / "model.onnx").read_bytes()
-
-
-def measure(model: bytes, reference: Reference, outputs: Sequence[Tensor], stage: Stage) -> None:
-    """Write size, parameters and parity with the original into a stage's record."""
-    proto = _parsed(model)
-    runner = graph.Runner(rounded(model), literal=graph.signed_activations(proto))
-    pairs = [
-        (original, runner.run(feed))
-        for feed, original in zip(reference.feeds, reference.original, strict=True)
-    ]
-    stage.set(
-        bytes=len(model),
-        parameters=graph.stats(proto).parameters,
-        parity=compare(outputs, pairs),
-    )
 
 
 def export(
@@ -126,9 +36,9 @@ def export(
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
         parts, compute = _export(found, inputs, names, reference.feeds[0], request.target.opset)
-        model, _ = _through_cache("export", parts, stage, cache, compute)
+        model, _ = through_cache("export", parts, stage, cache, compute)
         exported = _graph(model, found, request, reference.labelled, stage)
-        measure(model, reference, exported.outputs, stage)
+        look(model, reference, exported.outputs, stage)
     return exported
 
 
@@ -172,7 +82,7 @@ def _to_onnx(
 
 def _graph(model: bytes, found: Source, request: Request, labelled: bool, stage: Stage) -> Graph:
     """Inputs and outputs of a graph; an output's kind is stated, known, or inferred aloud."""
-    inputs, outputs = graph.signature(_parsed(model))
+    inputs, outputs = graph.signature(parsed(model))
     unknown = set(request.output_kinds) - {tensor.name for tensor in outputs}
     if unknown:
         raise SpecError(
@@ -203,21 +113,23 @@ def _looks_like_scores(tensor: Tensor, outputs: Sequence[Tensor], labelled: bool
     return isinstance(classes, int) and classes > 1 and (labelled or len(outputs) == 1)
 
 
-def simplify(before: Graph, reference: Reference, cache: Cache, ledger: Ledger) -> Graph:
-    """Fold, fuse and clean the graph."""
+def simplify(given: Given, cache: Cache, ledger: Ledger) -> Given:
+    """Fold, fuse and clean the exported graph: what comes out is the original from here on."""
+    exported = given.original
     with ledger.stage("simplify") as stage:
-        parts, compute = _simplify(before.model, reference)
-        model, _ = _through_cache("simplify", parts, stage, cache, compute)
-        measure(model, reference, before.outputs, stage)
-    return replace(before, model=model)
+        parts, compute = _simplify(exported.model, given.reference)
+        model, _ = through_cache("simplify", parts, stage, cache, compute)
+        given = replace(given, original=replace(exported, model=model))
+        measure(given.original, given, cache, ledger, stage)
+    return given
 
 
 def _simplify(
     model: bytes, reference: Reference
 ) -> tuple[dict[str, Any], Callable[[], PassResult[Any]]]:
     """What a simplification depends on, and what computes it."""
-    parts = {"model": _digest(model)}
-    return parts, lambda: graph.simplify(_parsed(model), reference.feeds[0])
+    parts = {"model": digest_of(model)}
+    return parts, lambda: graph.simplify(parsed(model), reference.feeds[0])
 
 
 def export_again(
@@ -236,11 +148,11 @@ def export_again(
     """
     names = tuple(tensor.name for tensor in original.outputs)
     parts, compute = _export(found, inputs, names, reference.feeds[0], opset)
-    exported, _ = _kept("export", parts, cache, compute)
-    parts, compute = _simplify(_model(exported), reference)
-    simplified, _ = _kept("simplify", parts, cache, compute)
-    model = _model(simplified)
-    _, outputs = graph.signature(_parsed(model))
+    exported, _ = kept("export", parts, cache, compute)
+    parts, compute = _simplify(read_model(exported), reference)
+    simplified, _ = kept("simplify", parts, cache, compute)
+    model = read_model(simplified)
+    _, outputs = graph.signature(parsed(model))
     for made, first in zip(outputs, original.outputs, strict=True):
         if made.dtype != first.dtype or not _alike(made.shape, first.shape):
             raise ChainError(
@@ -259,30 +171,31 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
     )
 
 
-def apply(
-    step: chain.Step,
-    before: Graph,
-    samples: SampleSets,
-    reference: Reference,
-    cache: Cache,
-    ledger: Ledger,
-) -> Graph:
+def apply(step: chain.Step, before: Graph, given: Given, cache: Cache, ledger: Ledger) -> Graph:
     """Apply one pass on the graph."""
     options = step.read()
     calibrated = "calibration" in options.needs
-    calibration = samples.calibration if calibrated else None
+    inputs = (
+        parsed(before.model),
+        given.samples.calibration if calibrated else None,
+        options,
+        ledger.progress,
+    )
+    # What a repair tries comes out of the one calibration that the pass itself takes.
+    trials = functools.cache(lambda: step.known.trials(*inputs))
     with ledger.stage(step.name) as stage:
         parts = {
-            "model": _digest(before.model),
+            "model": digest_of(before.model),
             "options": dict(step.options),
-            "samples": samples.lint.digests.get("calibration") if calibrated else None,
+            "samples": given.samples.lint.digests.get("calibration") if calibrated else None,
         }
-        model, details = _through_cache(
+        model, details = through_cache(
             step.name, parts, stage, cache,
-            lambda: step.known.apply(_parsed(before.model), calibration, options, ledger.progress),
+            lambda: trials().result() if options.repairs else step.known.apply(*inputs),
         )  # fmt: skip
-        measure(model, reference, before.outputs, stage)
-    return replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
+        made = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
+        measure(made, given, cache, ledger, stage)
+    return repair(before, made, parts, trials, given, cache, ledger) if options.repairs else made
 
 
 def build_engine(before: Graph, request: Request, reference: Reference, ledger: Ledger) -> Graph:
@@ -296,7 +209,3 @@ def build_engine(before: Graph, request: Request, reference: Reference, ledger: 
         stage.detail(**built.details)
     ledger.warn(*built.warnings)
     return replace(before, model=built.model, profiles=shapes)
-
-
-def _digest(model: bytes) -> str:
-    return hashlib.sha256(model).hexdigest()

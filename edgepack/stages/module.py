@@ -7,7 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +19,20 @@ from edgepack.chain.module import Context, ModuleResult
 from edgepack.chain.training import processes
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
-from edgepack.request import Request
-from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.model import Source
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state
 from edgepack.stages.code import UserCode
-from edgepack.stages.graph import Graph, document_of, export_again, measure, write_down
-from edgepack.stages.original import Reference
-from edgepack.stages.samples import SampleSets
+from edgepack.stages.given import Given, Graph
+from edgepack.stages.graph import export_again
+from edgepack.stages.kept import document_of, write_down
+from edgepack.stages.measure import measure
 
 WEIGHTS = "weights.safetensors"
 # How far the answers of a replayed module may lie from those of the one that the pass made, of
 # the largest value: rounding alone.
 REPLAY_TOLERANCE = 1e-5
-
-
-@dataclass(frozen=True)
-class Given:
-    """What every pass on the module is given, the same for all.
-
-    Attributes:
-        request: what was asked for.
-        source: the trained model before any pass.
-        inputs: of the model.
-        samples: calibration, training and evaluation.
-        reference: the reference samples, and the original's answers to them.
-        original: the original's graph, simplified.
-    """
-
-    request: Request
-    source: Source
-    inputs: tuple[Tensor, ...]
-    samples: SampleSets
-    reference: Reference
-    original: Graph
 
 
 def apply_module(
@@ -91,7 +69,7 @@ def apply_module(
         graph, notes = export_again(found, given.inputs, given.original, opset, reference, cache)
         # How it was exported was said of the original already, unless it is another way now.
         stage.note(*(note for note in notes if note not in _notes_of(ledger, "export")))
-        measure(graph.model, reference, graph.outputs, stage)
+        measure(graph, given, cache, ledger, stage)
     return found, graph
 
 
@@ -116,6 +94,7 @@ def _parts(
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],
         "samples": {role: found for role, found in digests.items() if role in needs},
         "gates": dict(given.request.quality) if "gates" in needs else {},
+        "quantize": dict(_quantize(given).options) if "quantize" in needs else {},
         "environment": processes.environment() if "training" in needs else {},
     }
 
@@ -147,6 +126,7 @@ def _through_cache(
             code=code,
             work=work,
             progress=stage.progress,
+            quantize=_quantize(given).read() if "quantize" in needs else None,
         )
         made: ModuleResult | None = None
         if stage.record.status == "cached":
@@ -167,6 +147,11 @@ def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path
     if processes.is_main():
         return cache.workplace(name, key)
     return _temporary()
+
+
+def _quantize(given: Given) -> chain.Step:
+    """The step that quantizes; `chain.check` saw to it that there is one where it is needed."""
+    return next(step for step in given.request.chain if step.name == "quantize")
 
 
 @contextmanager

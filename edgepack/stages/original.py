@@ -35,12 +35,14 @@ class Reference:
         original: per feed, the outputs of the original model.
         answers: the original's answers on the evaluation set, in frames, batch by batch.
         labelled: whether the evaluation samples have labels.
+        digest: of everything that decides these answers.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
     original: Sequence[Sequence[np.ndarray]]
     answers: Path
     labelled: bool
+    digest: str
 
 
 def ask_original(
@@ -74,7 +76,7 @@ def ask_original(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
     return Reference(
-        feeds, original, entry.folder / "answers.bin", bool(entry.document["labelled"])
+        feeds, original, entry.folder / "answers.bin", bool(entry.document["labelled"]), key
     )
 
 
@@ -161,14 +163,21 @@ def _read_reference(
     )
 
 
-def evaluation_frames(
-    samples: SampleSets, reference: Reference, inputs: tuple[Tensor, ...]
-) -> Iterator[bytes]:
-    """The evaluation set with the original's answers, as the loader's `verify` reads it."""
+def answered(samples: SampleSets, reference: Reference) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """The evaluation set, batch by batch, each with the original's answers."""
     with reference.answers.open("rb") as stream:
         for batch, answers in zip(
             samples.evaluation.batches(EVALUATION_BATCH), read_frames(stream), strict=True
         ):
-            fed = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
-            labels = {} if batch.labels is None else {"labels": batch.labels}
-            yield frame({**fed, **answers, **labels, "count": np.array(batch.count)})
+            yield batch, [answers[f"original-{i}"] for i in range(len(answers))]
+
+
+def evaluation_frames(
+    samples: SampleSets, reference: Reference, inputs: tuple[Tensor, ...]
+) -> Iterator[bytes]:
+    """The evaluation set with the original's answers, as the loader's `verify` reads it."""
+    for batch, answers in answered(samples, reference):
+        fed = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
+        given = {f"original-{i}": array for i, array in enumerate(answers)}
+        labels = {} if batch.labels is None else {"labels": batch.labels}
+        yield frame({**fed, **given, **labels, "count": np.array(batch.count)})

@@ -23,7 +23,7 @@ class SampleSets:
     """What the model is calibrated, trained and judged on.
 
     Attributes:
-        calibration: None where the chain needs none.
+        calibration: None where the chain looks at none, and where it needs none and has none.
         evaluation: what quality is judged on.
         lint: counts, digests and warnings of all.
         proven: False where they are random numbers.
@@ -69,7 +69,9 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 hint="--training PATH (.npz, .npy, a folder of them, or module:function); "
                 "labels are optional",
             )
-        calibration = given.get("calibration") if needs else None
+        # A repair looks at them as well.
+        looked_at = needs or any(step.read().repairs for step in request.chain)
+        calibration = given.get("calibration") if looked_at else None
         evaluation = given.get("evaluation", given.get("calibration"))
         if evaluation is None:
             raise DataError(

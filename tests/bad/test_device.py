@@ -173,9 +173,12 @@ HOSTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ["arm-qnnpack", "cpu-fbgemm"])
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_host_that_saturates_where_a_cpu_of_the_target_does_not(host: str, name: str) -> None:
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_a_host_that_saturates_where_a_cpu_of_the_target_does_not(
+    mode: str, host: str, name: str
+) -> None:
     with pytest.raises(HostError) as caught:
-        check_host(request_for(name, "quantize:range=full"), HOSTS[host])
+        check_host(request_for(name, f"quantize:mode={mode}:range=full"), HOSTS[host])
     assert caught.value.code == "host-saturates"
     assert "range=pair-safe" in caught.value.hint
 
@@ -188,6 +191,7 @@ def test_a_host_that_saturates_where_a_cpu_of_the_target_does_not(host: str, nam
         ("arm-qnnpack", "quantize:range=pair-safe", HOSTS["plain"]),
         ("cpu-fbgemm", "quantize:range=full", {**HOSTS["plain"], "isa": ["avx_vnni"]}),
         ("cpu-fbgemm", "quantize:range=reduced", HOSTS["plain"]),
+        ("arm-qnnpack", "quantize:mode=weights:range=full", HOSTS["plain"]),
         ("cpu-fbgemm", "quantize", describe()),
     ],
 )

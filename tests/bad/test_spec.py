@@ -28,7 +28,7 @@ def refuse(call, *args, **kwargs) -> EdgepackError:
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     text = (
-        PROFILE.replace("range =", "rang =")
+        PROFILE.replace("range =", 'mode = "dynamik"\nbits = 5\nrang =')
         .replace('calibrator = "mse"', 'calibrator = "mean"')
         .replace('arch = "x86_64"', "arch = 64")
         .replace("agreement = 0.97", "agreement = 97")
@@ -38,6 +38,8 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     for told in (
         "quantization.rang: unknown key; did you mean 'range'?",
         "quantization.calibrator: 'mean' is not known",
+        "quantization.mode: 'dynamik' is not known; did you mean 'dynamic'?",
+        "quantization.bits",
         "device.arch",
         "gates.quality.agreement",
     ):

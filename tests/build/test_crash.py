@@ -159,12 +159,13 @@ def works_afterwards(scene: Scene) -> None:
 
 def test_killed_at_every_rename(cold: Scene) -> None:
     points = list(killed_at_each(cold, "rename", fresh=True))
-    # Four stages into the cache, the bundle into its place: killed there, it has not happened.
-    assert [Path(path).parent.name for _, path, _ in points[:4]] == [
-        "original", "export", "simplify", "quantize"
+    # Four stages into the cache, and what two of their graphs are worth; the bundle into its
+    # place: killed there, it has not happened.
+    assert [Path(path).parent.name for _, path, _ in points[:6]] == [
+        "original", "export", "simplify", "evaluation", "quantize", "evaluation"
     ]  # fmt: skip
-    assert points[4][1].endswith(".tmp")
-    assert len(points) == 5
+    assert points[6][1].endswith(".tmp")
+    assert len(points) == 7
     assert {found for _, _, found in points} == {"old"}
     works_afterwards(cold)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.graph.opset import load_onnx, to_opset
@@ -164,10 +163,9 @@ def test_external_data_comes_into_the_one_message(tmp_path):
 
 
 def test_figures_of_a_convolution():
-    figures = stats(simplify(convolution()).model, {"batch": 2})
+    figures = stats(simplify(convolution()).model)
     assert figures.operators == {"Conv": 1, "Relu": 1}
     assert figures.parameters == WEIGHT.size + 6
-    assert figures.macs == 2 * 6 * 8 * 8 * 27
 
 
 def test_int8_weights_count_and_their_scales_do_not():
@@ -192,18 +190,3 @@ def test_int8_weights_count_and_their_scales_do_not():
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     figures = stats(model)
     assert figures.parameters == 12 + 3
-    assert figures.macs == 12
-
-
-@pytest.mark.parametrize("sizes", [{"n": 1}, {"n": 5}])
-def test_macs_of_a_recurrent_layer_grow_with_its_steps(sizes):
-    arrays = {"w": np.ones((1, 12, 4), np.float32), "r": np.ones((1, 12, 3), np.float32)}
-    body = helper.make_graph(
-        [helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=3)],
-        "g",
-        [value("x", "n", 2, 4)],
-        [value("y", "n", 1, 2, 3)],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    assert stats(model, sizes).macs == sizes["n"] * 2 * 12 * 7

@@ -5,6 +5,7 @@ student    the user's, or the network with fewer layers, or the network as it is
 loss       soft and hard targets, squared error of values, cosines
 features   inner outputs that shall point the same way
 teacher    the original, asked each time or once
+aware      the student computes in int8 while it learns
 labels     which output the labels are of
 objective  what the training loop is given
 
@@ -33,7 +34,8 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
 
     Raises:
         ChainError: distill-layers, distill-student, distill-outputs, distill-labels,
-            distill-features, distill-nothing, distill-no-gate, and those of the training loop.
+            distill-features, distill-nothing, distill-no-gate, distill-fold, distill-aware, and
+            those of the training loop.
         SourceError: the student's factory cannot be used.
         HostError: accelerate is not installed, or the disk is full.
     """
@@ -47,12 +49,20 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
     if options.student:
         # What is zero in it was not pruned: it is as its factory begins it.
         options = replace(options, keep_zeros=False)
+    aware = None
+    if options.aware:
+        from edgepack.chain.distill.aware import Aware
+
+        aware = Aware(student, context)
+        recipe |= aware.recipe
+        options = replace(options, precision="fp32")
     accelerator = make_accelerator(options)
     data = TrainingSet(context, options, accelerator)
     teacher = context.original
     if accelerator.device.type != "cpu":
         teacher = copy.deepcopy(teacher).to(accelerator.device)
     objective = Distillation(teacher, student, data, context, options)
+    attached = aware.attach(data) if aware else None
     try:
         loop = Loop(
             student, objective, data.plan, options, accelerator, context.work, context.progress
@@ -60,13 +70,24 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
         trained = loop.run()
     finally:
         objective.close()
+        if attached is not None:
+            attached.close()
     details = _details(student, data, objective, trained)
-    return ModuleResult(student, True, _notes(options, recipe, data, details), details, recipe)
+    notes = _notes(options, recipe, data, details)
+    if aware:
+        details["aware"] = aware.details()
+        notes += aware.notes()
+    return ModuleResult(student, True, notes, details, recipe)
 
 
 def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
     """The student that was trained, weights aside."""
-    return make_student(module, recipe, context)
+    student = make_student(module, recipe, context)
+    if "folded" in recipe:
+        from edgepack.chain.aware.fold import fold_structure
+
+        fold_structure(student, recipe["folded"])
+    return student
 
 
 def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str, Any]:

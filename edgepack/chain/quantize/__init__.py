@@ -1,4 +1,10 @@
-"""Static int8 quantization: from a float32 ONNX model and samples to a Q/DQ one.
+"""int8 quantization of a float32 ONNX model, in three modes.
+
+static       weights and activations, by samples: a Q/DQ graph (`run`)
+dynamic      weights, and activations by ranges of run time (`unranged`)
+weights      weights alone, in eight bits or four (`unranged`)
+
+The parts of the static one, some of which the others use as well:
 
 prepare      constants as initializers, spatial means as pools
 place        what becomes integer, and what stays float with the reason
@@ -8,6 +14,7 @@ calibrators  from a histogram to a range;  scheme: from a range to scale and zer
 moments      what every layer reads: means and second moments, streamed
 weights      scale, pair-safe rounding (rounding) and bias correction (correct)
 emit         the Q/DQ graph;  fused: what onnxruntime makes of it
+trials       the same with layers left float, ranked and searched for a repair
 """
 
 from __future__ import annotations
@@ -15,6 +22,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.trials import make_trials
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 
@@ -23,28 +31,30 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    model: onnx.ModelProto, samples: Samples, options: QuantizeOptions, progress: Progress
+    model: onnx.ModelProto,
+    samples: Samples | None,
+    options: QuantizeOptions,
+    progress: Progress,
 ) -> PassResult[Any]:
-    """Quantize a model to int8; the model given is left as it is.
+    """Quantize a model; the model given is left as it is.
 
     Args:
         model: float32, simplified, opset 13 to 21, weights in the proto.
-        samples: calibration samples; read several times, held a batch at a time.
-        options: scheme, range, calibrator, rounding.
+        samples: calibration samples, where the options need them; read several times, held a
+            batch at a time.
+        options: mode, scheme, range, calibrator, rounding.
         progress: told the samples that were run.
 
     Returns:
-        The Q/DQ model, which any onnxruntime from 1.19 runs in integer kernels, and the figures
-        for the ledger (see `summary.details`).
+        A model for any onnxruntime from 1.19, and the figures for the ledger (`summary.details`,
+        `summary_unranged.details`).
 
     Raises:
         ChainError: quantize-opset, quantize-exclude-unknown, quantize-nothing-to-do,
             quantize-calibration-empty, quantize-calibration-nonfinite.
         DataError: a sample does not fit the model.
     """
-    from edgepack.chain.quantize.run import Run
-
-    return Run(model, samples, options, progress).result()
+    return make_trials(model, samples, options, progress).result()
 
 
-__all__ = ["QuantizeOptions", "quantize"]
+__all__ = ["QuantizeOptions", "make_trials", "quantize"]

@@ -121,7 +121,6 @@ class Channels:
     def _tied_weights(self, node: onnx.NodeProto) -> bool:
         """The same of operators with a matrix of weights."""
         shapes, inputs = self._view.shapes, list(node.input)
-        made = (node.output[0], len(shapes[node.output[0]]) - 1)
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return False
         if not all(self._view.is_constant(name) for name in inputs[1:] if name):
@@ -131,7 +130,7 @@ class Channels:
         if len(shapes[inputs[1]]) != 2 or attribute(node, "transA", 0):
             return False
         columns = 0 if attribute(node, "transB", 0) else 1
-        source = (inputs[0], len(shapes[inputs[0]]) - 1)
+        source, made = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
         self._tie((inputs[1], 1 - columns), source)
         self._tie((inputs[1], columns), made)
         for name in filter(None, inputs[2:]):

@@ -100,7 +100,7 @@ def observe_moments(
         model: float32, prepared.
         layers: one of `passes`.
         groups: their inputs, in groups that fit memory together.
-        quantization: of every layer's input.
+        quantization: of every layer's input that the device sees quantized.
         samples: the calibration samples.
         batch_size: samples at once.
         advance: told the number of samples when a batch is done.
@@ -119,7 +119,8 @@ def observe_moments(
             for where, layer in readers[name].items():
                 real = columns(layer, values, most, number)
                 # The zeros of a padded border are stored exactly.
-                _add(moments, where, real, quantization[name].fake(real), squares)
+                seen = quantization[name].fake(real) if name in quantization else real
+                _add(moments, where, real, seen, squares)
     return moments
 
 

@@ -8,7 +8,7 @@ operator vanishes: its bounds are those of the quantization.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,6 +44,8 @@ CLAMPS = ("Relu", "Clip")
 
 # A node's index, and a tensor that it reads behind its Q/DQ pair.
 Read = tuple[int, str]
+# The layer at a node's index, or the reason why it cannot become integer.
+Reader = Callable[[GraphView, int], "Layer | str"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +79,14 @@ class Placement:
         return list(dict.fromkeys(self.points.values()))
 
 
-def place(view: GraphView, exclude: Collection[str]) -> Placement:
+def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
     """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
     layers: dict[int, Layer] = {}
     left = []
     for index, node in enumerate(view.nodes):
         if not is_layer(node):
             continue
-        found = "excluded by name" if node.name in exclude else read_layer(view, index)
+        found = "excluded by name" if node.name in exclude else read(view, index)
         if isinstance(found, Layer):
             layers[index] = found
         else:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from edgepack.chain.quantize.layers import Layer, is_layer, read_layer
-from edgepack.chain.quantize.place import Placement, Read
+from edgepack.chain.quantize.place import Placement, Read, Reader
 from edgepack.chain.quantize.view import GraphView
 
 # One node, not several, stands behind a Q that TensorRT moves over these.
@@ -38,7 +38,7 @@ FLOAT_IN_TENSORRT = {
 }
 
 
-def place(view: GraphView, exclude: Collection[str]) -> Placement:
+def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
     """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
     layers: dict[int, Layer] = {}
     left = []
@@ -50,15 +50,15 @@ def place(view: GraphView, exclude: Collection[str]) -> Placement:
         elif node.op_type in FLOAT_IN_TENSORRT:
             found = FLOAT_IN_TENSORRT[node.op_type]
         else:
-            found = read_layer(view, index)
+            found = read(view, index)
         if isinstance(found, Layer):
             layers[index] = found
         else:
             left.append((node.name, node.op_type, found))
     sketch = _Sketch(view, layers, exclude)
     for rule in RULES:
-        for read in rule(sketch):
-            sketch.reads.add(read)
+        for found_read in rule(sketch):
+            sketch.reads.add(found_read)
     return Placement(
         layers=tuple(layers[index] for index in sorted(layers)),
         points={name: name for _, name in sorted(sketch.reads)},

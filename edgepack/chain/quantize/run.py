@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import onnx
 
 from edgepack.chain.quantize import place_tensorrt
 from edgepack.chain.quantize.emit import emit
+from edgepack.chain.quantize.equalize import equalize
 from edgepack.chain.quantize.fused import float_operators, fused
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import key, observe_moments, passes
@@ -19,19 +22,25 @@ from edgepack.chain.quantize.order import reorder
 from edgepack.chain.quantize.place import Placement, place
 from edgepack.chain.quantize.prepare import prepare
 from edgepack.chain.quantize.ranges import of_histogram, of_range
+from edgepack.chain.quantize.refusals import check_excluded, nothing_to_do
 from edgepack.chain.quantize.scheme import SYMMETRIC, Affine
 from edgepack.chain.quantize.stream import grouped
 from edgepack.chain.quantize.summary import details, notes
 from edgepack.chain.quantize.view import GraphView
 from edgepack.chain.quantize.weights import Quantized, quantize_layer
 from edgepack.data.samples import Samples
-from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress
-from edgepack.spec.document import did_you_mean
+
+# Why a layer stays float that was integer before.
+RETURNED = "returned to float, so that the quality holds"
 
 
 class Run:
-    """One quantization of one model."""
+    """One calibration of one model, and as many quantizations of it as are asked for.
+
+    Layers are taken back to float without measuring anything anew: what the others read and weigh
+    stays as it was, the order of their channels too.
+    """
 
     def __init__(
         self,
@@ -43,55 +52,124 @@ class Run:
         self.samples, self.options, self.progress = samples, options, progress
         self.seconds: dict[str, float] = {}
         self.reordered = 0
+        self.equalized: dict[str, Any] | None = None
         self._take(prepare(model))
-        if options.range == "pair-safe":
+        if self.options.equalize != "none":
+            with self._phase("equalize"):
+                scaled, self.equalized = equalize(
+                    self.model, self.placement.points, samples, options, progress.advance
+                )
+                self._take(scaled)
+        if self.options.range == "pair-safe":
             with self._phase("order"):
                 ordered, self.reordered = reorder(self.model, self.view, self.placement.layers)
                 self._take(ordered)
+        self._quantization: dict[str, Affine] = {}
+        self._quantized: dict[int, Quantized] = {}
+        self._count = 0
 
     def _take(self, model: onnx.ModelProto) -> None:
         """Look at a prepared model, and decide what of it becomes integer."""
         self.model, self.view = model, GraphView(model)
-        _check_excluded(self.view, self.options)
-        placer = place_tensorrt.place if self.options.scheme == "tensorrt" else place
-        self.placement: Placement = placer(self.view, self.options.exclude)
+        check_excluded(self.view, self.options.exclude)
+        self.placement = self._placer(self.view, self.options.exclude)
         if not self.placement.layers:
-            raise _nothing_to_do(self.placement)
+            raise nothing_to_do(self.placement.left)
 
-    def result(self) -> PassResult[onnx.ModelProto]:
-        """Run every phase."""
-        with self._phase("ranges"):
-            ranges, count = observe_ranges(
-                self.model,
-                self.placement.roots(),
-                self.samples,
-                self.options.batch_size,
-                self.progress.advance,
-            )
-        lots = self._lots()
-        histogrammed = self.options.calibrator != "minmax"
-        self.progress.expect(count * (1 + histogrammed + len(lots)))
-        with self._phase("calibration"):
-            quantization = self._calibrated(ranges)
-        with self._phase("weights"):
-            weights = self._weights(lots, quantization, ranges, count)
+    @property
+    def _placer(self) -> Callable[..., Placement]:
+        return place_tensorrt.place if self.options.scheme == "tensorrt" else place
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The nodes of the layers that become integer."""
+        return tuple(layer.name for layer in self.placement.layers)
+
+    def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
+        """The quantized model, with its figures; `floats` are layers that stay float."""
+        self._measure()
         with self._phase("writing"):
-            model = emit(self.model, self.view, self.placement, quantization, weights)
+            placement, quantization, weights = self._parts(floats)
+            model = emit(self.model, self.view, placement, quantization, weights)
             # TensorRT fuses by rules of its own, and where onnxruntime stands in for it, it runs
             # the pairs in float.
             gpu = self.options.scheme in SYMMETRIC
             rest = None if gpu else float_operators(fused(model).graph)
         figures = details(
-            self.placement,
+            placement,
             self.options,
-            count,
+            self._count,
             quantization,
             weights,
             self.reordered,
+            self.equalized,
             rest,
             self.seconds,
         )
-        return PassResult(model, True, notes(self.placement, quantization, figures), figures)
+        return PassResult(model, True, notes(placement, quantization, figures), figures)
+
+    def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
+        """The same model without the figures."""
+        self._measure()
+        return emit(self.model, self.view, *self._parts(floats))
+
+    def _parts(
+        self, floats: Collection[str]
+    ) -> tuple[Placement, dict[str, Affine], dict[int, Quantized]]:
+        """What is written where some layers stay float."""
+        placement = self._without(floats) if floats else self.placement
+        roots = placement.roots()
+        # A tensor that is moved no more has the quantization of what it was moved from.
+        known = self.placement.points
+        self._calibrate([name for name in roots if name not in known])
+        quantization = {n: self._quantization[known.get(n, n)] for n in roots}
+        weights = {layer.index: self._quantized[layer.index] for layer in placement.layers}
+        return placement, quantization, weights
+
+    def _without(self, floats: Collection[str]) -> Placement:
+        """What becomes integer where these layers do not."""
+        layers = {layer.index: layer for layer in self.placement.layers}
+        reasons = {name: reason for name, _, reason in self.placement.left}
+
+        def read(view: GraphView, index: int) -> Layer | str:
+            layer = layers.get(index)
+            if layer is None:
+                return reasons[view.nodes[index].name]
+            return replace(layer, output=view.nodes[index].output[0])
+
+        placement = self._placer(self.view, {*self.options.exclude, *floats}, read)
+        left = [
+            (name, kind, RETURNED if name in floats else reason)
+            for name, kind, reason in placement.left
+        ]
+        return replace(placement, left=tuple(left))
+
+    def _calibrate(self, names: Sequence[str]) -> None:
+        """Measure tensors that were float before: a skip branch that another operand became."""
+        new = [name for name in names if name not in self._quantization]
+        if new:
+            ranges, _ = self._ranges(new, _unseen)
+            self._quantization.update(self._calibrated(ranges, _unseen))
+
+    def _ranges(
+        self, names: Sequence[str], advance: Callable[[int], None]
+    ) -> tuple[dict[str, Range], int]:
+        return observe_ranges(self.model, names, self.samples, self.options.batch_size, advance)
+
+    def _measure(self) -> None:
+        """Run the phases that look at samples, once."""
+        if self._quantized:
+            return
+        with self._phase("ranges"):
+            ranges, count = self._ranges(self.placement.roots(), self.progress.advance)
+        lots = self._lots()
+        histogrammed = self.options.calibrator != "minmax"
+        self.progress.expect(count * (1 + histogrammed + len(lots)))
+        with self._phase("calibration"):
+            self._quantization = self._calibrated(ranges, self.progress.advance)
+        with self._phase("weights"):
+            self._quantized = self._weights(lots, self._quantization, ranges, count)
+        self._count = count
 
     def _lots(self) -> list[list[Layer]]:
         """The layers in lots, one for every pass over the samples that the weights need."""
@@ -106,11 +184,13 @@ class Run:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def _calibrated(self, ranges: Mapping[str, Range]) -> dict[str, Affine]:
+    def _calibrated(
+        self, ranges: Mapping[str, Range], advance: Callable[[int], None]
+    ) -> dict[str, Affine]:
         if self.options.calibrator == "minmax":
             return {name: of_range(seen, self.options.scheme) for name, seen in ranges.items()}
         histograms = observe_histograms(
-            self.model, ranges, self.samples, self.options.batch_size, self.progress.advance
+            self.model, ranges, self.samples, self.options.batch_size, advance
         )
         return {name: of_histogram(counts, self.options) for name, counts in histograms.items()}
 
@@ -150,31 +230,5 @@ class Run:
         return weights
 
 
-def _check_excluded(view: GraphView, options: QuantizeOptions) -> None:
-    known = [node.name for node in view.nodes]
-    for name in options.exclude:
-        if name not in known:
-            raise ChainError(
-                "quantize-exclude-unknown",
-                f"the node {name!r} that is to stay float is not in the graph",
-                why=f"the graph has {len(known)} nodes, none of that name{_near(name, known)}",
-                hint="the names are those of the ONNX graph after export and simplification",
-            )
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = did_you_mean(name, known)
-    # Without a near name it lists them all: thousands, in a real graph.
-    return near if near.startswith("; did") else ""
-
-
-def _nothing_to_do(placement: Placement) -> ChainError:
-    reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in placement.left]
-    shown = "\n".join(reasons[:8])
-    more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    return ChainError(
-        "quantize-nothing-to-do",
-        "no layer of the model can be quantized",
-        why=shown + more or "the graph has no convolution, Gemm or MatMul",
-        hint="build it without the pass: --chain none",
-    )
+def _unseen(samples: int) -> None:
+    """What is run on the way of a search moves no bar."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ def details(
     quantization: Mapping[str, Affine],
     weights: Mapping[int, Quantized],
     reordered: int,
+    equalized: Mapping[str, Any] | None,
     rest: Mapping[str, int] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
@@ -35,19 +36,14 @@ def details(
         quantization: of every root tensor.
         weights: of every layer, by the node's index.
         reordered: number of layers whose input channels were put in order.
+        equalized: what `equalize` tells; None where it was not asked for.
         rest: operators that round in float after onnxruntime's fusion, with their number; None
             where another engine fuses.
         seconds: of every phase.
     """
-    factors = np.concatenate([weights[layer.index].factor for layer in placement.layers])
-    pair_safe = {
-        "reordered": reordered,
-        "channels": int(factors.size),
-        "limited": int((factors > 1).sum()),
-        "factor_mean": round(float(factors.mean()), 4),
-        "factor_max": round(float(factors.max()), 4),
-    }
+    pairs = [weights[layer.index].factor for layer in placement.layers]
     return {
+        "mode": options.mode,
         "scheme": options.scheme,
         "range": options.range,
         "calibrator": options.calibrator,
@@ -55,16 +51,67 @@ def details(
         "bias_correction": options.bias_correction,
         "calibration_samples": count,
         "layers_quantized": len(placement.layers),
-        "layers_float": [
-            {"name": name, "operator": kind, "reason": reason}
-            for name, kind, reason in placement.left
-        ],
+        "layers_float": left_float(placement.left),
         "activations_quantized": len(quantization),
-        "pair_safe": pair_safe if options.range == "pair-safe" else None,
+        "equalize": None if equalized is None else dict(equalized),
+        "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
         "integer_only": rest is not None and not rest,
         "float_operators": None if rest is None else dict(rest),
         "seconds": dict(seconds),
     }
+
+
+def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
+    """What the pair limit asked of the output channels of every layer."""
+    every = np.concatenate([np.zeros(0), *factors])
+    return {
+        "reordered": reordered,
+        "channels": int(every.size),
+        "limited": int((every > 1).sum()),
+        "factor_mean": round(float(every.mean()), 4) if every.size else 1.0,
+        "factor_max": round(float(every.max()), 4) if every.size else 1.0,
+    }
+
+
+def left_float(left: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
+    """Layers that stay float: name, operator, reason."""
+    return [{"name": name, "operator": kind, "reason": reason} for name, kind, reason in left]
+
+
+def left_notes(left: Sequence[tuple[str, str, str]]) -> list[str]:
+    """The same in sentences, one for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, _, reason in left:
+        reasons.setdefault(reason, []).append(name)
+    return [
+        "Left float: "
+        + ", ".join(names[:4])
+        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        + f": {reason}."
+        for reason, names in reasons.items()
+    ]
+
+
+def pair_note(figures: Mapping[str, Any]) -> str:
+    """What the pair limit asked, in a sentence."""
+    layers = figures["reordered"]
+    return (
+        f"Pair-safe: the input channels of {layers} layer{'s' * (layers != 1)} were put in "
+        f"order; {figures['limited']} of {figures['channels']} output channels still "
+        f"had to give way, by {figures['factor_mean']:.2f} on average and "
+        f"{figures['factor_max']:.2f} at most."
+    )
+
+
+def equalize_note(figures: Mapping[str, Any]) -> str:
+    """What was scaled between layers, and what could not be."""
+    count, left = figures["scaled"], sum(figures["left"].values())
+    said = (
+        f"Equalized ({figures['kind']}): {figures['channels']} channels in {count} "
+        f"place{'s' * (count != 1)}, by factors that differ {figures['widest']:g}-fold at most"
+    )
+    reasons = ", ".join(f"{reason} ({n})" for reason, n in figures["left"].items())
+    return f"{said}; {left} left: {reasons}." if left else f"{said}."
 
 
 def notes(
@@ -76,21 +123,11 @@ def notes(
         f"{quantized} of {quantized + len(left)} layers quantized to int8, calibrated on "
         f"{figures['calibration_samples']} samples ({figures['calibrator']})."
     ]
-    reasons: dict[str, list[str]] = {}
-    for name, _, reason in left:
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in reasons.items():
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        said.append(f"Left float: {shown}: {reason}.")
-    pair_safe = figures["pair_safe"]
-    if pair_safe is not None:
-        layers = pair_safe["reordered"]
-        said.append(
-            f"Pair-safe: the input channels of {layers} layer{'s' * (layers != 1)} were put in "
-            f"order; {pair_safe['limited']} of {pair_safe['channels']} output channels still "
-            f"had to give way, by {pair_safe['factor_mean']:.2f} on average and "
-            f"{pair_safe['factor_max']:.2f} at most."
-        )
+    said += left_notes(left)
+    if figures["equalize"] is not None:
+        said.append(equalize_note(figures["equalize"]))
+    if figures["pair_safe"] is not None:
+        said.append(pair_note(figures["pair_safe"]))
     constant = [name for name, found in quantization.items() if found in CONSTANT]
     if constant:
         said.append(

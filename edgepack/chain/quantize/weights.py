@@ -30,8 +30,8 @@ class Quantized:
     Attributes:
         rows: (outputs, K) int8.
         scale: (outputs,) float32 values.
-        bias: (outputs,) int32, in units of input scale times weight scale; None where the scheme
-            keeps it float.
+        bias: (outputs,) int32, in units of input scale times weight scale; None where it stays
+            float.
         real_bias: (outputs,) the same as a real number.
         factor: (outputs,) what the pair limit asked of each channel at full range; 1 where
             nothing.
@@ -45,43 +45,65 @@ class Quantized:
 
 
 def quantize_layer(
-    layer: Layer, source: Affine, moments: Moments | None, options: QuantizeOptions
+    layer: Layer, source: Affine | None, moments: Moments | None, options: QuantizeOptions
 ) -> Quantized:
     """Quantize one layer's weights and bias.
 
     Args:
         layer: with its real weights.
-        source: the quantization of its input.
+        source: the quantization of its input; None where it is read in float.
         moments: of its input; None for rounding to the nearest without bias correction.
         options: range, rounding and bias correction.
     """
+    _, lowest = WEIGHTS[options.scheme]
     # At reduced range no pair comes near the limit but by compensated rounding.
     limited = options.range != "full" and layer.paired
-    steps, lowest = WEIGHTS[options.scheme]
-    full = symmetric(layer.rows, 63.5 if options.range == "reduced" else steps)
-    factor = np.maximum(1.0, largest_pair(layer.rows / full[:, None]) / PAIR_STEPS)
-    if options.range != "pair-safe" or not layer.paired:
-        factor = np.ones_like(factor)
-    largest = full * factor
+    largest, factor = full_scale(layer.rows, options, layer.paired)
     if moments is None or options.rounding == "nearest" or layer.shared:
         # Readers of the same weights must come to the same integers, whatever their biases.
         bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
-        scale = storable(largest, bias, source.scale, options.scheme)
+        scale = _stored(largest, bias, source, options.scheme)
         rows = nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
-        # What calibration never saw vary still carries the noise of its own rounding.
-        loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
+        if source is not None:
+            # What calibration never saw vary still carries the noise of its own rounding.
+            loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
         scale, rows = _searched(layer, largest, loss, limited, source, options.scheme, shrinks)
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + mean_error(layer, rows * scale[:, None], moments)
     stored = None
-    if options.scheme not in SYMMETRIC:
+    if source is not None and options.scheme not in SYMMETRIC:
         unit = np.float32(source.scale) * scale.astype(np.float32)
         stored = np.clip(np.rint(bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
     return Quantized(rows.astype(np.int8), scale, stored, bias, factor)
+
+
+def full_scale(
+    rows: np.ndarray, options: QuantizeOptions, paired: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(outputs,) scales at which s8 holds every row, and (outputs,) what the pair limit asked.
+
+    Args:
+        rows: (outputs, K).
+        options: scheme and range.
+        paired: whether neighbouring columns are added in 16 bits without VNNI.
+    """
+    steps, _ = WEIGHTS[options.scheme]
+    full = symmetric(rows, 63.5 if options.range == "reduced" else steps)
+    factor = np.ones_like(full)
+    if options.range == "pair-safe" and paired:
+        factor = np.maximum(1.0, largest_pair(rows / full[:, None]) / PAIR_STEPS)
+    return full * factor, factor
+
+
+def _stored(scale: np.ndarray, bias: np.ndarray, source: Affine | None, scheme: str) -> np.ndarray:
+    """Weight scales as they are stored; beside a float input the bias asks nothing of them."""
+    if source is None:
+        return scale.astype(np.float32).astype(np.float64)
+    return storable(scale, bias, source.scale, scheme)
 
 
 def _searched(
@@ -89,7 +111,7 @@ def _searched(
     largest: np.ndarray,
     loss: np.ndarray,
     limited: bool,
-    source: Affine,
+    source: Affine | None,
     scheme: str,
     shrinks: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +121,7 @@ def _searched(
     factor = inverse_factor(loss)
     _, lowest = WEIGHTS[scheme]
     for shrink in shrinks:
-        scale = storable(largest * shrink, layer.bias, source.scale, scheme)
+        scale = _stored(largest * shrink, layer.bias, source, scheme)
         steps = layer.per_group(layer.rows / scale[:, None])
         rows = compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
         error = layer.per_group(rows * scale[:, None] - layer.rows)

@@ -1,0 +1,197 @@
+"""Which constants become integers where the activations have no ranges of their own.
+
+In the mode "dynamic" those of MatMul, Gemm and LSTM, whose activations onnxruntime quantizes at
+run time; in the mode "weights" those of every layer. In both the tables of embeddings, of which an
+inference reads a few rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from edgepack.chain.quantize.layers import FLOAT_LAYERS, Layer, is_layer, read_layer
+from edgepack.chain.quantize.run import RETURNED
+from edgepack.chain.quantize.view import GraphView, attribute
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+# A smaller table is not worth the operators that read it.
+TABLE = 4096
+# What stays float in the mode "dynamic", and why. Measured on x86-64 with VNNI, ConvInteger takes
+# five to seven times as long as the float Conv.
+NOT_DYNAMIC = {
+    "Conv": "onnxruntime's convolution with ranges of run time is slower than its float one",
+    "ConvTranspose": FLOAT_LAYERS["ConvTranspose"],
+    "GRU": "recurrent: onnxruntime has no dynamic int8 GRU",
+    "RNN": "recurrent: onnxruntime has no dynamic int8 RNN",
+    "Einsum": FLOAT_LAYERS["Einsum"],
+}
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A weight that is no matrix of a linear layer, on its way to s8.
+
+    Attributes:
+        index: the node's place in the graph.
+        slot: which of its inputs it is.
+        name: of the initializer.
+        values: float32.
+        reduced: the axes along which one scale holds.
+    """
+
+    index: int
+    slot: int
+    name: str
+    values: np.ndarray
+    reduced: tuple[int, ...]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(scales, values of each), float64."""
+        kept = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+        turned = self.values.transpose(*kept, *self.reduced)
+        scales = int(np.prod([self.values.shape[axis] for axis in kept]))
+        return np.asarray(turned.reshape(scales, -1), dtype=np.float64)
+
+    def stored(self, rows: np.ndarray) -> np.ndarray:
+        """Rows back in the order of the values."""
+        kept = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+        order = [*kept, *self.reduced]
+        turned = rows.reshape([self.values.shape[axis] for axis in order])
+        return np.ascontiguousarray(turned.transpose(np.argsort(order)))
+
+    def spread(self, scales: np.ndarray) -> np.ndarray:
+        """One scale for each row, in a shape that broadcasts over the values."""
+        shape = [1 if axis in self.reduced else n for axis, n in enumerate(self.values.shape)]
+        return scales.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes integer.
+
+    Attributes:
+        layers: the linear layers, in the graph's order.
+        others: recurrent and transposed layers by the node's index, each with its weights.
+        tables: of embeddings, by the index of the Gather that reads them.
+        left: (name, operator, reason) of layers that stay float.
+    """
+
+    layers: tuple[Layer, ...]
+    others: dict[int, tuple[Constant, ...]]
+    tables: dict[int, Constant]
+    left: tuple[tuple[str, str, str], ...]
+
+    @property
+    def indices(self) -> list[int]:
+        """The nodes that become integer, in the graph's order."""
+        return sorted({*(layer.index for layer in self.layers), *self.others, *self.tables})
+
+    @property
+    def count(self) -> int:
+        """Number of layers and tables."""
+        return len(self.indices)
+
+    def without(self, floats: Collection[str], view: GraphView) -> Choice:
+        """What becomes integer where the nodes of these names do not."""
+        nodes = view.nodes
+        back = [index for index in self.indices if nodes[index].name in floats]
+        return Choice(
+            tuple(layer for layer in self.layers if layer.index not in back),
+            {index: found for index, found in self.others.items() if index not in back},
+            {index: found for index, found in self.tables.items() if index not in back},
+            (*self.left, *((nodes[i].name, nodes[i].op_type, RETURNED) for i in back)),
+        )
+
+
+def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
+    """Decide what becomes integer in a prepared graph.
+
+    Args:
+        view: of the graph.
+        mode: "dynamic" or "weights".
+        exclude: names of nodes that stay float.
+    """
+    layers: list[Layer] = []
+    others: dict[int, tuple[Constant, ...]] = {}
+    tables: dict[int, Constant] = {}
+    left = []
+    for index, node in enumerate(view.nodes):
+        table = _table(view, index) if node.op_type == "Gather" else None
+        if table is None and not (is_layer(node) and (mode == "dynamic" or _weighs(view, node))):
+            continue
+        excluded = node.name in exclude
+        found = "excluded by name" if excluded else table or _layer(view, index, mode)
+        if isinstance(found, Layer):
+            layers.append(found)
+        elif isinstance(found, Constant):
+            tables[index] = found
+        elif isinstance(found, tuple):
+            others[index] = found
+        else:
+            left.append((node.name, node.op_type, found))
+    return Choice(tuple(layers), others, tables, tuple(left))
+
+
+def _weighs(view: GraphView, node: onnx.NodeProto) -> bool:
+    """Whether a node reads a constant at all: a product of two activations has no weights."""
+    return any(view.is_constant(name) for name in node.input if name)
+
+
+def _layer(view: GraphView, index: int, mode: str) -> Layer | tuple[Constant, ...] | str:
+    node = view.nodes[index]
+    if mode == "dynamic" and node.op_type in NOT_DYNAMIC:
+        return NOT_DYNAMIC[node.op_type]
+    if node.op_type in RECURRENT:
+        return _recurrent(view, index)
+    if node.op_type == "ConvTranspose":
+        # (inputs, outputs of a group, *kernel): groups share a scale.
+        axes = len(view.shapes.get(node.input[1], ()))
+        return _constants(view, index, {1: tuple(axis for axis in range(axes) if axis != 1)})
+    return read_layer(view, index)
+
+
+def _recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:
+    """Weights of the input and of the state: (directions, gates x hidden, K), a scale per row."""
+    if attribute(view.nodes[index], "layout", 0):
+        return "its layout is batch first, which onnxruntime does not run"
+    return _constants(view, index, {1: (2,), 2: (2,)})
+
+
+def _constants(
+    view: GraphView, index: int, slots: dict[int, tuple[int, ...]]
+) -> tuple[Constant, ...] | str:
+    """The weights of a node by slot, each with the axes that share a scale, or why not."""
+    found = []
+    for slot, reduced in slots.items():
+        name = view.nodes[index].input[slot]
+        values = view.constant(name)
+        if values is None:
+            return "its weights are not constant"
+        if values.dtype != np.float32:
+            return f"its weights are {values.dtype}, not float32"
+        if values.size == 0:
+            return "it has no weights"
+        if not np.isfinite(values).all():
+            return "its weights hold NaN or infinity"
+        found.append(Constant(index, slot, name, values, reduced))
+    return tuple(found)
+
+
+def _table(view: GraphView, index: int) -> Constant | None:
+    """The table of embeddings that a Gather reads rows of."""
+    node = view.nodes[index]
+    if attribute(node, "axis", 0) != 0 or view.is_constant(node.input[1]):
+        return None
+    values = view.constant(node.input[0])
+    if values is None or values.ndim != 2 or values.size < TABLE or values.dtype != np.float32:
+        return None
+    # One that a layer reads as well is stored once, as it is.
+    readers = [view.nodes[reader] for reader in view.readers[node.input[0]]]
+    if any(reader.op_type != "Gather" for reader in readers) or not np.isfinite(values).all():
+        return None
+    return Constant(index, 0, node.input[0], values, (1,))

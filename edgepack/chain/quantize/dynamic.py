@@ -1,0 +1,96 @@
+"""Dynamic int8: activations are quantized at run time, each tensor by its own range.
+
+A product becomes DynamicQuantizeLinear, MatMulInteger, Cast and Mul, which onnxruntime fuses:
+into DynamicQuantizeMatMul where one layer reads a tensor, else into one MatMulIntegerToFloat for
+each layer behind a quantization that they share. An LSTM becomes `com.microsoft`'s
+DynamicQuantizeLSTM, which quantizes the input at once and the state at every step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgepack.chain.quantize.choose import Choice, Constant
+from edgepack.chain.quantize.emit_weights import Found, Integers, WeightEmitter
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.writer import MICROSOFT
+
+# Inputs of an LSTM before those that its quantized form adds: X, W, R, B, sequence_lens,
+# initial_h, initial_c, P.
+LSTM_INPUTS = 8
+# Attributes that the quantized form does not know; a layout other than 0 was refused before.
+LSTM_ONLY = ("layout",)
+
+
+class DynamicEmitter(WeightEmitter):
+    """Writes the graph of the mode "dynamic"."""
+
+    def __init__(
+        self, model: onnx.ModelProto, view: GraphView, choice: Choice, found: Found
+    ) -> None:
+        super().__init__(model, view, choice, found)
+        self._read: dict[str, tuple[str, str, str]] = {}
+
+    def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """u8 by s8 in int32, times both scales, plus the bias of a Gemm."""
+        found, writer = self.found.weights[layer.index], self.writer
+        integers, scale, zero_point = self._quantized(layer.input)
+        name = layer.weight
+        stored = writer.constant(f"{name}_quantized", np.ascontiguousarray(found.rows.T))
+        scales = writer.constant(f"{name}_scale", found.scale.astype(np.float32))
+        made = node.output[0]
+        sums, real, unit = (writer.free(f"{made}_{kind}") for kind in ("sums", "real", "unit"))
+        writer.node(
+            "MatMulInteger", [integers, stored, zero_point], [sums], f"{node.name}_MatMulInteger"
+        )
+        writer.node("Cast", [sums], [real], f"{node.name}_Cast", to=TensorProto.FLOAT)
+        writer.node("Mul", [scale, scales], [unit], f"{node.name}_unit")
+        bias = self.bias(layer)
+        if layer.op == "MatMul" or not bias.any():
+            # What a MatMul adds is added behind it.
+            writer.node("Mul", [real, unit], [made], f"{node.name}_Mul")
+            return
+        product = writer.free(f"{made}_product")
+        addend = writer.constant(f"{layer.name}_bias", bias)
+        writer.node("Mul", [real, unit], [product], f"{node.name}_Mul")
+        writer.node("Add", [product, addend], [made], f"{node.name}_Add")
+
+    def other(self, index: int, node: onnx.NodeProto) -> None:
+        """An LSTM: the same inputs, its weights as (directions, K, gates x hidden)."""
+        copy = self.writer.keep(node)
+        copy.op_type, copy.domain = "DynamicQuantizeLSTM", MICROSOFT
+        kept = [item for item in node.attribute if item.name not in LSTM_ONLY]
+        del copy.attribute[:]
+        copy.attribute.extend(kept)
+        copy.input.extend([""] * (LSTM_INPUTS - len(copy.input)))
+        pairs = zip(self.choice.others[index], self.found.constants[index], strict=True)
+        for constant, found in pairs:
+            stored, scale, zeros = self._gates(constant, found)
+            copy.input[constant.slot] = stored
+            copy.input.extend((scale, zeros))
+
+    def _gates(self, constant: Constant, found: Integers) -> tuple[str, str, str]:
+        """The names of an LSTM's weights, scales and zero points."""
+        writer, name = self.writer, constant.name
+        stored = constant.stored(found.rows).transpose(0, 2, 1)
+        scale = found.scale.reshape(constant.values.shape[:2])
+        return (
+            writer.constant(f"{name}_quantized", np.ascontiguousarray(stored)),
+            writer.constant(f"{name}_scale", scale),
+            writer.constant("zeros", np.zeros(scale.shape, np.int8)),
+        )
+
+    def _quantized(self, name: str) -> tuple[str, str, str]:
+        """A tensor's integers, scale and zero point, for every layer that reads it."""
+        if name not in self._read:
+            names = [
+                self.writer.free(f"{name}_{kind}") for kind in ("quantized", "scale", "zero_point")
+            ]
+            self.writer.node(
+                "DynamicQuantizeLinear", [name], names, f"{name}_DynamicQuantizeLinear"
+            )
+            self._read[name] = (names[0], names[1], names[2])
+        return self._read[name]

@@ -1,0 +1,155 @@
+"""A graph whose constants are integers: what the modes without stored ranges have in common.
+
+Constants become float again as Cast and Mul, never as DequantizeLinear: onnxruntime folds the
+former once, when it loads a model. The latter it either runs again at every inference (1.19 to
+1.23), or takes for a wish to quantize the activations as well (1.31).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from edgepack.chain.quantize.blocks import Blocks
+from edgepack.chain.quantize.choose import Choice, Constant
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.rounding import nearest
+from edgepack.chain.quantize.scheme import WEIGHTS
+from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.weights import Quantized, full_scale
+from edgepack.chain.quantize.writer import Writer
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A constant as s8.
+
+    Attributes:
+        rows: (scales, values of each) int8.
+        scale: (scales,) float32.
+        factor: (scales,) what the pair limit asked.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    factor: np.ndarray
+
+
+def integers_of(constant: Constant, options: QuantizeOptions) -> Integers:
+    """A constant rounded to the nearest steps, its pairs limited as the range says."""
+    _, lowest = WEIGHTS[options.scheme]
+    largest, factor = full_scale(constant.rows, options)
+    scale = largest.astype(np.float32)
+    rows = nearest(constant.rows / scale[:, None], options.range != "full", lowest)
+    return Integers(rows.astype(np.int8), scale, factor)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything in integers, by the node's index.
+
+    Attributes:
+        samples: number of calibration samples; 0 where none were needed.
+        constants: of recurrent and transposed layers and of tables, in the order of `Constant`s.
+        weights: of linear layers, s8.
+        blocks: of linear layers, four bits, with their (outputs,) bias.
+    """
+
+    samples: int
+    constants: dict[int, tuple[Integers, ...]]
+    weights: dict[int, Quantized] = field(default_factory=dict)
+    blocks: dict[int, tuple[Blocks, np.ndarray]] = field(default_factory=dict)
+
+
+class WeightEmitter:
+    """Writes the graph; what becomes of a layer is for its subclasses to say.
+
+    Args:
+        model: float32, prepared.
+        view: of that model.
+        choice: what becomes integer.
+        found: the integers.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        view: GraphView,
+        choice: Choice,
+        found: Found,
+    ) -> None:
+        self.view, self.choice, self.found = view, choice, found
+        self.writer = Writer(model, view)
+        self._real: dict[tuple[str, str], str] = {}
+
+    def model(self) -> onnx.ModelProto:
+        """The model with integers for constants."""
+        layers = {layer.index: layer for layer in self.choice.layers}
+        added = {layer.added: layer for layer in self.choice.layers if layer.added is not None}
+        for index, node in enumerate(self.view.nodes):
+            if index in layers:
+                self.layer(layers[index], node)
+            elif index in self.choice.others:
+                self.other(index, node)
+            elif index in self.choice.tables:
+                self._table(index, node)
+            elif index in added:
+                self._added(added[index], node)
+            else:
+                self.writer.keep(node)
+        return self.writer.model()
+
+    def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """Write a linear layer."""
+        raise NotImplementedError
+
+    def other(self, index: int, node: onnx.NodeProto) -> None:
+        """Write a layer of `Choice.others`."""
+        raise NotImplementedError
+
+    def bias(self, layer: Layer) -> np.ndarray:
+        """(outputs,) float32, corrected where that was asked for."""
+        four = self.found.blocks.get(layer.index)
+        bias = self.found.weights[layer.index].real_bias if four is None else four[1]
+        return bias.astype(np.float32)
+
+    def real(self, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
+        """A constant's name, float again; the same integers with the same scale are stored once.
+
+        Args:
+            name: of the float constant.
+            integers: s8.
+            scale: float32, in a shape that broadcasts over the integers.
+        """
+        stored = self.writer.constant(f"{name}_quantized", integers)
+        scales = self.writer.constant(f"{name}_scale", scale)
+        if (stored, scales) not in self._real:
+            steps, real = (self.writer.free(f"{name}_{kind}") for kind in ("steps", "dequantized"))
+            self.writer.node("Cast", [stored], [steps], f"{name}_Cast", to=TensorProto.FLOAT)
+            self.writer.node("Mul", [steps, scales], [real], f"{name}_Mul")
+            self._real[stored, scales] = real
+        return self._real[stored, scales]
+
+    def _table(self, index: int, node: onnx.NodeProto) -> None:
+        """The rows that are read become float, not the table."""
+        constant, found = self.choice.tables[index], self.found.constants[index][0]
+        stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(found.rows))
+        scales = self.writer.constant(f"{constant.name}_scale", constant.spread(found.scale))
+        made = node.output[0]
+        rows, scale, steps = (self.writer.free(f"{made}_{k}") for k in ("rows", "scale", "steps"))
+        for source, output in ((stored, rows), (scales, scale)):
+            self.writer.node("Gather", [source, node.input[1]], [output], output)
+        self.writer.node("Cast", [rows], [steps], f"{node.name}_Cast", to=TensorProto.FLOAT)
+        self.writer.node("Mul", [steps, scale], [made], node.name)
+
+    def _added(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """The Add behind a MatMul takes that layer's corrected bias."""
+        copy = self.writer.keep(node)
+        bias = self.bias(layer)
+        if not np.array_equal(bias, layer.bias.astype(np.float32)):
+            place = list(node.input).index(layer.bias_name)
+            copy.input[place] = self.writer.constant(f"{layer.name}_bias", bias)

@@ -1,0 +1,269 @@
+"""Which channels of a graph may be scaled, and by what: tensors whose channels scale together.
+
+Whatever makes a tensor's channel j can make it divided by s_j, and whatever reads it can multiply
+by s_j, as long as all between them passes a positive factor through. Such tensors form a class: one
+factor for each channel. Makers are linear layers (a row of the weights and its bias) and
+LayerNormalization (its gain and offset); readers are linear layers (a column of the weights).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx
+
+from edgepack.chain.quantize.channels import Axis
+from edgepack.chain.quantize.view import GraphView, attribute
+
+# f(s x) = s f(x) for every s > 0, each element by itself.
+HOMOGENEOUS = frozenset(("Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))
+SUMS = frozenset(("Add", "Sub", "Sum"))
+POOLS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
+SQUEEZES = frozenset(("Flatten", "Reshape", "Squeeze"))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer's weights that read a class.
+
+    Attributes:
+        index: of the node.
+        weight: its initializer.
+        axis: of the weights that counts input channels.
+        alone: whether every channel is read by weights with a scale of their own: those of a
+            depthwise convolution, or the constant of a Mul, which stays float.
+    """
+
+    index: int
+    weight: str
+    axis: int
+    alone: bool
+
+
+@dataclass
+class Scalable:
+    """Tensors whose channels can be scaled.
+
+    Attributes:
+        tensors: by name the axis of the channels.
+        makers: indices of the nodes that make them.
+        constants: initializers that are divided, each with the axis of the channels.
+        readers: what is multiplied.
+    """
+
+    tensors: dict[str, int] = field(default_factory=dict)
+    makers: list[int] = field(default_factory=list)
+    constants: list[Axis] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+
+
+class Classes:
+    """The classes of one prepared graph."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._view = view
+        self._parent: dict[Axis, Axis] = {}
+        self._bound: dict[Axis, str] = {}
+        self._makers: list[tuple[Axis, int, list[Axis]]] = []
+        self._readers: list[tuple[Axis, Reader]] = []
+        self._constants: list[tuple[Axis, Axis]] = []
+        for names, reason in (
+            (view.inputs, "the network's input"),
+            (view.outputs, "the network's output"),
+            (view.captured, "read by a subgraph"),
+        ):
+            for name in names:
+                self._bind(name, reason)
+        for index, node in enumerate(view.nodes):
+            if not self._tied(index, node):
+                for name in filter(None, (*node.input, *node.output)):
+                    self._bind(name, f"{node.op_type} stands in the way")
+
+    def found(self) -> tuple[list[Scalable], Counter[str]]:
+        """The classes that can be scaled, and of the others that layers read, reasons counted."""
+        classes: dict[Axis, Scalable] = {}
+        for name, axis in self._parent:
+            known = classes.setdefault(self._root((name, axis)), Scalable())
+            known.tensors[name] = axis
+        for at, index, constants in self._makers:
+            classes[self._root(at)].makers.append(index)
+            classes[self._root(at)].constants += constants
+        for at, constant in self._constants:
+            classes[self._root(at)].constants.append(constant)
+        for at, reader in self._readers:
+            classes[self._root(at)].readers.append(reader)
+        reasons: dict[Axis, str] = {}
+        for at, reason in self._bound.items():
+            reasons.setdefault(self._root(at), reason)
+        left: Counter[str] = Counter()
+        free = []
+        for root, known in classes.items():
+            if not known.readers:
+                continue
+            reason = reasons.get(root, "" if known.makers else "nothing that makes it has weights")
+            if reason:
+                left[reason] += 1
+            else:
+                free.append(known)
+        return free, left
+
+    def _root(self, axis: Axis) -> Axis:
+        self._parent.setdefault(axis, axis)
+        while self._parent[axis] != axis:
+            self._parent[axis] = self._parent[self._parent[axis]]
+            axis = self._parent[axis]
+        return axis
+
+    def _tie(self, first: Axis, second: Axis) -> None:
+        self._parent[self._root(first)] = self._root(second)
+
+    def _bind(self, name: str, reason: str, but: tuple[int, ...] = ()) -> None:
+        """The axes of a tensor cannot be scaled, but for some."""
+        for axis in range(len(self._view.shapes.get(name, ()))):
+            if axis not in but:
+                self._root((name, axis))
+                self._bound.setdefault((name, axis), reason)
+
+    def _tied(self, index: int, node: onnx.NodeProto) -> bool:
+        """Tie what a node's operator ties; whether it is one that passes factors on."""
+        shapes, view = self._view.shapes, self._view
+        known = all(name in shapes for name in (*node.input, *node.output) if name)
+        if not known or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+            return False
+        source, made = node.input[0], node.output[0]
+        if node.op_type in HOMOGENEOUS:
+            for name in node.input[1:]:
+                self._bind(name, f"{node.op_type} reads it")
+            return self._through(source, made, {a: a for a in range(len(shapes[made]))})
+        if node.op_type in SUMS:
+            return self._sum(list(node.input), made)
+        if node.op_type in ("Mul", "Div"):
+            return self._product(index, node)
+        if node.op_type in POOLS:
+            return self._through(source, made, {1: 1})
+        if node.op_type in SQUEEZES:
+            before, after = shapes[source], shapes[made]
+            flat = len(after) == 2 <= len(before) and all(size == 1 for size in before[2:])
+            same = flat and isinstance(before[1], int) and before[1] == after[1]
+            return same and self._through(source, made, {1: 1})
+        if node.op_type == "Transpose":
+            order = attribute(node, "perm", list(reversed(range(len(shapes[source])))))
+            return self._through(source, made, {a: place for place, a in enumerate(order)})
+        if node.op_type == "LayerNormalization":
+            return self._normalization(index, node)
+        if node.op_type in ("Conv", "Gemm", "MatMul") and view.constant(node.input[1]) is not None:
+            return self._layer(index, node)
+        return False
+
+    def _through(self, source: str, made: str, axes: dict[int, int]) -> bool:
+        for before, after in axes.items():
+            self._tie((source, before), (made, after))
+        self._bind(source, "its places are mixed", tuple(axes))
+        self._bind(made, "its places are mixed", tuple(axes.values()))
+        return True
+
+    def _sum(self, inputs: list[str], made: str) -> bool:
+        """What is added is scaled alike; constants too."""
+        rank = len(self._view.shapes[made])
+        for name in inputs:
+            shape = self._view.shapes[name]
+            constant = self._view.is_constant(name)
+            for axis in range(rank):
+                own = axis - rank + len(shape)
+                if own < 0 or shape[own] != self._view.shapes[made][axis]:
+                    self._root((made, axis))
+                    self._bound.setdefault((made, axis), "one value is added to all channels")
+                elif constant and self._alone(name):
+                    self._constants.append(((made, axis), (name, own)))
+                elif constant:
+                    self._root((made, axis))
+                    self._bound.setdefault((made, axis), "it shares a constant")
+                else:
+                    self._tie((name, own), (made, axis))
+        return True
+
+    def _product(self, index: int, node: onnx.NodeProto) -> bool:
+        """The factor of one operand goes through; the other is read as it is.
+
+        A constant with a value for each channel takes the factor itself.
+        """
+        first, second = node.input
+        made = node.output[0]
+        if first == second:
+            return False
+        if node.op_type == "Mul" and self._view.is_constant(first):
+            first, second = second, first
+        if self._view.shapes[first] != self._view.shapes[made]:
+            return False
+        shape, own = self._view.shapes[made], self._view.shapes[second]
+        axes = {axis: axis for axis in range(len(shape))}
+        if node.op_type == "Mul" and self._view.is_constant(second) and self._alone(second):
+            for axis in [a for a in range(len(own)) if own[a] != 1]:
+                place = axis + len(shape) - len(own)
+                reader = Reader(index, second, axis, alone=True)
+                self._readers.append(((first, place), reader))
+                self._makers.append(((made, place), index, [(second, axis)]))
+                for at in ((first, place), (made, place)):
+                    self._root(at)
+                del axes[place]
+            for axis in axes:
+                self._tie((first, axis), (made, axis))
+            return True
+        self._bind(second, f"{node.op_type} reads it")
+        return self._through(first, made, axes)
+
+    def _normalization(self, index: int, node: onnx.NodeProto) -> bool:
+        source, *constants = filter(None, node.input)
+        made = node.output[0]
+        last = len(self._view.shapes[made]) - 1
+        whole = attribute(node, "axis", -1) in (-1, last)
+        if not whole or not all(self._view.is_constant(c) and self._alone(c) for c in constants):
+            return False
+        self._bind(source, "LayerNormalization reads it")
+        self._bind(made, "LayerNormalization makes it", (last,))
+        self._makers.append(((made, last), index, [(name, 0) for name in constants]))
+        return True
+
+    def _layer(self, index: int, node: onnx.NodeProto) -> bool:
+        shapes = self._view.shapes
+        source, weight, *biases = filter(None, node.input)
+        made = node.output[0]
+        if not all(self._view.is_constant(b) for b in biases) or attribute(node, "transA", 0):
+            return False
+        shape = shapes[weight]
+        conv = node.op_type == "Conv"
+        if not conv and len(shape) != 2:
+            return False
+        groups = attribute(node, "group", 1)
+        axis = 0 if conv or attribute(node, "transB", 0) else 1
+        place = 1 if conv else len(shapes[source]) - 1
+        out = 1 if conv else len(shapes[made]) - 1
+        depthwise = conv and groups == shape[0] and shape[1] == 1
+        whole = all(shapes[bias] == (shape[axis],) for bias in biases)
+        self._bind(source, f"{node.op_type} adds it up", (place,))
+        self._bind(made, f"{node.op_type} makes it", (out,))
+        if not self._alone(weight) or (conv and groups != 1 and not depthwise):
+            reason = "its weights have several readers" if groups == 1 else "grouped convolution"
+            for at in ((source, place), (made, out)):
+                self._root(at)
+                self._bound.setdefault(at, reason)
+            return True
+        reader = Reader(index, weight, 0 if depthwise else 1 - axis, depthwise)
+        self._readers.append(((source, place), reader))
+        self._root((source, place))
+        self._root((made, out))
+        if whole and all(self._alone(bias) for bias in biases):
+            constants = [(weight, axis), *((bias, 0) for bias in biases)]
+            self._makers.append(((made, out), index, constants))
+        else:
+            self._bound.setdefault((made, out), "its bias has another shape, or several readers")
+        return True
+
+    def _alone(self, name: str) -> bool:
+        """Whether one node alone reads a constant, in one place."""
+        reader = self._view.only_reader(name)
+        return reader is not None and list(self._view.nodes[reader].input).count(name) == 1
+
+
+__all__ = ["Classes", "Reader", "Scalable"]

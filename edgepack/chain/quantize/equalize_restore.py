@@ -1,0 +1,73 @@
+"""Room for scaling what a LayerNormalization gives where more than layers read it.
+
+In networks that normalise after the sum (BERT), the next sum reads it too, and cannot be scaled. A
+Mul by ones stands before such readers while factors are chosen: it takes them back. One that none
+was given to goes away again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgepack.chain.quantize.layers import LINEAR
+from edgepack.chain.quantize.prepare import remove_unused_initializers
+from edgepack.chain.quantize.view import GraphView
+
+FACTOR = "_restored_factor"
+
+
+def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with a Mul by ones behind every LayerNormalization that layers and others read."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    view = GraphView(made)
+    nodes = []
+    for node in view.nodes:
+        nodes.append(node)
+        name = node.output[0]
+        width = (view.shapes.get(name) or (None,))[-1]
+        seen = name in view.outputs or name in view.captured
+        if node.op_type != "LayerNormalization" or seen or not isinstance(width, int):
+            continue
+        readers = [view.nodes[index] for index in view.readers.get(name, [])]
+        others = [r for r in readers if r.op_type not in LINEAR or r.input[0] != name]
+        if not others or len(others) == len(readers):
+            continue
+        factor, restored = f"{name}{FACTOR}", f"{name}_restored"
+        nodes.append(helper.make_node("Mul", [name, factor], [restored], name=restored))
+        made.graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), factor))
+        for reader in others:
+            for place, read in enumerate(reader.input):
+                if read == name:
+                    reader.input[place] = restored
+    return _with_nodes(made, nodes)
+
+
+def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy without those that multiply by one."""
+    view = GraphView(model)
+    idle = {}
+    for node in view.nodes:
+        name = node.input[1] if len(node.input) == 2 else ""
+        factor = view.constant(name) if name.endswith(FACTOR) else None
+        if factor is not None and (factor == 1).all():
+            idle[node.output[0]] = node.input[0]
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    nodes = [node for node in made.graph.node if node.output[0] not in idle]
+    for node in nodes:
+        for place, read in enumerate(node.input):
+            if read in idle:
+                node.input[place] = idle[read]
+    return _with_nodes(made, nodes)
+
+
+def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """The model with other nodes, and without initializers that nothing reads."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    remove_unused_initializers(model.graph)
+    return model

@@ -1,0 +1,81 @@
+"""How large the channels of activations are, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgepack.chain.quantize.stream import session
+from edgepack.chain.quantize.view import GraphView
+from edgepack.data.samples import Samples
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the channels of one tensor hold.
+
+    Attributes:
+        largest: (channels,) magnitude.
+        square: (channels,) mean.
+    """
+
+    largest: np.ndarray
+    square: np.ndarray
+
+
+def observe_channels(
+    model: onnx.ModelProto,
+    view: GraphView,
+    axes: Mapping[str, int],
+    samples: Samples,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> dict[str, Seen]:
+    """What the channels of some tensors hold, reduced inside the network's own run.
+
+    Args:
+        model: float32, prepared.
+        view: of that model.
+        axes: by tensor, the axis of its channels.
+        samples, batch_size, advance: as `equalize` takes them.
+    """
+    if not axes:
+        return {}
+    opened = onnx.ModelProto()
+    opened.CopyFrom(model)
+    graph = opened.graph
+    del graph.output[:]
+    opset = next(o.version for o in opened.opset_import if o.domain in ("", "ai.onnx"))
+    for place, (name, axis) in enumerate(axes.items()):
+        others = [a for a in range(len(view.shapes[name])) if a != axis]
+        for kind in ("ReduceMax", "ReduceMin", "ReduceMean"):
+            read, output = name, f"edgepack_{kind}_{place}"
+            if kind == "ReduceMean":
+                read = f"edgepack_square_{place}"
+                graph.node.append(helper.make_node("Mul", [name, name], [read]))
+            inputs, settings = [read], {"axes": others}
+            if opset >= 18:  # from there on they are an input
+                inputs.append(f"{output}_axes")
+                graph.initializer.append(numpy_helper.from_array(np.array(others), inputs[1]))
+                settings = {}
+            graph.node.append(helper.make_node(kind, inputs, [output], keepdims=0, **settings))
+            graph.output.append(onnx.ValueInfoProto(name=output))
+    runner = session(opened)
+    largest: dict[str, np.ndarray] = {}
+    squares: dict[str, np.ndarray] = {}
+    count = 0
+    for batch in samples.batches(batch_size):
+        fed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+        results = iter(runner.run(None, fed))
+        for name in axes:
+            high, low, mean = (next(results) for _ in range(3))
+            size = np.maximum(np.abs(high), np.abs(low)).astype(np.float64)
+            largest[name] = np.maximum(largest.get(name, 0.0), size)
+            squares[name] = squares.get(name, 0.0) + mean.astype(np.float64) * batch.count
+        count += batch.count
+        advance(batch.count)
+    return {name: Seen(found, squares[name] / count) for name, found in largest.items()}

@@ -1,0 +1,67 @@
+"""Calibration samples where no range is stored: what weights are rounded for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import onnx
+
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.moments import Moments, key, observe_moments, passes
+from edgepack.chain.quantize.observe import observe_ranges
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.ranges import of_range
+from edgepack.chain.quantize.scheme import Affine
+from edgepack.chain.quantize.stream import grouped
+from edgepack.data.samples import Samples
+from edgepack.ledger import Progress
+
+# A layer, how its input is quantized (None: not at all), and the input's moments where looked at.
+Seen = tuple[Layer, "Affine | None", "Moments | None"]
+
+
+def look(
+    model: onnx.ModelProto,
+    layers: Sequence[Layer],
+    samples: Samples | None,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[int, Iterator[Seen]]:
+    """What the layers read, a lot of layers at a time.
+
+    Args:
+        model: float32, prepared.
+        layers: whose weights are to be rounded.
+        samples: None, or the calibration samples, where the options need them.
+        options: mode, rounding and bias correction.
+        progress: told the samples that were run.
+
+    Returns:
+        number of samples, and every layer with what it reads.
+    """
+    if samples is None or not (layers and options.needs):
+        return 0, ((layer, None, None) for layer in layers)
+    inputs = list(dict.fromkeys(layer.input for layer in layers))
+    ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
+    # A range that is taken at run time is at most this one.
+    of_input = (
+        {name: of_range(seen, options.scheme) for name, seen in ranges.items()}
+        if options.mode == "dynamic"
+        else {}
+    )
+    squares = options.rounding == "gptq"
+    lots = passes(layers, squares)
+    progress.expect(count * (1 + len(lots)))
+
+    def observed() -> Iterator[Seen]:
+        for lot in lots:
+            read = list(dict.fromkeys(layer.input for layer in lot))
+            groups = grouped(read, {name: ranges[name].elements for name in read})
+            moments = observe_moments(
+                model, lot, groups, of_input, samples, options.batch_size,
+                progress.advance, count, squares,
+            )  # fmt: skip
+            for layer in lot:
+                yield layer, of_input.get(layer.input), moments[key(layer)]
+
+    return count, observed()

@@ -1,0 +1,51 @@
+"""What the pass refuses, whatever its mode."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from edgepack.chain.quantize.view import GraphView
+from edgepack.errors import ChainError
+from edgepack.spec.document import nearest
+
+
+def check_excluded(view: GraphView, exclude: Collection[str]) -> None:
+    """Raise ChainError quantize-exclude-unknown for a node that is not in the graph."""
+    known = [node.name for node in view.nodes]
+    for name in exclude:
+        if name not in known:
+            near = nearest(name, known)
+            raise ChainError(
+                "quantize-exclude-unknown",
+                f"the node {name!r} that is to stay float is not in the graph",
+                why=f"the graph has {len(known)} nodes, none of that name"
+                + (f"; did you mean {near!r}?" if near else ""),
+                hint="the names are those of the ONNX graph after export and simplification",
+            )
+
+
+def nothing_to_do(left: Sequence[tuple[str, str, str]]) -> ChainError:
+    """The error for a graph of which nothing can become integer.
+
+    Args:
+        left: (name, operator, reason) of its layers.
+    """
+    reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in left]
+    shown = "\n".join(reasons[:8])
+    more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
+    return ChainError(
+        "quantize-nothing-to-do",
+        "no layer of the model can be quantized",
+        why=shown + more or "the graph has no convolution, Gemm or MatMul",
+        hint="build it without the pass: --chain none",
+    )
+
+
+def no_samples(mode: str) -> ChainError:
+    """The error for options that need calibration samples where there are none."""
+    return ChainError(
+        "quantize-calibration-empty",
+        "the model cannot be calibrated",
+        why=f"no samples were given, and the mode {mode!r} needs them with these options",
+        hint="give calibration samples, or quantize:mode=dynamic:rounding=nearest",
+    )

@@ -1,0 +1,94 @@
+"""What the modes without stored ranges tell the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepack.chain.quantize.choose import Choice
+from edgepack.chain.quantize.emit_weights import Found
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.summary import left_float, left_notes, pair_figures, pair_note
+
+# Kernels that multiply integers by integers, or by float.
+KERNELS = (
+    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeLSTM"),
+    "MatMulNBits",
+)
+
+
+def details(
+    choice: Choice,
+    options: QuantizeOptions,
+    found: Found,
+    operators: Mapping[str, int],
+    reordered: int,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The figures, as JSON values.
+
+    Args:
+        choice: what became integer and what did not.
+        options: what was asked for.
+        found: the integers of that, and perhaps of more.
+        operators: number of each operator that onnxruntime runs, after its fusions.
+        reordered: number of layers whose input channels were put in order.
+        seconds: of every phase.
+    """
+    dynamic = options.mode == "dynamic"
+    eight = [layer for layer in choice.layers if layer.index in found.weights]
+    pairs = [found.weights[layer.index].factor for layer in eight]
+    pairs += [each.factor for index in choice.others for each in found.constants[index]]
+    return {
+        "mode": options.mode,
+        "scheme": options.scheme,
+        "range": options.range if dynamic else None,
+        "bits": options.bits,
+        "block": options.block,
+        "rounding": options.rounding,
+        "bias_correction": options.bias_correction,
+        "calibration_samples": found.samples,
+        "layers_quantized": choice.count,
+        "layers_in_blocks": len(choice.layers) - len(eight),
+        "tables_quantized": len(choice.tables),
+        "layers_float": left_float(choice.left),
+        "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
+        "integer_only": False,
+        "kernels": {kind: operators[kind] for kind in KERNELS if kind in operators},
+        "seconds": dict(seconds),
+    }
+
+
+def notes(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same in sentences."""
+    done, every = figures["layers_quantized"], choice.count + len(choice.left)
+    if figures["mode"] == "dynamic":
+        said = [
+            f"{done} of {every} layers quantized to int8; what they read is quantized at run time, "
+            "each tensor by its own range, so that an answer depends a little on what shares its "
+            "batch."
+        ]
+    elif figures["bits"] == 4:
+        said = [
+            f"{done} of {every} layers keep their weights as integers: "
+            f"{figures['layers_in_blocks']} in four bits, {figures['block']} to a scale, the "
+            "others in eight; the arithmetic stays float: it saves bytes, and no time."
+        ]
+    else:
+        said = [
+            f"{done} of {every} layers keep their weights as int8; they become float32 again when "
+            "the model is loaded: it saves bytes of the file, and neither time nor memory."
+        ]
+    if choice.tables:
+        said.append(
+            f"{len(choice.tables)} of them are tables of embeddings, with a scale for each row."
+        )
+    if figures["calibration_samples"]:
+        said.append(
+            f"Weights rounded ({figures['rounding']}) for what the layers read on "
+            f"{figures['calibration_samples']} calibration samples."
+        )
+    said += left_notes(choice.left)
+    if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
+        said.append(pair_note(figures["pair_safe"]))
+    return tuple(said)

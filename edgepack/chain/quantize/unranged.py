@@ -1,0 +1,127 @@
+"""The modes that store no ranges: "dynamic", which takes them at run time, and "weights".
+
+choose        which constants become integers
+look          where weights are rounded for calibration samples, what the layers read
+weights       s8 with a scale per output channel;  blocks: four bits
+emit_weights  the graph;  dynamic, weights_only: what each mode makes of a layer
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import onnx
+
+from edgepack.chain.quantize.blocks import in_blocks, layer_in_blocks
+from edgepack.chain.quantize.choose import Choice, choose
+from edgepack.chain.quantize.dynamic import DynamicEmitter
+from edgepack.chain.quantize.emit_weights import Found, Integers, integers_of
+from edgepack.chain.quantize.fused import fused
+from edgepack.chain.quantize.look import look
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.order import reorder
+from edgepack.chain.quantize.prepare import prepare
+from edgepack.chain.quantize.refusals import check_excluded, nothing_to_do
+from edgepack.chain.quantize.summary_unranged import details, notes
+from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.weights import quantize_layer
+from edgepack.chain.quantize.weights_only import WeightsEmitter
+from edgepack.data.samples import Samples
+from edgepack.ledger import PassResult, Progress
+
+
+class UnrangedRun:
+    """The integers of one model in one of these modes, and as many graphs of them as asked for."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        samples: Samples | None,
+        options: QuantizeOptions,
+        progress: Progress,
+    ) -> None:
+        self.samples, self.progress = samples, progress
+        # Pairs are limited where activations are integers; float products saturate nowhere.
+        limits = options.mode == "dynamic"
+        self.options = options if limits else replace(options, range="full")
+        self.seconds: dict[str, float] = {}
+        self.reordered = 0
+        self._take(prepare(model))
+        if self.options.range == "pair-safe":
+            with self._phase("order"):
+                ordered, self.reordered = reorder(self.model, self.view, self.choice.layers)
+                self._take(ordered)
+        self._integers: Found | None = None
+
+    def _take(self, model: onnx.ModelProto) -> None:
+        """Look at a prepared model, and choose what of it becomes integer."""
+        self.model, self.view = model, GraphView(model)
+        check_excluded(self.view, self.options.exclude)
+        self.choice: Choice = choose(self.view, self.options.mode, self.options.exclude)
+        if not self.choice.count:
+            raise nothing_to_do(self.choice.left)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The nodes that become integer."""
+        return tuple(self.view.nodes[index].name for index in self.choice.indices)
+
+    def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
+        """The quantized model, with its figures; `floats` are layers that stay float."""
+        found = self._measured()
+        choice = self.choice.without(floats, self.view)
+        with self._phase("writing"):
+            model = self._written(choice)
+            kernels = Counter(node.op_type for node in fused(model).graph.node)
+        figures = details(choice, self.options, found, kernels, self.reordered, self.seconds)
+        return PassResult(model, True, notes(choice, figures), figures)
+
+    def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
+        """The same model without the figures."""
+        return self._written(self.choice.without(floats, self.view))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def _written(self, choice: Choice) -> onnx.ModelProto:
+        emitter = DynamicEmitter if self.options.mode == "dynamic" else WeightsEmitter
+        return emitter(self.model, self.view, choice, self._measured()).model()
+
+    def _measured(self) -> Found:
+        """Everything in integers, once."""
+        if self._integers is None:
+            with self._phase("weights"):
+                count, seen = look(
+                    self.model, self.choice.layers, self.samples, self.options, self.progress
+                )
+                found = Found(count, constants=self._constants())
+                for layer, source, moments in seen:
+                    block = self.options.block
+                    if block is not None and in_blocks(layer, block):
+                        four = layer_in_blocks(layer, block, moments, self.options)
+                        found.blocks[layer.index] = four
+                    else:
+                        eight = quantize_layer(layer, source, moments, self.options)
+                        found.weights[layer.index] = eight
+            self._integers = found
+        return self._integers
+
+    def _constants(self) -> dict[int, tuple[Integers, ...]]:
+        """The integers of whatever is no linear layer, by the node's index."""
+        # What a table holds is read, not multiplied and added.
+        whole = replace(self.options, range="full")
+        tables = {
+            index: (integers_of(table, whole),) for index, table in self.choice.tables.items()
+        }
+        others = {
+            index: tuple(integers_of(each, self.options) for each in found)
+            for index, found in self.choice.others.items()
+        }
+        return {**tables, **others}

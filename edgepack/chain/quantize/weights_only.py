@@ -1,0 +1,77 @@
+"""Weights as integers, arithmetic in float: a file of a quarter of its size, or an eighth.
+
+Eight bits are turned to float32 once, when onnxruntime loads the model. Four bits stay what they
+are, in `com.microsoft`'s MatMulNBits, which multiplies by float32 activations (accuracy level 1:
+at level 4 it would round them to int8 on the CPUs that have kernels for it).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from edgepack.chain.quantize.blocks import Blocks
+from edgepack.chain.quantize.emit_weights import WeightEmitter
+from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.writer import MICROSOFT
+
+FLOAT32 = 1
+
+
+class WeightsEmitter(WeightEmitter):
+    """Writes the graph of the mode "weights"."""
+
+    def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """The same layer, its weights s8 behind Cast and Mul; or a product with four bits."""
+        four = self.found.blocks.get(layer.index)
+        if four is not None:
+            self._product(layer, node, four[0])
+            return
+        found = self.found.weights[layer.index]
+        integers = layer.stored(found.rows)
+        shape = [1] * integers.ndim
+        shape[layer.axis] = len(found.scale)
+        weight = self.real(layer.weight, integers, found.scale.astype(np.float32).reshape(shape))
+        copy = self.writer.keep(node)
+        copy.input[1] = weight
+        bias = self.bias(layer)
+        if layer.op != "MatMul" and (layer.bias_name is not None or bias.any()):
+            del copy.input[2:]
+            copy.input.append(self.writer.constant(f"{layer.name}_bias", bias))
+        for item in copy.attribute:
+            # Of a Gemm: both are in the weights and the bias already.
+            if item.name in ("alpha", "beta"):
+                item.f = 1.0
+
+    def other(self, index: int, node: onnx.NodeProto) -> None:
+        """The same layer, its weights s8 behind Cast and Mul."""
+        pairs = zip(self.choice.others[index], self.found.constants[index], strict=True)
+        names = {
+            constant.slot: self.real(
+                constant.name, constant.stored(found.rows), constant.spread(found.scale)
+            )
+            for constant, found in pairs
+        }
+        copy = self.writer.keep(node)
+        for slot, name in names.items():
+            copy.input[slot] = name
+
+    def _product(self, layer: Layer, node: onnx.NodeProto, blocks: Blocks) -> None:
+        """MatMulNBits, and an Add where a Gemm has a bias."""
+        bias = self.bias(layer)
+        stored = [
+            self.writer.constant(f"{layer.weight}_{kind}", value)
+            for kind, value in zip(("int4", "scale", "zero_point"), blocks.packed(), strict=True)
+        ]
+        outputs, width = layer.rows.shape
+        made = node.output[0]
+        added = layer.op == "Gemm" and bool(bias.any())
+        product = self.writer.free(f"{made}_product") if added else made
+        self.writer.node(
+            "MatMulNBits", [layer.input, *stored], [product], f"{node.name}_MatMulNBits",
+            domain=MICROSOFT, K=width, N=outputs, bits=4, block_size=blocks.integers.shape[-1],
+            accuracy_level=FLOAT32,
+        )  # fmt: skip
+        if added:
+            addend = self.writer.constant(f"{layer.name}_bias", bias)
+            self.writer.node("Add", [product, addend], [made], f"{node.name}_Add")

@@ -1,0 +1,76 @@
+"""A graph written anew: a node at a time, with constants of its own under names that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from edgepack.chain.quantize.prepare import remove_unused_initializers
+from edgepack.chain.quantize.view import GraphView
+
+MICROSOFT = "com.microsoft"
+
+
+class Writer:
+    """Nodes and constants that take the place of those of a model.
+
+    Args:
+        model: whose inputs, outputs and constants stay as they are.
+        view: of that model.
+    """
+
+    def __init__(self, model: onnx.ModelProto, view: GraphView) -> None:
+        self._result = onnx.ModelProto()
+        self._result.CopyFrom(model)
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
+        self._taken = {t for node in view.nodes for t in (*node.input, *node.output)}
+        self._taken |= {*view.initializers, *view.inputs, *view.captured}
+        self._named = {node.name for node in view.nodes}
+
+    def keep(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Append a copy of a node of the model, and give it, to be changed."""
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        self._nodes.append(copy)
+        return copy
+
+    def node(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
+    ) -> None:
+        """Append a node; its name gets a tail where another node has it."""
+        while name in self._named:
+            name += "_"
+        self._named.add(name)
+        self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
+
+    def free(self, name: str) -> str:
+        """A tensor's name that nothing has yet: this one where it can be."""
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """The name of a constant; the same value under the same name is stored once."""
+        key = (name, value.shape, value.tobytes())
+        if key not in self._constants:
+            self._constants[key] = numpy_helper.from_array(value, self.free(name))
+        return str(self._constants[key].name)
+
+    def model(self) -> onnx.ModelProto:
+        """The model with these nodes, and without the constants that none of them reads."""
+        graph = self._result.graph
+        del graph.node[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._constants.values())
+        remove_unused_initializers(graph)
+        domains = {node.domain for node in self._nodes}
+        known = {opset.domain for opset in self._result.opset_import}
+        if MICROSOFT in domains - known:
+            self._result.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+        return self._result
