@@ -32,7 +32,8 @@ import fashion_resnet  # noqa: E402
 from pair_safe import answers, snr_db  # noqa: E402
 
 from edgepack import data, graph  # noqa: E402
-from edgepack.chain.distill import DistillOptions, distill  # noqa: E402
+from edgepack.chain.distill import distill  # noqa: E402
+from edgepack.chain.distill.options import DistillOptions  # noqa: E402
 from edgepack.chain.module import Context  # noqa: E402
 from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
@@ -44,7 +45,7 @@ RESULTS = Path(__file__).parent / "results" / "aware.json"
 WEIGHTS = ROOT / "manifests" / "weights" / "fashion-resnet.safetensors"
 INPUTS = (Tensor("image", "float32", ("batch", 1, 28, 28)),)
 OUTPUTS = (Tensor("scores", "float32", ("batch", 10), "scores"),)
-NEAREST = {"rounding": "nearest", "bias_correction": False}
+NEAREST: dict[str, Any] = {"rounding": "nearest", "bias_correction": False}
 # A network, the options of `quantize`, and the training pictures that are learnt from.
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "perceptron, four-bit weights": ("perceptron", {"mode": "weights", "bits": 4}, 60000),
@@ -68,7 +69,7 @@ def perceptron() -> nn.Module:
         for picked in torch.randperm(len(inputs)).split(128):
             loss = nn.functional.cross_entropy(network(inputs[picked]), wanted[picked])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return network.eval()

@@ -451,6 +451,14 @@ def test_it_learns_what_rounding_took(tmp_path: Path) -> None:
     assert error(result.model) < 0.6 * error(network(wide=64))
 
 
+@pytest.mark.parametrize("scheme", ["qnnpack", "tensorrt"])
+def test_every_scheme_can_be_trained_for(tmp_path: Path, scheme: str) -> None:
+    options = QuantizeOptions(scheme=scheme, range="full", calibrator="minmax")
+    result, _ = run_pass(tmp_path, seeded(Residual), quantize=options)
+    assert scheme in next(note for note in result.notes if note.startswith("It computed"))
+    assert all(torch.isfinite(t).all() for t in result.model.state_dict().values())
+
+
 def test_gptq_after_it_is_advised_against(tmp_path: Path) -> None:
     result, _ = run_pass(tmp_path, seeded(Residual), quantize=QuantizeOptions())
     assert "quantize:rounding=nearest:bias_correction=false" in result.notes[-1]

@@ -304,6 +304,18 @@ def test_it_runs_in_both_forms_of_reductions(opset: int) -> None:
     assert_same(prepare(model), made, values)
 
 
+def test_symmetric_activations_gain_too() -> None:
+    """TensorRT's scheme: s8 around zero."""
+    model, values = chain_of(summed), images(40)
+    real = run(model, {"x": images(40, seed=2)})[0]
+    found = []
+    for kind in ("none", "cross-layer"):
+        options = QuantizeOptions(scheme="tensorrt", range="full", equalize=kind)
+        result = quantize(model, Arrays(x=values), options, Steps())
+        found.append(snr_db(real, run(result.model, {"x": images(40, seed=2)})[0]))
+    assert found[1] > found[0] + 2, found
+
+
 def test_the_model_given_stays_as_it_is() -> None:
     model = prepare(chain_of(summed))
     before = model.SerializeToString()
