@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What was started in the background ignores interrupts, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests that run side by side take one core each: more threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
