@@ -27,9 +27,9 @@ from edgepack.chain.aware.fold import find_folds, fold, fold_structure
 from edgepack.chain.aware.sites import find_sites
 from edgepack.chain.distill import DistillOptions, distill, replay
 from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.blocks import quantize_blocks
 from edgepack.chain.quantize.rounding import nearest
 from edgepack.chain.quantize.scheme import WEIGHTS, affine, signed, symmetric
+from edgepack.chain.quantize.unranged.blocks import quantize_blocks
 from edgepack.chain.training.loop import Loop
 from edgepack.errors import ChainError
 from edgepack.graph import export_module, simplify

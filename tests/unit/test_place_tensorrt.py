@@ -9,11 +9,11 @@ import onnx
 import pytest
 from quantize_nets import Net
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize import place_tensorrt
 from edgepack.chain.quantize.layers import FLOAT_LAYERS
 from edgepack.chain.quantize.place import Placement
 from edgepack.chain.quantize.prepare import prepare
-from edgepack.chain.quantize.view import GraphView
 
 IMAGE: dict[str, Sequence[int | str]] = {"x": ["n", 3, 16, 16]}
 

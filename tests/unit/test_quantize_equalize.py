@@ -10,12 +10,12 @@ import pytest
 from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.equalize import equalize
-from edgepack.chain.quantize.equalize_restore import FACTOR
+from edgepack.chain.quantize.equalize.restore import FACTOR
+from edgepack.chain.quantize.equalize.run import equalize
 from edgepack.chain.quantize.place import place
 from edgepack.chain.quantize.prepare import prepare
-from edgepack.chain.quantize.view import GraphView
 
 BOTH = QuantizeOptions(equalize="both")
 

@@ -248,7 +248,8 @@ def test_an_activation_that_is_always_zero_is_reported() -> None:
 
 
 def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgepack.chain.quantize import moments, stream
+    from edgepack.chain.graphs import stream
+    from edgepack.chain.quantize import moments
 
     whole = quantized(residual(), {"x": images(16)}, batch_size=4).model
     monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from quantize_nets import Net, run
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize import QuantizeOptions
 from edgepack.chain.quantize.layers import Layer, read_layer
 from edgepack.chain.quantize.moments import Moments
@@ -17,7 +18,6 @@ from edgepack.chain.quantize.rounding import (
     nearest,
 )
 from edgepack.chain.quantize.scheme import affine
-from edgepack.chain.quantize.view import GraphView
 from edgepack.chain.quantize.weights import quantize_layer
 
 SHAPES = [(4, 9), (3, 27), (8, 64), (2, 1), (5, 301)]

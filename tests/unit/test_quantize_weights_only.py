@@ -12,8 +12,8 @@ from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.blocks import quantize_blocks
 from edgepack.chain.quantize.fused import fused
+from edgepack.chain.quantize.unranged.blocks import quantize_blocks
 from edgepack.ledger import PassResult
 
 

@@ -13,11 +13,11 @@ from torch import nn
 from edgepack.chain.aware.activation import Dynamic, Static
 from edgepack.chain.aware.fake import fake_blocks, fake_weights
 from edgepack.chain.aware.sites import Sites
-from edgepack.chain.quantize.blocks import BESIDE
 from edgepack.chain.quantize.observe import Histogram, Range
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.ranges import of_histogram, of_range
 from edgepack.chain.quantize.scheme import SYMMETRIC, WEIGHTS
+from edgepack.chain.quantize.unranged.blocks import BESIDE
 
 # Steps on either side of a weight's zero at reduced range.
 REDUCED = 63.5
@@ -123,7 +123,7 @@ def _static(counts: Histogram, seen: tuple[float, float], options: QuantizeOptio
 def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
     """How the weights of a layer are quantized."""
     if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
-        # As `quantize.blocks.in_blocks` says it.
+        # As `quantize.unranged.blocks.in_blocks` says it.
         width = layer.in_features
         if -(-width // options.block) * (options.block / 2 + BESIDE) < width:
             return partial(fake_blocks, block=options.block)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from edgepack.chain.quantize.blocks import HIGHEST, SHRINKS
 from edgepack.chain.quantize.scheme import EPSILON
+from edgepack.chain.quantize.unranged.blocks import HIGHEST, SHRINKS
 
 
 class _Fake(torch.autograd.Function):  # type: ignore[misc]
@@ -60,7 +60,7 @@ def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
 def fake_blocks(weight: Any, block: int) -> Any:
     """Four-bit weights of a linear layer, a scale and a zero point for every `block` of a row.
 
-    The grid of each block is the one at which rounding loses least, as `quantize.blocks` chooses it
+    The grid of each block is the one at which rounding loses least, as `unranged.blocks` chooses it
     where it rounds to the nearest.
 
     Args:

@@ -11,7 +11,7 @@ from torch import nn
 
 from edgepack.chain.aware.fold import LAYERS
 from edgepack.chain.aware.trace import Value, trace
-from edgepack.chain.quantize.choose import NOT_DYNAMIC
+from edgepack.chain.quantize.unranged.choose import NOT_DYNAMIC
 
 # What the quantization behind a convolution absorbs.
 CLAMPS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip"))

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.view import captured_names
 from edgepack.chain.half.graph import Graph
 from edgepack.chain.half.operators import FLOAT_INPUTS
 from edgepack.chain.half.place import Placement
-from edgepack.chain.quantize.prepare import remove_unused_initializers
-from edgepack.chain.quantize.view import captured_names
 
 
 def emit(model: onnx.ModelProto, graph: Graph, placement: Placement) -> tuple[onnx.ModelProto, int]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.chain.half import operators
-from edgepack.chain.quantize.view import GraphView, attribute
 
 # The first opset in which Q and DQ take fp16.
 SCALES_OPSET = 19

@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from edgepack.chain.graphs.stream import grouped, session, tensors
 from edgepack.chain.half.operators import LARGEST
 from edgepack.chain.half.sums import Sum
-from edgepack.chain.quantize.stream import grouped, session, tensors
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 

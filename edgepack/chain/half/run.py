@@ -6,6 +6,8 @@ import time
 
 import onnx
 
+from edgepack.chain.graphs.stream import exposing, session
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.half.emit import emit
 from edgepack.chain.half.graph import Graph, title
 from edgepack.chain.half.measure import Measured, measure
@@ -13,8 +15,6 @@ from edgepack.chain.half.options import HalfOptions
 from edgepack.chain.half.place import Placement, place
 from edgepack.chain.half.summary import details, notes
 from edgepack.chain.half.sums import partial_sum
-from edgepack.chain.quantize.stream import exposing, session
-from edgepack.chain.quantize.view import GraphView
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress

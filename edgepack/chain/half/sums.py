@@ -15,7 +15,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from edgepack.chain.quantize.view import GraphView, attribute
+from edgepack.chain.graphs.view import GraphView, attribute
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 

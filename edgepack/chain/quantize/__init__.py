@@ -6,6 +6,8 @@ weights      weights alone, in eight bits or four (`unranged`)
 
 The parts of the static one, some of which the others use as well:
 
+graphs       (beside this package) edges, streamed runs, left-overs
+equalize     channels of like size, where asked
 prepare      constants as initializers, spatial means as pools
 place        what becomes integer, and what stays float with the reason
 order        which input channels stand beside each other, where that is free (channels)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 import onnx
 
-from edgepack.chain.quantize.view import GraphView, attribute
+from edgepack.chain.graphs.view import GraphView, attribute
 
 # A tensor's name and one of its axes.
 Axis = tuple[str, int]

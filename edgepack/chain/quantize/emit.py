@@ -8,11 +8,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.place import Placement
-from edgepack.chain.quantize.prepare import remove_unused_initializers
 from edgepack.chain.quantize.scheme import Affine, as_half
-from edgepack.chain.quantize.view import GraphView
 from edgepack.chain.quantize.weights import Quantized
 
 

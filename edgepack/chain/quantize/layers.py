@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from edgepack.chain.quantize.view import GraphView, attribute
+from edgepack.chain.graphs.view import GraphView, attribute
 
 # What can become integer when its weights are constant.
 LINEAR = ("Conv", "Gemm", "MatMul")

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edgepack.chain.graphs.stream import tensors
 from edgepack.chain.quantize.layers import Layer, Window
 from edgepack.chain.quantize.observe import spread
 from edgepack.chain.quantize.scheme import Affine
-from edgepack.chain.quantize.stream import tensors
 from edgepack.data.samples import Samples
 
 # Positions that enter the moments of one layer, over all samples; ten times the widest usual

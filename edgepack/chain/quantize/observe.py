@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from edgepack.chain.quantize.stream import grouped, session, tensors
+from edgepack.chain.graphs.stream import grouped, session, tensors
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 

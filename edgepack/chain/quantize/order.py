@@ -14,11 +14,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.channels import Axis, Channels
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.rounding import PAIR_STEPS
 from edgepack.chain.quantize.scheme import symmetric
-from edgepack.chain.quantize.view import GraphView
 
 # Channels that are matched at a time: what every pair of them costs is held in memory.
 MOST = 2048

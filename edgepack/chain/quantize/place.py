@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.chain.quantize.layers import LINEAR, Layer, is_layer, read_layer
-from edgepack.chain.quantize.view import GraphView, attribute
 
 # Integer kernels with a quantization of their own behind them; the number of activations read
 # (None: all inputs).

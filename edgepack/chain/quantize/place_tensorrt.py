@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer, is_layer, read_layer
 from edgepack.chain.quantize.place import Placement, Read, Reader
-from edgepack.chain.quantize.view import GraphView
 
 # One node, not several, stands behind a Q that TensorRT moves over these.
 MOVES = (

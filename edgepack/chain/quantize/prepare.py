@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
-from edgepack.chain.quantize.view import GraphView, attribute
+from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.errors import ChainError
 
 OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
@@ -101,22 +101,3 @@ def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
         copies.append(copy)
     del graph.node[:]
     graph.node.extend(copies)
-
-
-def remove_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Drop initializers that nothing reads any more."""
-    used = {value.name for value in graph.output}
-    stack = [graph]
-    while stack:
-        for node in stack.pop().node:
-            used.update(node.input)
-            for item in node.attribute:
-                stack.extend([item.g] if item.HasField("g") else item.graphs)
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    if len(kept) != len(graph.initializer):
-        copies = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in kept]
-        del graph.initializer[:]
-        graph.initializer.extend(copies)
-
-
-__all__ = ["prepare", "remove_unused_initializers"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.graphs.view import GraphView
 from edgepack.errors import ChainError
 from edgepack.spec.document import nearest
 

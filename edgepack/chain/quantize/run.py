@@ -10,9 +10,11 @@ from typing import Any
 
 import onnx
 
+from edgepack.chain.graphs.stream import grouped
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize import place_tensorrt
 from edgepack.chain.quantize.emit import emit
-from edgepack.chain.quantize.equalize import equalize
+from edgepack.chain.quantize.equalize.run import equalize
 from edgepack.chain.quantize.fused import float_operators, fused
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import key, observe_moments, passes
@@ -24,9 +26,7 @@ from edgepack.chain.quantize.prepare import prepare
 from edgepack.chain.quantize.ranges import of_histogram, of_range
 from edgepack.chain.quantize.refusals import check_excluded, nothing_to_do
 from edgepack.chain.quantize.scheme import SYMMETRIC, Affine
-from edgepack.chain.quantize.stream import grouped
 from edgepack.chain.quantize.summary import details, notes
-from edgepack.chain.quantize.view import GraphView
 from edgepack.chain.quantize.weights import Quantized, quantize_layer
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress

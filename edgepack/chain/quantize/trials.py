@@ -53,7 +53,7 @@ def make_trials(
         from edgepack.chain.quantize.run import Run
 
         return Run(model, samples, options, progress)
-    from edgepack.chain.quantize.unranged import UnrangedRun
+    from edgepack.chain.quantize.unranged.run import UnrangedRun
 
     return UnrangedRun(model, samples, options, progress)
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgepack.chain.quantize.prepare import remove_unused_initializers
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.view import GraphView
 
 MICROSOFT = "com.microsoft"
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from edgepack.chain.quantize.blocks import Blocks
-from edgepack.chain.quantize.emit_weights import WeightEmitter
 from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.unranged.blocks import Blocks
+from edgepack.chain.quantize.unranged.emit import WeightEmitter
 from edgepack.chain.quantize.writer import MICROSOFT
 
 FLOAT32 = 1

@@ -13,13 +13,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgepack.chain.quantize.blocks import Blocks
-from edgepack.chain.quantize.choose import Choice, Constant
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.rounding import nearest
 from edgepack.chain.quantize.scheme import WEIGHTS
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.unranged.blocks import Blocks
+from edgepack.chain.quantize.unranged.choose import Choice, Constant
 from edgepack.chain.quantize.weights import Quantized, full_scale
 from edgepack.chain.quantize.writer import Writer
 

@@ -1,10 +1,4 @@
-"""The modes that store no ranges: "dynamic", which takes them at run time, and "weights".
-
-choose        which constants become integers
-look          where weights are rounded for calibration samples, what the layers read
-weights       s8 with a scale per output channel;  blocks: four bits
-emit_weights  the graph;  dynamic, weights_only: what each mode makes of a layer
-"""
+"""One quantization without ranges, and what a repair tries."""
 
 from __future__ import annotations
 
@@ -16,20 +10,20 @@ from dataclasses import replace
 
 import onnx
 
-from edgepack.chain.quantize.blocks import in_blocks, layer_in_blocks
-from edgepack.chain.quantize.choose import Choice, choose
-from edgepack.chain.quantize.dynamic import DynamicEmitter
-from edgepack.chain.quantize.emit_weights import Found, Integers, integers_of
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.fused import fused
-from edgepack.chain.quantize.look import look
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.order import reorder
 from edgepack.chain.quantize.prepare import prepare
 from edgepack.chain.quantize.refusals import check_excluded, nothing_to_do
-from edgepack.chain.quantize.summary_unranged import details, notes
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.unranged.blocks import in_blocks, layer_in_blocks
+from edgepack.chain.quantize.unranged.choose import Choice, choose
+from edgepack.chain.quantize.unranged.dynamic import DynamicEmitter
+from edgepack.chain.quantize.unranged.emit import Found, Integers, integers_of
+from edgepack.chain.quantize.unranged.look import look
+from edgepack.chain.quantize.unranged.summary import details, notes
+from edgepack.chain.quantize.unranged.weights_only import WeightsEmitter
 from edgepack.chain.quantize.weights import quantize_layer
-from edgepack.chain.quantize.weights_only import WeightsEmitter
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgepack.chain.quantize.choose import Choice
-from edgepack.chain.quantize.emit_weights import Found
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.summary import left_float, left_notes, pair_figures, pair_note
+from edgepack.chain.quantize.unranged.choose import Choice
+from edgepack.chain.quantize.unranged.emit import Found
 
 # Kernels that multiply integers by integers, or by float.
 KERNELS = (

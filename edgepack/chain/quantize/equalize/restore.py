@@ -11,9 +11,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import LINEAR
-from edgepack.chain.quantize.prepare import remove_unused_initializers
-from edgepack.chain.quantize.view import GraphView
 
 FACTOR = "_restored_factor"
 

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from edgepack.chain.quantize.choose import Choice, Constant
-from edgepack.chain.quantize.emit_weights import Found, Integers, WeightEmitter
+from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.quantize.unranged.choose import Choice, Constant
+from edgepack.chain.quantize.unranged.emit import Found, Integers, WeightEmitter
 from edgepack.chain.quantize.writer import MICROSOFT
 
 # Inputs of an LSTM before those that its quantized form adds: X, W, R, B, sequence_lens,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.chain.quantize.layers import FLOAT_LAYERS, Layer, is_layer, read_layer
 from edgepack.chain.quantize.run import RETURNED
-from edgepack.chain.quantize.view import GraphView, attribute
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 # A smaller table is not worth the operators that read it.

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgepack.chain.quantize.stream import session
-from edgepack.chain.quantize.view import GraphView
+from edgepack.chain.graphs.stream import session
+from edgepack.chain.graphs.view import GraphView
 from edgepack.data.samples import Samples
 
 

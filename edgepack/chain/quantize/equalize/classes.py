@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.chain.quantize.channels import Axis
-from edgepack.chain.quantize.view import GraphView, attribute
 
 # f(s x) = s f(x) for every s > 0, each element by itself.
 HOMOGENEOUS = frozenset(("Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))

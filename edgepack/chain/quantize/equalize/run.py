@@ -24,12 +24,12 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgepack.chain.quantize.equalize_classes import Classes, Reader, Scalable
-from edgepack.chain.quantize.equalize_restore import with_restorers, without_idle_restorers
-from edgepack.chain.quantize.equalize_seen import Seen, observe_channels
+from edgepack.chain.graphs.view import GraphView
+from edgepack.chain.quantize.equalize.classes import Classes, Reader, Scalable
+from edgepack.chain.quantize.equalize.restore import with_restorers, without_idle_restorers
+from edgepack.chain.quantize.equalize.seen import Seen, observe_channels
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.scheme import LEVELS
-from edgepack.chain.quantize.view import GraphView
 from edgepack.data.samples import Samples
 
 # A channel that is hardly ever anything is not blown up beyond this.

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 
+from edgepack.chain.graphs.stream import grouped
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import Moments, key, observe_moments, passes
 from edgepack.chain.quantize.observe import observe_ranges
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.ranges import of_range
 from edgepack.chain.quantize.scheme import Affine
-from edgepack.chain.quantize.stream import grouped
 from edgepack.data.samples import Samples
 from edgepack.ledger import Progress
 

@@ -1,0 +1,6 @@
+"""What the passes on the ONNX graph share.
+
+view     who reads and makes a tensor
+stream   a network run over samples, its inner tensors looked at
+clean    initializers that nothing reads any more
+"""
