@@ -57,6 +57,8 @@ def test_an_option_that_it_cannot_take(options: dict[str, Any]) -> None:
         ("half:margin=2:margin=4", "chain-option"),
         ("half:margin=none", "half-option"),
         ("half,half", "chain-conflict"),
+        ("quantize:mode=dynamic,half", "chain-conflict"),
+        ("quantize:mode=weights:bits=4,half", "chain-conflict"),
         ("half,quantize", "chain-order"),
         ("quantize,half,quantize", "chain-order"),
         ("halve", "chain-unknown-pass"),

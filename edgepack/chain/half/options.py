@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepack.chain.options import PassOptions, number, several, wrong
@@ -38,3 +39,11 @@ class HalfOptions(PassOptions):
         object.__setattr__(self, "keep", names)
         number("half", "margin", self.margin, 1.0, 65504.0)
         number("half", "batch_size", self.batch_size, 1, whole=True)
+
+    def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
+        """Integers behind Q/DQ pairs are left alone; of others it would change the arithmetic."""
+        for _, options in earlier:
+            mode = getattr(options, "mode", "static")
+            if mode != "static":
+                return f"quantize:mode={mode} makes layers that read and give float32"
+        return ""
