@@ -134,7 +134,11 @@ def test_a_student_learns_fashion(few: Path, tmp_path: Path) -> None:
     assert "done    distill" in other.stderr  # whether its gates hold after one epoch or not
 
 
-def test_another_gate_or_calibration_does_not_train_again(torch_home: Home, tmp_path: Path) -> None:
+def test_another_gate_or_calibration_does_not_train_again(
+    torch_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What another test has trained is not to be found.
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path / "cache"))
     np.savez(torch_home / "many.npz", image=images(160, seed=8))
     options = [
         "--arch", f"{torch_home / 'nets.py'}:tiny", "--evaluation", torch_home / "evaluation.npz",
