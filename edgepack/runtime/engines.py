@@ -14,6 +14,8 @@ CUDA = "onnxruntime-cuda"
 TENSORRT = "tensorrt"
 ENGINES = (ONNXRUNTIME, CUDA, TENSORRT)
 MAX_VARIANTS = 16
+# What builds and seals a TensorRT engine on the device.
+FINISH = "python3 BUNDLE finish"
 
 Shape = Tuple[int, ...]
 

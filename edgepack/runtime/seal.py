@@ -18,10 +18,9 @@ from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Tuple
 
 from .archive import Archive
 from .document import Reader, encode, parse
-from .engines import Variant
+from .engines import FINISH, Variant
 from .errors import BundleError, DeviceError
 from .index import Index
-from .variants import FINISH
 
 FORMAT = "edgepack-engine/1"
 SUFFIX = ".engine"

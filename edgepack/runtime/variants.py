@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from .device import satisfies
-from .engines import CUDA, ONNXRUNTIME, TENSORRT, Variant
+from .engines import CUDA, FINISH, ONNXRUNTIME, TENSORRT, Variant
 from .errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from .index import Index
     from .seal import Sealed
 
-FINISH = "python3 BUNDLE finish"
 REQUIREMENTS = (
     "pip install the versions in the bundle's requirements.txt:\n"
     "python3 BUNDLE info --requirements > requirements.txt"
