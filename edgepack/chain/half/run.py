@@ -6,6 +6,7 @@ import time
 
 import onnx
 
+from edgepack.chain.graphs.names import check_names
 from edgepack.chain.graphs.stream import exposing, session
 from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.half.emit import emit
@@ -18,7 +19,6 @@ from edgepack.chain.half.sums import partial_sum
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress
-from edgepack.spec.document import did_you_mean
 
 # Softmax has meant the same since 13; the oldest supported onnxruntime (1.19) stops at 21.
 OLDEST_OPSET, NEWEST_OPSET = 13, 21
@@ -40,7 +40,8 @@ def convert(
             hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
         )
     view = GraphView(model)
-    _check_keep(view, options)
+    known = [title(node, index) for index, node in enumerate(view.nodes)]
+    check_names(options.keep, known, "half-keep-unknown", "float32")
     graph = Graph(view, _floats(model, view), opset, options.keep)
     names = list(dict.fromkeys(n for i in graph.candidates for n in graph.touched(i)))
     sums = {
@@ -71,21 +72,6 @@ def _floats(model: onnx.ModelProto, view: GraphView) -> frozenset[str]:
         *runner.get_inputs(), *runner.get_overridable_initializers(), *runner.get_outputs()
     )  # fmt: skip
     return frozenset(value.name for value in values if value.type == "tensor(float)")
-
-
-def _check_keep(view: GraphView, options: HalfOptions) -> None:
-    known = [title(node, index) for index, node in enumerate(view.nodes)]
-    for name in options.keep:
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise ChainError(
-                "half-keep-unknown",
-                f"the node {name!r} that is to stay float32 is not in the graph",
-                why=f"the graph has {len(known)} nodes, none of that name"
-                # Without a near name it would list them all.
-                + (near if near.startswith("; did") else ""),
-                hint="the names are those of the ONNX graph after export and simplification",
-            )
 
 
 def _nothing_to_do(placement: Placement) -> ChainError:

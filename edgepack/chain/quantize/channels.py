@@ -12,10 +12,8 @@ from collections.abc import Collection
 
 import onnx
 
+from edgepack.chain.graphs.axes import Axis, Ties
 from edgepack.chain.graphs.view import GraphView, attribute
-
-# A tensor's name and one of its axes.
-Axis = tuple[str, int]
 
 # Every output element depends on the input elements in its own place alone, after broadcasting.
 ELEMENTWISE = frozenset(
@@ -35,7 +33,7 @@ class Channels:
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
-        self._parent: dict[Axis, Axis] = {}
+        self._ties = Ties()
         # Axes whose order something sees that no permutation of constants makes up for.
         self._seen: set[Axis] = set()
         outside = {value.name for value in view.graph.input} | view.outputs | view.captured
@@ -49,8 +47,8 @@ class Channels:
     def free(self) -> dict[Axis, list[Axis]]:
         """The classes whose order is free: every axis -> the constants' axes to permute."""
         classes: dict[Axis, list[Axis]] = {}
-        for axis in self._parent:
-            classes.setdefault(self._root(axis), []).append(axis)
+        for axis in self._ties:
+            classes.setdefault(self._ties.root(axis), []).append(axis)
         found = {}
         for members in classes.values():
             if not self._seen.intersection(members):
@@ -58,20 +56,10 @@ class Channels:
                 found.update(dict.fromkeys(members, constants))
         return found
 
-    def _root(self, axis: Axis) -> Axis:
-        self._parent.setdefault(axis, axis)
-        while self._parent[axis] != axis:
-            self._parent[axis] = self._parent[self._parent[axis]]
-            axis = self._parent[axis]
-        return axis
-
-    def _tie(self, first: Axis, second: Axis) -> None:
-        self._parent[self._root(first)] = self._root(second)
-
     def _fix(self, name: str, but: Collection[int] = ()) -> None:
         for axis in range(len(self._view.shapes.get(name, ()))):
             if axis not in but:
-                self._root((name, axis))
+                self._ties.root((name, axis))
                 self._seen.add((name, axis))
 
     def _tied(self, node: onnx.NodeProto) -> bool:
@@ -113,7 +101,7 @@ class Channels:
         kept = [axis for axis in range(rank) if axis != chosen]
         places = [axis if axis < chosen else axis + more for axis in kept]
         for axis, place in zip(kept, places, strict=True):
-            self._tie((data, axis), (made, place))
+            self._ties.tie((data, axis), (made, place))
         self._fix(data, but=kept)
         self._fix(made, but=places)
         self._fix(indices)
@@ -131,8 +119,8 @@ class Channels:
             return False
         columns = 0 if attribute(node, "transB", 0) else 1
         source, made = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
-        self._tie((inputs[1], 1 - columns), source)
-        self._tie((inputs[1], columns), made)
+        self._ties.tie((inputs[1], 1 - columns), source)
+        self._ties.tie((inputs[1], columns), made)
         for name in filter(None, inputs[2:]):
             self._broadcast(name, made[0])
         self._fix(source[0], but=(source[1],))
@@ -148,21 +136,21 @@ class Channels:
             # Each channel by itself, unless it makes several of each.
             if self._view.shapes[source][1] != outputs:
                 return False
-            self._tie((source, 1), made)
+            self._ties.tie((source, 1), made)
         elif groups == 1:
-            self._tie((weights, 1), (source, 1))
+            self._ties.tie((weights, 1), (source, 1))
         else:
             return False
-        self._tie((weights, 0), made)
+        self._ties.tie((weights, 0), made)
         for name in biases:
-            self._tie((name, 0), made)
+            self._ties.tie((name, 0), made)
         for name in (source, made[0]):
             self._fix(name, but=(1,))
         return True
 
     def _through(self, node: onnx.NodeProto, source: int, made: int) -> bool:
         """One axis goes through in its order, the others are left as they are."""
-        self._tie((node.input[0], source), (node.output[0], made))
+        self._ties.tie((node.input[0], source), (node.output[0], made))
         self._fix(node.input[0], but=(source,))
         self._fix(node.output[0], but=(made,))
         return True
@@ -176,7 +164,7 @@ class Channels:
         shape, result = self._view.shapes[name], self._view.shapes[made]
         for axis, size in enumerate(shape):
             if size != 1:
-                self._tie((name, axis), (made, axis + len(result) - len(shape)))
+                self._ties.tie((name, axis), (made, axis + len(result) - len(shape)))
 
 
 __all__ = ["Axis", "Channels"]

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from edgepack.chain.graphs.axes import Axis
 from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize.channels import Axis, Channels
+from edgepack.chain.quantize.channels import Channels
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.rounding import PAIR_STEPS
 from edgepack.chain.quantize.scheme import symmetric

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from edgepack.chain.graphs.names import check_names
 from edgepack.chain.graphs.view import GraphView
 from edgepack.errors import ChainError
-from edgepack.spec.document import nearest
 
 
 def check_excluded(view: GraphView, exclude: Collection[str]) -> None:
     """Raise ChainError quantize-exclude-unknown for a node that is not in the graph."""
     known = [node.name for node in view.nodes]
-    for name in exclude:
-        if name not in known:
-            near = nearest(name, known)
-            raise ChainError(
-                "quantize-exclude-unknown",
-                f"the node {name!r} that is to stay float is not in the graph",
-                why=f"the graph has {len(known)} nodes, none of that name"
-                + (f"; did you mean {near!r}?" if near else ""),
-                hint="the names are those of the ONNX graph after export and simplification",
-            )
+    check_names(exclude, known, "quantize-exclude-unknown", "float")
 
 
 def nothing_to_do(left: Sequence[tuple[str, str, str]]) -> ChainError:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from edgepack.chain.graphs.axes import Axis, Ties
 from edgepack.chain.graphs.view import GraphView, attribute
-from edgepack.chain.quantize.channels import Axis
 
 # f(s x) = s f(x) for every s > 0, each element by itself.
 HOMOGENEOUS = frozenset(("Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))
@@ -63,7 +63,7 @@ class Classes:
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
-        self._parent: dict[Axis, Axis] = {}
+        self._ties = Ties()
         self._bound: dict[Axis, str] = {}
         self._makers: list[tuple[Axis, int, list[Axis]]] = []
         self._readers: list[tuple[Axis, Reader]] = []
@@ -83,19 +83,19 @@ class Classes:
     def found(self) -> tuple[list[Scalable], Counter[str]]:
         """The classes that can be scaled, and of the others that layers read, reasons counted."""
         classes: dict[Axis, Scalable] = {}
-        for name, axis in self._parent:
-            known = classes.setdefault(self._root((name, axis)), Scalable())
+        for name, axis in self._ties:
+            known = classes.setdefault(self._ties.root((name, axis)), Scalable())
             known.tensors[name] = axis
         for at, index, constants in self._makers:
-            classes[self._root(at)].makers.append(index)
-            classes[self._root(at)].constants += constants
+            classes[self._ties.root(at)].makers.append(index)
+            classes[self._ties.root(at)].constants += constants
         for at, constant in self._constants:
-            classes[self._root(at)].constants.append(constant)
+            classes[self._ties.root(at)].constants.append(constant)
         for at, reader in self._readers:
-            classes[self._root(at)].readers.append(reader)
+            classes[self._ties.root(at)].readers.append(reader)
         reasons: dict[Axis, str] = {}
         for at, reason in self._bound.items():
-            reasons.setdefault(self._root(at), reason)
+            reasons.setdefault(self._ties.root(at), reason)
         left: Counter[str] = Counter()
         free = []
         for root, known in classes.items():
@@ -108,21 +108,11 @@ class Classes:
                 free.append(known)
         return free, left
 
-    def _root(self, axis: Axis) -> Axis:
-        self._parent.setdefault(axis, axis)
-        while self._parent[axis] != axis:
-            self._parent[axis] = self._parent[self._parent[axis]]
-            axis = self._parent[axis]
-        return axis
-
-    def _tie(self, first: Axis, second: Axis) -> None:
-        self._parent[self._root(first)] = self._root(second)
-
     def _bind(self, name: str, reason: str, but: tuple[int, ...] = ()) -> None:
         """The axes of a tensor cannot be scaled, but for some."""
         for axis in range(len(self._view.shapes.get(name, ()))):
             if axis not in but:
-                self._root((name, axis))
+                self._ties.root((name, axis))
                 self._bound.setdefault((name, axis), reason)
 
     def _tied(self, index: int, node: onnx.NodeProto) -> bool:
@@ -158,7 +148,7 @@ class Classes:
 
     def _through(self, source: str, made: str, axes: dict[int, int]) -> bool:
         for before, after in axes.items():
-            self._tie((source, before), (made, after))
+            self._ties.tie((source, before), (made, after))
         self._bind(source, "its places are mixed", tuple(axes))
         self._bind(made, "its places are mixed", tuple(axes.values()))
         return True
@@ -172,15 +162,15 @@ class Classes:
             for axis in range(rank):
                 own = axis - rank + len(shape)
                 if own < 0 or shape[own] != self._view.shapes[made][axis]:
-                    self._root((made, axis))
+                    self._ties.root((made, axis))
                     self._bound.setdefault((made, axis), "one value is added to all channels")
                 elif constant and self._alone(name):
                     self._constants.append(((made, axis), (name, own)))
                 elif constant:
-                    self._root((made, axis))
+                    self._ties.root((made, axis))
                     self._bound.setdefault((made, axis), "it shares a constant")
                 else:
-                    self._tie((name, own), (made, axis))
+                    self._ties.tie((name, own), (made, axis))
         return True
 
     def _product(self, index: int, node: onnx.NodeProto) -> bool:
@@ -205,10 +195,10 @@ class Classes:
                 self._readers.append(((first, place), reader))
                 self._makers.append(((made, place), index, [(second, axis)]))
                 for at in ((first, place), (made, place)):
-                    self._root(at)
+                    self._ties.root(at)
                 del axes[place]
             for axis in axes:
-                self._tie((first, axis), (made, axis))
+                self._ties.tie((first, axis), (made, axis))
             return True
         self._bind(second, f"{node.op_type} reads it")
         return self._through(first, made, axes)
@@ -246,13 +236,13 @@ class Classes:
         if not self._alone(weight) or (conv and groups != 1 and not depthwise):
             reason = "its weights have several readers" if groups == 1 else "grouped convolution"
             for at in ((source, place), (made, out)):
-                self._root(at)
+                self._ties.root(at)
                 self._bound.setdefault(at, reason)
             return True
         reader = Reader(index, weight, 0 if depthwise else 1 - axis, depthwise)
         self._readers.append(((source, place), reader))
-        self._root((source, place))
-        self._root((made, out))
+        self._ties.root((source, place))
+        self._ties.root((made, out))
         if whole and all(self._alone(bias) for bias in biases):
             constants = [(weight, axis), *((bias, 0) for bias in biases)]
             self._makers.append(((made, out), index, constants))

@@ -7,6 +7,7 @@ former once, when it loads a model. The latter it either runs again at every inf
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,7 +66,7 @@ class Found:
     blocks: dict[int, tuple[Blocks, np.ndarray]] = field(default_factory=dict)
 
 
-class WeightEmitter:
+class WeightEmitter(ABC):
     """Writes the graph; what becomes of a layer is for its subclasses to say.
 
     Args:
@@ -103,13 +104,13 @@ class WeightEmitter:
                 self.writer.keep(node)
         return self.writer.model()
 
+    @abstractmethod
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
         """Write a linear layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def other(self, index: int, node: onnx.NodeProto) -> None:
         """Write a layer of `Choice.others`."""
-        raise NotImplementedError
 
     def bias(self, layer: Layer) -> np.ndarray:
         """(outputs,) float32, corrected where that was asked for."""
