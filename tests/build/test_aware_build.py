@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from build_cases import Answer, ask, digest_of
-from conftest import ROOT
+from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 from safetensors.torch import save_file
 from torch import nn
 
 pytest.importorskip("accelerate")
 
-MANIFESTS = ROOT / "manifests"
-FASHION = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-
-CODE = f"""
-import sys
-
-sys.path.insert(0, {str(MANIFESTS)!r})
-import fashion_resnet
+CODE = f"""{IMPORTS}
 from torch import nn
 
 
@@ -59,16 +51,7 @@ name = "aware"
 
 [model]
 arch = "{arch}"
-
-[[inputs]]
-name = "image"
-dtype = "float32"
-shape = ["batch", 1, 28, 28]
-
-[[outputs]]
-name = "scores"
-kind = "scores"
-
+{tensors}
 [training]
 samples = "code.py:{training}"
 
@@ -89,8 +72,7 @@ FOUR_BITS = "quantize:mode=weights:bits=4:repair=false"
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The samples, and a perceptron that was trained on 10,000 pictures."""
-    if not (FASHION / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    need_pictures()
     folder = tmp_path_factory.mktemp("aware")
     (folder / "code.py").write_text(CODE)
     namespace: dict = {}
@@ -111,11 +93,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(threads)
     save_file(network.state_dict(), folder / "perceptron.safetensors")
     (folder / "perceptron.toml").write_text(
-        MANIFEST.format(arch="code.py:perceptron", training="training", agreement=0.985, snr_db=29)
+        MANIFEST.format(
+            tensors=TENSORS,
+            arch="code.py:perceptron",
+            training="training",
+            agreement=0.985,
+            snr_db=29,
+        )
     )
     (folder / "resnet.toml").write_text(
         MANIFEST.format(
-            arch=f"{MANIFESTS / 'fashion_resnet.py'}:model",
+            tensors=TENSORS,
+            arch=ARCH,
             training="few", agreement=0.97, snr_db=25,
         )
     )  # fmt: skip
@@ -145,9 +134,8 @@ def test_what_four_bits_lose_training_brings_back(home: Path, tmp_path: Path) ->
 
 
 def test_a_network_with_batch_norms(home: Path, tmp_path: Path) -> None:
-    weights = MANIFESTS / "weights" / "fashion-resnet.safetensors"
     chain = "distill:aware=true:epochs=1:batch_size=64,quantize:rounding=nearest"
-    one = build(home, "resnet.toml", weights, tmp_path / "one.edgepack", chain)
+    one = build(home, "resnet.toml", WEIGHTS, tmp_path / "one.edgepack", chain)
     assert one.status == 0, one.stderr
     record = one.stage("distill")
     assert record["details"]["aware"]["folded"] == 21
@@ -156,12 +144,12 @@ def test_a_network_with_batch_norms(home: Path, tmp_path: Path) -> None:
     assert record["parameters"] == one.stage("simplify")["parameters"]
     assert any("bias_correction=false" in note for note in record["notes"])
 
-    again = build(home, "resnet.toml", weights, tmp_path / "again.edgepack", chain)
+    again = build(home, "resnet.toml", WEIGHTS, tmp_path / "again.edgepack", chain)
     assert again.stage("distill")["status"] == "cached"
     assert digest_of(tmp_path / "again.edgepack") == digest_of(tmp_path / "one.edgepack")
 
     # What is trained depends on what it is trained for.
-    other = build(home, "resnet.toml", weights, tmp_path / "other.edgepack",
+    other = build(home, "resnet.toml", WEIGHTS, tmp_path / "other.edgepack",
                   chain + ":range=reduced")  # fmt: skip
     assert other.stage("distill")["status"] == "done"
 

@@ -14,18 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from build_cases import Answer, Home, ask, digest_of, images
-from conftest import ROOT
+from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 
 pytest.importorskip("accelerate")
 
-MANIFESTS = ROOT / "manifests"
-FASHION = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
-
-FEW = f"""
-import sys
-
-sys.path.insert(0, {str(MANIFESTS)!r})
-import fashion_resnet
+FEW = f"""{IMPORTS}
 import fashion_student
 from fashion_student import student
 
@@ -52,17 +45,8 @@ name = "few"
 chain = "distill,quantize"
 
 [model]
-arch = "{MANIFESTS / "fashion_resnet.py"}:model"
-
-[[inputs]]
-name = "image"
-dtype = "float32"
-shape = ["batch", 1, 28, 28]
-
-[[outputs]]
-name = "scores"
-kind = "scores"
-
+arch = "{ARCH}"
+{TENSORS}
 [training]
 samples = "few.py:training"
 
@@ -87,8 +71,7 @@ snr_db = 0
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """2,000 pictures to learn from, a student of 19,938 parameters, a few seconds."""
-    if not (FASHION / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    need_pictures()
     folder = tmp_path_factory.mktemp("few")
     (folder / "few.py").write_text(FEW)
     (folder / "few.toml").write_text(MANIFEST)
@@ -97,9 +80,8 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build_few(few: Path, output: Path, *options: str) -> Answer:
     return ask(
-        "build", str(MANIFESTS / "weights" / "fashion-resnet.safetensors"), "--target",
-        "cpu-fbgemm", "--manifest", str(few / "few.toml"), "--latency", "none",
-        "--output", str(output), *options,
+        "build", str(WEIGHTS), "--target", "cpu-fbgemm", "--manifest", str(few / "few.toml"),
+        "--latency", "none", "--output", str(output), *options,
     )  # fmt: skip
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from build_cases import Answer, ask, digest_of
-from conftest import ROOT
+from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 
 pytest.importorskip("torch_pruning")
 
-MANIFESTS = ROOT / "manifests"
-FASHION = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
-SAMPLES = f"""
-import sys
-
-sys.path.insert(0, {str(MANIFESTS)!r})
-import fashion_resnet
+SAMPLES = f"""{IMPORTS}
 
 
 def calibration():
@@ -43,17 +36,8 @@ name = "cut"
 chain = "prune,factorize,quantize"
 
 [model]
-arch = "{MANIFESTS / "fashion_resnet.py"}:model"
-
-[[inputs]]
-name = "image"
-dtype = "float32"
-shape = ["batch", 1, 28, 28]
-
-[[outputs]]
-name = "scores"
-kind = "scores"
-
+arch = "{ARCH}"
+{TENSORS}
 [prune]
 structured = 0.5
 importance = "taylor"
@@ -81,8 +65,7 @@ snr_db = -20
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of a chain of cuts, and its samples."""
-    if not (FASHION / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    need_pictures()
     made = tmp_path_factory.mktemp("cut")
     (made / "cut.py").write_text(SAMPLES)
     (made / "cut.toml").write_text(MANIFEST)
@@ -91,9 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(folder: Path, output: Path, *options: str) -> Answer:
     return ask(
-        "build", str(MANIFESTS / "weights" / "fashion-resnet.safetensors"), "--target",
-        "cpu-fbgemm", "--manifest", str(folder / "cut.toml"), "--latency", "none", "--no-emulate",
-        "--output", str(output), *options,
+        "build", str(WEIGHTS), "--target", "cpu-fbgemm", "--manifest", str(folder / "cut.toml"),
+        "--latency", "none", "--no-emulate", "--output", str(output), *options,
     )  # fmt: skip
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-
-FASHION = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
+from fashion_cases import need_pictures
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +41,7 @@ def test_a_hundred_labels_of_each_class(example: ModuleType) -> None:
 
 
 def test_every_picture_and_few_labels(example: ModuleType) -> None:
-    if not (FASHION / "train-images-idx3-ubyte.gz").is_file():
-        pytest.skip("needs Debian's package dataset-fashion-mnist")
+    need_pictures()
     count, labelled = 0, 0
     for item in example.training():
         assert item["image"].shape[1:] == (1, 28, 28)
