@@ -1,0 +1,111 @@
+"""What concerns this machine: `edgepack doctor`, `emulator`, `cache` and `completion`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_json
+from edgepack.cli.options import as_json
+
+
+@click.command(short_help="What this machine has and lacks.")
+@as_json
+@boundary
+def doctor(as_json: bool) -> None:
+    """What this machine has, what it lacks, and which command brings it."""
+    from edgepack import doctor as doctors
+
+    findings = doctors.examine()
+    for finding in findings:
+        mark = "ok     " if finding.present else "missing"
+        click.echo(f"{mark} {finding.name:<14} {finding.detail}", err=True)
+        if finding.hint:
+            click.echo(f"{'':22} {finding.hint}", err=True)
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    if any(not finding.present and finding.required for finding in findings):
+        sys.exit(COULD_NOT_RUN)
+
+
+@click.group()
+def emulator() -> None:
+    """Processors that are not here."""
+
+
+@emulator.command("prepare")
+@click.argument("cpus", nargs=-1, metavar="[CPU]...")
+@as_json
+@boundary
+def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
+    """Make ready to emulate CPUs, by default all: ARM needs a download of some 55 MB.
+
+    Debian's arm64 Python and the wheels of this host's numpy and onnxruntime are unpacked in
+    edgepack's cache; nothing is installed.
+    """
+    from edgepack import device
+    from edgepack.ledger import Ledger
+    from edgepack.progress import make_progress
+
+    device.prepare(cpus, Ledger(make_progress()))
+    ready = list(dict.fromkeys(cpus)) or list(device.CPUS)
+    click.echo(f"ready: {', '.join(ready)}", err=True)
+    if as_json:
+        print_json({"ready": ready})
+
+
+@click.group()
+def cache() -> None:
+    """The cache of stages, and the emulator."""
+
+
+@cache.command("info")
+@as_json
+@boundary
+def cache_info(as_json: bool) -> None:
+    """Where the cache is, and how large."""
+    from edgepack.cache import Cache, bytes_of, default_folder
+
+    kept = Cache(default_folder())
+    document = {
+        "folder": str(kept.folder), "entries": len(kept.entries()), "bytes": kept.size(),
+        "emulator_bytes": sum(map(bytes_of, kept.emulator())),
+    }  # fmt: skip
+    click.echo("{folder}: {entries} entries, {bytes:,} bytes".format(**document), err=True)
+    if document["emulator_bytes"]:
+        click.echo("the emulator: {emulator_bytes:,} bytes".format(**document), err=True)
+    if as_json:
+        print_json(document)
+
+
+@cache.command("clean")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(0),
+    default=0.0,
+    metavar="DAYS",
+    help="Only what was not used for so many days.",
+)
+@click.option("--emulator", is_flag=True, help="What `emulator prepare` downloaded, too.")
+@as_json
+@boundary
+def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
+    """Delete what earlier builds left."""
+    from edgepack.cache import Cache, default_folder
+
+    count, freed = Cache(default_folder()).clean(older_than, emulator=emulator)
+    click.echo(f"{count} entries deleted, {freed:,} bytes freed", err=True)
+    if as_json:
+        print_json({"entries": count, "bytes": freed})
+
+
+@click.command(short_help="The completion script of a SHELL.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a SHELL: eval "$(edgepack completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    root = click.get_current_context().find_root().command
+    if script := get_completion_class(shell):
+        click.echo(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source())

@@ -1,0 +1,51 @@
+"""Options and arguments that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+as_json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+threads = click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Default: every physical core."
+)
+bundle_file = click.argument("bundle", type=click.Path(path_type=Path))
+keep = click.option("--keep", is_flag=True, help="Leave the file there for the next time.")
+
+
+def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that reach devices by ssh."""
+    for option in (
+        click.option(
+            "--timeout",
+            type=click.FloatRange(1),
+            default=600.0,
+            show_default=True,
+            metavar="SECONDS",
+            help="What one command there, or one attempt to send a file, may take.",
+        ),
+        click.option(
+            "--python", default="python3", show_default=True, metavar="PATH", help="Python there."
+        ),
+        click.option(
+            "--ssh-config",
+            "config",
+            type=click.Path(path_type=Path),
+            metavar="FILE",
+            help="What ssh reads in place of your ssh_config.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_without_device(**settings: Any) -> None:
+    """Refuse options of ssh where no device is reached by it."""
+    context = click.get_current_context()
+    for name in settings:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = next(o for o in context.command.params if o.name == name)
+            raise click.UsageError(f"{option.opts[0]} is for a device: --on ssh://HOST")

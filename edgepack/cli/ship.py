@@ -1,0 +1,60 @@
+"""`edgepack ship`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgepack.cli.boundary import FAILED, boundary, print_json
+from edgepack.cli.loader import warn_of_what_is_left
+from edgepack.cli.options import as_json, bundle_file, over_ssh, threads
+
+
+@click.command(short_help="Prove a BUNDLE on a device, then put it in its place.")
+@bundle_file
+@click.argument("device", metavar="ssh://[USER@]HOST[:PORT]/PATH")
+@click.option("--no-verify", is_flag=True, help="Ship it without a proof that it runs there.")
+@threads
+@over_ssh
+@as_json
+@boundary
+def ship(
+    bundle: Path, device: str, no_verify: bool, threads: int, as_json: bool, **settings: Any
+) -> None:
+    """Prove a BUNDLE on a device, and only then put it in its place there, by one rename.
+
+    PATH is the file's, or a folder's; it begins in the home where it is written as /~/PATH. What
+    was there before stays where the proof fails.
+    """
+    from rich.console import Console
+
+    from edgepack.bundle import check
+    from edgepack.device import ssh
+    from edgepack.report import render_matrix
+    from edgepack.report.figures import bytes_text
+
+    address = ssh.parse(device, path=True)
+    check(bundle)
+    console = Console(stderr=True, highlight=False)
+    status = console.status("connecting")
+    there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
+    try:
+        with there, status:
+            found = ssh.ship(there, bundle, address.path, threads=threads, prove=not no_verify)
+    finally:
+        warn_of_what_is_left([there])
+    if found["verdict"]:
+        column = {"name": there.name, "emulated": False, "verdict": found["verdict"]}
+        render_matrix({"devices": [column]}, console)
+    if as_json:
+        print_json(found)
+    if not found["shipped"]:
+        click.echo(f"not shipped: {found['path']} is as it was", err=True)
+        sys.exit(FAILED)
+    sent = f"{bytes_text(found['sent'])} sent" if found["sent"] else "it was there already"
+    click.echo(f"shipped: {there.name}{found['path']} ({sent})", err=True)
+    if no_verify:
+        click.echo("warning: nothing was proved there; --no-verify was given", err=True)
