@@ -37,7 +37,7 @@ from edgepack.chain.distill.options import DistillOptions  # noqa: E402
 from edgepack.chain.module import Context  # noqa: E402
 from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
-from edgepack.runtime.device import describe  # noqa: E402
+from edgepack.runtime.device.machine import describe  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
 from edgepack.stages.code import UserCode  # noqa: E402
 

@@ -30,10 +30,10 @@ import onnxruntime
 import torch
 
 from edgepack import graph
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.bench import percentiles
-from edgepack.runtime.device import describe
-from edgepack.runtime.index import read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.bench import percentiles
+from edgepack.runtime.device.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "manifests"

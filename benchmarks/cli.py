@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "cli.json"

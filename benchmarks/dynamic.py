@@ -36,10 +36,10 @@ import torch
 from edgepack import data, graph, source
 from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.device import describe
-from edgepack.runtime.index import read_index
-from edgepack.runtime.metrics import Accuracy, Parity
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.device.machine import describe
+from edgepack.runtime.parity.metrics import Accuracy, Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "small-bert"

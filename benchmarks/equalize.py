@@ -30,7 +30,7 @@ from pair_safe import EXAMPLES, ROOT, Network, snr_db, spread
 
 from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 RESULTS = Path(__file__).parent / "results" / "equalize.json"
 KINDS = ("cross-layer", "smooth", "both")

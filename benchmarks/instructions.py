@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.device import count
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.index import read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import read_index
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "instructions.json"

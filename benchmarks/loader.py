@@ -28,12 +28,12 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle, load
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.engines import Variant
-from edgepack.runtime.index import read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.engines import Variant
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.verify import reference_feeds, this_device
 from edgepack.runtime.model import Model
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.verify import reference_feeds, this_device
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "loader.json"

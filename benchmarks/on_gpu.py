@@ -31,10 +31,10 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.bench import percentiles
-from edgepack.runtime.engines import CUDA
-from edgepack.runtime.index import read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.engines import CUDA
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.bench import percentiles
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,7 +218,7 @@ def torch_turn(options: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from edgepack import source
-    from edgepack.runtime.verify import reference_feeds
+    from edgepack.runtime.commands.verify import reference_feeds
 
     arch = options["arch"] or None
     search = (Path(arch.rpartition(":")[0]).parent,) if arch else ()

@@ -37,7 +37,7 @@ from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.data.preprocessing import Preprocessing  # noqa: E402
 from edgepack.device import Emulated, Local, ready  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
-from edgepack.runtime.device import describe  # noqa: E402
+from edgepack.runtime.device.machine import describe  # noqa: E402
 from edgepack.spec import manifest as manifests  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "pair-safe.json"

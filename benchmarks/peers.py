@@ -37,11 +37,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgepack import data, graph, source
 from edgepack.data.preprocessing import Preprocessing
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.bench import percentiles
-from edgepack.runtime.device import describe
-from edgepack.runtime.index import read_index
-from edgepack.runtime.metrics import Accuracy, Parity
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.bench import percentiles
+from edgepack.runtime.device.machine import describe
+from edgepack.runtime.parity.metrics import Accuracy, Parity
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]

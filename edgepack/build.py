@@ -11,7 +11,7 @@ from edgepack.device import Local
 from edgepack.ledger import Ledger, Progress
 from edgepack.proof import Outcome
 from edgepack.request import Request
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 
 def build(request: Request, progress: Progress) -> Outcome | None:

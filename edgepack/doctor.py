@@ -11,7 +11,7 @@ from typing import Any
 
 from edgepack.cache import default_folder
 from edgepack.device import CPUS, PREPARE, countable, ready
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.cli import cli
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.index import check_all, read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import check_all, read_index
 
 SIZE, CLASSES = 16, 4
 

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle, device, engine
 from edgepack.device import Local
-from edgepack.runtime.engines import Variant
-from edgepack.runtime.run import read_npz
+from edgepack.runtime.bundle.engines import Variant
+from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]

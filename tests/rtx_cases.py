@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from edgepack.engine import tensorrt_rtx
-from edgepack.runtime.tensorrt_build import Options, Profiles, build
+from edgepack.runtime.session.tensorrt_build import Options, Profiles, build
 
 needs_rtx = pytest.mark.skipif(
     not tensorrt_rtx.installed(),

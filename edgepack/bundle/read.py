@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import BundleError
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.index import check_all, check_file, read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import check_all, check_file, read_index
 
 REPORT = "report/report.json"
 PAGE = "report/report.html"

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 from edgepack.bundle import pip
 from edgepack.cache import Cache
 from edgepack.errors import SpecError
-from edgepack.runtime.setup import files_of
-from edgepack.runtime.tags import Tags, interpreter, require, told
-from edgepack.runtime.wheel import Wheel
+from edgepack.runtime.commands.setup import files_of
+from edgepack.runtime.wheels.tags import Tags, interpreter, require, told
+from edgepack.runtime.wheels.wheel import Wheel
 from edgepack.spec.target import Target
 
 REQUIREMENTS = "requirements.txt"

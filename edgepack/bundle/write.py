@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import files
+from edgepack import files, runtime
 from edgepack.errors import EngineError
-from edgepack.runtime.archive import INDEX
-from edgepack.runtime.document import encode
-from edgepack.runtime.engines import EngineOptions, Variant
-from edgepack.runtime.index import FORMAT, content_digest
+from edgepack.runtime.bundle.archive import INDEX
+from edgepack.runtime.bundle.document import encode
+from edgepack.runtime.bundle.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.index import FORMAT, content_digest
 from edgepack.runtime.tensor import Tensor
 
 MODEL = "model/model.onnx"
@@ -89,9 +89,11 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _loader() -> dict[str, bytes]:
-    folder = resources.files("edgepack.runtime")
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py"))
-    return {f"runtime/{name}": (folder / name).read_bytes() for name in names}
+    folder = Path(runtime.__file__).parent
+    return {
+        f"runtime/{path.relative_to(folder).as_posix()}": path.read_bytes()
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 def _entries(contents: Contents) -> dict[str, Content]:

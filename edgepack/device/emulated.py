@@ -18,7 +18,7 @@ from edgepack.device.sysroot import PREPARE, Sysroot, sysroot
 from edgepack.device.sysroot import prepare as prepare_sysroot
 from edgepack.errors import HostError
 from edgepack.ledger import Ledger
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 PROGRAMS = {"x86_64": "qemu-x86_64", "aarch64": "qemu-aarch64"}
 

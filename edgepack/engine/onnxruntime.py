@@ -6,7 +6,7 @@ from importlib import metadata
 
 from edgepack.engine.built import Built
 from edgepack.errors import EngineError
-from edgepack.runtime.tensorrt_build import Profiles
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
 # The last releases that have wheels for the older Pythons that the loader supports.

@@ -1,8 +1,8 @@
 """onnxruntime's CUDA provider as an engine: it runs the ONNX itself, in fp16 where that is fp16.
 
 The CPU provider does not: it computes an fp16 graph in float32 and drops the roundings between.
-So the loader writes them out wherever a CPU stands in for the GPU (`runtime.rounding`), and for
-that it has to know which tensors are fp16: here their types are written into the graph.
+So the loader writes them out wherever a CPU stands in for the GPU (`runtime.session.rounding`);
+for that it has to know which tensors are fp16: here their types are written into the graph.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from edgepack.engine import onnxruntime
 from edgepack.engine.built import Built
-from edgepack.runtime.onnx_session import import_engine
-from edgepack.runtime.tensorrt_build import Profiles
+from edgepack.runtime.session.onnx_session import import_engine
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from edgepack.engine import onnxruntime, tensorrt_rtx
 from edgepack.engine.built import Built
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
-from edgepack.runtime.device import version_tuple
-from edgepack.runtime.tensorrt_build import Profiles
+from edgepack.runtime.device.machine import version_tuple
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
 if TYPE_CHECKING:

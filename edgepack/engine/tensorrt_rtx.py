@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import EngineError
-from edgepack.runtime.device import satisfies
+from edgepack.runtime.device.machine import satisfies
 from edgepack.runtime.errors import EdgepackError
-from edgepack.runtime.tensorrt_build import Options, Profiles, build
+from edgepack.runtime.session.tensorrt_build import Options, Profiles, build
 
 MODULE = "tensorrt_rtx"
 EXTRA = "pip install 'edgepack[tensorrt-rtx]'"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import GraphError
-from edgepack.runtime.onnx_session import LITERAL, import_engine
+from edgepack.runtime.session.onnx_session import LITERAL, import_engine
 
 _NODE = re.compile(r"while running (\S+) node\. Name:\s?'([^']*)'")
 _STATUS = re.compile(r"Status Message:\s*(.*)", re.DOTALL)

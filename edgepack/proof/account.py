@@ -14,7 +14,7 @@ from edgepack.chain import Step
 from edgepack.device import Local
 from edgepack.ledger import Ledger
 from edgepack.proof.job import Job, rejected
-from edgepack.runtime.device import peak_rss
+from edgepack.runtime.device.machine import peak_rss
 
 _TIMING = ("p50", "p90", "queries", "seconds")
 

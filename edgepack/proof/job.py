@@ -12,7 +12,7 @@ import numpy as np
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.request import MINIMA, Request
-from edgepack.runtime.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source.model import Source
 from edgepack.spec.target import Target
 from edgepack.stages import Graph, Reference, SampleSets, stands_in

@@ -21,9 +21,9 @@ from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import account
 from edgepack.proof.job import Job, draft, lowered, rejected
 from edgepack.report import describe_gate
-from edgepack.runtime.document import encode
-from edgepack.runtime.engines import ONNXRUNTIME
-from edgepack.runtime.run import read_npz
+from edgepack.runtime.bundle.document import encode
+from edgepack.runtime.bundle.engines import ONNXRUNTIME
+from edgepack.runtime.commands.run import read_npz
 from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
 
 

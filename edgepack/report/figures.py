@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
-# As `edgepack.runtime.metrics.SNR_LIMIT`, whose module brings numpy; a test holds them together.
+# As `runtime.parity.metrics.SNR_LIMIT`, whose module brings numpy; a test holds them together.
 SNR_LIMIT = 999.0
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _ASCII = str.maketrans(

@@ -11,14 +11,14 @@ import sys
 import traceback
 from typing import Any, Dict, List, Optional
 
-from .archive import Archive, own_bundle
-from .bench import LENGTHS, bench, child
-from .engines import CUDA, TENSORRT
+from .bundle.archive import Archive, own_bundle
+from .bundle.engines import CUDA, TENSORRT
+from .bundle.index import read_index
+from .commands.bench import LENGTHS, bench, child
+from .commands.info import UNPROVEN, info
+from .device.variants import aloud
 from .errors import DeviceError, EdgepackError
-from .gates import describe_gate
-from .index import read_index
-from .info import UNPROVEN, info
-from .variants import aloud
+from .parity.gates import describe_gate
 
 # `info` tells what to install, so it must run before anything is: all that needs numpy is
 # imported by the commands that compute.
@@ -106,7 +106,7 @@ def _engine(variant: Dict[str, Any], here: Dict[str, Any]) -> str:
 
 
 def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .verify import verify
+    from .commands.verify import verify
 
     stream = sys.stdin.buffer if options.evaluation else None
     verdict = verify(
@@ -140,7 +140,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 
 
 def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .run import run, write_npz
+    from .commands.run import run, write_npz
 
     outputs, choice = run(
         bundle, options.input, options.threads, stand_in=options.stand_in, variant=options.variant
@@ -192,13 +192,13 @@ def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
 
 
 def _marked(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from . import marked
+    from .commands import marked
 
     return marked.child(bundle, options.against, options.repeats, options.threads), 0
 
 
 def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .verify import this_device
+    from .commands.verify import this_device
 
     return this_device(), 0
 
@@ -215,13 +215,13 @@ def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
 
 
 def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .finish import finish
+    from .commands.finish import finish
 
     return finish(bundle, _say, force=options.force), 0
 
 
 def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .setup import setup
+    from .commands.setup import setup
 
     found = setup(bundle, options.folder)
     _say(

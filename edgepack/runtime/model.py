@@ -8,14 +8,14 @@ from typing import Dict, Mapping, Protocol, Tuple
 
 import numpy as np
 
-from . import device
-from .archive import Archive, own_bundle
-from .engines import CUDA, ONNXRUNTIME, TENSORRT
+from .bundle.archive import Archive, own_bundle
+from .bundle.engines import CUDA, ONNXRUNTIME, TENSORRT
+from .bundle.index import Index, check_file, read_index
+from .device import machine
+from .device.here import Here, find_sealed
+from .device.variants import Choice, aloud, choose, standing_in
 from .errors import DeviceError, EdgepackError
-from .here import Here, find_sealed
-from .index import Index, check_file, read_index
 from .tensor import Tensor
-from .variants import Choice, aloud, choose, standing_in
 
 
 class Session(Protocol):
@@ -64,7 +64,7 @@ class Model:
         except Exception as error:
             # The engine checks what it is fed, so the good call pays for no second check; only
             # a failed one is looked at, to say what was wrong with it.
-            from .feeds import explain
+            from .session.feeds import explain
 
             fault = explain(inputs, self.inputs)
             if fault is not None:
@@ -102,7 +102,7 @@ def open_model(
     InputError where there is no such variant.
     """
     here = Here(index)
-    device.require(index.device, here, any_arch=stand_in)
+    machine.require(index.device, here, any_arch=stand_in)
     if stand_in:
         choice = standing_in(index, here)
         return Model(index, _start(choice, archive, index, threads), choice)
@@ -121,18 +121,18 @@ def open_model(
 def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:
     variant = choice.taken()
     if variant.engine != TENSORRT:
-        from .onnx_session import OnnxSession
+        from .session.onnx_session import OnnxSession
 
         model = check_file(archive, index, index.model)
         for_gpu = variant.engine == ONNXRUNTIME and index.variants[0].on_gpu
         if for_gpu:
-            from .rounding import rounded
+            from .session.rounding import rounded
 
             # The CPU takes a GPU's place, and would leave out the roundings of fp16; its integer
             # kernels would saturate where a GPU's do not.
             model = rounded(model)
         return OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
-    from .tensorrt_session import TensorrtSession
+    from .session.tensorrt_session import TensorrtSession
 
     if choice.sealed is not None:
         engine = choice.sealed.read("engine.plan")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import HostError, SourceError
-from edgepack.runtime.onnx_session import import_engine
+from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.digest import Digest
 from edgepack.source.eager import Run, in_order

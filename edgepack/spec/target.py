@@ -24,7 +24,7 @@ class Target:
         arch: "x86_64" or "aarch64".
         isa: instruction sets that the device must have, as Linux names them.
         python: the oldest Python of the loader.
-        compute_capability: of the GPU, as a specifier (`runtime.device.satisfies`); "" for none.
+        compute_capability: of the GPU, a specifier (`runtime.device.machine.satisfies`) or "".
         jetpack: the JetPack release of a Jetson; "" elsewhere.
         engine: what executes on the device.
         engine_version: which versions of it, as a specifier.

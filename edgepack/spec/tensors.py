@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from edgepack.errors import SpecError
-from edgepack.runtime.index import DTYPES
+from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import did_you_mean
 

@@ -22,8 +22,8 @@ from edgepack.ledger import Ledger
 from edgepack.report.figures import seconds_text, snr_text
 from edgepack.report.findings import worst
 from edgepack.request import Request
-from edgepack.runtime.device import describe
-from edgepack.runtime.engines import ONNXRUNTIME
+from edgepack.runtime.bundle.engines import ONNXRUNTIME
+from edgepack.runtime.device.machine import describe
 from edgepack.spec.target import Target
 
 # x86 adds u8 x s8 products in 16 bits unless it has one of these.
@@ -55,7 +55,7 @@ def check_host(request: Request, host: Mapping[str, Any]) -> None:
 
     Args:
         request: what is to be built.
-        host: as `edgepack.runtime.device.describe` gives it.
+        host: as `edgepack.runtime.device.machine.describe` gives it.
 
     Raises HostError where this host would saturate and a CPU of the target would not.
     """

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgepack.request import Request
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.tensorrt_build import Profiles
 from edgepack.source.model import Source
 from edgepack.stages import gates
 from edgepack.stages.original import Reference

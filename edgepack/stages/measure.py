@@ -19,10 +19,10 @@ from edgepack import graph
 from edgepack.cache import Cache
 from edgepack.chain.training import processes
 from edgepack.ledger import Ledger, Progress, Stage
-from edgepack.runtime.gates import judge
-from edgepack.runtime.metrics import Quality, compare
-from edgepack.runtime.onnx_session import OnnxSession
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.parity.gates import judge
+from edgepack.runtime.parity.metrics import Quality, compare
+from edgepack.runtime.session.onnx_session import OnnxSession
+from edgepack.runtime.session.rounding import rounded
 from edgepack.runtime.tensor import Tensor
 from edgepack.stages.emulate import stands_in
 from edgepack.stages.given import Given, Graph, digest_of, parsed

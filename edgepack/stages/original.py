@@ -14,9 +14,9 @@ from edgepack.cache import Cache, Entry
 from edgepack.data.samples import Batch, Samples
 from edgepack.ledger import Ledger, Stage
 from edgepack.request import Request
-from edgepack.runtime.feeds import fixed_batch
+from edgepack.runtime.commands.verify import frame, read_frames
+from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.verify import frame, read_frames
 from edgepack.source.model import Source
 from edgepack.stages.samples import SampleSets, evaluation_of
 

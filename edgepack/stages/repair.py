@@ -19,7 +19,7 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
 from edgepack.report import describe_gate
 from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.given import Given, Graph, digest_of, parsed
 from edgepack.stages.kept import through_cache
 from edgepack.stages.measure import evaluate, measure, missed, told

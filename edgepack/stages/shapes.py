@@ -9,9 +9,9 @@ import numpy as np
 from edgepack.errors import SpecError
 from edgepack.ledger import Ledger
 from edgepack.request import Request
-from edgepack.runtime.engines import TENSORRT
+from edgepack.runtime.bundle.engines import TENSORRT
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.tensorrt_build import Profiles
 from edgepack.spec.document import did_you_mean
 from edgepack.spec.tensors import Span
 

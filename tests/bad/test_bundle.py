@@ -17,9 +17,9 @@ import pytest
 from conftest import run_bundle
 
 from edgepack.device.local import _top_level
-from edgepack.runtime.archive import Archive
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import check_all, content_digest, encode, parse, read_index
 from edgepack.runtime.errors import BundleError
-from edgepack.runtime.index import check_all, content_digest, encode, parse, read_index
 
 
 def refuse(path: Path) -> BundleError:

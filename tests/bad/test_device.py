@@ -17,7 +17,7 @@ from edgepack.chain import parse
 from edgepack.device import Emulated
 from edgepack.errors import DeviceError, HostError
 from edgepack.request import Request
-from edgepack.runtime.device import describe, require
+from edgepack.runtime.device.machine import describe, require
 from edgepack.spec import target
 from edgepack.stages import check_host
 

@@ -17,7 +17,7 @@ from edgepack.errors import DeviceError
 from edgepack.ledger import Ledger
 from edgepack.progress import SilentProgress
 from edgepack.request import Request
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
 from edgepack.stages import emulate
 

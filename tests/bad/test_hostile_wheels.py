@@ -17,8 +17,8 @@ import pytest
 from wheel_cases import bundle_with, entries_of, make_wheel, record_of, write_zip
 
 from edgepack.errors import BundleError, DeviceError, EdgepackError, EngineError
-from edgepack.runtime.setup import setup
-from edgepack.runtime.wheel import Wheel
+from edgepack.runtime.commands.setup import setup
+from edgepack.runtime.wheels.wheel import Wheel
 
 NAME = "evil-1.0-py3-none-any.whl"
 INFO = "evil-1.0.dist-info"

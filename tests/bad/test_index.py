@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.runtime.archive import INDEX
+from edgepack.runtime.bundle.archive import INDEX
+from edgepack.runtime.bundle.index import content_digest, encode, parse
 from edgepack.runtime.errors import BundleError
-from edgepack.runtime.index import content_digest, encode, parse
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.device import countable
 from edgepack.device.instructions.plugin import plugin
-from edgepack.runtime.device import describe
+from edgepack.runtime.device.machine import describe
 
 COUNT = ("--instructions", "--emulate", "Haswell")
 

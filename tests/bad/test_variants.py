@@ -21,13 +21,13 @@ from conftest import linear_onnx
 from gpu_standin import StandIn, tensorrt_contents
 
 from edgepack import bundle
-from edgepack.runtime.archive import INDEX
-from edgepack.runtime.document import encode
-from edgepack.runtime.engines import EngineOptions
+from edgepack.runtime.bundle.archive import INDEX
+from edgepack.runtime.bundle.document import encode
+from edgepack.runtime.bundle.engines import EngineOptions
+from edgepack.runtime.bundle.index import content_digest, parse
+from edgepack.runtime.bundle.seal import find
 from edgepack.runtime.errors import BundleError, DeviceError
-from edgepack.runtime.index import content_digest, parse
-from edgepack.runtime.onnx_session import OnnxSession
-from edgepack.runtime.seal import find
+from edgepack.runtime.session.onnx_session import OnnxSession
 
 
 @pytest.fixture

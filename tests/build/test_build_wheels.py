@@ -12,9 +12,9 @@ import pytest
 from build_cases import Answer, Home, ask, build, digest_of, edgepack
 from conftest import run_bundle
 
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.device import describe
-from edgepack.runtime.index import check_all, read_index
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.index import check_all, read_index
+from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
 
 HERE = ".".join(platform.python_version_tuple()[:2])

@@ -12,8 +12,8 @@ from build_cases import Home, ask, build, edgepack
 from conftest import ROOT, run_bundle
 from onnx import TensorProto, helper
 
-from edgepack.runtime.gates import excuse, judge
-from edgepack.runtime.metrics import Parity
+from edgepack.runtime.parity.gates import excuse, judge
+from edgepack.runtime.parity.metrics import Parity
 
 
 def on_evaluation(home: Home, *more: str) -> list[str]:

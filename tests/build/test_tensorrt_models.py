@@ -29,8 +29,8 @@ from edgepack.data.samples import Batch
 from edgepack.engine import tensorrt_rtx
 from edgepack.errors import DataError
 from edgepack.ledger import Record
-from edgepack.runtime.onnx_session import OnnxSession
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.session.onnx_session import OnnxSession
+from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import manifest, target
 
 MANIFESTS = ROOT / "manifests"

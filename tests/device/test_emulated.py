@@ -21,8 +21,8 @@ from int8_nets import ROOT, build, mixed_onnx, run_build, saturating_onnx
 from onnx import numpy_helper
 
 from edgepack.device import CPUS
-from edgepack.runtime import device
-from edgepack.runtime.archive import Archive
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.device import machine
 from edgepack.spec import target
 
 KEPT = ROOT / ".cache"
@@ -34,7 +34,7 @@ OFFLINE = re.compile(
     r"|NewConnectionError|NameResolutionError|ProxyError|TimeoutError|Connection refused"
     r"|Unable to locate package"
 )
-HOST = device.describe()
+HOST = machine.describe()
 X86_64 = pytest.mark.skipif(HOST["arch"] != "x86_64", reason="this host is not x86-64")
 VNNI = {"avx512_vnni", "avx_vnni"} & set(HOST["isa"] or ())
 # What is said of an emulated device.

@@ -23,18 +23,18 @@ from int8_nets import EVALUATION, build, mixed_onnx, run_build, saturating_onnx
 from interpreters import equipped
 
 from edgepack.device.local import PACKAGES, _top_level
-from edgepack.runtime import device
+from edgepack.runtime.device import machine
 from edgepack.spec import target
 
 QEMU = shutil.which("qemu-x86_64")
 NETWORKS = {"mixed": mixed_onnx, "saturating": saturating_onnx}
 FULL = "quantize:range=full"
 
-VNNI = {"avx512_vnni", "avx_vnni"} & set(device.describe()["isa"] or ())
+VNNI = {"avx512_vnni", "avx_vnni"} & set(machine.describe()["isa"] or ())
 
 pytestmark = [
     pytest.mark.skipif(QEMU is None, reason="no qemu-x86_64 here: apt-get install qemu-user"),
-    pytest.mark.skipif(device.describe()["arch"] != "x86_64", reason="this host is not x86-64"),
+    pytest.mark.skipif(machine.describe()["arch"] != "x86_64", reason="this host is not x86-64"),
 ]
 
 

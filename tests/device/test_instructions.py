@@ -25,7 +25,7 @@ from edgepack.device import CPUS, countable
 from edgepack.device.instructions.counts import COMPUTE
 from edgepack.device.instructions.plugin import SOURCES, plugin
 from edgepack.report.instructions import CLASSES
-from edgepack.runtime.marked import BEGIN, END
+from edgepack.runtime.commands.marked import BEGIN, END
 
 # Says of every line of bytes, in hexadecimal, which kind of instruction they are.
 TELL = """

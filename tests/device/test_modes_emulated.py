@@ -21,12 +21,12 @@ from onnx import TensorProto, helper, numpy_helper
 from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.engine import onnxruntime
 from edgepack.progress import SilentProgress
-from edgepack.runtime import device
+from edgepack.runtime.device import machine
 
 QEMU = shutil.which("qemu-x86_64")
-VNNI = {"avx512_vnni", "avx_vnni"} & set(device.describe()["isa"] or ())
+VNNI = {"avx512_vnni", "avx_vnni"} & set(machine.describe()["isa"] or ())
 emulates = pytest.mark.skipif(
-    QEMU is None or device.describe()["arch"] != "x86_64",
+    QEMU is None or machine.describe()["arch"] != "x86_64",
     reason="no qemu-x86_64 here (apt-get install qemu-user), or this host is not x86-64",
 )
 RUN = """

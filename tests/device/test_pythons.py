@@ -17,7 +17,7 @@ from interpreters import equipped, find
 from packaging.requirements import Requirement
 
 from edgepack import bundle
-from edgepack.runtime.archive import Archive
+from edgepack.runtime.bundle.archive import Archive
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 TOO_OLD = ("2.7", "3.6", "3.7")

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle
 from edgepack.engine import onnxruntime
-from edgepack.runtime.engines import CUDA, ONNXRUNTIME, Variant
+from edgepack.runtime.bundle.engines import CUDA, ONNXRUNTIME, Variant
 from edgepack.runtime.tensor import Tensor
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")

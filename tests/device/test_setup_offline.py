@@ -24,8 +24,8 @@ from edgepack.bundle import wheels
 from edgepack.cache import Cache
 from edgepack.device import Emulated, Local
 from edgepack.errors import HostError
-from edgepack.runtime.device import describe
-from edgepack.runtime.run import read_npz
+from edgepack.runtime.commands.run import read_npz
+from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")

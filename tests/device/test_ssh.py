@@ -28,7 +28,7 @@ from edgepack import bundle, device
 from edgepack.device import Emulated
 from edgepack.device.ssh import Settings, Ssh, command, parse
 from edgepack.errors import DeviceError
-from edgepack.runtime.verify import frame
+from edgepack.runtime.commands.verify import frame
 
 # A device on which every command of a bundle takes long, and which tells that it began.
 SLOW = 'case "$*" in *verify*) echo $$ > "$HOME/running"; exec sleep 60;; esac\n'

@@ -16,7 +16,7 @@ from rtx_cases import linear_kernels, needs_rtx, plan_of
 from test_emulated import X86_64, edgepack, fresh, matrix, prepare
 
 from edgepack.engine import tensorrt_rtx
-from edgepack.runtime import gpu
+from edgepack.runtime.device import gpu
 
 CHAIN = "quantize,half"
 TARGET = "tensorrt-int8"

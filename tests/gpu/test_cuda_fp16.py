@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from half_nets import NETS
 
-from edgepack.runtime.engines import CUDA
+from edgepack.runtime.bundle.engines import CUDA
 
 # The profile's own bound on a GPU against the build host's CPU.
 FIDELITY_DB = 34.0

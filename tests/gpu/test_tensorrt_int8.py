@@ -10,7 +10,7 @@ import on_gpu
 import pytest
 from half_nets import NETS
 
-from edgepack.runtime.engines import TENSORRT
+from edgepack.runtime.bundle.engines import TENSORRT
 
 
 @pytest.fixture(autouse=True)

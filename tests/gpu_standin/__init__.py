@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgepack import bundle
-from edgepack.runtime.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.engines import EngineOptions, Variant
 
 FOLDER = Path(__file__).parent
 GPU = "Stand-in Orin"

@@ -12,7 +12,7 @@ from quantize_nets import Arrays, Net, Steps, gated, images, residual, run
 from edgepack.chain.half import HalfOptions, half
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.ledger import PassResult
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.session.rounding import rounded
 
 
 def converted(

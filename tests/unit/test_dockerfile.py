@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from edgepack.runtime.device import satisfies, version_tuple
+from edgepack.runtime.device.machine import satisfies, version_tuple
 from edgepack.spec import target
 
 DOCKERFILE = ROOT / "Dockerfile.jetson"

@@ -16,7 +16,7 @@ from quantize_nets import images, residual
 from edgepack import engine
 from edgepack.engine import onnxruntime_cuda
 from edgepack.errors import EngineError
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import target
 
 CUDA = target.load("cuda-fp16")

@@ -24,7 +24,7 @@ from edgepack.chain.quantize.observe import Histogram, Range
 from edgepack.chain.quantize.ranges import folded, of_histogram, of_range
 from edgepack.chain.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.ledger import PassResult
-from edgepack.runtime.onnx_session import LITERAL, OnnxSession
+from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 
 RANDOM = np.random.default_rng(11)
 OPTIONS = {"scheme": "tensorrt", "range": "full"}

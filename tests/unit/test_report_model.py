@@ -9,7 +9,7 @@ import report_cases as cases
 from jsonschema import Draft202012Validator
 
 from edgepack.report import encode, figures, model, validate
-from edgepack.runtime import gates, metrics
+from edgepack.runtime.parity import gates, metrics
 
 
 def test_the_schema_is_one() -> None:

@@ -13,11 +13,11 @@ import pytest
 from conftest import ROOT, linear_contents, linear_onnx
 
 from edgepack import bundle
-from edgepack.runtime import archive as archives
-from edgepack.runtime.archive import INDEX, Archive, own_bundle
+from edgepack.runtime.bundle import archive as archives
+from edgepack.runtime.bundle.archive import INDEX, Archive, own_bundle
+from edgepack.runtime.bundle.index import check_all, check_file, read_index
+from edgepack.runtime.commands.verify import read_arrays, reference_feeds
 from edgepack.runtime.errors import BundleError
-from edgepack.runtime.index import check_all, check_file, read_index
-from edgepack.runtime.verify import read_arrays, reference_feeds
 
 
 def test_every_entry_is_what_zipfile_reads(linear_bundle: Path) -> None:
@@ -58,10 +58,11 @@ def test_the_index_lists_all_the_rest(linear_bundle: Path) -> None:
 def test_the_loader_is_in_it_whole(linear_bundle: Path) -> None:
     with Archive(str(linear_bundle)) as archive:
         held = {name for name in archive.entries if name.startswith("runtime/")}
-        sources = {path.name: path for path in (ROOT / "edgepack" / "runtime").glob("*.py")}
-        assert held == {f"runtime/{name}" for name in sources}
+        folder = ROOT / "edgepack"
+        sources = {str(path.relative_to(folder)): path for path in folder.glob("runtime/**/*.py")}
+        assert held == set(sources)
         for name, path in sources.items():
-            assert archive.read(f"runtime/{name}") == path.read_bytes()
+            assert archive.read(name) == path.read_bytes()
 
 
 def test_the_reference_samples(linear_bundle: Path) -> None:
@@ -115,7 +116,7 @@ def test_outside_a_bundle_the_loader_has_none_of_its_own() -> None:
 
 def test_python_s_own_zip_import_runs_it(linear_bundle: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import runtime.archive as a; print(a.own_bundle())"],
+        [sys.executable, "-c", "import runtime.bundle.archive as a; print(a.own_bundle())"],
         env={"PYTHONPATH": str(linear_bundle)},
         capture_output=True,
         text=True,

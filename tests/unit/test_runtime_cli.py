@@ -14,11 +14,11 @@ from conftest import linear_contents, run_bundle
 from test_runtime_model import reshaping
 
 from edgepack import bundle
-from edgepack.runtime import device
-from edgepack.runtime.engines import Variant
+from edgepack.runtime.bundle.engines import Variant
+from edgepack.runtime.commands.info import info
+from edgepack.runtime.commands.run import read_npz, write_npz
+from edgepack.runtime.device import machine
 from edgepack.runtime.errors import InputError
-from edgepack.runtime.info import info
-from edgepack.runtime.run import read_npz, write_npz
 
 
 def bare(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def test_info_where_the_system_does_not_tell_its_processor(
     faster = Variant("vnni", "onnxruntime", {"isa": ["avx2", "avx512_vnni"]})
     contents = linear_contents()
     bundle.write(path, replace(contents, variants=[faster, *contents.variants]))
-    monkeypatch.setattr(device, "CPUINFO", str(tmp_path / "absent"))
+    monkeypatch.setattr(machine, "CPUINFO", str(tmp_path / "absent"))
     lines, document = info(str(path))
     assert document["variant"]["name"] == "onnxruntime"
     assert not document["variant"]["fallback"]

@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 from gpu_standin import GPU, StandIn
 
-from edgepack.runtime import cuda, cuda_packages
-from edgepack.runtime.cuda import Cuda, Libcudart
 from edgepack.runtime.errors import DeviceError
+from edgepack.runtime.session import cuda, cuda_packages, libcudart
+from edgepack.runtime.session.cuda_calls import Cuda
+from edgepack.runtime.session.libcudart import Libcudart
 
 
 def real() -> str:
     """A real libcudart: an installed one, or that of pip's nvidia-cuda-runtime."""
-    for path in cuda.libraries():
+    for path in libcudart.libraries():
         try:
             Libcudart(path)
         except DeviceError:
@@ -180,10 +181,10 @@ def test_libraries_of_pip_s_packages_are_found(
         place.mkdir(parents=True)
         (place / name).touch()
     monkeypatch.setattr(sys, "path", ["", "relative", str(tmp_path / "site [x]")])
-    found = [path for path in cuda.libraries() if path.startswith(str(tmp_path))]
+    found = [path for path in libcudart.libraries() if path.startswith(str(tmp_path))]
     assert [Path(path).name for path in found] == ["libcudart.so.13", "libcudart.so.12"]
     # First what the linker finds: that is what the device's owner installed.
-    assert cuda.libraries()[: len(cuda.SONAMES)] == list(cuda.SONAMES)
+    assert libcudart.libraries()[: len(libcudart.SONAMES)] == list(libcudart.SONAMES)
 
 
 def bindings_over(device: Cuda) -> types.ModuleType:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgepack.runtime import device
-from edgepack.runtime.bench import FEWEST, percentiles
+from edgepack.runtime.commands.bench import FEWEST, percentiles
+from edgepack.runtime.device import machine
 from edgepack.runtime.errors import DeviceError
 
 HERE: dict[str, Any] = {
@@ -35,8 +35,8 @@ CPU part\t: 0xd03
 
 
 def test_this_machine() -> None:
-    found = device.describe()
-    assert found["arch"] == device.ARCHS.get(platform.machine().lower(), platform.machine())
+    found = machine.describe()
+    assert found["arch"] == machine.ARCHS.get(platform.machine().lower(), platform.machine())
     assert found["python"] == platform.python_version()
     assert found["cores"] >= 1
     assert found["cpu"]
@@ -67,24 +67,24 @@ def test_cpuinfo(
     """The first processor tells; x86 and ARM name the same things otherwise."""
     path = tmp_path / "cpuinfo"
     path.write_text(text)
-    monkeypatch.setattr(device, "CPUINFO", str(path))
-    found = device.describe()
+    monkeypatch.setattr(machine, "CPUINFO", str(path))
+    found = machine.describe()
     assert (found["cpu"], found["isa"]) == (cpu, isa)
 
 
 def test_without_cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Elsewhere than on Linux nothing is known of the instruction sets, and none is refused."""
-    monkeypatch.setattr(device, "CPUINFO", str(tmp_path / "absent"))
-    found = device.describe()
+    monkeypatch.setattr(machine, "CPUINFO", str(tmp_path / "absent"))
+    found = machine.describe()
     assert found["isa"] is None
     assert found["cpu"]
-    device.require({"arch": found["arch"], "isa": ["avx9000"], "python": "3.8"}, found)
+    machine.require({"arch": found["arch"], "isa": ["avx9000"], "python": "3.8"}, found)
 
 
 def test_peak_memory_grows_with_what_is_used() -> None:
-    before = device.peak_rss()
+    before = machine.peak_rss()
     block = bytearray(b"x") * (64 << 20)
-    assert device.peak_rss() - before > 32 << 20 or before > len(block)
+    assert machine.peak_rss() - before > 32 << 20 or before > len(block)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_peak_memory_grows_with_what_is_used() -> None:
     ],
 )
 def test_what_fits(needs: dict[str, Any]) -> None:
-    device.require(needs, HERE)
+    machine.require(needs, HERE)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_fits(needs: dict[str, Any]) -> None:
 )
 def test_what_does_not(needs: dict[str, Any], code: str, why: str) -> None:
     with pytest.raises(DeviceError) as caught:
-        device.require(needs, HERE)
+        machine.require(needs, HERE)
     assert (caught.value.code, caught.value.why) == (code, why)
     assert caught.value.hint
 
@@ -131,11 +131,11 @@ def test_what_does_not(needs: dict[str, Any], code: str, why: str) -> None:
     ],
 )
 def test_versions(text: str, numbers: tuple[int, ...]) -> None:
-    assert device.version_tuple(text) == numbers
+    assert machine.version_tuple(text) == numbers
 
 
 def test_1_9_is_older_than_1_19() -> None:
-    assert device.version_tuple("1.9.2") < device.version_tuple("1.19")
+    assert machine.version_tuple("1.9.2") < machine.version_tuple("1.19")
 
 
 def test_percentiles_by_the_nearest_rank() -> None:
@@ -167,4 +167,4 @@ def test_percentiles_below_the_fewest_queries_are_not_told(name: str) -> None:
     ],
 )
 def test_a_specifier(version: str, specifier: str, fits: bool) -> None:
-    assert device.satisfies(version, specifier) is fits
+    assert machine.satisfies(version, specifier) is fits

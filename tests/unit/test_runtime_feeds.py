@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgepack.runtime.errors import InputError
-from edgepack.runtime.feeds import feeds, fixed_batch, whole_feeds
+from edgepack.runtime.session.feeds import feeds, fixed_batch, whole_feeds
 from edgepack.runtime.tensor import Tensor
 
 X = Tensor("x", "float32", ("batch", 3))

@@ -23,7 +23,7 @@ from conftest import linear_contents, linear_onnx
 from gpu_standin import GPU, StandIn, tensorrt_contents
 
 from edgepack import bundle
-from edgepack.runtime.archive import Archive
+from edgepack.runtime.bundle.archive import Archive
 
 STRACE = shutil.which("strace")
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.runtime.gates import describe_gate, judge
-from edgepack.runtime.metrics import Parity
+from edgepack.runtime.parity.gates import describe_gate, judge
+from edgepack.runtime.parity.metrics import Parity
 
 FINE: dict[str, Any] = {
     "snr_db": 30.0,

@@ -17,11 +17,11 @@ import pytest
 from conftest import ROOT
 from gpu_standin import GPU, StandIn
 
-from edgepack.runtime import gpu
+from edgepack.runtime.device import gpu
 
 PROBE = """
 import json, sys
-from edgepack.runtime import gpu
+from edgepack.runtime.device import gpu
 print(json.dumps(gpu.probe({tensorrt}, timeout={timeout})))
 """
 

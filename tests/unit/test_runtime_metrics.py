@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from edgepack.runtime.metrics import SNR_LIMIT, Accuracy, Parity, compare
+from edgepack.runtime.parity.metrics import SNR_LIMIT, Accuracy, Parity, compare
 from edgepack.runtime.tensor import Tensor
 
 

@@ -13,11 +13,11 @@ from conftest import linear_contents, linear_onnx
 from onnx import TensorProto, helper
 
 from edgepack import bundle, load
-from edgepack.runtime.engines import Variant
+from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.errors import DeviceError, EdgepackError
-from edgepack.runtime.feeds import explain
 from edgepack.runtime.model import Model
-from edgepack.runtime.onnx_session import OnnxSession
+from edgepack.runtime.session.feeds import explain
+from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.tensor import Tensor
 
 IMAGE = np.ones((2, 8), np.float32)

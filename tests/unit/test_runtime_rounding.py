@@ -9,7 +9,7 @@ from half_nets import as_on_gpu, converted, loud, naive
 from onnx import TensorProto, helper, numpy_helper
 from quantize_nets import gated, images, residual, run
 
-from edgepack.runtime.rounding import rounded
+from edgepack.runtime.session.rounding import rounded
 
 
 def half_model(

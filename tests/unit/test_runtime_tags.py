@@ -9,7 +9,7 @@ import pytest
 from packaging.tags import compatible_tags, cpython_tags, sys_tags
 
 from edgepack.runtime.errors import BundleError, DeviceError
-from edgepack.runtime.tags import (
+from edgepack.runtime.wheels.tags import (
     Interpreter,
     Tags,
     interpreter,

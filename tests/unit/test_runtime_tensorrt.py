@@ -28,11 +28,11 @@ from conftest import ROOT, linear_onnx
 from gpu_standin import GPU, StandIn
 from onnx import TensorProto, helper
 
-from edgepack.runtime import cuda
 from edgepack.runtime.errors import DeviceError, InputError
+from edgepack.runtime.session import cuda
+from edgepack.runtime.session.tensorrt_build import Options, build
+from edgepack.runtime.session.tensorrt_session import TensorrtSession
 from edgepack.runtime.tensor import Tensor
-from edgepack.runtime.tensorrt_build import Options, build
-from edgepack.runtime.tensorrt_session import TensorrtSession
 
 X, Y = Tensor("x", "float32", ("batch", 8)), Tensor("y", "float32", ("batch", 3), "scores")
 LINEAR = linear_onnx()[0].SerializeToString()
@@ -323,7 +323,8 @@ def test_threads_take_turns() -> None:
 REAL = """
 import json, sys, tensorrt_rtx
 sys.modules["tensorrt"] = tensorrt_rtx
-from edgepack.runtime import tensorrt_build, tensorrt_session
+from edgepack.runtime.session import tensorrt_build
+from edgepack.runtime.session import tensorrt_session
 from edgepack.runtime.errors import DeviceError
 from edgepack.runtime.tensor import Tensor
 

@@ -13,12 +13,12 @@ from gpu_standin import tensorrt_contents
 
 from edgepack import bundle
 from edgepack.proof.job import variants
-from edgepack.runtime.archive import Archive
-from edgepack.runtime.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.index import Index, read_index
+from edgepack.runtime.bundle.seal import Key, Sealed
+from edgepack.runtime.device.variants import Choice, aloud, choose, standing_in
 from edgepack.runtime.errors import DeviceError, InputError
-from edgepack.runtime.index import Index, read_index
-from edgepack.runtime.seal import Key, Sealed
-from edgepack.runtime.variants import Choice, aloud, choose, standing_in
 from edgepack.spec import target
 
 ONNX = Variant("onnxruntime", "onnxruntime", {"engine_version": "1.19"})

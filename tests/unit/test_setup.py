@@ -18,9 +18,9 @@ from conftest import linear_contents, run_bundle
 from wheel_cases import bundle_with, make_wheel
 
 from edgepack import bundle
-from edgepack.runtime.engines import Variant
+from edgepack.runtime.bundle.engines import Variant
+from edgepack.runtime.commands.setup import setup
 from edgepack.runtime.errors import DeviceError
-from edgepack.runtime.setup import setup
 
 SITE = Path("lib") / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
 KILLED = -9

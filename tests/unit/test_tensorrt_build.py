@@ -14,9 +14,9 @@ from quantize_nets import Arrays, Net, Steps, images
 from rtx_cases import needs_rtx
 
 from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.runtime import tensorrt_build
 from edgepack.runtime.errors import DeviceError
-from edgepack.runtime.tensorrt_build import Options, build
+from edgepack.runtime.session import tensorrt_build
+from edgepack.runtime.session.tensorrt_build import Options, build
 
 SHAPES = ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from edgepack.data.samples import Samples
-from edgepack.runtime.onnx_session import import_engine
+from edgepack.runtime.session.onnx_session import import_engine
 
 # Inner tensors of one batch that are held at a time; more are looked at in several runs.
 HELD_BYTES = 192 * 2**20

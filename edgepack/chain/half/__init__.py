@@ -38,8 +38,8 @@ def half(
 
     Returns:
         The model with inputs and outputs as before, whose `value_info` names every fp16 tensor
-        (the loader needs to know them, see `runtime.rounding`), and the figures for the ledger
-        (see `summary.details`).
+        (the loader needs to know them, see `runtime.session.rounding`), and the figures for the
+        ledger (see `summary.details`).
 
     Raises:
         ChainError: calibration-missing, half-opset, half-keep-unknown, half-nothing-to-do,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from edgepack.runtime.onnx_session import import_engine
+from edgepack.runtime.session.onnx_session import import_engine
 
 # Nothing rounds in these: they move values, compare them, or compute shapes.
 # fmt: off

@@ -16,7 +16,7 @@ from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.refusals import no_samples
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.runtime.metrics import SNR_LIMIT, Parity
+from edgepack.runtime.parity.metrics import SNR_LIMIT, Parity
 
 if TYPE_CHECKING:
     import onnx

@@ -1,0 +1,205 @@
+"""The bundle as a file: a zip in one canonical form, read strictly.
+
+Zip readers disagree about duplicate names, overlapping entries, data before the first entry and
+names that local and central headers spell differently; each of those disagreements has been an
+attack. A bundle is written in exactly one form, so reading asks for exactly that form: entries
+stored without compression, back to back from byte 0, the central directory right after them in
+the same order, and the end record as the last 22 bytes. Whatever differs is refused, and no entry
+is read past its own bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+
+from ..errors import BundleError
+
+INDEX = "bundle.json"
+MAX_ENTRIES = 4096
+MAX_INDEX_BYTES = 4 << 20
+CHUNK = 1 << 20
+
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\Z")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file in the bundle.
+
+    Attributes:
+        name: path inside the bundle, with forward slashes.
+        start: offset of its first byte in the bundle.
+        size: in bytes.
+    """
+
+    name: str
+    start: int
+    size: int
+
+
+def own_bundle() -> str:
+    """The bundle that this very loader was imported from. Raises BundleError elsewhere."""
+    path = os.path.abspath(__file__)
+    for _ in __name__.split("."):
+        path = os.path.dirname(path)
+    if not os.path.isfile(path):
+        raise BundleError(
+            "bundle-not-named",
+            "no bundle was named",
+            why="this loader was not imported from a bundle",
+            hint='load("MODEL.edgepack")',
+        )
+    return path
+
+
+def _refuse(why: str, code: str = "bundle-malformed") -> BundleError:
+    return BundleError(
+        code,
+        "this file is not an intact edgepack bundle",
+        why=why,
+        hint="fetch it again from where it was built; `edgepack build` makes a new one",
+    )
+
+
+class Archive:
+    """An open bundle, mapped into memory; reads nothing until asked.
+
+    Args:
+        path: the file.
+        index: the entry that it cannot be without.
+        opener: opens the file, as `open` takes it.
+
+    Raises BundleError for whatever is not a bundle in its canonical form.
+    """
+
+    def __init__(
+        self, path: str, index: str = INDEX, opener: Optional[Callable[[str, int], int]] = None
+    ) -> None:
+        self.path = os.fspath(path)
+        self._index = index
+        try:
+            with open(self.path, "rb", opener=opener) as file:
+                self.size = os.fstat(file.fileno()).st_size
+                if self.size < _END.size:
+                    raise _refuse("it has only {} bytes".format(self.size))
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise BundleError(
+                "bundle-unreadable",
+                "the bundle cannot be read: {}".format(self.path),
+                why=error.strerror or str(error),
+                hint="check the path and the permissions",
+            ) from error
+        try:
+            self.entries: Dict[str, Entry] = {entry.name: entry for entry in self._scan()}
+        except BaseException:
+            self._map.close()
+            raise
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._map.close()
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self.close()
+
+    def _scan(self) -> List[Entry]:
+        end = self.size - _END.size
+        magic, disk, start_disk, here, total, length, offset, comment = _END.unpack_from(
+            self._map, end
+        )
+        if magic != b"PK\5\6":
+            raise _refuse("the end record of the archive is not at the end of the file")
+        if comment or disk or start_disk or here != total or not 0 < total <= MAX_ENTRIES:
+            raise _refuse("its end record is not in canonical form")
+        if offset + length != end:
+            raise _refuse("bytes stand between the directory and the end record")
+        entries: List[Entry] = []
+        cursor, position = 0, offset
+        for _ in range(total):
+            entry, header, position = self._central(position, end)
+            if header != cursor:
+                raise _refuse("the entry {!r} overlaps another or leaves a gap".format(entry.name))
+            entries.append(self._local(entry, header, offset))
+            cursor = entries[-1].start + entry.size
+        if cursor != offset or position != end:
+            raise _refuse("bytes in the archive belong to no entry")
+        folded = [entry.name.lower() for entry in entries]
+        if len(set(folded)) != len(folded):
+            raise _refuse("two entries have the same name, or differ in case alone")
+        if self._index not in {entry.name for entry in entries}:
+            raise _refuse("it has no " + self._index)
+        return entries
+
+    def _central(self, position: int, end: int) -> Tuple[Entry, int, int]:
+        if position + _CENTRAL.size > end:
+            raise _refuse("its directory is cut short")
+        fields = _CENTRAL.unpack_from(self._map, position)
+        magic, flags, method = fields[0], fields[3], fields[4]
+        packed, size, name_length, extra, comment = fields[8:13]
+        header = fields[16]
+        if magic != b"PK\1\2" or flags or method or packed != size or extra or comment:
+            raise _refuse("an entry of its directory is not stored in canonical form")
+        name = self._name(position + _CENTRAL.size, name_length)
+        return Entry(name, 0, size), header, position + _CENTRAL.size + name_length
+
+    def _local(self, entry: Entry, header: int, limit: int) -> Entry:
+        if header + _LOCAL.size > limit:
+            raise _refuse("the entry {!r} is cut short".format(entry.name))
+        fields = _LOCAL.unpack_from(self._map, header)
+        magic, flags, method = fields[0], fields[2], fields[3]
+        packed, size, name_length, extra = fields[7:11]
+        if magic != b"PK\3\4" or flags or method or extra or not packed == size == entry.size:
+            raise _refuse("the two headers of {!r} differ".format(entry.name))
+        if self._name(header + _LOCAL.size, name_length) != entry.name:
+            raise _refuse("{!r} has another name in its local header".format(entry.name))
+        start = header + _LOCAL.size + name_length
+        if start + size > limit:
+            raise _refuse("the entry {!r} is cut short".format(entry.name))
+        return Entry(entry.name, start, size)
+
+    def _name(self, start: int, length: int) -> str:
+        raw = self._map[start : start + length]
+        try:
+            name = raw.decode("ascii")
+        except UnicodeDecodeError:
+            name = ""
+        if not _NAME.match(name):
+            raise _refuse("an entry has the name {!r}".format(raw[:80]), "bundle-unsafe-name")
+        return name
+
+    def read(self, name: str) -> bytes:
+        """The bytes of an entry. Raises BundleError where there is none."""
+        entry = self._find(name)
+        return self._map[entry.start : entry.start + entry.size]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of an entry, piece by piece."""
+        entry = self._find(name)
+        for start in range(entry.start, entry.start + entry.size, CHUNK):
+            yield self._map[start : min(start + CHUNK, entry.start + entry.size)]
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of an entry, in hexadecimal."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks(name):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _find(self, name: str) -> Entry:
+        entry = self.entries.get(name)
+        if entry is None:
+            raise _refuse("it has no entry {!r}".format(name))
+        return entry

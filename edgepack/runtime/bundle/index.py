@@ -1,0 +1,241 @@
+"""`bundle.json`: what the bundle is, what it needs, and the hash of every other file in it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, Mapping, Tuple
+
+from ..errors import BundleError
+from ..tensor import Tensor
+from . import document
+from .archive import INDEX, MAX_INDEX_BYTES, Archive
+from .document import Reader, encode
+from .engines import EngineOptions, Variant, read_options, read_variants
+
+FORMAT = "edgepack/1"
+# What two builds from the same inputs need not share: the report holds times, and vendors do not
+# build engines deterministically.
+NOT_CONTENT = ("report/", "engine/")
+DTYPES = (
+    *("float16", "float32", "float64", "bool"),
+    *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The samples that the bundle proves itself on.
+
+    Attributes:
+        samples: how many.
+        inputs: per input, the .npy file; its axis 0 counts the samples, each of them a whole feed.
+        original: per output, what the original fp32 model answered.
+        built: per output, what this artefact answered on the build host; empty in a draft.
+    """
+
+    samples: int
+    inputs: Tuple[str, ...]
+    original: Tuple[str, ...]
+    built: Tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A validated `bundle.json`.
+
+    Attributes:
+        name: the model's name.
+        target: the target profile's name.
+        device: what every device must be: arch, isa, python; a Jetson's jetpack.
+        inputs: of the model.
+        outputs: of the model.
+        model: the ONNX, the entry that every engine runs or is built from.
+        variants: the ways to run it, best first.
+        engine_options: what an engine is built with on the device.
+        reference: the samples that the bundle proves itself on.
+        gates: question ("quality", "fidelity") to gate to bound.
+        quality: what the build measured on the whole evaluation set, or empty.
+        build: the host that gave `reference.built`: arch, cpu, isa, engine version.
+        files: name to (SHA-256, bytes) of every entry but `bundle.json`.
+        content_digest: SHA-256 of all that two builds from the same inputs share.
+        raw: the document as it was read.
+    """
+
+    name: str
+    target: str
+    device: Mapping[str, Any]
+    inputs: Tuple[Tensor, ...]
+    outputs: Tuple[Tensor, ...]
+    model: str
+    variants: Tuple[Variant, ...]
+    engine_options: EngineOptions
+    reference: Reference
+    gates: Mapping[str, Mapping[str, float]]
+    quality: Mapping[str, Any]
+    build: Mapping[str, Any]
+    files: Mapping[str, Tuple[str, int]]
+    content_digest: str
+    raw: Mapping[str, Any]
+
+    @property
+    def proven(self) -> bool:
+        """False where the build had random numbers in place of samples."""
+        provenance = self.raw.get("provenance")
+        return not isinstance(provenance, dict) or provenance.get("proven") is not False
+
+
+def content_digest(index: Mapping[str, Any]) -> str:
+    """SHA-256 over the index without itself, the build host, and what is not content."""
+    content = {k: v for k, v in index.items() if k not in ("content_digest", "build")}
+    content["files"] = {
+        name: entry for name, entry in index["files"].items() if not name.startswith(NOT_CONTENT)
+    }
+    return hashlib.sha256(encode(content)).hexdigest()
+
+
+def _fault(path: str, why: str) -> BundleError:
+    return BundleError(
+        "bundle-index",
+        "the bundle's index is not valid",
+        why="{}: {}".format(path or INDEX, why),
+        hint="fetch the bundle again from where it was built",
+    )
+
+
+def _tensor(reader: Reader) -> Tensor:
+    shape = tuple(reader.get("shape", list))
+    for dim in shape:
+        if not (isinstance(dim, str) or (type(dim) is int and dim >= 0)):
+            raise reader.fault("its shape is {!r}".format(shape))
+    dtype = reader.get("dtype", str)
+    if dtype not in DTYPES:
+        raise reader.fault("its element type is {!r}".format(dtype))
+    return Tensor(reader.get("name", str), dtype, shape, reader.get("kind", str))
+
+
+def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
+    gates: Dict[str, Dict[str, float]] = {}
+    for question in ("quality", "fidelity"):
+        bounds = reader.at(question)
+        gates[question] = {gate: bounds.get(gate, int, float, bool) for gate in bounds.value}
+    return gates
+
+
+def _device(reader: Reader) -> Dict[str, Any]:
+    for key in reader.value:
+        if key == "isa":
+            reader.each(key, Reader.text)
+        else:
+            reader.get(key, str)
+    return dict(reader.value)
+
+
+def parse(data: bytes) -> Index:
+    """Read and check an index. Raises BundleError, naming the key that is wrong."""
+    top = document.parse(data, _fault, MAX_INDEX_BYTES)
+    version = top.get("format", str)
+    if version != FORMAT:
+        raise BundleError(
+            "bundle-format",
+            "the bundle has another format than this loader reads",
+            why="the bundle says {!r}, the loader reads {!r}".format(version, FORMAT),
+            hint="run the bundle itself: python3 BUNDLE verify",
+        )
+    files: Dict[str, Tuple[str, int]] = {}
+    listed = top.at("files")
+    for name in listed.value:
+        entry = listed.at(name)
+        sha256, size = entry.get("sha256", str), entry.get("bytes", int)
+        if not _SHA256.match(sha256) or size < 0:
+            raise entry.fault("its hash or its size is not one")
+        files[name] = (sha256, size)
+    reference, inputs = top.at("reference"), top.each("inputs", _tensor)
+    index = Index(
+        name=top.get("name", str),
+        target=top.get("target", str),
+        device=_device(top.at("device")),
+        inputs=inputs,
+        outputs=top.each("outputs", _tensor),
+        model=top.get("model", str),
+        variants=read_variants(top, files),
+        engine_options=read_options(top.at("engine_options"), inputs),
+        reference=Reference(
+            reference.get("samples", int),
+            reference.each("inputs", Reader.text),
+            reference.each("original", Reader.text),
+            reference.each("built", Reader.text),
+        ),
+        gates=_gates(top.at("gates")),
+        quality=top.get("quality", dict),
+        build=top.get("build", dict),
+        files=files,
+        content_digest=top.get("content_digest", str),
+        raw=top.value,
+    )
+    _consistent(index)
+    return index
+
+
+def _consistent(index: Index) -> None:
+    named = (index.model, *index.reference.inputs, *index.reference.original)
+    for name in (*named, *index.reference.built):
+        if name not in index.files:
+            raise _fault("files", "{!r} is used and not listed".format(name))
+    counts = (len(index.reference.inputs), len(index.reference.original))
+    if counts != (len(index.inputs), len(index.outputs)):
+        raise _fault("reference", "it does not have one file per input and output")
+    if index.reference.samples < 1:
+        raise _fault("reference.samples", "there is nothing to prove the bundle on")
+    if len(index.reference.built) not in (0, len(index.outputs)):
+        raise _fault("reference.built", "it does not have one file per output")
+    if index.content_digest != content_digest(index.raw):
+        raise _fault("content_digest", "it is not the digest of this index")
+
+
+def read_index(archive: Archive) -> Index:
+    """The index of an open bundle, and the proof that it lists just what the bundle holds.
+
+    Raises BundleError where names or sizes differ. Contents are hashed by `check_file` as they
+    are used, and all of them by `verify`.
+    """
+    index = parse(archive.read(INDEX))
+    held = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
+    listed = {name: size for name, (_, size) in index.files.items()}
+    if held != listed:
+        odd = sorted(name for name in set(held) | set(listed) if held.get(name) != listed.get(name))
+        raise BundleError(
+            "bundle-altered",
+            "the bundle does not hold what its index lists",
+            why="differs: " + ", ".join(odd[:5]),
+            hint="do not use it; fetch it again from where it was built",
+        )
+    return index
+
+
+def check_file(archive: Archive, index: Index, name: str) -> bytes:
+    """The bytes of one file, proved to be those that the index lists."""
+    data = archive.read(name)
+    _require(name, hashlib.sha256(data).hexdigest(), index)
+    return data
+
+
+def check_all(archive: Archive, index: Index) -> int:
+    """Hash every file of the bundle; returns the bytes hashed. Raises BundleError."""
+    for name in index.files:
+        _require(name, archive.sha256(name), index)
+    return sum(size for _, size in index.files.values())
+
+
+def _require(name: str, found: str, index: Index) -> None:
+    listed = index.files[name][0]
+    if found != listed:
+        raise BundleError(
+            "bundle-altered",
+            "the bundle was altered after it was built",
+            why="{} has SHA-256 {}..., the index lists {}...".format(name, found[:16], listed[:16]),
+            hint="do not use it; fetch it again from where it was built",
+        )

@@ -1,0 +1,1 @@
+"""What `python3 BUNDLE` can do: a module for each command."""

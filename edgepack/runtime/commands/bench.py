@@ -1,0 +1,213 @@
+"""`bench`: single-stream latency of the loader's own call, by MLPerf's rules.
+
+Each model is measured in a process of its own, since the threads of several sessions in one
+process disturb each other; against a second model the two take turns, so that a machine whose
+speed drifts is the same for both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ..bundle.archive import Archive
+from ..bundle.engines import CUDA
+from ..bundle.index import read_index
+from ..device import machine
+from ..errors import DeviceError, EdgepackError, InputError
+
+if TYPE_CHECKING:
+    from ..device.variants import Choice
+
+# MLPerf Inference: at least so many queries and so many seconds.
+LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
+# The fewest queries from which a percentile may be told (MLPerf Inference, early stopping).
+FEWEST = {"p50": 1, "p90": 64, "p95": 130, "p99": 662}
+ROUNDS = 3
+WARM_UP_SECONDS = 0.3
+
+
+def percentiles(nanoseconds: List[int]) -> Dict[str, Optional[float]]:
+    """p50, p90, p95 and p99 in ms by the nearest rank; None below the fewest queries."""
+    ordered = sorted(nanoseconds)
+
+    def at(share: float) -> float:
+        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] / 1e6
+
+    return {
+        name: at(int(name[1:]) / 100) if len(ordered) >= fewest else None
+        for name, fewest in FEWEST.items()
+    }
+
+
+def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
+    clock = time.perf_counter_ns
+    until = clock() + int(WARM_UP_SECONDS * 1e9)
+    while clock() < until:
+        call()
+    times: List[int] = []
+    until = clock() + int(seconds * 1e9)
+    while len(times) < queries or clock() < until:
+        started = clock()
+        call()
+        times.append(clock() - started)
+    return times
+
+
+def open_call(
+    path: str, against: str, threads: int, variant: str = "", cuda: bool = False
+) -> Tuple[Callable[[], Any], float, Optional[Choice]]:
+    """One inference as a call, the seconds that loading took, and what of the bundle it runs.
+
+    Args:
+        path: the bundle, of whose reference samples it takes the first.
+        against: an ONNX file to run in its place, by bare onnxruntime; empty for none.
+        threads: threads within an operator; 0 takes every physical core.
+        variant: the name of the bundle's variant; "" for the best that fits.
+        cuda: whether `against` runs on the GPU.
+
+    Raises InputError where that file cannot be read.
+    """
+    from ..model import open_model
+    from ..session.onnx_session import OnnxSession
+    from .verify import reference_feeds
+
+    with Archive(path) as archive:
+        index = read_index(archive)
+        feed = next(reference_feeds(archive, index))
+        started = time.perf_counter()
+        choice = None
+        if against:
+            call = OnnxSession(_read(against), threads=threads, cuda=cuda).run
+        else:
+            model = open_model(archive, index, threads, variant=variant)
+            call, choice = model.run, model.choice
+        load_seconds = time.perf_counter() - started
+    return (lambda: call(feed)), load_seconds, choice
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(
+            "against-unreadable",
+            "{} cannot be read".format(path),
+            why=error.strerror or str(error),
+            hint="--against takes an ONNX file",
+        ) from error
+
+
+def child(
+    path: str,
+    against: str,
+    queries: int,
+    seconds: float,
+    threads: int,
+    variant: str = "",
+    cuda: bool = False,
+) -> Dict[str, Any]:
+    """One turn, in this process: the bundle's loader, or the bare engine on another ONNX."""
+    import numpy as np
+
+    call, load_seconds, choice = open_call(path, against, threads, variant, cuda)
+    return {
+        "ns": _time(call, queries, seconds),
+        "load_seconds": load_seconds,
+        "peak_rss_bytes": machine.peak_rss(),
+        "variant": choice and choice.to_json(),
+        "device": choice and {**choice.device, "numpy": np.__version__},
+    }
+
+
+def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
+    flags = [
+        flag
+        for flag, on in (
+            ("-I", sys.flags.isolated),
+            ("-S", sys.flags.no_site),
+            ("-s", sys.flags.no_user_site),
+        )
+        if on
+    ]
+    done = subprocess.run(
+        [sys.executable, *flags, path, "bench-turn", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        turn: Dict[str, Any] = json.loads(done.stdout.decode("utf-8"))
+    except ValueError as error:
+        raise DeviceError(
+            "bench-failed",
+            "a process that measures the latency failed",
+            why=done.stderr.decode("utf-8", "replace").strip()[-2000:]
+            or "exit status {}".format(done.returncode),
+            hint="python3 BUNDLE verify tells whether the bundle runs here at all",
+        ) from error
+    if "error" in turn:
+        refused = turn["error"]
+        raise EdgepackError(
+            refused["code"], refused["what"], why=refused["why"], hint=refused["hint"]
+        )
+    return turn
+
+
+def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
+    times = [ns for turn in turns for ns in turn["ns"]]
+    return {
+        **percentiles(times),
+        "queries": len(times),
+        "seconds": sum(times) / 1e9,
+        "rounds_p50": [percentiles(turn["ns"])["p50"] for turn in turns],
+        "load_seconds": min(turn["load_seconds"] for turn in turns),
+        "peak_rss_bytes": max(turn["peak_rss_bytes"] for turn in turns),
+    }
+
+
+def bench(
+    path: str, *, length: str, against: str = "", threads: int = 0, variant: str = ""
+) -> Dict[str, Any]:
+    """Measure the bundle, and beside it in the same run another ONNX model.
+
+    Args:
+        path: the bundle.
+        length: a key of LENGTHS.
+        against: an ONNX file that takes the same inputs; empty for none. It runs in onnxruntime,
+            on the GPU where the bundle does so, else on the CPU.
+        threads: threads within an operator; 0 takes every physical core.
+        variant: the name of the bundle's variant; "" for the best that fits.
+
+    Returns latencies in ms; `ratio` is the other model's p50 over the bundle's.
+    """
+    queries, seconds = LENGTHS[length]
+    share = (
+        "--queries={}".format(math.ceil(queries / ROUNDS)),
+        "--seconds={}".format(seconds / ROUNDS),
+        "--threads={}".format(threads),
+    )
+    turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}
+    for _ in range(ROUNDS):
+        turns["model"].append(_turn(path, [*share, "--variant={}".format(variant)]))
+        if against:
+            same = turns["model"][0]["variant"]["engine"] == CUDA
+            other_file = "--against={}".format(os.path.abspath(against))
+            turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * same]))
+    model = _summary(turns["model"])
+    other = _summary(turns["against"]) if against else None
+    return {
+        "unit": "ms",
+        "length": length,
+        "threads": threads,
+        "model": model,
+        "original": other,
+        "ratio": other["p50"] / model["p50"] if other else None,
+        "variant": turns["model"][0]["variant"],
+        "device": turns["model"][0]["device"],
+    }

@@ -1,0 +1,77 @@
+"""`info`: what the bundle is, what it needs, and what of it would run on this device."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from ..bundle.archive import Archive
+from ..bundle.index import Index, read_index
+from ..device import machine
+from ..device.here import Here, find_sealed
+from ..device.variants import choose, told
+from ..errors import DeviceError
+from .setup import describe_wheels
+
+# What the loader may need; `info` says what is here of it, so it runs before anything is there.
+PACKAGES = ("numpy", "onnxruntime")
+UNPROVEN = "NOT PROVEN: calibrated on random numbers; this tells nothing about real inputs"
+
+
+def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
+    """Lines for people; the index, with "variant" as the verdict has it, for machines.
+
+    Where the device is below the bundle's floor, "variant" has an "error" in addition.
+    """
+    with Archive(bundle) as archive:
+        index = read_index(archive)
+    here = Here(index)
+    lines = [
+        f"{index.name} for {index.target}",
+        f"content {index.content_digest}",
+        "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items()) if v),
+        *(() if index.proven else (UNPROVEN,)),
+        *(f"input   {tensor}" for tensor in index.inputs),
+        *(f"output  {tensor} ({tensor.kind})" for tensor in index.outputs),
+        f"model   {index.files[index.model][1]:,} bytes",
+        *(f"wheels  {wheels}: python3 BUNDLE setup DIR" for wheels in describe_wheels(index)),
+        f"proof   {index.reference.samples} reference samples; gates "
+        + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
+    ]
+    taken, variant = _variants(bundle, index, here)
+    found = {**machine.describe(), **{package: _installed(package) for package in PACKAGES}}
+    found.update({key: value for key, value in here.items() if key not in found and value})
+    shown = (f"{k} {v}" for k, v in found.items() if k != "isa" and not k.endswith("_why"))
+    lines += [*taken, "here    " + ", ".join(shown)]
+    if here["isa"] is None:
+        lines.append(
+            "isa     not told by this system: no variant is taken that needs more than the floor"
+        )
+    return lines, {**index.raw, "variant": variant}
+
+
+def _variants(bundle: str, index: Index, here: Here) -> Tuple[List[str], Dict[str, Any]]:
+    try:
+        machine.require(index.device, here)
+    except DeviceError as error:
+        nothing = {"name": None, "engine": None, "sealed": False, "fallback": False}
+        document: Dict[str, Any] = {**nothing, "passed_over": [], "error": error.to_json()}
+        return [f"variant none runs here: {error.what}: {error.why}"], document
+    choice = choose(index, here, find_sealed(bundle, index))
+    document = choice.to_json()
+    reasons = {passed["name"]: "not taken: " + told(passed) for passed in document["passed_over"]}
+    if choice.variant is not None:
+        sealed = ", with the engine finished on this device" if choice.sealed else ""
+        reasons[choice.variant.name] = "runs here" + sealed
+    lines = []
+    for variant in index.variants:
+        needs = ", ".join(f"{k} {v}" for k, v in sorted(variant.needs.items()))
+        lines.append(f"variant {variant.name}" + (f", needs {needs}" if needs else ""))
+        lines.append("        " + reasons.get(variant.name, "not needed: a better one fits"))
+    return lines, document
+
+
+def _installed(package: str) -> str:
+    try:
+        return str(__import__(package).__version__)
+    except ImportError:
+        return "missing"

@@ -1,0 +1,125 @@
+"""`run`: outputs of the bundle on a file of samples."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+import zlib
+from typing import Dict, List, Sequence, Tuple
+
+import numpy as np
+
+from ..bundle.archive import Archive
+from ..bundle.index import Index, read_index
+from ..device.variants import Choice
+from ..errors import InputError
+from ..model import open_model
+from ..session.feeds import feeds, whole_feeds
+from .verify import answer, reference_feeds
+
+
+def read_npz(path: str) -> Dict[str, np.ndarray]:
+    """All arrays of an .npz, by name. Raises InputError where it is none; never unpickles."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not hasattr(loaded, "files"):
+            raise ValueError("it is a single array, not an .npz")
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            "samples-unreadable",
+            "the samples cannot be read: {}".format(path),
+            why=str(error),
+            hint="an .npz with one array per input: numpy.savez(file, name=array)",
+        ) from error
+
+
+def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
+    """Write an .npz as a whole or not at all: a temporary file beside it, fsync, rename."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".edgepack-")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            # Not numpy.savez: it takes an output named `file` for an argument of its own.
+            with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
+                for name, array in arrays.items():
+                    with archive.open(name + ".npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise _unwritable(path, error) from error
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _unwritable(path: str, error: OSError) -> InputError:
+    return InputError(
+        "output-unwritable",
+        "the outputs cannot be written: {}".format(path),
+        why=error.strerror or str(error),
+        hint="check the folder, its permissions and the space left",
+    )
+
+
+def run(
+    path: str,
+    source: str = "",
+    threads: int = 0,
+    *,
+    stand_in: bool = False,
+    variant: str = "",
+) -> Tuple[Dict[str, np.ndarray], Choice]:
+    """Outputs of the bundle, by name, samples along axis 0.
+
+    Args:
+        path: the bundle.
+        source: an .npz of samples; empty for the bundle's own reference samples.
+        threads: threads within an operator; 0 takes every physical core.
+        stand_in: this is the build host, and stands in for the device.
+        variant: the name of the one to run; "" for the best that fits.
+
+    Returns the outputs, and what they ran in. An output without the model's batch axis in front
+    gets one more axis, one row for each call.
+    """
+    with Archive(path) as archive:
+        index = read_index(archive)
+        model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
+        if not source:
+            found = answer(model, reference_feeds(archive, index))
+            return _columns(index, found, stack=True), model.choice
+        arrays = read_npz(source)
+        found = answer(model, feeds(arrays, index.inputs))
+        return _columns(index, found, stack=whole_feeds(arrays, index.inputs)), model.choice
+
+
+def _columns(
+    index: Index, found: Sequence[Sequence[np.ndarray]], stack: bool
+) -> Dict[str, np.ndarray]:
+    batch_axes = {tensor.shape[0] for tensor in index.inputs if tensor.shape}
+    columns: Dict[str, np.ndarray] = {}
+    for i, tensor in enumerate(index.outputs):
+        column: List[np.ndarray] = [outputs[i] for outputs in found]
+        batched = bool(tensor.shape) and tensor.shape[0] in batch_axes
+        if not column:
+            continue
+        join = np.concatenate if batched and not stack else np.stack
+        try:
+            columns[tensor.name] = join(column)
+        except ValueError as error:
+            raise InputError(
+                "output-ragged",
+                "the outputs of several samples do not make one array",
+                why="{}: {}".format(tensor.name, error),
+                hint="run samples of one size at a time",
+            ) from error
+    return columns

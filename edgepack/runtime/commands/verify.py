@@ -1,0 +1,264 @@
+"""`verify`: does this device compute what was built, how near is that to what was trained?"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import time
+from importlib.util import find_spec
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from ..bundle.archive import Archive
+from ..bundle.index import Index, check_all, check_file, read_index
+from ..device import machine
+from ..device.here import onnxruntime
+from ..errors import BundleError, InputError
+from ..model import Model, open_model
+from ..parity.gates import excuse, judge
+from ..parity.metrics import TOP, Quality, compare
+
+FORMAT = "edgepack-verdict/1"
+# What must not be needed on a device; the verdict tells whether it could have been imported.
+HOST_ONLY = ("torch", "edgepack")
+
+_LENGTH = struct.Struct("<Q")
+
+
+def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np.ndarray]:
+    """The .npy entries of those names, proved and decoded. Never unpickles."""
+    arrays = []
+    for name in names:
+        try:
+            stream = io.BytesIO(check_file(archive, index, name))
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+            if array.shape[:1] != (index.reference.samples,):
+                raise ValueError(
+                    "its shape is {} for {} samples".format(array.shape, index.reference.samples)
+                )
+            arrays.append(array)
+        except (ValueError, MemoryError) as error:
+            raise BundleError(
+                "bundle-reference",
+                "the bundle's reference samples cannot be read",
+                why="{}: {}".format(name, error),
+                hint="fetch the bundle again from where it was built",
+            ) from error
+    return arrays
+
+
+def reference_feeds(
+    archive: Archive, index: Index, most: int = 0
+) -> Iterator[Dict[str, np.ndarray]]:
+    """The reference inputs, call by call. Each row of the stored arrays is one whole feed.
+
+    Args:
+        archive: the open bundle.
+        index: of it.
+        most: how many at most; 0 takes all.
+    """
+    arrays = read_arrays(archive, index, index.reference.inputs)
+    for i in range(min(most or index.reference.samples, index.reference.samples)):
+        yield {tensor.name: array[i] for tensor, array in zip(index.inputs, arrays)}
+
+
+def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
+    """Per call, the outputs in the index's order."""
+    names = [tensor.name for tensor in model.outputs]
+    return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
+
+
+def _question(on: str, found: Mapping[str, Any], bounds: Mapping[str, Any]) -> Dict[str, Any]:
+    """Held against its gates: `samples`, `outputs` and `metric` of one kind of samples."""
+    gates = judge(bounds, found["outputs"], found["metric"])
+    return {
+        "on": on,
+        **found,
+        "gates": gates,
+        # A question without a gate is not answered.
+        "passed": bool(gates) and all(gate["passed"] for gate in gates),
+    }
+
+
+def _on_reference(
+    index: Index,
+    expected: Sequence[np.ndarray],
+    found: Sequence[Sequence[np.ndarray]],
+    question: str,
+) -> Dict[str, Any]:
+    quality = Quality(index.outputs, "")
+    for i, outputs in enumerate(found):
+        quality.update([array[i] for array in expected], outputs, None, 1)
+    return _question("reference", quality.result(), index.gates[question])
+
+
+def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
+    """Shards of an evaluation set, as `frame` wrote them, one in memory at a time."""
+    while True:
+        header = stream.read(_LENGTH.size)
+        if not header:
+            return
+        length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else 0
+        data = stream.read(length)
+        if not data or len(data) != length:
+            raise InputError(
+                "evaluation-cut",
+                "the evaluation samples end midway",
+                why="a shard of {} bytes has {}".format(length, len(data)),
+                hint="this stream comes from `edgepack build`; look there for its error",
+            )
+        with np.load(io.BytesIO(data), allow_pickle=False) as shard:
+            yield {name: shard[name] for name in shard.files}
+
+
+def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """One shard of an evaluation set: an .npz with its length in front."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return _LENGTH.pack(buffer.tell()) + buffer.getvalue()
+
+
+def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dict[str, Any]:
+    """Quality on a stream of shards, each one call.
+
+    A shard holds input-N and original-N, `count` and, where there are any, `labels`.
+    """
+    index = model.index
+    quality = Quality(index.outputs, metric or "")
+    for shard in read_frames(stream):
+        outputs = model.run(
+            {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
+        )
+        quality.update(
+            [shard["original-{}".format(i)] for i in range(len(index.outputs))],
+            [outputs[tensor.name] for tensor in index.outputs],
+            shard.get("labels"),
+            int(shard["count"]),
+        )
+    return _question("evaluation", quality.result(), index.gates["quality"])
+
+
+def _remember(
+    index: Index,
+    quality: Dict[str, Any],
+    original: Sequence[np.ndarray],
+    built: Sequence[np.ndarray],
+) -> None:
+    """Lay what the build found on its whole evaluation set over what a few samples can tell."""
+    if not index.quality:
+        return
+    if index.quality.get("passed") is True and built:
+        excuse(quality["gates"], compare(index.outputs, [(original, built)]))
+        quality["passed"] = bool(quality["gates"]) and all(g["passed"] for g in quality["gates"])
+    elif index.quality.get("passed") is not True:
+        gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
+        quality["gates"].append({**gate, "passed": False, "note": ""})
+        quality["passed"] = False
+
+
+def on_samples(
+    archive: Archive, model: Model, evaluation: Optional[BinaryIO] = None, most: int = 0
+) -> Dict[str, Any]:
+    """Both questions, asked of a model that runs.
+
+    Args:
+        archive: the open bundle.
+        model: of it.
+        evaluation: as `verify` takes it.
+        most: how many reference samples at most; 0 takes all.
+
+    Returns "quality", "fidelity", "passed" and the seconds that the reference samples took.
+    """
+    index = model.index
+    started = time.perf_counter()
+    found = answer(model, reference_feeds(archive, index, most))
+    seconds = time.perf_counter() - started
+    original, built = (
+        [array[: len(found)] for array in read_arrays(archive, index, names)]
+        for names in (index.reference.original, index.reference.built)
+    )
+    metric = index.raw.get("metric")
+    if metric is not None and metric not in TOP:
+        raise BundleError(
+            "bundle-metric",
+            "the bundle names a metric that this loader does not have",
+            why="it names {!r}; there are {}".format(metric, ", ".join(TOP)),
+            hint="build it with the version of edgepack whose loader has it",
+        )
+    quality = (
+        _on_evaluation(model, evaluation, metric)
+        if evaluation is not None
+        else _on_reference(index, original, found, "quality")
+    )
+    if evaluation is None:
+        _remember(index, quality, original, built)
+    fidelity = _on_reference(index, built, found, "fidelity") if built else None
+    return {
+        "quality": quality,
+        "fidelity": fidelity,
+        "passed": quality["passed"] and (fidelity is None or fidelity["passed"]),
+        "seconds": seconds,
+    }
+
+
+def verify(
+    path: str,
+    *,
+    evaluation: Optional[BinaryIO] = None,
+    threads: int = 0,
+    stand_in: bool = False,
+    variant: str = "",
+    samples: int = 0,
+) -> Dict[str, Any]:
+    """Prove a bundle on this device.
+
+    Every byte is hashed; the reference inputs run through the loader; the answers are held
+    against the original model's (quality) and against those of the build host (fidelity).
+
+    Args:
+        path: the bundle.
+        evaluation: a stream of samples with the original's answers (`frame`), for quality in
+            place of the reference samples; the build gives it.
+        threads: threads within an operator; 0 takes every physical core.
+        stand_in: this is the build host, and stands in for the device.
+        variant: the name of the one to prove; "" for the best that fits.
+        samples: how many of the reference samples at most; 0 takes all.
+
+    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
+    Raises BundleError, DeviceError or InputError where it could not run.
+    """
+    with Archive(path) as archive:
+        index = read_index(archive)
+        hashed = check_all(archive, index)
+        started = time.perf_counter()
+        model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
+        load_seconds = time.perf_counter() - started
+        found = on_samples(archive, model, evaluation, samples)
+    return {
+        "format": FORMAT,
+        "passed": found["passed"],
+        "proven": index.proven,
+        "bundle": {
+            "name": index.name,
+            "target": index.target,
+            "content_digest": index.content_digest,
+            "bytes": os.path.getsize(path),
+            "model_bytes": index.files[index.model][1],
+        },
+        "variant": model.choice.to_json(),
+        "integrity": {"files": len(index.files), "bytes": hashed},
+        "device": {**model.choice.device, "numpy": np.__version__},
+        "quality": found["quality"],
+        "fidelity": found["fidelity"],
+        "seconds": {"load": load_seconds, "reference": found["seconds"]},
+        "memory": {"peak_rss_bytes": machine.peak_rss()},
+        "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
+    }
+
+
+def this_device() -> Dict[str, Any]:
+    """`machine.describe` with the versions of numpy and onnxruntime."""
+    version = onnxruntime()["onnxruntime"]
+    return {**machine.describe(), "numpy": np.__version__, "onnxruntime": version}

@@ -1,0 +1,1 @@
+"""The device: what is here, and which of the variants it can run."""

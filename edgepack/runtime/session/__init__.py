@@ -1,0 +1,1 @@
+"""A model in an engine: onnxruntime, or TensorRT with the GPU memory that it needs."""

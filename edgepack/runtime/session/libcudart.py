@@ -1,0 +1,107 @@
+"""GPU memory and streams by ctypes on libcudart, for which no package is needed."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import os
+import sys
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+
+from .cuda_calls import failed
+
+# The newest first; a driver that is too old for one may run the next.
+SONAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
+# Where pip's packages and CUDA's own installer put it; neither is on the linker's path.
+_IN_PACKAGES = "nvidia/*/lib"
+_INSTALLED = "/usr/local/cuda/lib64"
+
+HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
+
+
+class Libcudart:
+    """libcudart itself.
+
+    Args:
+        path: a file, or a name that the linker finds.
+
+    Raises OSError where it cannot be loaded, and DeviceError where it finds no usable GPU.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._library = ctypes.CDLL(path)
+        pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        signatures: Dict[str, Tuple[Any, ...]] = {
+            "cudaGetDeviceCount": (ctypes.POINTER(number),),
+            "cudaMalloc": (ctypes.POINTER(pointer), size),
+            "cudaFree": (pointer,),
+            "cudaMemcpyAsync": (pointer, pointer, size, number, pointer),
+            "cudaStreamCreate": (ctypes.POINTER(pointer),),
+            "cudaStreamSynchronize": (pointer,),
+            "cudaStreamDestroy": (pointer,),
+        }
+        for function, arguments in signatures.items():
+            getattr(self._library, function).argtypes = arguments
+            getattr(self._library, function).restype = number
+        self._library.cudaGetErrorString.argtypes = (number,)
+        self._library.cudaGetErrorString.restype = ctypes.c_char_p
+        count = number()
+        self._call("cudaGetDeviceCount", ctypes.byref(count))
+        if count.value == 0:
+            raise failed("cudaGetDeviceCount", "there is no GPU")
+
+    def _call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, function)(*arguments)
+        if status:
+            told = self._library.cudaGetErrorString(status) or b""
+            raise failed(function, "error {}: {}".format(status, told.decode("utf-8", "replace")))
+
+    def malloc(self, size: int) -> int:
+        """Address of `size` bytes on the GPU."""
+        address = ctypes.c_void_p()
+        self._call("cudaMalloc", ctypes.byref(address), size)
+        return address.value or 0
+
+    def free(self, address: int) -> None:
+        """Give them back."""
+        self._call("cudaFree", address)
+
+    def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
+        """A contiguous array to the GPU."""
+        self._call(
+            "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, HOST_TO_DEVICE, stream
+        )
+
+    def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
+        """From the GPU into a contiguous array."""
+        self._call(
+            "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, DEVICE_TO_HOST, stream
+        )
+
+    def stream_create(self) -> int:
+        """A stream of its own."""
+        stream = ctypes.c_void_p()
+        self._call("cudaStreamCreate", ctypes.byref(stream))
+        return stream.value or 0
+
+    def stream_synchronize(self, stream: int) -> None:
+        """Wait for all that was put into it."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def stream_destroy(self, stream: int) -> None:
+        """Give it back."""
+        self._call("cudaStreamDestroy", stream)
+
+
+def libraries() -> List[str]:
+    """Where libcudart may be: names for the linker, then files, the newest first."""
+    found = list(SONAMES)
+    folders = [entry for entry in sys.path if os.path.isabs(entry)]
+    places = [os.path.join(glob.escape(folder), _IN_PACKAGES) for folder in folders]
+    for soname in SONAMES:
+        for place in [*places, _INSTALLED]:
+            found += sorted(glob.glob(os.path.join(place, soname)))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,1 @@
+"""The wheels in a bundle: an environment from them, without network, pip or trust."""
