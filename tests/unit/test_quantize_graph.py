@@ -276,3 +276,24 @@ def test_older_and_newer_opsets_work() -> None:
         model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(x, 8, 4)], opset)
         result = quantized(model, {"x": images(24)})
         assert operators(result.model)["QLinearConv"] == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mode": "dynamic", "rounding": "gptq"},
+        {"mode": "weights", "bits": 4, "block": 16, "rounding": "gptq"},
+    ],
+    ids=str,
+)
+def test_a_layer_that_reads_nothing_on_the_first_samples(options: dict[str, Any]) -> None:
+    net = Net()
+    largest = net.op("ReduceMax", "x", net.constant(np.array([1])), keepdims=0)
+    found = net.op("NonZero", net.op("Greater", largest, net.constant(np.float32(1.5))))
+    rows = net.op("Gather", "x", net.op("Squeeze", found, net.constant(np.array([0]))))
+    model = net.model({"x": ["n", 32]}, [net.gemm(net.op("Relu", net.gemm(rows, 32, 32)), 32, 8)])
+    values = np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32)
+    values[:8] = np.clip(values[:8], -1, 1)
+    result = quantized(model, {"x": values}, **options)
+    assert quality(model, result, {"x": values[8:]}) > 15

@@ -132,6 +132,9 @@ def _add(
     squares: bool,
 ) -> None:
     groups, count, width = seen.shape
+    if not count:
+        # Nothing was found on these samples: there is no mean to begin with.
+        return
     if where not in moments:
         square = np.zeros((groups, width, width) if squares else (0, 0, 0))
         sums = np.zeros((2, groups, width))
