@@ -297,3 +297,17 @@ def test_a_layer_that_reads_nothing_on_the_first_samples(options: dict[str, Any]
     values[:8] = np.clip(values[:8], -1, 1)
     result = quantized(model, {"x": values}, **options)
     assert quality(model, result, {"x": values[8:]}) > 15
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_an_average_that_reaches_over_the_end(axes: int) -> None:
+    net = Net()
+    weight = net.constant(net.weights(8, 3, *[3] * axes))
+    x = net.op(
+        "AveragePool", net.op("Conv", "x", weight, pads=[1] * 2 * axes), kernel_shape=[3] * axes,
+        strides=[2] * axes, ceil_mode=1, count_include_pad=1,
+    )  # fmt: skip
+    x = net.op("Conv", x, net.constant(net.weights(4, 8, *[1] * axes)))
+    values = images(40) if axes == 2 else images(40).reshape(40, 3, 256)[..., :32]
+    model = net.model({"x": ["n", *values.shape[1:]]}, [x])
+    assert quality(model, quantized(model, {"x": values}), {"x": values}) > 30

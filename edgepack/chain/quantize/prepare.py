@@ -13,8 +13,9 @@ OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with Constant nodes as initializers, names on all nodes, and spatial means as
-    GlobalAveragePool, which onnxruntime has in integers (ReduceMean it has not).
+    """A copy with Constant nodes as initializers, names on all nodes, spatial means as
+    GlobalAveragePool, which onnxruntime has in integers (ReduceMean it has not), and averages that
+    its integer kernel computes right.
 
     Raises:
         ChainError: quantize-opset, when onnxruntime 1.19 could not load the result.
@@ -35,6 +36,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _lift_constants(ready.graph)
     _name_nodes(ready.graph)
     _pool_spatial_means(ready)
+    _average_inside(ready.graph)
     return ready
 
 
@@ -82,6 +84,20 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
             )
             nodes.append(flat)
     _replace_nodes(model.graph, nodes)
+
+
+def _average_inside(graph: onnx.GraphProto) -> None:
+    """Averages without padding count none (`count_include_pad`), which is the same.
+
+    Of a window that reaches over the end (`ceil_mode`) onnxruntime's integer kernel would count
+    what lies there as zeros. With padding it still does.
+    """
+    for node in graph.node:
+        if node.op_type != "AveragePool" or any(attribute(node, "pads", ())):
+            continue
+        for item in [a for a in node.attribute if a.name == "count_include_pad"]:
+            if attribute(node, "auto_pad", b"NOTSET") == b"NOTSET":
+                node.attribute.remove(item)
 
 
 def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
