@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -16,6 +16,7 @@ from edgepack.chain.quantize.equalize.restore import FACTOR
 from edgepack.chain.quantize.equalize.run import equalize
 from edgepack.chain.quantize.place import place
 from edgepack.chain.quantize.prepare import prepare
+from edgepack.data.samples import Batch
 
 BOTH = QuantizeOptions(equalize="both")
 
@@ -26,6 +27,19 @@ def equalized(
     prepared = prepare(model)
     points = place(GraphView(prepared), ()).points
     return equalize(prepared, points, Arrays(x=values), options, lambda _count: None)
+
+
+class OneByOne:
+    """Samples of a network without a batch axis that varies; `axis`: whether there is one."""
+
+    origin = "arrays"
+
+    def __init__(self, values: np.ndarray, axis: bool = True) -> None:
+        self.values, self.axis = values, axis
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        for value in self.values:
+            yield Batch({"x": value[None] if self.axis else value}, None, 1)
 
 
 def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, values: np.ndarray) -> None:
@@ -334,3 +348,17 @@ def test_the_ledger_is_told() -> None:
     plain = quantize(chain_of(clipped), Arrays(x=images(8)), QuantizeOptions(), Steps())
     assert plain.details["equalize"] is None
     assert "equalize" in result.details["seconds"]
+
+
+def test_a_constant_that_is_divided_is_not_scaled() -> None:
+    net = Net(2)
+    divisor = net.op("Add", net.op("Abs", net.conv("x", 3, 12)), net.constant(np.float32(1)))
+    constant = net.constant(np.abs(net.weights(1, 12, 16, 16)) + np.float32(0.5))
+    x = net.op("Add", badly_scaled(net, "x", 3, 12), net.op("Div", constant, divisor))
+    model = net.model({"x": [1, 3, 16, 16]}, [reading(net, net.op("Relu", x), 12, 5)])
+    prepared, values = prepare(model), images(8)
+    samples = OneByOne(values)
+    points = place(GraphView(prepared), ()).points
+    made, figures = equalize(prepared, points, samples, BOTH, lambda _count: None)
+    assert_same(prepared, made, values[:1])
+    assert figures["left"]["Div stands in the way"] >= 1

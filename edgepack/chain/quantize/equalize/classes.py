@@ -184,7 +184,8 @@ class Classes:
             return False
         if node.op_type == "Mul" and self._view.is_constant(first):
             first, second = second, first
-        if self._view.shapes[first] != self._view.shapes[made]:
+        if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[made]:
+            # A constant dividend would have to take the factor of what it gives.
             return False
         shape, own = self._view.shapes[made], self._view.shapes[second]
         axes = {axis: axis for axis in range(len(shape))}
