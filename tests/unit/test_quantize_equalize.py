@@ -362,3 +362,18 @@ def test_a_constant_that_is_divided_is_not_scaled() -> None:
     made, figures = equalize(prepared, points, samples, BOTH, lambda _count: None)
     assert_same(prepared, made, values[:1])
     assert figures["left"]["Div stands in the way"] >= 1
+
+
+def test_products_of_a_vector_are_equalized_too() -> None:
+    net = Net(2)
+    weight = net.weights(32, 24) * uneven(24)
+    x = net.op("Relu", net.op("MatMul", "x", net.constant(weight)))
+    x = net.op("MatMul", x, net.constant(net.weights(24, 8) / uneven(24)[:, None]))
+    model = net.model({"x": [32]}, [x])
+    values = np.random.default_rng(1).standard_normal((8, 32)).astype(np.float32)
+    prepared, samples = prepare(model), OneByOne(values, axis=False)
+    points = place(GraphView(prepared), ()).points
+    made, figures = equalize(prepared, points, samples, BOTH, lambda _count: None)
+    assert figures["scaled"] == 1
+    for value in values:
+        assert_same(prepared, made, value)

@@ -57,12 +57,14 @@ def observe_channels(
             if kind == "ReduceMean":
                 read = f"edgepack_square_{place}"
                 graph.node.append(helper.make_node("Mul", [name, name], [read]))
-            inputs, settings = [read], {"axes": others}
-            if opset >= 18:  # from there on they are an input
+            inputs, settings = [read], {"axes": others, "keepdims": 0}
+            if not others:  # every value is a channel; reducing over no axes would mean all
+                kind, settings = "Identity", {}
+            elif opset >= 18:  # from there on they are an input
                 inputs.append(f"{output}_axes")
                 graph.initializer.append(numpy_helper.from_array(np.array(others), inputs[1]))
-                settings = {}
-            graph.node.append(helper.make_node(kind, inputs, [output], keepdims=0, **settings))
+                settings = {"keepdims": 0}
+            graph.node.append(helper.make_node(kind, inputs, [output], **settings))
             graph.output.append(onnx.ValueInfoProto(name=output))
     runner = session(opened)
     largest: dict[str, np.ndarray] = {}
