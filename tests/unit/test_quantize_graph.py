@@ -311,3 +311,18 @@ def test_an_average_that_reaches_over_the_end(axes: int) -> None:
     values = images(40) if axes == 2 else images(40).reshape(40, 3, 256)[..., :32]
     model = net.model({"x": ["n", *values.shape[1:]]}, [x])
     assert quality(model, quantized(model, {"x": values}), {"x": values}) > 30
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weights"])
+def test_a_bias_for_each_row_is_none_for_each_channel(mode: str) -> None:
+    net = Net()
+    column = net.constant(np.arange(4, dtype=np.float32)[:, None])
+    x = net.op("Gemm", "x", net.constant(net.weights(16, 4)), column)
+    model = net.model({"x": [4, 16]}, [net.gemm(x, 4, 3)])
+    inputs = {"x": np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)}
+    result = quantized(model, inputs, mode=mode, rounding="gptq")
+    left = result.details["layers_float"]
+    assert [layer["reason"] for layer in left] == [
+        "its bias of shape (4, 1) is not one value per output channel"
+    ]
+    assert quality(model, result, {"x": inputs["x"][:4]}) > 25

@@ -186,7 +186,7 @@ def _product(
     transposed = bool(attribute(node, "transB", 0))
     rows = (weights if transposed else weights.T) * np.float64(attribute(node, "alpha", 1.0))
     outputs = len(rows)
-    if bias.size not in (1, outputs) or bias.shape[-1:] not in ((), (1,), (outputs,)):
+    if bias.size != 1 and (bias.size != outputs or bias.shape[-1] != outputs):
         return f"its bias of shape {bias.shape} is not one value per output channel"
     bias = bias.ravel() * np.float64(attribute(node, "beta", 1.0))
     layer = _layer(view, index, weights, bias_name, rows, bias, 1, transposed, None)
