@@ -326,3 +326,14 @@ def test_a_bias_for_each_row_is_none_for_each_channel(mode: str) -> None:
         "its bias of shape (4, 1) is not one value per output channel"
     ]
     assert quality(model, result, {"x": inputs["x"][:4]}) > 25
+
+
+@pytest.mark.parametrize("kind", [onnx.TensorProto.INT32, onnx.TensorProto.DOUBLE])
+def test_a_spatial_mean_of_other_numbers_is_left_as_it_is(kind: int) -> None:
+    net = Net()
+    x = net.op("Cast", net.op("Mul", net.conv("x", 3, 8), net.constant(np.float32(100))), to=kind)
+    mean = net.op("ReduceMean", x, net.constant(np.array([2, 3])), keepdims=1)
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(net.op("Cast", mean, to=1), 8, 4, 1)])
+    result = quantized(model, {"x": images(40)})
+    assert operators(result.model)["ReduceMean"] == 1
+    assert quality(model, result, {"x": images(40)}) > 15

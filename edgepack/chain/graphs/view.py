@@ -31,7 +31,7 @@ class GraphView:
                 if name:
                     self.readers.setdefault(name, []).append(index)
             self.captured.update(captured_names(node))
-        self.shapes = _shapes(model)
+        self.shapes, self.types = _inferred(model)
         self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
 
     def constant(self, name: str) -> np.ndarray | None:
@@ -71,8 +71,13 @@ def captured_names(node: onnx.NodeProto) -> Iterator[str]:
             yield from (value.name for value in graph.output)
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
-    """The shape of every tensor for which shape inference finds a rank; None for sizes unknown."""
+def _inferred(
+    model: onnx.ModelProto,
+) -> tuple[dict[str, tuple[int | str | None, ...]], dict[str, int]]:
+    """The shape of every tensor for which shape inference finds a rank; None for sizes unknown.
+
+    And the element type of every tensor for which it finds one.
+    """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     # Stale entries contradict what inference finds.
@@ -81,12 +86,14 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int | str | None, ...]]:
     shapes: dict[str, tuple[int | str | None, ...]] = {
         tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer
     }
+    types = {str(tensor.name): int(tensor.data_type) for tensor in model.graph.initializer}
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.tensor_type
+        types[value.name] = kind.elem_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
             shapes[value.name] = tuple(
                 dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
                 for dim in kind.shape.dim
             )
-    return shapes
+    return shapes, types

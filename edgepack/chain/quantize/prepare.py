@@ -9,6 +9,7 @@ from onnx import helper
 from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.errors import ChainError
 
+FLOAT = onnx.TensorProto.FLOAT
 OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
 
 
@@ -69,7 +70,8 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
     view = GraphView(model)
     nodes: list[onnx.NodeProto] = []
     for node in view.nodes:
-        rank = view.ranks.get(node.input[0], 0) if node.op_type == "ReduceMean" else 0
+        mean = node.op_type == "ReduceMean" and view.types.get(node.input[0]) == FLOAT
+        rank = view.ranks.get(node.input[0], 0) if mean else 0
         if rank not in (3, 4, 5) or _mean_axes(view, node, rank) != set(range(2, rank)):
             nodes.append(node)
             continue
