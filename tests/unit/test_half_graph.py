@@ -466,3 +466,13 @@ def test_a_strongly_typed_tensorrt_takes_the_types_as_they_are(name: str) -> Non
     profiles = {"x": ((1, *shape), (1, *shape), (8, *shape))}
     found = tensorrt_rtx.check(model.SerializeToString(), profiles, "8.9")
     assert found.engine_bytes > 0
+
+
+def test_a_fill_of_what_is_filled_where_nothing_is_said() -> None:
+    net = Net()
+    x = net.conv("x", 3, 8)
+    x = net.op("Concat", x, net.op("ConstantOfShape", net.op("Shape", x)), axis=1)
+    model, feed = net.model({"x": ["n", 3, "h", "w"]}, [net.conv(x, 16, 4)]), {"x": images(8)}
+    result = converted(model, feed)
+    assert kept(result) == {}
+    assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55

@@ -107,6 +107,10 @@ class _Emitter:
                 item.i = TensorProto.FLOAT16
             elif node.op_type == "ConstantOfShape" and item.name == "value":
                 item.t.CopyFrom(_as_half(item.t))
+        if node.op_type == "ConstantOfShape" and not node.attribute:
+            # What it gives where nothing is said: a float32 zero.
+            zero = numpy_helper.from_array(np.zeros(1, np.float16))
+            node.attribute.append(helper.make_attribute("value", zero))
 
     def _half(self, name: str) -> str:
         """The fp16 form of a tensor, by a Cast where it was made in float32."""
