@@ -476,3 +476,15 @@ def test_a_fill_of_what_is_filled_where_nothing_is_said() -> None:
     result = converted(model, feed)
     assert kept(result) == {}
     assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55
+
+
+def test_what_is_fp16_already_stays_so() -> None:
+    net = Net()
+    x = net.op("Cast", net.conv("x", 3, 8), to=HALF)
+    x = net.op("Relu", net.op("Mul", x, net.constant(np.float16(0.5))))
+    x = net.op("Conv", x, net.constant(net.weights(4, 8, 3, 3).astype(np.float16)))
+    model = net.model({"x": ["n", 3, 8, 8]}, [net.conv(net.op("Cast", x, to=FLOAT), 4, 4)])
+    feed = {"x": images(8, size=8)}
+    result = converted(model, feed)
+    assert kept(result) == {}
+    assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -13,9 +15,14 @@ from edgepack.chain.half.operators import FLOAT_INPUTS
 from edgepack.chain.half.place import Placement
 
 
-def emit(model: onnx.ModelProto, graph: Graph, placement: Placement) -> tuple[onnx.ModelProto, int]:
-    """The model with the placed nodes in fp16, and the number of Casts that were put in."""
-    emitter = _Emitter(model, graph, placement)
+def emit(
+    model: onnx.ModelProto, graph: Graph, placement: Placement, own: Iterable[str]
+) -> tuple[onnx.ModelProto, int]:
+    """The model with the placed nodes in fp16, and the number of Casts that were put in.
+
+    `own` are the tensors that nodes of the model made in fp16 before.
+    """
+    emitter = _Emitter(model, graph, placement, own)
     return emitter.model(), emitter.casts
 
 
@@ -25,8 +32,11 @@ class _Emitter:
     A constant that is read as fp16 alone keeps its name there, too.
     """
 
-    def __init__(self, model: onnx.ModelProto, graph: Graph, placement: Placement) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, graph: Graph, placement: Placement, own: Iterable[str]
+    ) -> None:
         self.graph, self.view, self.placement = graph, graph.view, placement
+        self.own = tuple(own)
         self.result = onnx.ModelProto()
         self.result.CopyFrom(model)
         self.nodes: list[onnx.NodeProto] = []
@@ -89,9 +99,10 @@ class _Emitter:
         graph = self.result.graph
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
-        for name, stored in self.halves.items():
-            if not self.view.is_constant(name):
-                value = helper.make_tensor_value_info(stored, TensorProto.FLOAT16, None)
+        made = [half for name, half in self.halves.items() if not self.view.is_constant(name)]
+        for name in (*self.own, *made):
+            if name not in self.view.outputs:
+                value = helper.make_tensor_value_info(name, TensorProto.FLOAT16, None)
                 graph.value_info.append(value)
         remove_unused_initializers(graph)
         return self.result

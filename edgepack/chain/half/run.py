@@ -42,7 +42,9 @@ def convert(
     view = GraphView(model)
     known = [title(node, index) for index, node in enumerate(view.nodes)]
     check_names(options.keep, known, "half-keep-unknown", "float32")
-    graph = Graph(view, _floats(model, view), opset, options.keep)
+    kinds = _kinds(model, view)
+    floats = frozenset(name for name, kind in kinds.items() if kind == "tensor(float)")
+    graph = Graph(view, floats, opset, options.keep)
     names = list(dict.fromkeys(n for i in graph.candidates for n in graph.touched(i)))
     sums = {
         index: bound
@@ -58,20 +60,22 @@ def convert(
     placement = place(graph, sums, measured, options)
     if not placement.half:
         raise _nothing_to_do(placement)
-    result, casts = emit(model, graph, placement)
+    # What the model has in fp16 by itself is named with the rest.
+    own = [name for name in view.producer if kinds.get(name) == "tensor(float16)"]
+    result, casts = emit(model, graph, placement, own)
     figures = details(graph, placement, options, measured.samples, casts)
     figures["seconds"] = round(time.perf_counter() - started, 3)
     return PassResult(result, True, notes(figures), figures)
 
 
-def _floats(model: onnx.ModelProto, view: GraphView) -> frozenset[str]:
-    """The names of all float32 tensors but constants: onnxruntime knows the types of all."""
+def _kinds(model: onnx.ModelProto, view: GraphView) -> dict[str, str]:
+    """The types of all tensors but constants, as onnxruntime knows and calls them."""
     made = [name for node in view.nodes for name in node.output if name]
     runner = session(exposing(model, made))
     values = (
         *runner.get_inputs(), *runner.get_overridable_initializers(), *runner.get_outputs()
     )  # fmt: skip
-    return frozenset(value.name for value in values if value.type == "tensor(float)")
+    return {value.name: value.type for value in values}
 
 
 def _nothing_to_do(placement: Placement) -> ChainError:
