@@ -337,3 +337,17 @@ def test_a_spatial_mean_of_other_numbers_is_left_as_it_is(kind: int) -> None:
     result = quantized(model, {"x": images(40)})
     assert operators(result.model)["ReduceMean"] == 1
     assert quality(model, result, {"x": images(40)}) > 15
+
+
+def test_an_activation_that_is_called_as_the_bias_of_a_layer() -> None:
+    net = Net()
+    net.conv("x", 3, 8)
+    net.nodes[-1].name = "layer"
+    first = net.nodes[-1].output[0]
+    net.op("Add", first, net.conv("x", 3, 8))
+    net.nodes[-1].output[0] = "layer_bias"
+    model = net.model({"x": ["n", 3, 16, 16]}, [net.conv("layer_bias", 8, 8)])
+    assert quality(model, quantized(model, {"x": images(40)}), {"x": images(40)}) > 25
+    # Without a bias of its own the layer gets one when its mean error is taken out.
+    del model.graph.node[0].input[2:]
+    assert quality(model, quantized(model, {"x": images(40)}), {"x": images(40)}) > 25

@@ -51,6 +51,8 @@ class _Emitter:
         self.nodes: list[onnx.NodeProto] = []
         # By the name that they should have; the graph may have taken it already.
         self.constants: dict[str, onnx.TensorProto] = {}
+        # Scale and zero point of every root; a layer may be called as a root is.
+        self.parameters: dict[str, tuple[onnx.TensorProto, onnx.TensorProto]] = {}
         # What readers of a quantized tensor read instead.
         self.dequantized: dict[str, str] = {}
         self.layers = {layer.index: layer for layer in placement.layers}
@@ -60,6 +62,7 @@ class _Emitter:
         }
         self.taken = {t for node in view.nodes for t in (*node.input, *node.output)}
         self.taken |= {*view.initializers, *view.inputs, *view.captured}
+        self.titles = {node.name for node in view.nodes}
         self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
 
     def model(self) -> onnx.ModelProto:
@@ -80,6 +83,7 @@ class _Emitter:
         del graph.node[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(self.constants.values())
+        graph.initializer.extend(t for pair in self.parameters.values() for t in pair)
         remove_unused_initializers(graph)
         return self.result
 
@@ -127,18 +131,21 @@ class _Emitter:
             ("QuantizeLinear", real, stored),
             ("DequantizeLinear", stored, back),
         ):
-            self.nodes.append(
-                helper.make_node(op, [source, scale, zero_point], [output], name=f"{name}_{op}")
-            )
+            title = self._title(f"{name}_{op}")
+            inputs = [source, scale, zero_point]
+            self.nodes.append(helper.make_node(op, inputs, [output], name=title))
         self.dequantized[name] = back
 
     def _parameters(self, root: str) -> tuple[str, str]:
-        scale, zero_point = f"{root}_scale", f"{root}_zero_point"
-        if scale not in self.constants:
+        if root not in self.parameters:
             found = self.quantization[root]
-            self._constant(scale, np.array(found.scale, dtype=np.float32))
-            self._constant(zero_point, found.stored_zero)
-        return self.constants[scale].name, self.constants[zero_point].name
+            value = np.array(found.scale, dtype=np.float32)
+            self.parameters[root] = (
+                numpy_helper.from_array(value, self._free(f"{root}_scale")),
+                numpy_helper.from_array(found.stored_zero, self._free(f"{root}_zero_point")),
+            )
+        scale, zero_point = self.parameters[root]
+        return scale.name, zero_point.name
 
     def _weigh(self, layer: Layer, node: onnx.NodeProto) -> None:
         found = self.weights[layer.index]
@@ -194,7 +201,7 @@ class _Emitter:
                     for n in (f"{base}_quantized", f"{base}_scale", zero_point)
                 ],
                 [output],
-                name=output.removesuffix("_dequantized") + "_DequantizeLinear",
+                name=self._title(output.removesuffix("_dequantized") + "_DequantizeLinear"),
                 axis=axis,
             )
         )
@@ -207,4 +214,11 @@ class _Emitter:
         while name in self.taken:
             name += "_"
         self.taken.add(name)
+        return name
+
+    def _title(self, name: str) -> str:
+        """The name of a node, which no other node has."""
+        while name in self.titles:
+            name += "_"
+        self.titles.add(name)
         return name
