@@ -11,6 +11,8 @@ import numpy as np
 
 from edgepack.graph.proto import used_names, walk_graphs, walk_nodes
 
+# From it on an initializer need not be an input.
+OLDEST_IR_VERSION = 4
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack"
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -87,6 +89,22 @@ def drop_unused(model: Any) -> int:
             graph.initializer.extend(copies)
             dropped += unread
     return dropped
+
+
+def drop_given_inputs(model: Any) -> None:
+    """Make constants of the inputs that an initializer gives a value, in place.
+
+    They are an old way to write weights (the only one before IR version 4): no input of the model
+    as `signature` has it, and no constant to who reads the graph.
+    """
+    given = {value.name for value in model.graph.initializer}
+    kept = [value for value in model.graph.input if value.name not in given]
+    if len(kept) == len(model.graph.input):
+        return
+    copies = [type(value).FromString(value.SerializeToString()) for value in kept]
+    del model.graph.input[:]
+    model.graph.input.extend(copies)
+    model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
 
 
 def lift_constants(model: Any) -> None:

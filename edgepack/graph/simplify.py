@@ -10,7 +10,13 @@ import numpy as np
 
 from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import disagreement
-from edgepack.graph.names import drop_unused, lift_constants, name_nodes, strip_metadata
+from edgepack.graph.names import (
+    drop_given_inputs,
+    drop_unused,
+    lift_constants,
+    name_nodes,
+    strip_metadata,
+)
 from edgepack.graph.proto import IR_VERSION, copied, require_size, walk_nodes
 from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
@@ -95,6 +101,7 @@ def check_failure(model: Any) -> str | None:
 
 
 def _tidy(model: Any) -> None:
+    drop_given_inputs(model)
     lift_constants(model)
     name_nodes(model)
     strip_metadata(model)

@@ -87,6 +87,24 @@ def test_a_graph_that_onnxsim_cannot_take_is_kept_with_the_reason(monkeypatch):
     assert not result.details["onnxsim"]
 
 
+def test_weights_that_are_inputs_become_constants_without_onnxsim_too(monkeypatch):
+    import onnxsim
+
+    def failing(*args, **kwargs):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(onnxsim, "simplify", failing)
+    model = convolution()
+    model.ir_version = 3
+    for weight in model.graph.initializer:
+        model.graph.input.append(value(weight.name, *weight.dims))
+    result = simplify(model, example())
+    assert [given.name for given in result.model.graph.input] == ["x"]
+    onnx.checker.check_model(result.model, full_check=True)
+    ran = [Runner(graph).run(example())[0] for graph in (model, result.model)]
+    assert np.array_equal(*ran)
+
+
 def test_a_result_of_onnxsim_that_computes_something_else_is_refused(monkeypatch):
     import onnxsim
 
