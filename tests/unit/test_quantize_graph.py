@@ -351,3 +351,36 @@ def test_an_activation_that_is_called_as_the_bias_of_a_layer() -> None:
     # Without a bias of its own the layer gets one when its mean error is taken out.
     del model.graph.node[0].input[2:]
     assert quality(model, quantized(model, {"x": images(40)}), {"x": images(40)}) > 25
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"scheme": "tensorrt", "range": "full"}, {"mode": "dynamic", "rounding": "gptq"}],
+    ids=str,
+)
+def test_layers_in_subgraphs_are_told_of(options: dict[str, Any]) -> None:
+    net = Net()
+    weight = net.constant(net.weights(16, 16))
+    first = net.op("MatMul", "x", weight)
+    value = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["state", weight], ["product"], name="inner"),
+            onnx.helper.make_node("Tanh", ["product"], ["next"]),
+            onnx.helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [value("i", 7, []), value("go", 9, []), value("state", 1, None)],
+        [value("on", 9, []), value("next", 1, None)],
+    )
+    again, go = net.constant(np.int64(3)), net.constant(np.array(True))
+    x = net.op("Reshape", net.op("Loop", again, go, first, body=body), net.constant(np.array([-1, 16])))
+    model = net.model({"x": ["n", 16]}, [net.op("MatMul", x, net.constant(net.weights(16, 4)))])
+    inputs = {"x": np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)}
+    result = quantized(model, inputs, **options)
+    name = model.graph.node[1].name
+    assert result.details["layers_quantized"] == 2
+    assert result.details["layers_float"] == [
+        {"name": "inner", "operator": "MatMul", "reason": f"it is in a subgraph of {name} (Loop)"}
+    ]
+    assert quality(model, result, inputs) > 25

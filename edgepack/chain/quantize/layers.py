@@ -8,6 +8,7 @@ on x86 without VNNI.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -240,3 +241,15 @@ def _layer(
 def is_layer(node: onnx.NodeProto) -> bool:
     """Whether the report counts a node as a layer."""
     return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS
+
+
+def inner_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
+    """(name, operator, reason) of the layers in subgraphs of some nodes: all of them stay float."""
+    for node in nodes:
+        pending = [g for item in node.attribute for g in (item.g, *item.graphs)]
+        while pending:
+            for inner in pending.pop().node:
+                pending += [g for item in inner.attribute for g in (item.g, *item.graphs)]
+                if is_layer(inner):
+                    reason = f"it is in a subgraph of {node.name} ({node.op_type})"
+                    yield inner.name or inner.op_type, inner.op_type, reason

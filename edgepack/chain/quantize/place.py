@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgepack.chain.graphs.view import GraphView, attribute
-from edgepack.chain.quantize.layers import LINEAR, Layer, is_layer, read_layer
+from edgepack.chain.quantize.layers import LINEAR, Layer, inner_layers, is_layer, read_layer
 
 # Integer kernels with a quantization of their own behind them; the number of activations read
 # (None: all inputs).
@@ -91,6 +91,7 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
             layers[index] = found
         else:
             left.append((node.name, node.op_type, found))
+    left += inner_layers(view.nodes)
     return _Placer(view, layers, exclude).placement(tuple(left))
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize.layers import Layer, is_layer, read_layer
+from edgepack.chain.quantize.layers import Layer, inner_layers, is_layer, read_layer
 from edgepack.chain.quantize.place import Placement, Read, Reader
 
 # One node, not several, stands behind a Q that TensorRT moves over these.
@@ -63,7 +63,7 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
         layers=tuple(layers[index] for index in sorted(layers)),
         points={name: name for _, name in sorted(sketch.reads)},
         reads=frozenset(sketch.reads),
-        left=tuple(left),
+        left=(*left, *inner_layers(view.nodes)),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from edgepack.chain.graphs.view import GraphView, attribute
-from edgepack.chain.quantize.layers import FLOAT_LAYERS, Layer, is_layer, read_layer
+from edgepack.chain.quantize.layers import FLOAT_LAYERS, Layer, inner_layers, is_layer, read_layer
 from edgepack.chain.quantize.run import RETURNED
 
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -134,7 +134,7 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
             others[index] = found
         else:
             left.append((node.name, node.op_type, found))
-    return Choice(tuple(layers), others, tables, tuple(left))
+    return Choice(tuple(layers), others, tables, (*left, *inner_layers(view.nodes)))
 
 
 def _weighs(view: GraphView, node: onnx.NodeProto) -> bool:
