@@ -374,7 +374,9 @@ def test_layers_in_subgraphs_are_told_of(options: dict[str, Any]) -> None:
         [value("on", 9, []), value("next", 1, None)],
     )
     again, go = net.constant(np.int64(3)), net.constant(np.array(True))
-    x = net.op("Reshape", net.op("Loop", again, go, first, body=body), net.constant(np.array([-1, 16])))
+    x = net.op(
+        "Reshape", net.op("Loop", again, go, first, body=body), net.constant(np.array([-1, 16]))
+    )
     model = net.model({"x": ["n", 16]}, [net.op("MatMul", x, net.constant(net.weights(16, 4)))])
     inputs = {"x": np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)}
     result = quantized(model, inputs, **options)

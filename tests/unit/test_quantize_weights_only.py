@@ -256,3 +256,19 @@ def test_older_and_newer_opsets_work(opset: int) -> None:
     for options in ({}, {"bits": 4}):
         found = run(quantized(model, **options).model, fed)[0]
         assert snr_db(run(model, fed)[0], found) > 15
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_a_table_that_a_layer_reads_too_is_stored_once(excluded: bool) -> None:
+    net = Net()
+    table = net.constant(net.weights(400, 16), "table")
+    x = net.op("Gather", table, net.op("Cast", "ids", to=onnx.TensorProto.INT64))
+    layer = net.op("Gemm", net.op("Tanh", x), table, transB=1)
+    model = net.model({"ids": ["n"]}, [net.op("MatMul", layer, net.constant(net.weights(400, 4)))])
+    names = (next(node.name for node in model.graph.node if node.op_type == "Gemm"),)
+    result = quantized(model, exclude=names if excluded else ())
+    found = [v for v in constants(result.model).values() if v.shape == (400, 16)]
+    assert [str(v.dtype) for v in found] == ["float32" if excluded else "int8"]
+    assert result.details["tables_quantized"] == (0 if excluded else 1)
+    fed = {"ids": np.arange(9, dtype=np.float32)}
+    assert snr_db(run(model, fed)[0], run(result.model, fed)[0]) > 35

@@ -134,6 +134,8 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
             others[index] = found
         else:
             left.append((node.name, node.op_type, found))
+    chosen = {*(layer.index for layer in layers), *others, *tables}
+    tables = {index: table for index, table in tables.items() if _replaced(view, table, chosen)}
     return Choice(tuple(layers), others, tables, (*left, *inner_layers(view.nodes)))
 
 
@@ -190,8 +192,13 @@ def _table(view: GraphView, index: int) -> Constant | None:
     values = view.constant(node.input[0])
     if values is None or values.ndim != 2 or values.size < TABLE or values.dtype != np.float32:
         return None
-    # One that a layer reads as well is stored once, as it is.
-    readers = [view.nodes[reader] for reader in view.readers[node.input[0]]]
-    if any(reader.op_type != "Gather" for reader in readers) or not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         return None
     return Constant(index, 0, node.input[0], values, (1,))
+
+
+def _replaced(view: GraphView, table: Constant, chosen: Collection[int]) -> bool:
+    """Whether no layer wants a table in float any more: integers beside it would only add bytes."""
+    readers = view.readers[table.name]
+    others = [reader for reader in readers if view.nodes[reader].op_type != "Gather"]
+    return table.name not in view.outputs and all(reader in chosen for reader in others)
