@@ -377,3 +377,13 @@ def test_products_of_a_vector_are_equalized_too() -> None:
     assert figures["scaled"] == 1
     for value in values:
         assert_same(prepared, made, value)
+
+
+def test_a_node_that_reads_nothing_stands_in_the_way() -> None:
+    net = Net(2)
+    noise = net.op("RandomUniform", shape=[12, 1, 1], high=0.0, low=0.0)
+    x = net.op("Relu", net.op("Add", badly_scaled(net, "x", 3, 12), noise))
+    model, values = net.model({"x": ["n", 3, 16, 16]}, [reading(net, x, 12, 5)]), images(8)
+    made, figures = equalized(model, values)
+    assert figures["left"]["RandomUniform stands in the way"] == 1
+    assert_same(prepare(model), made, values)

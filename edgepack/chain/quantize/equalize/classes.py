@@ -121,6 +121,8 @@ class Classes:
         known = all(name in shapes for name in (*node.input, *node.output) if name)
         if not known or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
             return False
+        if not node.input:
+            return False
         source, made = node.input[0], node.output[0]
         if node.op_type in HOMOGENEOUS:
             for name in node.input[1:]:
