@@ -80,11 +80,12 @@ def _kinds(model: onnx.ModelProto, view: GraphView) -> dict[str, str]:
 
 def _nothing_to_do(placement: Placement) -> ChainError:
     reasons = [f"{kept.name} ({kept.operator}): {kept.reason}" for kept in placement.kept]
+    if placement.integer:
+        reasons.insert(0, "its layers are quantized already")
     more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    quantized = "what it computes is quantized already" if placement.integer else ""
     return ChainError(
         "half-nothing-to-do",
         "nothing of the model can become fp16",
-        why="\n".join(reasons[:8]) + more or quantized or "it computes nothing in float32",
+        why="\n".join(reasons[:8]) + more or "it computes nothing in float32",
         hint="build it without the pass: --chain none, or --chain quantize",
     )
