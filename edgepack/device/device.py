@@ -72,5 +72,6 @@ def _died(device: Device, arguments: Sequence[str], finished: Finished) -> Devic
         "loader-died",
         f"the loader died on {device.name} in `{' '.join(arguments)}`",
         why="\n".join([ended, *finished.stderr.strip().splitlines()[-12:]]),
-        hint="a crash in native code is most often too little memory or an unfit engine wheel",
+        hint="a crash in native code is most often too little memory or an unfit engine wheel; "
+        "where neither is so, it is a fault of the engine's: leave out a pass, as `half` on a CPU",
     )

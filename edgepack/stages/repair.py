@@ -197,6 +197,8 @@ def _notes(found: Mapping[str, Any], record: Record) -> list[str]:
     if found["holds"]:
         return [price, named]
     best = next(t for t in found["tried"] if t["layers"] == len(returned))
+    if layers == 1:
+        return ["Its one layer stays quantized: with that in float nothing is left of the pass."]
     return [
         f"No set of layers that go back to float holds the gates: "
         f"{plural(len(found['tried']) - 1, 'set')} tried, of up to "

@@ -98,6 +98,15 @@ def test_a_constant_activation_has_a_sane_quantization() -> None:
     assert affine(-2.0, -2.0).fake(np.float32([-2.0, 0.0])).tolist() == pytest.approx([-2.0, 0.0])
 
 
+@pytest.mark.parametrize("size", [1e-7, 1e-12])
+def test_small_numbers_are_held_as_well_as_large_ones(size: float) -> None:
+    values = RANDOM.uniform(-1, 1, 1000) * size
+    found = affine(float(values.min()), float(values.max()))
+    assert np.abs(found.fake(values) - values).max() <= found.scale * 0.51
+    assert found.scale == pytest.approx(2 * size / 255, rel=0.02)
+    assert symmetric(values[None])[0] == pytest.approx(size / 127.5, rel=0.02)
+
+
 def test_a_bias_beside_vanishing_weights_fits_int32() -> None:
     rows = np.array([[0.0, 1e-12], [0.5, -0.25]])
     scale = room_for_bias(symmetric(rows), np.array([100.0, 0.1]), 1e-3)

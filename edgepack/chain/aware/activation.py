@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from edgepack.chain.aware.fake import fake
-from edgepack.chain.quantize.scheme import EPSILON, LEVELS, SYMMETRIC
+from edgepack.chain.quantize.scheme import LEAST_SCALE, LEVELS, SYMMETRIC
 
 # Weight of the newest batch in the moving average of the extremes.
 MOMENTUM = 0.01
@@ -73,6 +73,6 @@ class Dynamic(nn.Module):  # type: ignore[misc]
 def _affine(low: Any, high: Any) -> tuple[Any, Any]:
     """Scale and zero point of u8 for ranges: `scheme.affine`."""
     low, high = low.clamp(max=0), high.clamp(min=0)
-    scale = ((high - low) / LEVELS).clamp(min=EPSILON)
+    scale = ((high - low) / LEVELS).clamp(min=LEAST_SCALE)
     scale = torch.where(high > low, scale, 1.0)
     return scale, (-torch.round(low / scale)).clamp(0, LEVELS)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from edgepack.chain.quantize.scheme import EPSILON
+from edgepack.chain.quantize.scheme import LEAST_SCALE
 from edgepack.chain.quantize.unranged.blocks import HIGHEST, SHRINKS
 
 
@@ -50,7 +50,7 @@ def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
         lowest: integer.
     """
     largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-    scale = (largest / steps).clamp(min=EPSILON)
+    scale = (largest / steps).clamp(min=LEAST_SCALE)
     # The largest weight of a row lies halfway between two steps: float64, as `quantize` divides,
     # or it goes one way here and the other way there.
     exact = fake(_exact(weight), _exact(scale), torch.zeros_like(scale), lowest, 127)

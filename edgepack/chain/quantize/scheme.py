@@ -11,7 +11,8 @@ they differ in size, in depthwise convolutions (Krishnamoorthi, "Quantizing deep
 networks", 2018), and spares onnxruntime nothing; its u8 activations are those of fbgemm. Two
 things of the per-channel one are left out: it stores activations as s8, which are the same values
 with a zero point lower by 128, and it lets no scale be below 2**-12, which XNNPACK needs and
-onnxruntime does not, and which would leave channels of small weights few steps.
+onnxruntime does not, and which would leave channels of small weights few steps. Nor is PyTorch's
+2**-23 a bound for either here: a network of small numbers would become one of zeros.
 
 "tensorrt" is symmetric throughout, since TensorRT takes no zero point but 0: activations are s8
 per tensor, weights s8 per output channel, both with 127 steps on either side of zero (TensorRT
@@ -33,7 +34,8 @@ LEVELS = 255
 WEIGHTS = {"fbgemm": (127.5, -128), "qnnpack": (127.0, -127), "tensorrt": (127.0, -127)}
 # Schemes whose activations are s8 around a zero point of 0, with the steps on either side.
 SYMMETRIC = {"tensorrt": 127}
-EPSILON = float(np.finfo(np.float32).eps)
+# No scale is smaller: a product of two, which is a bias's, is a normal float32 still.
+LEAST_SCALE = 2.0**-60
 INT32_ROOM = float(2**30)
 
 
@@ -83,7 +85,7 @@ def affine(low: float, high: float) -> Affine:
     top = np.maximum(np.float32(high), np.float32(0))
     if top == bottom:
         return Affine(1.0, 0)
-    scale = np.maximum((top - bottom) / np.float32(LEVELS), np.float32(EPSILON))
+    scale = np.maximum((top - bottom) / np.float32(LEVELS), np.float32(LEAST_SCALE))
     zero_point = int(np.clip(-np.rint(bottom / scale), 0, LEVELS))
     return Affine(float(scale), zero_point)
 
@@ -130,7 +132,7 @@ def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
         (outputs,), float64, each of a float32's value.
     """
     largest = np.abs(rows).max(axis=1).astype(np.float32)
-    scale = np.maximum(largest / np.float32(steps), np.float32(EPSILON))
+    scale = np.maximum(largest / np.float32(steps), np.float32(LEAST_SCALE))
     return np.asarray(scale, dtype=np.float64)
 
 
