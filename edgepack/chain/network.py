@@ -18,11 +18,44 @@ from edgepack.spec.document import did_you_mean
 
 # Names of layers that a note spells out.
 SPELT = 6
+# A score this far off is that of a class that is masked, and no measure of the others.
+MASKED = 1e4
 
 
 def arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
     """A feed by input name as the module is called with it."""
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
+
+
+def ask(module: Any, example: Sequence[Any]) -> list[Any]:
+    """The outputs of one call, of a module that returns a tensor or a tuple of them.
+
+    It is given copies: a network may write into its inputs.
+    """
+    with torch.no_grad():
+        answer = module(*[argument.clone() for argument in example])
+    return list(answer) if isinstance(answer, (tuple, list)) else [answer]
+
+
+def alike(one: Any, other: Any, tolerance: float) -> bool:
+    """Whether two outputs are the same up to rounding.
+
+    Infinities and NaN must be the same. Of the finite values each may differ by that share of the
+    largest; masked ones, which would hide all others so, by that share of themselves.
+    """
+    if one.shape != other.shape:
+        return False
+    one, other = one.double(), other.double()
+    finite = one.isfinite()
+    if not torch.equal(finite, other.isfinite()):
+        return False
+    if not torch.allclose(one[~finite], other[~finite], equal_nan=True):
+        return False
+    one, other = one[finite], other[finite]
+    size = one.abs()
+    usual = size < MASKED
+    largest = size[usual].max() if bool(usual.any()) else 0.0
+    return bool(((one - other).abs() <= tolerance * torch.where(usual, largest, size)).all())
 
 
 def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgepack import chain
 from edgepack.cache import Cache, digest
 from edgepack.chain.module import Context, ModuleResult
@@ -202,11 +200,13 @@ def _load(module: Any, weights: bytes, step: chain.Step) -> None:
 
 def _check_replay(made: Any, replayed: Any, context: Context, step: chain.Step) -> None:
     """The module that the recipe gives answers as the one that the pass made."""
+    import torch
+
+    from edgepack.chain.network import alike
+
     run = [torch_run(module, context.inputs)(context.example) for module in (made, replayed)]
     for one, other in zip(*run, strict=True):
-        finite = np.abs(one[np.isfinite(one)])
-        atol = REPLAY_TOLERANCE * float(finite.max(initial=0.0))
-        if one.shape != other.shape or not np.allclose(one, other, 0, atol, equal_nan=True):
+        if not alike(torch.from_numpy(one), torch.from_numpy(other), REPLAY_TOLERANCE):
             raise ChainError(
                 "chain-replay",
                 f"the recipe of {step.name} does not give the network that it made",

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgepack.chain.aware.trace import Trace, Value, trace
-from edgepack.chain.network import put, shared_weights
+from edgepack.chain.network import alike, ask, put, shared_weights
 from edgepack.errors import ChainError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -81,8 +81,8 @@ def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None
     Raises:
         ChainError: distill-fold where the network answers otherwise afterwards.
     """
+    before = ask(network, example)
     with torch.no_grad():
-        before = _flat(network(*example))
         for name, norm_name in folds.items():
             layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
             mean, variance = norm.running_mean.double(), norm.running_var.double()
@@ -95,14 +95,14 @@ def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None
             _fold_one(network, name, norm_name)
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-        after = _flat(network(*example))
-    largest = float(before.abs().max()) if before.numel() else 0.0
-    if not torch.allclose(before, after, rtol=0, atol=TOLERANCE * largest, equal_nan=True):
+    after = ask(network, example)
+    if not all(alike(*pair, TOLERANCE) for pair in zip(before, after, strict=True)):
+        worst = [float((one - other).abs().max()) for one, other in zip(before, after, strict=True)]
         raise ChainError(
             "distill-fold",
             "the network does not compute the same without its batch norms",
             why=f"folded into the layers before them, they change the answers by up to "
-            f"{float((before - after).abs().max()):.3g}, of {largest:.3g} at most",
+            f"{max(worst):.3g}",
             hint="distill:aware=false; something reads a layer's weights past the layer",
         )
 
@@ -120,7 +120,3 @@ def _fold_one(network: Any, name: str, norm: str) -> None:
         layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
     put(network, norm, nn.Identity().eval())
 
-
-def _flat(answer: Any) -> Any:
-    outputs = answer if isinstance(answer, tuple) else (answer,)
-    return torch.cat([output.double().flatten() for output in outputs])

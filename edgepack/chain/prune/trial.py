@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from edgepack.chain.network import alike, ask
 from edgepack.chain.prune.cut import Bound, Cut, cut, is_channelwise, within
 
 # How far the two answers may lie from each other, of the largest value: rounding in another order.
@@ -49,25 +50,20 @@ class Trial:
             _blind(whole, what)
         except Bound as error:
             return str(error)
-        expected = self._ask(whole)
+        expected = ask(whole, self.example)
+        if not all(bool(one.isfinite().any()) for one in expected if one.numel()):
+            return "it cannot be tried out: with other weights the answer is no number"
         try:
-            answer = self._ask(less)
+            answer = ask(less, self.example)
         except Exception as error:  # noqa: BLE001  whatever a forward raises with another shape
             words = str(error).strip().splitlines()
             return f"the network does not run with fewer ({words[-1] if words else error!r})"
         for one, other in zip(expected, answer, strict=True):
             if one.shape != other.shape:
                 return "the network's answer would have another shape"
-            atol = TOLERANCE * float(one.abs().max()) if one.numel() else 0.0
-            if not torch.allclose(one, other, 0, atol, equal_nan=True):
+            if not alike(one, other, TOLERANCE):
                 return "other parts of the network read its channels than those that weigh them"
         return ""
-
-    def _ask(self, module: Any) -> list[Any]:
-        with torch.inference_mode():
-            answer = module(*[argument.clone() for argument in self.example])
-        outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
-        return [output.double() for output in outputs]
 
 
 def _blind(module: Any, what: Cut) -> None:
