@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,3 +375,49 @@ def test_its_place_in_a_chain() -> None:
     with pytest.raises(chain.ChainError) as caught:
         chain.check(chain.parse("quantize,factorize"))
     assert caught.value.code == "chain-order"
+
+
+class ByKind(nn.Module):
+    """What stands between two layers depends on their kind; a table is kept for the longest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Flatten(), nn.Linear(432, 64), nn.Linear(64, 64)])
+        self.last = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Any) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+            if isinstance(layer, nn.Linear):
+                x = torch.tanh(x)
+        return self.head(torch.relu(self.last(x)))
+
+
+def test_a_layer_whose_kind_decides_is_left(tmp_path: Path) -> None:
+    network = seeded(ByKind)
+    layers, left = find_layers(network, [torch.from_numpy(pictures(1))])
+    assert [layer.name for layer in layers] == ["last", "head"]
+    assert "kind of module" in left["layers.1"]
+    assert "kind of module" in left["layers.2"]
+
+
+class Table(nn.Module):
+    """A table that grows to the longest batch that was seen, as tables of positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Linear(432, 64), nn.Linear(64, 64), nn.Linear(64, 5)
+        self.table = torch.zeros(0, 1)
+
+    def forward(self, x: Any) -> Any:
+        if len(self.table) < len(x):
+            self.table = torch.ones(len(x), 1)
+        x = torch.relu(self.one(x.flatten(1))) * self.table[: len(x)]
+        return self.head(torch.relu(self.two(x)))
+
+
+def test_what_a_network_keeps_of_a_call_takes_a_gradient(tmp_path: Path) -> None:
+    network = seeded(Table)
+    found = factorize(network, FactorizeOptions(parameters=0.6), given(tmp_path, network))
+    assert found.changed

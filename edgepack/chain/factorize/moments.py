@@ -73,7 +73,7 @@ def observe(
     ]
     seen = 0
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # what the network keeps of it may be asked for a gradient later
             for batch in samples.batches(batch_size):
                 module(*arguments(context, batch.inputs))
                 seen += batch.count
