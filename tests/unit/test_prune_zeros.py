@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from module_nets import Residual, ask, given, mobile, pictures, replayed, seeded
+import torch.nn.utils.prune
+from module_nets import Residual, ask, given, mlp, mobile, pictures, replayed, seeded
 from torch import nn
 from training_cases import same
 
@@ -94,3 +96,19 @@ def test_channels_first_then_zeros(tmp_path: Path, zeros: dict[str, object]) -> 
     assert share == pytest.approx(0.5, abs=0.02)
     assert same(replayed(replay, copy.deepcopy(network), found, data), found.model)
     assert np.isfinite(ask(found.model, pictures(2)).numpy()).all()
+
+
+@pytest.mark.parametrize("options", [{"unstructured": 0.5}, {"pattern": "2:4"}], ids=str)
+def test_weights_that_a_hook_computes_anew_stay(options: dict[str, Any], tmp_path: Path) -> None:
+    """Zeros in them would be gone with the next call."""
+    network = seeded(mlp)
+    nn.utils.spectral_norm(network[1])
+    torch.nn.utils.prune.l1_unstructured(network[3], "weight", 0.2)
+    data = given(tmp_path, network.eval())
+    found = prune(network, PruneOptions(**options), data)
+    zeros = found.details["zeros"]
+    assert list(zeros["layers"]) == ["5"]
+    assert set(zeros["left"].values()) == {"its weights are computed from others"}
+    ask(found.model, pictures(2))
+    for name, (_, count) in zeros["layers"].items():
+        assert int((found.model.get_submodule(name).weight == 0).sum()) == count

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.utils.parametrize import is_parametrized
 
 from edgepack.chain.network import select
 from edgepack.chain.prune.options import PruneOptions
@@ -59,7 +58,7 @@ def _layers(module: Any, options: PruneOptions, found: Zeros) -> dict[str, Any]:
         reason = ""
         if name not in chosen:
             reason = "the options leave it"
-        elif is_parametrized(layer):
+        elif "weight" not in layer._parameters:
             reason = "its weights are computed from others"
         elif id(layer.weight) in seen:
             reason = "it has the weights of a layer before it"
