@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,9 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
 
     Those of matrix products, convolutions and attention, as torch counts them.
     """
-    # With gradients: torch's fused layers of inference would not be counted.
+    # With gradients: torch's fused layers of inference would not be counted. On copies: the network
+    # may write into its inputs, and keep what it computes, which cannot be copied afterwards.
+    module, example = copy.deepcopy((module, [argument.clone() for argument in example]))
     with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         module(*example)
     counts = counter.get_flop_counts()

@@ -36,6 +36,7 @@ from edgepack.chain.prune.graph import find_groups
 from edgepack.chain.prune.importance import by_taylor, by_weights, costs
 from edgepack.chain.prune.search import Ranking, smallest_step, without
 from edgepack.chain.prune.trial import Trial
+from edgepack.errors import ChainError
 
 
 class Squeeze(nn.Module):
@@ -444,3 +445,81 @@ def test_no_samples_are_asked_for_without_need(tmp_path: Path) -> None:
     network = seeded(mlp)
     data = replace(given(tmp_path, network), calibration=None, training=None)
     assert prune(copy.deepcopy(network), PruneOptions(), data).changed
+
+
+class Rotary(nn.Module):
+    """Attention with rotary embeddings, four heads, keys and values shared by two of them each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 4, stride=4)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"q": nn.Linear(32, 32), "k": nn.Linear(32, 16), "v": nn.Linear(32, 16),
+                 "o": nn.Linear(32, 32), "up": nn.Linear(32, 64), "down": nn.Linear(64, 32)}
+            )
+            for _ in range(3)
+        )  # fmt: skip
+        angle = torch.arange(9)[:, None] * torch.logspace(0, -2, 4).repeat(2)
+        self.register_buffer("cosine", angle.cos())
+        self.register_buffer("sine", angle.sin())
+        self.head = nn.Linear(32, 5)
+
+    def turned(self, x: Any) -> Any:
+        one, two = x[..., :4], x[..., 4:]
+        return x * self.cosine + torch.cat((-two, one), -1) * self.sine
+
+    def forward(self, x: Any) -> Any:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            q, k, v = (
+                block[name](x).view(*x.shape[:2], -1, 8).transpose(1, 2) for name in ("q", "k", "v")
+            )
+            k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+            read = F.scaled_dot_product_attention(self.turned(q), self.turned(k), v)
+            x = x + block["o"](read.transpose(1, 2).flatten(2))
+            x = x + block["down"](F.gelu(block["up"](x)))
+        return self.head(x.mean(1))
+
+
+def test_rotary_embeddings_come_to_an_end(tmp_path: Path) -> None:
+    network = seeded(Rotary)
+    options = PruneOptions(structured=0.2, round_to=1)
+    found = checked(network, options, given(tmp_path, network), pictures(3))
+    assert "blocks.0.up" in found.details["structured"]["layers"]
+    assert "comes to no end" in found.details["structured"]["left"]["blocks.0.q"]
+
+
+class Keeping(nn.Module):
+    """Keeps what it computes, writes into its input, and has a parameter of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.Linear(32, 5)
+        self.order = nn.Parameter(torch.arange(32), requires_grad=False)
+        self.kept: Any = None
+
+    def forward(self, x: Any) -> Any:
+        x.mul_(0.5)
+        self.kept = F.relu(self.one(x))[:, self.order]
+        return self.head(F.relu(self.two(self.kept)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor"])
+def test_what_a_network_keeps_of_a_call_is_no_hindrance(tmp_path: Path, importance: str) -> None:
+    network = seeded(Keeping)
+    options = PruneOptions(structured=0.2, round_to=1, importance=importance)
+    found = prune(copy.deepcopy(network), options, given(tmp_path, network))
+    assert set(found.details["structured"]["layers"]) == {"two"}
+
+
+def test_a_network_without_gradients_is_told_apart_from_one_without_layers(tmp_path: Path) -> None:
+    class Ungraded(Residual):
+        def forward(self, x: Any) -> Any:
+            with torch.no_grad():
+                return super().forward(x)
+
+    network = seeded(Ungraded)
+    with pytest.raises(ChainError, match="has a gradient") as caught:
+        prune(network, PruneOptions(), given(tmp_path, network))
+    assert caught.value.code == "prune-graph"

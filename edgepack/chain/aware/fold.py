@@ -119,4 +119,3 @@ def _fold_one(network: Any, name: str, norm: str) -> None:
         zeros = layer.weight.detach().new_zeros(len(layer.weight))
         layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
     put(network, norm, nn.Identity().eval())
-

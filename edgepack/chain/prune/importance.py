@@ -12,6 +12,7 @@ taylor   E[(sum of w dL/dw over the weights that read the channel)^2], to first 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -102,14 +103,14 @@ def by_taylor(
     """
     if context.training is None:
         raise ValueError("importance by Taylor needs the training samples")
+    # What a network keeps of a call with gradients cannot be copied afterwards.
+    module = copy.deepcopy(module).requires_grad_(False)
     readers = [
         [part for part in group.slices if part.side == "inputs" and _reads(module, part)]
         for group in groups
     ]
     sums = [torch.zeros(len(group.units), dtype=torch.float64) for group in groups]
     layers = {part.name: module.get_submodule(part.name) for parts in readers for part in parts}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    module.requires_grad_(False)
     for layer in layers.values():
         layer.weight.requires_grad_()
     names, weights = list(layers), [layer.weight for layer in layers.values()]
@@ -134,9 +135,6 @@ def by_taylor(
         context.progress.tell(f"{seen:,} training samples")
         if seen >= options.samples:
             break
-    module.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_()
     return [found / max(seen, 1) for found in sums], LABELS if by_labels else ANSWERS
 
 
