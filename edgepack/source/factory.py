@@ -67,7 +67,8 @@ class Factory:
                 why=f"it returned {type(built).__module__}.{type(built).__qualname__}",
                 hint="return the network itself, not a tuple or a class",
             )
-        return built.eval()
+        built.eval()  # what it returns is the user's: an overridden train() often returns nothing
+        return built
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         try:

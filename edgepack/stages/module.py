@@ -136,7 +136,8 @@ def _through_cache(
         module = step.known.replay(_copied(before, step), document["recipe"], context)
         _load(module, weights, step)
         if made is not None and processes.is_main():
-            _check_replay(made.model.eval(), module, context, step)
+            made.model.eval()
+            _check_replay(made.model, module, context, step)
             cache.put(step.name, key, {WEIGHTS: weights}, document)
     return module, document, weights
 

@@ -141,6 +141,18 @@ def test_arguments_reach_the_factory(folder: Path) -> None:
     check(take(folder, weights(width=6), arch_args={"width": 6}), weights(width=6))
 
 
+def test_a_train_that_returns_nothing(folder: Path) -> None:
+    """Overridden to keep its norms as they are, and without the `return self` of torch's own."""
+    (folder / "kept.py").write_text(
+        "from net import Net\n\n\nclass Kept(Net):\n    def train(self, mode=True):\n"
+        "        super().train(mode)\n        self.norm.eval()\n"
+    )
+    torch.save(weights(), folder / "model.pt")
+    arguments = {"width": 8}
+    source = load(folder / "model.pt", arch="kept:Kept", arch_args=arguments, search=(folder,))
+    check(source, weights())
+
+
 def test_a_file_is_a_factory_by_its_whole_path(folder: Path) -> None:
     torch.save(weights(), folder / "model.pt")
     arch = f"{folder / 'net.py'}:Net"
