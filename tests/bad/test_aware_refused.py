@@ -125,3 +125,12 @@ def test_samples_that_tell_nothing_are_refused_as_without_it(values: np.ndarray)
         codes.append(caught.value.code)
     assert codes[0] == codes[1]
     assert codes[0].startswith("quantize-calibration-")
+
+
+def test_layers_that_do_not_fit_without_the_others(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)).eval()
+    given = replace(context(tmp_path, network, {"x": drawn(64)}), quantize=QuantizeOptions())
+    with pytest.raises(ChainError) as caught:
+        distill(network, DistillOptions(aware=True, epochs=1, drop=0.4), given)
+    assert caught.value.code == "distill-student"
+    assert "shapes cannot be multiplied" in caught.value.why

@@ -277,3 +277,11 @@ def test_training_samples_that_calibrate_and_so_judge(torch_home: Home) -> None:
     answer = ask(*torch_home.build("tiny.pt", *options))
     assert (answer.status, answer.code) == (2, "samples-training-judges")
     assert "without evaluation samples" in answer.stderr
+
+
+@pytest.mark.parametrize("stop", ["plateau", "gate"])
+def test_nothing_is_held_out_that_could_end_the_training(tmp_path: Path, stop: str) -> None:
+    options = DistillOptions(stop=stop, holdout=0.001)
+    error = refused(tmp_path, options, gates={"agreement": 0.9})
+    assert error.code == "distill-none-held-out"
+    assert "holdout=0." in error.hint

@@ -350,6 +350,23 @@ def other(inputs, generator):
 """
 
 
+class Doubling(nn.Sequential):
+    """Writes into its input."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(x.mul_(2))
+
+
+def test_a_network_that_writes_into_its_input(tmp_path: Path) -> None:
+    """The teacher is given what the student is, not what the student left of it."""
+    (tmp_path / "augment.py").write_text(AUGMENT)
+    data = context(tmp_path, Doubling(*network(0)).eval(), {"x": drawn(64)}, search=tmp_path)
+    options = replace(FAST, epochs=1, augment="augment.py:noise", lr=1e-12, holdout=0.5)
+    found = distill(Doubling(*network(0)).eval(), options, data)
+    assert found.details["loss"] < 1e-9
+    assert found.details["scores"] == [1.0]
+
+
 def test_augmented_samples_are_seen_by_both(tmp_path: Path) -> None:
     """Samples that all look alike teach little; moved about, they show the whole teacher."""
     (tmp_path / "augment.py").write_text(AUGMENT)

@@ -56,9 +56,10 @@ def trace(network: Any, followed: Mapping[str, Any], example: Sequence[Any]) -> 
         layer.register_forward_hook(_noting(name, found, recorder))
         for name, layer in followed.items()
     ]
+    fed = [argument.clone() for argument in example]
     try:
         with torch.no_grad(), recorder:
-            answer = network(*example)
+            answer = network(*fed)
     finally:
         for hook in hooks:
             hook.remove()

@@ -34,8 +34,8 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
 
     Raises:
         ChainError: distill-layers, distill-student, distill-outputs, distill-labels,
-            distill-features, distill-nothing, distill-no-gate, distill-fold, distill-aware, and
-            those of the training loop.
+            distill-features, distill-nothing, distill-none-held-out, distill-no-gate,
+            distill-fold, distill-aware, and those of the training loop.
         SourceError: the student's factory cannot be used.
         HostError: accelerate is not installed, or the disk is full.
     """

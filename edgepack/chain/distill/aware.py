@@ -8,6 +8,7 @@ from typing import Any
 from edgepack.chain.aware.attach import Attached
 from edgepack.chain.aware.fold import find_folds, fold
 from edgepack.chain.aware.sites import find_sites
+from edgepack.chain.distill.teacher import answer_of
 from edgepack.chain.module import Context
 from edgepack.chain.network import arguments, grouped
 from edgepack.chain.quantize import QuantizeOptions
@@ -25,13 +26,17 @@ class Aware:
         student: in eval mode, on the CPU.
         context: of the pass.
 
-    Raises ChainError: distill-fold, distill-aware.
+    Raises ChainError: distill-student, distill-fold, distill-aware.
     """
 
     def __init__(self, student: Any, context: Context) -> None:
+        import torch
+
         self.student = student
         self.options = context.quantize or QuantizeOptions()
         example = arguments(context, context.example)
+        with torch.no_grad():
+            answer_of(student, [tensor.clone() for tensor in example])
         self.folds, self.unfolded = find_folds(student, example)
         fold(student, self.folds, example)
         self.sites = find_sites(student, example, self.options.mode)

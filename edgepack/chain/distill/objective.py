@@ -33,7 +33,7 @@ class Distillation:
         options: of the pass.
 
     Raises ChainError: distill-student, distill-outputs, distill-labels, distill-nothing,
-        distill-features, distill-no-gate.
+        distill-features, distill-none-held-out, distill-no-gate.
     """
 
     def __init__(
@@ -51,6 +51,14 @@ class Distillation:
         by_label = self.labelled is not None and data.count_labels(data.held) >= MIN_LABELLED
         self.score_name = SNR if self.judged is None else TOP1 if by_label else AGREEMENT
         self.teacher_score = self._score(self.teacher.answers) if self.score_name == TOP1 else None
+        if options.stop != "none" and next(data.batches(data.held), None) is None:
+            batch, count = data.exact or 1, data.store.count
+            raise ChainError(
+                "distill-none-held-out",
+                f"stop={options.stop} needs samples that are held out, and there are none",
+                why=f"{options.holdout:g} of {count:,} training samples are fewer than {batch}",
+                hint=f"holdout={min(2 * batch / count, 0.5):.2g} or more, or stop=none",
+            )
         if options.stop == "gate" and self.goal() is None:
             raise ChainError(
                 "distill-no-gate",
@@ -63,11 +71,11 @@ class Distillation:
     def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
         """The sum of the losses of some samples."""
         feed = self.data.feed(members, generator)
+        # The teacher first: what it shall answer to is as the student is given it.
+        teacher = self.teacher.answers(members, feed)
         student = outputs_of(model(*feed))
         count = len(members)
-        total = soft_loss(
-            self.heads, student, self.teacher.answers(members, feed), count, self.options
-        )
+        total = soft_loss(self.heads, student, teacher, count, self.options)
         if self.labelled is not None:
             labels = self.data.labels(members)
             hard, known = hard_loss(self.labelled, student, labels, count)
@@ -114,9 +122,8 @@ class Distillation:
         good = total = 0.0
         for members in self.data.batches(self.data.held):
             feed = self.data.feed(members)
-            found = self._compared(
-                answers(members, feed), self.teacher.answers(members, feed), members
-            )
+            theirs = self.teacher.answers(members, feed)
+            found = self._compared(answers(members, feed), theirs, members)
             good, total = good + found[0], total + found[1]
         if not total:
             return None

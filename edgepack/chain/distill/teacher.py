@@ -35,11 +35,11 @@ class Teacher:
         self.everything = np.arange(data.store.count)
 
     def ask(self, feed: Sequence[Any]) -> tuple[Any, ...]:
-        """Its outputs."""
+        """Its outputs; a network may write into its inputs, and the student's are the same."""
         import torch
 
         with torch.no_grad():
-            return outputs_of(self.network(*feed))
+            return outputs_of(self.network(*[tensor.clone() for tensor in feed]))
 
     def answers(self, members: np.ndarray, feed: Sequence[Any]) -> Mapping[int, Any]:
         """Its outputs to some samples, by their index; `feed` is what the student sees of them."""
@@ -83,7 +83,7 @@ class Teacher:
         feed = self.data.feed(members)
         theirs = [output.cpu() for output in self.ask(feed)]
         with torch.no_grad():
-            ours = _answer(student, [tensor.cpu() for tensor in feed])
+            ours = answer_of(student, [tensor.cpu() for tensor in feed])
         shapes = [[list(output.shape) for output in answer] for answer in (ours, theirs)]
         if shapes[0] != shapes[1]:
             raise _unlike(f"of a batch its outputs are {shapes[0]}, the teacher's {shapes[1]}")
@@ -125,7 +125,8 @@ def outputs_of(answer: Any) -> tuple[Any, ...]:
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def _answer(student: Any, feed: Sequence[Any]) -> tuple[Any, ...]:
+def answer_of(student: Any, feed: Sequence[Any]) -> tuple[Any, ...]:
+    """A student's outputs. Raises ChainError `distill-student` where it does not run."""
     try:
         return outputs_of(student(*feed))
     except Exception as error:  # whatever the user's network raises
