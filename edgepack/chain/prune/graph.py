@@ -130,7 +130,8 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
     try:
         with torch.enable_grad():
             graph.build_dependency(
-                traced, example, forward_fn=lambda network, inputs: network(*inputs),
+                traced, [argument.clone() for argument in example],
+                forward_fn=lambda network, inputs: network(*inputs),
                 output_transform=_differentiable, verbose=False,
             )  # fmt: skip
             proposed, endless = _proposed(graph, inner)
