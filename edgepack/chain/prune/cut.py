@@ -145,7 +145,9 @@ def _keep(layer: Any, name: str, axis: int, gone: Iterable[int]) -> None:
     if before is None or not gone:
         return
     kept = [channel for channel in range(before.shape[axis]) if channel not in gone]
-    if not kept or max(gone) >= before.shape[axis]:
+    if max(gone) >= before.shape[axis]:
+        raise Bound(f"it is told to lose channel {max(gone)} of {before.shape[axis]}")
+    if not kept:
         raise Bound("nothing of it would be left")
     after = before.detach().index_select(axis, torch.tensor(kept))
     if isinstance(before, nn.Parameter):
