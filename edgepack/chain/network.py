@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgepack.chain.module import Context
@@ -64,11 +64,14 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
 
     Those of matrix products, convolutions and attention, as torch counts them.
     """
-    # With gradients: torch's fused layers of inference would not be counted. On copies: the network
-    # may write into its inputs, and keep what it computes, which cannot be copied afterwards.
-    module, example = copy.deepcopy((module, [argument.clone() for argument in example]))
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        module(*example)
+    # torch counts neither its fused layers of inference nor its fused attention on a CPU.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            ask(module, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
     counts = counter.get_flop_counts()
     top = type(module).__name__
     found = {"": counter.get_total_flops() // 2}

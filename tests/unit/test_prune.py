@@ -523,3 +523,15 @@ def test_a_network_without_gradients_is_told_apart_from_one_without_layers(tmp_p
     with pytest.raises(ChainError, match="has a gradient") as caught:
         prune(network, PruneOptions(), given(tmp_path, network))
     assert caught.value.code == "prune-graph"
+
+
+def test_a_frozen_transformer_has_as_many_multiplications() -> None:
+    """torch computes it with one fused function where nothing asks for a gradient."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    network = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    example = [torch.zeros(1, 9, 32)]
+    # Queries, keys, values, output; the scores and what they weigh; the two of the feed forward.
+    macs = 2 * (4 * 9 * 32 * 32 + 2 * 9 * 9 * 32 + 2 * 9 * 32 * 64)
+    assert count_macs(network, example)[""] == macs
+    assert count_macs(network.requires_grad_(False), example)[""] == macs
+    assert torch.backends.mha.get_fastpath_enabled()
