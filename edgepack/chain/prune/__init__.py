@@ -6,6 +6,7 @@ unstructured  single weights become 0: no file is smaller for it and no kernel o
 
 options     what can be asked for
 graph       which channels of which layers go together (torch-pruning's dependency graph)
+follow      its groups, followed to their end
 cut         the slices of layers that go, and how they are taken out
 trial       whether a group of channels can really go: tried out, on the network itself
 importance  what the network loses with a channel

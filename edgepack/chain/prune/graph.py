@@ -17,15 +17,13 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from edgepack.chain.network import shared_weights
-from edgepack.chain.prune.cut import Bound, Cut, is_channelwise
+from edgepack.chain.prune.cut import Cut, is_channelwise
+from edgepack.chain.prune.follow import ENDLESS, proposed_by
 from edgepack.errors import ChainError, missing_package
 
 # How attention modules name the number of their heads, the size of one, and that of all.
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 HEAD_SIZES = ("attention_head_size", "head_dim", "head_size", "dim_head")
-# Steps of a group for every dependency of the graph: one that ends has fewer than one.
-ENDLESS = 4
-ENDLESS_WHY = "its channels change places, and their group comes to no end"
 ALL_HEADS = ("all_head_size", "inner_dim", "inner_size", "embed_dim", "dim", "split_size")
 
 
@@ -134,7 +132,7 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
                 forward_fn=lambda network, inputs: network(*inputs),
                 output_transform=_differentiable, verbose=False,
             )  # fmt: skip
-            proposed, endless = _proposed(graph, inner)
+            proposed, endless = proposed_by(graph, inner)
     except Exception as error:
         raise ChainError(
             "prune-graph",
@@ -146,7 +144,7 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
     shared = shared_weights(traced)
     found = Found()
-    found.leave([names[id(part)] for part in endless], ENDLESS_WHY)
+    found.leave([names[id(part)] for part in endless], ENDLESS)
     taken: set[tuple[str, str, int]] = set()
     for group in proposed:
         read, reason = _read(group, graph, names)
@@ -164,56 +162,6 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
             taken |= where
             found.groups.append(read)
     return found
-
-
-def _proposed(graph: Any, inner: Any) -> tuple[list[Any], list[Any]]:
-    """The groups of all layers, and the layers whose group comes to no end.
-
-    As `get_all_groups` of torch-pruning, which follows halves of channels that change places
-    (rotary embeddings) through ever new orders of them.
-
-    Args:
-        graph: the dependency graph.
-        inner: torch-pruning's module of it.
-    """
-    steps = sum(len(node.dependencies) for node in graph.module2node.values())
-
-    class Bounded(inner.Group):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.known: set[Any] = set()
-
-        def add_dep(self, dep: Any, idxs: Any) -> None:
-            self.known.add((id(dep.target), dep.handler, tuple(idxs)))
-            if len(self.known) > ENDLESS * steps:
-                raise Bound(ENDLESS_WHY)
-            super().add_dep(dep, idxs)
-
-        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
-            return (id(dep.target), dep.handler, tuple(idxs)) in self.known
-
-    found: list[Any] = []
-    endless: list[Any] = []
-    visited = set(graph.IGNORED_LAYERS_IN_TRACING)
-    plain = inner.Group
-    inner.Group = Bounded
-    try:
-        for part in list(graph.module2node):
-            if part in visited or not isinstance(part, (nn.Linear, _ConvNd)):
-                continue
-            channels = graph.get_out_channels(part)
-            cut = graph.get_pruner_of_module(part).prune_out_channels
-            try:
-                group = graph.get_pruning_group(part, cut, list(range(channels)))
-            except Bound:
-                endless.append(part)
-                continue
-            found.append(group)
-            cuts = graph.is_out_channel_pruning_fn
-            visited |= {dep.target.module for dep, _ in group if cuts(dep.handler)}
-    finally:
-        inner.Group = plain
-    return found, endless
 
 
 def _differentiable(answer: Any) -> tuple[Any, ...]:
