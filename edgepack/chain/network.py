@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
 
     Those of matrix products, convolutions and attention, as torch counts them.
     """
+    # The counter hooks on to the gradients of whatever parts are given, parameters too.
+    module = copy.deepcopy(module).requires_grad_(False)
     # torch counts neither its fused layers of inference nor its fused attention on a CPU.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

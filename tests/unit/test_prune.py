@@ -535,3 +535,15 @@ def test_a_frozen_transformer_has_as_many_multiplications() -> None:
     assert count_macs(network, example)[""] == macs
     assert count_macs(network.requires_grad_(False), example)[""] == macs
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_multiplications_where_a_part_is_given_a_parameter() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.norm = nn.Parameter(torch.ones(4, 8)), nn.LayerNorm(8)
+
+        def forward(self, x: Any) -> Any:
+            return x @ self.norm(self.table).t()
+
+    assert count_macs(Given().eval(), [torch.ones(1, 8)])[""] == 32
