@@ -84,6 +84,12 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
     return found
 
 
+def is_transposed(module: Any) -> bool:
+    """Whether it is the Conv1D of Hugging Face's GPT-2: y = x W + b."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
 def shared_weights(module: Any) -> set[int]:
     """The ids of the parameters that have several names."""
     names = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))

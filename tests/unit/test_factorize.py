@@ -290,7 +290,7 @@ def test_what_cannot_be_factorized_is_left_with_the_reason(tmp_path: Path) -> No
         "tied": "shares its weights",
         "tied2": "shares its weights",
         "hooked": "hook",
-        "unused": "does not call it",
+        "unused": "does not call it by its name",
         "normed": "computed from others",
         "scaled": "a Scaled computes more than a Linear",
         "groups": "its groups",

@@ -547,3 +547,23 @@ def test_multiplications_where_a_part_is_given_a_parameter() -> None:
             return x @ self.norm(self.table).t()
 
     assert count_macs(Given().eval(), [torch.ones(1, 8)])[""] == 32
+
+
+def test_the_layers_of_gpt_2_are_left_with_a_reason(tmp_path: Path) -> None:
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(3, 32), nn.Linear(32, 32)
+            self.foreign, self.head = pytorch_utils.Conv1D(16, 32), nn.Linear(16, 5)
+
+        def forward(self, x: Any) -> Any:
+            x = F.relu(self.two(F.relu(self.one(x.mean((2, 3))))))
+            return self.head(F.relu(self.foreign(x)))
+
+    network = seeded(Mixed)
+    options = PruneOptions(structured=0.2, round_to=1)
+    found = prune(copy.deepcopy(network), options, given(tmp_path, network))
+    assert "Conv1D" in found.details["structured"]["left"]["foreign"]
+    assert "one" in found.details["structured"]["layers"]

@@ -150,6 +150,27 @@ def test_a_lost_loss_ends_it(tmp_path: Path) -> None:
     assert "10" in caught.value.hint
 
 
+class InHalf(nn.Module):
+    """Float16 weights between float32 inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3).half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.half()).float()
+
+
+def test_float16_weights_are_named_where_they_do_not_train(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    values = (Tensor("y", "float32", ("batch", 3), "values"),)
+    data = context(tmp_path, network(0), {"x": drawn(320)}, outputs=values)
+    with pytest.raises(ChainError) as caught:
+        distill(InHalf().eval(), replace(FAST, epochs=30), data)
+    assert caught.value.code == "training-diverged"
+    assert "float32" in caught.value.hint
+
+
 def test_a_plateau_ends_it_with_the_best_weights(tmp_path: Path) -> None:
     options = replace(
         FAST, epochs=30, stop="plateau", patience=2, holdout=0.3, schedule="constant", lr=0.05

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from edgepack.chain.network import alike, ask, in_place_of, shared_weights
+from edgepack.chain.network import alike, ask, in_place_of, is_transposed, shared_weights
 
 # Of the largest value: how far answers may lie from each other where a layer stands in another.
 TOLERANCE = 1e-4
@@ -54,12 +54,6 @@ class Layer:
         """Parameters at a rank; `bias` where it gets one."""
         has = bias or self.module.bias is not None
         return rank * (self.outputs + self.inputs) + (self.outputs if has else 0)
-
-
-def is_transposed(module: Any) -> bool:
-    """Whether it is the Conv1D of Hugging Face's GPT-2: y = x W + b."""
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[str, str]]:
@@ -174,7 +168,7 @@ def _bound(module: Any, names: Sequence[str], example: Sequence[Any]) -> dict[st
         return [name for name, probe in probes.items() if not probe.calls]
 
     bound: dict[str, str] = {}
-    unused = "the network does not call it"
+    unused = "the network does not call it by its name"
     try:
         return dict.fromkeys(call(names), unused)
     except Exception:  # noqa: BLE001  whatever the user's forward raises: each is asked alone

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgepack.chain.factorize.layers import CONVOLUTIONS, Layer, is_transposed, plain_kind
+from edgepack.chain.factorize.layers import CONVOLUTIONS, Layer, plain_kind
 from edgepack.chain.factorize.spectrum import Spectrum
-from edgepack.chain.network import put
+from edgepack.chain.network import is_transposed, put
 
 
 def split_all(module: Any, ranks: Mapping[str, int], bias: bool) -> Any:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from edgepack.chain.network import shared_weights
+from edgepack.chain.network import is_transposed, shared_weights
 from edgepack.chain.prune.cut import Cut, is_channelwise
 from edgepack.chain.prune.follow import ENDLESS, proposed_by
 from edgepack.errors import ChainError, missing_package
@@ -145,6 +145,8 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
     shared = shared_weights(traced)
     found = Found()
     found.leave([names[id(part)] for part in endless], ENDLESS)
+    foreign = [name for name, part in traced.named_modules() if is_transposed(part)]
+    found.leave(foreign, "torch-pruning does not know a Conv1D")
     taken: set[tuple[str, str, int]] = set()
     for group in proposed:
         read, reason = _read(group, graph, names)

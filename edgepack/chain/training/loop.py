@@ -206,11 +206,16 @@ class Loop:
         with processes.together():
             total = self.accelerator.reduce(losses.sum(), "mean").item()
         if not math.isfinite(total):
+            import torch
+
+            halves = any(weights.dtype == torch.float16 for weights in self.module.parameters())
             raise ChainError(
                 "training-diverged",
                 "the loss is no longer a finite number",
                 why=f"it was lost in the last {len(losses)} steps up to step {at.step}",
-                hint=f"a smaller learning rate than {self.options.peak:g}, or clip=1",
+                hint="float16 weights do not train: hand them over in float32"
+                if halves
+                else f"a smaller learning rate than {self.options.peak:g}, or clip=1",
             )
         at.loss += total
         at.losses += len(losses)

@@ -38,15 +38,17 @@ def on_cpu() -> bool:
 
 
 def environment() -> dict[str, Any]:
-    """What the result of a training depends on besides its inputs: processes and device.
+    """What the result of a training depends on besides its inputs: processes, device, threads.
 
-    The same inputs give the same bits only on the same number of processes and the same device.
+    The same inputs give the same bits only on as many processes, on the same device and, where
+    that is the CPU, on as many threads of each: sums are split between them.
     """
     import torch
 
     cuda = not on_cpu() and torch.cuda.is_available()
     name = torch.cuda.get_device_name() if cuda else "cpu" if on_cpu() else "accelerator"
-    return {"processes": count(), "device": name}
+    threads = {"threads": torch.get_num_threads()} if on_cpu() else {}
+    return {"processes": count(), "device": name, **threads}
 
 
 def state() -> Any:
