@@ -11,7 +11,6 @@ and the SNR against it. Results go to benchmarks/results/aware.json.
 from __future__ import annotations
 
 import copy
-import json
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import record
 import torch
 from torch import nn
 
@@ -37,11 +36,9 @@ from edgepack.chain.distill.options import DistillOptions  # noqa: E402
 from edgepack.chain.module import Context  # noqa: E402
 from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
-from edgepack.runtime.device.machine import describe  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
 from edgepack.stages.code import UserCode  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "aware.json"
 WEIGHTS = ROOT / "manifests" / "weights" / "fashion-resnet.safetensors"
 INPUTS = (Tensor("image", "float32", ("batch", 1, 28, 28)),)
 OUTPUTS = (Tensor("scores", "float32", ("batch", 10), "scores"),)
@@ -163,14 +160,7 @@ def main() -> None:
             if "snr_db" in found
         )
         print(f"{name:34} {told}", flush=True)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    record.write("aware", rows=rows)
 
 
 if __name__ == "__main__":

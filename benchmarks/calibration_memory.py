@@ -12,7 +12,6 @@ histograms or all values (ours: mse; onnxruntime's: entropy, and minmax as it is
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "calibration-memory.json"
 
 
 def sample(number: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -189,9 +188,7 @@ def main() -> None:
             rows.append(row)
             grown, took = row["peak_growth_mb"], row["seconds"]
             print(f"{kind:<12} {how:<8} {count:>8} {grown:>9.1f} MB {took:>8.1f}", flush=True)
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps({"model": Path(model).name, "runs": rows}, indent=2) + "\n")
-    print(f"written: {RESULT.relative_to(ROOT)}")
+    record.write("calibration-memory", model=Path(model).name, runs=rows)
 
 
 if __name__ == "__main__":

@@ -19,25 +19,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
+import record
 
 from edgepack import graph
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
-from edgepack.runtime.device.machine import describe
 
 ROOT = Path(__file__).resolve().parents[1]
 MANIFESTS = ROOT / "manifests"
-RESULTS = Path(__file__).parent / "results" / "chain.json"
 WEIGHTS = MANIFESTS / "weights" / "fashion-teacher.safetensors"
 # A row is to show what it loses: gates that only a collapse misses.
 GATES = "snr_db = -20\nagreement = 0\nmetric_ratio = 0\n"
@@ -215,18 +211,8 @@ def main() -> None:
     _show(table, found)
     if options.only:
         return
-    RESULTS.parent.mkdir(exist_ok=True)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "vnni": "avx512_vnni" in (describe()["isa"] or ()),
-        "versions": {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__},
-        "training_precision": options.precision,
-        "threads": 1,
-        "test_pictures": 10_000,
-        "rows": found,
-    }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    settings = {"training_precision": options.precision, "threads": 1, "test_pictures": 10_000}
+    record.write("chain", **settings, rows=found)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,15 @@ benchmarks/results/cli.json.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from edgepack.runtime.device.machine import describe
+import record
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results" / "cli.json"
 GOAL_SECONDS = 0.5
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
@@ -57,18 +53,7 @@ def main() -> None:
             f"{name:<24}{1e3 * p50:>9.1f} ms{p50 / bare:>8.1f}x   min {1e3 * min(seconds):.1f} ms"
         )
     print(f"goal: edgepack --help under {1e3 * GOAL_SECONDS:.0f} ms")
-    here = describe()
-    document = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": {key: here[key] for key in ("arch", "cpu", "cores", "os")},
-        "python": platform.python_version(),
-        "rounds": options.rounds,
-        "goal_ms": 1e3 * GOAL_SECONDS,
-        "commands": found,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    print(f"written: {RESULTS.relative_to(ROOT)}")
+    record.write("cli", rounds=options.rounds, goal_ms=1e3 * GOAL_SECONDS, commands=found)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import record
 import torch
 
 from edgepack import data, graph, source
@@ -38,13 +39,11 @@ from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
-from edgepack.runtime.device.machine import describe
 from edgepack.runtime.parity.metrics import Accuracy, Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "small-bert"
 MODEL = DEMO / "model"
-RESULTS = Path(__file__).parent / "results" / "dynamic.json"
 NETWORK = ("--layers", "4", "--width", "192", "--epochs", "2", "--rate", "5e-4")
 STUDENT = "distill:layers=0,2:epochs=1:lr=3e-4"
 TIMED = 100
@@ -287,23 +286,14 @@ def main() -> None:
         models, rows = contenders(Path(folder), found, feeds, labels)
         timed(models, rows, options.rounds)
     show(rows)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "vnni": "avx512_vnni" in (describe()["isa"] or ()),
-        "threads": 1,
-        "network": " ".join(NETWORK),
-        "student": STUDENT,
-        "sentence_tokens_median": int(np.median([f["input_ids"].shape[1] for f in feeds[:TIMED]])),
-        "versions": {
-            "onnxruntime": onnxruntime.__version__,
-            "onnx": onnx.__version__,
-            "torch": torch.__version__,
-        },
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    record.write(
+        "dynamic",
+        threads=1,
+        network=" ".join(NETWORK),
+        student=STUDENT,
+        sentence_tokens_median=int(np.median([f["input_ids"].shape[1] for f in feeds[:TIMED]])),
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

@@ -12,16 +12,13 @@ go to benchmarks/results/equalize.json; rows of networks that are not asked for 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
+import record
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -30,9 +27,7 @@ from pair_safe import EXAMPLES, ROOT, Network, snr_db, spread
 
 from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
-from edgepack.runtime.device.machine import describe
 
-RESULTS = Path(__file__).parent / "results" / "equalize.json"
 KINDS = ("cross-layer", "smooth", "both")
 ALPHAS = (0.25, 0.5, 0.75)
 DEFAULT = 0.5
@@ -91,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.networks) - set(EXAMPLES):
         parser.error(f"no example is named {', '.join(sorted(unknown))}")
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else {}
+    rows = record.read("equalize").get("rows", {})
     for name in options.networks:
         if not (ROOT / EXAMPLES[name]).exists():
             print(f"{name}: left out, {EXAMPLES[name]} is not prepared")
@@ -101,14 +96,7 @@ def main() -> None:
         network = Network(network.model, network.calibration, feeds, network.options)
         rows[name] = row_of(network)
         show(name, rows[name])
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "versions": {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    record.write("equalize", rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import record
+
 from edgepack.device import count
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results" / "instructions.json"
 CPUS = ("cortex-a53", "cortex-a72", "neoverse-n1", "neoverse-i8mm")
 # Manifest, what it builds from, and what brings that where it is not here.
 MODELS = (
@@ -113,12 +113,9 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
             models[name] = _count(Path(folder), name, source, options.cpu or list(CPUS))
-    if options.model and RESULTS.is_file():
-        models = {**json.loads(RESULTS.read_text())["models"], **models}
-    document = {"unit": "instructions, emulated; not time", "models": models}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    print(f"written: {RESULTS.relative_to(ROOT)}")
+    if options.model:
+        models = {**record.read("instructions").get("models", {}), **models}
+    record.write("instructions", unit="instructions, emulated; not time", models=models)
 
 
 if __name__ == "__main__":

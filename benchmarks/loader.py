@@ -13,7 +13,6 @@ benchmarks/results/loader.json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -25,18 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import record
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle, load
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.bundle.index import read_index
-from edgepack.runtime.commands.verify import reference_feeds, this_device
+from edgepack.runtime.commands.verify import reference_feeds
 from edgepack.runtime.model import Model
 from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results" / "loader.json"
 DEMO = ROOT / "demo" / "efficientnet-lite0-cpu-fbgemm.edgepack"
 GOAL_CALL_US, GOAL_LOAD_MS = 20.0, 50.0
 WARM_UP = 50
@@ -173,18 +172,9 @@ def main() -> None:
             f"{loading['overhead_ms']:>9.2f} ms   under {GOAL_LOAD_MS:.0f} ms"
             f" (and {loading['import_ms']:.1f} ms to import the loader)"
         )
-    document = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "device": {key: value for key, value in this_device().items() if key != "isa"},
-        "threads": 1,
-        "pairs": options.pairs,
-        "rounds": options.rounds,
-        "goals": {"overhead_us": GOAL_CALL_US, "overhead_ms": GOAL_LOAD_MS},
-        "models": found,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
-    print(f"written: {RESULTS.relative_to(ROOT)}")
+    goals = {"overhead_us": GOAL_CALL_US, "overhead_ms": GOAL_LOAD_MS}
+    turns = {"pairs": options.pairs, "rounds": options.rounds}
+    record.write("loader", threads=1, **turns, goals=goals, models=found)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ machine. Results go to benchmarks/results/pair-safe.json.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "unit"), str(ROOT / "tests" / "device")]
@@ -37,10 +36,8 @@ from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.data.preprocessing import Preprocessing  # noqa: E402
 from edgepack.device import Emulated, Local, ready  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
-from edgepack.runtime.device.machine import describe  # noqa: E402
 from edgepack.spec import manifest as manifests  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "pair-safe.json"
 RANGES = ("full", "pair-safe", "reduced")
 CPUS = ("Haswell", "Skylake-Client")
 # Samples that one network is judged on.
@@ -269,19 +266,10 @@ def main() -> None:
         )
         rows[name] = row
         show(name, row)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "vnni": "avx512_vnni" in (describe()["isa"] or ()),
-        "versions": {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        "rows": rows,
-        "mixed": draws(),
-    }
-    found = document["mixed"]
+    found = draws()
     print(f"mixed, {found['draws']} draws of its weights: gap {found['gap_db_mean']} dB on "
           f"average, standard deviation {found['gap_db_deviation']}")  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    record.write("pair-safe", rows=rows, mixed=found)
 
 
 def show(name: str, row: Mapping[str, Any]) -> None:

@@ -18,14 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
+import record
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -40,14 +39,12 @@ from edgepack.data.preprocessing import Preprocessing
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
-from edgepack.runtime.device.machine import describe
 from edgepack.runtime.parity.metrics import Accuracy, Parity
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"
 BUNDLE = DEMO / "efficientnet-lite0-cpu-fbgemm.edgepack"
-RESULTS = Path(__file__).parent / "results" / "peers.json"
 
 U8, S8 = QuantType.QUInt8, QuantType.QInt8
 # Name, options of onnxruntime's quantize_static, most calibration crops. Its histogram calibrators
@@ -152,15 +149,7 @@ def main() -> None:
         _time(models, rows, arch, options.rounds, options.seconds)
         _on_haswell(models, rows, samples("evaluation"), options.haswell, work)
     _show(rows)
-    RESULTS.parent.mkdir(exist_ok=True)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "device": {k: v for k, v in describe().items() if k != "isa"},
-        "vnni": "avx512_vnni" in (describe()["isa"] or ()),
-        "versions": {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__},
-        "rows": rows,
-    }
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    record.write("peers", rows=rows)
 
 
 def _contenders(work: Path, found: Any, manifest: Any, calibration: Any) -> dict[str, Path | None]:
