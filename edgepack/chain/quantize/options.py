@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgepack.chain.options import PassOptions, number
+from edgepack.chain.options import PassOptions, flag, number, one_of, wrong
 from edgepack.chain.quantize.scheme import SYMMETRIC, WEIGHTS
 from edgepack.errors import ChainError
-from edgepack.spec.document import did_you_mean
 
+NAME = "quantize"
 MODES = ("static", "dynamic", "weights")
 SCHEMES = tuple(WEIGHTS)
 RANGES = ("full", "reduced", "pair-safe")
@@ -18,6 +18,13 @@ ROUNDINGS = ("nearest", "gptq")
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 EQUALIZATIONS = ("none", "cross-layer", "smooth", "both")
+_WORDS = {
+    "scheme": SCHEMES,
+    "range": RANGES,
+    "calibrator": CALIBRATORS,
+    "rounding": ROUNDINGS,
+    "equalize": EQUALIZATIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -85,20 +92,20 @@ class QuantizeOptions(PassOptions):
         given: object = self.exclude
         names = (given,) if isinstance(given, str) else tuple(self.exclude)
         object.__setattr__(self, "exclude", names)
-        _one_of("mode", self.mode, MODES)
+        one_of(NAME, "mode", self.mode, MODES)
         if not self.rounding:
             self._settle("rounding", "gptq" if self.mode == "static" else "nearest")
         if self.bias_correction is None:
             self._settle("bias_correction", self.mode == "static" or self.rounding == "gptq")
         self._settle_bits()
-        for option, kind in _KINDS.items():
-            _of_kind(option, getattr(self, option), kind)
-        _one_of("scheme", self.scheme, SCHEMES)
-        _one_of("range", self.range, RANGES)
-        _one_of("calibrator", self.calibrator, CALIBRATORS)
-        _one_of("rounding", self.rounding, ROUNDINGS)
-        _one_of("equalize", self.equalize, EQUALIZATIONS)
-        number("quantize", "alpha", self.alpha, 0, 1)
+        for option, words in _WORDS.items():
+            one_of(NAME, option, getattr(self, option), words)
+        flag(NAME, "bias_correction", self.bias_correction)
+        flag(NAME, "repair", self.repair)
+        number(NAME, "alpha", self.alpha, 0, 1)
+        # At 50 nothing would be left but the median.
+        number(NAME, "percentile", self.percentile, 51, 100)
+        number(NAME, "batch_size", self.batch_size, 1, whole=True)
         if self.equalize != "none" and self.mode != "static":
             raise ChainError(
                 "quantize-option",
@@ -120,20 +127,6 @@ class QuantizeOptions(PassOptions):
                 why="GPUs add products in 32 bits: nothing saturates, and nothing is to be spared",
                 hint=f"--chain quantize:scheme={self.scheme}:range=full",
             )
-        if not 50.0 < self.percentile <= 100.0:
-            raise ChainError(
-                "quantize-option",
-                "the percentile must be above 50 and at most 100",
-                why=f"percentile = {self.percentile:g}",
-                hint="99.99 keeps all but one value in ten thousand",
-            )
-        if self.batch_size < 1:
-            raise ChainError(
-                "quantize-option",
-                "the batch size must be at least 1",
-                why=f"batch_size = {self.batch_size}",
-                hint="leave it out for the default",
-            )
 
     def _settle(self, option: str, value: object) -> None:
         object.__setattr__(self, option, value)
@@ -152,7 +145,7 @@ class QuantizeOptions(PassOptions):
             return
         if self.bits is None:
             self._settle("bits", 8)
-        _of_values("bits", self.bits, BITS)
+        _has_kernels("bits", self.bits, BITS)
         if self.block is not None and self.bits == 8:
             raise ChainError(
                 "quantize-option",
@@ -163,43 +156,10 @@ class QuantizeOptions(PassOptions):
         if self.bits == 4:
             if self.block is None:
                 self._settle("block", 32)
-            _of_values("block", self.block, BLOCKS)
+            _has_kernels("block", self.block, BLOCKS)
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "percentile": (int, float),
-    "bias_correction": (bool,),
-    "repair": (bool,),
-    "batch_size": (int,),
-}
-
-
-def _of_kind(option: str, value: object, kinds: tuple[type, ...]) -> None:
-    # A bool is an int to Python, not to the reader of a profile.
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ChainError(
-            "quantize-option",
-            f"the quantization option {option} cannot be {value!r}",
-            why=f"it takes {'true or false' if bool in kinds else 'a number'}",
-            hint="leave it out for the default",
-        )
-
-
-def _of_values(option: str, value: object, known: tuple[int, ...]) -> None:
+def _has_kernels(option: str, value: object, known: tuple[int, ...]) -> None:
     if isinstance(value, bool) or value not in known:
-        raise ChainError(
-            "quantize-option",
-            f"the quantization option {option} cannot be {value!r}",
-            why="onnxruntime has kernels for " + ", ".join(map(str, known)),
-            hint="leave it out for the default",
-        )
-
-
-def _one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ChainError(
-            "quantize-option",
-            f"the quantization option {option} has no value {value!r}",
-            why=f"it was asked for{did_you_mean(str(value), known)}",
-            hint="one of " + ", ".join(known),
-        )
+        kernels = "onnxruntime has kernels for " + ", ".join(map(str, known))
+        raise wrong(NAME, option, value, kernels)
