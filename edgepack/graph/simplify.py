@@ -22,9 +22,11 @@ from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
 from edgepack.ledger import PassResult
 
-SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched",)
-"""Passes of onnxsim that make graphs longer: this one wraps each linear layer of a transformer
-in Reshape, Shape, Slice and Concat to make a Gemm of it, and onnxruntime fuses the layer anyway."""
+SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched", "fuse_attention", "fuse_gqa")
+"""Passes of onnxsim that do harm. The first wraps each linear layer of a transformer in Reshape,
+Shape, Slice and Concat to make a Gemm of it, and onnxruntime fuses the layer anyway. The others
+make one operator of onnxruntime's own out of an attention: TensorRT does not know it, and it hides
+its layers from what quantizes, measures and counts."""
 
 
 def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> PassResult[Any]:
@@ -133,6 +135,9 @@ def _folded(model: Any, example: Mapping[str, np.ndarray] | None) -> tuple[Any |
         runner = Runner(folded)
     except EdgepackError as error:
         return None, f"its result does not load ({error.why})"
+    foreign = sorted({f"{d}.{kind}" for d, kind in _operators(folded) - _operators(model) if d})
+    if foreign:
+        return None, f"it put in operators that ONNX does not have ({', '.join(foreign)})"
     if _interface(folded) != _interface(model):
         return None, "it changed the inputs or outputs"
     if example is not None:
@@ -141,6 +146,14 @@ def _folded(model: Any, example: Mapping[str, np.ndarray] | None) -> tuple[Any |
         if changed:
             return None, f"it changed what the graph computes ({changed})"
     return folded, ""
+
+
+def _operators(model: Any) -> set[tuple[str, str]]:
+    """Domain and type of every node; "" is ONNX itself."""
+    return {
+        ("" if node.domain == "ai.onnx" else str(node.domain), str(node.op_type))
+        for node in walk_nodes(model.graph)
+    }
 
 
 def _interface(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:

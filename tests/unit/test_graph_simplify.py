@@ -208,3 +208,62 @@ def test_int8_weights_count_and_their_scales_do_not():
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     figures = stats(model)
     assert figures.parameters == 12 + 3
+
+
+def attention() -> onnx.ModelProto:
+    """As PyTorch writes it: three projections with their biases, two heads, no mask."""
+    random, width, nodes, weights = np.random.default_rng(0), 16, [], {}
+
+    def op(kind: str, *inputs: str, **attributes: object) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"t{len(nodes)}"], **attributes))
+        return f"t{len(nodes) - 1}"
+
+    def constant(values: np.ndarray) -> str:
+        weights[f"w{len(weights)}"] = values
+        return f"w{len(weights) - 1}"
+
+    def linear(x: str) -> str:
+        weight = random.standard_normal((width, width)).astype(np.float32) / 4
+        bias = random.standard_normal(width).astype(np.float32)
+        return op("Add", op("MatMul", x, constant(weight)), constant(bias))
+
+    def heads(*perm: int) -> str:
+        split = op("Reshape", linear("x"), constant(np.array([0, -1, 2, 8])))
+        return op("Transpose", split, perm=perm)
+
+    scores = op("MatMul", heads(0, 2, 1, 3), heads(0, 2, 3, 1))
+    scores = op("Div", scores, constant(np.array(8**0.5, np.float32)))
+    mixed = op("MatMul", op("Softmax", scores, axis=-1), heads(0, 2, 1, 3))
+    joined = op("Transpose", mixed, perm=[0, 2, 1, 3])
+    made = linear(op("Reshape", joined, constant(np.array([0, -1, width]))))
+    graph = helper.make_graph(
+        nodes, "attention", [value("x", "n", 6, width)], [value(made, "n", 6, width)],
+        [numpy_helper.from_array(values, name) for name, values in weights.items()],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 19)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def test_attention_stays_operators_of_onnx():
+    """TensorRT knows no com.microsoft.Attention, and its four layers are to be quantized."""
+    feed = {"x": np.random.default_rng(1).standard_normal((1, 6, 16)).astype(np.float32)}
+    result = simplify(attention(), feed)
+    assert result.details["onnxsim"]
+    assert {node.domain for node in result.model.graph.node} == {""}
+    assert sum(node.op_type == "MatMul" for node in result.model.graph.node) == 6
+
+
+def test_operators_that_onnx_does_not_have_are_not_put_in(monkeypatch):
+    import onnxsim
+
+    def fusing(model: onnx.ModelProto, **_: object) -> tuple[onnx.ModelProto, bool]:
+        copy = onnx.ModelProto.FromString(model.SerializeToString())
+        norm = next(n for n in copy.graph.node if n.op_type == "Relu")
+        norm.op_type, norm.domain = "Gelu", "com.microsoft"
+        copy.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        return copy, True
+
+    monkeypatch.setattr(onnxsim, "simplify", fusing)
+    result = simplify(convolution())
+    assert not result.details["onnxsim"]
+    assert "operators that ONNX does not have (com.microsoft.Gelu)" in result.notes[0]
