@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,13 @@ def linear_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         device.ask(host, str(path), "run", "--output", str(answers))
     bundle.write(path, replace(contents, built=[read_npz(str(answers))["y"]]))
     return path
+
+
+def entry(name: str) -> zipfile.ZipInfo:
+    """An entry as a bundle has it."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    return info
 
 
 def run_bundle(path: Path, *arguments: str, python: str = sys.executable):

@@ -17,7 +17,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from conftest import linear_onnx
+from conftest import entry, linear_onnx
 from gpu_standin import StandIn, tensorrt_contents
 
 from edgepack import bundle
@@ -155,7 +155,7 @@ def rewritten(path: Path, change: Callable[[dict[str, bytes]], Any]) -> None:
     change(entries)
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
+            archive.writestr(entry(name), data)
 
 
 def key_with(**changes: Any) -> Callable[[Path], None]:

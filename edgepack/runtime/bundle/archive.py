@@ -3,9 +3,9 @@
 Zip readers disagree about duplicate names, overlapping entries, data before the first entry and
 names that local and central headers spell differently; each of those disagreements has been an
 attack. A bundle is written in exactly one form, so reading asks for exactly that form: entries
-stored without compression, back to back from byte 0, the central directory right after them in
-the same order, and the end record as the last 22 bytes. Whatever differs is refused, and no entry
-is read past its own bytes.
+stored without compression, back to back from byte 0, every field of their headers at the one value
+that it is written with, the central directory right after them in the same order, and the end
+record as the last 22 bytes. Whatever differs is refused, and no entry is read past its own bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import mmap
 import os
 import re
 import struct
+from binascii import crc32
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
@@ -28,6 +29,11 @@ CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
+# What is the same in every header: the version of zip that reads it, flags, method, time and date
+# (1980-01-01); in the directory also the version and system (Unix) that made it, and the disk, the
+# attributes inside and those of the file (0644).
+_LOCAL_FIXED = (20, 0, 0, 0, 33)
+_CENTRAL_FIXED = (3 << 8 | 20, *_LOCAL_FIXED, 0, 0, 0o644 << 16)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\Z")
 
 
@@ -39,11 +45,13 @@ class Entry:
         name: path inside the bundle, with forward slashes.
         start: offset of its first byte in the bundle.
         size: in bytes.
+        crc: CRC-32 of its bytes, as both headers tell it.
     """
 
     name: str
     start: int
     size: int
+    crc: int
 
 
 def own_bundle() -> str:
@@ -147,28 +155,28 @@ class Archive:
         if position + _CENTRAL.size > end:
             raise _refuse("its directory is cut short")
         fields = _CENTRAL.unpack_from(self._map, position)
-        magic, flags, method = fields[0], fields[3], fields[4]
-        packed, size, name_length, extra, comment = fields[8:13]
-        header = fields[16]
-        if magic != b"PK\1\2" or flags or method or packed != size or extra or comment:
+        crc, packed, size, name_length, extra, comment = fields[7:13]
+        fixed, header = (*fields[1:7], *fields[13:16]), fields[16]
+        odd = fields[0] != b"PK\1\2" or fixed != _CENTRAL_FIXED
+        if odd or packed != size or extra or comment:
             raise _refuse("an entry of its directory is not stored in canonical form")
         name = self._name(position + _CENTRAL.size, name_length)
-        return Entry(name, 0, size), header, position + _CENTRAL.size + name_length
+        return Entry(name, 0, size, crc), header, position + _CENTRAL.size + name_length
 
     def _local(self, entry: Entry, header: int, limit: int) -> Entry:
         if header + _LOCAL.size > limit:
             raise _refuse("the entry {!r} is cut short".format(entry.name))
         fields = _LOCAL.unpack_from(self._map, header)
-        magic, flags, method = fields[0], fields[2], fields[3]
-        packed, size, name_length, extra = fields[7:11]
-        if magic != b"PK\3\4" or flags or method or extra or not packed == size == entry.size:
+        name_length, extra = fields[9:]
+        odd = fields[0] != b"PK\3\4" or fields[1:6] != _LOCAL_FIXED
+        if odd or extra or fields[6:9] != (entry.crc, entry.size, entry.size):
             raise _refuse("the two headers of {!r} differ".format(entry.name))
         if self._name(header + _LOCAL.size, name_length) != entry.name:
             raise _refuse("{!r} has another name in its local header".format(entry.name))
         start = header + _LOCAL.size + name_length
-        if start + size > limit:
+        if start + entry.size > limit:
             raise _refuse("the entry {!r} is cut short".format(entry.name))
-        return Entry(entry.name, start, size)
+        return Entry(entry.name, start, entry.size, entry.crc)
 
     def _name(self, start: int, length: int) -> str:
         raw = self._map[start : start + length]
@@ -197,6 +205,19 @@ class Archive:
         for chunk in self.chunks(name):
             digest.update(chunk)
         return digest.hexdigest()
+
+    def check_crc(self, name: str) -> None:
+        """Hold an entry against the CRC-32 in its headers. Raises BundleError.
+
+        Only where no hash vouches for its bytes, or where the headers themselves are in question.
+        """
+        found = 0
+        for chunk in self.chunks(name):
+            found = crc32(chunk, found)
+        if found != self._find(name).crc:
+            raise _refuse(
+                "the checksum of the entry {!r} does not hold".format(name), "bundle-altered"
+            )
 
     def _find(self, name: str) -> Entry:
         entry = self.entries.get(name)

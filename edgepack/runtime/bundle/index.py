@@ -202,6 +202,8 @@ def read_index(archive: Archive) -> Index:
     Raises BundleError where names or sizes differ. Contents are hashed by `check_file` as they
     are used, and all of them by `verify`.
     """
+    # It holds everything else's hash, and nothing holds its own.
+    archive.check_crc(INDEX)
     index = parse(archive.read(INDEX))
     held = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
     listed = {name: size for name, (_, size) in index.files.items()}
@@ -224,9 +226,13 @@ def check_file(archive: Archive, index: Index, name: str) -> bytes:
 
 
 def check_all(archive: Archive, index: Index) -> int:
-    """Hash every file of the bundle; returns the bytes hashed. Raises BundleError."""
+    """Hash every file of the bundle; returns the bytes hashed. Raises BundleError.
+
+    With the form that the archive must have, no byte of the bundle is left that may differ.
+    """
     for name in index.files:
         _require(name, archive.sha256(name), index)
+        archive.check_crc(name)
     return sum(size for _, size in index.files.values())
 
 
