@@ -9,24 +9,21 @@ import argparse
 import json
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any, Dict, List, Optional
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, TENSORRT
-from .bundle.index import read_index
+from .bundle.index import check_file, read_index
 from .commands.bench import LENGTHS, bench, child
 from .commands.info import UNPROVEN, info
 from .device.variants import aloud
 from .errors import DeviceError, EdgepackError
 from .parity.gates import describe_gate
+from .streams import say, show, tell
 
 # `info` tells what to install, so it must run before anything is: all that needs numpy is
 # imported by the commands that compute.
-
-
-def _say(*lines: str) -> None:
-    if lines:
-        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def _some(text: str) -> int:
@@ -118,7 +115,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         samples=options.samples,
     )
     here = verdict["device"]
-    _say(
+    say(
         *aloud(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
@@ -131,11 +128,11 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         found = verdict[question]
         if found is None:
             continue
-        _say(f"{question}, against the {subject}, {found['samples']} {found['on']} samples:")
-        _say(*("  " + describe_gate(gate) for gate in found["gates"]))
-    _say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+        say(f"{question}, against the {subject}, {found['samples']} {found['on']} samples:")
+        say(*("  " + describe_gate(gate) for gate in found["gates"]))
+    say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
     if not verdict["proven"]:
-        _say(UNPROVEN)
+        say(UNPROVEN)
     return verdict, 0 if verdict["passed"] else 1
 
 
@@ -148,8 +145,8 @@ def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
     ran = choice.to_json()
-    _say(*aloud(ran), *(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
-    _say(f"written: {options.output}")
+    say(*aloud(ran), *(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
+    say(f"written: {options.output}")
     return {"output": options.output, "outputs": shapes, "variant": ran}, 0
 
 
@@ -165,16 +162,16 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
         threads=options.threads,
         variant=options.variant,
     )
-    _say(*aloud(found["variant"]))
+    say(*aloud(found["variant"]))
     for name, title in (("model", "this bundle"), ("original", "the other model")):
         if found[name]:
-            _say(
+            say(
                 f"{title}: p50 {_ms(found[name]['p50'])}, p90 {_ms(found[name]['p90'])}, "
                 f"{found[name]['queries']} queries"
             )
     if found["ratio"]:
         faster = "faster" if found["ratio"] >= 1 else "SLOWER"
-        _say(f"this bundle is {max(found['ratio'], 1 / found['ratio']):.2f}x {faster}")
+        say(f"this bundle is {max(found['ratio'], 1 / found['ratio']):.2f}x {faster}")
     return found, 0
 
 
@@ -206,25 +203,24 @@ def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     if options.requirements:
         with Archive(bundle) as archive:
-            read_index(archive)
-            sys.stdout.write(archive.read("requirements.txt").decode("utf-8"))
+            show(check_file(archive, read_index(archive), "requirements.txt").decode("utf-8"))
         return {}, 0
     lines, document = info(bundle)
-    _say(*lines)
+    say(*lines)
     return document, 0
 
 
 def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands.finish import finish
 
-    return finish(bundle, _say, force=options.force), 0
+    return finish(bundle, say, force=options.force), 0
 
 
 def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands.setup import setup
 
     found = setup(bundle, options.folder)
-    _say(
+    say(
         ("ready: " if found["made"] else "ready, as it was: ") + found["environment"],
         "has    " + ", ".join(f"{k} {v}" for k, v in sorted(found["packages"].items())),
         f"next:  {found['python']} {bundle} verify",
@@ -247,6 +243,18 @@ def _require_numpy() -> None:
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run one command; returns the exit status."""
+    # Python would end with 1 where an error goes unhandled, which is kept for a missed gate.
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:
+        tell("interrupted")
+        return 130
+    except Exception:  # noqa: BLE001
+        tell(traceback.format_exc())
+        return 2
+
+
+def _main(arguments: Optional[List[str]]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -257,17 +265,12 @@ def main(arguments: Optional[List[str]] = None) -> int:
             _require_numpy()
         result, status = options.act(own_bundle(), options)
         if options.json and result:
-            print(json.dumps(result, sort_keys=True, allow_nan=False))
+            show(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
         return int(status)
     except EdgepackError as error:
         if options.json:
-            print(json.dumps({"error": error.to_json()}, sort_keys=True))
-        _say(str(error))
+            # Where stdout is what failed, stderr tells it alone.
+            with suppress(EdgepackError):
+                show(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
+        tell(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 130
-    except Exception:  # noqa: BLE001
-        # Python would exit with 1, which is kept for a missed gate.
-        traceback.print_exc()
-        return 2

@@ -25,7 +25,8 @@ class EdgepackError(Exception):
     exit_code = 2
 
     def __init__(self, code: str, what: str, *, why: str = "", hint: str = "") -> None:
-        super().__init__(what)
+        # With these two, and the rest from its attributes, a copy is made in another process.
+        super().__init__(code, what)
         self.code = code
         self.what = what
         self.why = why

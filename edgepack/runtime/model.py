@@ -15,6 +15,9 @@ from .device import machine
 from .device.here import Here, find_sealed
 from .device.variants import Choice, aloud, choose, standing_in
 from .errors import DeviceError, EdgepackError
+
+# Not once a call has failed: the bundle may have been moved or replaced by then.
+from .session.feeds import explain, ties
 from .tensor import Tensor
 
 
@@ -41,6 +44,7 @@ class Model:
         self.inputs: Tuple[Tensor, ...] = index.inputs
         self.outputs: Tuple[Tensor, ...] = index.outputs
         self._session = session
+        self._ties = ties(index.inputs)
 
     def __call__(self, **inputs: np.ndarray) -> Dict[str, np.ndarray]:
         """One inference, inputs by name; returns the outputs by name.
@@ -55,17 +59,19 @@ class Model:
         Raises InputError likewise, and DeviceError where the engine fails on inputs that fit.
         """
         try:
+            # The two things that the engine does not check. It would take the bytes as they stand
+            # and answer nonsense,
             for array in inputs.values():
-                # The one thing that the engine does not check: it would take the bytes as they
-                # stand and answer nonsense.
                 if not array.dtype.isnative:
                     raise TypeError("the bytes of a value stand in the other order")
+            # and a batch of 1 beside one of 2 goes through whatever repeats the shorter.
+            for one, axis, other, place in self._ties:
+                if inputs[one].shape[axis] != inputs[other].shape[place]:
+                    raise TypeError("two axes of one name differ in size")
             return self._session.run(inputs)
         except Exception as error:
             # The engine checks what it is fed, so the good call pays for no second check; only
             # a failed one is looked at, to say what was wrong with it.
-            from .session.feeds import explain
-
             fault = explain(inputs, self.inputs)
             if fault is not None:
                 raise fault from error

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +138,48 @@ def pickled(path: Path) -> None:
     np.savez(path, x=np.array([{}], dtype=object))
 
 
+def with_header(text: str) -> Callable[[Path], None]:
+    """An .npz whose one array has that header, and no values."""
+
+    def make(path: Path) -> None:
+        header = text.encode()
+        with zipfile.ZipFile(path, "w") as archive:
+            start = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little")
+            archive.writestr("x.npy", start + header)
+
+    return make
+
+
+def shaped(shape: str) -> Callable[[Path], None]:
+    return with_header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}\n")
+
+
+def flagged(place: int, value: int) -> Callable[[Path], None]:
+    """An .npz that says of its array, in both headers, what it is not."""
+
+    def make(path: Path) -> None:
+        np.savez(path, x=np.zeros((5, 8), np.float32))
+        data = bytearray(path.read_bytes())
+        data[place] = data[data.index(b"PK\1\2") + place + 2] = value
+        path.write_bytes(data)
+
+    return make
+
+
+def corrupt_lzma(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", bytes(range(256)) * 9)
+    data = bytearray(path.read_bytes())
+    data[70] ^= 255
+    path.write_bytes(data)
+
+
+def twice(path: Path) -> None:
+    np.savez(path, x=np.zeros((5, 8), np.float32))
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("x.npy", archive.read("x.npy"))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -143,6 +187,15 @@ def pickled(path: Path) -> None:
         truncated,
         single,
         pickled,
+        twice,
+        corrupt_lzma,
+        shaped("(1000000000000, 8)"),
+        shaped("(True, 8)"),
+        with_header("[" * 9000),
+        with_header("-" * 9000 + "1"),
+        flagged(6, 1),  # encrypted
+        flagged(8, 99),  # a method that there is not
+        flagged(4, 99),  # a version that there is not
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"PK\3\4 no archive"),
         lambda path: path.mkdir(),
@@ -155,6 +208,49 @@ def test_samples_that_cannot_be_read(make, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         read_npz(str(path))
     assert caught.value.code == "samples-unreadable"
+
+
+def test_what_is_no_array_is_none(linear_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", "not an array")
+    assert read_npz(str(path)) == {}
+    done = run_bundle(linear_bundle, "run", "--input", str(path), "--output", str(tmp_path / "o"))
+    assert done.returncode == 2
+    assert "error[input-names]" in done.stderr
+
+
+def in_shell(bundle: Path, command: str) -> subprocess.CompletedProcess[str]:
+    line = f'"$0" "$1" {command}'
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, str(bundle)], capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("command", ["verify", "info", "no-such-command", "run --output /no/where"])
+def test_where_nobody_hears_it_nothing_is_taken_for_a_missed_gate(
+    command: str, linear_bundle: Path
+) -> None:
+    done = in_shell(linear_bundle, f"{command} 2>/dev/full")
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_text_for_people_stays_out_of_stdout(linear_bundle: Path) -> None:
+    done = in_shell(linear_bundle, "verify --json 2>&-")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["passed"]
+
+
+@pytest.mark.parametrize("to", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("command", ["verify --json", "info --requirements"])
+def test_a_result_that_cannot_be_written_is_an_error(
+    to: str, command: str, linear_bundle: Path
+) -> None:
+    done = in_shell(linear_bundle, f"{command} {to}")
+    assert done.returncode == 2
+    assert "error[output-unwritable]: the result cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from onnx import TensorProto, helper
 
 from edgepack import bundle, load
 from edgepack.runtime.bundle.engines import Variant
-from edgepack.runtime.errors import DeviceError, EdgepackError
+from edgepack.runtime.errors import DeviceError, EdgepackError, GateError, InputError
 from edgepack.runtime.model import Model
 from edgepack.runtime.session.feeds import explain
 from edgepack.runtime.session.onnx_session import OnnxSession
@@ -78,6 +81,76 @@ def test_misuse(inputs: dict[str, Any], code: str, why: str, linear: Model) -> N
         linear(**inputs)
     assert (caught.value.code, caught.value.why) == (code, why)
     assert caught.value.hint == "the model takes x:float32:batch,8"
+
+
+@pytest.mark.parametrize("inputs", [None, [IMAGE], IMAGE, "x", [("x", IMAGE)]])
+def test_what_is_no_mapping(inputs: Any, linear: Model) -> None:
+    with pytest.raises(InputError) as caught:
+        linear.run(inputs)
+    assert caught.value.code == "input-names"
+    assert caught.value.why.endswith("not arrays by name")
+
+
+def test_an_engine_that_would_repeat_the_shorter_batch_is_not_asked(tmp_path: Path) -> None:
+    """onnxruntime adds a batch of 1 to one of 2; of one name they have to be of one size."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 8]) for n in "aby"]
+    nodes = [helper.make_node("Add", ["a", "b"], ["y"])]
+    graph = helper.make_graph(nodes, "sum", values[:2], values[2:])
+    opsets = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    feeds = np.ones((2, 1, 8), np.float32)
+    contents = replace(
+        linear_contents(),
+        inputs=[Tensor(name, "float32", ("batch", 8)) for name in "ab"],
+        outputs=[Tensor("y", "float32", ("batch", 8))],
+        model=model.SerializeToString(),
+        reference=[feeds, feeds],
+        original=[feeds + feeds],
+    )
+    path = tmp_path / "sum.edgepack"
+    bundle.write(path, contents)
+    found = load(path)
+    assert (found(a=IMAGE, b=IMAGE)["y"] == 2 * IMAGE).all()
+    with pytest.raises(InputError) as caught:
+        found(a=IMAGE, b=IMAGE[:1])
+    assert (caught.value.code, caught.value.why) == ("input-shape", "b is float32:1,8")
+
+
+@pytest.mark.parametrize("harm", ["unlink", "replace", "truncate"])
+def test_a_loaded_bundle_may_go_away(harm: str, linear_bundle: Path, tmp_path: Path) -> None:
+    """A service that holds a model sees its file replaced; its errors stay the loader's own."""
+    path, program = tmp_path / "x.edgepack", tmp_path / "program.py"
+    path.write_bytes(linear_bundle.read_bytes())
+    program.write_text(
+        f"""
+import os, sys
+sys.path.insert(0, {str(path)!r})
+from runtime import load
+from runtime.errors import InputError
+model = load()
+if {harm!r} == "unlink":
+    os.unlink({str(path)!r})
+else:
+    with open({str(path)!r}, "r+b") as file:
+        file.truncate(99)
+        file.write(b"x" * 400_000 if {harm!r} == "replace" else b"")
+try:
+    model(y=1)
+except InputError as error:
+    print(error.code)
+"""
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert done.stdout == "input-names\n", done.stderr
+
+
+@pytest.mark.parametrize("kind", [EdgepackError, DeviceError, InputError, GateError])
+def test_an_error_comes_whole_out_of_another_process(kind: type[EdgepackError]) -> None:
+    error = kind("code", "what", why="why", hint="hint")
+    copied = pickle.loads(pickle.dumps(error))
+    assert type(copied) is kind
+    assert copied.to_json() == error.to_json()
+    assert str(copied) == str(error)
 
 
 def test_nothing_is_wrong_with_what_fits(linear: Model) -> None:

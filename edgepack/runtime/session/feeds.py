@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -92,11 +92,27 @@ def feeds(
         yield {tensor.name: arrays[tensor.name][start : start + step] for tensor in inputs}
 
 
-def explain(inputs: Mapping[str, Any], expected: Sequence[Tensor]) -> Optional[InputError]:
+def ties(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
+    """The axes that have one name, and so are to be of one size, by twos."""
+    first: Dict[str, Tuple[str, int]] = {}
+    found = []
+    for tensor in inputs:
+        for axis, dim in enumerate(tensor.shape):
+            if isinstance(dim, str):
+                one = first.setdefault(dim, (tensor.name, axis))
+                if one != (tensor.name, axis):
+                    found.append((*one, tensor.name, axis))
+    return found
+
+
+def explain(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
     """What is wrong with a feed; None where nothing is."""
     names = [tensor.name for tensor in expected]
     signature = "the model takes " + "; ".join(map(str, expected))
-    unknown = sorted(set(inputs) - set(names))
+    if not isinstance(inputs, Mapping):
+        found = "they are {}, not arrays by name".format(_describe(inputs))
+        return InputError("input-names", "the inputs do not fit", why=found, hint=signature)
+    unknown = sorted(set(inputs) - set(names), key=str)
     missing = [name for name in names if name not in inputs]
     if unknown or missing:
         told = ["{} is missing".format(n) for n in missing]
