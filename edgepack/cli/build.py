@@ -132,7 +132,7 @@ def build(
         targets.load(target),
         manifests.load(manifest) if manifest else manifests.Manifest(),
         inputs=tuple(map(tensors.parse, inputs)),
-        axes=dict(map(tensors.parse_axis, axes)),
+        axes=tensors.parse_axes(axes),
         metric=metric or "",
         **options,
     )

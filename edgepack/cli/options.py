@@ -10,7 +10,7 @@ import click
 
 as_json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 threads = click.option(
-    "--threads", type=click.IntRange(0), default=0, help="Default: every physical core."
+    "--threads", type=click.IntRange(0, 4096), default=0, help="Default: every physical core."
 )
 bundle_file = click.argument("bundle", type=click.Path(path_type=Path))
 keep = click.option("--keep", is_flag=True, help="Leave the file there for the next time.")

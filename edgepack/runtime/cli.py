@@ -26,11 +26,22 @@ from .streams import say, show, tell
 # imported by the commands that compute.
 
 
-def _some(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
+def _whole(text: str, least: int, most: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if not least <= number <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+    return number
+
+
+def _samples(text: str) -> int:
+    return _whole(text, 1, 1 << 31)
+
+
+def _threads(text: str) -> int:
+    return _whole(text, 0, 4096)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     # The build streams its evaluation set through standard input.
     add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
     add.add_argument(
-        "--samples", type=_some, default=0, metavar="N", help="default: all reference samples"
+        "--samples", type=_samples, default=0, metavar="N", help="default: all reference samples"
     )
     add.set_defaults(act=_verify)
     add = commands.add_parser("run", help="outputs on an .npz of samples")
@@ -81,12 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(act=_marked)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-        sub.add_argument("--threads", type=int, default=0, help="default: every physical core")
+        sub.add_argument("--threads", type=_threads, default=0, help="default: every physical core")
     # One turn of `bench`, in a process of its own.
     turn = commands.add_parser("bench-turn")
     turn.add_argument("--queries", type=int, required=True)
     turn.add_argument("--seconds", type=float, required=True)
-    turn.add_argument("--threads", type=int, default=0)
+    turn.add_argument("--threads", type=_threads, default=0)
     turn.add_argument("--against", default="")
     turn.add_argument("--variant", default="")
     turn.add_argument("--cuda", action="store_true")

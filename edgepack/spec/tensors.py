@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import SpecError
@@ -11,13 +12,18 @@ from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import did_you_mean
 
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SIZE = re.compile(r"[0-9]{1,18}\Z")
+
+
+# TensorRT 8 counts an axis in 32 bits, and so do the kernels of the later ones.
+LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Span:
     """The sizes that a dynamic axis may have.
 
-    Raises SpecError `axis-range` where they are not in order, or below 1.
+    Raises SpecError `axis-range` where they are not in order, below 1 or above LARGEST.
 
     Attributes:
         least, most: inclusive.
@@ -29,12 +35,12 @@ class Span:
     most: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.least <= self.usual <= self.most:
+        if not 0 < self.least <= self.usual <= self.most <= LARGEST:
             raise SpecError(
                 "axis-range",
                 "the range of a dynamic axis is not in order",
                 why=f"min {self.least}, opt {self.usual}, max {self.most}",
-                hint="1 <= min <= opt <= max",
+                hint=f"1 <= min <= opt <= max <= {LARGEST}",
             )
 
 
@@ -42,7 +48,7 @@ def parse_axis(text: str) -> tuple[str, Span]:
     """Read the range of an axis: "batch=1:1:16". Raises SpecError where it is not of this form."""
     name, _, sizes = text.partition("=")
     parts = sizes.split(":")
-    if not _AXIS.match(name) or len(parts) != 3 or not all(map(str.isdecimal, parts)):
+    if not _AXIS.match(name) or len(parts) != 3 or not all(map(_SIZE.match, parts)):
         raise SpecError(
             "axis-spec",
             f"this range of an axis cannot be understood: {text}",
@@ -50,6 +56,22 @@ def parse_axis(text: str) -> tuple[str, Span]:
             hint="--axis name=min:opt:max, for example --axis batch=1:1:16",
         )
     return name, Span(*map(int, parts))
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, Span]:
+    """Read the ranges of several axes. Raises SpecError where one is stated twice."""
+    found: dict[str, Span] = {}
+    for text in texts:
+        name, span = parse_axis(text)
+        if name in found:
+            raise SpecError(
+                "axis-twice",
+                f"the range of the axis {name!r} is stated twice",
+                why=", ".join(other for other in texts if other.startswith(f"{name}=")),
+                hint="one --axis for each axis",
+            )
+        found[name] = span
+    return found
 
 
 def parse(text: str) -> Tensor:

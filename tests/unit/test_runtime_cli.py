@@ -261,3 +261,24 @@ def test_usage(arguments: tuple[str, ...], status: int, linear_bundle: Path) -> 
     done = run_bundle(linear_bundle, *arguments)
     assert done.returncode == status
     assert "python3 BUNDLE" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--threads", "99999999999"), ("--threads", "-1"), ("--samples", "0")]
+)
+def test_numbers_that_mean_nothing(arguments: tuple[str, ...], linear_bundle: Path) -> None:
+    done = run_bundle(linear_bundle, "verify", *arguments)
+    assert done.returncode == 2
+    assert "is not a whole number from" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_nothing_is_proved_on_no_evaluation_samples(linear_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(linear_bundle), "verify", "--evaluation"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "error[evaluation-cut]" in done.stderr

@@ -107,10 +107,26 @@ def test_the_command_lines_form() -> None:
         "b-h=1:1:1",
         "b=1:x:3",
         "b=1:-2:3",
+        "b=1:2:" + "9" * 5000,
+        "b=1:2:\u0663",
     ):
         with pytest.raises(SpecError) as caught:
             tensors.parse_axis(text)
         assert caught.value.code == "axis-spec"
+
+
+def test_a_size_that_no_engine_counts_to() -> None:
+    assert tensors.parse_axis(f"b=1:2:{2**31 - 1}")[1].most == 2**31 - 1
+    with pytest.raises(SpecError) as caught:
+        tensors.parse_axis(f"b=1:2:{2**31}")
+    assert caught.value.code == "axis-range"
+
+
+def test_an_axis_that_is_stated_twice() -> None:
+    assert list(tensors.parse_axes(["a=1:2:3", "b=1:2:3"])) == ["a", "b"]
+    with pytest.raises(SpecError) as caught:
+        tensors.parse_axes(["a=1:2:3", "ab=1:1:1", "a=1:2:4"])
+    assert (caught.value.code, caught.value.why) == ("axis-twice", "a=1:2:3, a=1:2:4")
 
 
 def test_the_manifests_form(tmp_path: Path) -> None:

@@ -137,6 +137,13 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
             shard.get("labels"),
             int(shard["count"]),
         )
+    if not quality.samples:
+        raise InputError(
+            "evaluation-cut",
+            "there are no evaluation samples",
+            why="the stream of them is empty",
+            hint="this stream comes from `edgepack build`; look there for its error",
+        )
     return _question("evaluation", quality.result(), index.gates["quality"])
 
 
