@@ -215,7 +215,7 @@ def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
     """
     ort = import_engine()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and printed once
     # Folding constants changes no answer; fusing and reordering may, and this is the reference.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:

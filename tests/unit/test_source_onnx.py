@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.errors import SourceError
 from edgepack.source import load, recognise
 
 W = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
@@ -82,3 +83,17 @@ def test_packed_external_data_has_its_own_size(tmp_path: Path, kind: str) -> Non
     path = tmp_path / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="m.data", size_threshold=0)
     assert load(path).kind == "onnx"
+
+
+def test_a_run_that_fails_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The check of dynamic axes tries sizes that may not fit: no lines of onnxruntime's own."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 4]) for n in "abc"]
+    nodes = [helper.make_node("Add", ["a", "b"], ["c"])]
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:])
+    opsets = [helper.make_opsetid("", 18)]
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    found = load(path, arch=None, arch_args={}, trust_pickle=False, search=())
+    with pytest.raises(SourceError):
+        found.run({"a": np.zeros((2, 4), np.float32), "b": np.zeros((3, 4), np.float32)})
+    assert capfd.readouterr() == ("", "")

@@ -19,7 +19,7 @@ def session(model: onnx.ModelProto) -> Any:
     """An onnxruntime session on the CPU whose threads sleep while it waits."""
     onnxruntime = import_engine()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what fails is raised, and printed once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The arena keeps the largest buffers of all batches; calibration prefers a low peak.
     options.enable_cpu_mem_arena = False
