@@ -70,6 +70,9 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     """
     _sweep(path)
     try:
+        if path.exists() and not path.is_file():
+            # A rename would put the file in the place of a device: /dev/null, where root builds.
+            raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
         )
@@ -170,6 +173,8 @@ def unwritable(path: Path, error: OSError) -> HostError:
         why=error.strerror or str(error),
         hint="free some space; what stood there before is untouched"
         if full
+        else "give a file that may be made anew"
+        if error.errno == errno.EEXIST
         else "check that the folder exists and may be written",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain, source
+from edgepack import chain, files, source
 from edgepack.request import Request
 from edgepack.stages import emulates, foreign
 
@@ -26,8 +26,10 @@ def _size(path: Path) -> int:
 def plan(request: Request) -> dict[str, Any]:
     """The stages that would run and an estimate of memory and disk, in bytes.
 
-    Raises SourceError where the model is missing or of no known kind.
+    Raises SourceError where the model is missing or of no known kind, HostError or SpecError
+    where the bundle cannot be written at its place.
     """
+    files.check_place(request.output, request.reads())
     kind = source.recognise(request.model)
     size = _size(request.model)
     passes = [
@@ -54,8 +56,8 @@ def plan(request: Request) -> dict[str, Any]:
             "engine",
             "bundle",
             "verify",
-            *(["emulate"] if emulates(request.target) else []),
-            *([] if foreign(request.target) else ["latency"]),
+            *(["emulate"] if request.emulate and emulates(request.target) else []),
+            *([] if foreign(request.target) or request.latency == "none" else ["latency"]),
         ],
         "chain": passes,
         "estimate": {

@@ -6,6 +6,7 @@ Each is also what stands on stdout with `--json`, and nothing else does.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -320,6 +321,19 @@ def test_a_cache_that_cannot_be_written(
 
 def test_a_name_that_the_system_does_not_take(home: Home, out: Path) -> None:
     refuse(home.build("x" * 300), out, "host-io")
+def test_an_output_that_is_no_plain_file(home: Home, out: Path) -> None:
+    """A rename would take the place of a device: of /dev/null, where root builds."""
+    os.mkfifo(out / "pipe")
+    (out / "link").symlink_to(out / "pipe")
+    for place in ("pipe", "link"):
+        refuse(home.build("absent.onnx"), out, "output-unwritable", output=str(out / place))
+    assert (out / "pipe").is_fifo()
+
+
+def test_a_dry_run_looks_at_the_place(home: Home, out: Path) -> None:
+    refuse(home.build("tiny.onnx", "--dry-run"), out, "output-is-input", output=home / "tiny.onnx")
+
+
 
 
 # The other commands.
@@ -374,3 +388,7 @@ def test_running_to_where_nothing_can_be_written(built: Path, out: Path) -> None
     found = ask_any("run", str(built), "--input", "absent.npz", "--output", str(out / "o.npz"))
     assert found == (2, "samples-unreadable")
     assert list(out.iterdir()) == []
+    os.mkfifo(out / "pipe")
+    found = ask_any("run", str(built), "--output", str(out / "pipe"))
+    assert found == (2, "output-unwritable")
+    assert (out / "pipe").is_fifo()

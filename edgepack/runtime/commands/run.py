@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import zipfile
@@ -44,6 +45,9 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
     """Write an .npz as a whole or not at all: a temporary file beside it, fsync, rename."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            # A rename would put the file in the place of a device: /dev/null, where root runs it.
+            raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".edgepack-")
     except OSError as error:
         raise _unwritable(path, error) from error
