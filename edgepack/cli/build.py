@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from edgepack.cli.boundary import boundary, print_json, show_report
+from edgepack.cli.boundary import TERMINATED, boundary, print_json, show_report
 from edgepack.cli.options import as_json
+from edgepack.errors import EdgepackError
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -149,7 +150,18 @@ def build(
     from edgepack.progress import SilentProgress, make_progress
 
     main = processes.is_main()
-    outcome = run(request, make_progress(quiet, verbose) if main else SilentProgress())
+    try:
+        outcome = run(request, make_progress(quiet, verbose) if main else SilentProgress())
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            raise
+        # The user's own code may not end this command as if it had done its work.
+        raise EdgepackError(
+            "code-exited",
+            "the code of the model or of the samples ended the build",
+            why=f"it called sys.exit({error.code!r})",
+            hint="let it raise an exception, or return",
+        ) from error
     if outcome is None:
         return
     if not quiet:

@@ -31,6 +31,7 @@ def open_samples(
     *,
     preprocessing: Preprocessing | None = None,
     base: Path = Path(),
+    same: bool = True,
 ) -> Samples:
     """Samples that fit a model, as a stream that can be read any number of times.
 
@@ -45,6 +46,8 @@ def open_samples(
         inputs: the model's inputs.
         preprocessing: how a picture becomes an input; needed for a folder of pictures.
         base: the folder that a relative path or module is looked for in.
+        same: refuse a function that gives other samples in a later pass. Samples that are trained
+            on may be drawn anew.
 
     Labels are optional. Among training samples a class of -1, or a value of NaN, says that this one
     has none.
@@ -57,7 +60,7 @@ def open_samples(
     """
     path = _locate(spec, base)
     if path is None:
-        return open_function(spec, inputs, base)
+        return open_function(spec, inputs, base, same=same)
     if path.is_dir():
         return open_folder(path, inputs, preprocessing, origin=spec)
     return open_arrays((path,), inputs, origin=spec)

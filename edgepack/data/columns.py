@@ -82,6 +82,9 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
     """
     with ExitStack() as stack:
         with _readable(path.name):
+            if path.exists() and not path.is_file():
+                # A pipe would be waited for without an end, and is read more than once.
+                raise ValueError("it is no plain file")
             stream = stack.enter_context(path.open("rb"))
             magic = stream.read(len(NPY_MAGIC))
             stream.seek(0)

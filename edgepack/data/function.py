@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import importlib.util
 import re
@@ -32,13 +33,22 @@ FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 """How a function is written. The last colon counts, so that a drive letter is no module."""
 
 
-def open_function(spec: str, inputs: tuple[Tensor, ...], base: Path) -> SampleStream:
+def open_function(
+    spec: str, inputs: tuple[Tensor, ...], base: Path, *, same: bool = True
+) -> SampleStream:
     """The samples that a function yields, called anew for each pass.
 
     The function takes no argument and returns an iterable of dicts, an array for each input
     by its name and optionally "label" or "labels". An array of one axis less than the input is
     a sample without its batch axis; one of the input's rank is a whole feed, and counts as so
     many samples where axis 0 is an axis that all inputs share.
+
+    Args:
+        spec: the function.
+        inputs: the model's inputs.
+        base: the folder that a relative path or module is looked for in.
+        same: refuse a pass that gives other samples than the first whole one did: the optimized
+            model would be judged on others than the original.
 
     Raises:
         DataError: the function cannot be imported.
@@ -50,11 +60,40 @@ def open_function(spec: str, inputs: tuple[Tensor, ...], base: Path) -> SampleSt
         # Without a batch axis in common only whole feeds fit, and those are never gathered.
         exact, common = None, False
 
+    first: list[bytes] = []
+
     def pieces(size: int) -> Iterator[Piece]:
+        digest, found = hashlib.blake2b(), []
         for index, item in enumerate(_call(function, spec)):
-            yield _piece(item, inputs, f"{spec}, item {index}", common)
+            piece = _piece(item, inputs, f"{spec}, item {index}", common)
+            if same:
+                _add(digest, piece)
+                found.append(digest.digest())
+                if first and found[-1] != (first[index] if index < len(first) else b""):
+                    raise _other_samples(spec, f"item {index} is not what it was")
+            yield piece
+        if first and len(found) < len(first):
+            raise _other_samples(spec, f"{len(found)} items instead of {len(first)}")
+        first[:] = first or found
 
     return SampleStream(spec, pieces, exact)
+
+
+def _add(digest: Any, piece: Piece) -> None:
+    labels = {} if piece.labels is None else {LABELS: piece.labels}
+    for name, array in [*piece.inputs.items(), *labels.items()]:
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.tobytes())
+
+
+def _other_samples(spec: str, why: str) -> DataError:
+    return DataError(
+        "samples-function-changing",
+        f"{spec} gives other samples each time that it is called",
+        why=f"{why} in an earlier call",
+        hint="draw random numbers from a generator with a fixed seed, made in the function, "
+        "and keep nothing between the calls",
+    )
 
 
 def load_function(spec: str, base: Path) -> Callable[[], Any]:

@@ -43,7 +43,9 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         needs = chain.needs(request.chain, "calibration")
         trains = chain.needs(request.chain, "training")
         given = {
-            role: data.open_samples(spec, inputs, preprocessing=request.preprocessing)
+            role: data.open_samples(
+                spec, inputs, preprocessing=request.preprocessing, same=role != "training"
+            )
             for role, spec in (
                 ("calibration", request.calibration),
                 ("evaluation", request.evaluation),

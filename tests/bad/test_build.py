@@ -276,6 +276,13 @@ def test_a_function_that_gives_no_samples(home: Home, out: Path, body: str, code
     refuse(arguments, out, "samples-function-import")
 
 
+        ("raise SystemExit(0)", "code-exited"),
+        (
+            "import numpy, os\n    for _ in range(40): "
+            "yield {'image': numpy.frombuffer(os.urandom(256), 'u1').reshape(1, 16, 16) / "
+            "numpy.float32(9)}",
+            "samples-function-changing",
+        ),
 def test_a_folder_of_pictures_without_a_word_on_them(home: Home, out: Path) -> None:
     from PIL import Image
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zipfile
 import zlib
@@ -133,6 +134,13 @@ def test_different_sizes_in_a_fixed_batch(tmp_path: Path) -> None:
 def test_a_npy_for_several_inputs(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 7), np.int64))
     assert refused(tmp_path / "a.npy", TOKENS).code == "samples-npy-inputs"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    error = refused("pipe", base=tmp_path)
+    assert error.code == "samples-unreadable"
+    assert "no plain file" in error.why
 
 
 def test_a_file_of_another_format(tmp_path: Path) -> None:
