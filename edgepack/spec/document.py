@@ -86,8 +86,11 @@ def _validator(name: str) -> Any:
     registry: Any = referencing.Registry(retrieve=nothing_from_outside)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
+    base = jsonschema.Draft202012Validator
+    # JSON takes 1.0 for an integer; an axis of that size is none.
+    types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
     # References between the schemas are relative: this one is known by its file's name.
-    return jsonschema.Draft202012Validator(
+    return jsonschema.validators.extend(base, type_checker=types)(
         {**schema, "$id": f"{name}.schema.json"}, registry=registry
     )
 

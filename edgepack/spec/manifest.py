@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
 from edgepack.spec.tensors import Span
@@ -62,6 +63,7 @@ def load(path: Path) -> Manifest:
     """Read and check a manifest. Raises SpecError naming every fault."""
     found = document.read(path)
     document.check(found, "manifest", str(path))
+    _check_named_once(found, path)
     model, evaluation = found.get("model", {}), found.get("evaluation", {})
     pictures = found.get("pictures")
     return Manifest(
@@ -89,6 +91,20 @@ def load(path: Path) -> Manifest:
         reference_samples=found.get("reference", {}).get("samples"),
         emulate=found.get("emulate", True),
     )
+
+
+def _check_named_once(found: Mapping[str, Any], path: Path) -> None:
+    """Refuse a list of inputs or outputs in which a name stands twice."""
+    for key in ("inputs", "outputs"):
+        names = [entry["name"] for entry in found.get(key, ())]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise SpecError(
+                "manifest-invalid",
+                f"{path} is not a valid manifest",
+                why=f"{key}: there are two of the name {twice[0]!r}",
+                hint="give each a name of its own",
+            )
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,12 +11,10 @@ from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import did_you_mean
 
-_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_SIZE = re.compile(r"[0-9]{1,18}\Z")
-
-
 # TensorRT 8 counts an axis in 32 bits, and so do the kernels of the later ones.
 LARGEST = 2**31 - 1
+_AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SIZE = re.compile(r"[0-9]{1,18}\Z")
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def parse(text: str) -> Tensor:
         raise _fault(text, f"{dtype!r} is not an element type{did_you_mean(dtype, DTYPES)}")
     shape: list[Dim] = []
     for dim in filter(None, (part.strip() for part in dims.split(","))):
-        if dim.isdigit() and int(dim) > 0:
+        if _SIZE.match(dim) and 0 < int(dim) <= LARGEST:
             shape.append(int(dim))
         elif _AXIS.match(dim):
             shape.append(dim)
