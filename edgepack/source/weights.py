@@ -33,7 +33,7 @@ def unwrap(path: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(content, Mapping):
             break
         if any(isinstance(value, torch.Tensor) for value in content.values()):
-            return dict(content), notes
+            return {str(name): value for name, value in content.items()}, notes
         key = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
         if key is None:
             break
@@ -188,6 +188,25 @@ def _wrong_type(path: Path, name: str, found: str, expected: Any) -> SourceError
     )
 
 
+def _check_plain(path: Path, name: str, tensor: Any) -> None:
+    """Refuse tensors whose values are not there as they are used.
+
+    One on the device "meta" has none, a sparse one no place for most, and those of 8 bits are
+    meant to be multiplied by scales that are kept elsewhere.
+    """
+    import torch
+
+    small = tensor.is_floating_point() and tensor.element_size() < 2
+    if tensor.is_meta or tensor.layout != torch.strided or small:
+        kind = "without values (device meta)" if tensor.is_meta else str(tensor.layout)
+        raise SourceError(
+            "source-weights-dtype",
+            f"a tensor of {path.name} does not hold plain numbers",
+            why=f"{name} is {tensor.dtype if small else kind}",
+            hint="give the weights dense, in 16 bits or more, as they were before any quantization",
+        )
+
+
 def named_tensors(
     module: Any, state: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Any, bool]]:
@@ -206,9 +225,11 @@ def check_finite(path: Path, tensors: Iterable[tuple[str, Any, bool]]) -> None:
     A buffer may hold minus infinity: attention masks do.
 
     Raises:
-        SourceError: source-weights-nonfinite, naming the first such tensor.
+        SourceError: source-weights-nonfinite, naming the first such tensor; source-weights-dtype
+            for one that holds no plain numbers.
     """
     for name, tensor, trained in tensors:
+        _check_plain(path, name, tensor)
         if not tensor.is_floating_point() or bool(tensor.isfinite().all()):
             continue
         nans = int(tensor.isnan().sum())

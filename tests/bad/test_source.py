@@ -355,6 +355,27 @@ def tensor_of_integers(path: Path) -> tuple[Path, Options]:
     return state(path, weight=torch.zeros(3, 4, dtype=torch.int8)), LINEAR
 
 
+@case("source-weights-dtype")
+def tensor_that_is_sparse(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.zeros(3, 4).to_sparse()), LINEAR
+
+
+@case("source-weights-dtype")
+def tensor_without_values(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.zeros(3, 4, device="meta")), LINEAR
+
+
+@case("source-weights-dtype")
+def tensor_of_eight_bits(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.zeros(3, 4).to(torch.float8_e4m3fn)), LINEAR
+
+
+@case("source-weights-mismatch")
+def names_that_are_numbers(path: Path) -> tuple[Path, Options]:
+    torch.save({1: torch.zeros(3, 4), 2: torch.zeros(3)}, path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
 @case("source-weights-nonfinite")
 def tensor_with_nan(path: Path) -> tuple[Path, Options]:
     return state(path, weight=torch.full((3, 4), float("nan"))), LINEAR
