@@ -84,7 +84,9 @@ class Contents:
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), (1, 0), allow_pickle=False)
+    # Not `ascontiguousarray`, which makes an array of one axis of a single number.
+    plain = np.asarray(array, order="C")
+    np.lib.format.write_array(buffer, plain, (1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 

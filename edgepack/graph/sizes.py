@@ -54,7 +54,8 @@ def resized(
                 for turn in range(copies)
             ]
             array = np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)
-        arrays[tensor.name] = np.ascontiguousarray(array)
+        # Not `ascontiguousarray`, which makes an array of one axis of a single number.
+        arrays[tensor.name] = np.asarray(array, order="C")
     return arrays
 
 

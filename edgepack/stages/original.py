@@ -157,9 +157,10 @@ def _read_reference(
         )
         answered = [arrays[name] for name in outputs]
     rows = range(len(answered[0]))
+    # An ellipsis, so that what has no axis stays an array.
     return (
-        [{name: array[i] for name, array in fed.items()} for i in rows],
-        [[array[i] for array in answered] for i in rows],
+        [{name: array[i, ...] for name, array in fed.items()} for i in rows],
+        [[array[i, ...] for array in answered] for i in rows],
     )
 
 

@@ -61,7 +61,8 @@ def reference_feeds(
     """
     arrays = read_arrays(archive, index, index.reference.inputs)
     for i in range(min(most or index.reference.samples, index.reference.samples)):
-        yield {tensor.name: array[i] for tensor, array in zip(index.inputs, arrays)}
+        # An ellipsis, so that a feed of no axis stays an array.
+        yield {tensor.name: array[i, ...] for tensor, array in zip(index.inputs, arrays)}
 
 
 def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
