@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import GraphError
 from edgepack.graph.names import strip_metadata
-from edgepack.graph.proto import NEWEST_OPSET, copied, default_opset, require_size
+from edgepack.graph.outputs import state_inputs
+from edgepack.graph.proto import NEWEST_OPSET, copied, default_opset, require_size, walk_graphs
 from edgepack.graph.simplify import check_failure
 from edgepack.ledger import PassResult
+from edgepack.runtime.tensor import Tensor
 
 OLDEST_OPSET = 13
 """Per-channel quantization (`QuantizeLinear` with an axis) begins here."""
 
 
-def load_onnx(path: Path, opset: int) -> PassResult[Any]:
+def load_onnx(path: Path, opset: int, inputs: Sequence[Tensor] = ()) -> PassResult[Any]:
     """Load an ONNX file with its external data into one message, at the target's opset.
 
     Args:
         path: the file; external data stands beside it.
         opset: version of the default operator set that is wanted.
+        inputs: the axes that its inputs are to state; those that are left out keep their own.
 
     Raises:
         GraphError: `onnx-unreadable`, `external-data` where a data file is missing or too
@@ -47,6 +52,7 @@ def load_onnx(path: Path, opset: int) -> PassResult[Any]:
         )
     require_size(path.stat().st_size + external_bytes(model), path.name)
     try:
+        _fill_sparse(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
         raise GraphError(
@@ -55,7 +61,25 @@ def load_onnx(path: Path, opset: int) -> PassResult[Any]:
             why=" ".join(str(error).split())[:300],
             hint=f"put the external data files beside {path.name}, unchanged",
         ) from error
-    return to_opset(model, opset)
+    return to_opset(state_inputs(model, inputs), opset)
+
+
+def _fill_sparse(model: Any, path: Path) -> None:
+    """Write sparse initializers out in full, in place: onnx's shape inference takes no others."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for graph in walk_graphs(model.graph):
+        for sparse in graph.sparse_initializer:
+            values = numpy_helper.to_array(sparse.values, str(path.parent))
+            places = numpy_helper.to_array(sparse.indices, str(path.parent))
+            require_size(prod(sparse.dims) * values.itemsize, sparse.values.name)
+            full = np.zeros(tuple(sparse.dims), values.dtype)
+            full[np.unravel_index(places, full.shape) if places.ndim == 1 else (*places.T,)] = (
+                values
+            )
+            graph.initializer.append(numpy_helper.from_array(full, sparse.values.name))
+        del graph.sparse_initializer[:]
 
 
 def to_opset(model: Any, opset: int) -> PassResult[Any]:

@@ -51,18 +51,45 @@ def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np
         rank = len(measured[0][1])
         names = known.shape if known.rank == rank else (None,) * rank
         _state(value, [_axis(measured, a, n, f"{value.name}_{a}") for a, n in enumerate(names)])
+    return state_inputs(stated, inputs)
+
+
+def state_inputs(model: Any, inputs: Sequence[Tensor]) -> Any:
+    """A copy of the model whose inputs state the axes that were asked for.
+
+    Args:
+        model: an `onnx.ModelProto`.
+        inputs: the inputs with the names and sizes of their axes.
+
+    Where the graph's outputs call an axis as its inputs did, they follow.
+    """
     given = {tensor.name: tensor.shape for tensor in inputs}
-    complete = copied(stated)
+    complete = copied(model)
+    renamed: dict[str, Dim] = {}
     for value in complete.graph.input:
         if value.name in given:
+            before = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
+            renamed |= {
+                name: dim for name, dim in zip(before, given[value.name], strict=False) if name
+            }
             _state(value, given[value.name])
+    for value in complete.graph.output:
+        shape = value.type.tensor_type.shape
+        if any(dim.dim_param in renamed for dim in shape.dim):
+            dims = [_own(dim) for dim in shape.dim]
+            _state(value, [renamed.get(d, d) if isinstance(d, str) else d for d in dims])
     try:
         Runner(complete)
     except GraphError:
         # A branch that is never taken may be at odds with the sizes (Silero VAD holds a network
         # for 8 kHz in the graph that is fed 16 kHz): the inputs stay as the graph states them.
-        return stated
+        return model
     return complete
+
+
+def _own(dim: Any) -> Dim | None:
+    """What a graph states of an axis; None where it states nothing."""
+    return int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param) or None
 
 
 def _shapes(runner: Runner, arrays: Mapping[str, np.ndarray]) -> list[tuple[int, ...]]:
@@ -87,12 +114,13 @@ def _axis(
     return symbolic or fallback
 
 
-def _state(value: Any, shape: Sequence[Dim]) -> None:
+def _state(value: Any, shape: Sequence[Dim | None]) -> None:
     tensor = value.type.tensor_type
     tensor.shape.ClearField("dim")
     tensor.shape.SetInParent()
     for dim in shape:
+        stated = tensor.shape.dim.add()
         if isinstance(dim, str):
-            tensor.shape.dim.add().dim_param = dim
-        else:
-            tensor.shape.dim.add().dim_value = dim
+            stated.dim_param = dim
+        elif dim is not None:
+            stated.dim_value = dim

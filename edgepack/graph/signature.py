@@ -122,10 +122,11 @@ def _make_room(graph: Any, wanted: set[str], mapping: dict[str, str]) -> None:
 
 def _inferred_outputs(model: Any) -> dict[str, Any]:
     import onnx
+    import onnx.shape_inference
 
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (RuntimeError, ValueError):  # onnx's InferenceError is a RuntimeError
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}
     return {value.name: value for value in inferred.graph.output}
 

@@ -94,10 +94,13 @@ def require_valid(model: Any) -> None:
 def check_failure(model: Any) -> str | None:
     """onnx's reason against the model in one line, None where it is valid."""
     import onnx
+    import onnx.shape_inference
 
     try:
         onnx.checker.check_model(model, full_check=True)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+    except (
+        onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError, ValueError
+    ) as error:  # fmt: skip
         return " ".join(str(error).split())[:300]
     return None
 

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import SourceError
+from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Tensor
 
 # Two runs of one torch build on one input differ by rounding at most.
 REPEAT_TOLERANCE = 1e-5
+_KEYS = "_edgepack_output_keys"
 
 Run = Callable[[Mapping[str, np.ndarray]], "tuple[np.ndarray, ...]"]
 
@@ -43,16 +45,26 @@ def flatten(value: Any, where: str = "output") -> tuple[Any, ...]:
     )
 
 
-def flatten_outputs(_module: Any, _inputs: Any, output: Any) -> Any:
+def flatten_outputs(module: Any, _inputs: Any, output: Any) -> Any:
     """A forward hook: what the module returns becomes a tensor or a flat tuple of tensors.
 
-    A hook, and not a wrapper, so that the names of the parameters stay as they were trained.
+    A hook, and not a wrapper, so that the names of the parameters stay as they were trained. The
+    keys of a dict are kept for `output_keys`.
     """
     import torch
 
     if isinstance(output, torch.Tensor):
         return output
+    if isinstance(output, Mapping) and not hasattr(module, _KEYS):
+        plain = all(isinstance(value, torch.Tensor) for value in output.values())
+        setattr(module, _KEYS, tuple(output) if plain else None)
     return flatten(output)
+
+
+def output_keys(module: Any) -> tuple[str, ...] | None:
+    """The keys of the dict of tensors that a module returned, once it has been called."""
+    keys = getattr(module, _KEYS, None)
+    return keys if keys and all(isinstance(key, str) for key in keys) else None
 
 
 def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
@@ -68,15 +80,35 @@ def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
         source-output-unsupported, source-nondeterministic.
     """
     names = None if inputs is None else tuple(tensor.name for tensor in inputs)
-    proven = False
+
+    def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        answer = _call(module, in_order(feeds, names))
+        if not answer:
+            raise SourceError(
+                "source-output-unsupported",
+                "the model returns nothing",
+                why="there is no tensor in what forward returns",
+                hint="let forward return a tensor, or a tuple, list or dict of tensors",
+            )
+        return answer
+
+    return proven(call)
+
+
+def proven(call: Run) -> Run:
+    """A model that is asked the first question twice, since the answers have to be the same.
+
+    Returns:
+        A function that raises what `call` does, and SourceError source-nondeterministic.
+    """
+    asked = False
 
     def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        nonlocal proven
-        arrays = in_order(feeds, names)
-        answer = _call(module, arrays)
-        if not proven:
-            _same_again(answer, _call(module, arrays))
-            proven = True
+        nonlocal asked
+        answer = call(feeds)
+        if not asked:
+            _same_again(answer, call(feeds))
+            asked = True
         return answer
 
     return run
@@ -110,7 +142,7 @@ def _call(module: Any, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ..
     try:
         with torch.inference_mode():
             outputs = flatten(module(*tensors))
-            return tuple(output.detach().cpu().contiguous().numpy().copy() for output in outputs)
+            return tuple(_array(output, place) for place, output in enumerate(outputs))
     except SourceError:
         raise
     except Exception as error:
@@ -121,6 +153,22 @@ def _call(module: Any, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ..
             why=f"{type(error).__name__}: {_shorten(str(error))}\nfed: {fed}",
             hint="check the order, shapes and types of --input against the model's forward",
         ) from error
+
+
+def _array(output: Any, place: int) -> np.ndarray:
+    """An output as an array. Raises SourceError: source-output-unsupported."""
+    kind = str(output.dtype).removeprefix("torch.")
+    if output.is_sparse or output.is_quantized or kind not in DTYPES:
+        raise SourceError(
+            "source-output-unsupported",
+            "the model returns a tensor that is no plain array of numbers",
+            why=f"output {place} is of type {kind}" + (", sparse" if output.is_sparse else ""),
+            hint="let forward return torch.view_as_real(output)"
+            if output.is_complex()
+            else "let forward convert it: output.float()",
+        )
+    array: np.ndarray = output.detach().cpu().contiguous().numpy()
+    return array.copy()
 
 
 def _shorten(text: str, lines: int = 6) -> str:

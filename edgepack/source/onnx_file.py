@@ -11,11 +11,12 @@ import numpy as np
 
 from edgepack.errors import HostError, SourceError
 from edgepack.runtime.session.onnx_session import import_engine
-from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.runtime.tensor import Tensor
 from edgepack.source.digest import Digest
-from edgepack.source.eager import Run, in_order
+from edgepack.source.eager import Run, in_order, proven
 from edgepack.source.model import Source
 from edgepack.source.onnx_external import external_files, tensors
+from edgepack.source.onnx_signature import check_outputs, graph_inputs
 
 MIN_ONNX = (1, 21)
 """The first onnx whose loader of external data has no known hole."""
@@ -39,8 +40,9 @@ def load_onnx(path: Path) -> Source:
 
     Raises:
         SourceError: source-corrupt, source-onnx-invalid, source-onnx-custom-operator,
-            source-onnx-unsupported, source-onnx-inputs, source-external-path,
-            source-external-missing, source-external-range, source-weights-nonfinite.
+            source-onnx-unsupported, source-onnx-inputs, source-onnx-outputs,
+            source-output-unsupported, source-external-path, source-external-missing,
+            source-external-range, source-weights-nonfinite.
         HostError: onnx-too-old.
     """
     onnx = _import_onnx()
@@ -64,7 +66,8 @@ def load_onnx(path: Path) -> Source:
             why=str(error).strip().splitlines()[0],
             hint="export it again; onnx.checker.check_model(PATH) must pass",
         ) from error
-    inputs = _inputs(path, onnx, model)
+    inputs = graph_inputs(path, onnx, model)
+    check_outputs(path, onnx, model)
     parameters = _check_values(path, onnx, model)
     digest = Digest("onnx")
     digest.file("model", path)
@@ -138,43 +141,6 @@ def nodes(model: Any) -> Iterable[Any]:
                 pending.extend(graph.node)
 
 
-def _inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
-    """The graph's inputs, without those that an initializer gives a value."""
-    constant = {tensor.name for tensor in model.graph.initializer}
-    constant |= {sparse.values.name for sparse in model.graph.sparse_initializer}
-    inputs = []
-    for value in model.graph.input:
-        if value.name in constant:
-            continue
-        if not value.type.HasField("tensor_type"):
-            raise SourceError(
-                "source-onnx-inputs",
-                f"the input {value.name} of {path.name} is not a tensor",
-                why=f"it is a {value.type.WhichOneof('value')}",
-                hint="export the network with tensors as its inputs",
-            )
-        if not value.type.tensor_type.HasField("shape"):
-            raise SourceError(
-                "source-onnx-inputs",
-                f"the input {value.name} of {path.name} has no shape",
-                why="not even its number of axes is known",
-                hint="export it again with shapes; name the axes that vary",
-            )
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        dims = value.type.tensor_type.shape.dim
-        shape = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(dims))
-        inputs.append(Tensor(value.name, str(np.dtype(dtype)), shape))
-    return tuple(inputs)
-
-
-def _dim(name: str, axis: int, dim: Any) -> Dim:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return int(dim.dim_value)
-    if dim.dim_param:
-        return str(dim.dim_param)
-    return "batch" if axis == 0 else f"{name}_dim{axis}"
-
-
 def _check_values(path: Path, onnx: Any, model: Any) -> int:
     """Refuse NaN anywhere, and infinity in weights; the number of trained values."""
     weights = {
@@ -229,10 +195,10 @@ def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
         ) from error
     names = tuple(tensor.name for tensor in inputs)
 
-    def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         arrays = in_order(feeds, names)
         try:
-            outputs = session.run(None, arrays)
+            return tuple(map(np.asarray, session.run(None, arrays)))
         except Exception as error:
             fed = ", ".join(f"{name}:{a.dtype}:{list(a.shape)}" for name, a in arrays.items())
             raise SourceError(
@@ -241,14 +207,5 @@ def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
                 why=f"{str(error).strip().splitlines()[0]}\nfed: {fed}",
                 hint="check the shapes and types of the samples",
             ) from error
-        for value, output in zip(session.get_outputs(), outputs, strict=True):
-            if not isinstance(output, np.ndarray):
-                raise SourceError(
-                    "source-output-unsupported",
-                    "the model returns something other than tensors",
-                    why=f"{value.name} is of type {type(output).__name__}",
-                    hint="export it without ZipMap and sequences (for scikit-learn: zipmap=False)",
-                )
-        return tuple(outputs)
 
-    return run
+    return proven(call)

@@ -74,7 +74,7 @@ def _to_onnx(
     opset: int,
 ) -> PassResult[Any]:
     if found.onnx is not None:
-        return graph.load_onnx(found.onnx, opset)
+        return graph.load_onnx(found.onnx, opset, inputs)
     if found.program is not None:
         return graph.export_program(found.program, opset, inputs, names)
     return graph.export_module(found.module, inputs, example, opset, names)

@@ -53,6 +53,7 @@ def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
 
 def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     if request.inputs:
+        _check_named_once(request.inputs)
         return _in_source_order(request.inputs, found)
     if found.inputs is not None:
         return found.inputs
@@ -68,6 +69,18 @@ def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     )
 
 
+def _check_named_once(stated: tuple[Tensor, ...]) -> None:
+    names = [tensor.name for tensor in stated]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SpecError(
+            "inputs-twice",
+            f"two inputs are called {twice!r}",
+            why=f"stated: {', '.join(map(str, stated))}",
+            hint="give each input a name of its own; they are fed in the order in which they stand",
+        )
+
+
 def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor, ...]:
     if found.inputs is None:
         return stated
@@ -81,4 +94,22 @@ def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor,
             f"{', '.join(map(str, found.inputs))}",
             hint="leave --input out, or name each of the model's inputs",
         )
+    if found.onnx is not None:
+        for own in found.inputs:
+            _check_fits(by_name[own.name], own)
     return tuple(by_name[name] for name in names)
+
+
+def _check_fits(stated: Tensor, own: Tensor) -> None:
+    """Refuse what a graph that is fixed already cannot take."""
+    fits = (stated.dtype, stated.rank) == (own.dtype, own.rank) and all(
+        isinstance(size, str) or size == wanted
+        for size, wanted in zip(own.shape, stated.shape, strict=True)
+    )
+    if not fits:
+        raise SpecError(
+            "inputs-differ",
+            "the inputs that were stated are not the model's",
+            why=f"stated: {stated}\nthe model's: {own}",
+            hint="leave --input out, or export the network with the types and axes that are wanted",
+        )

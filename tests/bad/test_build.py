@@ -207,10 +207,19 @@ def test_a_network_that_cannot_be_exported_as_asked(
         ("image:float32:batch,1,16,\N{SUPERSCRIPT TWO}", "input-spec"),
         ("image:float32:batch,1,16,99999999999999999999", "input-spec"),
         ("picture:float32:batch,1,16,16", "inputs-differ"),
+        ("image:float64:batch,1,16,16", "inputs-differ"),
+        ("image:float32:batch,1,16,width", "inputs-differ"),
+        ("image:float32:batch,256", "inputs-differ"),
     ],
 )
 def test_a_wrong_input(home: Home, out: Path, written: str, code: str) -> None:
     refuse(home.build("tiny.onnx", "--input", written), out, code)
+
+
+def test_two_inputs_of_one_name(torch_home: Home, out: Path) -> None:
+    twice = ["--input", "x:float32:batch,4"] * 2
+    arguments = torch_home.build("tiny.pt", "--arch", torch_home / "nets.py:tiny", *twice)
+    refuse(arguments, out, "inputs-twice")
 
 
 def test_inputs_that_nothing_tells(torch_home: Home, out: Path) -> None:
@@ -267,6 +276,13 @@ def test_samples_that_do_not_fit(
         ("raise RuntimeError('no data')", "samples-function-failed"),
         ("yield 3", "samples-function-result"),
         ("yield {'image': 'a'}", "samples-dtype"),
+        ("raise SystemExit(0)", "code-exited"),
+        (
+            "import numpy, os\n    for _ in range(40): "
+            "yield {'image': numpy.frombuffer(os.urandom(256), 'u1').reshape(1, 16, 16) / "
+            "numpy.float32(9)}",
+            "samples-function-changing",
+        ),
     ],
 )
 def test_a_function_that_gives_no_samples(home: Home, out: Path, body: str, code: str) -> None:
@@ -278,13 +294,6 @@ def test_a_function_that_gives_no_samples(home: Home, out: Path, body: str, code
     refuse(arguments, out, "samples-function-import")
 
 
-        ("raise SystemExit(0)", "code-exited"),
-        (
-            "import numpy, os\n    for _ in range(40): "
-            "yield {'image': numpy.frombuffer(os.urandom(256), 'u1').reshape(1, 16, 16) / "
-            "numpy.float32(9)}",
-            "samples-function-changing",
-        ),
 def test_a_folder_of_pictures_without_a_word_on_them(home: Home, out: Path) -> None:
     from PIL import Image
 
@@ -312,6 +321,19 @@ def test_an_output_that_cannot_be_written(home: Home, out: Path) -> None:
         refuse(home.build("absent.onnx"), out, "output-unwritable", output=str(out / place))
 
 
+def test_an_output_that_is_no_plain_file(home: Home, out: Path) -> None:
+    """A rename would take the place of a device: of /dev/null, where root builds."""
+    os.mkfifo(out / "pipe")
+    (out / "link").symlink_to(out / "pipe")
+    for place in ("pipe", "link"):
+        refuse(home.build("absent.onnx"), out, "output-unwritable", output=str(out / place))
+    assert (out / "pipe").is_fifo()
+
+
+def test_a_dry_run_looks_at_the_place(home: Home, out: Path) -> None:
+    refuse(home.build("tiny.onnx", "--dry-run"), out, "output-is-input", output=home / "tiny.onnx")
+
+
 def test_an_output_that_is_an_input(home: Home, out: Path) -> None:
     before = Path(home / "tiny.onnx").read_bytes()
     for name in ("tiny.onnx", "calibration.npz"):
@@ -330,19 +352,6 @@ def test_a_cache_that_cannot_be_written(
 
 def test_a_name_that_the_system_does_not_take(home: Home, out: Path) -> None:
     refuse(home.build("x" * 300), out, "host-io")
-def test_an_output_that_is_no_plain_file(home: Home, out: Path) -> None:
-    """A rename would take the place of a device: of /dev/null, where root builds."""
-    os.mkfifo(out / "pipe")
-    (out / "link").symlink_to(out / "pipe")
-    for place in ("pipe", "link"):
-        refuse(home.build("absent.onnx"), out, "output-unwritable", output=str(out / place))
-    assert (out / "pipe").is_fifo()
-
-
-def test_a_dry_run_looks_at_the_place(home: Home, out: Path) -> None:
-    refuse(home.build("tiny.onnx", "--dry-run"), out, "output-is-input", output=home / "tiny.onnx")
-
-
 
 
 # The other commands.

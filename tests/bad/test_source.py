@@ -677,6 +677,46 @@ def onnx_sequence_input(path: Path) -> tuple[Path, Options]:
     return path / "m.onnx", {}
 
 
+@case("source-onnx-inputs")
+def onnx_string_input(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model(helper.make_node("Cast", ["s"], ["y"], to=TensorProto.FLOAT))
+    proto.graph.input[0].CopyFrom(helper.make_tensor_value_info("s", TensorProto.STRING, ["N", 3]))
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-inputs")
+def onnx_without_inputs(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model(helper.make_node("Identity", ["w"], ["y"]))
+    del proto.graph.input[:]
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-outputs")
+def onnx_with_an_output_twice(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model()
+    proto.graph.output.append(proto.graph.output[0])
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-outputs")
+def onnx_without_outputs(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model()
+    del proto.graph.output[:]
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-output-unsupported")
+def onnx_string_output(path: Path) -> tuple[Path, Options]:
+    proto = onnx_model(helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.STRING, ["N", 4]))
+    onnx.save(proto, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
 @case("source-weights-nonfinite")
 def onnx_with_infinity(path: Path) -> tuple[Path, Options]:
     onnx.save(onnx_model(weight=np.full((4, 3), np.inf, np.float32)), path / "m.onnx")
@@ -918,6 +958,32 @@ def test_a_shape_that_does_not_fit(tmp_path: Path) -> None:
 def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     body = SUBCLASS.format("return super().forward(x), 'label'")
     assert run(tmp_path, body, x=FED) == "source-output-unsupported"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "None",
+        "super().forward(x).to(torch.bfloat16)",
+        "torch.fft.fft(super().forward(x))",
+        "super().forward(x).to_sparse()",
+    ],
+)
+def test_outputs_that_are_no_plain_arrays(tmp_path: Path, answer: str) -> None:
+    body = SUBCLASS.format(f"return {answer}")
+    assert run(tmp_path, body, x=FED) == "source-output-unsupported"
+
+
+def test_a_graph_that_draws_random_numbers(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"]),
+        helper.make_node("RandomNormalLike", ["p"], ["r"]),
+        helper.make_node("Add", ["p", "r"], ["y"]),
+    ]
+    onnx.save(onnx_model(*nodes), tmp_path / "m.onnx")
+    with pytest.raises(EdgepackError) as caught:
+        load(tmp_path / "m.onnx").run({"x": FED})
+    assert caught.value.code == "source-nondeterministic"
 
 
 def test_a_network_that_draws_random_numbers(tmp_path: Path) -> None:

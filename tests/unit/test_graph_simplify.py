@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.errors import GraphError
 from edgepack.graph.opset import load_onnx, to_opset
 from edgepack.graph.proto import default_opset
 from edgepack.graph.run import Runner
+from edgepack.graph.signature import signature
 from edgepack.graph.simplify import simplify
 from edgepack.graph.stats import stats
+from edgepack.runtime.tensor import Tensor
 
 WEIGHT = np.random.default_rng(0).standard_normal((6, 3, 3, 3)).astype(np.float32)
 
@@ -178,6 +182,54 @@ def test_external_data_comes_into_the_one_message(tmp_path):
     (tmp_path / "net.data").unlink()
     assert {i.data_location for i in loaded.graph.initializer} == {TensorProto.DEFAULT}
     assert Runner(simplify(loaded).model).run(example())[0].shape == (2, 6, 8, 8)
+
+
+def test_sparse_weights_are_written_out(tmp_path):
+    values = numpy_helper.from_array(np.array([1, 2, 3], np.float32), "w")
+    for indices in ([0, 5, 11], [[0, 0], [1, 2], [3, 2]]):
+        places = numpy_helper.from_array(np.array(indices, np.int64), "places")
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "sparse",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+            sparse_initializer=[helper.make_sparse_tensor(values, places, [4, 3])],
+        )
+        opsets = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        onnx.save(model, tmp_path / "m.onnx")
+        example = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}
+        simple = simplify(load_onnx(tmp_path / "m.onnx", 21).model, example).model
+        expected = Runner(model).run(example)[0]
+        np.testing.assert_allclose(Runner(simple).run(example)[0], expected)
+
+
+def test_inputs_state_the_axes_that_were_asked_for(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "axes",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", None, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", None, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    wanted = (Tensor("x", "float32", (2, "time", 3)),)
+    inputs, outputs = signature(load_onnx(tmp_path / "m.onnx", 21, wanted).model)
+    assert inputs == wanted
+    assert outputs[0].shape[0] == 2
+
+
+def test_shapes_that_contradict_the_nodes_are_an_error(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "lies",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 7])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(GraphError) as caught:
+        simplify(to_opset(model, 21).model)
+    assert caught.value.code == "graph-invalid"
 
 
 def test_figures_of_a_convolution():

@@ -1,0 +1,100 @@
+"""What an ONNX file takes and returns, before anything runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+from edgepack.runtime.bundle.index import DTYPES
+from edgepack.runtime.tensor import Dim, Tensor
+
+
+def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
+    """The graph's inputs, without those that an initializer gives a value.
+
+    Raises SourceError: source-onnx-inputs.
+    """
+    constant = {tensor.name for tensor in model.graph.initializer}
+    constant |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    inputs = []
+    for value in model.graph.input:
+        if value.name in constant:
+            continue
+        if not value.type.HasField("tensor_type"):
+            raise SourceError(
+                "source-onnx-inputs",
+                f"the input {value.name} of {path.name} is not a tensor",
+                why=f"it is a {value.type.WhichOneof('value')}",
+                hint="export the network with tensors as its inputs",
+            )
+        if not value.type.tensor_type.HasField("shape"):
+            raise SourceError(
+                "source-onnx-inputs",
+                f"the input {value.name} of {path.name} has no shape",
+                why="not even its number of axes is known",
+                hint="export it again with shapes; name the axes that vary",
+            )
+        dtype = _dtype(onnx, value)
+        if dtype not in DTYPES:
+            raise SourceError(
+                "source-onnx-inputs",
+                f"the input {value.name} of {path.name} is of a type that edgepack does not feed",
+                why=f"it is {dtype}; there are {', '.join(DTYPES)}",
+                hint="export the network with numbers as its inputs",
+            )
+        dims = value.type.tensor_type.shape.dim
+        shape = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(dims))
+        inputs.append(Tensor(value.name, dtype, shape))
+    if not inputs:
+        raise SourceError(
+            "source-onnx-inputs",
+            f"{path.name} takes no input",
+            why="its answer is always the same, and there is nothing to prove it on",
+            hint="export the network with its inputs",
+        )
+    return tuple(inputs)
+
+
+def _dtype(onnx: Any, value: Any) -> str:
+    """The element type of an input or output, by numpy's name where it has one."""
+    number = value.type.tensor_type.elem_type
+    name = str(onnx.TensorProto.DataType.Name(number)).lower()
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def check_outputs(path: Path, onnx: Any, model: Any) -> None:
+    """Refuse outputs that are no plain arrays, that share a name, or that are not there.
+
+    Raises SourceError: source-output-unsupported, source-onnx-outputs.
+    """
+    names = [output.name for output in model.graph.output]
+    for value in model.graph.output:
+        kind = value.type.WhichOneof("value")
+        dtype = _dtype(onnx, value) if kind == "tensor_type" else kind
+        if dtype not in DTYPES:
+            raise SourceError(
+                "source-output-unsupported",
+                "the model returns something other than plain arrays of numbers",
+                why=f"{value.name} is of type {dtype}",
+                hint="export it without ZipMap and sequences (for scikit-learn: zipmap=False)"
+                if dtype in ("sequence_type", "map_type")
+                else f"export it with {value.name} as one of {', '.join(DTYPES)}",
+            )
+    if not names or len(set(names)) < len(names):
+        raise SourceError(
+            "source-onnx-outputs",
+            f"the outputs of {path.name} cannot be told apart"
+            if names
+            else f"{path.name} returns nothing",
+            why=f"they are called {', '.join(names)}" if names else "its graph has no outputs",
+            hint="export the network with outputs, each with a name of its own",
+        )
+
+
+def _dim(name: str, axis: int, dim: Any) -> Dim:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return int(dim.dim_value)
+    if dim.dim_param:
+        return str(dim.dim_param)
+    return "batch" if axis == 0 else f"{name}_dim{axis}"
