@@ -63,6 +63,29 @@ class Cell(nn.Module):
         return following * 2, torch.stack((following, state[0]))
 
 
+class Scaled(nn.Module):
+    """An input that is a single number; outputs with names."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x, scale):
+        scores = self.out(x) * scale
+        return {"scores": scores, "best": scores.argmax(-1), "scale": scale + 1}
+
+
+class Steps(nn.Module):
+    """A recurrent layer as torch makes it: the time is at axis 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTM(4, 3)
+
+    def forward(self, x):
+        return self.cell(x)[0]
+
+
 class Branch(nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,7 +1,7 @@
 """torch to ONNX, simplification, checks, and running a graph on the host."""
 
 from edgepack.graph.check import check_dynamic_axes
-from edgepack.graph.export import export_module, export_program
+from edgepack.graph.export import export_module, export_program, export_traced
 from edgepack.graph.macs import macs
 from edgepack.graph.opset import load_onnx
 from edgepack.graph.run import Runner
@@ -15,6 +15,7 @@ __all__ = [
     "check_dynamic_axes",
     "export_module",
     "export_program",
+    "export_traced",
     "load_onnx",
     "macs",
     "rename_outputs",

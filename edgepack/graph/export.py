@@ -82,6 +82,33 @@ def export_module(
     return PassResult(state_outputs(model, inputs, arrays), True, notes)
 
 
+def export_traced(
+    module: Any,
+    inputs: Sequence[Tensor],
+    example: Mapping[str, np.ndarray],
+    opset: int,
+    output_names: Sequence[str] | None = None,
+) -> PassResult[Any] | None:
+    """`export_module` by tracing, for a module of which torch.export makes a wrong graph.
+
+    It bakes the number of steps into a recurrent layer whose first axis is the time, for one.
+
+    Returns None where the trace does not compute what the module does at other sizes either.
+    """
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
+    arrays = resized(inputs, example, sizes)
+    args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
+    traced = trace_module(module, inputs, args, arrays, sizes, opset)
+    if traced is None:
+        return None
+    model = state_outputs(_finish(traced, output_names, None), inputs, arrays)
+    return PassResult(model, True, ("Exported by tracing.",))
+
+
 def export_program(
     program: Any,
     opset: int,

@@ -11,10 +11,11 @@ import numpy as np
 
 from edgepack import chain, engine, graph
 from edgepack.cache import Cache
-from edgepack.errors import ChainError, SpecError
+from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import Ledger, PassResult, Stage
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.given import Given, Graph, digest_of, parsed
 from edgepack.stages.kept import kept, read_model, through_cache
@@ -22,6 +23,9 @@ from edgepack.stages.measure import look, measure
 from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
 from edgepack.stages.shapes import profiles
+
+# Sources that are exported from a module, of which a trace can be had as well.
+_EAGER = ("state-dict", "hugging-face", "pickled-module")
 
 
 def export(
@@ -52,8 +56,19 @@ def _export(
     """What an export depends on, and what computes it."""
 
     def compute() -> PassResult[Any]:
-        result = _to_onnx(found, inputs, stated or found.output_names, example, opset)
-        notes = graph.check_dynamic_axes(result.model, inputs, example, found.run)
+        names = stated or _own_names(found, inputs, example)
+        result = _to_onnx(found, inputs, names, example, opset)
+        try:
+            notes = graph.check_dynamic_axes(result.model, inputs, example, found.run)
+        except GraphError as error:
+            if error.code not in ("axis-frozen", "axis-wrong") or found.kind not in _EAGER:
+                raise
+            traced = graph.export_traced(found.module, inputs, example, opset, names)
+            if traced is None:
+                raise
+            notes = graph.check_dynamic_axes(traced.model, inputs, example, found.run)
+            told = f"torch.export's graph does not hold: {error.what}."
+            result = replace(traced, notes=(told, *traced.notes))
         return replace(result, notes=(*result.notes, *notes))
 
     parts = {
@@ -64,6 +79,18 @@ def _export(
         "example": {name: list(array.shape) for name, array in example.items()},
     }
     return parts, compute
+
+
+def _own_names(
+    found: Source, inputs: tuple[Tensor, ...], example: Mapping[str, np.ndarray]
+) -> tuple[str, ...] | None:
+    """What the source calls its outputs, where a graph can call them so."""
+    names = found.output_names
+    if names is None and found.module is not None:
+        found.run(example)
+        names = output_keys(found.module)
+    taken = {tensor.name for tensor in inputs}
+    return None if names and ("" in names or taken.intersection(names)) else names
 
 
 def _to_onnx(

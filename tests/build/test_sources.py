@@ -207,6 +207,48 @@ def test_a_state_as_whole_feeds(torch_home: Home, tmp_path: Path) -> None:
         assert {len(outputs[name]) for name in outputs.files} == {110}
 
 
+def test_a_single_number_as_input_and_the_names_of_a_dict(torch_home: Home, tmp_path: Path) -> None:
+    import torch
+
+    network = saved(torch_home, "Scaled")
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(40, 1, 4)).astype(np.float32)
+    factor = generator.uniform(1, 2, size=40).astype(np.float32)
+    np.savez(tmp_path / "s.npz", x=x, factor=factor)
+    options = [
+        "--arch", torch_home / "nets.py:Scaled", "--input", "x:float32:batch,4",
+        "--input", "factor:float32:", "--calibration", str(tmp_path / "s.npz"), "--chain", "none",
+    ]  # fmt: skip
+    answer = build(torch_home.build("Scaled.pt", *options, calibration=""), tmp_path / "x.edgepack")
+    assert [t["name"] for t in answer.document["outputs"]] == ["scores", "best", "scale"]
+    assert answer.document["inputs"][1]["shape"] == []
+    done = edgepack("verify", str(tmp_path / "x.edgepack"))
+    assert done.returncode == 0, done.stderr
+    fed = {"x": np.concatenate(x[:3]), "factor": np.array(1.5, np.float32)}
+    found = load(tmp_path / "x.edgepack")(**fed)
+    expected = network(*map(torch.from_numpy, fed.values()))
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name].detach().numpy(), atol=1e-5)
+
+
+def test_a_recurrent_layer_with_the_time_first(torch_home: Home, tmp_path: Path) -> None:
+    import torch
+
+    network = saved(torch_home, "Steps")
+    x = np.random.default_rng(0).normal(size=(40, 5, 1, 4)).astype(np.float32)
+    np.savez(tmp_path / "s.npz", x=x)
+    options = [
+        "--arch", torch_home / "nets.py:Steps", "--input", "x:float32:time,batch,4",
+        "--calibration", str(tmp_path / "s.npz"), "--chain", "none",
+    ]  # fmt: skip
+    answer = build(torch_home.build("Steps.pt", *options, calibration=""), tmp_path / "x.edgepack")
+    assert "Exported by tracing." in answer.stage("export")["notes"]
+    fed = np.concatenate([x[0], x[1], x[2]]).reshape(5, 3, 4)[:4]
+    (found,) = load(tmp_path / "x.edgepack")(x=fed).values()
+    expected = network(torch.from_numpy(fed)).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("written", ["samples.py:calibration", "samples:calibration"])
 def test_samples_from_a_function(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
