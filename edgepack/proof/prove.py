@@ -16,7 +16,7 @@ from typing import Any
 
 from edgepack import bundle, device, files, report
 from edgepack.device import Local
-from edgepack.errors import GateError
+from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import account
 from edgepack.proof.job import Job, draft, lowered, rejected
@@ -179,7 +179,19 @@ def _with_answers(
     bundle.write(path, contents)
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         answers = Path(folder) / "built.npz"
-        device.ask(host, host.put(path), "run", "--output", str(answers), *options)
+        try:
+            device.ask(host, host.put(path), "run", "--output", str(answers), *options)
+        except EdgepackError as error:
+            if error.code != "output-ragged":
+                raise
+            # The reference samples were chosen so that the original's outputs are of one size.
+            raise ChainError(
+                "chain-outputs-ragged",
+                "the optimized model gives outputs of other sizes than the original does",
+                why=f"how much it returns depends on values that the chain changed\n{error.why}",
+                hint="end the network before the step that chooses (NonZero, suppression), and do "
+                "that step on the device; or --chain none",
+            ) from error
         arrays = read_npz(str(answers))
     info, _ = device.ask(host, host.put(path), "device")
     return replace(

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 from build_cases import SIZE, Home, ask, edgepack, images, one_document, tiny_onnx, tiny_weights
+from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.data import infer_inputs
 
@@ -308,6 +309,27 @@ def test_a_metric_without_labels(home: Home, out: Path) -> None:
     for option in (["--max-drop", "1"], ["--metric", "top1"]):
         arguments = home.build("tiny.onnx", *option, "--evaluation", home / "unlabelled.npz")
         refuse(arguments, out, "metric-needs-labels", "labels")
+
+
+def test_as_many_outputs_as_the_values_say(home: Home, out: Path) -> None:
+    """After quantization another number of them: they make no array of the bundle."""
+    model = tiny_onnx(tiny_weights())
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.float32), name)
+        for name, value in (("many", 1e4), ("zero", 0))
+    )
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["scores", "many"], ["large"]),
+            helper.make_node("Sin", ["large"], ["waves"]),
+            helper.make_node("Greater", ["waves", "zero"], ["some"]),
+            helper.make_node("NonZero", ["some"], ["kept"]),
+        ]
+    )
+    kept = helper.make_tensor_value_info("kept", TensorProto.INT64, [2, "count"])
+    model.graph.output.append(kept)
+    onnx.save(model, out.parent / "m.onnx")
+    refuse(home.build(str(out.parent / "m.onnx")), out, "chain-outputs-ragged", "kept")
 
 
 # Places.
