@@ -9,6 +9,7 @@ import numpy as np
 
 from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import disagreement
+from edgepack.graph.proto import walk_nodes
 from edgepack.graph.run import Runner, failing_node
 from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
@@ -55,7 +56,8 @@ def check_dynamic_axes(
                 "export-wrong",
                 "the exported graph does not compute what the model computes",
                 why=f"on the example inputs: {base}",
-                hint="look for randomness or state kept between calls in forward()",
+                hint=_quantized(model)
+                or "look for randomness or state kept between calls in forward()",
             )
     return tuple(
         _check_axis(runner, model, inputs, example, sizes, name, run_original) for name in sizes
@@ -97,7 +99,8 @@ def _check_axis(
                 "axis-wrong",
                 f"the graph computes something else when the axis {axis} is not {sizes[axis]}",
                 why=f"at {axis} = {size}: {wrong}",
-                hint="a size became a constant in the export: take it from the tensor's shape "
+                hint=_quantized(model)
+                or "a size became a constant in the export: take it from the tensor's shape "
                 f"in forward(), or declare the axis fixed: {sizes[axis]} for {axis}",
             )
         ran.append(size)
@@ -117,6 +120,16 @@ def _check_axis(
         hint=f"declare it fixed ({sizes[axis]} for {axis} in --input), or give axes that must "
         "be of the same size the same name",
     )
+
+
+def _quantized(model: Any) -> str:
+    """What to do where the graph was quantized before; "" where it was not.
+
+    onnxruntime computes such a graph in integers or in float, as it happens to rewrite it.
+    """
+    if any(node.op_type == "DequantizeLinear" for node in walk_nodes(model.graph)):
+        return "the network is quantized already: give it as it was trained"
+    return ""
 
 
 def _require_symbols(model: Any, inputs: Sequence[Tensor]) -> None:

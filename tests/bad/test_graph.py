@@ -146,6 +146,21 @@ def test_a_graph_that_differs_on_the_example_itself():
     fails("export-wrong", lambda: check_dynamic_axes(identity("Abs"), INPUTS, EXAMPLE, relu), "SNR")
 
 
+def test_a_graph_that_was_quantized_before():
+    graph = identity()
+    scale = numpy_helper.from_array(np.float32(1), "scale")
+    graph.graph.initializer.extend([scale, numpy_helper.from_array(np.int8([1]), "weight")])
+    graph.graph.node.append(helper.make_node("DequantizeLinear", ["weight", "scale"], ["unused"]))
+
+    def by_engine(arrays):
+        return (np.round(relu(arrays)[0], 1),)
+
+    def check():
+        check_dynamic_axes(graph, INPUTS, EXAMPLE, by_engine)
+
+    fails("export-wrong", check, "quantized already")
+
+
 def test_inputs_called_otherwise_than_in_the_graph():
     other = (floats("image", "batch", 4),)
     feed = {"image": normal(2, 4)}
