@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain, files, source
+from edgepack import chain, data, files, source
 from edgepack.request import Request
 from edgepack.stages import emulates, foreign
 
@@ -26,10 +26,17 @@ def _size(path: Path) -> int:
 def plan(request: Request) -> dict[str, Any]:
     """The stages that would run and an estimate of memory and disk, in bytes.
 
-    Raises SourceError where the model is missing or of no known kind, HostError or SpecError
-    where the bundle cannot be written at its place.
+    Raises SourceError where the model is missing or of no known kind, DataError where samples
+    are not there, HostError or SpecError where the bundle cannot be written at its place.
     """
     files.check_place(request.output, request.reads())
+    given = {
+        "calibration": request.calibration,
+        "evaluation": request.evaluation,
+        "training": request.training,
+    }
+    for spec in filter(None, given.values()):
+        data.check_there(spec)
     kind = source.recognise(request.model)
     size = _size(request.model)
     passes = [
@@ -41,9 +48,15 @@ def plan(request: Request) -> dict[str, Any]:
         "kind": kind,
         "target": request.target.name,
         "output": str(request.output),
-        "calibration": "random numbers" if request.random else request.calibration or None,
-        "evaluation": request.evaluation or None,
-        "training": request.training or None,
+        **{role: spec or None for role, spec in given.items()},
+        **({"calibration": "random numbers"} if request.random else {}),
+        "missing": [
+            role
+            for role in ("calibration", "training")
+            if chain.needs(request.chain, role)
+            and not given[role]
+            and not (role == "calibration" and request.random)
+        ],
         "gates": dict(request.quality),
         "stages": [
             *(["wheels"] if request.wheels else []),
@@ -75,11 +88,19 @@ def describe(planned: dict[str, Any]) -> str:
             f"{planned['model']} ({planned['kind']}) for {planned['target']}",
             f"would write  {planned['output']}",
             f"stages       {' -> '.join(planned['stages'])}",
-            f"calibration  {planned['calibration'] or 'none given'}",
+            f"calibration  {planned['calibration'] or _absent(planned, 'calibration')}",
             f"evaluation   {planned['evaluation'] or 'the calibration samples'}",
-            *([f"training     {planned['training']}"] if planned["training"] else ()),
+            *(
+                [f"training     {planned['training'] or _absent(planned, 'training')}"]
+                if planned["training"] or "training" in planned["missing"]
+                else ()
+            ),
             "gates        " + ", ".join(f"{k} {v:g}" for k, v in planned["gates"].items()),
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
             f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",
         )
     )
+
+
+def _absent(planned: dict[str, Any], role: str) -> str:
+    return "none given" + (", and the chain needs them" if role in planned["missing"] else "")

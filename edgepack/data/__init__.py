@@ -31,6 +31,7 @@ def open_samples(
     *,
     preprocessing: Preprocessing | None = None,
     base: Path = Path(),
+    search: Path = Path(),
     same: bool = True,
 ) -> Samples:
     """Samples that fit a model, as a stream that can be read any number of times.
@@ -46,6 +47,7 @@ def open_samples(
         inputs: the model's inputs.
         preprocessing: how a picture becomes an input; needed for a folder of pictures.
         base: the folder that a relative path or module is looked for in.
+        search: a folder that a module is looked for in as well, as the manifest's.
         same: refuse a function that gives other samples in a later pass. Samples that are trained
             on may be drawn anew.
 
@@ -60,7 +62,7 @@ def open_samples(
     """
     path = _locate(spec, base)
     if path is None:
-        return open_function(spec, inputs, base, same=same)
+        return open_function(spec, inputs, (base, search), same=same)
     if path.is_dir():
         return open_folder(path, inputs, preprocessing, origin=spec)
     return open_arrays((path,), inputs, origin=spec)
@@ -85,6 +87,11 @@ def infer_inputs(spec: str, base: Path = Path()) -> tuple[Tensor, ...] | None:
     return infer_tensors(path)
 
 
+def check_there(spec: str, base: Path = Path()) -> None:
+    """Raise DataError `samples-not-found` where a file or folder is named that does not exist."""
+    _locate(spec, base)
+
+
 def _locate(spec: str, base: Path) -> Path | None:
     """The file or folder that `spec` names, or None where it names a function."""
     path = base / Path(spec).expanduser()
@@ -107,6 +114,7 @@ __all__ = [
     "LintReport",
     "Preprocessing",
     "Samples",
+    "check_there",
     "infer_inputs",
     "lint",
     "open_samples",

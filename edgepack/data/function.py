@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,7 +34,7 @@ FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
 
 
 def open_function(
-    spec: str, inputs: tuple[Tensor, ...], base: Path, *, same: bool = True
+    spec: str, inputs: tuple[Tensor, ...], folders: Sequence[Path], *, same: bool = True
 ) -> SampleStream:
     """The samples that a function yields, called anew for each pass.
 
@@ -46,14 +46,14 @@ def open_function(
     Args:
         spec: the function.
         inputs: the model's inputs.
-        base: the folder that a relative path or module is looked for in.
+        folders: what a relative path starts from, and where modules are looked for as well.
         same: refuse a pass that gives other samples than the first whole one did: the optimized
             model would be judged on others than the original.
 
     Raises:
         DataError: the function cannot be imported.
     """
-    function = load_function(spec, base)
+    function = load_function(spec, folders)
     try:
         exact, common = exact_batch(inputs, spec), True
     except DataError:
@@ -96,10 +96,11 @@ def _other_samples(spec: str, why: str) -> DataError:
     )
 
 
-def load_function(spec: str, base: Path) -> Callable[[], Any]:
+def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
     """Import `package.module:function` or `path/to/file.py:function`.
 
-    The module's own folder, or `base` for a dotted name, can be imported from meanwhile.
+    A relative path starts from the first folder. The module's own folder, or all of `folders` for
+    a dotted name, can be imported from meanwhile.
 
     Raises:
         DataError: `samples-function-import` or `samples-function-missing`.
@@ -112,7 +113,7 @@ def load_function(spec: str, base: Path) -> Callable[[], Any]:
             why="a function is written module:function",
             hint="for example data.py:calibration",
         )
-    module = _import(match["module"], spec, base)
+    module = _import(match["module"], spec, folders)
     function = getattr(module, match["name"], None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value)]
@@ -126,19 +127,19 @@ def load_function(spec: str, base: Path) -> Callable[[], Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _import(name: str, spec: str, base: Path) -> ModuleType:
+def _import(name: str, spec: str, folders: Sequence[Path]) -> ModuleType:
     try:
         if not name.endswith(".py"):
-            with _importable(base):
+            with _importable(folders):
                 return importlib.import_module(name)
-        path = (base / Path(name).expanduser()).resolve()
+        path = (folders[0] / Path(name).expanduser()).resolve()
         loader = importlib.util.spec_from_file_location(f"_samples_{path.stem}", path)
         if loader is None or loader.loader is None or not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
         module = importlib.util.module_from_spec(loader)
         # Registered before it runs: dataclasses look their own module up there.
         sys.modules[loader.name] = module
-        with _importable(path.parent):
+        with _importable([path.parent]):
             loader.loader.exec_module(module)
         return module
     except Exception as error:  # whatever the user's module does when it is imported
@@ -152,13 +153,14 @@ def _import(name: str, spec: str, base: Path) -> ModuleType:
 
 
 @contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    entry = str(folder.resolve())
-    sys.path.insert(0, entry)
+def _importable(folders: Sequence[Path]) -> Iterator[None]:
+    entries = [str(folder.resolve()) for folder in folders]
+    sys.path[:0] = entries
     try:
         yield
     finally:
-        sys.path.remove(entry)
+        for entry in entries:
+            sys.path.remove(entry)
 
 
 def _call(function: Callable[[], Any], spec: str) -> Iterator[Any]:

@@ -44,7 +44,11 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         trains = chain.needs(request.chain, "training")
         given = {
             role: data.open_samples(
-                spec, inputs, preprocessing=request.preprocessing, same=role != "training"
+                spec,
+                inputs,
+                preprocessing=request.preprocessing,
+                search=request.base,
+                same=role != "training",
             )
             for role, spec in (
                 ("calibration", request.calibration),

@@ -356,6 +356,11 @@ def test_a_dry_run_looks_at_the_place(home: Home, out: Path) -> None:
     refuse(home.build("tiny.onnx", "--dry-run"), out, "output-is-input", output=home / "tiny.onnx")
 
 
+def test_a_dry_run_looks_for_the_samples(home: Home, out: Path) -> None:
+    arguments = home.build("tiny.onnx", "--dry-run", calibration="calibratoin.npz")
+    refuse(arguments, out, "samples-not-found", "did you mean calibration.npz")
+
+
 def test_an_output_that_is_an_input(home: Home, out: Path) -> None:
     before = Path(home / "tiny.onnx").read_bytes()
     for name in ("tiny.onnx", "calibration.npz"):

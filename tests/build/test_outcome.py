@@ -184,6 +184,30 @@ def test_a_dry_run_writes_nothing(home: Home, tmp_path: Path) -> None:
     assert sorted(home.folder.rglob("*")) == before
 
 
+def test_a_dry_run_tells_what_is_missing(home: Home, tmp_path: Path) -> None:
+    arguments = home.build("tiny.onnx", "--dry-run", "--json", calibration="")
+    done = edgepack(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert one_document(done.stdout)["missing"] == ["calibration"]
+    assert "calibration  none given, and the chain needs them" in done.stderr
+
+
+def test_a_module_of_samples_is_looked_for_beside_the_manifest(home: Home, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "samples_of_mine.py").write_text(
+        "import numpy\n\n\n"
+        "def few():\n"
+        f"    arrays = numpy.load({home / 'calibration.npz'!r})\n"
+        "    yield from ({'image': image} for image in arrays['image'][:16])\n"
+    )
+    text = 'schema = 1\n[calibration]\nsamples = "samples_of_mine:few"\n'
+    (folder / "mine.toml").write_text(text)
+    arguments = home.build("tiny.onnx", "--manifest", str(folder / "mine.toml"), calibration="")
+    answer = build(arguments, tmp_path / "x.edgepack")
+    assert answer.document["quality"]["samples"] == 16
+
+
 def test_random_calibration_proves_nothing_and_says_so(home: Home, tmp_path: Path) -> None:
     arguments = home.build("tiny.onnx", "--random-calibration", calibration="")
     answer = build(arguments, tmp_path / "x.edgepack")
