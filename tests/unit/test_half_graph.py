@@ -488,3 +488,13 @@ def test_what_is_fp16_already_stays_so() -> None:
     result = converted(model, feed)
     assert kept(result) == {}
     assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55
+
+
+def test_no_two_nodes_have_one_name() -> None:
+    model, feed = residual(), {"x": images(8)}
+    model.graph.node[0].name = "x_to_half"
+    result = converted(model, feed)
+    names = [node.name for node in result.model.graph.node]
+    assert "x_to_half" in names
+    assert len(set(names)) == len(names)
+    assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 60

@@ -1,9 +1,10 @@
-"""Nodes that the user calls by their names."""
+"""Names in a graph: those that a user calls nodes by, and those that are free."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from edgepack.chain.graphs.view import GraphView
 from edgepack.errors import ChainError
 from edgepack.spec.document import nearest
 
@@ -28,3 +29,28 @@ def check_names(names: Iterable[str], known: Sequence[str], code: str, precision
                 + (f"; did you mean {near!r}?" if near else ""),
                 hint="the names are those of the ONNX graph after export and simplification",
             )
+
+
+def unused(name: str, taken: set[str]) -> str:
+    """The name, with a tail where it is taken; from now on it is."""
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
+
+
+class FreeNames:
+    """Names that nothing of a graph has, for what is written into it."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._tensors = {t for node in view.nodes for t in (*node.input, *node.output)}
+        self._tensors |= {*view.initializers, *view.inputs, *view.captured}
+        self._nodes = {node.name for node in view.nodes}
+
+    def tensor(self, name: str) -> str:
+        """A tensor's name: this one where it can be."""
+        return unused(name, self._tensors)
+
+    def node(self, name: str) -> str:
+        """A node's name: this one where it can be."""
+        return unused(name, self._nodes)

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.names import FreeNames
 from edgepack.chain.graphs.view import captured_names
 from edgepack.chain.half.graph import Graph
 from edgepack.chain.half.operators import FLOAT_INPUTS
@@ -41,8 +42,7 @@ class _Emitter:
         self.result.CopyFrom(model)
         self.nodes: list[onnx.NodeProto] = []
         self.casts = 0
-        self.taken = {t for node in self.view.nodes for t in (*node.input, *node.output)}
-        self.taken |= {*self.view.initializers, *self.view.inputs, *self.view.captured}
+        self.names = FreeNames(self.view)
         # The fp16 form of a tensor, and which tensors are there in float32, as the nodes go by.
         self.halves: dict[str, str] = {}
         self.floats = set(self.view.inputs)
@@ -64,7 +64,7 @@ class _Emitter:
             stored = _as_half(tensor)
             if name in read_float:
                 self.floats.add(name)
-                stored.name = self._free(f"{name}_half")
+                stored.name = self.names.tensor(f"{name}_half")
                 self.result.graph.initializer.append(stored)
             else:
                 tensor.CopyFrom(stored)
@@ -110,7 +110,7 @@ class _Emitter:
     def _make_half(self, node: onnx.NodeProto) -> None:
         for place, name in enumerate(node.output):
             if name in self.graph.floats:
-                self.halves[name] = node.output[place] = self._free(f"{name}_half")
+                self.halves[name] = node.output[place] = self.names.tensor(f"{name}_half")
             else:
                 self.floats.add(name)
         for item in node.attribute:
@@ -126,7 +126,7 @@ class _Emitter:
     def _half(self, name: str) -> str:
         """The fp16 form of a tensor, by a Cast where it was made in float32."""
         if name not in self.halves:
-            self.halves[name] = self._free(f"{name}_half")
+            self.halves[name] = self.names.tensor(f"{name}_half")
             self._cast(name, self.halves[name], TensorProto.FLOAT16)
         return self.halves[name]
 
@@ -137,15 +137,10 @@ class _Emitter:
             self.floats.add(name)
 
     def _cast(self, source: str, output: str, kind: int) -> None:
-        name = f"{source}_to_{'half' if kind == TensorProto.FLOAT16 else 'float'}"
+        written = f"{source}_to_{'half' if kind == TensorProto.FLOAT16 else 'float'}"
+        name = self.names.node(written)
         self.nodes.append(helper.make_node("Cast", [source], [output], name=name, to=kind))
         self.casts += 1
-
-    def _free(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
 
 
 def _as_half(tensor: onnx.TensorProto) -> onnx.TensorProto:

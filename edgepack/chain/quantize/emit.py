@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.names import FreeNames
 from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.place import Placement
@@ -60,9 +61,7 @@ class _Emitter:
         self.clamped = {
             view.nodes[index].input[0]: name for index, name in placement.clamps.items()
         }
-        self.taken = {t for node in view.nodes for t in (*node.input, *node.output)}
-        self.taken |= {*view.initializers, *view.inputs, *view.captured}
-        self.titles = {node.name for node in view.nodes}
+        self.names = FreeNames(view)
         self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
 
     def model(self) -> onnx.ModelProto:
@@ -115,7 +114,7 @@ class _Emitter:
                 continue
             # The DQ takes the name where the outside sees what is behind it.
             rounded = name in self.placement.rounded
-            node.output[place] = self._free(f"{name}_real") if rounded else name
+            node.output[place] = self.names.tensor(f"{name}_real") if rounded else name
             pairs.append((name, node.output[place]))
         self.nodes.append(node)
         for name, real in pairs:
@@ -125,13 +124,13 @@ class _Emitter:
         """Q and DQ behind a tensor that is called `real`."""
         root = self.placement.points[name]
         scale, zero_point = self._parameters(root)
-        stored = self._free(f"{name}_quantized")
-        back = name if real != name else self._free(f"{name}_dequantized")
+        stored = self.names.tensor(f"{name}_quantized")
+        back = name if real != name else self.names.tensor(f"{name}_dequantized")
         for op, source, output in (
             ("QuantizeLinear", real, stored),
             ("DequantizeLinear", stored, back),
         ):
-            title = self._title(f"{name}_{op}")
+            title = self.names.node(f"{name}_{op}")
             inputs = [source, scale, zero_point]
             self.nodes.append(helper.make_node(op, inputs, [output], name=title))
         self.dequantized[name] = back
@@ -141,8 +140,8 @@ class _Emitter:
             found = self.quantization[root]
             value = np.array(found.scale, dtype=np.float32)
             self.parameters[root] = (
-                numpy_helper.from_array(value, self._free(f"{root}_scale")),
-                numpy_helper.from_array(found.stored_zero, self._free(f"{root}_zero_point")),
+                numpy_helper.from_array(value, self.names.tensor(f"{root}_scale")),
+                numpy_helper.from_array(found.stored_zero, self.names.tensor(f"{root}_zero_point")),
             )
         scale, zero_point = self.parameters[root]
         return scale.name, zero_point.name
@@ -186,7 +185,7 @@ class _Emitter:
         return self._dequantize_constant(name, 0, f"{layer.name}_bias")
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
-        output = self._free(f"{output}_dequantized")
+        output = self.names.tensor(f"{output}_dequantized")
         stored = self.constants[f"{base}_quantized"]
         # One array of zeros serves all layers of a size.
         zeros = np.zeros(stored.dims[axis], dtype=helper.tensor_dtype_to_np_dtype(stored.data_type))
@@ -201,24 +200,11 @@ class _Emitter:
                     for n in (f"{base}_quantized", f"{base}_scale", zero_point)
                 ],
                 [output],
-                name=self._title(output.removesuffix("_dequantized") + "_DequantizeLinear"),
+                name=self.names.node(output.removesuffix("_dequantized") + "_DequantizeLinear"),
                 axis=axis,
             )
         )
         return output
 
     def _constant(self, name: str, value: np.ndarray) -> None:
-        self.constants[name] = numpy_helper.from_array(value, self._free(name))
-
-    def _free(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
-
-    def _title(self, name: str) -> str:
-        """The name of a node, which no other node has."""
-        while name in self.titles:
-            name += "_"
-        self.titles.add(name)
-        return name
+        self.constants[name] = numpy_helper.from_array(value, self.names.tensor(name))

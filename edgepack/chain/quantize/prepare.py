@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from edgepack.chain.graphs.names import unused
 from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.errors import ChainError
 
@@ -59,11 +60,7 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
     taken = {node.name for node in graph.node if node.name}
     for index, node in enumerate(graph.node):
         if not node.name:
-            name = f"{node.op_type}_{index}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            node.name = name
+            node.name = unused(f"{node.op_type}_{index}", taken)
 
 
 def _pool_spatial_means(model: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgepack.chain.graphs.clean import remove_unused_initializers
+from edgepack.chain.graphs.names import FreeNames
 from edgepack.chain.graphs.view import GraphView
 
 MICROSOFT = "com.microsoft"
@@ -28,9 +29,7 @@ class Writer:
         self._result.CopyFrom(model)
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[tuple[str, tuple[int, ...], bytes], onnx.TensorProto] = {}
-        self._taken = {t for node in view.nodes for t in (*node.input, *node.output)}
-        self._taken |= {*view.initializers, *view.inputs, *view.captured}
-        self._named = {node.name for node in view.nodes}
+        self._names = FreeNames(view)
 
     def keep(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """Append a copy of a node of the model, and give it, to be changed."""
@@ -43,17 +42,12 @@ class Writer:
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
     ) -> None:
         """Append a node; its name gets a tail where another node has it."""
-        while name in self._named:
-            name += "_"
-        self._named.add(name)
+        name = self._names.node(name)
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
 
     def free(self, name: str) -> str:
         """A tensor's name that nothing has yet: this one where it can be."""
-        while name in self._taken:
-            name += "_"
-        self._taken.add(name)
-        return name
+        return self._names.tensor(name)
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """The name of a constant; the same value under the same name is stored once."""
