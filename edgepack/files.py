@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgepack.errors import HostError, SpecError
+from edgepack.runtime.bundle.whole import require_plain
 
 CHUNK = 1 << 20
 # Seconds after which a temporary file or folder belongs to no running build.
@@ -70,9 +71,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     """
     _sweep(path)
     try:
-        if path.exists() and not path.is_file():
-            # A rename would put the file in the place of a device: /dev/null, where root builds.
-            raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
+        require_plain(str(path))
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
         )

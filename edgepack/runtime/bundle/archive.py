@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ..errors import BundleError
+from ..origin import origin
 
 INDEX = "bundle.json"
 MAX_ENTRIES = 4096
@@ -56,9 +57,7 @@ class Entry:
 
 def own_bundle() -> str:
     """The bundle that this very loader was imported from. Raises BundleError elsewhere."""
-    path = os.path.abspath(__file__)
-    for _ in __name__.split("."):
-        path = os.path.dirname(path)
+    path = origin()
     if not os.path.isfile(path):
         raise BundleError(
             "bundle-not-named",
@@ -199,21 +198,19 @@ class Archive:
         for start in range(entry.start, entry.start + entry.size, CHUNK):
             yield self._map[start : min(start + CHUNK, entry.start + entry.size)]
 
-    def sha256(self, name: str) -> str:
-        """SHA-256 of an entry, in hexadecimal."""
-        digest = hashlib.sha256()
+    def hashes(self, name: str) -> Tuple[str, int]:
+        """SHA-256 of an entry, in hexadecimal, and its CRC-32, in one pass."""
+        digest, crc = hashlib.sha256(), 0
         for chunk in self.chunks(name):
             digest.update(chunk)
-        return digest.hexdigest()
+            crc = crc32(chunk, crc)
+        return digest.hexdigest(), crc
 
-    def check_crc(self, name: str) -> None:
-        """Hold an entry against the CRC-32 in its headers. Raises BundleError.
+    def require_crc(self, name: str, found: int) -> None:
+        """Hold the CRC-32 of an entry against the one in its headers. Raises BundleError.
 
         Only where no hash vouches for its bytes, or where the headers themselves are in question.
         """
-        found = 0
-        for chunk in self.chunks(name):
-            found = crc32(chunk, found)
         if found != self._find(name).crc:
             raise _refuse(
                 "the checksum of the entry {!r} does not hold".format(name), "bundle-altered"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from binascii import crc32
 from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Tuple
 
@@ -203,8 +204,9 @@ def read_index(archive: Archive) -> Index:
     are used, and all of them by `verify`.
     """
     # It holds everything else's hash, and nothing holds its own.
-    archive.check_crc(INDEX)
-    index = parse(archive.read(INDEX))
+    data = archive.read(INDEX)
+    archive.require_crc(INDEX, crc32(data))
+    index = parse(data)
     held = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
     listed = {name: size for name, (_, size) in index.files.items()}
     if held != listed:
@@ -231,8 +233,9 @@ def check_all(archive: Archive, index: Index) -> int:
     With the form that the archive must have, no byte of the bundle is left that may differ.
     """
     for name in index.files:
-        _require(name, archive.sha256(name), index)
-        archive.check_crc(name)
+        found, crc = archive.hashes(name)
+        _require(name, found, index)
+        archive.require_crc(name, crc)
     return sum(size for _, size in index.files.values())
 
 

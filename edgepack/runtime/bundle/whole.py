@@ -16,9 +16,16 @@ from typing import BinaryIO, Callable, Iterator
 from ..errors import DeviceError, EdgepackError
 
 PART = ".part"
-
-
 Publish = Callable[[Callable[[BinaryIO], None]], None]
+
+
+def require_plain(path: str) -> None:
+    """Raise FileExistsError where something other than a file stands.
+
+    A rename would put a file in the place of a device: of /dev/null, where root is at work.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 import zipfile
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..bundle.archive import Archive
 from ..bundle.index import Index, read_index
+from ..bundle.whole import require_plain
 from ..device.variants import Choice
 from ..errors import InputError
 from ..model import open_model
@@ -45,9 +45,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
     """Write an .npz as a whole or not at all: a temporary file beside it, fsync, rename."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
-        if os.path.exists(path) and not os.path.isfile(path):
-            # A rename would put the file in the place of a device: /dev/null, where root runs it.
-            raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
+        require_plain(path)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".edgepack-")
     except OSError as error:
         raise _unwritable(path, error) from error

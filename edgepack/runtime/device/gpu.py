@@ -8,12 +8,13 @@ own; that it crashed or came to no end is an answer like any other: no usable GP
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 from typing import Any, Dict, List, Optional
+
+from ..origin import origin
 
 # The first use of a GPU loads its driver, which takes seconds on a small board.
 TIMEOUT_SECONDS = 60.0
@@ -73,10 +74,7 @@ def probe(tensorrt: bool, timeout: float = TIMEOUT_SECONDS) -> Dict[str, Any]:
 
 def _path() -> List[str]:
     """What this process imports from, this loader's own place first."""
-    own = os.path.abspath(__file__)
-    for _ in __name__.split("."):
-        own = os.path.dirname(own)
-    return [own, *(entry for entry in sys.path if isinstance(entry, str))]
+    return [origin(), *(entry for entry in sys.path if isinstance(entry, str))]
 
 
 def _ended(status: int) -> str:
