@@ -36,10 +36,9 @@ class Teacher:
 
     def ask(self, feed: Sequence[Any]) -> tuple[Any, ...]:
         """Its outputs; a network may write into its inputs, and the student's are the same."""
-        import torch
+        from edgepack.chain.network import ask
 
-        with torch.no_grad():
-            return outputs_of(self.network(*[tensor.clone() for tensor in feed]))
+        return tuple(ask(self.network, feed))
 
     def answers(self, members: np.ndarray, feed: Sequence[Any]) -> Mapping[int, Any]:
         """Its outputs to some samples, by their index; `feed` is what the student sees of them."""
