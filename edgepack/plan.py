@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepack import chain, data, files, source
 from edgepack.request import Request
-from edgepack.stages import emulates, foreign
+from edgepack.stages import emulates, foreign, missing
 
 # Resident memory of a process with torch, onnx and onnxruntime imported, before any model.
 BASE_BYTES = 600 << 20
@@ -50,13 +50,7 @@ def plan(request: Request) -> dict[str, Any]:
         "output": str(request.output),
         **{role: spec or None for role, spec in given.items()},
         **({"calibration": "random numbers"} if request.random else {}),
-        "missing": [
-            role
-            for role in ("calibration", "training")
-            if chain.needs(request.chain, role)
-            and not given[role]
-            and not (role == "calibration" and request.random)
-        ],
+        "missing": missing(request),
         "gates": dict(request.quality),
         "stages": [
             *(["wheels"] if request.wheels else []),

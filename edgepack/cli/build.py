@@ -132,7 +132,7 @@ def build(
         model,
         targets.load(target),
         manifests.load(manifest) if manifest else manifests.Manifest(),
-        inputs=tuple(map(tensors.parse, inputs)),
+        inputs=tensors.parse_inputs(inputs),
         axes=tensors.parse_axes(axes),
         metric=metric or "",
         **options,

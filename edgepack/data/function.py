@@ -24,7 +24,7 @@ from edgepack.data.fit import (
     check_names,
     shape_error,
 )
-from edgepack.data.stream import Piece, SampleStream, exact_batch
+from edgepack.data.stream import Piece, SampleStream, add_array, exact_batch
 from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import nearest
@@ -82,8 +82,7 @@ def open_function(
 def _add(digest: Any, piece: Piece) -> None:
     labels = {} if piece.labels is None else {LABELS: piece.labels}
     for name, array in [*piece.inputs.items(), *labels.items()]:
-        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
-        digest.update(array.tobytes())
+        add_array(digest, name, array)
 
 
 def _other_samples(spec: str, why: str) -> DataError:

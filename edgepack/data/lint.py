@@ -16,7 +16,7 @@ import numpy as np
 from edgepack.data.fit import check_dtype, check_feed, check_labels, check_names
 from edgepack.data.moments import Moments, Statistics
 from edgepack.data.samples import Samples
-from edgepack.data.stream import Piece, SampleStream, pieces_of
+from edgepack.data.stream import Piece, SampleStream, add_array, pieces_of
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
@@ -214,17 +214,11 @@ def _digest(survey: _Survey, piece: Piece, inputs: tuple[Tensor, ...], index: in
     sample = hashlib.sha256()
     for tensor in inputs:
         values = piece.inputs[tensor.name]
-        _add(sample, tensor.name, values[index] if piece.divisible else values)
+        add_array(sample, tensor.name, values[index] if piece.divisible else values)
     survey.digest.update(sample.digest())
     survey.prints.append(int.from_bytes(sample.digest()[:8], "little"))
     if piece.labels is not None:
-        _add(survey.digest, "labels", piece.labels[index])
-
-
-def _add(digest: Any, name: str, values: np.ndarray) -> None:
-    values = np.ascontiguousarray(values)
-    digest.update(f"{name}:{values.dtype.str}:{values.shape};".encode())
-    digest.update(values.reshape(-1).view(np.uint8).data)
+        add_array(survey.digest, "labels", piece.labels[index])
 
 
 def _between(survey: _Survey, judging: _Survey) -> Iterator[str]:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
+
+
+def add_array(digest: Any, name: str, values: np.ndarray) -> None:
+    """Add an array to a digest of `hashlib`: its name, type, shape and values."""
+    values = np.ascontiguousarray(values)
+    digest.update(f"{name}:{values.dtype.str}:{values.shape};".encode())
+    digest.update(values.reshape(-1).view(np.uint8).data)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
-from edgepack.spec.tensors import Span
+from edgepack.spec.tensors import Span, repeated
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,12 @@ def load(path: Path) -> Manifest:
 def _check_named_once(found: Mapping[str, Any], path: Path) -> None:
     """Refuse a list of inputs or outputs in which a name stands twice."""
     for key in ("inputs", "outputs"):
-        names = [entry["name"] for entry in found.get(key, ())]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
+        twice = repeated([entry["name"] for entry in found.get(key, ())])
+        if twice is not None:
             raise SpecError(
                 "manifest-invalid",
                 f"{path} is not a valid manifest",
-                why=f"{key}: there are two of the name {twice[0]!r}",
+                why=f"{key}: there are two of the name {twice!r}",
                 hint="give each a name of its own",
             )
 

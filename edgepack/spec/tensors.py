@@ -56,19 +56,36 @@ def parse_axis(text: str) -> tuple[str, Span]:
     return name, Span(*map(int, parts))
 
 
+def repeated(names: Sequence[str]) -> str | None:
+    """The first of the names that stands twice."""
+    return next((name for name in names if names.count(name) > 1), None)
+
+
 def parse_axes(texts: Sequence[str]) -> dict[str, Span]:
     """Read the ranges of several axes. Raises SpecError where one is stated twice."""
-    found: dict[str, Span] = {}
-    for text in texts:
-        name, span = parse_axis(text)
-        if name in found:
-            raise SpecError(
-                "axis-twice",
-                f"the range of the axis {name!r} is stated twice",
-                why=", ".join(other for other in texts if other.startswith(f"{name}=")),
-                hint="one --axis for each axis",
-            )
-        found[name] = span
+    found = [parse_axis(text) for text in texts]
+    name = repeated([name for name, _ in found])
+    if name is not None:
+        raise SpecError(
+            "axis-twice",
+            f"the range of the axis {name!r} is stated twice",
+            why=", ".join(other for other in texts if other.startswith(f"{name}=")),
+            hint="one --axis for each axis",
+        )
+    return dict(found)
+
+
+def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
+    """Read several inputs. Raises SpecError where two have one name."""
+    found = tuple(map(parse, texts))
+    name = repeated([tensor.name for tensor in found])
+    if name is not None:
+        raise SpecError(
+            "inputs-twice",
+            f"two inputs are called {name!r}",
+            why=f"stated: {', '.join(map(str, found))}",
+            hint="give each input a name of its own; they are fed in the order in which they stand",
+        )
     return found
 
 

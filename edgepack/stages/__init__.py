@@ -10,7 +10,7 @@ from edgepack.stages.original import (
     ask_original,
     evaluation_frames,
 )
-from edgepack.stages.samples import SampleSets, evaluation_of, open_samples
+from edgepack.stages.samples import SampleSets, evaluation_of, missing, open_samples
 from edgepack.stages.source import load_source, settle_inputs
 from edgepack.stages.wheels import fetch_wheels
 
@@ -33,6 +33,7 @@ __all__ = [
     "fetch_wheels",
     "foreign",
     "load_source",
+    "missing",
     "open_samples",
     "settle_inputs",
     "simplify",

@@ -24,9 +24,6 @@ from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
 from edgepack.stages.shapes import profiles
 
-# Sources that are exported from a module, of which a trace can be had as well.
-_EAGER = ("state-dict", "hugging-face", "pickled-module")
-
 
 def export(
     request: Request,
@@ -61,7 +58,9 @@ def _export(
         try:
             notes = graph.check_dynamic_axes(result.model, inputs, example, found.run)
         except GraphError as error:
-            if error.code not in ("axis-frozen", "axis-wrong") or found.kind not in _EAGER:
+            # Only of a module can a trace be had as well.
+            fixed = found.onnx is not None or found.program is not None
+            if fixed or error.code not in ("axis-frozen", "axis-wrong"):
                 raise
             traced = graph.export_traced(found.module, inputs, example, opset, names)
             if traced is None:

@@ -37,11 +37,18 @@ class SampleSets:
     training: Samples | None = None
 
 
+def missing(request: Request) -> list[str]:
+    """The roles of samples that the chain needs and that nothing was given for."""
+    given = {"calibration": request.calibration or request.random, "training": request.training}
+    return [role for role, spec in given.items() if chain.needs(request.chain, role) and not spec]
+
+
 def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
     """Open the samples and look at every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
         needs = chain.needs(request.chain, "calibration")
         trains = chain.needs(request.chain, "training")
+        absent = missing(request)
         given = {
             role: data.open_samples(
                 spec,
@@ -59,7 +66,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         }
         if request.random:
             given["calibration"] = _random(inputs)
-        if needs and "calibration" not in given:
+        if "calibration" in absent:
             raise DataError(
                 "samples-missing",
                 "the chain needs calibration samples, and none were given",
@@ -67,7 +74,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
                 hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
                 "--random-calibration builds without; its report is marked as not proven",
             )
-        if trains and "training" not in given:
+        if "training" in absent:
             raise DataError(
                 "training-missing",
                 f"{trains[0]} trains the network, and there is nothing to train it on",

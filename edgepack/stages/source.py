@@ -53,7 +53,6 @@ def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
 
 def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     if request.inputs:
-        _check_named_once(request.inputs)
         return _in_source_order(request.inputs, found)
     if found.inputs is not None:
         return found.inputs
@@ -67,18 +66,6 @@ def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
         why=f"a {found.kind} does not tell them, and no samples show them",
         hint="--input name:dtype:dims, for example --input image:float32:batch,3,224,224",
     )
-
-
-def _check_named_once(stated: tuple[Tensor, ...]) -> None:
-    names = [tensor.name for tensor in stated]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError(
-            "inputs-twice",
-            f"two inputs are called {twice!r}",
-            why=f"stated: {', '.join(map(str, stated))}",
-            hint="give each input a name of its own; they are fed in the order in which they stand",
-        )
 
 
 def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor, ...]:
