@@ -39,7 +39,8 @@ from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
-from edgepack.runtime.parity.metrics import Accuracy, Parity
+from edgepack.runtime.parity.accuracy import Accuracy
+from edgepack.runtime.parity.metrics import Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "small-bert"

@@ -39,7 +39,8 @@ from edgepack.data.preprocessing import Preprocessing
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
-from edgepack.runtime.parity.metrics import Accuracy, Parity
+from edgepack.runtime.parity.accuracy import Accuracy
+from edgepack.runtime.parity.metrics import Parity
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepack.errors import SpecError
 from edgepack.request import Request
-from edgepack.runtime.parity.metrics import TOP
+from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
 
 

@@ -8,7 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from edgepack.runtime.parity.metrics import SNR_LIMIT, Accuracy, Parity, compare
+from edgepack.runtime.parity.accuracy import Accuracy
+from edgepack.runtime.parity.metrics import SNR_LIMIT, Parity, compare
 from edgepack.runtime.tensor import Tensor
 
 

@@ -17,8 +17,9 @@ from ..device import machine
 from ..device.here import onnxruntime
 from ..errors import BundleError, InputError
 from ..model import Model, open_model
+from ..parity.accuracy import TOP
 from ..parity.gates import excuse, judge
-from ..parity.metrics import TOP, Quality, compare
+from ..parity.metrics import Quality, compare
 
 FORMAT = "edgepack-verdict/1"
 # What must not be needed on a device; the verdict tells whether it could have been imported.
