@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from edgepack.metrics.closeness import closeness_db
+
 Model = TypeVar("Model")
 
 
@@ -150,8 +152,7 @@ class Ledger:
         for record in self.records:
             for output, metrics in (record.parity or {}).items():
                 # Above 90 dB two fp32 graphs differ by rounding alone; None is no error.
-                found = metrics["snr_db"]
-                snr = 90.0 if found is None else min(float(found), 90.0)
+                snr = min(closeness_db(metrics), 90.0)
                 if before.get(output, 90.0) - snr > drop_db:
                     return record
                 before[output] = snr

@@ -20,6 +20,7 @@ from edgepack import bundle, device, engine
 from edgepack.device import Local
 from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.commands.run import read_npz
+from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,7 @@ def linear_contents() -> bundle.Contents:
         built=None,
         gates={"quality": {"snr_db": 60, "agreement": 0.9}, "fidelity": {"snr_db": 40}},
         metric="",
+        parts={"y": [Part(None, (), float((feeds @ weights).var()))]},
         provenance={},
         tools={},
         requirements=engine.ENGINES["onnxruntime"].requirements(),

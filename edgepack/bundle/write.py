@@ -20,6 +20,7 @@ from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.runtime.bundle.index import FORMAT, content_digest
+from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
 
 MODEL = "model/model.onnx"
@@ -48,6 +49,7 @@ class Contents:
         built: per output, what this artefact answered here; None in a draft.
         gates: question to gate to bound.
         metric: the task metric, or "".
+        parts: per output, the parts that its errors are measured in; integers have none.
         quality: what the build measured on the evaluation set; empty in a draft.
         build: this host; empty in a draft.
         provenance: where the model came from: digests and options, no times and no paths.
@@ -71,6 +73,7 @@ class Contents:
     built: Sequence[np.ndarray] | None
     gates: Mapping[str, Mapping[str, Any]]
     metric: str
+    parts: Mapping[str, Sequence[Part]]
     provenance: Mapping[str, Any]
     tools: Mapping[str, str]
     requirements: str
@@ -155,6 +158,9 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]
         },
         "gates": {question: dict(bounds) for question, bounds in contents.gates.items()},
         "metric": contents.metric or None,
+        "parts": {
+            output: [part.to_json() for part in parts] for output, parts in contents.parts.items()
+        },
         "quality": dict(contents.quality),
         "build": dict(contents.build),
         "provenance": dict(contents.provenance),

@@ -96,7 +96,7 @@ def account(
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
         "samples": _sample_sets(job),
         "ledger": [record.to_json() for record in ledger.records],
-        "quality": verdict["quality"],
+        "quality": {k: v for k, v in verdict["quality"].items() if k != "reference"},
         "fidelity": verdict["fidelity"],
         "emulated": dict(emulated),
         "latency": None

@@ -17,6 +17,7 @@ from edgepack.source.model import Source
 from edgepack.spec.target import Target
 from edgepack.stages import Graph, Reference, SampleSets, stands_in
 from edgepack.stages import gates as quality_gates
+from edgepack.stages.parts import parts_of
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def draft(job: Job) -> bundle.Contents:
         built=None,
         gates=bounds,
         metric=metric(job),
+        parts=parts_of(job.reference, tuple(job.graph.outputs)),
         provenance={
             "source": {
                 "kind": job.source.kind,

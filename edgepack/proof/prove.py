@@ -268,7 +268,7 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
 
 
 def _summary(quality: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: quality[key] for key in ("on", "samples", "outputs", "metric")}
+    return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "reference")}
 
 
 def _unsteady(verdict: Mapping[str, Any]) -> GateError:

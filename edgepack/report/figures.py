@@ -134,6 +134,9 @@ def snr_text(metrics: Mapping[str, Any]) -> str:
     snr = metrics["snr_db"]
     if metrics.get("nonfinite"):
         return f"{metrics['nonfinite']:,} not finite"
+    if metrics.get("compared") == "equality":
+        share = metrics["top1_agreement"]
+        return "equal" if share in (None, 1.0) else f"{percent(share)} equal"
     if snr is None:
         return "exact"
     return decibel(snr) if snr > -SNR_LIMIT else "no signal"

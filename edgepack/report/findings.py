@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgepack.metrics.closeness import closeness_db
 from edgepack.report.figures import (
     apart,
     decibel,
@@ -84,7 +86,7 @@ def first_loss(records: Iterable[Mapping[str, Any]], drop_db: float = LOSS_DB) -
     for record in records:
         losses = []
         for output, metrics in (record["parity"] or {}).items():
-            snr = ROUNDING_DB if metrics["snr_db"] is None else min(metrics["snr_db"], ROUNDING_DB)
+            snr = min(closeness_db(metrics), ROUNDING_DB)
             last = before.get(output, ROUNDING_DB)
             if last - snr > drop_db:
                 known = None if last >= ROUNDING_DB else last
@@ -100,12 +102,7 @@ def worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
     Values that are not finite are worse than any SNR; a null SNR without them is exact.
     """
-
-    def rank(metrics: Mapping[str, Any]) -> tuple[bool, float]:
-        snr = metrics["snr_db"]
-        return not metrics.get("nonfinite"), float("inf") if snr is None else snr
-
-    return min(outputs.values(), key=rank, default=None)
+    return min(outputs.values(), key=closeness_db, default=None)
 
 
 def gates(report: Mapping[str, Any]) -> list[GateRow]:
@@ -140,7 +137,8 @@ def _quality(report: Mapping[str, Any]) -> str:
     if metrics is None:
         return ""
     said = []
-    if (share := metrics.get("top1_agreement")) is not None:
+    share = metrics.get("top1_agreement")
+    if share is not None and metrics.get("compared") != "equality":
         said.append(f"picks the original's class for {percent(share)}")
     if metric := question["metric"]:
         model, original = _values(metric)
@@ -153,6 +151,8 @@ def _quality(report: Mapping[str, Any]) -> str:
 def _distance(metrics: Mapping[str, Any]) -> str:
     if metrics.get("nonfinite"):
         return "gives values that are not finite"
+    if metrics.get("compared") == "equality":
+        return f"gives values of which {snr_text(metrics)} the original's"
     if metrics["snr_db"] is None:
         return "gives the original's values exactly"
     if metrics["snr_db"] < 0:
@@ -178,7 +178,7 @@ def _fidelity(report: Mapping[str, Any]) -> str:
         "the build host's answers bit for bit"
         if exact
         else "the build host's answers, equal in value"
-        if metrics["snr_db"] is None
+        if closeness_db(metrics) == math.inf
         else f"the build host's answers at an SNR of {snr_text(metrics)}"
     )
     place = f"On {question['device']}," if "device" in question else "Run through its own loader,"

@@ -39,6 +39,7 @@ _PERCENT: dict[str, Any] = {"text": percent, "digits": 1, "margin": _share_point
 _POINTS: dict[str, Any] = {"text": points, "digits": 2, "margin": points}
 _KINDS = {
     "snr_db": _Kind("SNR", "at-least", decibel, 1, decibel),
+    "worst_db": _Kind("SNR of the worst sample", "at-least", decibel, 1, decibel),
     "cosine": _Kind("Cosine", "at-least"),
     "max_abs": _Kind("Largest error", "at-most"),
     "agreement": _Kind("Top-1 agreement", "at-least", **_PERCENT),
@@ -93,7 +94,7 @@ def gate_row(gate: Mapping[str, Any]) -> GateRow:
     holds = relation(gate)
     margin = ""
     if measured is None:
-        exact = gate["name"] == "snr_db" and gate["passed"]
+        exact = gate["name"] in ("snr_db", "worst_db") and gate["passed"]
         texts = ("exact" if exact else "not finite"), _text(kind, bound)
     elif isinstance(measured, bool) or isinstance(bound, bool):
         texts = (
@@ -106,7 +107,7 @@ def gate_row(gate: Mapping[str, Any]) -> GateRow:
             slack = measured - bound if holds == "at-least" else bound - measured
             digits = 2 if kind.margin is number else kind.digits
             margin = ("+" if slack >= 0 else "−") + apart(kind.margin, abs(slack), 0.0, digits)[0]
-    output = gate.get("output") or ""
+    output = (gate.get("output") or "") + gate.get("part", "")
     of_metric = "{}" in kind.label
     return GateRow(
         label=kind.label.format(output or "the metric"),

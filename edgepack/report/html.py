@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from edgepack.metrics.closeness import closeness_db
 from edgepack.report import figures, findings
 from edgepack.report.gates import gate_row
 from edgepack.report.passes import passes
@@ -95,9 +96,7 @@ def snr_width(metrics: Mapping[str, Any]) -> float:
     """The width of a stage's bar, 0 to 100: exact and 100 dB are full, not finite is empty."""
     if metrics.get("nonfinite"):
         return 0.0
-    if metrics["snr_db"] is None:
-        return 100.0
-    return 100 * min(max(float(metrics["snr_db"]), 0.0), _FULL_DB) / _FULL_DB
+    return 100 * min(max(closeness_db(metrics), 0.0), _FULL_DB) / _FULL_DB
 
 
 def _snr_bound(report: Mapping[str, Any]) -> float | None:

@@ -27,6 +27,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.stages.emulate import stands_in
 from edgepack.stages.given import Given, Graph, digest_of, parsed
 from edgepack.stages.original import Reference, answered
+from edgepack.stages.parts import parts_of
 from edgepack.stages.samples import evaluation_of
 
 # Seconds that the quick latency of a graph takes, both sides together, and of one side's turn.
@@ -51,7 +52,7 @@ def look(
     stage.set(
         bytes=len(model),
         parameters=graph.stats(proto).parameters,
-        parity=compare(outputs, pairs),
+        parity=compare(outputs, parts_of(reference, tuple(outputs)), pairs),
     )
     return runner
 
@@ -115,7 +116,8 @@ def evaluate(
     if entry is None:
         literal = graph.signed_activations(parsed(model))
         runner = runner or graph.Runner(rounded(model), literal=literal)
-        quality = Quality(outputs, given.metric)
+        parts_by_output = parts_of(given.reference, outputs)
+        quality = Quality(outputs, parts_by_output, given.metric, given.inputs)
         for batch, answers in answered(given.samples, given.reference):
             quality.update(answers, runner.run(batch.inputs), batch.labels, batch.count)
             progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")

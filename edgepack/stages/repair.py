@@ -19,10 +19,12 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
 from edgepack.report import describe_gate
 from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
+from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.given import Given, Graph, digest_of, parsed
 from edgepack.stages.kept import through_cache
 from edgepack.stages.measure import evaluate, measure, missed, told
+from edgepack.stages.parts import parts_of
 from edgepack.stages.samples import evaluation_of
 
 # Samples of a feed that layers are ranked on.
@@ -123,6 +125,7 @@ class _Search:
             self.before.model,
             chosen(calibration, count, BATCH),
             _runs,
+            self._parities,
             self.stage.progress,
         )
         # One stays: without any, nothing would be left of the pass.
@@ -148,6 +151,14 @@ class _Search:
             "integer_only": bool(made.details.get("integer_only", False)),
         }
         return PassResult(made.model, True, (), details)
+
+    def _parities(self) -> list[Parity]:
+        outputs = self.given.original.outputs
+        parts = parts_of(self.given.reference, outputs)
+        return [
+            Parity(tensor, parts[tensor.name], list_axis(tensor, self.given.inputs))
+            for tensor in outputs
+        ]
 
     def _holds(self, floats: tuple[str, ...]) -> bool:
         if floats not in self.tried:

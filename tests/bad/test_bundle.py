@@ -222,7 +222,7 @@ def index_bytes(path: Path) -> bytes:
 
 
 def test_index_of_another_format(victim: Path) -> None:
-    rewritten_index(victim, lambda d: d.update(format="edgepack/2"))
+    rewritten_index(victim, lambda d: d.update(format="edgepack/3"))
     assert refuse(victim).code == "bundle-format"
 
 
@@ -256,7 +256,7 @@ def test_index_whose_digest_is_not_its_own(victim: Path) -> None:
     ("data", "why"),
     [
         (b"[" * 100_000, "nested"),
-        (b'{"format": "edgepack/1", "format": "edgepack/1"}', "twice"),
+        (b'{"format": "edgepack/2", "format": "edgepack/2"}', "twice"),
         (b'{"format": NaN}', "NaN"),
         (b"\xff\xfe", "JSON"),
         (b"[]", "missing"),

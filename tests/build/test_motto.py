@@ -12,8 +12,10 @@ from build_cases import Home, ask, build, edgepack
 from conftest import ROOT, run_bundle
 from onnx import TensorProto, helper
 
-from edgepack.runtime.parity.gates import excuse, judge
+from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.parity.parts import Part
+from edgepack.runtime.tensor import Tensor
 
 
 def on_evaluation(home: Home, *more: str) -> list[str]:
@@ -65,7 +67,7 @@ def test_random_is_no_name_of_samples(home: Home, tmp_path: Path) -> None:
 def test_outputs_of_another_size_are_never_equal(
     reference: tuple[int, ...], measured: tuple[int, ...]
 ) -> None:
-    parity = Parity()
+    parity = Parity(Tensor("y", "float32", ("batch", 3)), [Part(None, (), 1.0)])
     parity.update(np.zeros(reference, np.float32), np.zeros(measured, np.float32))
     found = parity.result()
     assert found["nonfinite"] > 0
@@ -128,25 +130,17 @@ def test_labels_of_another_model_are_told(home: Home, tmp_path: Path) -> None:
 
 
 def test_no_miss_is_free_where_none_is_allowed() -> None:
-    found = {"snr_db": 30.0, "cosine": 1.0, "bit_exact": False, "nonfinite": 0}
+    found = {
+        "compared": "values",
+        "part": "",
+        "snr_db": 30.0,
+        "cosine": 1.0,
+        "bit_exact": False,
+        "nonfinite": 0,
+    }
     found |= {"decisions": 100, "top1_agreement": 0.99, "top5_agreement": 1.0}
     (gate,) = judge({"agreement": 1.0}, {"y": found})
     assert not gate["passed"]
-
-
-def test_a_device_may_do_as_the_build_host_did_and_no_worse() -> None:
-    """97.5 % of 400 samples passed the build; 2 of the 20 that ship are among the misses."""
-
-    def found(share: float) -> dict:
-        return {
-            "snr_db": 15.0, "cosine": 1.0, "bit_exact": False, "nonfinite": 0,
-            "decisions": 20, "top1_agreement": share,
-        }  # fmt: skip
-
-    for share, holds in ((0.9, True), (0.85, False)):
-        gates = judge({"agreement": 0.97, "snr_db": 10}, {"y": found(share)})
-        excuse(gates, {"y": found(0.9)})
-        assert all(gate["passed"] for gate in gates) is holds
 
 
 def test_a_fixed_batch_is_fed_whole(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from edgepack.chain.quantize import QuantizeOptions, make_trials, quantize
 from edgepack.chain.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.graph import Runner
 from edgepack.ledger import Ledger
+from edgepack.metrics.parts import find_parts
+from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.tensor import Tensor
 
 LOUD = 300.0
 
@@ -66,7 +69,11 @@ def runs(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarr
 
 
 def ranked(made: Trials, model: onnx.ModelProto, fed: np.ndarray) -> dict[str, float]:
-    return rank(made, model.SerializeToString(), [{"x": fed}], runs, Told())
+    original = model.SerializeToString()
+    (answers,) = runs(original)({"x": fed})
+    tensor = Tensor("y", "float32", ("batch", *answers.shape[1:]))
+    parts = find_parts(tensor, [answers])
+    return rank(made, original, [{"x": fed}], runs, lambda: [Parity(tensor, parts)], Told())
 
 
 PLAIN = {"range": "full", "calibrator": "minmax"}

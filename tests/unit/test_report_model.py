@@ -40,11 +40,14 @@ def test_the_snr_limit_is_the_runtimes() -> None:
 def test_what_the_runtime_measures_fits_the_schema() -> None:
     import numpy as np
 
+    from edgepack.runtime.parity.parts import Part
     from edgepack.runtime.tensor import Tensor
 
     values = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 12)
     outputs = metrics.compare(
-        [Tensor("logits", "float32", (1, 12), "scores")], [([values], [values * 1.01])]
+        [Tensor("logits", "float32", (1, 12), "scores")],
+        {"logits": [Part(None, (), 1.0)]},
+        [([values], [values * 1.01])],
     )
     bounds = {"snr_db": 30.0, "cosine": 0.9, "agreement": 0.9, "bit_exact": True}
     judged = gates.judge(bounds, outputs)

@@ -8,10 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.runtime.parity.gates import describe_gate, judge
+from edgepack.runtime.parity.gates import describe_gate, judge, judge_reference
 from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.parity.parts import Part
+from edgepack.runtime.tensor import Tensor
 
 FINE: dict[str, Any] = {
+    "compared": "values",
+    "part": "",
+    "parts": [],
     "snr_db": 30.0,
     "cosine": 0.99,
     "bit_exact": False,
@@ -112,7 +117,7 @@ def test_a_number_that_is_not_finite_fails_whatever_is_asked() -> None:
 
 
 def test_every_output_is_judged() -> None:
-    broken = Parity()
+    broken = Parity(Tensor("bad", "float64", (3,)), [Part(None, (), 1.0)])
     broken.update(np.ones(3), np.array([1.0, 1.0, np.nan]))
     gates = judge({"snr_db": 10}, {"good": FINE, "bad": broken.result()})
     assert [(g["output"], g["name"], g["passed"]) for g in gates] == [
@@ -131,3 +136,56 @@ def test_what_a_gate_says() -> None:
         "ok   y: SNR exact (at least 30 dB)",
         "ok   y: top-1 agreement 98.5 % (at least 97 %)",
     ]
+
+
+def test_a_gate_names_the_part_that_decided() -> None:
+    (gate,) = judge({"snr_db": 10}, {"y": {**FINE, "snr_db": -2.0, "part": "[:, 4:84]"}})
+    assert describe_gate(gate) == "FAIL y[:, 4:84]: SNR -2.0 dB (at least 10 dB)"
+
+
+@pytest.mark.parametrize("bounds", [{"snr_db": 10}, {"snr_db": 10, "agreement": 0.97}])
+def test_integers_are_held_to_agreement_whatever_is_stated(bounds: dict[str, Any]) -> None:
+    equal = {**FINE, "compared": "equality", "snr_db": None, "decisions": 1000}
+    (gate,) = judge(bounds, {"y": {**equal, "top1_agreement": 0.96}})
+    assert (gate["name"], gate["passed"]) == ("agreement", False)
+    (gate,) = judge(bounds, {"y": {**equal, "top1_agreement": 0.98}})
+    assert gate["passed"]
+
+
+def on_reference(
+    worst: float, share: float, fidelity: dict[str, Any], part: float = 1.0
+) -> dict[str, bool]:
+    """Judge reference samples: the build saw errors up to 0.01 and 9 of 10 equal decisions."""
+
+    def metrics(error: float, agreement: float) -> dict[str, Any]:
+        errors = [{"part": "", "snr_db": 0.0, "worst_error": error, "max_abs": 1.0}]
+        return {"y": {**FINE, "parts": errors, "decisions": 10, "top1_agreement": agreement}}
+
+    gates = judge_reference(
+        metrics(0.01, 0.97),
+        metrics(0.005, 0.9),
+        metrics(worst, share),
+        {"y": [Part(None, (), part)]},
+        fidelity,
+    )
+    assert all(describe_gate(gate) for gate in gates)
+    return {gate["name"]: gate["passed"] for gate in gates}
+
+
+def test_no_reference_sample_may_be_worse_than_the_worst_that_the_build_saw() -> None:
+    exact = {"bit_exact": True}
+    assert on_reference(0.01, 0.9, exact) == {"worst_db": True, "agreement": True}
+    assert not on_reference(0.0103, 0.9, exact)["worst_db"]
+    assert not on_reference(0.01, 0.8, exact)["agreement"]
+
+
+def test_the_noise_of_another_arithmetic_is_allowed_on_the_reference_samples() -> None:
+    """Root mean squares 0.101 and 0.01 add up to 0.111, whose square is 0.0123."""
+    assert on_reference(0.0123, 0.8, {"snr_db": 40})["worst_db"]
+    assert not on_reference(0.0124, 0.8, {"snr_db": 40})["worst_db"]
+
+
+@pytest.mark.parametrize("factor", [-1.0, 2.0, 0.0])
+def test_answers_that_are_scaled_or_silent_are_never_forgiven(factor: float) -> None:
+    """An error as large as the signal is beyond what any accepted build saw."""
+    assert not on_reference((factor - 1.0) ** 2, 0.9, {"snr_db": 15})["worst_db"]

@@ -16,7 +16,9 @@ from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.refusals import no_samples
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.runtime.parity.metrics import SNR_LIMIT, Parity
+from edgepack.metrics.closeness import closeness_db
+from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.parity.parts import SNR_LIMIT
 
 if TYPE_CHECKING:
     import onnx
@@ -73,6 +75,7 @@ def rank(
     original: bytes,
     feeds: Sequence[Mapping[str, np.ndarray]],
     runs: Runs,
+    make_parities: Callable[[], Sequence[Parity]],
     progress: Progress,
 ) -> dict[str, float]:
     """What each layer costs alone: the SNR of the worst output in dB, the lowest first.
@@ -82,6 +85,7 @@ def rank(
         original: the float model.
         feeds: what both are run on.
         runs: runs a model.
+        make_parities: gives what compares the answers of each output.
         progress: told every layer.
     """
     run = runs(original)
@@ -90,12 +94,11 @@ def rank(
     for name in trials.names:
         others = [other for other in trials.names if other != name]
         run = runs(trials.model_with(others).SerializeToString())
-        parities = [Parity() for _ in expected[0]]
+        parities = make_parities()
         for feed, answers in zip(feeds, expected, strict=True):
             for parity, one, other in zip(parities, answers, run(feed), strict=True):
                 parity.update(one, other)
-        found = [SNR_LIMIT if p.snr_db is None else p.snr_db for p in parities]
-        costs[name] = min(found)
+        costs[name] = min(min(closeness_db(p.result()), SNR_LIMIT) for p in parities)
         progress.advance()
         progress.tell(f"ranked {len(costs)} of {len(trials.names)} layers")
     # Where two cost the same, their names decide, not their places in the graph.

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Tuple
 
 from ..errors import BundleError
+from ..parity.parts import Part
 from ..tensor import Tensor
 from . import document
 from .archive import INDEX, MAX_INDEX_BYTES, Archive
 from .document import Reader, encode
 from .engines import EngineOptions, Variant, read_options, read_variants
+from .evidence import check_quality, read_parts
 
-FORMAT = "edgepack/1"
+FORMAT = "edgepack/2"
 # What two builds from the same inputs need not share: the report holds times, and vendors do not
 # build engines deterministically.
 NOT_CONTENT = ("report/", "engine/")
@@ -59,7 +61,9 @@ class Index:
         engine_options: what an engine is built with on the device.
         reference: the samples that the bundle proves itself on.
         gates: question ("quality", "fidelity") to gate to bound.
-        quality: what the build measured on the whole evaluation set, or empty.
+        parts: per output, the parts that its errors are measured in.
+        quality: what the build measured on the whole evaluation set, and on the reference
+            samples; empty in a draft.
         build: the host that gave `reference.built`: arch, cpu, isa, engine version.
         files: name to (SHA-256, bytes) of every entry but `bundle.json`.
         content_digest: SHA-256 of all that two builds from the same inputs share.
@@ -76,6 +80,7 @@ class Index:
     engine_options: EngineOptions
     reference: Reference
     gates: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Tuple[Part, ...]]
     quality: Mapping[str, Any]
     build: Mapping[str, Any]
     files: Mapping[str, Tuple[str, int]]
@@ -155,12 +160,14 @@ def parse(data: bytes) -> Index:
             raise entry.fault("its hash or its size is not one")
         files[name] = (sha256, size)
     reference, inputs = top.at("reference"), top.each("inputs", _tensor)
+    outputs = top.each("outputs", _tensor)
+    parts = read_parts(top, outputs)
     index = Index(
         name=top.get("name", str),
         target=top.get("target", str),
         device=_device(top.at("device")),
         inputs=inputs,
-        outputs=top.each("outputs", _tensor),
+        outputs=outputs,
         model=top.get("model", str),
         variants=read_variants(top, files),
         engine_options=read_options(top.at("engine_options"), inputs),
@@ -171,7 +178,8 @@ def parse(data: bytes) -> Index:
             reference.each("built", Reader.text),
         ),
         gates=_gates(top.at("gates")),
-        quality=top.get("quality", dict),
+        parts=parts,
+        quality=check_quality(top, outputs, parts),
         build=top.get("build", dict),
         files=files,
         content_digest=top.get("content_digest", str),

@@ -18,7 +18,7 @@ from ..device.here import onnxruntime
 from ..errors import BundleError, InputError
 from ..model import Model, open_model
 from ..parity.accuracy import TOP
-from ..parity.gates import excuse, judge
+from ..parity.gates import judge, judge_reference
 from ..parity.metrics import Quality, compare
 
 FORMAT = "edgepack-verdict/1"
@@ -72,28 +72,24 @@ def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List
     return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
 
 
-def _question(on: str, found: Mapping[str, Any], bounds: Mapping[str, Any]) -> Dict[str, Any]:
-    """Held against its gates: `samples`, `outputs` and `metric` of one kind of samples."""
-    gates = judge(bounds, found["outputs"], found["metric"])
+def _question(on: str, metrics: Mapping[str, Any], gates: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """Return one kind of samples with its gates: `samples`, `outputs`, `metric` and the verdict."""
     return {
         "on": on,
-        **found,
+        **metrics,
         "gates": gates,
         # A question without a gate is not answered.
         "passed": bool(gates) and all(gate["passed"] for gate in gates),
     }
 
 
-def _on_reference(
-    index: Index,
-    expected: Sequence[np.ndarray],
-    found: Sequence[Sequence[np.ndarray]],
-    question: str,
+def _measure(
+    index: Index, expected: Sequence[np.ndarray], answers: Sequence[Sequence[np.ndarray]]
 ) -> Dict[str, Any]:
-    quality = Quality(index.outputs, "")
-    for i, outputs in enumerate(found):
-        quality.update([array[i] for array in expected], outputs, None, 1)
-    return _question("reference", quality.result(), index.gates[question])
+    """Return the metrics of answers, call by call, against the rows of the expected arrays."""
+    pairs = [([array[i] for array in expected], outputs) for i, outputs in enumerate(answers)]
+    outputs = compare(index.outputs, index.parts, pairs, index.inputs)
+    return {"samples": len(answers), "outputs": outputs, "metric": None}
 
 
 def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
@@ -128,7 +124,7 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
     A shard holds input-N and original-N, `count` and, where there are any, `labels`.
     """
     index = model.index
-    quality = Quality(index.outputs, metric or "")
+    quality = Quality(index.outputs, index.parts, metric or "", index.inputs)
     for shard in read_frames(stream):
         outputs = model.run(
             {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
@@ -146,25 +142,72 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
             why="the stream of them is empty",
             hint="this stream comes from `edgepack build`; look there for its error",
         )
-    return _question("evaluation", quality.result(), index.gates["quality"])
+    metrics = quality.result()
+    gates = judge(index.gates["quality"], metrics["outputs"], metrics["metric"])
+    return _question("evaluation", metrics, gates)
 
 
-def _remember(
+def _on_reference(
     index: Index,
-    quality: Dict[str, Any],
     original: Sequence[np.ndarray],
     built: Sequence[np.ndarray],
-) -> None:
-    """Lay what the build found on its whole evaluation set over what a few samples can tell."""
+    answers: Sequence[Sequence[np.ndarray]],
+) -> Dict[str, Any]:
+    """Return the quality on the reference samples, within what the build measured.
+
+    Raises BundleError where the bundle's own answers are not those that the build measured.
+    """
+    metrics = _measure(index, original, answers)
     if not index.quality:
-        return
-    if index.quality.get("passed") is True and built:
-        excuse(quality["gates"], compare(index.outputs, [(original, built)]))
-        quality["passed"] = bool(quality["gates"]) and all(g["passed"] for g in quality["gates"])
-    elif index.quality.get("passed") is not True:
+        return _question("reference", metrics, judge(index.gates["quality"], metrics["outputs"]))
+    _check_recorded(index, original, built)
+    host = _measure(index, original, _rows(built, len(answers)))["outputs"]
+    gates = judge_reference(
+        index.quality["outputs"],
+        host,
+        metrics["outputs"],
+        index.parts,
+        index.gates["fidelity"],
+    )
+    if index.quality["passed"] is not True:
         gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
-        quality["gates"].append({**gate, "passed": False, "note": ""})
-        quality["passed"] = False
+        gates.append({**gate, "passed": False, "note": ""})
+    return _question("reference", metrics, gates)
+
+
+def _check_recorded(
+    index: Index, original: Sequence[np.ndarray], built: Sequence[np.ndarray]
+) -> None:
+    """Refuse answers, the original's or the build host's, other than those that were measured."""
+    rows = _rows(built, index.reference.samples)
+    measured = _measure(index, original, rows)["outputs"]
+    for tensor in index.outputs:
+        recorded = index.quality["reference"][tensor.name]
+        figures = [(measured[tensor.name], recorded, "top1_agreement")]
+        for now, then in zip(measured[tensor.name]["parts"], recorded["parts"]):
+            figures += [(now, then, "worst_error"), (now, then, "max_abs")]
+        for now, then, key in figures:
+            if not _close(now[key], then.get(key)):
+                raise BundleError(
+                    "bundle-answers",
+                    "the bundle's answers are not those that its build measured",
+                    why="{}: {} is {}, the build recorded {}".format(
+                        tensor.name, key, now[key], then.get(key)
+                    ),
+                    hint="do not use it; fetch it again from where it was built",
+                )
+
+
+def _rows(arrays: Sequence[np.ndarray], count: int) -> List[List[np.ndarray]]:
+    """Return the first answers of stored arrays, call by call."""
+    return [[array[i] for array in arrays] for i in range(count)]
+
+
+def _close(a: Optional[float], b: Any) -> bool:
+    if a is None or b is None:
+        return a is None and b is None
+    # The sum of squares depends on the order of its terms, and so on numpy's version.
+    return bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
 
 
 def on_samples(
@@ -182,10 +225,10 @@ def on_samples(
     """
     index = model.index
     started = time.perf_counter()
-    found = answer(model, reference_feeds(archive, index, most))
+    answers = answer(model, reference_feeds(archive, index, most))
     seconds = time.perf_counter() - started
     original, built = (
-        [array[: len(found)] for array in read_arrays(archive, index, names)]
+        read_arrays(archive, index, names)
         for names in (index.reference.original, index.reference.built)
     )
     metric = index.raw.get("metric")
@@ -196,14 +239,17 @@ def on_samples(
             why="it names {!r}; there are {}".format(metric, ", ".join(TOP)),
             hint="build it with the version of edgepack whose loader has it",
         )
-    quality = (
-        _on_evaluation(model, evaluation, metric)
-        if evaluation is not None
-        else _on_reference(index, original, found, "quality")
-    )
-    if evaluation is None:
-        _remember(index, quality, original, built)
-    fidelity = _on_reference(index, built, found, "fidelity") if built else None
+    fidelity = None
+    if built:
+        metrics = _measure(index, built, answers)
+        gates = judge(index.gates["fidelity"], metrics["outputs"])
+        fidelity = _question("reference", metrics, gates)
+    if evaluation is not None:
+        quality = _on_evaluation(model, evaluation, metric)
+        rows = _rows(built, index.reference.samples if built else 0)
+        quality["reference"] = _measure(index, original, rows)["outputs"]
+    else:
+        quality = _on_reference(index, original, built, answers)
     return {
         "quality": quality,
         "fidelity": fidelity,

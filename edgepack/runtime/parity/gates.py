@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
+from .parts import SNR_LIMIT, Part, Parts
+
+# The least share of equal integers where no gate states one, as every profile's.
+AGREEMENT = 0.97
+# The SNR in dB of fidelity where a bundle's gates state neither that nor the same bits.
+FIDELITY_DB = 40.0
+
 
 def _allowed(count: float, share: float) -> int:
     """Misses that a rate allows: one at least, since fewer samples cannot tell it; or none."""
     return max(1, int(count * share + 1e-9)) if share > 0 else 0
 
 
-def _gate(name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = "") -> Any:
+def _gate(
+    name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = ""
+) -> Dict[str, Any]:
     return {
         "name": name,
         "output": output,
@@ -29,40 +38,128 @@ def judge(
     """Hold metrics against gates.
 
     Args:
-        bounds: gate to bound. `snr_db` and `cosine` are minima for every output; `agreement` is
-            the smallest share of equal top-1 decisions, for outputs that are scores;
-            `bit_exact` asks for the same bits; `metric_ratio` is the smallest share of the
-            original's task metric (MLPerf's rule); `max_drop` its largest loss in points.
-        outputs: per output, what `Parity.result` gives.
-        metric: what `Accuracy.result` gives; without it the two gates on it are not applied.
+        bounds: gate to bound. `snr_db` and `cosine` are minima for every output, the SNR for
+            every part of it; `agreement` is the smallest share of equal top-1 decisions, for
+            outputs that are scores, and of equal elements, for integers; `bit_exact` asks for
+            the same bits; `metric_ratio` is the smallest share of the original's task metric
+            (MLPerf's rule); `max_drop` its largest loss in points.
+        outputs: per output, the result of `Parity`.
+        metric: the result of `Accuracy`; without it the two gates on it are not applied.
 
     Returns one record for each gate that was applied. A number that is not finite fails.
     """
     gates: List[Dict[str, Any]] = []
-    for output, found in outputs.items():
-        if found["nonfinite"]:
-            gates.append(_gate("finite", output, 0, found["nonfinite"], False))
+    for output, metrics in outputs.items():
+        if metrics["nonfinite"]:
+            gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+        if bounds.get("bit_exact"):
+            exact = metrics["bit_exact"]
+            gates.append(_gate("bit_exact", output, True, exact, exact))
+        if metrics["compared"] == "equality":
+            # No profile goes without a bound on agreement; a manifest that states none keeps this.
+            if not bounds.get("bit_exact"):
+                gates.append(_judge_agreement(bounds.get("agreement", AGREEMENT), output, metrics))
+            continue
         if "snr_db" in bounds:
-            snr = found["snr_db"]
+            snr = metrics["snr_db"]
             passed = snr is None or snr >= bounds["snr_db"]
-            gates.append(_gate("snr_db", output, bounds["snr_db"], snr, passed))
+            gate = _gate("snr_db", output, bounds["snr_db"], snr, passed)
+            gates.append({**gate, "part": metrics["part"]})
         if "cosine" in bounds:
-            cosine = found["cosine"]
+            cosine = metrics["cosine"]
             gates.append(
                 _gate("cosine", output, bounds["cosine"], cosine, cosine >= bounds["cosine"])
             )
-        if bounds.get("bit_exact"):
-            exact = found["bit_exact"]
-            gates.append(_gate("bit_exact", output, True, exact, exact))
-        if "agreement" in bounds and found["decisions"]:
-            count, share = found["decisions"], found["top1_agreement"]
-            allowed = _allowed(count, 1.0 - bounds["agreement"])
-            passed = round(count * (1.0 - share)) <= allowed
-            note = _few(count, 1.0 - bounds["agreement"])
-            gates.append(_gate("agreement", output, bounds["agreement"], share, passed, note))
+        if "agreement" in bounds and metrics["decisions"]:
+            gates.append(_judge_agreement(bounds["agreement"], output, metrics))
     if metric is not None:
         gates.extend(_judge_metric(bounds, metric))
     return gates
+
+
+def _judge_agreement(bound: float, output: str, metrics: Mapping[str, Any]) -> Dict[str, Any]:
+    count, share = metrics["decisions"], metrics["top1_agreement"]
+    if not count:
+        return _gate("agreement", output, bound, 1.0, True)
+    passed = round(count * (1.0 - share)) <= _allowed(count, 1.0 - bound)
+    return _gate("agreement", output, bound, share, passed, _few(count, 1.0 - bound))
+
+
+def judge_reference(
+    evaluated: Mapping[str, Mapping[str, Any]],
+    host: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Mapping[str, Any]],
+    parts: Parts,
+    fidelity: Mapping[str, Any],
+) -> List[Dict[str, Any]]:
+    """Hold the answers to the reference samples against what the build measured.
+
+    A handful of samples cannot be held to rates of a whole evaluation set, but none of them may
+    be worse than the worst sample of it was, and no decision more may be wrong than on the build
+    host. Where fidelity allows another arithmetic, its noise is allowed here as well.
+
+    Args:
+        evaluated: per output, what the build measured on its evaluation set.
+        host: per output, the result of `Parity` for the build host's answers to these samples.
+        outputs: the same for the answers of this device.
+        parts: of every output.
+        fidelity: the gates of fidelity.
+
+    Returns one record for each gate, `worst_db` and `agreement` among them: the SNR in dB of the
+    worst sample, and the share of equal decisions.
+    """
+    gates: List[Dict[str, Any]] = []
+    exact = bool(fidelity.get("bit_exact"))
+    noise = 0.0 if exact else 10.0 ** (-fidelity.get("snr_db", FIDELITY_DB) / 20.0)
+    for output, metrics in outputs.items():
+        if metrics["nonfinite"]:
+            gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+        errors = (each[output]["parts"] for each in (evaluated, host))
+        limits = zip(parts[output], metrics["parts"], *errors)
+        rows = [_judge_worst(output, part, noise, *each) for part, *each in limits]
+        if rows:
+            # The part with the least room decides; its figures are shown.
+            gates.append(min(rows, key=_room))
+        if metrics["decisions"]:
+            gates.append(_judge_decisions(output, metrics, host[output], exact))
+    return gates
+
+
+def _judge_worst(
+    output: str,
+    part: Part,
+    noise: float,
+    measured: Mapping[str, Any],
+    evaluated: Mapping[str, Any],
+    host: Mapping[str, Any],
+) -> Dict[str, Any]:
+    """Hold the largest error of one sample against the largest that the build saw.
+
+    Root mean squares add up at the most: the build's error, a hundredth more for the order of
+    sums, and the noise of another arithmetic, a share of the signal.
+    """
+    largest = max(evaluated["worst_error"], host["worst_error"])
+    allowed = (1.01 * largest**0.5 + noise * part.variance**0.5) ** 2
+    passed = measured["worst_error"] <= allowed
+    bound, snr = part.snr_db(allowed), part.snr_db(measured["worst_error"])
+    gate = _gate("worst_db", output, SNR_LIMIT if bound is None else bound, snr, passed)
+    return {**gate, "part": part.label}
+
+
+def _room(gate: Mapping[str, Any]) -> Tuple[bool, float]:
+    measured = SNR_LIMIT if gate["measured"] is None else gate["measured"]
+    return gate["passed"], measured - gate["bound"]
+
+
+def _judge_decisions(
+    output: str, metrics: Mapping[str, Any], host: Mapping[str, Any], exact: bool
+) -> Dict[str, Any]:
+    count, share = metrics["decisions"], metrics["top1_agreement"]
+    bound = host["top1_agreement"]
+    # Another arithmetic may tip what was undecided.
+    slack = 0 if exact else _allowed(count, 1.0 - AGREEMENT)
+    passed = round(count * (bound - share)) <= slack
+    return _gate("agreement", output, bound, share, passed, "as on the build host")
 
 
 def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[Dict[str, Any]]:
@@ -92,32 +189,16 @@ def _few(count: float, share: float) -> str:
     return "one miss is allowed: {:.0f} samples are too few to tell this rate".format(count)
 
 
-def excuse(gates: List[Dict[str, Any]], host: Mapping[str, Mapping[str, Any]]) -> None:
-    """Pass the quality gates that the build host, too, missed on these few samples.
-
-    The bundle's quality was judged on the whole evaluation set. On the handful that ships, a
-    bound may be missed by the draw; what must hold here is that this device does no worse than
-    the build host did on the same samples.
-
-    Args:
-        gates: what `judge` gave for this device; changed in place.
-        host: per output, the build host's metrics on the same samples.
-    """
-    for gate in gates:
-        best = host.get(gate["output"], {}).get(_METRIC.get(gate["name"], ""))
-        if not gate["passed"] and best is not None and gate["measured"] is not None:
-            gate["passed"] = bool(gate["measured"] >= best)
-            gate["note"] = "no worse than on the build host, whose evaluation set passed"
-
-
-_METRIC = {"snr_db": "snr_db", "cosine": "cosine", "agreement": "top1_agreement"}
+def _decibel(value: Optional[float]) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
 
 
 def describe_gate(gate: Dict[str, Any]) -> str:
     """One gate in one line."""
     bound, found = gate["bound"], gate["measured"]
     texts: Dict[str, Tuple[str, str, Callable[[Any], str]]] = {
-        "snr_db": ("SNR {}", "at least {:g} dB", lambda v: "exact" if v is None else f"{v:.1f} dB"),
+        "snr_db": ("SNR {}", "at least {:.4g} dB", _decibel),
+        "worst_db": ("SNR of the worst sample {}", "at least {:.4g} dB", _decibel),
         "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
         "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
         "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),
@@ -134,5 +215,6 @@ def describe_gate(gate: Dict[str, Any]) -> str:
     if gate["name"] in ("agreement", "metric_ratio"):
         bound = 100 * bound
     mark = "ok  " if gate["passed"] else "FAIL"
-    line = f"{mark} {gate['output']}: {measured.format(show(found))} ({asked.format(bound)})"
+    name = gate["output"] + gate.get("part", "")
+    line = f"{mark} {name}: {measured.format(show(found))} ({asked.format(bound)})"
     return line + (f"; {gate['note']}" if gate["note"] else "")

@@ -1,47 +1,131 @@
-"""How far one answer is from another: the metrics, for host and device alike."""
+"""Distances of measured answers from reference answers, for host and device alike."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional, Sequence, Tuple
+from difflib import SequenceMatcher
+from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..tensor import Tensor
 from .accuracy import Accuracy, within_top
+from .parts import SNR_LIMIT, Part, Parts
 
-# SNR is told within these bounds, in dB, since JSON has no infinity; an error of exactly zero is
-# None, "exact".
-SNR_LIMIT = 999.0
+# Rows of a list up to which its order may shift; matching takes up to the square of them.
+_LONGEST_LIST = 2000
+
+
+class _PartErrors:
+    """Squared errors of one part, over batches."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.squares = 0.0
+        self.elements = 0
+        self.worst = 0.0
+        self.max_abs = 0.0
+
+    def update(self, error: np.ndarray, samples: Optional[int]) -> None:
+        """Add the errors of one batch, samples along the axis `samples`; None is one sample."""
+        error = _slices(error, self.part)
+        if not error.size:
+            return
+        self.max_abs = max(self.max_abs, float(np.abs(error).max()))
+        with np.errstate(over="ignore"):
+            if samples is None:
+                rows = error.reshape(1, -1)
+            else:
+                rows = np.moveaxis(error, samples, 0).reshape(error.shape[samples], -1)
+            squares = np.einsum("ij,ij->i", rows, rows)
+        self.squares += float(squares.sum())
+        self.elements += error.size
+        self.worst = max(self.worst, float(squares.max()) / rows.shape[1])
+
+    def result(self) -> Dict[str, Any]:
+        """Return the errors as JSON values.
+
+        `snr_db` of all samples together, `worst_error`, the largest mean squared error of one
+        sample, and `max_abs`, the largest error of one value.
+        """
+        error = self.squares / self.elements if self.elements else 0.0
+        # Squares of the smallest numbers are zero; that error is not.
+        if error == 0.0 and self.max_abs > 0.0:
+            error = math.inf
+        return {
+            "part": self.part.label,
+            "snr_db": self.part.snr_db(error),
+            "worst_error": min(self.worst, 1e300),
+            "max_abs": self.max_abs,
+        }
+
+
+def _slices(array: np.ndarray, part: Part) -> np.ndarray:
+    """Return the part of an array of the output's shape."""
+    if part.axis is None:
+        return array
+    if len(part.ranges) == 1:
+        return array[(slice(None),) * part.axis + (slice(*part.ranges[0]),)]
+    chosen = np.concatenate([np.arange(*each) for each in part.ranges])
+    return np.take(array, chosen, axis=part.axis)
 
 
 class Parity:
-    """Differences between a reference and a measured output, accumulated over batches.
+    """Differences between reference and measured answers of one output, over batches.
 
-    SNR is 10 log10(sum of reference squared / sum of error squared) over all values of all
-    samples; cosine is that of the two outputs taken as single long vectors. Agreement is over
-    the last axis: top-1, the two best classes are the same; top-5, the reference's best class is
-    among the five best measured.
+    The SNR is `Part.snr_db` of the worst part; cosine is that of the answers taken as two long
+    vectors. Scores are compared by decision, along the last axis: top-1, both best classes are
+    the same; top-5, the reference's best class is among the five best. Integers and booleans are
+    compared for equality: element by element, or, where the length of an axis depends on the
+    values (kept boxes), as lists along that axis, in which a row more or less shifts the rest.
+
+    Args:
+        tensor: the output.
+        parts: of the output, from `find_parts`.
+        lists: axis whose length depends on the values; None where no axis does.
     """
 
-    def __init__(self, scores: bool = False) -> None:
-        self.scores = scores
+    def __init__(
+        self, tensor: Tensor, parts: Sequence[Part] = (), lists: Optional[int] = None
+    ) -> None:
+        self.tensor = tensor
+        self.integers = not tensor.dtype.startswith("float")
         self.exact = True
         self.max_abs = 0.0
         self.nonfinite = 0
         self.decisions = 0
+        self._lists = lists
         self._agree = {"top1": 0, "top5": 0}
-        self._signal = self._error = self._power = self._dot = 0.0
+        self._parts = [_PartErrors(part) for part in parts]
+        self._signal = self._power = self._dot = 0.0
 
-    def update(self, reference: np.ndarray, measured: np.ndarray) -> None:
-        """Take one batch. A measured output of another shape is as wrong as can be."""
-        if reference.shape != measured.shape:
-            self.exact = False
-            # An output that was empty is as wrong as one that was large.
-            self.nonfinite += max(reference.size, measured.size, 1)
-            return
+    def update(self, reference: np.ndarray, measured: np.ndarray, count: int = 1) -> None:
+        """Add one batch of `count` samples. Another shape is as wrong as can be, save of a list."""
         if reference.dtype != measured.dtype or reference.tobytes() != measured.tobytes():
             self.exact = False
+        if reference.shape != measured.shape:
+            self.exact = False
+            if not (self.integers and _differ_in_one(reference, measured, self._lists)):
+                # An output that was empty is as wrong as one that was large.
+                self.nonfinite += max(reference.size, measured.size, 1)
+                return
+        if self.integers:
+            self._count_equal(reference, measured)
+        else:
+            self._add_errors(reference, measured, count)
+
+    def _count_equal(self, reference: np.ndarray, measured: np.ndarray) -> None:
+        if self._lists is not None:
+            equal, total = _shared_rows(reference, measured, self._lists)
+        else:
+            equal, total = int(np.count_nonzero(reference == measured)), reference.size
+            with np.errstate(over="ignore"):
+                errors = np.abs(measured.astype(np.float64) - reference.astype(np.float64))
+            self.max_abs = max(self.max_abs, float(errors.max(initial=0.0)))
+        self.decisions += total
+        self._agree["top1"] += equal
+
+    def _add_errors(self, reference: np.ndarray, measured: np.ndarray, count: int) -> None:
         a = reference.astype(np.float64, copy=False)
         b = measured.astype(np.float64, copy=False)
         # Equal infinities (masked scores) are no error; their difference would be NaN.
@@ -50,38 +134,33 @@ class Parity:
             error = np.where(same, 0.0, b - a)
         finite = np.isfinite(error)
         self.nonfinite += int(error.size - np.count_nonzero(finite))
-        error = error[finite]
+        error = np.where(finite, error, 0.0)
+        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
+        samples = self._sample_axis(a.shape, count)
+        for part in self._parts:
+            part.update(error, samples)
         usable = np.isfinite(a) & np.isfinite(b)
         a_finite, b_finite = a[usable], b[usable]
         with np.errstate(over="ignore"):
             self._signal += float(np.dot(a_finite, a_finite))
             self._power += float(np.dot(b_finite, b_finite))
             self._dot += float(np.dot(a_finite, b_finite))
-            self._error += float(np.dot(error, error))
-        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0.0)))
-        if self.scores and a.size:
+        if self.tensor.kind == "scores" and a.size and a.shape[-1:] != (1,):
             best = np.argmax(a, axis=-1)
             self.decisions += best.size
             self._agree["top1"] += int(np.count_nonzero(best == np.argmax(b, axis=-1)))
             self._agree["top5"] += int(np.count_nonzero(within_top(b, best, 5)))
 
-    @property
-    def snr_db(self) -> Optional[float]:
-        """In dB; None where the error is exactly zero."""
-        if self.nonfinite:
-            return -SNR_LIMIT
-        if self.max_abs == 0.0:
+    def _sample_axis(self, shape: Tuple[int, ...], count: int) -> Optional[int]:
+        if count == 1 or len(shape) != self.tensor.rank:
             return None
-        # Squares of very small and very large values leave float64; nothing is claimed of those.
-        if self._error == 0.0 or self._signal == 0.0 or math.isinf(self._error):
-            return -SNR_LIMIT
-        if math.isinf(self._signal):
-            return SNR_LIMIT
-        snr = 10.0 * math.log10(self._signal / self._error)
-        return max(-SNR_LIMIT, min(SNR_LIMIT, snr))
+        for axis, (dim, size) in enumerate(zip(self.tensor.shape, shape)):
+            if isinstance(dim, str) and size == count:
+                return axis
+        return None
 
     def result(self) -> Dict[str, Any]:
-        """The metrics as JSON values."""
+        """Return the metrics as JSON values; `snr_db` is None where no error was measured."""
         # One root of the product: of equal vectors the quotient is then 1, to the last bit.
         norm = math.sqrt(self._signal * self._power)
         cosine = self._dot / norm if norm else float(self._signal == self._power)
@@ -89,8 +168,17 @@ class Parity:
             name + "_agreement": hits / self.decisions if self.decisions else None
             for name, hits in self._agree.items()
         }
+        if self.integers:
+            agreement["top5_agreement"] = None
+        parts = [part.result() for part in self._parts]
+        worst = _worst(parts)
+        if self.nonfinite:
+            worst = {"part": "", "snr_db": -SNR_LIMIT}
         return {
-            "snr_db": self.snr_db,
+            "compared": "equality" if self.integers else "values",
+            "snr_db": worst["snr_db"],
+            "part": worst["part"],
+            "parts": parts,
             "max_abs": self.max_abs,
             "cosine": min(1.0, cosine) if math.isfinite(cosine) else 0.0,
             "bit_exact": self.exact,
@@ -100,18 +188,57 @@ class Parity:
         }
 
 
+def _worst(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the part with the lowest SNR; one without an error where all are."""
+    lossy = [part for part in parts if part["snr_db"] is not None]
+    if not lossy:
+        return {"part": "", "snr_db": None}
+    return min(lossy, key=lambda part: float(part["snr_db"]))
+
+
+def _differ_in_one(a: np.ndarray, b: np.ndarray, axis: Optional[int]) -> bool:
+    """Return whether two lists have rows of the same shape."""
+    if axis is None or a.ndim != b.ndim or axis >= a.ndim:
+        return False
+    return a.shape[:axis] + a.shape[axis + 1 :] == b.shape[:axis] + b.shape[axis + 1 :]
+
+
+def _shared_rows(a: np.ndarray, b: np.ndarray, axis: int) -> Tuple[int, int]:
+    """Return how many rows two lists share in the same order, and the longer length.
+
+    [3, 7, 9] and [3, 9, 4] share 2 of 3: one box more or less does not shift all that follow.
+    Two empty lists share the one thing that they say.
+    """
+    rows = [[row.tobytes() for row in np.moveaxis(array, axis, 0)] for array in (a, b)]
+    longest = max(map(len, rows))
+    if longest == 0:
+        return 1, 1
+    if longest > _LONGEST_LIST:
+        return sum(one == other for one, other in zip(*rows)), longest
+    blocks = SequenceMatcher(None, rows[0], rows[1], autojunk=False).get_matching_blocks()
+    return sum(block.size for block in blocks), longest
+
+
 class Quality:
-    """Metrics of a model on an evaluation set, shard by shard: how far it is from the original.
+    """Distances of a model from the original on a set of samples, shard by shard.
 
     Args:
         outputs: of the model, in order; the task metric is that of the first one of class scores.
-        metric: the task metric, a key of `accuracy.TOP`; "" for none.
+        parts: of every output, from `find_parts`.
+        metric: the task metric, a key of TOP; "" for none.
+        inputs: of the model: an axis of an output that none of them has is as long as the values
+            decide.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], metric: str) -> None:
+    def __init__(
+        self, outputs: Sequence[Tensor], parts: Parts, metric: str, inputs: Sequence[Tensor] = ()
+    ) -> None:
         self.samples = 0
         self._names = [tensor.name for tensor in outputs]
-        self._parities = [Parity(tensor.kind == "scores") for tensor in outputs]
+        self._parities = [
+            Parity(tensor, parts.get(tensor.name, ()), list_axis(tensor, inputs))
+            for tensor in outputs
+        ]
         self._scores = next((i for i, t in enumerate(outputs) if t.kind == "scores"), 0)
         self._accuracy = Accuracy(metric) if metric else None
 
@@ -122,18 +249,18 @@ class Quality:
         labels: Optional[np.ndarray],
         count: int,
     ) -> None:
-        """Take one shard of `count` samples: what the original answered, and what this one did.
+        """Add one shard of `count` samples: the original's answers, and this model's.
 
         Raises InputError where a label is no class of the scores.
         """
-        for parity, original, found in zip(self._parities, originals, measured):
-            parity.update(original, found)
+        for parity, original, answer in zip(self._parities, originals, measured):
+            parity.update(original, answer, count)
         if self._accuracy and labels is not None:
             self._accuracy.update(originals[self._scores], measured[self._scores], labels)
         self.samples += count
 
     def result(self) -> Dict[str, Any]:
-        """`samples`, `outputs` by name, and `metric`, as JSON values."""
+        """Return `samples`, `outputs` by name, and `metric`, as JSON values."""
         return {
             "samples": self.samples,
             "outputs": {n: parity.result() for n, parity in zip(self._names, self._parities)},
@@ -141,12 +268,29 @@ class Quality:
         }
 
 
+def list_axis(output: Tensor, inputs: Sequence[Tensor]) -> Optional[int]:
+    """Return the axis of an output whose length depends on values, as of kept boxes; else None."""
+    if not inputs:
+        return None
+    stated = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
+    # `2*time` follows from an input's axis; a name of its own does not.
+    own = [
+        axis
+        for axis, dim in enumerate(output.shape)
+        if isinstance(dim, str) and dim.isidentifier() and dim not in stated
+    ]
+    return own[0] if own else None
+
+
 def compare(
-    outputs: Sequence[Tensor], pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]]
+    outputs: Sequence[Tensor],
+    parts: Parts,
+    pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
+    inputs: Sequence[Tensor] = (),
 ) -> Dict[str, Dict[str, Any]]:
-    """Metrics per output over (reference outputs, measured outputs) of several calls."""
-    quality = Quality(outputs, "")
+    """Return the metrics per output over (reference, measured) answers of several calls."""
+    quality = Quality(outputs, parts, "", inputs)
     for reference, measured in pairs:
         quality.update(reference, measured, None, 1)
-    found: Dict[str, Dict[str, Any]] = quality.result()["outputs"]
-    return found
+    metrics: Dict[str, Dict[str, Any]] = quality.result()["outputs"]
+    return metrics

@@ -1,0 +1,1 @@
+"""Statistics of the original's answers that quality and fidelity are measured against."""

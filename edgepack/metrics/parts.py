@@ -1,0 +1,196 @@
+"""The parts of an output, and the signal of each: the yardstick of quality and fidelity.
+
+An SNR about zero over a whole output hides what matters: an offset counts as signal, and box
+coordinates in pixels drown class scores between 0 and 1. So the signal of an element is its
+variance over the evaluation samples, in which offsets, anchor grids and priors drop out, and an
+output is divided into parts of similar scale. The SNR of a part,
+
+    10 log10(sum of variances / sum of mean squared errors)   in dB,
+
+is the explained variance of regression in decibels: R^2 = 1 - 10^(-SNR / 10), the fraction of
+variance unexplained of Draper and Smith, Applied Regression Analysis (1998), section 1.3. At 0 dB
+the model is no better than the constant mean of the original's answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from edgepack.runtime.parity.parts import Part
+from edgepack.runtime.tensor import Tensor
+
+GAP = 10.0
+"""Neighbouring scales, as standard deviations, that differ by more belong to different parts."""
+
+DEAD_SHARE = 0.02
+"""Slices below such a gap that are fewer are nearly dead channels, and no part of their own."""
+
+RESOLVED = 2.0**-20
+"""A standard deviation below this share of the mean square is rounding of float32 (2^-24)."""
+
+CONSTANT_SHARE = 0.1
+"""The spread that a constant element is taken to have, as a share of its magnitude."""
+
+MAX_ELEMENTS = 1 << 22
+"""Elements of one sample whose moments are held one by one: 4 arrays of 32 MiB."""
+
+
+class Moments:
+    """Mean and variance of every element of an output, over the samples of a stream.
+
+    Axes of a dynamic size count as samples. Where an output has more than `MAX_ELEMENTS`
+    elements, its longest axes do as well. Sums are about the first sample, so that an offset
+    costs no digits (Chan, Golub and LeVeque, The American Statistician 37, 1983).
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._pooled: tuple[int, ...] = ()
+        self._shift: np.ndarray | None = None
+        self._count = self._sum = self._square = np.zeros(())
+
+    def update(self, values: np.ndarray) -> None:
+        """Add one batch. Values that are not finite are left out."""
+        values = values.astype(np.float64, copy=False)
+        if not values.size:
+            return
+        finite = np.isfinite(values)
+        values = np.where(finite, values, 0.0)
+        if self._shift is None:
+            self._pooled = _pooled_axes(self._tensor, values.shape)
+            self._shift = values.mean(axis=self._pooled, keepdims=True)
+        centred = np.where(finite, values - self._shift, 0.0)
+        self._count = self._count + np.count_nonzero(finite, axis=self._pooled, keepdims=True)
+        self._sum = self._sum + centred.sum(axis=self._pooled, keepdims=True)
+        with np.errstate(over="ignore"):
+            squares = np.square(centred).sum(axis=self._pooled, keepdims=True)
+        self._square = self._square + squares
+
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return variance and mean square of every element; pooled axes have the size 1.
+
+        The variance is that of a sample (divided by the count less one), so that few samples do
+        not make the signal smaller. One sample has none: its elements then vary about their mean.
+        """
+        if self._shift is None:
+            return np.zeros(()), np.zeros(())
+        count = np.maximum(self._count, 1)
+        mean = self._sum / count
+        with np.errstate(over="ignore"):
+            squares = np.square(self._shift + mean)
+        if self._count.max() < 2:
+            axes = tuple(range(self._shift.ndim))[1:] if self._shift.ndim > 2 else None
+            centre = self._shift.mean(axis=axes, keepdims=True)
+            return np.square(self._shift - centre), squares
+        centred = np.maximum(self._square - count * np.square(mean), 0.0)
+        return centred / np.maximum(count - 1, 1), squares
+
+
+def _pooled_axes(tensor: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the axes along which every value counts as one more sample."""
+    if len(shape) != tensor.rank:
+        return tuple(range(len(shape)))
+    pooled = {axis for axis, dim in enumerate(tensor.shape) if dim != shape[axis]}
+    for axis in sorted(range(len(shape)), key=lambda axis: -shape[axis]):
+        elements = [size for i, size in enumerate(shape) if i not in pooled]
+        if np.prod(elements, dtype=np.float64) <= MAX_ELEMENTS:
+            break
+        pooled.add(axis)
+    return tuple(sorted(pooled))
+
+
+def find_parts(tensor: Tensor, batches: Iterable[np.ndarray]) -> tuple[Part, ...]:
+    """Divide an output into parts of similar scale, by the original's answers.
+
+    Args:
+        tensor: the output.
+        batches: the original's answers on the evaluation samples, batch by batch.
+
+    Returns one part where the output is homogeneous, else one for each group of slices along the
+    axis with the widest gap between scales.
+    """
+    moments = Moments(tensor)
+    for batch in batches:
+        moments.update(batch)
+    variance, squares = moments.result()
+    live = variance > RESOLVED**2 * squares
+    axis, groups = _divide(variance, squares, live)
+    if axis is None:
+        return (Part(None, (), _power(variance, squares, live)),)
+    parts = []
+    for group in sorted(groups, key=min):
+        slices = (np.take(array, group, axis=axis) for array in (variance, squares, live))
+        parts.append(Part(axis, _ranges(group), _power(*slices)))
+    return tuple(parts)
+
+
+def _power(variance: np.ndarray, squares: np.ndarray, live: np.ndarray) -> float:
+    """Return the mean signal of some elements.
+
+    A group that never changes carries no information, but answers all the same: a tenth of its
+    magnitude stands for its spread. Elements that never change beside others add nothing.
+    """
+    if live.any():
+        return _bounded(np.where(live, variance, 0.0).mean())
+    return _bounded(CONSTANT_SHARE**2 * squares.mean())
+
+
+def _bounded(value: float) -> float:
+    # Squares may leave float64, and JSON has no infinity.
+    return float(min(value, 1e300))
+
+
+def _powers(variance: np.ndarray, squares: np.ndarray, live: np.ndarray, axis: int) -> np.ndarray:
+    """Return `_power` of every slice along an axis."""
+    others = tuple(i for i in range(variance.ndim) if i != axis)
+    moving = np.where(live, variance, 0.0).mean(axis=others)
+    still = CONSTANT_SHARE**2 * squares.mean(axis=others)
+    return np.asarray(np.where(live.any(axis=others), moving, still))
+
+
+def _divide(
+    variance: np.ndarray, squares: np.ndarray, live: np.ndarray
+) -> tuple[int | None, list[tuple[int, ...]]]:
+    """Return the axis along which the scales differ most, and its slices by scale; or none."""
+    widest, chosen, parts = GAP, None, []
+    for axis in range(variance.ndim):
+        if variance.shape[axis] < 2:
+            continue
+        gap, groups = _by_scale(np.sqrt(_powers(variance, squares, live, axis)))
+        if gap > widest:
+            widest, chosen, parts = gap, axis, groups
+    return chosen, parts
+
+
+def _by_scale(scales: np.ndarray) -> tuple[float, list[tuple[int, ...]]]:
+    """Group slices wherever their sorted scales leave a gap; return the widest gap too.
+
+    For example scales of 80, 90, 0.2, 0.1 and 0.3 leave the gap 80 / 0.3 and give the groups
+    (2, 3, 4) and (0, 1). Slices of no scale at all belong to the lowest group.
+    """
+    order = np.argsort(scales, kind="stable")
+    few = DEAD_SHARE * len(scales)
+    widest, groups, current = 1.0, [], [int(order[0])]
+    for before, index in pairwise(order):
+        ratio = scales[index] / scales[before] if scales[before] > 0 else 1.0
+        if ratio > GAP and len(current) >= few:
+            widest = max(widest, ratio)
+            groups.append(tuple(sorted(current)))
+            current = []
+        current.append(int(index))
+    groups.append(tuple(sorted(current)))
+    return widest, groups
+
+
+def _ranges(slices: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Return sorted slices as half-open ranges: (0, 1, 2, 5) as ((0, 3), (5, 6))."""
+    ranges: list[tuple[int, int]] = []
+    for index in slices:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = (ranges[-1][0], index + 1)
+        else:
+            ranges.append((index, index + 1))
+    return tuple(ranges)

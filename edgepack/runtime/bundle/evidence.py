@@ -1,0 +1,70 @@
+"""Read what the build measured: the parts of every output, and the quality on all samples."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Mapping, Sequence, Tuple
+
+from ..parity.parts import Part
+from ..tensor import Tensor
+from .document import Reader
+
+# Per part of an output.
+_ERRORS = ("worst_error", "max_abs")
+
+
+def _part(tensor: Tensor) -> Any:
+    def read(reader: Reader) -> Part:
+        variance = float(reader.get("variance", int, float))
+        if variance < 0:
+            raise reader.fault("its variance is below zero")
+        ranges = tuple(tuple(each) for each in reader.get("ranges", list) if isinstance(each, list))
+        if reader.value.get("axis") is None:
+            return Part(None, (), variance)
+        axis = reader.get("axis", int)
+        size = tensor.shape[axis] if 0 <= axis < tensor.rank else None
+        if not isinstance(size, int) or not ranges:
+            raise reader.fault("its axis is none of fixed size of {}".format(tensor))
+        for each in ranges:
+            if len(each) != 2 or any(type(bound) is not int for bound in each):
+                raise reader.fault("its ranges are not pairs of whole numbers")
+            if not 0 <= each[0] < each[1] <= size:
+                raise reader.fault("its range {} is none of {} slices".format(list(each), size))
+        return Part(axis, ranges, variance)
+
+    return read
+
+
+def read_parts(top: Reader, outputs: Sequence[Tensor]) -> Dict[str, Tuple[Part, ...]]:
+    """Return the parts of every output; integers have none.
+
+    Raises BundleError where the index does not state them.
+    """
+    parts = top.at("parts")
+    return {tensor.name: parts.each(tensor.name, _part(tensor)) for tensor in outputs}
+
+
+def check_quality(
+    top: Reader, outputs: Sequence[Tensor], parts: Mapping[str, Sequence[Part]]
+) -> Mapping[str, Any]:
+    """Return the index's `quality`, with a figure for every part of every output; or empty.
+
+    Raises BundleError where a figure is missing.
+    """
+    quality = top.at("quality")
+    if not quality.value:
+        return {}
+    quality.get("passed", bool)
+    for key in ("outputs", "reference"):
+        metrics = quality.at(key)
+        for tensor in outputs:
+            output = metrics.at(tensor.name)
+            figures = output.each("parts", _errors)
+            if len(figures) != len(parts[tensor.name]):
+                raise output.fault("it has not the parts that the index states")
+            if output.get("decisions", int):
+                output.get("top1_agreement", int, float)
+    return dict(quality.value)
+
+
+def _errors(reader: Reader) -> Tuple[float, ...]:
+    return tuple(float(reader.get(key, int, float)) for key in _ERRORS)
