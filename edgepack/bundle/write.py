@@ -33,6 +33,23 @@ Content = bytes | Path
 
 
 @dataclass(frozen=True)
+class OtherSize:
+    """Answers to the first reference sample with one dynamic axis brought to another size.
+
+    Attributes:
+        axis: its name.
+        size: other than in the reference samples.
+        original: per output, what the original answered.
+        built: per output, what this artefact answered here; empty in a draft.
+    """
+
+    axis: str
+    size: int
+    original: Sequence[np.ndarray]
+    built: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True)
 class Contents:
     """All that goes into a bundle.
 
@@ -47,6 +64,7 @@ class Contents:
         reference: per input, an array of whole feeds along axis 0.
         original: per output, what the original fp32 model answered, along axis 0.
         built: per output, what this artefact answered here; None in a draft.
+        sizes: one other size of every dynamic axis.
         gates: question to gate to bound.
         metric: the task metric, or "".
         parts: per output, the parts that its errors are measured in; integers have none.
@@ -83,6 +101,7 @@ class Contents:
     wheels: Mapping[str, Path] = field(default_factory=dict)
     engine_options: EngineOptions = field(default_factory=EngineOptions)
     engines: Mapping[str, bytes] = field(default_factory=dict)
+    sizes: Sequence[OtherSize] = ()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -112,6 +131,10 @@ def _entries(contents: Contents) -> dict[str, Content]:
     for kind, arrays in _reference(contents).items():
         for i, array in enumerate(arrays):
             entries[f"reference/{kind}-{i}.npy"] = _npy(array)
+    for number, size in enumerate(contents.sizes):
+        for kind, names in _size_entries(number, size).items():
+            for name, array in zip(names, getattr(size, kind), strict=True):
+                entries[name] = _npy(array[None])
     entries["requirements.txt"] = contents.requirements.encode()
     entries.update({f"report/{name}": data for name, data in sorted(contents.report.items())})
     entries.update({f"wheels/{name}": path for name, path in sorted(contents.wheels.items())})
@@ -131,6 +154,13 @@ def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
         "input": contents.reference,
         "original": contents.original,
         "built": contents.built or (),
+    }
+
+
+def _size_entries(number: int, size: OtherSize) -> dict[str, list[str]]:
+    return {
+        kind: [f"reference/size-{number}-{kind}-{i}.npy" for i in range(len(getattr(size, kind)))]
+        for kind in ("original", "built")
     }
 
 
@@ -156,6 +186,10 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]
             "original": named["original"],
             "built": named["built"],
         },
+        "sizes": [
+            {"axis": size.axis, "size": size.size, **_size_entries(number, size)}
+            for number, size in enumerate(contents.sizes)
+        ],
         "gates": {question: dict(bounds) for question, bounds in contents.gates.items()},
         "metric": contents.metric or None,
         "parts": {

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.errors import GraphError
+from edgepack.runtime.parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resized
 from edgepack.runtime.tensor import Tensor
+
+__all__ = ["bind_sizes", "candidate_sizes", "resized"]
 
 
 def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -31,37 +34,10 @@ def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> d
     return sizes
 
 
-def resized(
-    inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], sizes: Mapping[str, int]
-) -> dict[str, np.ndarray]:
-    """The example with its dynamic axes brought to `sizes`.
-
-    Axes are cut, or continued with the example's own values from their start, so that token
-    numbers stay valid and pictures stay natural. Samples along a new batch are not identical
-    where the example has only one: each copy is turned by one place along its last axis, so
-    that a graph that mixes samples up is found out.
-    """
-    arrays: dict[str, np.ndarray] = {}
-    for tensor in inputs:
-        array = example[tensor.name]
-        for axis, dim in enumerate(tensor.shape):
-            size = sizes.get(dim, array.shape[axis]) if isinstance(dim, str) else array.shape[axis]
-            if size == array.shape[axis]:
-                continue
-            copies = -(-size // array.shape[axis])
-            blocks = [
-                np.roll(array, turn, axis=-1) if axis < array.ndim - 1 else array
-                for turn in range(copies)
-            ]
-            array = np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)
-        # Not `ascontiguousarray`, which makes an array of one axis of a single number.
-        arrays[tensor.name] = np.asarray(array, order="C")
-    return arrays
-
-
 def candidate_sizes(size: int) -> tuple[int, ...]:
     """Sizes to try for an axis that is `size` long in the example, the most telling first."""
-    wanted = (size + 1, 2 * size, 1, size + 2, size // 2, size + 32)
+    largest = (LARGEST_GROWTH * size, size + LARGEST_GROWTH_BY)
+    wanted = (size + 1, largest[0], 1, size + 2, size // 2, largest[1])
     return tuple(dict.fromkeys(n for n in wanted if n > 0 and n != size))
 
 

@@ -67,6 +67,7 @@ def draft(job: Job) -> bundle.Contents:
         ],
         original=[np.stack(column) for column in zip(*job.reference.original, strict=True)],
         built=None,
+        sizes=job.reference.sizes,
         gates=bounds,
         metric=metric(job),
         parts=parts_of(job.reference, tuple(job.graph.outputs)),

@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgepack import bundle, device, files, report
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
+from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import account
 from edgepack.proof.job import Job, draft, lowered, rejected
@@ -179,8 +182,13 @@ def _with_answers(
     bundle.write(path, contents)
     with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
         answers = Path(folder) / "built.npz"
+        sizes = []
         try:
             device.ask(host, host.put(path), "run", "--output", str(answers), *options)
+            sizes = [
+                replace(size, built=_at_size(contents, size, Path(folder), path, host, options))
+                for size in contents.sizes
+            ]
         except EdgepackError as error:
             if error.code != "output-ragged":
                 raise
@@ -197,8 +205,25 @@ def _with_answers(
     return replace(
         contents,
         built=[arrays[tensor.name] for tensor in contents.outputs],
+        sizes=sizes,
         build=info,
     )
+
+
+def _at_size(
+    contents: bundle.Contents, size: bundle.OtherSize, folder: Path, path: Path, host: Local,
+    options: Sequence[str],
+) -> list[np.ndarray]:  # fmt: skip
+    """Return a draft's answers to the first reference sample at another size of an axis."""
+    feed = {t.name: array[0] for t, array in zip(contents.inputs, contents.reference, strict=True)}
+    sizes = {**bind_sizes(contents.inputs, feed), size.axis: size.size}
+    fed, answers = folder / "resized.npz", folder / "answers.npz"
+    # With an axis in front each array is one whole feed, whatever its batch.
+    arrays = {name: a[None] for name, a in resized(contents.inputs, feed, sizes).items()}
+    np.savez(fed, **arrays)  # type: ignore[arg-type]
+    device.ask(host, host.put(path), "run", "--input", str(fed), "--output", str(answers), *options)
+    outputs = read_npz(str(answers))
+    return [outputs[tensor.name][0] for tensor in contents.outputs]
 
 
 def _few(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:

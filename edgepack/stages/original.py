@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from edgepack.bundle import OtherSize
 from edgepack.cache import Cache, Entry
 from edgepack.data.samples import Batch, Samples
 from edgepack.ledger import Ledger, Stage
@@ -19,6 +20,7 @@ from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.stages.samples import SampleSets, evaluation_of
+from edgepack.stages.sizes import answer_sizes
 
 EVALUATION_BATCH = 16
 # Reference samples ship: as many as fit, but no fewer than tell something.
@@ -36,6 +38,7 @@ class Reference:
         answers: the original's answers on the evaluation set, in frames, batch by batch.
         labelled: whether the evaluation samples have labels.
         digest: of everything that decides these answers.
+        sizes: the original's answers at one other size of every dynamic axis.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -43,6 +46,7 @@ class Reference:
     answers: Path
     labelled: bool
     digest: str
+    sizes: Sequence[OtherSize] = ()
 
 
 def ask_original(
@@ -75,9 +79,9 @@ def ask_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-    return Reference(
-        feeds, original, entry.folder / "answers.bin", bool(entry.document["labelled"]), key
-    )
+    sizes = answer_sizes(request, found, inputs, feeds[0], key, cache)
+    labelled = bool(entry.document["labelled"])
+    return Reference(feeds, original, entry.folder / "answers.bin", labelled, key, sizes)
 
 
 def _feed_bytes(tensor: Tensor) -> int:

@@ -336,15 +336,62 @@ def test_no_engine_at_all(victim: Path, tmp_path: Path) -> None:
     assert "error[engine-missing]" in done.stderr
 
 
-@pytest.mark.parametrize(("kind", "question"), [("built", "fidelity"), ("original", "quality")])
-def test_a_wrong_answer_misses_its_gate(victim: Path, kind: str, question: str) -> None:
+@pytest.mark.parametrize("kind", ["built", "original"])
+def test_answers_that_its_build_did_not_measure_are_refused(victim: Path, kind: str) -> None:
     name = f"reference/{kind}-0.npy"
-    built = np.load(io.BytesIO(entries_of(victim)[name])) * 1.5
+    answers = np.load(io.BytesIO(entries_of(victim)[name])) * 1.5
     buffer = io.BytesIO()
-    np.save(buffer, built.astype(np.float32))
+    np.save(buffer, answers.astype(np.float32))
     resealed(victim, name, buffer.getvalue())
     done = run_bundle(victim, "verify", "--json")
-    document = json.loads(done.stdout)
-    assert done.returncode == 1
-    passed = {name: document[name]["passed"] for name in ("quality", "fidelity")}
-    assert passed == {"quality": question != "quality", "fidelity": question != "fidelity"}
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "bundle-answers"
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {"snr_db": -1e308},
+        {"snr_db": True},
+        {"agreement": -5},
+        {"agreement": 2},
+        {"mse": 0},
+        {"bit_exact": 1},
+    ],
+)
+@pytest.mark.parametrize("question", ["quality", "fidelity"])
+def test_gates_that_mean_nothing_are_refused(victim: Path, bounds: dict, question: str) -> None:
+    rewritten_index(victim, lambda d: d["gates"].update({question: bounds}))
+    assert refuse(victim).code == "bundle-index"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda d: d["parts"].clear(), "parts"),
+        (lambda d: d["parts"]["y"][0].update(variance=-1), "variance"),
+        (lambda d: d["parts"]["y"][0].update(axis=1, ranges=[[0, 9]]), "range"),
+        (lambda d: d["parts"]["y"][0].update(axis=0, ranges=[[0, 1]]), "axis"),
+        (lambda d: d["parts"]["y"][0].update(axis=1, ranges=[["0", 1]]), "ranges"),
+        (lambda d: d["quality"]["outputs"].clear(), "quality.outputs"),
+        (lambda d: d["quality"]["reference"]["y"].update(parts=[]), "quality.reference"),
+        (lambda d: d["quality"]["outputs"]["y"]["parts"][0].update(worst_error="0"), "worst_error"),
+        (lambda d: d.update(sizes=[{"axis": "z", "size": 2, "original": [], "built": []}]), "z"),
+        (lambda d: d.update(sizes=[{"axis": "batch", "size": 0, "original": []}]), "size"),
+    ],
+)
+def test_measurements_that_do_not_fit_the_outputs_are_refused(
+    victim: Path, change: Callable[[dict], None], key: str
+) -> None:
+    rewritten_index(victim, change)
+    error = refuse(victim)
+    assert error.code == "bundle-index"
+    assert key in error.why
+
+
+def test_a_bundle_without_measured_quality_does_not_pass(victim: Path) -> None:
+    """As the draft of a build has none."""
+    rewritten_index(victim, lambda d: d.update(quality={}))
+    done = run_bundle(victim, "verify", "--json")
+    gates = json.loads(done.stdout)["quality"]["gates"]
+    assert (done.returncode, gates[-1]["name"], gates[-1]["passed"]) == (1, "built", False)

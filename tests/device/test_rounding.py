@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_contents, run_bundle
+from conftest import linear_contents, measured, run_bundle
 from interpreters import equipped
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle
 from edgepack.engine import onnxruntime
 from edgepack.runtime.bundle.engines import CUDA, ONNXRUNTIME, Variant
+from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
@@ -58,10 +59,11 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         variants=(Variant("gpu", CUDA), Variant("cpu", ONNXRUNTIME)),
         reference=[feeds],
         original=answers,
+        parts={"y": [Part(None, (), 1.0)]},
         built=answers,
         gates={"quality": {"snr_db": 60}, "fidelity": {"bit_exact": True}},
     )
-    bundle.write(made, contents)
+    bundle.write(made, measured(contents))
     return made
 
 

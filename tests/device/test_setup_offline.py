@@ -16,7 +16,7 @@ from pathlib import Path
 
 import interpreters
 import pytest
-from conftest import linear_contents
+from conftest import linear_contents, measured
 from test_emulated import KEPT, arm  # noqa: F401  (a fixture)
 
 from edgepack import bundle, device, engine
@@ -67,7 +67,7 @@ def bundle_for(profile: str, python: str, cache: Path, folder: Path) -> Path:
         answers = str(folder / "answers.npz")
         device.ask(host, str(path), "run", "--stand-in", "--output", answers)
     built = [read_npz(answers)["y"]]
-    bundle.write(path, replace(contents, built=built, wheels=found.files))
+    bundle.write(path, measured(replace(contents, built=built, wheels=found.files)))
     return path
 
 

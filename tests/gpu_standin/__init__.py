@@ -104,7 +104,9 @@ def tensorrt_contents() -> bundle.Contents:
 def tensorrt_bundle(tmp_path: Path) -> Path:
     """A bundle whose engine is to be finished on the device."""
     path = tmp_path / "linear-jetson-trt.edgepack"
+    from conftest import measured
+
     contents = tensorrt_contents()
     # What the build host answered: its own arithmetic on the same weights.
-    bundle.write(path, replace(contents, built=contents.original))
+    bundle.write(path, measured(replace(contents, built=contents.original)))
     return path

@@ -70,7 +70,7 @@ def test_the_reference_samples(linear_bundle: Path) -> None:
     contents = linear_contents()
     with Archive(str(linear_bundle)) as archive:
         index = read_index(archive)
-        (original,) = read_arrays(archive, index, index.reference.original)
+        (original,) = read_arrays(archive, index, index.reference.original, index.reference.samples)
         np.testing.assert_array_equal(original, contents.original[0])
         calls = [call["x"] for call in reference_feeds(archive, index)]
         np.testing.assert_array_equal(np.stack(calls), contents.reference[0])
@@ -84,7 +84,7 @@ def test_reference_samples_that_are_too_few(tmp_path: Path) -> None:
     with Archive(str(path)) as archive:
         index = read_index(archive)
         with pytest.raises(BundleError) as caught:
-            read_arrays(archive, index, index.reference.original)
+            read_arrays(archive, index, index.reference.original, index.reference.samples)
     assert caught.value.code == "bundle-reference"
     assert "(3, 1, 3) for 5 samples" in caught.value.why
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear_contents, linear_onnx
+from conftest import linear_contents, linear_onnx, measured
 from gpu_standin import GPU, StandIn, tensorrt_contents
 
 from edgepack import bundle
@@ -187,7 +187,7 @@ def test_a_new_bundle_in_the_old_one_s_place(
     """Its engine is another; what was measured on this GPU still saves time."""
     assert gpu_standin.run(tensorrt_bundle, "finish").returncode == 0
     contents = replace(tensorrt_contents(), name="newer")
-    bundle.write(tensorrt_bundle, replace(contents, built=contents.original))
+    bundle.write(tensorrt_bundle, measured(replace(contents, built=contents.original)))
     done = gpu_standin.run(tensorrt_bundle, "info", "--json")
     (passed,) = json.loads(done.stdout)["variant"]["passed_over"]
     assert "for another bundle" in passed["what"]

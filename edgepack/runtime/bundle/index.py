@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Mapping, Tuple
 
 from ..errors import BundleError
-from ..parity.parts import Part
+from ..parity.parts import SNR_LIMIT, Part
 from ..tensor import Tensor
 from . import document
 from .archive import INDEX, MAX_INDEX_BYTES, Archive
@@ -21,10 +21,25 @@ FORMAT = "edgepack/2"
 # What two builds from the same inputs need not share: the report holds times, and vendors do not
 # build engines deterministically.
 NOT_CONTENT = ("report/", "engine/")
+# The largest other size of an axis: about the double of what a reference sample has.
+MAX_SIZE = 1 << 24
 DTYPES = (
     *("float16", "float32", "float64", "bool"),
     *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
+
+# The gates of each question, and the bounds that they can have.
+GATES = {
+    "quality": ("snr_db", "cosine", "agreement", "metric_ratio", "max_drop"),
+    "fidelity": ("bit_exact", "snr_db"),
+}
+_RANGES = {
+    "snr_db": (-SNR_LIMIT, SNR_LIMIT),
+    "cosine": (-1, 1),
+    "agreement": (0, 1),
+    "metric_ratio": (0, 1),
+    "max_drop": (0, 100),
+}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -47,6 +62,28 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class OtherSize:
+    """Answers to the first reference sample with one dynamic axis brought to another size.
+
+    Attributes:
+        axis: its name.
+        size: other than in the reference samples.
+        original: per output, the .npy file of the original's answer, along an axis 0 of size 1.
+        built: the same of this artefact on the build host; empty in a draft.
+    """
+
+    axis: str
+    size: int
+    original: Tuple[str, ...]
+    built: Tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The size in a few words, `batch = 2`."""
+        return "{} = {}".format(self.axis, self.size)
+
+
+@dataclass(frozen=True)
 class Index:
     """A validated `bundle.json`.
 
@@ -60,6 +97,7 @@ class Index:
         variants: the ways to run it, best first.
         engine_options: what an engine is built with on the device.
         reference: the samples that the bundle proves itself on.
+        sizes: one other size of every dynamic axis, the batch's among them.
         gates: question ("quality", "fidelity") to gate to bound.
         parts: per output, the parts that its errors are measured in.
         quality: what the build measured on the whole evaluation set, and on the reference
@@ -79,6 +117,7 @@ class Index:
     variants: Tuple[Variant, ...]
     engine_options: EngineOptions
     reference: Reference
+    sizes: Tuple[OtherSize, ...]
     gates: Mapping[str, Mapping[str, float]]
     parts: Mapping[str, Tuple[Part, ...]]
     quality: Mapping[str, Any]
@@ -123,12 +162,33 @@ def _tensor(reader: Reader) -> Tensor:
     return Tensor(reader.get("name", str), dtype, shape, reader.get("kind", str))
 
 
+def _other_size(reader: Reader) -> OtherSize:
+    size = reader.get("size", int)
+    if not 0 < size <= MAX_SIZE:
+        raise reader.fault("its size is {}".format(size))
+    original, built = (reader.each(key, Reader.text) for key in ("original", "built"))
+    return OtherSize(reader.get("axis", str), size, original, built)
+
+
 def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
     gates: Dict[str, Dict[str, float]] = {}
-    for question in ("quality", "fidelity"):
+    for question, names in GATES.items():
         bounds = reader.at(question)
-        gates[question] = {gate: bounds.get(gate, int, float, bool) for gate in bounds.value}
+        gates[question] = {gate: _bound(bounds, gate, names) for gate in bounds.value}
     return gates
+
+
+def _bound(bounds: Reader, gate: str, names: Tuple[str, ...]) -> float:
+    if gate not in names:
+        raise bounds.fault("the gate {!r} is none that this loader knows".format(gate))
+    if gate == "bit_exact":
+        exact: float = bounds.get(gate, bool)
+        return exact
+    bound: float = bounds.get(gate, int, float)
+    least, most = _RANGES[gate]
+    if not least <= bound <= most:
+        raise bounds.fault("the gate {} cannot be {}".format(gate, bound))
+    return bound
 
 
 def _device(reader: Reader) -> Dict[str, Any]:
@@ -177,6 +237,7 @@ def parse(data: bytes) -> Index:
             reference.each("original", Reader.text),
             reference.each("built", Reader.text),
         ),
+        sizes=top.each("sizes", _other_size),
         gates=_gates(top.at("gates")),
         parts=parts,
         quality=check_quality(top, outputs, parts),
@@ -190,7 +251,9 @@ def parse(data: bytes) -> Index:
 
 
 def _consistent(index: Index) -> None:
-    named = (index.model, *index.reference.inputs, *index.reference.original)
+    named = [index.model, *index.reference.inputs, *index.reference.original]
+    for size in index.sizes:
+        named += [*size.original, *size.built]
     for name in (*named, *index.reference.built):
         if name not in index.files:
             raise _fault("files", "{!r} is used and not listed".format(name))
@@ -201,6 +264,14 @@ def _consistent(index: Index) -> None:
         raise _fault("reference.samples", "there is nothing to prove the bundle on")
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
+    axes = {dim for tensor in index.inputs for dim in tensor.shape if isinstance(dim, str)}
+    for size in index.sizes:
+        if size.axis not in axes:
+            raise _fault("sizes", "{!r} is no axis of an input".format(size.axis))
+        if len(size.original) != len(index.outputs):
+            raise _fault("sizes", "{} has not one file per output".format(size.label))
+        if len(size.built) != len(index.reference.built):
+            raise _fault("sizes", "{} has not one answer per output".format(size.label))
     if index.content_digest != content_digest(index.raw):
         raise _fault("content_digest", "it is not the digest of this index")
 

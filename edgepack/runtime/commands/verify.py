@@ -6,20 +6,22 @@ import io
 import os
 import struct
 import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
 from ..bundle.archive import Archive
-from ..bundle.index import Index, check_all, check_file, read_index
+from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
 from ..device import machine
 from ..device.here import onnxruntime
 from ..errors import BundleError, InputError
 from ..model import Model, open_model
 from ..parity.accuracy import TOP
-from ..parity.gates import judge, judge_reference
+from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
+from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resized
 
 FORMAT = "edgepack-verdict/1"
 # What must not be needed on a device; the verdict tells whether it could have been imported.
@@ -28,17 +30,20 @@ HOST_ONLY = ("torch", "edgepack")
 _LENGTH = struct.Struct("<Q")
 
 
-def read_arrays(archive: Archive, index: Index, names: Sequence[str]) -> List[np.ndarray]:
-    """The .npy entries of those names, proved and decoded. Never unpickles."""
+def read_arrays(
+    archive: Archive, index: Index, names: Sequence[str], rows: int
+) -> List[np.ndarray]:
+    """Return the .npy entries of those names, their hashes checked; never unpickles.
+
+    Raises BundleError where one is damaged, or does not hold that many rows.
+    """
     arrays = []
     for name in names:
         try:
             stream = io.BytesIO(check_file(archive, index, name))
             array = np.lib.format.read_array(stream, allow_pickle=False)
-            if array.shape[:1] != (index.reference.samples,):
-                raise ValueError(
-                    "its shape is {} for {} samples".format(array.shape, index.reference.samples)
-                )
+            if array.shape[:1] != (rows,):
+                raise ValueError("its shape is {} for {} samples".format(array.shape, rows))
             arrays.append(array)
         except (ValueError, MemoryError) as error:
             raise BundleError(
@@ -60,7 +65,7 @@ def reference_feeds(
         index: of it.
         most: how many at most; 0 takes all.
     """
-    arrays = read_arrays(archive, index, index.reference.inputs)
+    arrays = read_arrays(archive, index, index.reference.inputs, index.reference.samples)
     for i in range(min(most or index.reference.samples, index.reference.samples)):
         # An ellipsis, so that a feed of no axis stays an array.
         yield {tensor.name: array[i, ...] for tensor, array in zip(index.inputs, arrays)}
@@ -118,8 +123,10 @@ def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
     return _LENGTH.pack(buffer.tell()) + buffer.getvalue()
 
 
-def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dict[str, Any]:
-    """Quality on a stream of shards, each one call.
+def _on_evaluation(
+    model: Model, stream: BinaryIO, metric: Optional[str], sizes: Sequence[_AtSize]
+) -> Dict[str, Any]:
+    """Return the quality on a stream of shards, each one call, and at other sizes.
 
     A shard holds input-N and original-N, `count` and, where there are any, `labels`.
     """
@@ -144,7 +151,82 @@ def _on_evaluation(model: Model, stream: BinaryIO, metric: Optional[str]) -> Dic
         )
     metrics = quality.result()
     gates = judge(index.gates["quality"], metrics["outputs"], metrics["metric"])
+    gates += _judge_sizes(index, sizes, metrics["outputs"])
     return _question("evaluation", metrics, gates)
+
+
+@dataclass(frozen=True)
+class _AtSize:
+    """Answers with one dynamic axis at another size.
+
+    Attributes:
+        label: of the size.
+        original: per output, the original's answer.
+        built: the same of the build host; empty in a draft.
+        answers: the same of this device.
+    """
+
+    label: str
+    original: Sequence[np.ndarray]
+    built: Sequence[np.ndarray]
+    answers: Sequence[np.ndarray]
+
+    def compare(self, index: Index, expected: Sequence[np.ndarray]) -> Dict[str, Dict[str, Any]]:
+        """Return the metrics of this device's answers, by output and size."""
+        outputs = compare(index.outputs, index.parts, [(expected, self.answers)], index.inputs)
+        return {"{} at {}".format(name, self.label): each for name, each in outputs.items()}
+
+
+def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
+    """Run the first reference sample at one other size of every dynamic axis.
+
+    A graph may be right for a single sample and wrong from the second row of a batch on.
+    """
+    index = model.index
+    if not index.sizes:
+        return []
+    feed = next(reference_feeds(archive, index, 1))
+    results = []
+    for size in index.sizes:
+        _check_size(index, size, feed)
+        (answers,) = answer(model, iter([resized(index.inputs, feed, {size.axis: size.size})]))
+        original, built = (
+            [array[0] for array in read_arrays(archive, index, names, 1)]
+            for names in (size.original, size.built)
+        )
+        results.append(_AtSize(size.label, original, built, answers))
+    return results
+
+
+def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -> None:
+    """Refuse a size that no build writes, before so much memory is filled."""
+    usual = max(
+        feed[tensor.name].shape[tensor.shape.index(size.axis)]
+        for tensor in index.inputs
+        if size.axis in tensor.shape
+    )
+    if size.size > LARGEST_GROWTH * usual + LARGEST_GROWTH_BY:
+        raise BundleError(
+            "bundle-reference",
+            "the bundle's reference samples cannot be read",
+            why="{} is far from the {} of the samples".format(size.label, usual),
+            hint="fetch the bundle again from where it was built",
+        )
+
+
+def _judge_sizes(
+    index: Index, sizes: Sequence[_AtSize], evaluated: Mapping[str, Mapping[str, Any]]
+) -> List[Dict[str, Any]]:
+    gates: List[Dict[str, Any]] = []
+    for size in sizes:
+        for tensor in index.outputs:
+            outputs = size.compare(index, size.original)
+            name = "{} at {}".format(tensor.name, size.label)
+            gates += judge_size(
+                index.gates["quality"], name, outputs[name], evaluated[tensor.name],
+                index.parts[tensor.name],
+            )  # fmt: skip
+    return gates
 
 
 def _on_reference(
@@ -152,6 +234,7 @@ def _on_reference(
     original: Sequence[np.ndarray],
     built: Sequence[np.ndarray],
     answers: Sequence[Sequence[np.ndarray]],
+    sizes: Sequence[_AtSize],
 ) -> Dict[str, Any]:
     """Return the quality on the reference samples, within what the build measured.
 
@@ -159,7 +242,9 @@ def _on_reference(
     """
     metrics = _measure(index, original, answers)
     if not index.quality:
-        return _question("reference", metrics, judge(index.gates["quality"], metrics["outputs"]))
+        gates = judge(index.gates["quality"], metrics["outputs"])
+        gates += _judge_sizes(index, sizes, metrics["outputs"])
+        return _question("reference", metrics, [*gates, _not_accepted(index)])
     _check_recorded(index, original, built)
     host = _measure(index, original, _rows(built, len(answers)))["outputs"]
     gates = judge_reference(
@@ -169,10 +254,16 @@ def _on_reference(
         index.parts,
         index.gates["fidelity"],
     )
+    gates += _judge_sizes(index, sizes, index.quality["outputs"])
     if index.quality["passed"] is not True:
-        gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
-        gates.append({**gate, "passed": False, "note": ""})
+        gates.append(_not_accepted(index))
     return _question("reference", metrics, gates)
+
+
+def _not_accepted(index: Index) -> Dict[str, Any]:
+    """Return the gate that a draft misses, and a bundle that its build refused."""
+    gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
+    return {**gate, "passed": False, "note": ""}
 
 
 def _check_recorded(
@@ -228,9 +319,11 @@ def on_samples(
     answers = answer(model, reference_feeds(archive, index, most))
     seconds = time.perf_counter() - started
     original, built = (
-        read_arrays(archive, index, names)
+        read_arrays(archive, index, names, index.reference.samples)
         for names in (index.reference.original, index.reference.built)
     )
+    # An emulated device has time for a few samples alone.
+    sizes = [] if most else _at_sizes(archive, model)
     metric = index.raw.get("metric")
     if metric is not None and metric not in TOP:
         raise BundleError(
@@ -243,13 +336,15 @@ def on_samples(
     if built:
         metrics = _measure(index, built, answers)
         gates = judge(index.gates["fidelity"], metrics["outputs"])
+        for size in sizes:
+            gates += judge(index.gates["fidelity"], size.compare(index, size.built))
         fidelity = _question("reference", metrics, gates)
     if evaluation is not None:
-        quality = _on_evaluation(model, evaluation, metric)
+        quality = _on_evaluation(model, evaluation, metric, sizes)
         rows = _rows(built, index.reference.samples if built else 0)
         quality["reference"] = _measure(index, original, rows)["outputs"]
     else:
-        quality = _on_reference(index, original, built, answers)
+        quality = _on_reference(index, original, built, answers, sizes)
     return {
         "quality": quality,
         "fidelity": fidelity,

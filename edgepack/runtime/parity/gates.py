@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .parts import SNR_LIMIT, Part, Parts
 
@@ -10,6 +10,8 @@ from .parts import SNR_LIMIT, Part, Parts
 AGREEMENT = 0.97
 # The SNR in dB of fidelity where a bundle's gates state neither that nor the same bits.
 FIDELITY_DB = 40.0
+# The SNR in dB at another size of an axis where no gate of quality states one.
+SIZE_DB = 10.0
 
 
 def _allowed(count: float, share: float) -> int:
@@ -140,10 +142,48 @@ def _judge_worst(
     """
     largest = max(evaluated["worst_error"], host["worst_error"])
     allowed = (1.01 * largest**0.5 + noise * part.variance**0.5) ** 2
-    passed = measured["worst_error"] <= allowed
-    bound, snr = part.snr_db(allowed), part.snr_db(measured["worst_error"])
-    gate = _gate("worst_db", output, SNR_LIMIT if bound is None else bound, snr, passed)
-    return {**gate, "part": part.label}
+    return _judge_error(output, part, measured["worst_error"], allowed)
+
+
+def judge_size(
+    bounds: Mapping[str, Any],
+    output: str,
+    metrics: Mapping[str, Any],
+    evaluated: Mapping[str, Any],
+    parts: Sequence[Part],
+) -> List[Dict[str, Any]]:
+    """Hold an answer at another size of an axis against what the evaluation samples showed.
+
+    It is one sample, and a made-up one: it may err twice as far as the worst of the evaluation
+    set, or as far as the gate lets all of them. A graph that is wrong at other sizes, or from the
+    second row of a batch on, errs by as much as the signal.
+
+    Args:
+        bounds: the gates of quality.
+        output: its name, with the size.
+        metrics: the result of `Parity` for that answer.
+        evaluated: of this output, the metrics on the evaluation set.
+        parts: of this output.
+    """
+    gates: List[Dict[str, Any]] = []
+    if metrics["nonfinite"]:
+        gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+    share = 10.0 ** (-bounds.get("snr_db", SIZE_DB) / 20.0)
+    rows = []
+    for part, measured, worst in zip(parts, metrics["parts"], evaluated["parts"]):
+        rms = max(2.0 * worst["worst_error"] ** 0.5, share * part.variance**0.5)
+        rows.append(_judge_error(output, part, measured["worst_error"], rms**2))
+    if rows:
+        gates.append(min(rows, key=_room))
+    elif metrics["decisions"]:
+        gates.append(_judge_agreement(bounds.get("agreement", AGREEMENT), output, metrics))
+    return gates
+
+
+def _judge_error(output: str, part: Part, error: float, allowed: float) -> Dict[str, Any]:
+    bound, snr = part.snr_db(allowed), part.snr_db(error)
+    shown = SNR_LIMIT if bound is None else bound
+    return {**_gate("worst_db", output, shown, snr, error <= allowed), "part": part.label}
 
 
 def _room(gate: Mapping[str, Any]) -> Tuple[bool, float]:

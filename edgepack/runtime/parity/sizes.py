@@ -1,0 +1,40 @@
+"""Bring the dynamic axes of an example to other sizes."""
+
+from __future__ import annotations
+
+from typing import Dict, Mapping, Sequence
+
+import numpy as np
+
+from ..tensor import Tensor
+
+# Another size is at most so many times the usual one, or so much more.
+LARGEST_GROWTH, LARGEST_GROWTH_BY = 2, 32
+
+
+def resized(
+    inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], sizes: Mapping[str, int]
+) -> Dict[str, np.ndarray]:
+    """Return the example with its dynamic axes brought to `sizes`.
+
+    Axes are cut, or continued with the example's own values from their start, so that token
+    numbers stay valid and pictures stay natural. Samples along a new batch are not identical
+    where the example has only one: each copy is turned by one place along its last axis, so
+    that a graph that mixes samples up is found out.
+    """
+    arrays: Dict[str, np.ndarray] = {}
+    for tensor in inputs:
+        array = example[tensor.name]
+        for axis, dim in enumerate(tensor.shape):
+            size = sizes.get(dim, array.shape[axis]) if isinstance(dim, str) else array.shape[axis]
+            if size == array.shape[axis]:
+                continue
+            copies = -(-size // array.shape[axis])
+            blocks = [
+                np.roll(array, turn, axis=-1) if axis < array.ndim - 1 else array
+                for turn in range(copies)
+            ]
+            array = np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)
+        # Not `ascontiguousarray`, which makes an array of one axis of a single number.
+        arrays[tensor.name] = np.asarray(array, order="C")
+    return arrays

@@ -1,0 +1,77 @@
+"""The original's answers at other sizes of its dynamic axes, the batch's among them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from edgepack.bundle import OtherSize
+from edgepack.cache import Cache
+from edgepack.errors import EdgepackError
+from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.request import Request
+from edgepack.runtime.tensor import Tensor
+from edgepack.source.model import Source
+
+
+def answer_sizes(
+    request: Request, source: Source, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray],
+    digest: str, cache: Cache,
+) -> tuple[OtherSize, ...]:  # fmt: skip
+    """Return the original's answers to a feed at one other size of every dynamic axis.
+
+    A bundle whose reference samples are all of one size could be wrong at every other, and from
+    the second row of a batch on. Axes for which the original takes no other size have none here:
+    the export refuses them.
+
+    Args:
+        request: states the sizes that an engine is built for.
+        source: the original model.
+        inputs: of the model.
+        feed: the first reference sample.
+        digest: of everything that decides the original's answers.
+        cache: of stages.
+    """
+    spans = {name: [span.least, span.most] for name, span in request.axes.items()}
+    parts = {"original": digest, "inputs": [tensor.to_json() for tensor in inputs], "spans": spans}
+    key = cache.key("sizes", parts)
+    entry = cache.get("sizes", key)
+    if entry is None:
+        sizes = [*_answers(request, source, inputs, feed)]
+        contents = {f"{i}.npz": _npz(size.original) for i, size in enumerate(sizes)}
+        document = {"sizes": [[size.axis, size.size] for size in sizes]}
+        entry = cache.put("sizes", key, contents, document)
+    return tuple(
+        OtherSize(axis, size, _read(entry.folder / f"{i}.npz"))
+        for i, (axis, size) in enumerate(entry.document["sizes"])
+    )
+
+
+def _answers(
+    request: Request, source: Source, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]
+) -> Iterator[OtherSize]:
+    bound = bind_sizes(inputs, feed)
+    for axis, usual in bound.items():
+        span = request.axes.get(axis)
+        for size in candidate_sizes(usual):
+            if span is not None and not span.least <= size <= span.most:
+                continue
+            try:
+                answers = source.run(resized(inputs, feed, {**bound, axis: size}))
+            except EdgepackError:  # a size that the original refuses shows nothing
+                continue
+            yield OtherSize(axis, size, [np.asarray(array) for array in answers])
+            break
+
+
+def _npz(arrays: Sequence[np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays)
+    return buffer.getvalue()
+
+
+def _read(path: object) -> list[np.ndarray]:
+    with np.load(str(path), allow_pickle=False) as arrays:
+        return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
