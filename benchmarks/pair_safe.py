@@ -64,7 +64,9 @@ class Network:
     options: Mapping[str, Any]
 
 
-def made(model: onnx.ModelProto, name: str, draw: Callable[[int, int], np.ndarray]) -> Network:
+def make_network(
+    model: onnx.ModelProto, name: str, draw: Callable[[int, int], np.ndarray]
+) -> Network:
     """A network of the tests, with samples drawn for it."""
     calibration = quantize_nets.Arrays(**{name: draw(100, 1)})
     values = draw(400, 2)
@@ -84,11 +86,11 @@ def bright(count: int, seed: int) -> np.ndarray:
 
 
 OF_TESTS: dict[str, Callable[[], Network]] = {
-    "mixed": lambda: made(int8_nets.mixed_onnx(), "image", int8_nets.pictures),
-    "saturating": lambda: made(int8_nets.saturating_onnx(), "image", int8_nets.pictures),
-    "residual": lambda: made(quantize_nets.residual(), "x", images),
-    "gated": lambda: made(quantize_nets.gated(), "x", images),
-    "stress": lambda: made(quantize_nets.stress(), "x", bright),
+    "mixed": lambda: make_network(int8_nets.mixed_onnx(), "image", int8_nets.pictures),
+    "saturating": lambda: make_network(int8_nets.saturating_onnx(), "image", int8_nets.pictures),
+    "residual": lambda: make_network(quantize_nets.residual(), "x", images),
+    "gated": lambda: make_network(quantize_nets.gated(), "x", images),
+    "stress": lambda: make_network(quantize_nets.stress(), "x", bright),
 }
 
 
@@ -219,7 +221,7 @@ def draws() -> dict[str, Any]:
     """The cost over several draws of one network's weights."""
     gaps = []
     for seed in DRAWS:
-        network = made(int8_nets.mixed_onnx(seed), "image", int8_nets.pictures)
+        network = make_network(int8_nets.mixed_onnx(seed), "image", int8_nets.pictures)
         gaps.append(judge(network)[0]["gap_db"])
     return {
         "draws": len(gaps),
