@@ -35,6 +35,8 @@ class Request:
         base: what relative paths of samples and of the factory start from.
         arch: "module:factory" for a state dict.
         arch_args: keyword arguments of the factory.
+        weights: the key under which a checkpoint holds the weights; "" for the usual keys.
+        strip_prefix: what to remove from the front of the names of a checkpoint's weights.
         trust_pickle: whether code in the model's file may run.
         inputs: as stated; empty where they are to be inferred.
         axes: the sizes of dynamic axes that an engine is built for, by name, as stated.
@@ -64,6 +66,8 @@ class Request:
     base: Path = Path()
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    strip_prefix: str = ""
     trust_pickle: bool = False
     inputs: tuple[Tensor, ...] = ()
     axes: Mapping[str, Span] = field(default_factory=dict)
@@ -100,6 +104,8 @@ def resolve(
     output: Path | None = None,
     arch: str = "",
     arch_args: Mapping[str, Any] | None = None,
+    weights: str = "",
+    strip_prefix: str = "",
     trust_pickle: bool = False,
     inputs: tuple[Tensor, ...] = (),
     axes: Mapping[str, Span] | None = None,
@@ -151,6 +157,8 @@ def resolve(
         base=manifest.folder,
         arch=arch or samples.of(manifest.arch),
         arch_args={**manifest.arch_args, **(arch_args or {})},
+        weights=weights or manifest.weights,
+        strip_prefix=strip_prefix or manifest.strip_prefix,
         trust_pickle=trust_pickle,
         inputs=inputs or manifest.inputs,
         axes={**manifest.axes, **(axes or {})},

@@ -40,6 +40,18 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     help="A keyword argument of the factory; repeatable.",
 )
 @click.option(
+    "--weights",
+    default="",
+    metavar="KEY",
+    help="Where a checkpoint holds the weights, such as ema or state_dict; default: its EMA.",
+)
+@click.option(
+    "--strip-prefix",
+    default="",
+    metavar="PREFIX",
+    help="Remove it from the front of the weights' names, and leave all others.",
+)
+@click.option(
     "--input",
     "inputs",
     multiple=True,

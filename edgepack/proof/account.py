@@ -85,6 +85,7 @@ def account(
             "parameters": job.source.parameters,
             "bytes": job.source.bytes,
             "trusted_pickle": job.source.trusted_pickle,
+            "weights": None if job.source.selection is None else dict(job.source.selection),
         },
         "bundle": {
             "path": (request.output if passed else rejected(request.output)).name,

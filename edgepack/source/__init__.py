@@ -25,6 +25,8 @@ def load(
     arch_args: Mapping[str, Any] | None = None,
     trust_pickle: bool = False,
     search: tuple[Path, ...] = (),
+    weights: str = "",
+    strip_prefix: str = "",
 ) -> Source:
     """Load a trained model, whatever form it has.
 
@@ -36,6 +38,8 @@ def load(
         trust_pickle: allow a whole pickled module, or a TorchScript archive, to run its code.
         search: folders that are put on the import path while the factory runs, besides the
             current one; relative paths in `arch` are looked for there too.
+        weights: the key under which a checkpoint holds the weights; "" for the usual keys.
+        strip_prefix: what to remove from the front of the names of a checkpoint's weights.
 
     Returns:
         The model, in eval mode, on the CPU.
@@ -45,7 +49,7 @@ def load(
         HostError: package-missing.
     """
     form = recognise(path)
-    if form in ("checkpoint", "safetensors"):
+    if form in ("checkpoint", "safetensors", "sharded-checkpoint"):
         from edgepack.source.checkpoint import load_checkpoint
 
         return load_checkpoint(
@@ -55,13 +59,23 @@ def load(
             arch_args=arch_args or {},
             trust_pickle=trust_pickle,
             search=search,
+            weights=weights,
+            strip_prefix=strip_prefix,
         )
     if arch is not None or arch_args:
         raise SourceError(
             "source-arch-unneeded",
             f"{path.name} is {_WORDS[form]}, which brings its own network",
             why=f"--arch {arch} was given" if arch else "--arch-arg was given",
-            hint="leave --arch and --arch-arg away",
+            hint="remove --arch and --arch-arg",
+        )
+    if weights or strip_prefix:
+        option = "--weights" if weights else "--strip-prefix"
+        raise SourceError(
+            "source-weights-unneeded",
+            f"{path.name} is {_WORDS[form]}, whose weights have their place already",
+            why=f"{option} is for checkpoints and state dicts",
+            hint=f"remove {option}",
         )
     if form == "exported-program":
         from edgepack.source.exported import load_exported

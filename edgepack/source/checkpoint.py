@@ -4,17 +4,53 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError, missing_package
 from edgepack.source.digest import Digest
 from edgepack.source.eager import flatten_outputs
+from edgepack.source.factory import importable
+from edgepack.source.hooks import fix_normalized_weights
 from edgepack.source.model import Source
 from edgepack.source.network import build_network
 from edgepack.source.pickled import code_names, from_pickle, module_source, refuse_pickle
+from edgepack.source.recognise import recognise
+from edgepack.source.shards import list_shards
+from edgepack.source.states import (
+    Selection,
+    State,
+    list_states,
+    narrow,
+    prefer,
+    require_states,
+    select,
+    shorten,
+)
 from edgepack.source.torch_host import import_torch
-from edgepack.source.weights import load_state, unwrap
+from edgepack.source.weights import load_state
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """How the user takes weights out of a checkpoint.
+
+    Attributes:
+        arch: the factory; None only for a whole pickled module.
+        arch_args: the factory's keyword arguments.
+        trust_pickle: allow code from the file, where weights alone cannot be had.
+        search: folders that the factory is looked for in.
+        key: where the weights are in the checkpoint; "" for the usual places.
+        strip_prefix: what to remove from the front of every name; "" for the usual prefixes.
+    """
+
+    arch: str | None
+    arch_args: Mapping[str, Any]
+    trust_pickle: bool = False
+    search: tuple[Path, ...] = ()
+    key: str = ""
+    strip_prefix: str = ""
 
 
 def load_checkpoint(
@@ -25,52 +61,69 @@ def load_checkpoint(
     arch_args: Mapping[str, Any],
     trust_pickle: bool,
     search: tuple[Path, ...],
+    weights: str = "",
+    strip_prefix: str = "",
 ) -> Source:
-    """The source for what `torch.save` or safetensors wrote.
+    """Return the source for what `torch.save` or safetensors wrote.
 
     Args:
         path: the file.
-        form: "checkpoint" or "safetensors", as it was recognised.
-        arch: the factory; None only for a whole pickled module.
-        arch_args: the factory's keyword arguments.
-        trust_pickle: allow code from the file, where weights alone cannot be had.
-        search: folders that the factory is looked for in.
+        form: "checkpoint", "safetensors" or "sharded-checkpoint", as it was recognised.
+        arch: as `WeightOptions`, like the others.
+        arch_args: see there.
+        trust_pickle: see there.
+        search: see there.
+        weights: its `key`.
+        strip_prefix: see there.
 
     Raises:
         SourceError: source-pickled-module, source-corrupt, source-no-weights,
-            source-arch-missing-option, source-arch-unneeded, and those of the factory and of
-            the weights.
+            source-arch-required, source-arch-unneeded, source-weights-unneeded,
+            source-weights-key, source-weights-ambiguous, source-strip-prefix, and those of the
+            factory and of the weights.
     """
     torch = import_torch("A state dict")
-    if form == "safetensors":
-        content, trusted = _read_safetensors(path), False
+    options = WeightOptions(arch, arch_args, trust_pickle, search, weights, strip_prefix)
+    shards: tuple[Path, ...] = ()
+    if form == "sharded-checkpoint":
+        shards = list_shards(path)
+        content, trusted = _read_shards(torch, shards, options)
     else:
-        content, trusted = _read_torch(torch, path, trust_pickle)
+        content, trusted = _read(torch, path, form, options)
     if isinstance(content, torch.nn.Module):
-        if arch is not None:
-            raise SourceError(
-                "source-arch-unneeded",
-                f"{path.name} holds a whole module; --arch has no use",
-                why=f"it is a {type(content).__qualname__}, and --arch {arch} was given",
-                hint="leave --arch away, or save its state dict and give that",
-            )
+        _refuse_options(path, content, options)
         return from_pickle(path, content)
-    state, notes = unwrap(path, content)
+    states = list_states(content)
+    require_states(path, content, states)
+    if options.key:
+        states = narrow(path, states, options.key)
     if arch is None:
-        raise SourceError(
-            "source-arch-required",
-            f"{path.name} holds weights alone: the code of the network is needed too",
-            why=f"{len(state)} tensors: {', '.join(list(state)[:3])}, ...",
-            hint="--arch package.module:factory, or --arch path/to/file.py:factory",
-        )
-    module, code_digest, built = build_network(torch, arch, arch_args, search)
-    notes += load_state(path, module, state)
+        return _load_module(path, states, options)
+    return _load_state_dict(torch, path, states, options, trusted, shards)
+
+
+def _load_state_dict(
+    torch: Any,
+    path: Path,
+    states: list[State],
+    options: WeightOptions,
+    trusted: bool,
+    shards: tuple[Path, ...],
+) -> Source:
+    """Build the network, and fill it with the weights that fit."""
+    arch = str(options.arch)
+    module, code_digest, built = build_network(torch, arch, options.arch_args, options.search)
+    selection = select(path, states, module.state_dict(keep_vars=True), options.strip_prefix)
+    notes = load_state(path, module, selection.tensors)
+    notes += fix_normalized_weights(module)
     notes += built
     module.register_forward_hook(flatten_outputs)
     digest = Digest("state-dict")
     digest.file("weights", path)
+    digest.files("shard", ((shard.name, shard) for shard in shards))
+    digest.json("taken", {"key": selection.key, "prefix": selection.prefix})
     digest.text("arch", arch.rpartition(":")[2])
-    digest.json("arch-args", dict(arch_args))
+    digest.json("arch-args", dict(options.arch_args))
     digest.text("code", code_digest)
     return module_source(
         path,
@@ -79,23 +132,87 @@ def load_checkpoint(
         module,
         trusted=trusted,
         notes=tuple(notes),
+        selection=selection,
+        shards=shards,
     )
 
 
-def _read_torch(torch: Any, path: Path, trust_pickle: bool) -> tuple[Any, bool]:
-    """What torch.save wrote, and whether code of it was allowed to run."""
+def _load_module(path: Path, states: list[State], options: WeightOptions) -> Source:
+    """Take the module that a trusted checkpoint holds, as Ultralytics saves it."""
+    modules = [state for state in states if state.module is not None]
+    if not modules:
+        shown = [f"{state.key or 'the file'} ({len(state.tensors)} tensors)" for state in states]
+        raise SourceError(
+            "source-arch-required",
+            f"{path.name} holds weights alone: the code of the network is needed too",
+            why=f"weights: {shorten(shown)}; their names: "
+            f"{', '.join(list(states[0].tensors)[:3])}, ...",
+            hint="--arch package.module:factory, or --arch path/to/file.py:factory",
+        )
+    chosen = prefer(path, modules)
+    if options.strip_prefix:
+        _refuse_options(path, chosen.module, options)
+    others = tuple(state.key for state in modules if state is not chosen)
+    selection = Selection(chosen.key, "", {}, chosen.beside, others=others)
+    return from_pickle(path, chosen.module, selection)
+
+
+def _refuse_options(path: Path, module: Any, options: WeightOptions) -> None:
+    """Refuse options on weights for a file that holds a whole network."""
+    kind = type(module).__qualname__
+    if options.arch is not None:
+        raise SourceError(
+            "source-arch-unneeded",
+            f"{path.name} holds a whole module; --arch has no use",
+            why=f"it is a {kind}, and --arch {options.arch} was given",
+            hint="remove --arch, or save its state dict and give that",
+        )
+    if options.key or options.strip_prefix:
+        raise SourceError(
+            "source-weights-unneeded",
+            f"{path.name} holds a whole module; there are no weights to choose",
+            why=f"it is a {kind}, whose weights have their names already",
+            hint="remove --strip-prefix" if options.strip_prefix else "remove --weights",
+        )
+
+
+def _read(torch: Any, path: Path, form: str, options: WeightOptions) -> tuple[Any, bool]:
+    if form == "safetensors":
+        return _read_safetensors(path), False
+    return _read_torch(torch, path, options)
+
+
+def _read_shards(
+    torch: Any, shards: tuple[Path, ...], options: WeightOptions
+) -> tuple[dict[str, Any], bool]:
+    """Return the tensors of all shards, and whether code of one was allowed to run."""
+    tensors: dict[str, Any] = {}
+    trusted = False
+    for shard in shards:
+        form = recognise(shard)
+        content, ran = _read(torch, shard, form, options)
+        states = [state for state in list_states(content) if not state.key]
+        require_states(shard, content, states)
+        tensors.update(states[0].tensors)
+        trusted = trusted or ran
+    return tensors, trusted
+
+
+def _read_torch(torch: Any, path: Path, options: WeightOptions) -> tuple[Any, bool]:
+    """Return what torch.save wrote, and whether code of it was allowed to run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
         names = code_names(path)
         if not names:
             raise _corrupt(path, error) from error
-        if not trust_pickle:
+        if not options.trust_pickle:
             raise refuse_pickle(path, names) from error
     except Exception as error:  # torch raises whatever its parsers of a broken file meet
         raise _corrupt(path, error) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=False), True
+        with importable(options.search):
+            return torch.load(path, map_location="cpu", weights_only=False), True
     except Exception as error:
         raise SourceError(
             "source-pickle-failed",

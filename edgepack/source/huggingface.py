@@ -14,6 +14,7 @@ from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.huggingface_io import infer_inputs, infer_outputs, output_kind
 from edgepack.source.model import Source
 from edgepack.source.recognise import recognise
+from edgepack.source.shards import list_shards
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite, named_tensors
 
@@ -140,17 +141,7 @@ def _weights(path: Path) -> list[Path]:
     if (path / "model.safetensors").is_file():
         shards = [path / "model.safetensors"]
     elif index.is_file():
-        table = _read_json(index).get("weight_map")
-        names = sorted(set(map(str, table.values()))) if isinstance(table, dict) else []
-        shards = [path / name for name in names]
-        for name, shard in zip(names, shards, strict=True):
-            if "/" in name or "\\" in name or not shard.is_file():
-                raise SourceError(
-                    "source-hf-missing-weights",
-                    f"{path.name} lacks a part of its weights",
-                    why=f"its index names {name!r}, which is no file of the folder",
-                    hint="copy the whole folder again",
-                )
+        shards = list(list_shards(index))
     else:
         shards = []
     if not shards:

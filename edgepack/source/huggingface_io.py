@@ -23,10 +23,10 @@ _CLASSIFIERS = (
 
 
 def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The inputs, by the name of the network's main one.
+    """Return the inputs, by the name of the network's main one.
 
     Text is int64 (batch, sequence); pictures are float32 (batch, channels, height, width); sound
-    is float32 (batch, samples).
+    is float32 (batch, samples), or a spectrogram where the configuration states its size.
 
     Args:
         path: the folder, whose preprocessor may tell the size of pictures.
@@ -34,11 +34,17 @@ def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor
         config: `config.json`.
 
     Raises:
-        SourceError: source-hf-unsupported for an encoder with a decoder, and for other inputs.
+        SourceError: source-hf-unsupported for an encoder and a decoder that generate a sequence,
+            and for other inputs.
     """
     main = model.main_input_name
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise _unsupported(path, "it has an encoder and a decoder, which run in a loop")
+    # The configuration of DETR, or of a classifier with Whisper's encoder, states a decoder too;
+    # only a class that generates calls its decoder once for every token.
+    if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
+        raise _unsupported(
+            path,
+            f"{type(model).__name__} generates: its decoder runs in a loop, once for every token",
+        )
     accepted = inspect.signature(model.forward).parameters
     if main == "input_ids":
         shape: tuple[Dim, ...] = ("batch", "sequence")
@@ -50,9 +56,22 @@ def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor
     if main == "pixel_values":
         channels = int(getattr(model.config, "num_channels", 3))
         return (Tensor(main, "float32", ("batch", channels, *_image_size(path, model.config))),)
-    if main == "input_values":
-        return (Tensor(main, "float32", ("batch", "samples")),)
+    if main in ("input_values", "input_features"):
+        return (Tensor(main, "float32", ("batch", *_sound(main, model.config))),)
     raise _unsupported(path, f"its main input is {main!r}, whose shape cannot be told")
+
+
+def _sound(main: str, config: Any) -> tuple[Dim, ...]:
+    """Return the axes of a waveform or a spectrogram, without the batch."""
+    bins = getattr(config, "num_mel_bins", None)
+    bins = bins or getattr(config, "feature_projection_input_dim", None)
+    positions, length = (getattr(config, n, None) for n in ("max_source_positions", "max_length"))
+    if main == "input_values":
+        # The Audio Spectrogram Transformer calls its spectrogram so too.
+        return (length, bins) if isinstance(length, int) and bins else ("samples",)
+    if bins and config.model_type == "whisper" and isinstance(positions, int):
+        return bins, 2 * positions  # the second convolution has stride 2
+    return ("frames", bins or getattr(config, "input_feat_per_channel", "features"))
 
 
 def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
@@ -89,7 +108,8 @@ def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[s
     """
     import torch
 
-    free: dict[str, int] = {"batch": 1, "sequence": 8, "height": 64, "width": 64, "samples": 16000}
+    free = {"batch": 1, "sequence": 8, "height": 64, "width": 64, "samples": 16000,
+            "frames": 100, "features": 80}  # fmt: skip
     feeds = {}
     for tensor in inputs:
         shape = [free[dim] if isinstance(dim, str) else dim for dim in tensor.shape]

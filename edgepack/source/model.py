@@ -33,6 +33,9 @@ class Source:
         parameters: number of trained values.
         bytes: size of the weights as given.
         trusted_pickle: whether code from the file was allowed to run.
+        weights: which weights of a checkpoint were taken, and what was left; "" for a file that
+            holds nothing else.
+        selection: the same, for the report: key, prefix, entries that were left.
         notes: what was found, whole sentences, for the ledger.
         warnings: what the user should know.
     """
@@ -50,5 +53,7 @@ class Source:
     parameters: int
     bytes: int
     trusted_pickle: bool = False
+    weights: str = ""
+    selection: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -12,6 +12,8 @@ from edgepack.errors import SourceError
 from edgepack.source.code import Opened, add_code, is_installed, watch_files
 from edgepack.source.digest import Digest
 from edgepack.source.factory import Factory, find, importable
+from edgepack.source.hooks import run_pre_hooks
+from edgepack.source.precision import cast_to_float32
 
 
 def build_network(
@@ -40,11 +42,8 @@ def build_network(
         roots = [factory.module, *_new_modules(before)]
         names, digest = _code_digest(factory, roots, opened, module)
     mine = [name for name in names if not name.startswith("file:")]
-    return (
-        module,
-        digest,
-        [f"Built the network with {Path(arch).name}, from {len(mine)} files of code."],
-    )
+    note = f"Built the network with {Path(arch).name}, from {len(mine)} files of code."
+    return module, digest, [note, *cast_to_float32(module)]
 
 
 def find_function(
@@ -86,16 +85,21 @@ def _code_digest(
 
 
 def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
-    """Tensors that no state dict holds must come out the same each time.
+    """Refuse tensors that no state dict holds and that are drawn at random.
 
-    Built a second time under another random state, they show whether they are drawn at random.
+    A network built a second time, under another random state, gets the saved tensors of the first.
+    What forward pre-hooks compute of them, and views of them, are the same then; what was drawn at
+    random is not.
     """
-    unsaved = _unsaved(torch, module)
-    if not unsaved:
+    if not _unsaved(torch, module):
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        again = _unsaved(torch, factory.function(**arch_args))
+        second = factory.function(**arch_args)
+        _copy_saved(torch, module, second)
+        run_pre_hooks(module)
+        run_pre_hooks(second)
+    unsaved, again = _unsaved(torch, module), _unsaved(torch, second)
     for name, tensor in unsaved.items():
         other = again.get(name)
         if other is None or not torch.equal(
@@ -107,6 +111,17 @@ def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], m
                 why=f"two calls of {factory.spec} gave two values of shape {list(tensor.shape)}",
                 hint="make it a persistent buffer or a parameter, and save the weights again",
             )
+
+
+def _copy_saved(torch: Any, module: Any, second: Any) -> None:
+    """Copy parameters and persistent buffers, in place, into a network of the same factory."""
+    second.eval()
+    target = second.state_dict()
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            other = target.get(name)
+            if isinstance(other, torch.Tensor) and other.shape == value.shape:
+                other.copy_(value)
 
 
 def _unsaved(torch: Any, module: Any) -> dict[str, Any]:

@@ -15,7 +15,11 @@ from edgepack.source.archive import read_entry
 from edgepack.source.code import add_code
 from edgepack.source.digest import Digest
 from edgepack.source.eager import count_parameters, flatten_outputs, torch_run
+from edgepack.source.hooks import fix_normalized_weights
 from edgepack.source.model import Source
+from edgepack.source.outline import weights_expression
+from edgepack.source.precision import cast_to_float32
+from edgepack.source.states import Selection
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite, named_tensors
 
@@ -23,14 +27,19 @@ from edgepack.source.weights import check_finite, named_tensors
 _PLAIN_MODULES = ("torch", "torch._utils", "torch.storage", "torch._tensor")
 _PLAIN_NAMES = ("collections.OrderedDict",)
 
-HOW_TO_SAVE = """\
-where you trust it, load it and save the weights alone, then give them with --arch:
-    model = {load}
-    torch.save(model.state_dict(), "weights.pt")
-or save a program that needs no code:
-    program = torch.export.export(model.eval(), (example_input,))
-    torch.export.save(program, "model.pt2")
-or trust this one file: --trust-pickle"""
+_HOW_TO_SAVE = """\
+if you trust it, trust this one file: --trust-pickle
+or load it in Python and save the weights alone, for --arch package.module:factory:
+    import torch
+    content = torch.load({path!r}, map_location="cpu", weights_only=False)
+    torch.save({weights}, "weights.pt")"""
+
+_HOW_TO_SAVE_SCRIPT = """\
+if you trust it, trust this one file: --trust-pickle
+or save the weights alone, for --arch package.module:factory:
+    import torch
+    model = torch.jit.load({path!r}, map_location="cpu")
+    torch.save(model.state_dict(), "weights.pt")"""
 
 
 def refuse_pickle(path: Path, names: list[str]) -> SourceError:
@@ -46,7 +55,7 @@ def refuse_pickle(path: Path, names: list[str]) -> SourceError:
         "source-pickled-module",
         f"{path.name} holds pickled objects, not weights alone; they can run any code",
         why=f"{why}; nothing of it was run",
-        hint=HOW_TO_SAVE.format(load=f'torch.load("{path.name}", weights_only=False)'),
+        hint=_HOW_TO_SAVE.format(path=str(path), weights=weights_expression(_pickles(path))),
     )
 
 
@@ -57,7 +66,7 @@ def refuse_torchscript(path: Path) -> SourceError:
         f"{path.name} is a TorchScript archive; it is code, and can do what code can",
         why="torch says to treat it as a program, and deprecates the format since 2.11; "
         "nothing of it was run",
-        hint=HOW_TO_SAVE.format(load="the eager network that it was made from"),
+        hint=_HOW_TO_SAVE_SCRIPT.format(path=str(path)),
     )
 
 
@@ -106,14 +115,24 @@ def _pickles(path: Path) -> list[bytes]:
     return pickles
 
 
-def from_pickle(path: Path, module: Any) -> Source:
-    """The source for a whole module that was unpickled with the user's consent."""
+def from_pickle(path: Path, module: Any, selection: Selection | None = None) -> Source:
+    """Return the source for a module that was unpickled with the user's consent.
+
+    Args:
+        path: the file.
+        module: the module.
+        selection: where in a checkpoint it was; None where the file holds nothing else.
+    """
     import_torch("A pickled module")
     module.eval()
+    notes = [f"Unpickled a whole {type(module).__module__}.{type(module).__qualname__}."]
+    notes += fix_normalized_weights(module)
+    notes += cast_to_float32(module)
     module.register_forward_hook(flatten_outputs)
     check_finite(path, named_tensors(module))
     digest = Digest("pickled-module")
     digest.file("weights", path)
+    digest.text("key", selection.key if selection else "")
     add_code(digest, (), (), module)
     return module_source(
         path,
@@ -121,7 +140,8 @@ def from_pickle(path: Path, module: Any) -> Source:
         digest.hexdigest(),
         module,
         trusted=True,
-        notes=(f"Unpickled a whole {type(module).__module__}.{type(module).__qualname__}.",),
+        notes=tuple(notes),
+        selection=selection,
     )
 
 
@@ -145,6 +165,7 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
             hint="save it again, or give a .pt2 file",
         ) from error
     module.eval()
+    notes = (f"Loaded the TorchScript archive of {module.original_name}.",)
     check_finite(path, named_tensors(module))
     digest = Digest("torchscript")
     digest.text("torch", torch.__version__)
@@ -155,14 +176,36 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
         digest.hexdigest(),
         module,
         trusted=True,
-        notes=(f"Loaded the TorchScript archive of {module.original_name}.",),
+        notes=notes,
     )
 
 
 def module_source(
-    path: Path, kind: str, digest: str, module: Any, *, trusted: bool, notes: tuple[str, ...]
+    path: Path,
+    kind: str,
+    digest: str,
+    module: Any,
+    *,
+    trusted: bool,
+    notes: tuple[str, ...],
+    selection: Selection | None = None,
+    shards: tuple[Path, ...] = (),
 ) -> Source:
-    """The source for a torch module that tells neither its inputs nor its outputs."""
+    """Return the source for a torch module that states neither its inputs nor its outputs.
+
+    Args:
+        path: the file.
+        kind: as `Source.kind`.
+        digest: as `Source.digest`.
+        module: the network, in eval mode.
+        trusted: whether code from the file was allowed to run.
+        notes: for the ledger.
+        selection: the weights that were taken from a checkpoint.
+        shards: the files with the weights, where `path` is an index of them.
+    """
+    account = selection.describe() if selection else ""
+    warnings = [trust_warning(path)] if trusted else []
+    warnings += selection.warnings(path.name) if selection else ()
     return Source(
         path=path,
         kind=kind,
@@ -175,10 +218,12 @@ def module_source(
         output_kind=None,
         run=torch_run(module),
         parameters=count_parameters(module),
-        bytes=path.stat().st_size,
+        bytes=sum(file.stat().st_size for file in shards or (path,)),
         trusted_pickle=trusted,
-        notes=notes,
-        warnings=(trust_warning(path),) if trusted else (),
+        weights=account,
+        selection=selection.to_json() if selection else None,
+        notes=(account, *notes) if account else notes,
+        warnings=tuple(warnings),
     )
 
 

@@ -13,11 +13,13 @@ from typing import BinaryIO, Literal
 
 from edgepack.errors import SourceError
 from edgepack.source.archive import open_checked, read_entry
+from edgepack.source.shards import MAX_INDEX
 from edgepack.spec.document import nearest
 
 Format = Literal[
     "checkpoint",  # torch.save, as a zip archive or in the layout before 1.6
     "safetensors",
+    "sharded-checkpoint",  # the index of weights in several files
     "exported-program",
     "torchscript",
     "onnx",
@@ -111,6 +113,9 @@ def _folder(path: Path) -> Format:
     else:
         what = "no Hugging Face folder: it has no config.json"
         hint = "give the model's file, or a folder written by save_pretrained"
+        index = next((name for name in names if name.endswith(".index.json")), None)
+        if index:
+            hint = f"give {path / index} with --arch, or a folder written by save_pretrained"
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise SourceError(
         "source-folder",
@@ -185,6 +190,8 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
             raise SourceError(
                 "source-unknown", f"{path.name} is {what}", why="its first bytes say so", hint=hint
             )
+    if head[:1] == b"{" and _is_index(path, size):
+        return "sharded-checkpoint"
     if _is_onnx(path, file, size):
         return "onnx"
     raise SourceError(
@@ -225,6 +232,17 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
             hint="copy or download it again",
         )
     return True
+
+
+def _is_index(path: Path, size: int) -> bool:
+    """Return whether a JSON file names the files of a sharded checkpoint."""
+    if size > MAX_INDEX:
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content.get("weight_map"), dict)
 
 
 # Fields of onnx.ModelProto by number, with their wire types (onnx.proto3).

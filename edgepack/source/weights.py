@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError
-from edgepack.spec.document import nearest
+from edgepack.source.names import differ, mismatch
 
-# Where training scripts put the state dict inside what they save; the first that is there counts.
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
-             "params", "module")  # fmt: skip
-
-# What wrappers of the network put before its names: torch.compile, DataParallel, Lightning.
-_PREFIXES = ("_orig_mod.", "module.", "model.", "net.", "network.")
-
-
-def unwrap(path: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
-    """The state dict in what `torch.load` gave.
-
-    Returns:
-        Tensors by name, and notes on what was unwrapped.
-
-    Raises:
-        SourceError: source-no-weights where there is none.
-    """
-    import torch
-
-    notes: list[str] = []
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        if any(isinstance(value, torch.Tensor) for value in content.values()):
-            return {str(name): value for name, value in content.items()}, notes
-        key = next((k for k in _WRAPPERS if isinstance(content.get(k), Mapping)), None)
-        if key is None:
-            break
-        others = [str(k) for k in content if k != key]
-        note = f"Took the weights from the checkpoint's {key!r}"
-        notes.append(note + (f", and left {', '.join(others[:6])}." if others else "."))
-        content = content[key]
-    raise SourceError(
-        "source-no-weights",
-        f"{path.name} holds no state dict",
-        why=_describe(content),
-        hint="save it with torch.save(model.state_dict(), PATH)",
-    )
-
-
-def _describe(content: Any) -> str:
-    if isinstance(content, Mapping):
-        keys = ", ".join(repr(key) for key in list(content)[:8])
-        return f"it is a dict with the keys {keys or '(none)'}, and none of them is one"
-    return f"it is of type {type(content).__module__}.{type(content).__qualname__}"
-
-
-def strip_prefixes(
-    state: dict[str, Any], expected: Iterable[str]
-) -> tuple[dict[str, Any], list[str]]:
-    """Take off what a wrapper put before every name, where the network's names lack it.
-
-    Returns:
-        The state dict under the network's names, and notes.
-    """
-    names = set(expected)
-    notes: list[str] = []
-    while state and not names & state.keys():
-        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            break
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-        notes.append(f"Took the prefix {prefix!r} off the names of the weights.")
-    return state, notes
+# torch before 0.4.1 did not save this counter, and inference does not read it.
+_COUNTER = "num_batches_tracked"
 
 
 def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
@@ -87,13 +26,17 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
     Raises:
         SourceError: source-weights-mismatch, source-weights-dtype, source-weights-nonfinite.
     """
-    state, notes = strip_prefixes(state, module.state_dict())
+    state = dict(state)
     own = module.state_dict(keep_vars=True)
     _fill_shared(own, state)
     _fill_counters(own, state)
-    _check_names(path, own, state)
-    notes += _check_types(path, own, state)
+    if state.keys() != own.keys() or any(differ(own[name], state[name]) for name in own):
+        raise mismatch(path, own, state)
+    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     check_finite(path, named_tensors(module, state))
+    notes = _cast(path, own, state, buffers)
+    if notes:
+        check_finite(path, named_tensors(module, state))  # a narrower float may overflow
     try:
         module.load_state_dict(state, strict=True)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -115,75 +58,60 @@ def _fill_shared(own: Mapping[str, Any], state: dict[str, Any]) -> None:
 
 
 def _fill_counters(own: Mapping[str, Any], state: dict[str, Any]) -> None:
-    # torch before 0.4.1 did not save this counter, and inference does not read it.
+    """Keep the network's counters where the file has none, or one of another type or shape."""
     for name, value in own.items():
-        if name.endswith("num_batches_tracked") and name not in state:
+        if not name.endswith(_COUNTER):
+            continue
+        other = state.get(name)
+        if getattr(other, "dtype", None) != value.dtype or differ(value, other):
             state[name] = value
 
 
-def _check_names(path: Path, own: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    shapes = [
-        f"{name} is {list(state[name].shape)}, the network's {list(own[name].shape)}"
-        for name in own
-        if name in state
-        and hasattr(state[name], "shape")
-        and tuple(state[name].shape) != tuple(own[name].shape)
-    ]
-    if not (missing or unexpected or shapes):
-        return
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} missing: {_few(missing)}")
-    if unexpected:
-        parts.append(f"{len(unexpected)} that the network does not have: {_few(unexpected)}")
-    if shapes:
-        parts.append(f"{len(shapes)} of another shape: {_few(shapes, '; ')}")
-    raise SourceError(
-        "source-weights-mismatch",
-        f"the weights of {path.name} do not fit the network",
-        why="\n".join(parts),
-        hint=_meant(missing, unexpected) or "check --arch and --arch-arg: widths, depths, classes",
-    )
+def _cast(
+    path: Path, own: Mapping[str, Any], state: dict[str, Any], buffers: set[str]
+) -> list[str]:
+    """Cast each tensor to the type that the network has, and note how many were.
 
-
-def _few(names: list[str], separator: str = ", ") -> str:
-    return separator.join(names[:4]) + (f"{separator}..." if len(names) > 4 else "")
-
-
-def _meant(missing: list[str], unexpected: list[str]) -> str:
-    for name in missing:
-        near = nearest(name, unexpected, likeness=0.7)
-        if near:
-            return f"the network's {name} may be the file's {near}: did you mean the same?"
-    return ""
-
-
-def _check_types(path: Path, own: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
-    """Refuse what is no tensor or no number of the same sort; note what is converted."""
+    A float becomes a float of another width. Everything else must keep its values, and only a
+    buffer may change between integers and floats: a counter in float32, for example.
+    """
     import torch
 
-    converted: dict[str, int] = {}
+    converted: Counter[str] = Counter()
     for name, value in state.items():
         target = own[name]
         if not isinstance(value, torch.Tensor):
             if isinstance(target, torch.Tensor):
                 raise _wrong_type(path, name, type(value).__name__, target.dtype)
             continue  # Extra state of the module's own making: its module takes or refuses it.
-        if value.is_quantized or value.is_floating_point() != target.is_floating_point():
-            raise _wrong_type(path, name, str(value.dtype), target.dtype)
         if value.dtype != target.dtype:
-            step = f"{value.dtype} to {target.dtype}".replace("torch.", "")
-            converted[step] = converted.get(step, 0) + 1
+            if not _may_cast(value, target.dtype, name in buffers):
+                raise _wrong_type(path, name, str(value.dtype), target.dtype)
+            state[name] = value.to(target.dtype)
+            converted[f"{value.dtype} to {target.dtype}".replace("torch.", "")] += 1
     return [f"Converted {count} tensors from {step}." for step, count in converted.items()]
 
 
-def _wrong_type(path: Path, name: str, found: str, expected: Any) -> SourceError:
+def _may_cast(value: Any, dtype: Any, is_buffer: bool) -> bool:
+    """Return whether a tensor may be cast: to another float, or without a change of its values."""
+    import torch
+
+    if value.is_quantized or value.is_complex() != dtype.is_complex:
+        return False
+    if value.is_complex() or (value.is_floating_point() and dtype.is_floating_point):
+        return True
+    if not is_buffer and (value.is_floating_point() or dtype.is_floating_point):
+        return False
+    if not bool(value.isfinite().all()):
+        return False
+    return bool(torch.equal(value.to(dtype).to(value.dtype), value))
+
+
+def _wrong_type(path: Path, name: str, dtype: str, expected: Any) -> SourceError:
     return SourceError(
         "source-weights-dtype",
         f"a tensor of {path.name} has a type that the network cannot take",
-        why=f"{name} is {found}, the network's is {expected}",
+        why=f"{name} is {dtype}, the network's is {expected}",
         hint="give the weights as they were before any quantization",
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
-from edgepack.spec.tensors import Span, repeated
+from edgepack.spec.tensors import Span, cast_up, repeated
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Manifest:
         name: the model's name.
         arch: "package.module:factory" or "file.py:factory".
         arch_args: keyword arguments of the factory.
+        weights: the key under which a checkpoint holds the weights.
+        strip_prefix: what to remove from the front of their names.
         inputs: name, type and shape of every input.
         axes: the sizes of dynamic axes, by name.
         output_kinds: by name, in order: "scores", "values", or None where it is not stated.
@@ -44,6 +46,8 @@ class Manifest:
     name: str = ""
     arch: str = ""
     arch_args: Mapping[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    strip_prefix: str = ""
     inputs: tuple[Tensor, ...] = ()
     axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
@@ -72,8 +76,11 @@ def load(path: Path) -> Manifest:
         name=found.get("name", ""),
         arch=model.get("arch", ""),
         arch_args=model.get("args", {}),
+        weights=model.get("weights", ""),
+        strip_prefix=model.get("strip_prefix", ""),
         inputs=tuple(
-            Tensor(i["name"], i["dtype"], tuple(i["shape"])) for i in found.get("inputs", ())
+            Tensor(i["name"], cast_up(i["dtype"]), tuple(i["shape"]))
+            for i in found.get("inputs", ())
         ),
         axes={
             name: Span(axis["min"], axis["opt"], axis["max"])

@@ -13,6 +13,8 @@ from edgepack.spec.document import did_you_mean
 
 # TensorRT 8 counts an axis in 32 bits, and so do the kernels of the later ones.
 LARGEST = 2**31 - 1
+# numpy has no bfloat16: whoever feeds such an input feeds float32, and the network is cast up.
+_CAST_UP = {"bfloat16": "float32"}
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SIZE = re.compile(r"[0-9]{1,18}\Z")
 
@@ -92,9 +94,11 @@ def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
 def parse(text: str) -> Tensor:
     """Read an input: "image:float32:batch,3,224,224". Numbers are fixed axes, names dynamic ones.
 
-    No dims is a scalar. The name may hold colons. Raises SpecError where it is not of this form.
+    No dims is a scalar. The name may hold colons. An input of bfloat16 is taken as float32. Raises
+    SpecError where it is not of this form.
     """
     name, dtype, dims = (["", "", *text.rsplit(":", 2)])[-3:]
+    dtype = cast_up(dtype)
     if not name:
         raise _fault(text, "it does not have three parts")
     if dtype not in DTYPES:
@@ -108,6 +112,11 @@ def parse(text: str) -> Tensor:
         else:
             raise _fault(text, f"{dim!r} is neither a size nor the name of an axis")
     return Tensor(name, dtype, tuple(shape))
+
+
+def cast_up(dtype: str) -> str:
+    """Return the element type in which an input of a type without arrays is fed."""
+    return _CAST_UP.get(dtype, dtype)
 
 
 def _fault(text: str, why: str) -> SpecError:

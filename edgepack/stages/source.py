@@ -22,8 +22,12 @@ def load_source(request: Request, ledger: Ledger) -> Source:
             arch_args=request.arch_args,
             trust_pickle=request.trust_pickle,
             search=(request.base,),
+            weights=request.weights,
+            strip_prefix=request.strip_prefix,
         )
-        stage.note(f"{found.kind}: {found.parameters:,} parameters", *found.notes)
+        account = f"; {found.weights}" if found.weights else ""
+        further = [note for note in found.notes if note != found.weights]
+        stage.note(f"{found.kind}: {found.parameters:,} parameters{account}", *further)
         stage.set(bytes=found.bytes, parameters=found.parameters)
         stage.detail(kind=found.kind, digest=found.digest)
     ledger.warn(*found.warnings)

@@ -335,6 +335,74 @@ def only_an_optimizer(path: Path) -> tuple[Path, Options]:
     return path / "m.pt", LINEAR
 
 
+def layers(*prefixes: str) -> dict[str, torch.Tensor]:
+    """The weights of a Linear(4, 3) behind each prefix."""
+    state: dict[str, torch.Tensor] = {}
+    for prefix in prefixes:
+        state |= {f"{prefix}weight": torch.zeros(3, 4), f"{prefix}bias": torch.zeros(3)}
+    return state
+
+
+@case("source-weights-key")
+def weights_under_no_such_key(path: Path) -> tuple[Path, Options]:
+    torch.save({"state_dict": layers("")}, path / "m.pt")
+    return path / "m.pt", {**LINEAR, "weights": "state_dct"}
+
+
+@case("source-weights-ambiguous")
+def two_keys_of_the_same_rank(path: Path) -> tuple[Path, Options]:
+    torch.save({"student": layers(""), "teacher": layers("")}, path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
+@case("source-weights-ambiguous")
+def two_prefixes_that_fit(path: Path) -> tuple[Path, Options]:
+    torch.save(layers("model.", "teacher."), path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
+@case("source-weights-mismatch")
+def prefix_that_is_not_common(path: Path) -> tuple[Path, Options]:
+    torch.save(layers("backbone."), path / "m.pt")
+    return path / "m.pt", LINEAR
+
+
+@case("source-strip-prefix")
+def prefix_that_no_name_has(path: Path) -> tuple[Path, Options]:
+    torch.save(layers("backbone."), path / "m.pt")
+    return path / "m.pt", {**LINEAR, "strip_prefix": "bakbone."}
+
+
+@case("source-weights-unneeded")
+def weights_of_an_onnx_file(path: Path) -> tuple[Path, Options]:
+    onnx.save(onnx_model(), path / "m.onnx")
+    return path / "m.onnx", {"weights": "ema"}
+
+
+@case("source-weights-unneeded")
+def prefix_of_a_whole_module(path: Path) -> tuple[Path, Options]:
+    torch.save(torch.nn.Linear(4, 3), path / "m.pt")
+    return path / "m.pt", {"trust_pickle": True, "strip_prefix": "module."}
+
+
+@case("source-weights-nonfinite")
+def tensor_that_overflows_in_float32(path: Path) -> tuple[Path, Options]:
+    return state(path, weight=torch.full((3, 4), 1e300, dtype=torch.float64)), LINEAR
+
+
+@case("source-hf-missing-weights")
+def index_of_a_shard_elsewhere(path: Path) -> tuple[Path, Options]:
+    state(path.parent, "outside.pt")
+    (path / "m.index.json").write_text(json.dumps({"weight_map": {"weight": "../outside.pt"}}))
+    return path / "m.index.json", LINEAR
+
+
+@case("source-corrupt")
+def index_that_names_no_file(path: Path) -> tuple[Path, Options]:
+    (path / "m.index.json").write_text(json.dumps({"weight_map": {}}))
+    return path / "m.index.json", LINEAR
+
+
 @case("source-weights-mismatch")
 def tensor_missing(path: Path) -> tuple[Path, Options]:
     return state(path, bias=None), LINEAR

@@ -1,0 +1,52 @@
+"""Weights that a forward pre-hook computes: the older `weight_norm` and `spectral_norm`.
+
+They keep the product, such as `weight = g * v / |v|`, as a plain attribute and compute it anew in
+every call. No state dict holds it, torch.export refuses to assign it, and a module that has it
+cannot be copied; in eval mode it is a constant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+
+def fix_normalized_weights(module: Any) -> list[str]:
+    """Replace the weights that `weight_norm` and `spectral_norm` compute by parameters.
+
+    Returns:
+        A note for the ledger; none where there are no such weights.
+    """
+    from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    removers = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}
+    counts: Counter[str] = Counter()
+    for part in module.modules():
+        for hook in list(part._forward_pre_hooks.values()):
+            if type(hook) in removers:
+                removers[type(hook)](part, hook.name)
+                # A recurrent layer keeps a list of its weights too, which follows assignments.
+                setattr(part, hook.name, getattr(part, hook.name))
+                counts[type(hook).__name__] += 1
+    return [f"Computed the weights of {n} {name} hooks once." for name, n in counts.items()]
+
+
+def run_pre_hooks(module: Any) -> None:
+    """Call the forward pre-hooks of every part that keeps plain tensors, with no inputs.
+
+    A hook that computes a weight from parameters does not read the inputs; one that does fails,
+    and leaves the tensors as they are.
+    """
+    import torch
+
+    for part in module.modules():
+        if not any(isinstance(value, torch.Tensor) for value in vars(part).values()):
+            continue
+        for hook in list(part._forward_pre_hooks.values()):
+            try:
+                with torch.no_grad():
+                    hook(part, ())
+            except Exception:  # noqa: BLE001, S112 - it needs inputs: nothing is computed
+                continue

@@ -1,0 +1,107 @@
+"""The outline of a pickle: its keys and the kinds of its values, without running any of it.
+
+Every class and function that the pickle names is replaced by an inert stand-in, so that a remedy
+can be printed that fits the file.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+
+class _Inert:
+    """Stands for any object of a pickle; whatever the pickle calls or sets on it has no effect."""
+
+    origin = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, *_: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        """Ignore an entry of a list."""
+
+    def extend(self, _: Any) -> None:
+        """Ignore entries of a list."""
+
+    def add(self, _: Any) -> None:
+        """Ignore an entry of a set."""
+
+
+class _Entries(dict[Any, Any]):
+    """Stands for an ordered dict, which may have attributes."""
+
+
+class _Outline(pickle.Unpickler):
+    """An unpickler that imports nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return a stand-in; that of an ordered dict keeps the entries."""
+        if (module, name) == ("collections", "OrderedDict"):
+            return _Entries
+        return type("_Inert", (_Inert,), {"origin": f"{module}.{name}"})
+
+    def persistent_load(self, _: Any) -> Any:
+        """Return a stand-in for a tensor's storage."""
+        return _Inert()
+
+
+def weights_expression(pickles: list[bytes]) -> str:
+    """Return the Python expression that takes the weights out of `content`, the unpickled file.
+
+    Args:
+        pickles: the pickles of a file of torch.save; the last mapping among them counts.
+    """
+    outlines = [_outline(data) for data in pickles]
+    content = next((o for o in reversed(outlines) if isinstance(o, Mapping)), None)
+    if content is None:
+        return "content.state_dict()"
+    if _is_state(content):
+        return _expression("content", content)
+    for key, value in content.items():
+        if _is_state(value):
+            return _expression(f"content[{key!r}]", value)
+    for key, value in content.items():
+        if _is_module(value):
+            return f"content[{key!r}].state_dict()"
+    return 'content["model"]'
+
+
+def _outline(data: bytes) -> Any:
+    try:
+        return _Outline(io.BytesIO(data), encoding="latin1").load()
+    except Exception:  # noqa: BLE001 - a damaged pickle; the outline only improves a message
+        return None
+
+
+def _origin(value: Any) -> str:
+    return value.origin if isinstance(value, _Inert) else ""
+
+
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    tensors = [_origin(v) for v in value.values()]
+    return all("_rebuild_" in name or "_reconstruct" in name for name in tensors)
+
+
+def _is_module(value: Any) -> bool:
+    name = _origin(value)
+    return bool(name) and "_rebuild_" not in name and not name.startswith(("numpy", "argparse"))
+
+
+def _expression(name: str, state: Mapping[Any, Any]) -> str:
+    if all("_reconstruct" in _origin(value) for value in state.values()):
+        return f"{{k: torch.from_numpy(v) for k, v in {name}.items()}}"
+    return name

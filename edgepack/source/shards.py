@@ -1,0 +1,45 @@
+"""Weights in several files, with an index that names the file of every tensor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgepack.errors import SourceError
+
+MAX_INDEX = 64 << 20
+
+
+def list_shards(index: Path) -> tuple[Path, ...]:
+    """Return the files that a `*.index.json` names, all of them in its own folder.
+
+    Raises:
+        SourceError: source-corrupt, source-hf-missing-weights.
+    """
+    try:
+        if index.stat().st_size > MAX_INDEX:
+            raise ValueError(f"it is larger than {MAX_INDEX} bytes")
+        table = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(map(str, table.values())))
+        if not names:
+            raise ValueError("its weight_map is empty")
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
+        raise SourceError(
+            "source-corrupt",
+            f"{index} cannot be read",
+            why=f"{type(error).__name__}: {error}",
+            hint="save the weights again with save_pretrained",
+        ) from error
+    return tuple(_shard(index, name) for name in names)
+
+
+def _shard(index: Path, name: str) -> Path:
+    shard = index.parent / name
+    if "/" in name or "\\" in name or not shard.is_file():
+        raise SourceError(
+            "source-hf-missing-weights",
+            f"{index.parent.name or index.name} lacks a part of its weights",
+            why=f"its index names {name!r}, which is no file of the folder",
+            hint="copy the whole folder again",
+        )
+    return shard
