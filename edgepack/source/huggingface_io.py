@@ -63,15 +63,15 @@ def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor
 
 def _sound(main: str, config: Any) -> tuple[Dim, ...]:
     """Return the axes of a waveform or a spectrogram, without the batch."""
-    bins = getattr(config, "num_mel_bins", None)
-    bins = bins or getattr(config, "feature_projection_input_dim", None)
-    positions, length = (getattr(config, n, None) for n in ("max_source_positions", "max_length"))
+    if config.model_type == "audio-spectrogram-transformer":
+        return int(config.max_length), int(config.num_mel_bins)
     if main == "input_values":
-        # The Audio Spectrogram Transformer calls its spectrogram so too.
-        return (length, bins) if isinstance(length, int) and bins else ("samples",)
-    if bins and config.model_type == "whisper" and isinstance(positions, int):
-        return bins, 2 * positions  # the second convolution has stride 2
-    return ("frames", bins or getattr(config, "input_feat_per_channel", "features"))
+        return ("samples",)
+    if config.model_type == "whisper":
+        return int(config.num_mel_bins), 2 * int(config.max_source_positions)  # a stride of 2
+    names = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")
+    sizes = [getattr(config, name, None) for name in names]
+    return "frames", next((size for size in sizes if isinstance(size, int)), "features")
 
 
 def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
@@ -115,6 +115,10 @@ def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[s
         shape = [free[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
         value = 1 if tensor.name == "attention_mask" else 0
         feeds[tensor.name] = torch.full(shape, value, dtype=getattr(torch, tensor.dtype))
+    end = getattr(model.config, "eos_token_id", None)
+    vocabulary = getattr(model.config, "vocab_size", 0) or 0
+    if "input_ids" in feeds and isinstance(end, int) and 0 <= end < vocabulary:
+        feeds["input_ids"][:, -1] = end  # where Bart's classifier reads its answer
     try:
         with torch.inference_mode():
             answer = model(**feeds, return_dict=True)

@@ -33,6 +33,7 @@ class Match:
     Attributes:
         complete: whether the network can be filled.
         prefix: what was removed from the front of every name.
+        wrappers: steps that were removed inside names, such as "_orig_mod".
         tensors: tensors under the network's names.
         left: names that are not used.
         counters: those of them that no answer depends on.
@@ -42,6 +43,7 @@ class Match:
 
     complete: bool
     prefix: str = ""
+    wrappers: tuple[str, ...] = ()
     tensors: Mapping[str, Any] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     counters: frozenset[str] = frozenset()
@@ -63,7 +65,7 @@ def match_names(
     Raises:
         SourceError: source-strip-prefix where no name starts with it.
     """
-    plain = _unwrap(tensors, own)
+    plain, wrappers = _unwrap(tensors, own)
     rest: list[str] = []
     if strip_prefix:
         rest = [name for name in plain if not name.startswith(strip_prefix)]
@@ -73,7 +75,7 @@ def match_names(
     if len(fitting) != 1 or not usable:
         shared = sum(any(f".{name}".endswith(f".{n}") for n in own) for name in plain)
         choices = tuple(strip_prefix + prefix for prefix in fitting)
-        return Match(False, strip_prefix, plain, tuple(rest), shared=shared, choices=choices)
+        return Match(False, strip_prefix, (), plain, tuple(rest), shared=shared, choices=choices)
     (prefix,) = usable
     inside = {
         name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)
@@ -82,10 +84,12 @@ def match_names(
     rest += [name for name in plain if not name.startswith(prefix)]
     rest += [prefix + name for name in inside if name not in own]
     counters = frozenset(name for name in rest if _is_counter(name))
-    return Match(True, strip_prefix + prefix, taken, tuple(rest), counters)
+    return Match(True, strip_prefix + prefix, wrappers, taken, tuple(rest), counters)
 
 
-def _unwrap(tensors: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _unwrap(
+    tensors: Mapping[str, Any], own: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Remove the wrappers of single parts, where the network has none.
 
     "encoder._orig_mod.conv.weight" becomes "encoder.conv.weight".
@@ -95,7 +99,10 @@ def _unwrap(tensors: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any
     for name, value in tensors.items():
         first, *rest = name.split(".")
         renamed[".".join([first, *(step for step in rest if step not in removable)])] = value
-    return renamed if len(renamed) == len(tensors) else dict(tensors)
+    if len(renamed) < len(tensors):
+        return dict(tensors), ()
+    inside = {step for name in tensors for step in name.split(".")[1:]}
+    return renamed, tuple(sorted(inside & removable))
 
 
 def _strip(path: Path, tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

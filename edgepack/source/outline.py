@@ -52,20 +52,19 @@ class _Outline(pickle.Unpickler):
             return _Entries
         return type("_Inert", (_Inert,), {"origin": f"{module}.{name}"})
 
-    def persistent_load(self, _: Any) -> Any:
-        """Return a stand-in for a tensor's storage."""
-        return _Inert()
+    def persistent_load(self, entry: Any) -> Any:
+        """Return a stand-in for a tensor's storage, or for a class in the layout before 1.6."""
+        return entry[1] if isinstance(entry, tuple) and entry[0] == "module" else _Inert()
 
 
 def weights_expression(pickles: list[bytes]) -> str:
     """Return the Python expression that takes the weights out of `content`, the unpickled file.
 
     Args:
-        pickles: the pickles of a file of torch.save; the last mapping among them counts.
+        pickles: the pickles of a file of torch.save, the object last.
     """
-    outlines = [_outline(data) for data in pickles]
-    content = next((o for o in reversed(outlines) if isinstance(o, Mapping)), None)
-    if content is None:
+    content = _outline(pickles[-1]) if pickles else None
+    if not isinstance(content, Mapping):
         return "content.state_dict()"
     if _is_state(content):
         return _expression("content", content)

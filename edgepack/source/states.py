@@ -66,6 +66,7 @@ class Selection:
         left: the entries and groups of tensors that were not used.
         unused: the groups of tensors among them that belong to the same state dict.
         others: keys of other complete sets of weights.
+        wrappers: steps that were removed inside names.
     """
 
     key: str
@@ -74,11 +75,13 @@ class Selection:
     left: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    wrappers: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return the account for the ledger; "" where the whole file was taken as it is."""
         parts = [f"weights from {self.key!r}"] if self.key else []
         parts += [f"prefix {self.prefix!r} removed"] if self.prefix else []
+        parts += [f"{step!r} removed from names" for step in self.wrappers]
         parts += [f"left: {shorten(self.left)}"] if self.left else []
         return "; ".join(parts)
 
@@ -244,6 +247,7 @@ def select(
         left=(*unused, *chosen.beside),
         unused=_groups(name for name in match.left if name not in match.counters),
         others=tuple(key for key in complete if key and key != chosen.key),
+        wrappers=match.wrappers,
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgepack.errors import SourceError
 from edgepack.source import Source, load
 
 transformers = pytest.importorskip("transformers")
@@ -70,6 +71,84 @@ def test_a_folder_tells_its_inputs_and_outputs(
         reference = network(**{key: torch.from_numpy(value) for key, value in feeds.items()})
     for answer, output in zip(source.run(feeds), outputs, strict=True):
         np.testing.assert_allclose(answer, reference[output].numpy(), rtol=1e-4, atol=1e-5)
+
+
+BART = {"vocab_size": 50, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+WHISPER = {**BART, "num_mel_bins": 8, "max_source_positions": 20, "max_target_positions": 16,
+           "decoder_start_token_id": 1}  # fmt: skip
+
+
+def detr() -> Any:
+    """A DETR whose backbone is in transformers itself."""
+    backbone = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], out_features=["stage2"]
+    )
+    options = {name: value for name, value in BART.items() if name != "vocab_size"}
+    return transformers.DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
+        backbone_config=backbone, num_queries=5, num_labels=3, **options,
+    )  # fmt: skip
+
+
+ENCODER_DECODERS = {
+    "DetrForObjectDetection": detr,
+    "WhisperForAudioClassification": lambda: transformers.WhisperConfig(**WHISPER, num_labels=4),
+    "WhisperForConditionalGeneration": lambda: transformers.WhisperConfig(**WHISPER),
+    "BartForSequenceClassification": lambda: transformers.BartConfig(
+        **BART, max_position_embeddings=32
+    ),
+    "BartForConditionalGeneration": lambda: transformers.BartConfig(
+        **BART, max_position_embeddings=32
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "feeds", "first"),
+    [
+        ("DetrForObjectDetection", {"pixel_values": (2, 3, 64, 64)}, "logits"),
+        ("WhisperForAudioClassification", {"input_features": (2, 8, 40)}, "logits"),
+        ("BartForSequenceClassification", {"input_ids": (2, 6), "attention_mask": (2, 6)},
+         "logits"),
+    ],
+)  # fmt: skip
+def test_a_class_that_does_not_generate_is_taken_whatever_its_configuration_states(
+    tmp_path: Path, name: str, feeds: dict[str, tuple[int, ...]], first: str
+) -> None:
+    source, network = saved(tmp_path, name, ENCODER_DECODERS[name]())
+    assert network.config.is_encoder_decoder
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for tensor in source.inputs or ():
+        values = generator.normal(size=feeds[tensor.name])
+        arrays[tensor.name] = values.astype(tensor.dtype)
+    if "input_ids" in arrays:
+        # Bart classifies at the last end-of-sequence token, which is token 2.
+        arrays["input_ids"] = np.array([[5, 6, 7, 8, 9, 2], [9, 8, 7, 6, 5, 2]])
+        arrays["attention_mask"] = np.ones((2, 6), np.int64)
+    with torch.inference_mode():
+        wanted = network(**{key: torch.from_numpy(value) for key, value in arrays.items()})
+    assert (source.output_names or ())[0] == first
+    np.testing.assert_allclose(source.run(arrays)[0], wanted[first].numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["WhisperForConditionalGeneration", "BartForConditionalGeneration"]
+)
+def test_a_class_that_generates_with_a_decoder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        saved(tmp_path, name, ENCODER_DECODERS[name]())
+    assert caught.value.code == "source-hf-unsupported"
+    assert f"{name} generates" in str(caught.value.why)
+
+
+def test_a_spectrogram_has_the_size_that_the_configuration_states(tmp_path: Path) -> None:
+    options = {name: value for name, value in VIT.items() if name not in ("image_size",)}
+    config = transformers.ASTConfig(**options, max_length=32, num_mel_bins=16)
+    source, _ = saved(tmp_path, "ASTForAudioClassification", config)
+    assert list(map(str, source.inputs or ())) == ["input_values:float32:batch,32,16"]
 
 
 def test_a_regression_has_no_scores(tmp_path: Path) -> None:
