@@ -67,7 +67,7 @@ def load(
             "source-arch-unneeded",
             f"{path.name} is {_WORDS[form]}, which brings its own network",
             why=f"--arch {arch} was given" if arch else "--arch-arg was given",
-            hint="remove --arch and --arch-arg",
+            hint="remove --arch and --arch-arg" + _weights_file(path),
         )
     if weights or strip_prefix:
         option = "--weights" if weights else "--strip-prefix"
@@ -92,6 +92,14 @@ def load(
     from edgepack.source.huggingface import load_huggingface
 
     return load_huggingface(path)
+
+
+def _weights_file(folder: Path) -> str:
+    """Return the hint that names the weights in a folder, which --arch can be used with."""
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            return f", or give {folder / name} in place of the folder"
+    return ""
 
 
 __all__ = ["Format", "Source", "load", "recognise"]

@@ -110,7 +110,8 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
                 "source-hf-code",
                 f"the configuration of {path.name} asks for code from elsewhere",
                 why=f"config.json has {key} = {str(value)[:80]!r}",
-                hint="build the network with your own factory: give its weights with --arch",
+                hint="build the network with your own factory: give the file with its weights, and "
+                "--arch package.module:factory",
             )
         if key in ("use_pretrained_backbone", "use_timm_backbone") and value:
             raise SourceError(
@@ -206,7 +207,7 @@ def _model_class(path: Path, config: dict[str, Any], transformers: Any) -> Any:
             "source-hf-architecture",
             f"transformers {transformers.__version__} does not have the network of {path.name}",
             why=f"architectures: {names[0]}",
-            hint="install a newer transformers, or give its weights with --arch",
+            hint="install a newer transformers, or give the file with its weights and --arch",
         )
     if config.get("model_type") != found.config_class.model_type:
         raise SourceError(
@@ -273,7 +274,7 @@ def _quiet(path: Path) -> Iterator[None]:
             "source-hf-unsupported",
             f"transformers cannot load {path.name}",
             why=f"{type(error).__name__}: {_first_lines(str(error))}",
-            hint="check the folder with from_pretrained; or give its weights with --arch",
+            hint="check the folder with from_pretrained, or give the file with its weights and --arch",
         ) from error
     finally:
         logging.set_verbosity(verbosity)

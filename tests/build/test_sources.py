@@ -78,6 +78,28 @@ def test_safetensors_with_inputs_inferred_from_samples(torch_home: Home, tmp_pat
     assert image["shape"] == ["batch", 1, SIZE, SIZE]
 
 
+def test_averaged_weights_in_a_manifest_and_in_the_report(torch_home: Home, tmp_path: Path) -> None:
+    import torch
+
+    raw = {f"module.{n}": torch.from_numpy(a) for n, a in tiny_weights().items()}
+    averaged = {f"student.{n}": torch.from_numpy(a * 1.01) for n, a in tiny_weights().items()}
+    torch.save({"model": raw, "ema": averaged, "epoch": 3}, tmp_path / "m.pt")
+    (tmp_path / "m.toml").write_text(
+        'schema = 1\n[model]\nweights = "ema"\nstrip_prefix = "student."\n'
+    )
+    options = ["--arch", torch_home / "nets.py:tiny", "--chain", "none", "--manifest",
+               str(tmp_path / "m.toml")]  # fmt: skip
+    arguments = torch_home.build(str(tmp_path / "m.pt"), *options)
+    answer = build(arguments, tmp_path / "x.edgepack")
+    account = "weights from 'ema'; prefix 'student.' removed; left: model, epoch"
+    assert account in answer.stage("source")["notes"][0]
+    assert account in answer.stderr
+    weights = answer.document["source"]["weights"]
+    assert weights == {"key": "ema", "prefix": "student.", "left": ["model", "epoch"]}
+    refused = ask(*arguments, "--weights", "model", "--output", str(tmp_path / "y.edgepack"))
+    assert refused.code == "source-strip-prefix"
+
+
 def test_an_exported_program(torch_home: Home, tmp_path: Path) -> None:
     import torch
 

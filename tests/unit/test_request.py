@@ -51,3 +51,12 @@ def test_gates(
     found = resolved(quality, **flags)
     assert found.quality == {**PROFILE, **expected}
     assert found.stated == stated
+
+
+def test_a_flag_overrides_where_the_manifest_finds_the_weights() -> None:
+    target, model = targets.load("cpu-fbgemm"), Path("x.pt")
+    manifest = Manifest(name="x", weights="ema", strip_prefix="model.")
+    request = resolve(model, target, manifest)
+    assert (request.weights, request.strip_prefix) == ("ema", "model.")
+    request = resolve(model, target, manifest, weights="model", strip_prefix="net.")
+    assert (request.weights, request.strip_prefix) == ("model", "net.")
