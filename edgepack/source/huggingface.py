@@ -274,7 +274,7 @@ def _quiet(path: Path) -> Iterator[None]:
             "source-hf-unsupported",
             f"transformers cannot load {path.name}",
             why=f"{type(error).__name__}: {_first_lines(str(error))}",
-            hint="check the folder with from_pretrained, or give the file with its weights and --arch",
+            hint="check the folder with from_pretrained, or give its weights file and --arch",
         ) from error
     finally:
         logging.set_verbosity(verbosity)

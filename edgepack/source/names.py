@@ -7,6 +7,7 @@ under it is left over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,10 @@ _COMMON = frozenset({"_orig_mod", "module", "_forward_module", "model", "net", "
 
 # Wrappers that also stand inside a name: torch.compile, FSDP and checkpointing of one part.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+# Names of the older and the newer `weight_norm`: what precedes, the weight, which part of it.
+_NORM = re.compile(r"(.*\.|)(\w+)_([gv])")
+_ORIGINAL = re.compile(r"(.*\.|)parametrizations\.(\w+)\.original1")
 
 # Counters that no answer depends on: torch's AveragedModel, and the profiler thop.
 _COUNTERS = frozenset({"n_averaged", "total_ops", "total_params"})
@@ -66,6 +71,7 @@ def match_names(
         SourceError: source-strip-prefix where no name starts with it.
     """
     plain, wrappers = _unwrap(tensors, own)
+    plain = _parametrize(plain, own)
     rest: list[str] = []
     if strip_prefix:
         rest = [name for name in plain if not name.startswith(strip_prefix)]
@@ -103,6 +109,21 @@ def _unwrap(
         return dict(tensors), ()
     inside = {step for name in tensors for step in name.split(".")[1:]}
     return renamed, tuple(sorted(inside & removable))
+
+
+def _parametrize(tensors: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename what the older `weight_norm` saved, where the network has the newer one.
+
+    "conv.weight_g" becomes "conv.parametrizations.weight.original0", as in torch itself.
+    """
+    expected = {match[2] for match in map(_ORIGINAL.fullmatch, own) if match}
+    renamed = {}
+    for name, value in tensors.items():
+        match = _NORM.fullmatch(name)
+        if match and match[2] in expected:
+            name = f"{match[1]}parametrizations.{match[2]}.original{'gv'.index(match[3])}"
+        renamed[name] = value
+    return renamed
 
 
 def _strip(path: Path, tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

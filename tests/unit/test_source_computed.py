@@ -26,6 +26,17 @@ def normalized():
     )
 
 
+def parametrized():
+    norm = nn.utils.parametrizations.weight_norm
+    return nn.Sequential(norm(nn.Conv1d(2, 6, 3)), nn.Flatten(), norm(nn.Linear(36, 3)))
+
+
+def older():
+    return nn.Sequential(
+        weight_norm(nn.Conv1d(2, 6, 3)), nn.Flatten(), weight_norm(nn.Linear(36, 3))
+    )
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
@@ -140,6 +151,19 @@ def test_weights_that_a_normalization_computes_are_not_random(
     source = check(network, arch)
     assert any("WeightNorm" in note for note in source.notes)
     assert not any(part._forward_pre_hooks for part in source.module.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_the_older_weight_norm_fills_the_newer(
+    nets: dict[str, Any], prefix: str
+) -> None:
+    network = trained(nets["older"])
+    torch.save({prefix + name: value for name, value in network.state_dict().items()}, "m.pt")
+    source = load(Path("m.pt"), arch="nets.py:parametrized")
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(X["x"])).numpy()
+    np.testing.assert_allclose(source.run(X)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pickled_network_with_a_normalization(nets: dict[str, Any]) -> None:
