@@ -6,7 +6,11 @@ float32, as onnxruntime has few kernels of the other types on a CPU.
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
+
+# Names in code that casts to a float type of its own choice.
+_CASTS = frozenset({"half", "bfloat16", "double", "float16", "float64"})
 
 
 def cast_to_float32(module: Any) -> list[str]:
@@ -16,8 +20,11 @@ def cast_to_float32(module: Any) -> list[str]:
     table beside float32 parameters stays as it is. Inputs of those types, also those that
     `forward` casts itself, are cast where they reach the network and its layers.
 
+    A network whose own code casts beside parameters that it uses directly, as in
+    `F.linear(x.half(), self.weight)`, stays as it is: the cast would contradict its code.
+
     Returns:
-        A note for each type, for the ledger.
+        Notes for the ledger: how many parameters of each type were cast, or why none was.
     """
     import torch
 
@@ -26,6 +33,9 @@ def cast_to_float32(module: Any) -> list[str]:
     types = (narrow if used & narrow else set()) | (used & {torch.float64})
     if not types:
         return []
+    casting = next((p for p in module.modules() if _owns(p, types) and _casts(p)), None)
+    if casting is not None:
+        return [f"Not cast to float32: {type(casting).__qualname__} casts its own operands."]
     counts: dict[Any, int] = {}
     for parameter in module.parameters():
         if parameter.dtype in types:
@@ -47,6 +57,14 @@ def cast_to_float32(module: Any) -> list[str]:
 
 def _owns(part: Any, types: set[Any]) -> bool:
     return any(parameter.dtype in types for parameter in part.parameters(recurse=False))
+
+
+def _casts(part: Any) -> bool:
+    """Return whether a class of the user's casts to a float type that its code names."""
+    if type(part).__module__.startswith("torch."):
+        return False
+    functions = [value for value in vars(type(part)).values() if isinstance(value, FunctionType)]
+    return any(_CASTS & set(function.__code__.co_names) for function in functions)
 
 
 def _cast_inputs(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -96,6 +96,17 @@ class Mixed(nn.Module):
         return self.two(y.bfloat16()).float()
 
 
+class Functional(nn.Module):
+    """Uses a parameter directly, and casts what meets it."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 16).half())
+
+    def forward(self, x):
+        return nn.functional.linear(x.flatten(1).half(), self.weight).float()
+
+
 def plain(dtype):
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3))
     return network.to(getattr(torch, dtype))
@@ -227,3 +238,11 @@ def test_casts_inside_forward_reach_float32_layers(nets: dict[str, Any]) -> None
         wanted = network(torch.from_numpy(X["x"])).numpy()
     np.testing.assert_allclose(source.run(X)[0], wanted, rtol=0.05, atol=0.05)
     assert source.module.shift.dtype == torch.float64
+
+
+def test_a_network_that_casts_beside_its_own_parameters_stays_as_it_is(
+    nets: dict[str, Any],
+) -> None:
+    source = check(nets["Functional"]().eval(), "Functional")
+    assert any("Functional casts its own operands" in note for note in source.notes)
+    assert source.module.weight.dtype == torch.float16
