@@ -170,7 +170,7 @@ def test_attention_stays_float_and_its_projections_become_integer() -> None:
     assert run(result.model, {"x": inputs["x"][:2, :4]})[0].shape == (2, 4, width)
 
 
-def test_a_recurrent_layer_stays_float_and_says_why() -> None:
+def test_a_recurrent_layer_stays_float_where_the_options_say_so() -> None:
     net, hidden = Net(), 8
     x = net.op("Relu", net.conv("x", 3, 4))
     x = net.op("Reshape", x, net.constant(np.array([64, 1, 16])))
@@ -180,7 +180,8 @@ def test_a_recurrent_layer_stays_float_and_says_why() -> None:
     model = net.model({"x": [1, 3, 16, 16]}, [net.gemm(y, hidden, 3)])
     inputs = {"x": images(30)}
     progress = Steps()
-    result = quantize(model, Arrays(**inputs), QuantizeOptions(batch_size=1), progress)
+    options = QuantizeOptions(batch_size=1, recurrent="float")
+    result = quantize(model, Arrays(**inputs), options, progress)
     assert result.details["layers_quantized"] == 2
     (left,) = result.details["layers_float"]
     assert left["operator"] == "LSTM"

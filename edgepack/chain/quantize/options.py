@@ -18,6 +18,9 @@ ROUNDINGS = ("nearest", "gptq")
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 EQUALIZATIONS = ("none", "cross-layer", "smooth", "both")
+# Forms of a layer that has no static int8 kernel, or a slow one, beside static layers.
+RECURRENT = ("dynamic", "weights", "float")
+VOLUMES = ("weights", "static", "float")
 _WORDS = {
     "scheme": SCHEMES,
     "range": RANGES,
@@ -50,6 +53,13 @@ class QuantizeOptions(PassOptions):
             others, which then need no calibration samples.
         bits: of a weight, 8 or 4; in the mode "weights" alone.
         block: weights of a row that share a scale, where they have 4 bits.
+        recurrent: form of LSTM, GRU and RNN in the mode "static", for which onnxruntime has no
+            static int8 kernel. "dynamic": an LSTM is quantized at run time; GRU and RNN, for which
+            there is no such kernel either, store int8 weights and compute in float. "weights": all
+            of them do. Left out, it is "dynamic", and "float" in the scheme "tensorrt".
+        conv3d: form of three-dimensional convolutions in the mode "static". "weights": int8 in the
+            file, float arithmetic, since onnxruntime's int8 kernel is slower than its float one.
+            Left out, it is "weights", and "static" in the scheme "tensorrt".
         equalize: channels of like size before ranges are measured, by factors between layers, where
             that is exact: "cross-layer" between one layer and the next, "smooth" between a
             LayerNormalization and what reads it, "both". In the mode "static". Beside gptq it is
@@ -70,6 +80,8 @@ class QuantizeOptions(PassOptions):
     rounding: str = ""
     bits: int | None = None
     block: int | None = None
+    recurrent: str = ""
+    conv3d: str = ""
     equalize: str = "none"
     alpha: float = 0.5
     repair: bool = True
@@ -98,6 +110,8 @@ class QuantizeOptions(PassOptions):
         if self.bias_correction is None:
             self._settle("bias_correction", self.mode == "static" or self.rounding == "gptq")
         self._settle_bits()
+        self._settle_form("recurrent", RECURRENT, "float")
+        self._settle_form("conv3d", VOLUMES, "static")
         for option, words in _WORDS.items():
             one_of(NAME, option, getattr(self, option), words)
         flag(NAME, "bias_correction", self.bias_correction)
@@ -130,6 +144,30 @@ class QuantizeOptions(PassOptions):
 
     def _settle(self, option: str, value: object) -> None:
         object.__setattr__(self, option, value)
+
+    def _settle_form(self, option: str, forms: tuple[str, ...], on_gpu: str) -> None:
+        """Settle the form of layers beside the static ones: the first, `on_gpu` for TensorRT."""
+        form = getattr(self, option)
+        if self.mode != "static":
+            if form:
+                raise ChainError(
+                    "quantize-option",
+                    f"the quantization option {option} has no meaning here",
+                    why=f"the mode {self.mode!r} gives every layer its own form",
+                    hint=f"--chain quantize:mode=static:{option}={form}",
+                )
+            return
+        gpu = self.scheme in SYMMETRIC
+        if not form:
+            self._settle(option, on_gpu if gpu else forms[0])
+        one_of(NAME, option, getattr(self, option), forms)
+        if gpu and getattr(self, option) not in (on_gpu, "float"):
+            raise ChainError(
+                "quantize-option",
+                f"the scheme {self.scheme} has no {option} {form!r}",
+                why="TensorRT takes integers as Q/DQ pairs alone",
+                hint=f"--chain quantize:scheme={self.scheme}:{option}={on_gpu}",
+            )
 
     def _settle_bits(self) -> None:
         """Bits and block: 8, or 4 in blocks of 32, and neither where activations are integers."""

@@ -15,8 +15,15 @@ from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize import place_tensorrt
 from edgepack.chain.quantize.emit import emit
 from edgepack.chain.quantize.equalize.run import equalize
+from edgepack.chain.quantize.forms import choose_forms, store_forms
 from edgepack.chain.quantize.fused import float_operators, fused
-from edgepack.chain.quantize.layers import Layer
+from edgepack.chain.quantize.layers import (
+    RETURNED,
+    SLOW_VOLUME,
+    Layer,
+    is_volume,
+    read_layer,
+)
 from edgepack.chain.quantize.moments import key, observe_moments, passes
 from edgepack.chain.quantize.observe import Range, observe_histograms, observe_ranges
 from edgepack.chain.quantize.options import QuantizeOptions
@@ -30,9 +37,6 @@ from edgepack.chain.quantize.summary import details, notes
 from edgepack.chain.quantize.weights import Quantized, quantize_layer
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-
-# Why a layer stays float that was integer before.
-RETURNED = "returned to float, so that the quality holds"
 
 
 class Run:
@@ -54,13 +58,13 @@ class Run:
         self.reordered = 0
         self.equalized: dict[str, Any] | None = None
         self._take(prepare(model))
-        if self.options.equalize != "none":
+        if self.options.equalize != "none" and self.placement.layers:
             with self._phase("equalize"):
                 scaled, self.equalized = equalize(
                     self.model, self.placement.points, samples, options, progress.advance
                 )
                 self._take(scaled)
-        if self.options.range == "pair-safe":
+        if self.options.range == "pair-safe" and self.placement.layers:
             with self._phase("order"):
                 ordered, self.reordered = reorder(self.model, self.view, self.placement.layers)
                 self._take(ordered)
@@ -72,9 +76,22 @@ class Run:
         """Look at a prepared model, and decide what of it becomes integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
-        self.placement = self._placer(self.view, self.options.exclude)
-        if not self.placement.layers:
+        self.forms, reasons = choose_forms(self.view, self.options)
+        placement = self._placer(self.view, self.options.exclude, self._read)
+        left = [
+            (name, kind, reasons.get(name, reason))
+            for name, kind, reason in placement.left
+            if name not in self.forms
+        ]
+        self.placement = replace(placement, left=tuple(left))
+        if not (self.placement.layers or self.forms):
             raise nothing_to_do(self.placement.left)
+
+    def _read(self, view: GraphView, index: int) -> Layer | str:
+        """Return the layer at a node, or the reason why it does not become static int8."""
+        if self.options.conv3d != "static" and is_volume(view, index):
+            return SLOW_VOLUME
+        return read_layer(view, index)
 
     @property
     def _placer(self) -> Callable[..., Placement]:
@@ -83,7 +100,7 @@ class Run:
     @property
     def names(self) -> tuple[str, ...]:
         """The nodes of the layers that become integer."""
-        return tuple(layer.name for layer in self.placement.layers)
+        return (*(layer.name for layer in self.placement.layers), *self.forms)
 
     def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
         """The quantized model, with its figures; `floats` are layers that stay float."""
@@ -91,12 +108,15 @@ class Run:
         with self._phase("writing"):
             placement, quantization, weights = self._parts(floats)
             model = emit(self.model, self.view, placement, quantization, weights)
+            model = store_forms(model, self.forms, floats)
             # TensorRT fuses by rules of its own, and where onnxruntime stands in for it, it runs
             # the pairs in float.
             gpu = self.options.scheme in SYMMETRIC
             rest = None if gpu else float_operators(fused(model).graph)
+        forms = [form for form in self.forms.values() if form.name not in floats]
         figures = details(
             placement,
+            forms,
             self.options,
             self._count,
             quantization,
@@ -106,12 +126,12 @@ class Run:
             rest,
             self.seconds,
         )
-        return PassResult(model, True, notes(placement, quantization, figures), figures)
+        return PassResult(model, True, notes(placement, forms, quantization, figures), figures)
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
         """The same model without the figures."""
         self._measure()
-        return emit(self.model, self.view, *self._parts(floats))
+        return store_forms(emit(self.model, self.view, *self._parts(floats)), self.forms, floats)
 
     def _parts(
         self, floats: Collection[str]
@@ -130,6 +150,7 @@ class Run:
         """What becomes integer where these layers do not."""
         layers = {layer.index: layer for layer in self.placement.layers}
         reasons = {name: reason for name, _, reason in self.placement.left}
+        reasons.update({form.name: form.reason for form in self.forms.values()})
 
         def read(view: GraphView, index: int) -> Layer | str:
             layer = layers.get(index)
@@ -141,6 +162,7 @@ class Run:
         left = [
             (name, kind, RETURNED if name in floats else reason)
             for name, kind, reason in placement.left
+            if name in floats or name not in self.forms
         ]
         return replace(placement, left=tuple(left))
 
@@ -158,7 +180,7 @@ class Run:
 
     def _measure(self) -> None:
         """Run the phases that look at samples, once."""
-        if self._quantized:
+        if self._quantized or not self.placement.layers:
             return
         with self._phase("ranges"):
             ranges, count = self._ranges(self.placement.roots(), self.progress.advance)

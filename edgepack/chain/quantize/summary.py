@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.chain.quantize.forms import Form
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.place import Placement
 from edgepack.chain.quantize.scheme import Affine, affine, signed
@@ -14,10 +15,16 @@ from edgepack.chain.quantize.weights import Quantized
 
 # What a scheme makes of an activation that was always 0.
 CONSTANT = (affine(0.0, 0.0), signed(0.0))
+# What a form does to a layer.
+_FORMS = {
+    "dynamic": "Quantized to int8 at run time, where an answer depends a little on its batch",
+    "weights": "Int8 weights in the file and float arithmetic",
+}
 
 
 def details(
     placement: Placement,
+    forms: Sequence[Form],
     options: QuantizeOptions,
     count: int,
     quantization: Mapping[str, Affine],
@@ -31,6 +38,7 @@ def details(
 
     Args:
         placement: what became integer and what did not.
+        forms: layers beside them, in a form of their own.
         options: what was asked for.
         count: number of calibration samples.
         quantization: of every root tensor.
@@ -42,6 +50,7 @@ def details(
         seconds: of every phase.
     """
     pairs = [weights[layer.index].factor for layer in placement.layers]
+    pairs += [each.factor for form in forms if form.kind == "dynamic" for each in form.integers]
     return {
         "mode": options.mode,
         "scheme": options.scheme,
@@ -51,6 +60,8 @@ def details(
         "bias_correction": options.bias_correction,
         "calibration_samples": count,
         "layers_quantized": len(placement.layers),
+        "layers_dynamic": form_names(forms, "dynamic"),
+        "layers_weights": form_names(forms, "weights"),
         "layers_float": left_float(placement.left),
         "activations_quantized": len(quantization),
         "equalize": None if equalized is None else dict(equalized),
@@ -78,18 +89,37 @@ def left_float(left: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
     return [{"name": name, "operator": kind, "reason": reason} for name, kind, reason in left]
 
 
+def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
+    """Return name, operator and reason of the layers in one form."""
+    return [
+        {"name": form.name, "operator": form.operator, "reason": form.reason}
+        for form in forms
+        if form.kind == kind
+    ]
+
+
+def form_notes(forms: Sequence[Form]) -> list[str]:
+    """Describe the layers in a form of their own, a sentence for each form and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for form in forms:
+        groups.setdefault((form.kind, form.reason), []).append(form.name)
+    return [
+        f"{_FORMS[kind]}: {_listed(names)} ({reason})." for (kind, reason), names in groups.items()
+    ]
+
+
 def left_notes(left: Sequence[tuple[str, str, str]]) -> list[str]:
     """The same in sentences, one for each reason."""
     reasons: dict[str, list[str]] = {}
     for name, _, reason in left:
         reasons.setdefault(reason, []).append(name)
-    return [
-        "Left float: "
-        + ", ".join(names[:4])
-        + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        + f": {reason}."
-        for reason, names in reasons.items()
-    ]
+    return [f"Left float: {_listed(names)}: {reason}." for reason, names in reasons.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join the first four names, and count the others."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
 
 
 def pair_note(figures: Mapping[str, Any]) -> str:
@@ -115,18 +145,25 @@ def equalize_note(figures: Mapping[str, Any]) -> str:
 
 
 def notes(
-    placement: Placement, quantization: Mapping[str, Affine], figures: Mapping[str, Any]
+    placement: Placement,
+    forms: Sequence[Form],
+    quantization: Mapping[str, Affine],
+    figures: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    """The same in sentences."""
+    """Describe the result in sentences."""
     quantized, left = figures["layers_quantized"], placement.left
-    said = [
-        f"{quantized} of {quantized + len(left)} layers quantized to int8, calibrated on "
-        f"{figures['calibration_samples']} samples ({figures['calibrator']})."
-    ]
+    every = quantized + len(forms) + len(left)
+    said = []
+    if quantized:
+        said.append(
+            f"{quantized} of {every} layers quantized to int8, calibrated on "
+            f"{figures['calibration_samples']} samples ({figures['calibrator']})."
+        )
+    said += form_notes(forms)
     said += left_notes(left)
     if figures["equalize"] is not None:
         said.append(equalize_note(figures["equalize"]))
-    if figures["pair_safe"] is not None:
+    if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
         said.append(pair_note(figures["pair_safe"]))
     constant = [name for name, found in quantization.items() if found in CONSTANT]
     if constant:

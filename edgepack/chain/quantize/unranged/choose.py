@@ -14,8 +14,14 @@ import numpy as np
 import onnx
 
 from edgepack.chain.graphs.view import GraphView, attribute
-from edgepack.chain.quantize.layers import FLOAT_LAYERS, Layer, inner_layers, is_layer, read_layer
-from edgepack.chain.quantize.run import RETURNED
+from edgepack.chain.quantize.layers import (
+    FLOAT_LAYERS,
+    RETURNED,
+    Layer,
+    inner_layers,
+    is_layer,
+    read_layer,
+)
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 # A smaller table is not worth the operators that read it.
@@ -148,13 +154,21 @@ def _layer(view: GraphView, index: int, mode: str) -> Layer | tuple[Constant, ..
     node = view.nodes[index]
     if mode == "dynamic" and node.op_type in NOT_DYNAMIC:
         return NOT_DYNAMIC[node.op_type]
+    if node.op_type in RECURRENT or node.op_type == "ConvTranspose":
+        return read_weights(view, index)
+    return read_layer(view, index)
+
+
+def read_weights(view: GraphView, index: int) -> tuple[Constant, ...] | str:
+    """Return the weights of a recurrent layer or a convolution, or why they cannot be integers."""
+    node = view.nodes[index]
     if node.op_type in RECURRENT:
         return _recurrent(view, index)
-    if node.op_type == "ConvTranspose":
-        # (inputs, outputs of a group, *kernel): groups share a scale.
-        axes = len(view.shapes.get(node.input[1], ()))
-        return _constants(view, index, {1: tuple(axis for axis in range(axes) if axis != 1)})
-    return read_layer(view, index)
+    # Conv is (outputs, inputs of a group, *kernel), ConvTranspose (inputs, outputs of a group,
+    # *kernel): there groups share a scale.
+    outputs = 1 if node.op_type == "ConvTranspose" else 0
+    axes = len(view.shapes.get(node.input[1], ()))
+    return _constants(view, index, {1: tuple(axis for axis in range(axes) if axis != outputs)})
 
 
 def _recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:

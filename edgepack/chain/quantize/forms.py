@@ -1,0 +1,118 @@
+"""Layers that have no static int8 kernel, or a slow one, in the form that serves each best.
+
+    LSTM              int8, quantized at run time: onnxruntime has a kernel for that
+    GRU, RNN, Conv3d  int8 in the file, float32 again when the model is loaded: a quarter of the
+                      bytes at the speed of the float layer
+
+They stand beside the static layers in one graph. Their weights are rounded to the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import onnx
+
+from edgepack.chain.graphs.view import GraphView
+from edgepack.chain.quantize.layers import FLOAT_LAYERS, SLOW_VOLUME, is_volume
+from edgepack.chain.quantize.options import QuantizeOptions
+from edgepack.chain.quantize.unranged.choose import RECURRENT, Choice, Constant, read_weights
+from edgepack.chain.quantize.unranged.dynamic import DynamicEmitter
+from edgepack.chain.quantize.unranged.emit import Found, Integers, WeightEmitter, integers_of
+from edgepack.chain.quantize.unranged.weights_only import WeightsEmitter
+
+# What writes each form, in the order in which they are written.
+EMITTERS: dict[str, type[WeightEmitter]] = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}
+
+# Why a layer is not static int8; there is no kernel of run time either for GRU and RNN.
+_REASONS = {
+    "LSTM": FLOAT_LAYERS["LSTM"],
+    "GRU": "recurrent: onnxruntime has no int8 GRU",
+    "RNN": "recurrent: onnxruntime has no int8 RNN",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of one layer beside the static ones.
+
+    Attributes:
+        name: the node's name.
+        operator: the node's operator.
+        kind: "dynamic" or "weights", a key of `EMITTERS`.
+        reason: why the layer is not static int8.
+        constants: its weights.
+        integers: the same as s8, in that order.
+    """
+
+    name: str
+    operator: str
+    kind: str
+    reason: str
+    constants: tuple[Constant, ...]
+    integers: tuple[Integers, ...]
+
+
+def choose_forms(
+    view: GraphView, options: QuantizeOptions
+) -> tuple[dict[str, Form], dict[str, str]]:
+    """Choose the form of every layer that does not become static int8 for want of a kernel.
+
+    Args:
+        view: of a prepared graph.
+        options: `recurrent`, `conv3d`, and what weights are rounded by.
+
+    Returns:
+        The forms by the node's name, and for layers that cannot have one the reason.
+    """
+    forms: dict[str, Form] = {}
+    reasons: dict[str, str] = {}
+    for index, node in enumerate(view.nodes):
+        kind = _kind(view, index, options)
+        if kind is None or node.name in options.exclude:
+            continue
+        constants = read_weights(view, index)
+        if isinstance(constants, str):
+            reasons[node.name] = constants
+            continue
+        # Pairs of products are added in 16 bits where activations are integers, too.
+        rounding = options if kind == "dynamic" else replace(options, range="full")
+        integers = tuple(integers_of(constant, rounding) for constant in constants)
+        reason = _REASONS.get(node.op_type, SLOW_VOLUME)
+        forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
+    return forms, reasons
+
+
+def store_forms(
+    model: onnx.ModelProto, forms: Mapping[str, Form], floats: Collection[str]
+) -> onnx.ModelProto:
+    """Rewrite layers of a static int8 graph in their forms.
+
+    Args:
+        model: the static graph; these layers are float in it.
+        forms: by the node's name.
+        floats: names of layers that stay float.
+    """
+    for kind, emitter in EMITTERS.items():
+        chosen = [f for f in forms.values() if f.kind == kind and f.name not in floats]
+        if not chosen:
+            continue
+        view = GraphView(model)
+        places = {node.name: index for index, node in enumerate(view.nodes)}
+        choice = Choice((), {places[f.name]: f.constants for f in chosen}, {}, ())
+        found = Found(0, {places[form.name]: form.integers for form in chosen})
+        model = emitter(model, view, choice, found).model()
+    return model
+
+
+def _kind(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
+    """Return the form that the options name for a layer; None where it is static or float."""
+    operator = view.nodes[index].op_type
+    if operator == "LSTM" and options.recurrent == "dynamic":
+        return "dynamic"
+    if operator in RECURRENT and options.recurrent != "float":
+        return "weights"
+    if is_volume(view, index) and options.conv3d == "weights":
+        return "weights"
+    return None
