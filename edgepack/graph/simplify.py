@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -28,13 +29,26 @@ Shape, Slice and Concat to make a Gemm of it, and onnxruntime fuses the layer an
 make one operator of onnxruntime's own out of an attention: TensorRT does not know it, and it hides
 its layers from what quantizes, measures and counts."""
 
+GROWTH, SLACK = 1.01, 1024
+"""A simplified graph may have this many times the bytes of the one before, and so many more for
+names and shapes. What grows further by folding constants (Tile, Expand, a product of two small
+matrices) is left unfolded: onnxruntime folds it when it loads the model."""
+UNFOLDED: tuple[Mapping[str, Any], ...] = (
+    {"tensor_size_threshold": "1KB"},
+    {"skip_constant_folding": True},
+)
+"""Options of onnxsim that fold less: no large Tile, Expand and ConstantOfShape, then nothing."""
+PAIRS, FASTER = 25, 0.75
+"""A larger graph is kept where it is the faster one in this share of so many pairs of calls."""
+
 
 def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> PassResult[Any]:
     """Fold constants and BatchNorm, inline functions, and strip the graph of metadata.
 
     The result passes onnx's full check, loads in onnxruntime, and its bytes are the same for the
     same graph in every run. onnxsim does the folding; where it fails, or changes what the graph
-    computes on the example, its result is not used and a note says why.
+    computes on the example, its result is not used and a note says why. A graph that folding has
+    made larger is folded less; a larger one is kept only where it is measurably faster.
 
     Args:
         model: an `onnx.ModelProto`; it is not changed.
@@ -55,6 +69,9 @@ def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> Pas
         require_valid(tidy)
         Runner(tidy)
         folded = tidy
+    else:
+        folded, note = _without_growth(tidy, folded, example)
+        notes += [note] if note else []
     ordered = _ordered(folded)
     before, after = _count(model), _count(ordered)
     if folded is not tidy:
@@ -73,6 +90,8 @@ def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> Pas
         details={
             "nodes_before": sum(before.values()),
             "nodes_after": sum(after.values()),
+            "bytes_before": model.ByteSize(),
+            "bytes_after": ordered.ByteSize(),
             "onnxsim": folded is not tidy,
             "batch_norms_left": len(left),
         },
@@ -120,13 +139,66 @@ def _inlined(model: Any) -> Any:
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
-def _folded(model: Any, example: Mapping[str, np.ndarray] | None) -> tuple[Any | None, str]:
-    """onnxsim's result, or None and the reason why it is not used."""
+def _without_growth(
+    tidy: Any, folded: Any, example: Mapping[str, np.ndarray] | None
+) -> tuple[Any, str]:
+    """Return a simplified graph no larger than it was, or a faster one, and a note on growth.
+
+    Args:
+        tidy: the graph before.
+        folded: the same, folded and fused.
+        example: one array per input.
+    """
+    limit, size = GROWTH * tidy.ByteSize() + SLACK, folded.ByteSize()
+    if size <= limit:
+        return folded, ""
+    growth = f"Simplified, the graph grew from {tidy.ByteSize():,} to {size:,} bytes"
+    smallest = folded
+    for options in UNFOLDED:
+        candidate, _ = _folded(tidy, example, **options)
+        if candidate is not None and candidate.ByteSize() < smallest.ByteSize():
+            smallest = candidate
+        if smallest.ByteSize() <= limit:
+            kept = f"the constants that made it grow stay unfolded ({smallest.ByteSize():,} bytes)"
+            return smallest, f"{growth}; {kept}, and onnxruntime folds them when it loads it."
+    # What still grows is fusion: a BatchNormalization in each of several convolutions that share
+    # their weights.
+    if example is not None and _faster(smallest, tidy, example):
+        kept = f"it is kept at {smallest.ByteSize():,} bytes, since its nodes run faster"
+        return smallest, f"{growth}; {kept}."
+    return tidy, f"{growth} and runs no faster: it is left as it was."
+
+
+def _faster(one: Any, other: Any, example: Mapping[str, np.ndarray]) -> bool:
+    """Compare two graphs as written, node by node, in pairs of calls: a quantized graph runs so.
+
+    A machine that is busy for a while slows both calls of a pair.
+    """
+    runners = [Runner(model, threads=1, optimize=False) for model in (one, other)]
+    wins = 0
+    for _ in range(PAIRS):
+        first, second = (_seconds(runner, example) for runner in runners)
+        wins += first < second
+    return wins >= FASTER * PAIRS
+
+
+def _seconds(runner: Runner, example: Mapping[str, np.ndarray]) -> float:
+    started = time.perf_counter()
+    runner.run(example)
+    return time.perf_counter() - started
+
+
+def _folded(
+    model: Any, example: Mapping[str, np.ndarray] | None, **options: Any
+) -> tuple[Any | None, str]:
+    """Return onnxsim's result, or None and the reason why it is not used."""
     import onnxsim
 
     try:
         with muted():
-            folded, _ = onnxsim.simplify(model, skipped_optimizers=list(SKIPPED), certify=False)
+            folded, _ = onnxsim.simplify(
+                model, skipped_optimizers=list(SKIPPED), certify=False, **options
+            )
     except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its passes in C++ raise
         words = str(error).split("==>")[0].split()
         return None, f"it failed with {' '.join(words)[:300].rstrip('.')}"

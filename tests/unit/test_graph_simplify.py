@@ -319,3 +319,95 @@ def test_operators_that_onnx_does_not_have_are_not_put_in(monkeypatch):
     result = simplify(convolution())
     assert not result.details["onnxsim"]
     assert "operators that ONNX does not have (com.microsoft.Gelu)" in result.notes[0]
+
+
+def tiled(nodes: list[onnx.NodeProto], **arrays: np.ndarray) -> onnx.ModelProto:
+    """Add a large constant `p`, made by `nodes` of small ones, to the input, and multiply."""
+    rng = np.random.default_rng(2)
+    arrays["w"] = rng.standard_normal((64, 64)).astype(np.float32)
+    body = helper.make_graph(
+        [
+            *nodes,
+            helper.make_node("Add", ["x", "p"], ["a"], "add"),
+            helper.make_node("MatMul", ["a", "w"], ["y"], "product"),
+        ],
+        "g",
+        [value("x", "batch", 512, 64)],
+        [value("y", "batch", 512, 64)],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+
+
+HALF = numpy_helper.from_array(np.array([0.5], np.float32))
+GROWING = {
+    "tile": lambda: tiled(
+        [helper.make_node("Tile", ["s", "n"], ["p"])], s=floats(1, 1, 64), n=np.array([1, 512, 1])
+    ),
+    "expand": lambda: tiled(
+        [helper.make_node("Expand", ["s", "n"], ["p"])], s=floats(1, 64), n=np.array([512, 64])
+    ),
+    "constant of shape": lambda: tiled(
+        [helper.make_node("ConstantOfShape", ["n"], ["p"], value=HALF)], n=np.array([512, 64])
+    ),
+    "broadcast": lambda: tiled(
+        [helper.make_node("Mul", ["s", "t"], ["p"])], s=floats(512, 1), t=floats(1, 64)
+    ),
+    "product": lambda: tiled(
+        [helper.make_node("MatMul", ["s", "t"], ["p"])], s=floats(512, 2), t=floats(2, 64)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", GROWING)
+def test_no_constant_is_folded_that_makes_the_graph_larger(kind: str) -> None:
+    model = GROWING[kind]()
+    fed = {"x": floats(1, 512, 64)}
+    result = simplify(model, fed)
+    assert result.model.ByteSize() < 1.01 * model.ByteSize() + 1024
+    assert result.details["bytes_after"] == result.model.ByteSize()
+    assert any("stay unfolded" in note for note in result.notes)
+    np.testing.assert_array_equal(Runner(result.model).run(fed)[0], Runner(model).run(fed)[0])
+
+
+def test_weights_that_share_a_size_with_what_made_them_are_folded() -> None:
+    model = tiled([helper.make_node("Transpose", ["s"], ["p"], perm=[1, 0])], s=floats(64, 512))
+    result = simplify(model, {"x": floats(1, 512, 64)})
+    assert [node.op_type for node in result.model.graph.node] == ["Add", "MatMul"]
+    assert not any("grew" in note for note in result.notes)
+
+
+def shared_convolution(size: int) -> onnx.ModelProto:
+    """One convolution's weights on three paths, with a BatchNormalization on each."""
+    nodes, arrays = [], {"w": 0.05 * floats(32, 32, 3, 3)}
+    for number, path in enumerate("abc"):
+        names = [f"{path}_{name}" for name in "sbmv"]
+        arrays |= {name: np.abs(floats(32)) + np.float32(0.5 + number) for name in names}
+        nodes += [
+            helper.make_node("Conv", [f"x{path}", "w"], [f"c{path}"], pads=[1, 1, 1, 1]),
+            helper.make_node("BatchNormalization", [f"c{path}", *names], [f"y{path}"]),
+        ]
+    body = helper.make_graph(
+        nodes,
+        "g",
+        [value(f"x{path}", 1, 32, size, size) for path in "abc"],
+        [value(f"y{path}", 1, 32, size, size) for path in "abc"],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_a_larger_graph_is_kept_only_where_it_is_faster() -> None:
+    model = shared_convolution(96)
+    fed = {f"x{path}": floats(1, 32, 96, 96) for path in "abc"}
+    for result in (simplify(model, fed), simplify(model)):
+        larger = result.model.ByteSize() > 1.5 * model.ByteSize()
+        said = [note for note in result.notes if "grew from" in note]
+        assert len(said) == 1
+        assert ("run faster" in said[0]) == larger
+        assert ("no faster" in said[0]) != larger
+    assert not larger  # without an example nothing can be measured
