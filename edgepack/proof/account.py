@@ -50,6 +50,27 @@ def _precision(steps: Sequence[Step]) -> str:
     return "+".join(found[name] for name in ("quantize", "half") if name in passes) or "fp32"
 
 
+def _sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
+    """Compare the model's bytes with the file that the user gave.
+
+    An ONNX file is compared as it is. Of any other source the smaller of the file and its exported
+    fp32 graph counts: a checkpoint may hold an optimizer's state, or weights in fp16.
+    """
+    model, file = len(job.graph.model), job.source.bytes
+    export = next(record.bytes for record in ledger.records if record.stage == "export")
+    export = len(job.original.model) if export is None else export
+    basis = "file" if job.source.kind == "onnx" or file <= export else "export"
+    original = file if basis == "file" else export
+    return {
+        "original_bytes": original,
+        "model_bytes": model,
+        "ratio": model / original,
+        "basis": basis,
+        "file_bytes": file,
+        "export_bytes": export,
+    }
+
+
 def account(
     job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
     latency: Mapping[str, Any] | None, host: Local, ledger: Ledger, started: float,
@@ -67,8 +88,8 @@ def account(
     """
     passed = bool(verdict["passed"])
     request = job.request
-    model_bytes, original_bytes = len(job.graph.model), len(job.original.model)
-    return {
+    model_bytes = len(job.graph.model)
+    document = {
         "format": report.FORMAT,
         "verdict": "fail" if not passed else "pass" if job.samples.proven else "unproven",
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -107,6 +128,9 @@ def account(
             "length": latency["length"],
             "threads": latency["threads"],
             "ratio": latency["ratio"],
+            "load": latency["load"],
+            "spread": latency["spread"],
+            "disturbed": latency["disturbed"],
             "rounds": [
                 {"model": model, "original": original}
                 for model, original in zip(
@@ -122,11 +146,7 @@ def account(
             if latency
             else verdict["memory"]["peak_rss_bytes"]
         },
-        "sizes": {
-            "original_bytes": original_bytes,
-            "model_bytes": model_bytes,
-            "ratio": model_bytes / original_bytes,
-        },
+        "sizes": _sizes(job, ledger),
         "build": {
             "seconds": round(time.perf_counter() - started, 3),
             "peak_rss_bytes": peak_rss(),
@@ -138,3 +158,4 @@ def account(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
+    return {**document, "cautions": report.cautions(document)}

@@ -282,7 +282,13 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
             )  # fmt: skip
         stage.note(
             f"p50 {found['model']['p50']:.3f} ms, the original's fp32 graph "
-            f"{found['original']['p50']:.3f} ms, in turns"
+            f"{found['original']['p50']:.3f} ms, in turns",
+            *(f"disturbed: {reason}" for reason in found["disturbed"]),
+        )
+    if found["disturbed"]:
+        ledger.warn(
+            f"the latency was disturbed: {'; '.join(found['disturbed'])}; measure again on a quiet "
+            "machine: edgepack bench BUNDLE --against ONNX"
         )
     if found["ratio"] < 1:
         ledger.warn(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgepack.report.cautions import cautions
 from edgepack.report.gates import describe_gate
 from edgepack.report.model import FORMAT, ReportError, encode, validate
 
@@ -46,6 +47,7 @@ def render_instructions(document: Mapping[str, Any], console: Console) -> None:
 __all__ = [
     "FORMAT",
     "ReportError",
+    "cautions",
     "describe_gate",
     "encode",
     "render_html",

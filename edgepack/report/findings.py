@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.metrics.closeness import closeness_db
+from edgepack.report.cautions import disturbed, size_basis
 from edgepack.report.figures import (
     apart,
+    bytes_text,
     decibel,
     number,
     percent,
@@ -131,6 +133,39 @@ def verdict(report: Mapping[str, Any]) -> str:
     return f"Every {gate} passed ({len(decisive)}). {_quality(report)} {_fidelity(report)}"
 
 
+def title(report: Mapping[str, Any]) -> str:
+    """Return the verdict in a few words: "PASS, but slower than fp32: 0.57×"."""
+    name = TITLES[report["verdict"]]
+    texts = [caution["text"] for caution in report.get("cautions", ())]
+    return f"{name}, but {' and '.join(texts)}" if texts and report["verdict"] == "pass" else name
+
+
+def size(report: Mapping[str, Any]) -> str:
+    """Return the share of the original's bytes, and of a checkpoint what its file has."""
+    sizes = report["sizes"]
+    text = f"{percent(sizes['ratio'])} of {size_basis(report)}"
+    if sizes.get("basis") == "export":
+        text += f"; {report['source']['path']} has {bytes_text(sizes['file_bytes'])}"
+    return text
+
+
+def forms(report: Mapping[str, Any]) -> str:
+    """Return the forms that quantization gave the layers; empty where it chose none."""
+    records = [record for record in report["ledger"] if record["stage"] == "quantize"]
+    details: Mapping[str, Any] = records[0]["details"] if records else {}
+    if details.get("mode") != "static" or "layers_dynamic" not in details:
+        return ""
+    counts = [
+        (details["layers_quantized"], "in static int8"),
+        (len(details["layers_dynamic"]), "in int8 by ranges of run time"),
+        (len(details["layers_weights"]), "with int8 weights and float arithmetic"),
+        (len(details["layers_float"]), "in float"),
+    ]
+    if not (counts[1][0] or counts[2][0]):
+        return ""
+    return "Layers: " + ", ".join(f"{count} {form}" for count, form in counts if count) + "."
+
+
 def _quality(report: Mapping[str, Any]) -> str:
     question = report["quality"]
     metrics = worst(question["outputs"])
@@ -232,7 +267,11 @@ def speed(report: Mapping[str, Any]) -> str:
     latency = report["latency"]
     if not latency:
         return ""
-    names = _names(report)
+    names, reasons = _names(report), disturbed(report)
+    if reasons:
+        ratio = latency["ratio"]
+        change = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
+        return f"about {change} than {names[1]}, disturbed: {'; '.join(reasons)}"
     if report["slower"]:
         factor = 1 / latency["ratio"]
         return f"{names[0]} is {factor:.2f}× slower than {names[1]} on this machine"

@@ -15,6 +15,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError
+from edgepack.report.cautions import NOISE, cautions
 from edgepack.report.gates import relation
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ FORMAT = "edgepack-report/1"
 _SHOWN = 8
 # Figures may be stored rounded; a contradiction must be larger than that.
 _ROUNDING = 1e-3
-# Two medians closer than this may be called either way.
-_NOISE = 0.05
 
 
 class ReportError(EdgepackError):
@@ -133,6 +132,11 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
         yield from _misclocked(latency, report["slower"])
     elif report["slower"]:
         yield "slower is true, and no latency was measured"
+    if "cautions" in report:
+        stated = [caution["code"] for caution in report["cautions"]]
+        due = [caution["code"] for caution in cautions(report)]
+        if stated != due:
+            yield f"cautions are {stated}, its figures say {due}"
 
 
 def _misjudged(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
@@ -178,5 +182,5 @@ def _misclocked(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
     # Both medians and their ratio may be rounded, the medians to a hundredth of a millisecond.
     if not math.isclose(latency["ratio"], ratio, rel_tol=0.02):
         yield f"latency.ratio is {latency['ratio']}, its medians say {ratio:.3f}"
-    if ratio > 1 + _NOISE if slower else ratio < 1 - _NOISE:
+    if ratio > 1 + NOISE if slower else ratio < 1 - NOISE:
         yield f"slower is {slower}, the medians' ratio is {ratio:.3f}"

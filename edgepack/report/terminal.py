@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepack.report import findings
+from edgepack.report.cautions import disturbed
 from edgepack.report.figures import (
     bytes_text,
     fit,
     ms_text,
-    percent,
     plural,
     printable,
     seconds_text,
@@ -30,6 +30,8 @@ _VERDICT = {
     "fail": ("✗", "bold red"),
     "unproven": ("▲", "bold black on yellow"),
 }
+# Of a bundle that passed, and is slower or larger than what was given.
+_CAUTIOUS = ("▲", "bold black on yellow")
 _STATUS = {"done": "", "cached": "dim", "skipped": "dim", "failed": "red"}
 # Below this many columns tables give up what can be read elsewhere.
 _NARROW = 64
@@ -62,6 +64,8 @@ class _Summary:
         self.console.print()
         if self.chain:
             self._passes(self.chain)
+            if forms := findings.forms(self.report):
+                self._indented(self.text(forms))
             self.console.print()
         self._ledger()
         self._warnings()
@@ -75,10 +79,15 @@ class _Summary:
     def _verdict(self) -> None:
         report = self.report
         mark, style = _VERDICT[report["verdict"]]
-        title = f" {mark} {findings.TITLES[report['verdict']]} "
+        if report.get("cautions") and report["verdict"] == "pass":
+            mark, style = _CAUTIOUS
+        title = f" {mark} {findings.title(report)} "
         head = self.text(f"  {report['name']} → {report['target']['name']}", "bold")
         self.console.print(Text.assemble(self.text(title, style), head))
         self._indented(self.text(findings.verdict(report)))
+        if report["verdict"] != "pass":
+            for caution in report.get("cautions", ()):
+                self._indented(self.text(f"It is {caution['text']}.", "yellow"))
         failed = report["verdict"] == "fail" and not report["quality"]["passed"]
         if failed and (loss := findings.first_loss(report["ledger"])):
             self._indented(self.text(f"First loss at {loss}.", "red"))
@@ -117,8 +126,7 @@ class _Summary:
     def _costs(self) -> Iterator[tuple[str, str, Text]]:
         sizes, latency = self.report["sizes"], self.report["latency"]
         change = f"{bytes_text(sizes['original_bytes'])} → {bytes_text(sizes['model_bytes'])}"
-        share = percent(sizes["model_bytes"] / sizes["original_bytes"])
-        yield "size", change, self.text(f"{share} of the original")
+        yield "size", change, self.text(findings.size(self.report))
         if latency:
             original, model = latency["original"]["p50"], latency["model"]["p50"]
             speed = self.text(
@@ -126,7 +134,8 @@ class _Summary:
             )
             if p90 := latency["model"].get("p90"):
                 speed.append_text(self.text(f", p90 {ms_text(p90)}"))
-            yield "latency", f"{ms_text(original)} → {ms_text(model)}", speed
+            about = "about " if disturbed(self.report) else ""
+            yield "latency", f"{about}{ms_text(original)} → {ms_text(model)}", speed
         else:
             yield "latency", "not measured", Text()
         if peak := self.report["memory"]["peak_rss_bytes"]:

@@ -182,7 +182,12 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
             )
     if found["ratio"]:
         faster = "faster" if found["ratio"] >= 1 else "SLOWER"
-        say(f"this bundle is {max(found['ratio'], 1 / found['ratio']):.2f}x {faster}")
+        about = "about " if found["disturbed"] else ""
+        digits = 1 if found["disturbed"] else 2
+        factor = max(found["ratio"], 1 / found["ratio"])
+        say(f"this bundle is {about}{factor:.{digits}f}x {faster}")
+    if found["disturbed"]:
+        say(f"disturbed: {'; '.join(found['disturbed'])}; measure again on a quiet machine")
     return found, 0
 
 

@@ -20,6 +20,7 @@ from ..bundle.engines import CUDA
 from ..bundle.index import read_index
 from ..device import machine
 from ..errors import DeviceError, EdgepackError, InputError
+from .load import LoadMonitor, disturbances, spread_of
 
 if TYPE_CHECKING:
     from ..device.variants import Choice
@@ -171,6 +172,17 @@ def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
     }
 
 
+def _rounds(model: Mapping[str, Any], other: Optional[Mapping[str, Any]]) -> List[float]:
+    """Return the speed-up of each round, or its median where there is nothing to compare with.
+
+    A machine that slows down slows both sides of a round, and their ratio stays.
+    """
+    if other is None:
+        return list(model["rounds_p50"])
+    pairs = zip(other["rounds_p50"], model["rounds_p50"])
+    return [theirs / ours for theirs, ours in pairs]
+
+
 def bench(
     path: str, *, length: str, against: str = "", threads: int = 0, variant: str = ""
 ) -> Dict[str, Any]:
@@ -184,7 +196,9 @@ def bench(
         threads: threads within an operator; 0 takes every physical core.
         variant: the name of the bundle's variant; "" for the best that fits.
 
-    Returns latencies in ms; `ratio` is the other model's p50 over the bundle's.
+    Returns latencies in ms; `ratio` is the other model's p50 over the bundle's, `load` what else
+    ran meanwhile, `spread` by how much the rounds differ, and `disturbed` why the figures are not
+    to be relied on (empty where they are).
     """
     queries, seconds = LENGTHS[length]
     share = (
@@ -193,14 +207,17 @@ def bench(
         "--threads={}".format(threads),
     )
     turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}
+    monitor = LoadMonitor()
     for _ in range(ROUNDS):
         turns["model"].append(_turn(path, [*share, "--variant={}".format(variant)]))
         if against:
             same = turns["model"][0]["variant"]["engine"] == CUDA
             other_file = "--against={}".format(os.path.abspath(against))
             turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * same]))
+    load = monitor.result()
     model = _summary(turns["model"])
     other = _summary(turns["against"]) if against else None
+    spread = round(spread_of(_rounds(model, other)), 4)
     return {
         "unit": "ms",
         "length": length,
@@ -208,6 +225,9 @@ def bench(
         "model": model,
         "original": other,
         "ratio": other["p50"] / model["p50"] if other else None,
+        "load": load,
+        "spread": spread,
+        "disturbed": disturbances(load, spread, threads),
         "variant": turns["model"][0]["variant"],
         "device": turns["model"][0]["device"],
     }

@@ -1,0 +1,72 @@
+"""Why a bundle that passed its gates is no plain success: it costs more than what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepack.report.figures import percent
+
+# Medians closer than this may be called either way.
+NOISE = 0.05
+# Names and shapes may take this share more bytes.
+NAMES = 0.01
+# Fewer bytes by less than this are no gain.
+LEAST = 0.05
+
+
+def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a code, a ratio and a few words for everything that a verdict must not hide.
+
+    `slower` than the original in fp32, `larger` than what was given, and `no-gain`: a chain that
+    computes in fewer bits and made the model neither smaller nor faster.
+
+    Args:
+        report: a valid report, with or without cautions of its own.
+    """
+    speed, size = _speed(report), report["sizes"]["ratio"]
+    result = []
+    if speed is not None and speed < 1 - NOISE:
+        text = f"slower than fp32: {factor(report, speed)}"
+        result.append({"code": "slower", "ratio": speed, "text": text})
+    if size > 1 + NAMES:
+        text = f"larger than {size_basis(report)}: {size:.2f}×"
+        result.append({"code": "larger", "ratio": size, "text": text})
+    elif size > 1 - LEAST and _fewer_bits(report) and (speed is None or speed < 1 + NOISE):
+        text = f"{percent(size)} of the bytes of {size_basis(report)}"
+        if not result and speed is not None:
+            text += " and no faster"
+        result.append({"code": "no-gain", "ratio": size, "text": text})
+    return result
+
+
+def size_basis(report: Mapping[str, Any]) -> str:
+    """Name what the size is compared with; a report from before has one graph alone."""
+    basis = report["sizes"].get("basis")
+    if basis is None:
+        return "the original"
+    return "its fp32 graph" if basis == "export" else str(report["source"]["path"])
+
+
+def factor(report: Mapping[str, Any], ratio: float) -> str:
+    """Format a speed-up or slow-down, marked where its measurement was disturbed."""
+    if disturbed(report):
+        return f"about {ratio:.1f}×, disturbed"
+    return f"{ratio:.2f}×"
+
+
+def disturbed(report: Mapping[str, Any]) -> list[str]:
+    """Return the reasons not to rely on the latency; empty on a quiet machine."""
+    return list((report["latency"] or {}).get("disturbed", ()))
+
+
+def _speed(report: Mapping[str, Any]) -> float | None:
+    """Return the speed-up; None where it was not measured, or no pass changed the graph."""
+    passes = [record for record in report["ledger"] if record.get("measured")]
+    if not report["latency"] or len(passes) == 1:
+        return None
+    return float(report["latency"]["ratio"])
+
+
+def _fewer_bits(report: Mapping[str, Any]) -> bool:
+    return str(report["target"].get("precision", "fp32")) != "fp32"

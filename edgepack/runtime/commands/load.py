@@ -1,0 +1,122 @@
+"""How busy a machine was while something was timed on it: what other processes took of it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Dict, List, Optional, Sequence
+
+STAT = "/proc/stat"
+# Of a line of /proc/stat: user, nice, system, irq, softirq and steal; not idle and iowait, and not
+# the guests' time, which is in user and nice already.
+BUSY = (0, 1, 2, 5, 6, 7)
+# Cores that other processes may take unnoticed, and of those that the timed code leaves idle the
+# share that they may take.
+TAKEN, OF_IDLE = 0.2, 0.5
+# Largest round over smallest, less one, that still counts as steady.
+SPREAD = 0.2
+# Load average over the number of cores that counts as busy where the system tells no more.
+LOAD = 1.5
+
+
+class LoadMonitor:
+    """The load of the cores that this process may use, from its creation on.
+
+    Args:
+        path: of the kernel's counters.
+    """
+
+    def __init__(self, path: str = STAT) -> None:
+        self._path = path
+        self._cores = allowed_cores()
+        self._before = load_average()
+        self._busy = busy_seconds(self._cores, path)
+        self._own = _own_seconds()
+        self._started = os.times().elapsed
+
+    def result(self) -> Dict[str, Any]:
+        """Return the load so far.
+
+        `before` and `after` are load averages of a minute, `cores` the number of cores, `others`
+        how many of them other processes took on average. Each is None where the system does not
+        tell.
+        """
+        busy = busy_seconds(self._cores, self._path)
+        others = None
+        elapsed = os.times().elapsed - self._started
+        if busy is not None and self._busy is not None and elapsed > 0:
+            own = _own_seconds() - self._own
+            others = round(max(0.0, busy - self._busy - own) / elapsed, 2)
+        return {
+            "before": self._before,
+            "after": load_average(),
+            "cores": len(self._cores),
+            "others": others,
+        }
+
+
+def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]:
+    """Return the reasons not to trust a measured latency, in words; empty on a quiet machine.
+
+    Args:
+        load: as `LoadMonitor.result` gives it.
+        spread: of the rounds: largest over smallest, less one.
+        threads: of the timed code; 0 for every physical core.
+    """
+    cores, reasons = load["cores"], []
+    idle = max(0, cores - threads) if threads else 0
+    if load["others"] is None:
+        if load["after"] is not None and load["after"] > LOAD * cores:
+            reasons.append(f"load {load['after']:.1f} on {_plural(cores)}")
+    elif load["others"] > TAKEN + OF_IDLE * idle:
+        average = "" if load["after"] is None else f", load {load['after']:.1f}"
+        reasons.append(f"other processes took {load['others']:.1f} of {_plural(cores)}{average}")
+    if spread > SPREAD:
+        reasons.append(f"rounds differ by {100 * spread:.0f} %")
+    return reasons
+
+
+def spread_of(rounds: Sequence[float]) -> float:
+    """Return the largest over the smallest of some positive figures, less one."""
+    return max(rounds) / min(rounds) - 1.0
+
+
+def allowed_cores() -> List[int]:
+    """Return the logical cores that this process may run on."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return list(range(os.cpu_count() or 1))
+
+
+def load_average() -> Optional[float]:
+    """Return the load average of the last minute; None where the system does not tell."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
+
+
+def busy_seconds(cores: Sequence[int], path: str = STAT) -> Optional[float]:
+    """Return the time that some cores were busy since boot; None where it is not told."""
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = seen = 0
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            for line in file:
+                name, *fields = line.split()
+                if name in wanted:
+                    ticks += sum(int(fields[place]) for place in BUSY)
+                    seen += 1
+        return ticks / os.sysconf("SC_CLK_TCK") if seen else None
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+
+
+def _own_seconds() -> float:
+    """Return the processor time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _plural(cores: int) -> str:
+    return f"{cores} core{'s' * (cores != 1)}"
