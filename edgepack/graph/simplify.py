@@ -38,6 +38,8 @@ UNFOLDED: tuple[Mapping[str, Any], ...] = (
     {"skip_constant_folding": True},
 )
 """Options of onnxsim that fold less: no large Tile, Expand and ConstantOfShape, then nothing."""
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
+"""Operators whose second input holds weights that a quantizer reads."""
 PAIRS, FASTER = 25, 0.75
 """A larger graph is kept where it is the faster one in this share of so many pairs of calls."""
 
@@ -153,20 +155,36 @@ def _without_growth(
     if size <= limit:
         return folded, ""
     growth = f"Simplified, the graph grew from {tidy.ByteSize():,} to {size:,} bytes"
-    smallest = folded
+    smallest, weighted = folded, _weighted(folded)
     for options in UNFOLDED:
         candidate, _ = _folded(tidy, example, **options)
-        if candidate is not None and candidate.ByteSize() < smallest.ByteSize():
-            smallest = candidate
+        if candidate is None or candidate.ByteSize() >= smallest.ByteSize():
+            continue
+        if _weighted(candidate) < weighted:
+            # Weights in fp16 behind a Cast, for one: what cannot be read cannot be quantized.
+            return folded, f"{growth}: the weights of its layers had to be folded."
+        smallest = candidate
         if smallest.ByteSize() <= limit:
-            kept = f"the constants that made it grow stay unfolded ({smallest.ByteSize():,} bytes)"
-            return smallest, f"{growth}; {kept}, and onnxruntime folds them when it loads it."
+            size = smallest.ByteSize()
+            return smallest, (
+                f"{growth}; the constants that made it grow stay unfolded ({size:,} bytes), and "
+                "onnxruntime folds them when it loads the model."
+            )
+    if _weighted(tidy) < weighted:
+        return folded, f"{growth}: the weights of its layers had to be folded."
     # What still grows is fusion: a BatchNormalization in each of several convolutions that share
     # their weights.
     if example is not None and _faster(smallest, tidy, example):
         kept = f"it is kept at {smallest.ByteSize():,} bytes, since its nodes run faster"
         return smallest, f"{growth}; {kept}."
     return tidy, f"{growth} and runs no faster: it is left as it was."
+
+
+def _weighted(model: Any) -> int:
+    """Count the layers whose weights are initializers."""
+    constants = {initializer.name for initializer in model.graph.initializer}
+    layers = (node for node in walk_nodes(model.graph) if node.op_type in LAYERS)
+    return sum(node.input[1] in constants for node in layers)
 
 
 def _faster(one: Any, other: Any, example: Mapping[str, np.ndarray]) -> bool:

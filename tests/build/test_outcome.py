@@ -69,6 +69,11 @@ def test_latency_is_measured_side_by_side(home: Home, tmp_path: Path) -> None:
     assert found["length"] == "smoke"
     assert found["ratio"] == pytest.approx(found["original"]["p50"] / found["model"]["p50"])
     assert found["rounds"]
+    assert found["load"]["cores"] >= 1
+    assert found["spread"] >= 0
+    # Whatever else runs here: what is disturbed says so, and says why.
+    quiet = found["load"]["others"] in (None, 0.0) and found["spread"] == 0
+    assert not (quiet and found["disturbed"])
 
 
 def test_memory_is_that_of_the_loader(home: Home, tmp_path: Path) -> None:

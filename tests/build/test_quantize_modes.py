@@ -124,6 +124,37 @@ def test_a_build_without_calibration_samples(texts: Home, tmp_path: Path, chain:
     assert stage["notes"][0].split("; ")[-1][:20] in html
 
 
+def test_the_default_chain_gives_each_layer_its_form(texts: Home, tmp_path: Path) -> None:
+    output = tmp_path / "reader.edgepack"
+    answer = build(texts.build("reader.onnx", "--evaluation", texts / "evaluation.npz"), output)
+    details = answer.stage("quantize")["details"]
+    assert details["layers_quantized"] == 2
+    assert [layer["name"] for layer in details["layers_dynamic"]] == ["read"]
+    assert not details["integer_only"]
+    report = answer.document
+    assert [gate["name"] for gate in report["fidelity"]["gates"]] == ["snr_db"]
+    sizes = report["sizes"]
+    assert sizes["basis"] == "file"
+    assert sizes["original_bytes"] == Path(texts / "reader.onnx").stat().st_size
+    assert sizes["ratio"] == pytest.approx(sizes["model_bytes"] / sizes["original_bytes"])
+    assert report["cautions"] == []
+    assert run_here(output, "verify")["passed"]
+    with zipfile.ZipFile(output) as archive:
+        html = archive.read("report/report.html").decode()
+    assert "Layers: 2 in static int8, 1 in int8 by ranges of run time." in html
+
+
+def test_a_layer_of_run_time_goes_back_to_float_by_name(texts: Home, tmp_path: Path) -> None:
+    answer = build(
+        texts.build("reader.onnx", "--evaluation", texts / "evaluation.npz",
+                    "--chain", "quantize:recurrent=float"),
+        tmp_path / "reader.edgepack",
+    )  # fmt: skip
+    details = answer.stage("quantize")["details"]
+    assert details["layers_dynamic"] == []
+    assert [layer["operator"] for layer in details["layers_float"]] == ["LSTM"]
+
+
 def test_the_same_build_twice_and_from_a_manifest(texts: Home, tmp_path: Path) -> None:
     (texts.folder / "weights.toml").write_text(
         'schema = 1\nchain = "quantize"\n[quantization]\nmode = "weights"\nbits = 4\n'

@@ -381,6 +381,26 @@ def test_weights_that_share_a_size_with_what_made_them_are_folded() -> None:
     assert not any("grew" in note for note in result.notes)
 
 
+def test_weights_are_folded_even_where_that_takes_more_bytes() -> None:
+    """Of a graph that stores them in fp16, every layer would stay float."""
+    weights = floats(64, 64).astype(np.float16)
+    body = helper.make_graph(
+        [
+            helper.make_node("Cast", ["half"], ["w"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["x", "w"], ["y"], "product"),
+        ],
+        "g",
+        [value("x", "batch", 64)],
+        [value("y", "batch", 64)],
+        [numpy_helper.from_array(weights, "half")],
+    )
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(body, opset_imports=opset, ir_version=9)
+    result = simplify(model, {"x": floats(2, 64)})
+    assert [node.op_type for node in result.model.graph.node] == ["MatMul"]
+    assert any("had to be folded" in note for note in result.notes)
+
+
 def shared_convolution(size: int) -> onnx.ModelProto:
     """One convolution's weights on three paths, with a BatchNormalization on each."""
     nodes, arrays = [], {"w": 0.05 * floats(32, 32, 3, 3)}
