@@ -297,6 +297,14 @@ def test_pairs_stand_where_quantize_puts_them() -> None:
     assert "convolution" in dynamic.left["conv1"]
 
 
+def test_volumes_train_as_quantize_will_run_them() -> None:
+    made = nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, 3)).eval()
+    example = (torch.zeros(1, 1, 4, 4, 4),)
+    options = QuantizeOptions()
+    assert find_sites(made, example, options.mode, options.conv3d).layers == ("2",)
+    assert find_sites(made, example, options.mode, "static").layers == ("0", "2")
+
+
 def test_layers_that_cannot_be_quantized_are_left() -> None:
     class Own(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

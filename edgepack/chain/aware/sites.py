@@ -11,6 +11,7 @@ from torch import nn
 
 from edgepack.chain.aware.fold import LAYERS
 from edgepack.chain.aware.trace import Value, trace
+from edgepack.chain.quantize.layers import SLOW_VOLUME
 from edgepack.chain.quantize.unranged.choose import NOT_DYNAMIC
 
 # What the quantization behind a convolution absorbs.
@@ -34,13 +35,14 @@ class Sites:
     left: dict[str, str]
 
 
-def find_sites(network: Any, example: Sequence[Any], mode: str) -> Sites:
+def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "static") -> Sites:
     """Where `quantize` will place pairs around the layers of a network, as far as it can be told.
 
     Args:
         network: in eval mode, its batch norms folded.
         example: the arguments of one call.
         mode: of `quantize`.
+        conv3d: form of three-dimensional convolutions; only static ones compute in 8 bits.
     """
     followed = {name: p for name, p in network.named_modules() if isinstance(p, LAYERS)}
     seen = trace(network, followed, example)
@@ -48,6 +50,9 @@ def find_sites(network: Any, example: Sequence[Any], mode: str) -> Sites:
     if mode == "dynamic":
         convolutions = [name for name, p in followed.items() if not isinstance(p, nn.Linear)]
         left |= dict.fromkeys(convolutions, NOT_DYNAMIC["Conv"])
+    if mode == "static" and conv3d != "static":
+        volumes = [name for name, p in followed.items() if isinstance(p, nn.Conv3d)]
+        left |= dict.fromkeys(volumes, SLOW_VOLUME)
     layers = tuple(name for name, reason in left.items() if not reason)
     outputs = [
         name

@@ -39,7 +39,7 @@ class Aware:
             answer_of(student, [tensor.clone() for tensor in example])
         self.folds, self.unfolded = find_folds(student, example)
         fold(student, self.folds, example)
-        self.sites = find_sites(student, example, self.options.mode)
+        self.sites = find_sites(student, example, self.options.mode, self.options.conv3d)
         if not self.sites.layers:
             raise ChainError(
                 "distill-aware",

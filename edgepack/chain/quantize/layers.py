@@ -28,7 +28,8 @@ FLOAT_LAYERS = {
 }
 # Why a layer stays float that was integer before.
 RETURNED = "returned to float, so that the quality holds"
-# Measured on x86-64 with VNNI: QLinearConv of three spatial axes takes 1.8 times as long as Conv.
+# Measured on x86-64 with VNNI: QLinearConv of three spatial axes takes 1.4 to 1.9 times as long as
+# Conv.
 SLOW_VOLUME = "three-dimensional: onnxruntime's int8 convolution is slower than its float one"
 
 
