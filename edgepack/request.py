@@ -40,14 +40,16 @@ class Request:
         trust_pickle: whether code in the model's file may run.
         inputs: as stated; empty where they are to be inferred.
         axes: the sizes of dynamic axes that an engine is built for, by name, as stated.
-        output_kinds: by output name: "scores", "values" or None.
+        output_kinds: by output name: one of `tensor.KINDS`, or None.
+        output_axes: by output name, the axis of the classes, where it is stated.
         calibration: where the calibration samples are; "" for none.
         evaluation: where the evaluation samples are; "" for none.
         training: where the training samples are; "" for none.
         random: whether random numbers stand in for calibration samples.
         files: further files that the build reads: manifest, profile.
         preprocessing: how a picture becomes an input.
-        metric: the task metric; "" takes top-1 where there are labels and scores.
+        metric: the task metric; "" takes top-1 where there are labels of an output's decisions.
+        allow_chance: whether the original may be right no more often than by guessing.
         chain: the passes, in order, with the profile's and the manifest's options laid in.
         quality: the gates, before it is known whether there are labels.
         stated: the gates that the user stated himself: those are held in any case.
@@ -72,6 +74,7 @@ class Request:
     inputs: tuple[Tensor, ...] = ()
     axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
+    output_axes: Mapping[str, int] = field(default_factory=dict)
     calibration: str = ""
     evaluation: str = ""
     training: str = ""
@@ -79,6 +82,7 @@ class Request:
     files: tuple[Path, ...] = ()
     preprocessing: Preprocessing | None = None
     metric: str = ""
+    allow_chance: bool = False
     chain: tuple[chain.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     stated: frozenset[str] = frozenset()
@@ -114,6 +118,7 @@ def resolve(
     training: str = "",
     random_calibration: bool = False,
     metric: str = "",
+    allow_chance: bool = False,
     passes: str | None = None,
     max_drop: float | None = None,
     strict: bool = False,
@@ -163,6 +168,7 @@ def resolve(
         inputs=inputs or manifest.inputs,
         axes={**manifest.axes, **(axes or {})},
         output_kinds=manifest.output_kinds,
+        output_axes=manifest.output_axes,
         calibration="" if random_calibration else calibration or samples.of(manifest.calibration),
         evaluation=evaluation or ("" if random_calibration else samples.of(manifest.evaluation)),
         training=training or samples.of(manifest.training),
@@ -170,6 +176,7 @@ def resolve(
         files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=None if manifest.pictures is None else Preprocessing(**manifest.pictures),
         metric=metric or manifest.metric,
+        allow_chance=allow_chance or manifest.allow_chance,
         chain=_steps(written, target, manifest),
         quality=quality,
         stated=stated,

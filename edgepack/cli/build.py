@@ -87,6 +87,11 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     "--random-calibration", is_flag=True, help="Random numbers; the report is not proven."
 )
 @click.option("--metric", type=click.Choice(["top1", "top5"]), help="Default with labels: top1.")
+@click.option(
+    "--allow-chance",
+    is_flag=True,
+    help="Accept labels that the original matches no more often than by guessing.",
+)
 @click.option("--chain", "passes", metavar="PASSES", help="In place of the target's; or `none`.")
 @click.option(
     "--max-drop",

@@ -36,7 +36,10 @@ def _sample_sets(job: Job) -> dict[str, Any]:
                 "digest": lint.digests[role],
             }
     if found["evaluation"]:
-        found["evaluation"]["labels"] = job.reference.labelled
+        labels = job.reference.labels
+        found["evaluation"]["labels"] = labels.used
+        if labels.unused:
+            found["evaluation"]["labels_unused"] = labels.unused
     return found
 
 

@@ -104,7 +104,7 @@ def variants(target: Target) -> tuple[Variant, ...]:
 
 def metric(job: Job) -> str:
     """The task metric; "" for none."""
-    return quality_gates.metric(job.request, job.graph.outputs, job.reference.labelled)
+    return quality_gates.metric(job.request, job.graph.outputs, job.reference.labels)
 
 
 def gates(job: Job) -> dict[str, dict[str, Any]]:
@@ -112,7 +112,7 @@ def gates(job: Job) -> dict[str, dict[str, Any]]:
     bounds = dict(job.request.target.fidelity)
     exact = bool(bounds.pop("bit_exact", False)) and job.graph.integer_only
     return {
-        "quality": quality_gates.quality(job.request, job.graph.outputs, job.reference.labelled),
+        "quality": quality_gates.quality(job.request, job.graph.outputs, job.reference.labels),
         "fidelity": quality_gates.held(
             {"bit_exact": True} if exact else bounds,
             "fidelity",

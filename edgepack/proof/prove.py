@@ -71,7 +71,6 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         _decide(job, verdict, emulated)
         latency = _latency(job, temporary, host, ledger)
         accepted = bool(verdict["passed"])
-        ledger.warn(*_chance(job, verdict["quality"]))
         contents = replace(
             contents,
             quality={**_summary(verdict["quality"]), "passed": accepted},
@@ -238,20 +237,6 @@ def _few(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
                 f"{count} evaluation samples are too few for the gate {gate}: "
                 f"it takes {math.ceil(1 / share)} to tell this rate"
             )
-
-
-def _chance(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
-    """A warning where the original itself is right no more often than by guessing."""
-    found = quality["metric"]
-    scores = next((t for t in job.graph.outputs if t.kind == "scores"), None)
-    classes = scores.shape[-1] if scores and scores.shape else None
-    if not found or found["name"] != "top1" or not isinstance(classes, int):
-        return
-    if found["original"] <= 1 / classes:
-        yield (
-            f"the original is right on {100 * found['original']:.1f} % of the labels, no more "
-            f"than guessing among {classes} classes: are they this model's labels?"
-        )
 
 
 def _counted(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, Tuple, Union
 
 Dim = Union[int, str]
+KINDS = ("scores", "logit", "probability", "classes", "values")
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,17 @@ class Tensor:
         dtype: numpy's name of the element type ("float32", "int64", ...).
         shape: a number for a fixed axis, a name for a dynamic one; axes of the same name are
             of the same size.
-        kind: of an output: "scores" (one score per class along the last axis) or "values".
+        kind: of an output, one of KINDS. "scores" holds one score per class along `axis`;
+            "logit" decides between two classes by its sign and "probability" by 0.5, value by
+            value; "classes" holds the class itself; "values" decide nothing.
+        axis: of scores, the axis of the classes.
     """
 
     name: str
     dtype: str
     shape: Tuple[Dim, ...]
     kind: str = "values"
+    axis: int = -1
 
     def __str__(self) -> str:
         return "{}:{}:{}".format(self.name, self.dtype, ",".join(map(str, self.shape)))
@@ -40,4 +45,6 @@ class Tensor:
             "dtype": self.dtype,
             "shape": list(self.shape),
             "kind": self.kind,
+            # The last is where it nearly always is.
+            **({} if self.axis == -1 else {"axis": self.axis}),
         }

@@ -27,11 +27,13 @@ class Manifest:
         strip_prefix: what to remove from the front of their names.
         inputs: name, type and shape of every input.
         axes: the sizes of dynamic axes, by name.
-        output_kinds: by name, in order: "scores", "values", or None where it is not stated.
+        output_kinds: by name, in order: one of `tensor.KINDS`, or None where it is not stated.
+        output_axes: by name, the axis of the classes, where it is stated.
         calibration: where the calibration samples are.
         evaluation: where the evaluation samples are.
         training: where the training samples are.
         metric: the task metric.
+        allow_chance: whether the original may be right no more often than by guessing.
         pictures: how a picture becomes an input, as keyword arguments of Preprocessing; None
             where the manifest says nothing of pictures.
         chain: the passes, in place of the target's.
@@ -51,10 +53,12 @@ class Manifest:
     inputs: tuple[Tensor, ...] = ()
     axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
+    output_axes: Mapping[str, int] = field(default_factory=dict)
     calibration: str = ""
     evaluation: str = ""
     training: str = ""
     metric: str = ""
+    allow_chance: bool = False
     pictures: Mapping[str, Any] | None = None
     chain: str = ""
     passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,10 +91,12 @@ def load(path: Path) -> Manifest:
             for name, axis in found.get("axes", {}).items()
         },
         output_kinds={o["name"]: o.get("kind") for o in found.get("outputs", ())},
+        output_axes={o["name"]: o["axis"] for o in found.get("outputs", ()) if "axis" in o},
         calibration=found.get("calibration", {}).get("samples", ""),
         evaluation=evaluation.get("samples", ""),
         training=found.get("training", {}).get("samples", ""),
         metric=evaluation.get("metric", ""),
+        allow_chance=evaluation.get("allow_chance", False),
         pictures=None if pictures is None else _tuples(pictures),
         chain=found.get("chain", ""),
         passes=document.passes(found),

@@ -7,45 +7,87 @@ from typing import Any
 
 from edgepack.errors import SpecError
 from edgepack.request import Request
-from edgepack.runtime.parity.accuracy import TOP
+from edgepack.runtime.parity.accuracy import DECIDING, TOP
 from edgepack.runtime.tensor import Tensor
+from edgepack.stages.labels import Labels
 
 
-def metric(request: Request, outputs: Sequence[Tensor], labelled: bool) -> str:
-    """The task metric: as asked for, else top-1 where there are labels and scores.
+def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
+    """Return the task metric: as requested, else top-1 where the labels are used; "" for none.
 
-    Raises SpecError metric-needs-labels where what was asked for cannot be measured.
+    Raises SpecError `metric-needs-labels` where the requested metric cannot be measured, and
+    `metric-trivial` where it is always 100 %.
     """
-    scores = any(tensor.kind == "scores" for tensor in outputs)
+    deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     on_metric = sorted(request.stated & {"max_drop", "metric_ratio"})
-    asked = request.metric or next(iter(on_metric), "")
-    if not scores and "agreement" in request.stated:
-        asked = asked or "agreement"
-    if asked and not (scores and (labelled or asked == "agreement")):
-        raise SpecError(
-            "metric-needs-labels",
-            f"{asked} was asked for, and it cannot be measured",
-            why="the evaluation samples have no labels" if scores else "no output is class scores",
-            hint="store the labels under `labels` in the evaluation .npz"
-            if scores
-            else 'a manifest says which output is: [[outputs]] name = "...", kind = "scores"',
-        )
-    if not (scores and labelled):
+    requested = request.metric or next(iter(on_metric), "")
+    if not deciding and "agreement" in request.stated:
+        requested = requested or "agreement"
+    measurable = deciding and (labels.used or requested == "agreement")
+    if requested and not measurable:
+        raise _unmeasurable(requested, bool(deciding), labels)
+    if not labels.used:
         return ""
+    if TOP.get(request.metric, 1) > 1:
+        _refuse_trivial(request.metric, deciding)
     return request.metric or next(iter(TOP))
 
 
-def quality(request: Request, outputs: Sequence[Tensor], labelled: bool) -> dict[str, Any]:
-    """The gates of quality: on the metric where there is one, else on agreement.
+def _unmeasurable(requested: str, deciding: bool, labels: Labels) -> SpecError:
+    if deciding and not labels.unused:
+        why = "the evaluation samples have no labels"
+        hint = "store the labels under `labels` in the evaluation .npz"
+    else:
+        why = labels.unused or "no output is class scores"
+        hint = 'a manifest says which output is: [[outputs]] name = "...", kind = "scores"'
+    return SpecError(
+        "metric-needs-labels",
+        f"{requested} was requested, and it cannot be measured",
+        why=why,
+        hint=hint,
+    )
+
+
+def _refuse_trivial(metric: str, deciding: Sequence[Tensor]) -> None:
+    """Refuse the k best of no more than k classes: the right one is always among them."""
+    scores = [tensor for tensor in deciding if tensor.kind == "scores"]
+    sizes = [tensor.shape[tensor.axis] for tensor in scores]
+    if any(not isinstance(size, int) or size > TOP[metric] for size in sizes):
+        return
+    raise SpecError(
+        "metric-trivial",
+        f"{metric} was requested, and it would be 100 % whatever the model answers",
+        why=f"the most classes of an output: {max(sizes, default=2)}",
+        hint="--metric top1",
+    )
+
+
+def quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, Any]:
+    """Return the gates of quality: on agreement and SNR, and on the metric where there is one.
+
+    Without a metric, or where the original is at chance, a gate on it is held only where the user
+    states it. Where the user allows a loss of the metric and states no agreement, the bound on
+    agreement is lowered by as much: every decision that is lost is also one that differs.
 
     Raises as `metric` does, and SpecError gates-empty where none applies.
     """
     bounds = dict(request.quality)
-    unused = ("agreement",) if metric(request, outputs, labelled) else ("metric_ratio", "max_drop")
-    for gate in unused:
-        if gate not in request.stated:
+    if not metric(request, outputs, labels) or labels.chance:
+        for gate in {"metric_ratio", "max_drop"} - request.stated:
             bounds.pop(gate, None)
+    elif "agreement" in bounds and "agreement" not in request.stated:
+        bounds["agreement"] = max(0.0, bounds["agreement"] - _allowed_loss(request))
     return held(bounds, "quality", "neither the profile nor the manifest states one that applies")
+
+
+def _allowed_loss(request: Request) -> float:
+    """Return the share of decisions that the user's own gates on the metric let the model lose."""
+    losses = []
+    if "max_drop" in request.stated:
+        losses.append(request.quality["max_drop"] / 100)
+    if "metric_ratio" in request.stated:
+        losses.append(1 - request.quality["metric_ratio"])
+    return min(losses, default=0.0)
 
 
 def held(bounds: Mapping[str, Any], question: str, why: str) -> dict[str, Any]:

@@ -60,12 +60,12 @@ class Given:
     @property
     def metric(self) -> str:
         """The task metric that quality is told in; "" for none. Raises as `gates.metric` does."""
-        return gates.metric(self.request, self.original.outputs, self.reference.labelled)
+        return gates.metric(self.request, self.original.outputs, self.reference.labels)
 
     @property
     def bounds(self) -> Mapping[str, Any]:
         """The gates that hold the quality. Raises as `gates.quality` does."""
-        return gates.quality(self.request, self.original.outputs, self.reference.labelled)
+        return gates.quality(self.request, self.original.outputs, self.reference.labels)
 
 
 def parsed(model: bytes) -> Any:

@@ -19,6 +19,7 @@ from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.given import Given, Graph, digest_of, parsed
 from edgepack.stages.kept import kept, read_model, through_cache
+from edgepack.stages.labels import OutputKind
 from edgepack.stages.measure import look, measure
 from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
@@ -38,7 +39,7 @@ def export(
     with ledger.stage("export") as stage:
         parts, compute = _export(found, inputs, names, reference.feeds[0], request.target.opset)
         model, _ = through_cache("export", parts, stage, cache, compute)
-        exported = _graph(model, found, request, reference.labelled, stage)
+        exported = _graph(model, request, reference.kinds, stage)
         look(model, reference, exported.outputs, stage)
     return exported
 
@@ -106,8 +107,8 @@ def _to_onnx(
     return graph.export_module(found.module, inputs, example, opset, names)
 
 
-def _graph(model: bytes, found: Source, request: Request, labelled: bool, stage: Stage) -> Graph:
-    """Inputs and outputs of a graph; an output's kind is stated, known, or inferred aloud."""
+def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: Stage) -> Graph:
+    """Return a graph whose outputs have their kinds, and note those that nobody stated."""
     inputs, outputs = graph.signature(parsed(model))
     unknown = set(request.output_kinds) - {tensor.name for tensor in outputs}
     if unknown:
@@ -119,24 +120,29 @@ def _graph(model: bytes, found: Source, request: Request, labelled: bool, stage:
             hint="name each output, in the order in which the model returns them",
         )
     settled = []
-    for tensor in outputs:
-        kind = request.output_kinds.get(tensor.name) or found.output_kind
-        if kind is None:
-            kind = "scores" if _looks_like_scores(tensor, outputs, labelled) else "values"
-            if kind == "scores":
-                stage.note(f"{tensor.name} is read as class scores; a manifest can say otherwise")
-            else:
-                stage.note(f"{tensor.name} is read as values: its SNR is gated, no decision is")
-        settled.append(replace(tensor, kind=kind))
+    for tensor, output in zip(outputs, kinds, strict=True):
+        kind, axis = output.kind, output.axis
+        guessed = kind == "scores" and output.reason and not output.by_labels
+        if guessed and not isinstance(tensor.shape[axis], int):
+            # A dynamic axis holds positions, and no classes.
+            kind = "values"
+        if output.reason and kind != "values":
+            stage.note(
+                f"{tensor.name} is read as {_READINGS[kind]}: {output.reason}; a manifest can say "
+                "otherwise"
+            )
+        elif kind == "values" and not request.output_kinds.get(tensor.name):
+            stage.note(f"{tensor.name} is read as values: its SNR is gated, no decision is")
+        settled.append(replace(tensor, kind=kind, axis=axis))
     return Graph(model, inputs, tuple(settled))
 
 
-def _looks_like_scores(tensor: Tensor, outputs: Sequence[Tensor], labelled: bool) -> bool:
-    """One row of several floats per sample, and either the only output or labelled samples."""
-    if tensor.rank != 2 or not tensor.dtype.startswith("float"):
-        return False
-    classes = tensor.shape[1]
-    return isinstance(classes, int) and classes > 1 and (labelled or len(outputs) == 1)
+_READINGS = {
+    "scores": "class scores",
+    "logit": "a logit that decides by its sign",
+    "probability": "a probability that decides by 0.5",
+    "classes": "integer classes",
+}
 
 
 def simplify(given: Given, cache: Cache, ledger: Ledger) -> Given:

@@ -6,19 +6,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from edgepack.bundle import OtherSize
 from edgepack.cache import Cache, Entry
 from edgepack.data.samples import Batch, Samples
+from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Ledger, Stage
 from edgepack.request import Request
 from edgepack.runtime.commands.verify import frame, read_frames
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
+from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
+from edgepack.stages.labels import Labels, OutputKind, infer_kinds, judge_labels
 from edgepack.stages.samples import SampleSets, evaluation_of
 from edgepack.stages.sizes import answer_sizes
 
@@ -36,7 +40,8 @@ class Reference:
         feeds: whole feeds, one call each.
         original: per feed, the outputs of the original model.
         answers: the original's answers on the evaluation set, in frames, batch by batch.
-        labelled: whether the evaluation samples have labels.
+        kinds: what each output is.
+        labels: what becomes of the labels of the evaluation samples.
         digest: of everything that decides these answers.
         sizes: the original's answers at one other size of every dynamic axis.
     """
@@ -44,7 +49,8 @@ class Reference:
     feeds: Sequence[Mapping[str, np.ndarray]]
     original: Sequence[Sequence[np.ndarray]]
     answers: Path
-    labelled: bool
+    kinds: tuple[OutputKind, ...]
+    labels: Labels
     digest: str
     sizes: Sequence[OtherSize] = ()
 
@@ -71,7 +77,7 @@ def ask_original(
         entry = cache.get("original", key)
         if entry is None:
             entry = _run_original(
-                found, samples.evaluation, inputs, count, wanted, stage, cache, key
+                request, found, samples.evaluation, inputs, count, wanted, stage, cache, key
             )
         else:
             stage.set(status="cached")
@@ -79,9 +85,58 @@ def ask_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
+        kinds, labels = _survey_answers(request, found, entry, ledger)
+        if labels.used:
+            stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(request, found, inputs, feeds[0], key, cache)
-    labelled = bool(entry.document["labelled"])
-    return Reference(feeds, original, entry.folder / "answers.bin", labelled, key, sizes)
+    return Reference(feeds, original, entry.folder / "answers.bin", kinds, labels, key, sizes)
+
+
+def _survey_answers(
+    request: Request, found: Source, entry: Entry, ledger: Ledger
+) -> tuple[tuple[OutputKind, ...], Labels]:
+    """Hold the original's answers against what a proof needs, and against their labels."""
+    survey = entry.document["survey"]
+    names = _output_names(request, found, entry.document["keys"], len(survey["outputs"]))
+    trial = request.random and not request.evaluation
+    ledger.warn(*refuse_unprovable(survey, names, trial))
+    stated = [
+        (request.output_kinds.get(name) or found.output_kind, request.output_axes.get(name))
+        for name in names
+    ]
+
+    def answered() -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
+        with (entry.folder / "answers.bin").open("rb") as stream:
+            for shard in read_frames(stream):
+                yield _originals(shard), shard["labels"], int(shard["count"])
+
+    kinds = infer_kinds(survey, names, stated)
+    kinds, labels = judge_labels(kinds, names, survey, answered, request.allow_chance)
+    if labels.unused:
+        ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
+    if labels.chance:
+        ledger.warn(labels.chance)
+    return kinds, labels
+
+
+def _output_names(
+    request: Request, found: Source, keys: Sequence[str], count: int
+) -> tuple[str, ...]:
+    """Return the names that the export will give the outputs, as far as they are known before."""
+    if found.onnx is None and len(request.output_kinds) == count:
+        return tuple(request.output_kinds)
+    return tuple(keys) if len(keys) == count else default_output_names(count)
+
+
+def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    """What a shard of the evaluation set holds beside inputs and answers."""
+    labels = {} if batch.labels is None else {"labels": batch.labels}
+    return {**labels, "count": np.array(batch.count)}
+
+
+def _originals(shard: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    count = sum(name.startswith("original-") for name in shard)
+    return [shard[f"original-{i}"] for i in range(count)]
 
 
 def _feed_bytes(tensor: Tensor) -> int:
@@ -90,6 +145,7 @@ def _feed_bytes(tensor: Tensor) -> int:
 
 
 def _run_original(
+    request: Request,
     found: Source,
     samples: Samples,
     inputs: tuple[Tensor, ...],
@@ -102,21 +158,29 @@ def _run_original(
     # Spread over the set, since samples are often sorted by class.
     chosen = {i * count // wanted for i in range(wanted)}
     kept: list[dict[str, np.ndarray]] = []
-    document = {"labelled": True}
+    document: dict[str, Any] = {}
+
+    def name_outputs(number: int) -> tuple[str, ...]:
+        keys = found.output_names or (output_keys(found.module) if found.module else None)
+        document["keys"] = list(keys or ())
+        return _output_names(request, found, document["keys"], number)
 
     def answers(stream: BinaryIO) -> None:
         """Written as they come: all of them need not fit into memory."""
         seen = 0
+        survey = AnswerSurvey(name_outputs)
         for batch in samples.batches(EVALUATION_BATCH):
             outputs = found.run(batch.inputs)
-            stream.write(frame({f"original-{i}": array for i, array in enumerate(outputs)}))
-            document["labelled"] &= batch.labels is not None
+            survey.add(outputs, batch.labels, batch.count)
+            answers = {f"original-{i}": array for i, array in enumerate(outputs)}
+            stream.write(frame({**answers, **_label_arrays(batch)}))
             rows = sorted(chosen & set(range(seen, seen + batch.count)))
             for feed in _feeds(batch, [row - seen for row in rows], inputs):
                 answered = {f"original-{j}": a for j, a in enumerate(found.run(feed))}
                 kept.append({**{f"input-{n}": a for n, a in feed.items()}, **answered})
             seen += batch.count
             stage.progress.advance(batch.count)
+        document["survey"] = survey.to_json()
 
     def reference(stream: BinaryIO) -> None:
         np.savez(stream, **_columns(kept))  # type: ignore[arg-type]
@@ -171,10 +235,10 @@ def _read_reference(
 def answered(samples: SampleSets, reference: Reference) -> Iterator[tuple[Batch, list[np.ndarray]]]:
     """The evaluation set, batch by batch, each with the original's answers."""
     with reference.answers.open("rb") as stream:
-        for batch, answers in zip(
+        for batch, shard in zip(
             samples.evaluation.batches(EVALUATION_BATCH), read_frames(stream), strict=True
         ):
-            yield batch, [answers[f"original-{i}"] for i in range(len(answers))]
+            yield batch, _originals(shard)
 
 
 def evaluation_frames(
@@ -184,5 +248,4 @@ def evaluation_frames(
     for batch, answers in answered(samples, reference):
         fed = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
         given = {f"original-{i}": array for i, array in enumerate(answers)}
-        labels = {} if batch.labels is None else {"labels": batch.labels}
-        yield frame({**fed, **given, **labels, "count": np.array(batch.count)})
+        yield frame({**fed, **given, **_label_arrays(batch)})

@@ -101,9 +101,10 @@ def test_max_drop(model: float, holds: bool) -> None:
     assert gate["passed"] is holds
 
 
-def test_an_original_that_is_never_right() -> None:
-    (gate,) = judge({"metric_ratio": 0.99}, {}, metric(0.0, 0.0))
-    assert (gate["passed"], gate["measured"]) == (True, 1.0)
+def test_no_model_keeps_a_share_of_an_original_that_is_never_right() -> None:
+    for model in (0.0, 0.5):
+        (gate,) = judge({"metric_ratio": 0.99}, {}, metric(0.0, model))
+        assert (gate["passed"], gate["measured"]) == (False, 0.0)
 
 
 def test_gates_on_the_metric_need_one() -> None:

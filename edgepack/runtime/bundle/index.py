@@ -10,7 +10,7 @@ from typing import Any, Dict, Mapping, Tuple
 
 from ..errors import BundleError
 from ..parity.parts import SNR_LIMIT, Part
-from ..tensor import Tensor
+from ..tensor import KINDS, Tensor
 from . import document
 from .archive import INDEX, MAX_INDEX_BYTES, Archive
 from .document import Reader, encode
@@ -159,7 +159,12 @@ def _tensor(reader: Reader) -> Tensor:
     dtype = reader.get("dtype", str)
     if dtype not in DTYPES:
         raise reader.fault("its element type is {!r}".format(dtype))
-    return Tensor(reader.get("name", str), dtype, shape, reader.get("kind", str))
+    kind, axis = reader.get("kind", str), reader.value.get("axis", -1)
+    if kind not in KINDS:
+        raise reader.fault("its kind is {!r}".format(kind))
+    if type(axis) is not int or (axis != -1 and not 0 <= axis < len(shape)):
+        raise reader.fault("its class axis is {!r}".format(axis))
+    return Tensor(reader.get("name", str), dtype, shape, kind, axis)
 
 
 def _other_size(reader: Reader) -> OtherSize:

@@ -209,9 +209,10 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
     if "metric_ratio" in bounds:
         right = metric["original"] * samples
         share = 1.0 - bounds["metric_ratio"]
-        ratio = metric["model"] / metric["original"] if metric["original"] else 1.0
+        # An original that is right nowhere bounds nothing: there is no share of 0 to hold.
+        ratio = metric["model"] / metric["original"] if metric["original"] else 0.0
         note = _few(right, share)
-        passed = lost <= _allowed(right, share)
+        passed = metric["original"] > 0 and lost <= _allowed(right, share)
         gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
     if "max_drop" in bounds:
         share = bounds["max_drop"] / 100.0

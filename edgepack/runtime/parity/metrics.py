@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from ..tensor import Tensor
-from .accuracy import Accuracy, within_top
+from .accuracy import TaskMetric, within_top
 from .parts import SNR_LIMIT, Part, Parts
 
 # Rows of a list up to which its order may shift; matching takes up to the square of them.
@@ -223,9 +223,9 @@ class Quality:
     """Distances of a model from the original on a set of samples, shard by shard.
 
     Args:
-        outputs: of the model, in order; the task metric is that of the first one of class scores.
+        outputs: of the model, in order; the task metric is that of `labelled_output`.
         parts: of every output, from `find_parts`.
-        metric: the task metric, a key of TOP; "" for none.
+        metric: the task metric, a key of `accuracy.TOP`; "" for none.
         inputs: of the model: an axis of an output that none of them has is as long as the values
             decide.
     """
@@ -239,8 +239,7 @@ class Quality:
             Parity(tensor, parts.get(tensor.name, ()), list_axis(tensor, inputs))
             for tensor in outputs
         ]
-        self._scores = next((i for i, t in enumerate(outputs) if t.kind == "scores"), 0)
-        self._accuracy = Accuracy(metric) if metric else None
+        self._accuracy = TaskMetric(outputs, metric) if metric else None
 
     def update(
         self,
@@ -256,7 +255,7 @@ class Quality:
         for parity, original, answer in zip(self._parities, originals, measured):
             parity.update(original, answer, count)
         if self._accuracy and labels is not None:
-            self._accuracy.update(originals[self._scores], measured[self._scores], labels)
+            self._accuracy.update(originals, measured, labels)
         self.samples += count
 
     def result(self) -> Dict[str, Any]:
