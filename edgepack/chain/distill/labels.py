@@ -19,7 +19,7 @@ BY_TEACHER = "alpha=1 learns from the teacher alone"
 def labelled_head(
     heads: Sequence[Head], data: TrainingSet, teacher: Teacher, options: DistillOptions
 ) -> Head | None:
-    """The output that the labels are of: the first of scores, else the first.
+    """Return the output that the labels are of: the first of scores, of two classes, or of all.
 
     None where there are no labels, or where they do not count. Raises ChainError distill-labels.
     """
@@ -34,13 +34,17 @@ def labelled_head(
         )
     if not data.labelled or options.alpha == 1:
         return None
-    head = next((head for head in heads if head.scores), heads[0])
+    deciding = [head for head in heads if head.scores] + [head for head in heads if head.binary]
+    head = next(iter(deciding or heads))
     members = next(data.batches(np.arange(data.store.count)))
-    output = teacher.ask(data.feed(members))[head.index]
+    output = head.arrange(teacher.ask(data.feed(members))[head.index])
     labels = data.labels(members)
     if head.scores:
         fits = not labels.is_floating_point() and labels.shape == output.shape[:-1]
         wanted = f"a class for each of {list(output.shape[:-1])}, as a whole number"
+    elif head.binary:
+        fits = labels.numel() == output.numel()
+        wanted = f"0 or 1 for each of {list(output.shape)}"
     else:
         fits = labels.is_floating_point() and labels.numel() == output.numel()
         wanted = f"a value for each of {list(output.shape)}, as floating point"
@@ -51,18 +55,18 @@ def labelled_head(
             why=f"they are {labels.dtype} {list(labels.shape)}; it takes {wanted}",
             hint=BY_TEACHER,
         )
-    if head.scores:
-        _check_classes(head, data, int(output.shape[-1]))
+    if head.scores or head.binary:
+        _check_classes(head, data, int(output.shape[-1]) if head.scores else 2)
     return head
 
 
 def _check_classes(head: Head, data: TrainingSet, classes: int) -> None:
     for members in data.batches(np.arange(data.store.count)):
-        highest = int(data.store.rows(LABELS, members).max())
+        highest = np.nanmax(data.store.rows(LABELS, members), initial=-1)
         if highest >= classes:
             raise ChainError(
                 "distill-labels",
                 f"a label is none of the {classes} classes of {head.tensor.name}",
-                why=f"there is a label {highest}; classes count from 0",
+                why=f"there is a label {highest:g}; classes count from 0",
                 hint="-1 marks a sample without a label",
             )

@@ -5,7 +5,8 @@ For each sample, over all outputs:
     soft = T^2 KL(softmax(t / T) || softmax(s / T))       of "scores" (Hinton et al., 2015)
            + (mean s - mean t)^2 / 2
     soft = mean (s - t)^2 / variance of the teacher's     of "values"
-    hard = cross entropy, or (s - label)^2 / variance     where the sample has a label
+    hard = cross entropy, binary of a "logit" or "probability",
+           or (s - label)^2 / variance of "values"        where the sample has a label
 
     loss = alpha soft + (1 - alpha) hard,                 soft alone without a label
 
@@ -53,6 +54,16 @@ class Head:
         """Whether it is class scores."""
         return self.tensor.kind == "scores"
 
+    @property
+    def binary(self) -> bool:
+        """Whether each of its values decides between two classes."""
+        return self.tensor.kind in ("logit", "probability")
+
+    def arrange(self, output: Any) -> Any:
+        """Return this output of a network in float32, the classes of scores along the last axis."""
+        values = output.float()
+        return values.movedim(self.tensor.axis, -1) if self.scores else values
+
 
 def soft_loss(
     heads: Sequence[Head], student: Sequence[Any], teacher: Mapping[int, Any], count: int,
@@ -61,7 +72,7 @@ def soft_loss(
     """The soft loss of each of `count` samples: a tensor [count]."""
     total: Any = 0.0
     for head in heads:
-        ours, theirs = student[head.index].float(), teacher[head.index].float()
+        ours, theirs = head.arrange(student[head.index]), head.arrange(teacher[head.index])
         if head.scores:
             total = total + _divergence(head, ours, theirs, count, options.temperature)
             continue
@@ -90,18 +101,24 @@ def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tu
     Args:
         head: the output that the labels are of.
         student: its outputs.
-        labels: [count] or [count, positions...]; of values also the output's own shape.
+        labels: [count] or [count, positions...]; of what is no scores also the output's own
+            shape.
         count: number of samples.
     """
     from torch.nn import functional as F
 
-    ours = student[head.index].float()
+    ours = head.arrange(student[head.index])
     known = has_label(labels)
     if head.scores:
         logits = _logits(ours, head.probabilities)
         classes = labels.clamp(min=0).reshape(-1)
         found = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), classes, reduction="none")
         found = found.reshape(labels.shape)
+    elif head.binary:
+        classes, ours = labels.nan_to_num().clamp(0, 1).float(), ours.reshape(labels.shape)
+        if head.tensor.kind == "probability":
+            ours = ours.clamp(1e-6, 1 - 1e-6).logit()
+        found = F.binary_cross_entropy_with_logits(ours, classes, reduction="none")
     else:
         found = (ours.reshape(labels.shape) - labels.nan_to_num()).square() / head.scale
     found, known = (found * known).reshape(count, -1), known.reshape(count, -1)

@@ -137,9 +137,9 @@ class Distillation:
             pairs = [(ours[h.index].double(), theirs[h.index].double()) for h in self.heads]
             error = sum(float((one - other).square().sum()) for one, other in pairs)
             return sum(float(other.square().sum()) for _, other in pairs), max(error, 1e-30)
-        chosen = ours[self.judged.index].argmax(-1)
+        chosen = self.judged.arrange(ours[self.judged.index]).argmax(-1)
         if self.score_name == AGREEMENT:
-            same = chosen == theirs[self.judged.index].argmax(-1)
+            same = chosen == self.judged.arrange(theirs[self.judged.index]).argmax(-1)
             return float(same.sum()), float(same.numel())
         labels = self.data.labels(members)
         known = has_label(labels)

@@ -93,8 +93,8 @@ class Teacher:
             if not self.data.store.is_whole(members):
                 _check_batch(tensor, other, len(members))
             scores = tensor.kind == "scores"
-            soft = scores and are_probabilities(other)
-            if scores and are_probabilities(one) != soft:
+            soft = scores and are_probabilities(other.movedim(tensor.axis, -1))
+            if scores and are_probabilities(one.movedim(tensor.axis, -1)) != soft:
                 raise _unlike(f"one gives probabilities as {tensor.name}, the other scores")
             heads.append(Head(index, tensor, soft, 1.0 if scores else self._variance(index)))
         if not heads:

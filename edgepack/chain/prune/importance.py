@@ -161,9 +161,12 @@ def _loss_of_labels(outputs: Sequence[Any], labels: Any, context: Context) -> An
     if labels is None or labels.dtype.kind not in "iu":
         return None
     index = next((i for i, t in enumerate(context.outputs) if t.kind == "scores"), None)
-    if index is None or outputs[index].shape[:-1] != labels.shape:
+    if index is None:
         return None
-    scores = outputs[index].flatten(0, -2)
+    scores = outputs[index].movedim(context.outputs[index].axis, -1)
+    if scores.shape[:-1] != labels.shape:
+        return None
+    scores = scores.flatten(0, -2)
     classes = torch.from_numpy(labels.astype("int64")).flatten()
     known = classes >= 0
     if not bool(known.any()):

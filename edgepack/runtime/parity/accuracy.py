@@ -221,11 +221,13 @@ class Accuracy:
         k = TOP[self.metric]
         if self.kind == "scores" and k > 1 and answers.shape[self.axis] > 1:
             scores = class_scores(answers, self.axis)
-            return np.logical_and(labelled, within_top(scores, np.maximum(classes, 0), k))
+            among: np.ndarray = labelled & within_top(scores, np.maximum(classes, 0), k)
+            return among
         chosen = decisions(answers, self.kind, self.axis)
         if chosen is None:
             return np.zeros(classes.shape, dtype=bool)
-        return np.logical_and(labelled, chosen == classes)
+        right: np.ndarray = np.logical_and(labelled, chosen == classes)
+        return right
 
     def result(self) -> Optional[Dict[str, Any]]:
         """As JSON; None where there were no labels."""
