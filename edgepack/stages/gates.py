@@ -19,11 +19,12 @@ def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     `metric-trivial` where it is always 100 %.
     """
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
+    compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
     on_metric = sorted(request.stated & {"max_drop", "metric_ratio"})
     requested = request.metric or next(iter(on_metric), "")
-    if not deciding and "agreement" in request.stated:
+    if not compared and "agreement" in request.stated:
         requested = requested or "agreement"
-    measurable = deciding and (labels.used or requested == "agreement")
+    measurable = labels.used if requested != "agreement" else bool(compared)
     if requested and not measurable:
         raise _unmeasurable(requested, bool(deciding), labels)
     if not labels.used:

@@ -118,15 +118,22 @@ def test_a_lowered_gate_and_a_tiny_set_are_told(home: Home, tmp_path: Path) -> N
     assert any("3 evaluation samples are too few" in warning for warning in warnings)
 
 
-def test_labels_of_another_model_are_told(home: Home, tmp_path: Path) -> None:
+def test_labels_of_another_model_are_refused_unless_chance_is_allowed(
+    home: Home, tmp_path: Path
+) -> None:
     with np.load(home / "evaluation.npz") as arrays:
         samples = dict(arrays)
     samples["labels"] = (samples["labels"] + 1) % 4
     np.savez(tmp_path / "shifted.npz", **samples)
     arguments = on_evaluation(home)
     arguments[arguments.index("--evaluation") + 1] = str(tmp_path / "shifted.npz")
-    warnings = build(arguments, tmp_path / "x.edgepack").document["warnings"]
-    assert any("are they this model's labels?" in warning for warning in warnings)
+    answer = ask(*arguments, "--output", str(tmp_path / "x.edgepack"))
+    assert (answer.status, answer.code) == (2, "original-chance")
+    report = build(arguments, tmp_path / "x.edgepack", "--allow-chance").document
+    assert any("no more often than by guessing" in warning for warning in report["warnings"])
+    gates = {gate["name"] for gate in report["quality"]["gates"]}
+    assert {"snr_db", "agreement"} <= gates
+    assert "metric_ratio" not in gates
 
 
 def test_no_miss_is_free_where_none_is_allowed() -> None:
