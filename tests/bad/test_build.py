@@ -190,7 +190,8 @@ def test_a_network_that_cannot_be_exported_as_asked(
     state = {"Frozen": {"out.weight": torch.ones(4, 4), "out.bias": torch.ones(4)},
              "Branch": {"scale": torch.ones(1)}}[name]  # fmt: skip
     torch.save(state, out.parent / "m.pt")
-    np.savez(out.parent / "two.npz", x=np.ones((4, 2, 4), np.float32))
+    samples = np.random.default_rng(0).normal(size=(4, 2, 4)).astype(np.float32)
+    np.savez(out.parent / "two.npz", x=np.abs(samples))
     options = ["--arch", torch_home / f"nets.py:{name}", "--input", f"x:float32:{dims}",
                "--calibration", str(out.parent / "two.npz"), "--chain", "none"]  # fmt: skip
     refuse(torch_home.build(str(out.parent / "m.pt"), *options, calibration=""), out, code, said)
