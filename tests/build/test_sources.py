@@ -169,6 +169,7 @@ def test_a_pickled_module_needs_consent_and_the_report_says_so(
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(SIZE * SIZE, 4))
     torch.save(network, tmp_path / "whole.pt")
     options = ["--input", f"image:float32:batch,1,{SIZE},{SIZE}", "--chain", "none"]
+    options.append("--allow-chance")
     arguments = torch_home.build(str(tmp_path / "whole.pt"), *options)
     refused = ask(*arguments, "--output", str(tmp_path / "x.edgepack"))
     assert (refused.status, refused.code) == (2, "source-pickled-module")
@@ -276,9 +277,7 @@ def test_samples_from_a_function(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     monkeypatch.chdir(home.folder)
-    arguments = home.build(
-        "tiny.onnx", "--calibration", written, "--max-drop", "100", calibration=""
-    )
+    arguments = home.build("tiny.onnx", "--calibration", written, "--allow-chance", calibration="")
     answer = build(arguments, tmp_path / "x.edgepack")
     assert answer.document["samples"]["calibration"]["count"] == 120
     assert answer.document["quality"]["metric"]["samples"] == 120
