@@ -94,10 +94,6 @@ CASES = {
 }  # fmt: skip
 
 
-# Their agreement is not gated yet.
-ONE_VALUE = ("one logit", "one probability")
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_labels_of_every_form_judge_the_bundle(tmp_path: Path, name: str) -> None:
     model, labels, kind, count = CASES[name]
@@ -113,7 +109,7 @@ def test_labels_of_every_form_judge_the_bundle(tmp_path: Path, name: str) -> Non
     assert (metric["original"], metric["samples"]) == (1.0, count)
     assert 0.8 <= metric["model"] <= 1.0
     gates = {gate["name"] for gate in report["quality"]["gates"]}
-    assert {"agreement", "max_drop"} - gates <= ({"agreement"} if name in ONE_VALUE else set())
+    assert {"agreement", "max_drop"} <= gates
     (export,) = (record for record in report["ledger"] if record["stage"] == "export")
     assert any("a manifest can say otherwise" in note for note in export["notes"])
 

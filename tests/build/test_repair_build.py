@@ -145,7 +145,7 @@ def test_the_terminal_and_the_page_name_the_price(command: Any, tmp_path: Path) 
 
 
 def test_nothing_is_repaired_where_the_gates_hold(command: Any, tmp_path: Path) -> None:
-    answer = build(command(snr_db=1, max_drop=100), tmp_path / "x.edgepack")
+    answer = build(command(snr_db=-5, max_drop=100, agreement=0), tmp_path / "x.edgepack")
     assert "repair" not in stages(answer)
     assert answer.stage("quantize")["details"]["layers_quantized"] == 4
     assert "returned" not in json.loads(entry(tmp_path / "x.edgepack", "bundle.json"))["provenance"]

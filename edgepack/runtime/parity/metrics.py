@@ -9,7 +9,7 @@ from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from ..tensor import Tensor
-from .accuracy import TaskMetric, within_top
+from .accuracy import TaskMetric, agreement
 from .parts import SNR_LIMIT, Part, Parts
 
 # Rows of a list up to which its order may shift; matching takes up to the square of them.
@@ -74,8 +74,8 @@ class Parity:
     """Differences between reference and measured answers of one output, over batches.
 
     The SNR is `Part.snr_db` of the worst part; cosine is that of the answers taken as two long
-    vectors. Scores are compared by decision, along the last axis: top-1, both best classes are
-    the same; top-5, the reference's best class is among the five best. Integers and booleans are
+    vectors. Outputs that decide are compared by decision: top-1, both choose the same class;
+    top-5, of scores, the reference's best class is among the five best. Integers and booleans are
     compared for equality: element by element, or, where the length of an axis depends on the
     values (kept boxes), as lists along that axis, in which a row more or less shifts the rest.
 
@@ -145,11 +145,10 @@ class Parity:
             self._signal += float(np.dot(a_finite, a_finite))
             self._power += float(np.dot(b_finite, b_finite))
             self._dot += float(np.dot(a_finite, b_finite))
-        if self.tensor.kind == "scores" and a.size and a.shape[-1:] != (1,):
-            best = np.argmax(a, axis=-1)
-            self.decisions += best.size
-            self._agree["top1"] += int(np.count_nonzero(best == np.argmax(b, axis=-1)))
-            self._agree["top5"] += int(np.count_nonzero(within_top(b, best, 5)))
+        decided, same, among = agreement(reference, measured, self.tensor.kind, self.tensor.axis)
+        self.decisions += decided
+        self._agree["top1"] += same
+        self._agree["top5"] += among
 
     def _sample_axis(self, shape: Tuple[int, ...], count: int) -> Optional[int]:
         if count == 1 or len(shape) != self.tensor.rank:
