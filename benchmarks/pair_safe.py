@@ -182,11 +182,14 @@ def emulated(
 ) -> dict[str, dict[str, Any]]:
     """By CPU and range: whether the bits are this machine's, and how far off they are."""
     rows: dict[str, dict[str, Any]] = {cpu: {} for cpu in cpus}
-    with tempfile.TemporaryDirectory(prefix="edgepack-pairs-") as name, Local() as host:
+    with (
+        tempfile.TemporaryDirectory(prefix="edgepack-pairs-") as name,
+        Local(runs_bundle=True) as host,
+    ):
         folder = Path(name)
         wanted = {span: on_device(host, model, feeds, folder) for span, model in models.items()}
         for cpu in cpus:
-            with Emulated(cpu) as device:
+            with Emulated(cpu, runs_bundle=True) as device:
                 for span, model in models.items():
                     found = on_device(device, model, feeds, folder)
                     same = all(map(np.array_equal, wanted[span], found))

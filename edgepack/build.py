@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from edgepack import chain, files, proof, stages
+from edgepack import chain, files, proof, signing, stages
 from edgepack.cache import Cache
 from edgepack.chain.training import processes
 from edgepack.device import Local
@@ -27,6 +27,8 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     started = time.perf_counter()
     files.check_place(request.output, request.reads())
     stages.check_host(request, describe())
+    if request.sign:
+        signing.fingerprint(request.sign)
     ledger = Ledger(progress)
     cache = Cache(request.cache, refresh=request.refresh)
 
@@ -50,7 +52,8 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     graph = stages.build_engine(graph, request, reference, ledger)
 
     job = proof.Job(request, source, samples, reference, given.original, graph, wheels)
-    with Local() as host:
+    # The file that was just written is judged through the loader in it, as on a device.
+    with Local(runs_bundle=True) as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:
         raise proof.missed(outcome, ledger)

@@ -59,6 +59,7 @@ class Request:
         emulate: whether it shall be proved on the target's CPUs, where they can be emulated.
         cache: folder of the stage cache.
         refresh: compute everything anew.
+        sign: the key to sign the bundle with; None for no signature.
     """
 
     model: Path
@@ -92,12 +93,14 @@ class Request:
     emulate: bool = True
     cache: Path = field(default_factory=default_folder)
     refresh: bool = False
+    sign: Path | None = None
 
     def reads(self) -> tuple[Path, ...]:
         """The files and folders that the build reads."""
         named = (self.arch, self.calibration, self.evaluation, self.training)
         paths = {Path(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
-        return (self.model, *self.files, *sorted(paths))
+        key = [self.sign] if self.sign else []
+        return (self.model, *self.files, *key, *sorted(paths))
 
 
 def resolve(
@@ -126,6 +129,7 @@ def resolve(
     wheels: bool = False,
     no_emulate: bool = False,
     refresh: bool = False,
+    sign: Path | None = None,
 ) -> Request:
     """Lay flags over the manifest over the profile.
 
@@ -185,6 +189,7 @@ def resolve(
         wheels=wheels,
         emulate=manifest.emulate and not no_emulate,
         refresh=refresh,
+        sign=sign,
     )
 
 

@@ -1,6 +1,20 @@
 """Bundles on the host: written here, read with the loader's own `edgepack.runtime`."""
 
-from edgepack.bundle.read import check, inspect
+from edgepack.bundle.admit import Admitted, Demands, admit, copy_engine, require_accepted
+from edgepack.bundle.publish import publish, write_signature
+from edgepack.bundle.read import read_report
 from edgepack.bundle.write import Contents, OtherSize, write
 
-__all__ = ["Contents", "OtherSize", "check", "inspect", "write"]
+__all__ = [
+    "Admitted",
+    "Contents",
+    "Demands",
+    "OtherSize",
+    "admit",
+    "copy_engine",
+    "publish",
+    "read_report",
+    "require_accepted",
+    "write",
+    "write_signature",
+]

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import BundleError
 from edgepack.runtime.bundle.archive import Archive
-from edgepack.runtime.bundle.index import check_all, check_file, read_index
+from edgepack.runtime.bundle.document import parse
+from edgepack.runtime.bundle.index import check_file, read_index
 
 REPORT = "report/report.json"
-PAGE = "report/report.html"
+MAX_BYTES = 16 << 20
 
 
-def check(path: Path) -> None:
-    """Refuse what is not an intact bundle, before Python is told to run it.
+def read_report(path: Path) -> dict[str, Any]:
+    """Read the report in an intact bundle: strict JSON, not yet held against its schema.
 
-    Raises BundleError. That the file is intact does not tell who made it.
-    """
-    with Archive(str(path)) as archive:
-        check_all(archive, read_index(archive))
-
-
-def inspect(path: Path) -> dict[str, Any]:
-    """Index, report and page of a bundle, every hash checked; nothing of it is run.
-
-    Returns {"index", "report", "html" (bytes)}. Raises BundleError where it is not intact.
+    Raises BundleError where there is none, where it cannot be read, or where it is of another
+    bundle.
     """
     with Archive(str(path)) as archive:
         index = read_index(archive)
-        check_all(archive, index)
-        for name in (REPORT, PAGE):
-            if name not in index.files:
-                raise BundleError(
-                    "bundle-without-report",
-                    "the bundle has no report",
-                    why=f"{name} is not in it",
-                    hint="build it again",
-                )
-        page = check_file(archive, index, PAGE)
-        try:
-            document = json.loads(check_file(archive, index, REPORT))
-        except (ValueError, RecursionError) as error:
+        if REPORT not in index.files:
             raise BundleError(
-                "bundle-report",
-                "the report in the bundle cannot be read",
-                why=str(error),
-                hint="fetch the bundle again from where it was built",
-            ) from error
-    return {"index": dict(index.raw), "report": document, "html": page}
+                "bundle-without-report",
+                "the bundle has no report",
+                why=f"{REPORT} is not in it",
+                hint="build it again",
+            )
+        top = parse(check_file(archive, index, REPORT), _fault, MAX_BYTES)
+        if top.at("bundle").get("content_digest", str) != index.content_digest:
+            raise _fault("bundle.content_digest", "the report is of another bundle")
+        report: dict[str, Any] = top.value
+        return report
+
+
+def _fault(path: str, why: str) -> BundleError:
+    return BundleError(
+        "bundle-report",
+        "the report in the bundle cannot be read",
+        why=f"{path}: {why}" if path else why,
+        hint="fetch the bundle again from where it was built",
+    )

@@ -8,13 +8,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepack import files, runtime
+from edgepack import files
+from edgepack.bundle import loader
 from edgepack.errors import EngineError
 from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.document import encode
@@ -112,19 +112,9 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _loader() -> dict[str, bytes]:
-    folder = Path(runtime.__file__).parent
-    return {
-        f"runtime/{path.relative_to(folder).as_posix()}": path.read_bytes()
-        for path in sorted(folder.rglob("*.py"))
-    }
-
-
 def _entries(contents: Contents) -> dict[str, Content]:
-    main = resources.files("edgepack.bundle") / "main_template.py"
     entries: dict[str, Content] = {
-        "__main__.py": main.read_bytes(),
-        **_loader(),
+        **loader.read_files(),
         MODEL: contents.model,
         **{f"engine/{name}": data for name, data in sorted(contents.engines.items())},
     }
@@ -227,7 +217,7 @@ def write(path: Path, contents: Contents) -> str:
             else "fewer reference samples in the manifest, or a smaller model",
         )
     document = _index(contents, entries)
-    first: dict[str, Content] = {"__main__.py": entries.pop("__main__.py"), INDEX: encode(document)}
+    first: dict[str, Content] = {loader.MAIN: entries.pop(loader.MAIN), INDEX: encode(document)}
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             for name, content in {**first, **entries}.items():

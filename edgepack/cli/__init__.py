@@ -40,7 +40,8 @@ def cli() -> None:
 
 
 for command in (
-    build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, ship.ship,
+    build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, bundle.sign,
+    ship.ship,
     targets.targets, host.doctor, host.emulator, host.cache, host.completion,
 ):  # fmt: skip
     cli.add_command(command)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import boundary, print_json
-from edgepack.cli.loader import through_loader
+from edgepack.cli.loader import through_loader, warn_of_loader
 from edgepack.cli.options import (
     as_json,
     bundle_file,
@@ -16,8 +16,12 @@ from edgepack.cli.options import (
     over_ssh,
     refuse_without_device,
     threads,
+    trusted,
 )
 from edgepack.errors import SpecError
+
+if TYPE_CHECKING:
+    from edgepack.bundle import Demands
 
 
 @click.command(short_help="Latency of a BUNDLE, here or on a device.")
@@ -36,6 +40,7 @@ from edgepack.errors import SpecError
 @over_ssh
 @as_json
 @boundary
+@trusted
 def bench(
     bundle: Path,
     length: str,
@@ -45,25 +50,31 @@ def bench(
     instructions: bool,
     threads: int,
     as_json: bool,
+    demands: Demands,
     **settings: Any,
 ) -> None:
     """Single-stream latency of a BUNDLE on this machine or a device, by MLPerf's run lengths."""
     if on is None:
         refuse_without_device(**settings)
     if cpus or instructions:
-        _count_instructions(bundle, cpus, against, instructions, as_json)
+        _count_instructions(bundle, cpus, against, instructions, as_json, demands)
         return
     arguments = ["bench", f"--threads={threads}", "--length", length]
-    through_loader(bundle, arguments, as_json, on, against, **settings)
+    through_loader(bundle, arguments, as_json, demands, on, against, **settings)
 
 
 def _count_instructions(
-    bundle: Path, cpus: tuple[str, ...], against: str | None, asked: bool, as_json: bool
+    bundle: Path,
+    cpus: tuple[str, ...],
+    against: str | None,
+    asked: bool,
+    as_json: bool,
+    demands: Demands,
 ) -> None:
     """Count a bundle's instructions on emulated CPUs, and show a table for each."""
     from rich.console import Console
 
-    from edgepack.bundle import check
+    from edgepack.bundle import admit
     from edgepack.device import count
     from edgepack.report import render_instructions
 
@@ -81,14 +92,14 @@ def _count_instructions(
         # One inference on one thread is counted; more threads take turns as they like.
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} and --instructions exclude each other")
-    check(bundle)
     console = Console(stderr=True, highlight=False)
-    with console.status("counting") as status:
-        found = []
+    with admit(bundle, demands) as admitted, console.status("counting") as status:
+        warn_of_loader(admitted)
+        counts = []
         for cpu in dict.fromkeys(cpus):
             status.update(f"counting on {cpu}")
-            found.append(count(bundle, cpu, Path(against) if against else None).to_json())
-    document = {"devices": found}
+            counts.append(count(admitted.path, cpu, Path(against) if against else None).to_json())
+    document = {"devices": counts, "trust": admitted.to_json()}
     render_instructions(document, console)
     if as_json:
         print_json(document)

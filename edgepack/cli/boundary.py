@@ -78,8 +78,12 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_report(document: Any) -> None:
+    """Print a report, and under it the two digests of its bundle."""
     from rich.console import Console
 
     from edgepack.report import render_terminal
 
     render_terminal(document, Console(stderr=True))
+    bundle = document["bundle"]
+    click.echo(f"content {bundle['content_digest']}", err=True)
+    click.echo(f"sha256  {bundle['sha256']}", err=True)

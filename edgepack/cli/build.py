@@ -122,6 +122,12 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     metavar="FILE.edgepack",
     help="Default: NAME-TARGET.edgepack here.",
 )
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="KEY",
+    help="Sign the bundle with this SSH key: BUNDLE.sig, beside it.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Nothing but warnings and errors.")
 @click.option("-v", "--verbose", count=True, help="Every note of every stage.")
 @as_json

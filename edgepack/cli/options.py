@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,49 @@ def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str:
+    digest = (value or "").lower()
+    if value is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise click.BadParameter(f"{value!r} is not a SHA-256: 64 hexadecimal digits")
+    return digest
+
+
+def trusted(command: Callable[..., None]) -> Callable[..., None]:
+    """Add what a bundle is held against before it is read; the command gets it as `demands`."""
+
+    @wraps(command)
+    def run(
+        *args: Any, expect: str, signers: Path | None, require_signature: bool, **kwargs: Any
+    ) -> None:
+        from edgepack import signing
+        from edgepack.bundle import Demands
+
+        accepted = signing.accepted_signers(signers, require_signature)
+        command(*args, demands=Demands(expect, accepted), **kwargs)
+
+    for option in (
+        click.option(
+            "--require-signature",
+            is_flag=True,
+            help="Refuse to go on where no list of accepted keys is configured.",
+        ),
+        click.option(
+            "--signers",
+            type=click.Path(path_type=Path),
+            metavar="ALLOWED_SIGNERS",
+            help="Accept the bundle only if one of these keys signed it.",
+        ),
+        click.option(
+            "--expect",
+            callback=_digest,
+            metavar="SHA256",
+            help="Accept the bundle only if its file has this hash.",
+        ),
+    ):
+        run = option(run)
+    return run
 
 
 def refuse_without_device(**settings: Any) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import FAILED, boundary, print_json
-from edgepack.cli.loader import warn_of_what_is_left
-from edgepack.cli.options import as_json, bundle_file, over_ssh, threads
+from edgepack.cli.loader import warn_of_loader, warn_of_what_is_left
+from edgepack.cli.options import as_json, bundle_file, over_ssh, threads, trusted
+
+if TYPE_CHECKING:
+    from edgepack.bundle import Demands
 
 
 @click.command(short_help="Prove a BUNDLE on a device, then put it in its place.")
@@ -21,29 +24,41 @@ from edgepack.cli.options import as_json, bundle_file, over_ssh, threads
 @over_ssh
 @as_json
 @boundary
+@trusted
 def ship(
-    bundle: Path, device: str, no_verify: bool, threads: int, as_json: bool, **settings: Any
+    bundle: Path,
+    device: str,
+    no_verify: bool,
+    threads: int,
+    as_json: bool,
+    demands: Demands,
+    **settings: Any,
 ) -> None:
     """Prove a BUNDLE on a device, and only then put it in its place there, by one rename.
 
     PATH is the file's, or a folder's; it begins in the home where it is written as /~/PATH. What
-    was there before stays where the proof fails.
+    was there before stays where the proof fails. The bundle's .sha256 goes there with it, and its
+    .sig where there is one.
     """
     from rich.console import Console
 
-    from edgepack.bundle import check
+    from edgepack.bundle import admit
     from edgepack.device import ssh
     from edgepack.report import render_matrix
     from edgepack.report.figures import bytes_text
 
     address = ssh.parse(device, path=True)
-    check(bundle)
     console = Console(stderr=True, highlight=False)
     status = console.status("connecting")
     there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
     try:
-        with there, status:
-            found = ssh.ship(there, bundle, address.path, threads=threads, prove=not no_verify)
+        with admit(bundle, demands) as admitted, there, status:
+            warn_of_loader(admitted, "" if no_verify else there.name)
+            found = ssh.ship(
+                there, admitted.path, address.path, threads=threads, prove=not no_verify,
+                digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
+            )  # fmt: skip
+            found["trust"] = admitted.to_json()
     finally:
         warn_of_what_is_left([there])
     if found["verdict"]:

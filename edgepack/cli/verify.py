@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, FAILED, boundary, print_json
-from edgepack.cli.loader import through_loader, warn_of_what_is_left
+from edgepack.cli.loader import through_loader, warn_of_loader, warn_of_what_is_left
 from edgepack.cli.options import (
     as_json,
     bundle_file,
@@ -17,7 +17,11 @@ from edgepack.cli.options import (
     over_ssh,
     refuse_without_device,
     threads,
+    trusted,
 )
+
+if TYPE_CHECKING:
+    from edgepack.bundle import Admitted, Demands
 
 
 @click.command(short_help="Prove a BUNDLE, here or on devices.")
@@ -40,25 +44,34 @@ from edgepack.cli.options import (
 @over_ssh
 @as_json
 @boundary
+@trusted
 def verify(
     bundle: Path,
     on: tuple[str, ...],
     cpus: tuple[str, ...],
     threads: int,
     as_json: bool,
+    demands: Demands,
     **settings: Any,
 ) -> None:
-    """Prove a BUNDLE on this machine or on devices, through the loader that ships in it."""
+    """Prove a BUNDLE on this machine or on devices.
+
+    On this machine, emulated CPUs included, edgepack's own loader reads the bundle and runs no
+    code in it; a device runs the bundle itself.
+    """
+    from edgepack.bundle import admit
+
     if not on:
         refuse_without_device(**settings)
     if on or cpus:
-        _on_devices(bundle, on, cpus, threads, as_json, **settings)
+        with admit(bundle, demands) as admitted:
+            _on_devices(admitted, on, cpus, threads, as_json, **settings)
     else:
-        through_loader(bundle, ["verify", f"--threads={threads}"], as_json)
+        through_loader(bundle, ["verify", f"--threads={threads}"], as_json, demands)
 
 
 def _on_devices(
-    bundle: Path,
+    bundle: Admitted,
     on: tuple[str, ...],
     cpus: tuple[str, ...],
     threads: int,
@@ -71,12 +84,11 @@ def _on_devices(
     from rich.console import Console
 
     from edgepack import device
-    from edgepack.bundle import check
     from edgepack.device import ssh
     from edgepack.report import render_matrix
 
     addresses, reach = [ssh.parse(url) for url in dict.fromkeys(on)], ssh.Settings(**settings)
-    check(bundle)
+    warn_of_loader(bundle, "a device" if on else "")
     console = Console(stderr=True, highlight=False)
     status = console.status("connecting" if on else "emulating")
     with ExitStack() as stack:
@@ -86,8 +98,9 @@ def _on_devices(
         devices += [stack.enter_context(device.Emulated(cpu)) for cpu in dict.fromkeys(cpus)]
         stack.enter_context(status)
         found = device.verify(
-            bundle, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
+            bundle.path, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
         )
+    found["trust"] = bundle.to_json()
     render_matrix(found, console)
     if as_json:
         print_json(found)

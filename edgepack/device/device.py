@@ -1,4 +1,4 @@
-"""A device: anything that can run `python3 BUNDLE verify --json`."""
+"""A device: anything that can run the loader's `verify --json` on a bundle."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ class Device(Protocol):
         """Make a local file available on the device; returns its path there."""
 
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
-        """Run `python3 BUNDLE ARGUMENTS` there, its standard input fed piece by piece."""
+        """Run a loader's command on a bundle there, its standard input fed piece by piece.
+
+        A device that is reached by ssh runs `python3 BUNDLE ARGUMENTS`; on this machine the bundle
+        is read by edgepack's own loader, and none of its code runs.
+        """
 
 
 def ask(

@@ -29,6 +29,7 @@ class Emulated(Isolated):
     Args:
         cpu: a key of CPUS.
         options: further options of qemu.
+        runs_bundle: execute the loader inside the bundle; see `Isolated`.
 
     Raises SpecError where there is no such CPU, HostError where qemu is missing or the emulator
     is not prepared.
@@ -36,12 +37,12 @@ class Emulated(Isolated):
 
     emulated = True
 
-    def __init__(self, cpu: str, options: Sequence[str] = ()) -> None:
+    def __init__(self, cpu: str, options: Sequence[str] = (), *, runs_bundle: bool = False) -> None:
         found = find(cpu)
         qemu = require_qemu(found)
         prepared = _prepared(found)
         packages = prepared.packages if prepared else installed()
-        super().__init__(cpu, (), packages)
+        super().__init__(cpu, (), packages, runs_bundle=runs_bundle)
         prefix = self.folder / "prefix"
         prefix.mkdir()
         found.write(prefix, os.cpu_count() or 1)

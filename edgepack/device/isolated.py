@@ -4,6 +4,9 @@ The loader runs in an interpreter without site-packages; a folder of links gives
 engine and nothing else, so neither torch nor edgepack can be imported, whatever is installed
 here. Where the kernel allows it the process also has a network namespace of its own, in which
 there is no network.
+
+The loader is edgepack's own copy, and a bundle is data to it: whoever made the bundle runs no code
+on this machine. A build alone runs the file that it has just written, through the loader in it.
 """
 
 from __future__ import annotations
@@ -18,11 +21,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from edgepack import runtime
 from edgepack.device.device import Finished
 from edgepack.errors import HostError
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
 FLAGS = ("-S", "-s", "-B")
+# What `python3 BUNDLE` does, with the bundle as an argument: Python runs the folder of this file.
+MAIN = """\
+import sys
+
+from runtime.cli import main
+
+sys.exit(main(sys.argv[2:], sys.argv[1]))
+"""
 
 Self = TypeVar("Self", bound="Isolated")
 
@@ -34,11 +46,20 @@ class Isolated:
         name: what the report calls it.
         interpreter: the command that is Python.
         packages: files and folders that Python may import.
+        runs_bundle: execute the loader inside the bundle, as a device does; for a file that this
+            process wrote, and for no other.
     """
 
     emulated = False
 
-    def __init__(self, name: str, interpreter: Sequence[str], packages: Iterable[Path]) -> None:
+    def __init__(
+        self,
+        name: str,
+        interpreter: Sequence[str],
+        packages: Iterable[Path],
+        *,
+        runs_bundle: bool = False,
+    ) -> None:
         self.name = name
         self.interpreter = tuple(interpreter)
         self.folder = Path(tempfile.mkdtemp(prefix="edgepack-device-"))
@@ -46,6 +67,7 @@ class Isolated:
         importable.mkdir()
         for path in packages:
             (importable / path.name).symlink_to(path)
+        self._program = () if runs_bundle else (_write_program(self.folder / "loader"),)
         self.network = _without_network()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -65,8 +87,11 @@ class Isolated:
         return str(file.resolve())
 
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
-        """Run a command of a bundle, isolated. Raises HostError where no process can start."""
-        command = [*self.interpreter, *FLAGS, bundle, *arguments]
+        """Run a loader's command on a bundle, isolated.
+
+        Raises HostError where no process can start.
+        """
+        command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         if self.network == "namespace":
             command = [*NO_NETWORK, *command]
         environment = {
@@ -100,6 +125,15 @@ class Isolated:
         """Kill what runs here; for another thread than that which runs it."""
         if self._process is not None:
             self._process.kill()
+
+
+def _write_program(folder: Path) -> str:
+    """Write the folder that Python runs as edgepack's own loader, and return its path."""
+    folder.mkdir()
+    (folder / "__main__.py").write_text(MAIN, encoding="ascii")
+    # A link, as of the packages, so that what Python compiled of it earlier is used again.
+    (folder / "runtime").symlink_to(Path(runtime.__file__).parent)
+    return str(folder)
 
 
 def _without_network() -> str:

@@ -32,7 +32,8 @@ class Local(Isolated):
 
     Args:
         python: the interpreter.
+        runs_bundle: execute the loader inside the bundle; see `Isolated`.
     """
 
-    def __init__(self, python: str = sys.executable) -> None:
-        super().__init__("this machine", (python,), installed())
+    def __init__(self, python: str = sys.executable, *, runs_bundle: bool = False) -> None:
+        super().__init__("this machine", (python,), installed(), runs_bundle=runs_bundle)

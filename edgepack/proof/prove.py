@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import bundle, device, files, report
+from edgepack import bundle, device, files, report, signing
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.graph.sizes import bind_sizes, resized
@@ -91,7 +91,12 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         place = output if accepted else rejected(output)
         if accepted and not again["passed"]:
             raise _unsteady(again)
-        files.publish(temporary, place)
+        # A signature says that the bundle may be used: one that was rejected gets none.
+        key = job.request.sign if accepted else None
+        signature = signing.sign(temporary, key) if key else b""
+        document["bundle"]["sha256"] = bundle.publish(temporary, place, signature)
+    if key:
+        document["bundle"]["signed"] = signing.fingerprint(key)
     document["bundle"]["bytes"] = place.stat().st_size
     return Outcome(place, document, accepted)
 

@@ -130,6 +130,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         *aloud(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
+        f"SHA-256 {verdict['bundle']['sha256']}",
         f"on {here['cpu']} ({here['arch']}), Python {here['python']}, "
         + _engine(verdict["variant"], here),
         f"integrity: {verdict['integrity']['files']} files, "
@@ -257,11 +258,16 @@ def _require_numpy() -> None:
         ) from error
 
 
-def main(arguments: Optional[List[str]] = None) -> int:
-    """Run one command; returns the exit status."""
+def main(arguments: Optional[List[str]] = None, bundle: str = "") -> int:
+    """Run one command; returns the exit status.
+
+    Args:
+        arguments: of the command line; None takes the process's own.
+        bundle: the file to serve; "" takes the one that this loader came in.
+    """
     # Python would end with 1 where an error goes unhandled, which is kept for a missed gate.
     try:
-        return _main(arguments)
+        return _main(arguments, bundle)
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
@@ -270,7 +276,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 2
 
 
-def _main(arguments: Optional[List[str]]) -> int:
+def _main(arguments: Optional[List[str]], bundle: str) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -279,7 +285,7 @@ def _main(arguments: Optional[List[str]]) -> int:
     try:
         if options.act not in (_info, _setup):
             _require_numpy()
-        result, status = options.act(own_bundle(), options)
+        result, status = options.act(bundle or own_bundle(), options)
         if options.json and result:
             show(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
         return int(status)

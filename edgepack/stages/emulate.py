@@ -139,7 +139,7 @@ def _ask_each(
 
     found = {}
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
-        devices = [stack.enter_context(Emulated(cpu)) for cpu in cpus]
+        devices = [stack.enter_context(Emulated(cpu, runs_bundle=True)) for cpu in cpus]
         try:
             for device, answered in zip(devices, pool.map(fidelity, devices), strict=True):
                 found[device.name] = answered

@@ -43,7 +43,7 @@ def test_only_numpy_and_the_engine_can_be_imported(
     probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "x")
-    with Local() as host:
+    with Local(runs_bundle=True) as host:
         finished = host.run(host.put(probe), "1")
     assert finished.status == 0, finished.stderr
     found = json.loads(finished.stdout)
@@ -57,7 +57,7 @@ def test_only_numpy_and_the_engine_can_be_imported(
 
 def test_nothing_can_be_reached(probe: Path) -> None:
     """A server that listens on this machine is out of reach, though it answers this process."""
-    with Local() as host, socket.create_server(("127.0.0.1", 0)) as server:
+    with Local(runs_bundle=True) as host, socket.create_server(("127.0.0.1", 0)) as server:
         if host.network != "namespace":
             pytest.skip("this kernel refuses a network namespace of one's own")
         port = server.getsockname()[1]

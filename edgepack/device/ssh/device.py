@@ -7,12 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from edgepack import signing
 from edgepack.device.device import Finished, ask
 from edgepack.device.ssh.address import Address, Settings
 from edgepack.device.ssh.faults import LinkDown
 from edgepack.device.ssh.link import Link
 from edgepack.device.ssh.transfer import Sent, send
-from edgepack.errors import DeviceError
+from edgepack.errors import BundleError, DeviceError
+from edgepack.runtime.bundle import checksum
 
 Self = TypeVar("Self", bound="Ssh")
 
@@ -107,15 +109,29 @@ class Ssh:
             self._folders.append(sent.path.rpartition("/")[0])
         return sent
 
-    def publish(self, sent: Sent) -> None:
-        """Put a file that was sent in its place, by one rename."""
+    def publish(self, sent: Sent, signature: str = "") -> None:
+        """Put a file that was sent in its place, by one rename; then its hash and signature."""
+        name = sent.final.rpartition("/")[2]
+        beside = {
+            checksum.SUFFIX: checksum.encode_checksum(sent.digest, name).decode(
+                "utf-8", "surrogateescape"
+            ),
+            signing.SUFFIX: signature,
+        }
+        self.link.call("place", part=sent.part, final=sent.final, beside=beside)
         if sent.part:
-            self.link.call("place", part=sent.part, final=sent.final)
             self._files = [path for path in self._files if path != sent.part]
 
 
 def ship(
-    device: Ssh, bundle: Path, place: str, *, threads: int = 0, prove: bool = True
+    device: Ssh,
+    bundle: Path,
+    place: str,
+    *,
+    threads: int = 0,
+    prove: bool = True,
+    digest: str = "",
+    signature: str = "",
 ) -> dict[str, Any]:
     """Put a bundle at a place on a device, where it appears only once it is proved there.
 
@@ -125,15 +141,26 @@ def ship(
         place: of the file there, or a folder for it; from the home where it begins with "~/".
         threads: threads within an operator; 0 takes every physical core.
         prove: verify it first, on the device, as the very bytes that then get their name.
+        digest: SHA-256 that the file must still have; "" for any.
+        signature: text of the signature to put beside it; "" for none.
 
     Returns {"device", "path", "sha256", "bytes", "sent" (bytes), "verdict", "shipped"}. Where the
     verdict is a failure nothing is shipped, and what was at the place is untouched.
+
+    Raises BundleError where the file changed since it was checked.
     """
     sent = device.send(bundle, place)
+    if digest and sent.digest != digest:
+        raise BundleError(
+            "bundle-changed",
+            f"the bundle changed while it was shipped: {bundle}",
+            why=f"its SHA-256 was {digest} and is {sent.digest}",
+            hint="ship it once whatever writes it is done",
+        )
     verdict = ask(device, sent.path, "verify", f"--threads={threads}")[0] if prove else None
     shipped = verdict is None or bool(verdict["passed"])
     if shipped:
-        device.publish(sent)
+        device.publish(sent, signature)
     return {
         "device": device.name,
         "path": sent.final,

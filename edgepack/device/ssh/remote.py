@@ -109,14 +109,39 @@ def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
     return {"held": True, "path": path}
 
 
-def place(part: str, final: str) -> dict[str, Any]:
-    """Put a settled file in its place, by one rename."""
+def place(part: str, final: str, beside: dict[str, str]) -> dict[str, Any]:
+    """Put a settled file in its place, by one rename, and then what accompanies it.
+
+    Args:
+        part: the file; "" where it is in its place already.
+        final: its place.
+        beside: suffix to text of the files beside it; one without text is deleted, since it would
+            belong to the file that was there before.
+    """
+    if part:
+        _rename(part, final)
+    for suffix, text in beside.items():
+        if not text:
+            with suppress(FileNotFoundError):
+                os.unlink(final + suffix)
+            continue
+        folder, name = os.path.split(final)
+        temporary = os.path.join(folder, f".{name}{suffix}{PARTIAL}")
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(os.fsencode(text))
+        _sync(temporary)
+        _rename(temporary, final + suffix)
+    return {}
+
+
+def _rename(part: str, final: str) -> None:
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(part, 0o666 & ~mask)
     os.replace(part, final)
     _sync(os.path.dirname(final))
-    return {}
 
 
 def clean(paths: list[str]) -> dict[str, Any]:

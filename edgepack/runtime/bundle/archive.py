@@ -206,6 +206,13 @@ class Archive:
             crc = crc32(chunk, crc)
         return digest.hexdigest(), crc
 
+    def sha256(self) -> str:
+        """SHA-256 of the whole file, in hexadecimal: what `sha256sum` prints."""
+        digest = hashlib.sha256()
+        for start in range(0, self.size, CHUNK):
+            digest.update(self._map[start : start + CHUNK])
+        return digest.hexdigest()
+
     def require_crc(self, name: str, found: int) -> None:
         """Hold the CRC-32 of an entry against the one in its headers. Raises BundleError.
 

@@ -19,7 +19,7 @@ from .evidence import check_quality, read_parts
 
 FORMAT = "edgepack/2"
 # What two builds from the same inputs need not share: the report holds times, and vendors do not
-# build engines deterministically.
+# build engines deterministically. The SHA-256 of the whole file covers them; see `checksum`.
 NOT_CONTENT = ("report/", "engine/")
 # The largest other size of an axis: about the double of what a reference sample has.
 MAX_SIZE = 1 << 24

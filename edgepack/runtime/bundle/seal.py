@@ -151,13 +151,16 @@ def _fault(path: str, why: str) -> DeviceError:
 
 def _opened(path: str) -> Archive:
     try:
-        return Archive(path, KEY, _open)
+        return Archive(path, KEY, open_trusted)
     except BundleError as error:
         raise _fault("", error.why) from error
 
 
-def _open(path: str, flags: int) -> int:
-    """Open the file if nobody but this user and root could have made or changed it."""
+def open_trusted(path: str, flags: int) -> int:
+    """Open a sealed engine if nobody but this user and root could have made or changed it.
+
+    Raises DeviceError elsewhere, and OSError where the system refuses.
+    """
     # NONBLOCK: opening a named pipe would wait for its writer.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:

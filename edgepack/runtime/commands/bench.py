@@ -20,6 +20,7 @@ from ..bundle.engines import CUDA
 from ..bundle.index import read_index
 from ..device import machine
 from ..errors import DeviceError, EdgepackError, InputError
+from ..origin import program
 from .load import LoadMonitor, disturbances, spread_of
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
         if on
     ]
     done = subprocess.run(
-        [sys.executable, *flags, path, "bench-turn", *arguments],
+        [sys.executable, *flags, *program(path), "bench-turn", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any, Callable, Dict, Iterator, Mapping, Tuple, Union
 
 from ..bundle.archive import Archive
+from ..bundle.checksum import require_checksum
 from ..bundle.engines import Variant
 from ..bundle.index import Index, check_all, check_file, read_index
 from ..bundle.seal import PLAN, TIMING, Key, Sealed, place_of, write
@@ -40,6 +41,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
     with Archive(path) as archive:
         index = read_index(archive)
         check_all(archive, index)
+        require_checksum(archive)
         here = Here(index)
         machine.require(index.device, here)
         variant = next((variant for variant in index.variants if variant.unfinished), None)

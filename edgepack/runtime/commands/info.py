@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Tuple
 
 from ..bundle.archive import Archive
+from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, read_index
 from ..device import machine
 from ..device.here import Here, find_sealed
@@ -18,16 +19,19 @@ UNPROVEN = "NOT PROVEN: calibrated on random numbers; this tells nothing about r
 
 
 def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
-    """Lines for people; the index, with "variant" as the verdict has it, for machines.
+    """Describe a bundle: lines for people, and a document for machines.
+
+    The document is the index, with the "sha256" of the file and "variant" as the verdict has it.
 
     Where the device is below the bundle's floor, "variant" has an "error" in addition.
     """
     with Archive(bundle) as archive:
-        index = read_index(archive)
+        index, digest = read_index(archive), require_checksum(archive)
     here = Here(index)
     lines = [
         f"{index.name} for {index.target}",
         f"content {index.content_digest}",
+        f"sha256  {digest}",
         "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items()) if v),
         *(() if index.proven else (UNPROVEN,)),
         *(f"input   {tensor}" for tensor in index.inputs),
@@ -46,7 +50,7 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
         lines.append(
             "isa     not told by this system: no variant is taken that needs more than the floor"
         )
-    return lines, {**index.raw, "variant": variant}
+    return lines, {**index.raw, "sha256": digest, "variant": variant}
 
 
 def _variants(bundle: str, index: Index, here: Here) -> Tuple[List[str], Dict[str, Any]]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import Any, Dict, List
 
 from ..bundle.archive import Archive
+from ..bundle.checksum import require_checksum
 from ..bundle.engines import TENSORRT
 from ..bundle.index import Index, check_file, read_index
 from ..errors import BundleError, DeviceError
@@ -52,6 +53,7 @@ def setup(bundle: str, folder: str) -> Dict[str, Any]:
     """
     with Archive(bundle) as archive, ExitStack() as stack:
         index = read_index(archive)
+        require_checksum(archive)
         names = wheels_of(index)
         if not names:
             raise DeviceError(

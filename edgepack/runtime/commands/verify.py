@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Seque
 import numpy as np
 
 from ..bundle.archive import Archive
+from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
 from ..device import machine
 from ..device.here import onnxruntime
@@ -381,7 +382,7 @@ def verify(
     """
     with Archive(path) as archive:
         index = read_index(archive)
-        hashed = check_all(archive, index)
+        hashed, digest = check_all(archive, index), require_checksum(archive)
         started = time.perf_counter()
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         load_seconds = time.perf_counter() - started
@@ -394,6 +395,7 @@ def verify(
             "name": index.name,
             "target": index.target,
             "content_digest": index.content_digest,
+            "sha256": digest,
             "bytes": os.path.getsize(path),
             "model_bytes": index.files[index.model][1],
         },

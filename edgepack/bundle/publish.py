@@ -1,0 +1,66 @@
+"""Putting a finished bundle in its place, with its hash and its signature beside it.
+
+All three are on the disk, whole, before the first rename, so that no full disk comes between them.
+The bundle is renamed first: what a crash leaves is the old bundle with what belongs to it, or the
+new one beside a hash and a signature of the old one, which do not match it and so are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from edgepack import files, signing
+from edgepack.runtime.bundle.checksum import SUFFIX, encode_checksum
+
+
+def publish(temporary: Path, path: Path, signature: bytes = b"") -> str:
+    """Rename a finished bundle to `path`, and write what accompanies it.
+
+    Args:
+        temporary: the bundle, on the same file system.
+        path: its place.
+        signature: of the bundle; without one, that of an earlier bundle is deleted.
+
+    Returns the SHA-256 of the bundle. Raises HostError.
+    """
+    digest = files.sha256(temporary)
+    texts = {SUFFIX: encode_checksum(digest, path.name), signing.SUFFIX: signature}
+    with ExitStack() as stack:
+        ready = _prepare(path, texts, stack)
+        files.publish(temporary, path)
+        for target, part in ready.items():
+            files.publish(part, target)
+        if not signature:
+            _delete(path.with_name(path.name + signing.SUFFIX))
+    return digest
+
+
+def write_signature(bundle: Path, signature: bytes) -> Path:
+    """Write the signature of a bundle beside it, and return its path. Raises HostError."""
+    path = bundle.with_name(bundle.name + signing.SUFFIX)
+    files.write(path, signature)
+    return path
+
+
+def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[Path, Path]:
+    """Write what accompanies a bundle into temporary files, by the place of each."""
+    ready = {}
+    for suffix, text in texts.items():
+        if text:
+            target = path.with_name(path.name + suffix)
+            ready[target] = stack.enter_context(files.temporary_beside(target))
+            try:
+                ready[target].write_bytes(text)
+                files.sync(ready[target])
+            except OSError as error:
+                raise files.unwritable(target, error) from error
+    return ready
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise files.unwritable(path, error) from error
