@@ -32,15 +32,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests that run side by side take one core each: more threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-pytest_plugins = ("build_cases", "gpu_standin", "ssh_server", "training_cases")
+pytest_plugins = ("build_cases", "bundle_cases", "gpu_standin", "ssh_server", "training_cases")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test sees the user's cache, nor leaves anything in it."""
+    """Keep tests away from the user's cache and policy."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEPACK_CACHE", str(folder))
+        patch.setenv("XDG_CONFIG_HOME", str(folder.with_name("config")))
+        patch.delenv("EDGEPACK_SIGNERS", raising=False)
         yield folder
 
 

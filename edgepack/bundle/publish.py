@@ -31,9 +31,7 @@ def publish(temporary: Path, path: Path, signature: bytes = b"") -> str:
         ready = _prepare(path, texts, stack)
         files.publish(temporary, path)
         for target, part in ready.items():
-            files.publish(part, target)
-        if not signature:
-            _delete(path.with_name(path.name + signing.SUFFIX))
+            _replace(target, part)
     return digest
 
 
@@ -44,23 +42,31 @@ def write_signature(bundle: Path, signature: bytes) -> Path:
     return path
 
 
-def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[Path, Path]:
-    """Write what accompanies a bundle into temporary files, by the place of each."""
-    ready = {}
+def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[Path, Path | None]:
+    """Write what accompanies a bundle into temporary files, by the place of each; None for none."""
+    ready: dict[Path, Path | None] = {}
     for suffix, text in texts.items():
-        if text:
-            target = path.with_name(path.name + suffix)
-            ready[target] = stack.enter_context(files.temporary_beside(target))
-            try:
-                ready[target].write_bytes(text)
-                files.sync(ready[target])
-            except OSError as error:
-                raise files.unwritable(target, error) from error
+        target = path.with_name(path.name + suffix)
+        if not text:
+            ready[target] = None
+            continue
+        part = ready[target] = stack.enter_context(files.temporary_beside(target))
+        try:
+            part.write_bytes(text)
+            part.chmod(0o644)
+            files.sync(part)
+        except OSError as error:
+            raise files.unwritable(target, error) from error
     return ready
 
 
-def _delete(path: Path) -> None:
+def _replace(target: Path, part: Path | None) -> None:
+    """Rename a temporary file to its place; without one, delete what stands there."""
     try:
-        path.unlink(missing_ok=True)
+        if part is None:
+            target.unlink(missing_ok=True)
+        else:
+            part.replace(target)
+        files.sync(target.parent)
     except OSError as error:
-        raise files.unwritable(path, error) from error
+        raise files.unwritable(target, error) from error

@@ -40,6 +40,8 @@ def ship(
     was there before stays where the proof fails. The bundle's .sha256 goes there with it, and its
     .sig where there is one.
     """
+    from contextlib import ExitStack
+
     from rich.console import Console
 
     from edgepack.bundle import admit
@@ -50,17 +52,18 @@ def ship(
     address = ssh.parse(device, path=True)
     console = Console(stderr=True, highlight=False)
     status = console.status("connecting")
-    there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
-    try:
-        with admit(bundle, demands) as admitted, there, status:
-            warn_of_loader(admitted, "" if no_verify else there.name)
-            found = ssh.ship(
-                there, admitted.path, address.path, threads=threads, prove=not no_verify,
-                digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
-            )  # fmt: skip
-            found["trust"] = admitted.to_json()
-    finally:
-        warn_of_what_is_left([there])
+    with ExitStack() as stack:
+        admitted = stack.enter_context(admit(bundle, demands))
+        there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
+        warn_of_loader(admitted, "" if no_verify else there.name)
+        stack.callback(warn_of_what_is_left, [there])
+        stack.enter_context(there)
+        stack.enter_context(status)
+        found = ssh.ship(
+            there, admitted.path, address.path, threads=threads, prove=not no_verify,
+            digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
+        )  # fmt: skip
+    found["trust"] = admitted.to_json()
     if found["verdict"]:
         column = {"name": there.name, "emulated": False, "verdict": found["verdict"]}
         render_matrix({"devices": [column]}, console)

@@ -7,6 +7,7 @@ older one or the new one, and a plain build works afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -86,14 +87,22 @@ class Scene:
         assert digest_of(self.output) == self.newer
         return "new"
 
+    def holds(self) -> bool:
+        """Return whether the hash beside the bundle is that of the bundle."""
+        command = ["sha256sum", "--check", "--status", f"{self.output.name}.sha256"]
+        return subprocess.run(command, cwd=self.output.parent).returncode == 0
+
     def left_over(self) -> list[str]:
-        return [path.name for path in self.output.parent.iterdir() if path != self.output]
+        names = {path.name for path in self.output.parent.iterdir()}
+        return sorted(names - {self.output.name, f"{self.output.name}.sha256"})
 
     def restore(self) -> None:
         """As it was at first, but for the cache."""
         for path in self.output.parent.iterdir():
             path.unlink()
         self.output.write_bytes(self.older)
+        line = f"{hashlib.sha256(self.older).hexdigest()}  {self.output.name}\n"
+        Path(f"{self.output}.sha256").write_text(line)
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +153,14 @@ def killed_at_each(scene: Scene, kind: str, fresh: bool) -> Iterator[tuple[int, 
         if done.returncode == 0:
             assert len(calls) < n
             assert scene.old_or_new() == "new"
+            assert scene.holds()
             return
         assert done.returncode == KILLED, done.stderr
         assert len(calls) == n
-        yield n, calls[-1], scene.old_or_new()
+        stands = scene.old_or_new()
+        # The older bundle keeps its hash; the newer may stand beside that, which then refuses it.
+        assert scene.holds() is (stands == "old")
+        yield n, calls[-1], stands
 
 
 def works_afterwards(scene: Scene) -> None:
@@ -160,13 +173,13 @@ def works_afterwards(scene: Scene) -> None:
 def test_killed_at_every_rename(cold: Scene) -> None:
     points = list(killed_at_each(cold, "rename", fresh=True))
     # Four stages into the cache, and what two of their graphs are worth; the bundle into its
-    # place: killed there, it has not happened.
+    # place: killed there, it has not happened; and its hash after it.
     assert [Path(path).parent.name for _, path, _ in points[:6]] == [
         "original", "export", "simplify", "evaluation", "quantize", "evaluation"
     ]  # fmt: skip
     assert points[6][1].endswith(".tmp")
-    assert len(points) == 7
-    assert {found for _, _, found in points} == {"old"}
+    assert ".sha256." in points[7][1]
+    assert [found for _, _, found in points] == ["old"] * 7 + ["new"]
     works_afterwards(cold)
 
 
@@ -185,11 +198,12 @@ def test_killed_at_every_fsync_of_the_cache(cold: Scene) -> None:
 def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
     points = list(killed_at_each(scene, "fsync", fresh=False))
     temporary = [found for _, path, found in points if path.endswith(".tmp")]
+    assert ".sha256." in points[-3][1]
     folder = [found for _, path, found in points if path == str(scene.output.parent)]
-    # Draft, with its answers, with its summary, finished, about to be published.
-    assert temporary == ["old"] * 4 or temporary == ["old"] * 5
-    # After the rename: the new one is in its place.
-    assert folder == ["new"]
+    # Draft, with its answers, with its summary, finished, its hash, about to be published.
+    assert temporary == ["old"] * 5 or temporary == ["old"] * 6
+    # After the renames: the new one is in its place.
+    assert folder == ["new"] * 2
     works_afterwards(scene)
 
 
@@ -222,7 +236,10 @@ def test_killed_at_writes_of_the_bundle(scene: Scene) -> None:
 def test_the_disk_refuses(scene: Scene, kind: str, error: str, code: str) -> None:
     scene.run()
     calls = [path for name, path in scene.calls() if name == kind]
-    numbers = [n for n, path in enumerate(calls, 1) if path.endswith(".tmp")]
+    numbers = [
+        n for n, path in enumerate(calls, 1)
+        if path.endswith(".tmp") and not (kind == "rename" and ".sha256." in path)
+    ]  # fmt: skip
     for n in dict.fromkeys((numbers[0], numbers[len(numbers) // 2], numbers[-1])):
         scene.restore()
         done = scene.run(f"{kind}:error={error}:when={n}")
@@ -231,6 +248,23 @@ def test_the_disk_refuses(scene: Scene, kind: str, error: str, code: str) -> Non
         assert "Traceback" not in done.stderr
         assert scene.old_or_new() == "old"
         assert scene.left_over() == []
+    works_afterwards(scene)
+
+
+def test_the_hash_cannot_be_put_in_its_place(scene: Scene) -> None:
+    scene.run()
+    renames = [path for name, path in scene.calls() if name == "rename"]
+    scene.restore()
+    done = scene.run(f"rename:error=EACCES:when={len(renames)}")
+    assert done.returncode == 2
+    found = one_document(done.stdout)["error"]
+    assert (found["code"], scene.old_or_new()) == ("output-unwritable", "new")
+    assert f"{scene.output.name}.sha256" in found["what"]
+    # The hash of the older bundle stands there yet, and no bundle passes beside it.
+    assert not scene.holds()
+    done = run_bundle(scene.output, "verify", "--json")
+    assert done.returncode == 2
+    assert one_document(done.stdout)["error"]["code"] == "bundle-checksum"
     works_afterwards(scene)
 
 

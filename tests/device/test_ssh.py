@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from build_cases import Answer, ask
+from bundle_cases import Keys
 from conftest import linear_contents
 from int8_nets import ROOT, build, mixed_onnx
 from interpreters import find
 from ssh_server import Server, host_python, proxy
 from test_emulated import KEPT, X86_64, prepare
 
-from edgepack import bundle, device
+from edgepack import bundle, device, signing
 from edgepack.device import Emulated
 from edgepack.device.ssh import Settings, Ssh, command, parse
 from edgepack.errors import DeviceError
@@ -423,7 +424,30 @@ def test_ship(place: str, file: str, server: Server, linear_bundle: Path, tmp_pa
     assert answer.document["sent"] == answer.document["bytes"] == linear_bundle.stat().st_size
     assert final.read_bytes() == linear_bundle.read_bytes()
     assert final.stat().st_mode & 0o777 == 0o644
-    assert list(final.parent.iterdir()) == [final]
+    beside = Path(f"{final}.sha256")
+    assert sorted(final.parent.iterdir()) == [final, beside]
+    assert beside.stat().st_mode & 0o777 == 0o644
+    command = ["sha256sum", "--check", "--strict", "--quiet", "--", beside.name]
+    subprocess.run(command, cwd=final.parent, check=True)
+
+
+def test_a_signature_is_shipped_with_its_bundle_and_goes_with_it(
+    server: Server, keys: Keys, linear_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    path, final = tmp_path / "x.edgepack", tmp_path / "there" / "x.edgepack"
+    path.write_bytes(linear_bundle.read_bytes())
+    signature = signing.sign(path, keys.key)
+    Path(f"{path}.sig").write_bytes(signature)
+    answer = ship(path, str(final), "--signers", str(keys.signers))
+    assert answer.status == 0, answer.stderr
+    assert answer.document["trust"]["signature"]["signer"] == "builder@example.org"
+    assert keys.verify(final).returncode == 0
+    # The next one is not signed, and a signature of the one before would only mislead.
+    assert ship(linear_bundle, str(final)).status == 0
+    assert sorted(path.name for path in final.parent.iterdir()) == [
+        "x.edgepack", "x.edgepack.sha256",
+    ]  # fmt: skip
 
 
 def test_what_is_in_its_place_is_proved_again_and_not_sent(
@@ -478,4 +502,4 @@ def test_a_link_planted_where_a_part_goes_is_not_followed(
     assert ship(linear_bundle, str(place)).status == 0
     assert victim.read_bytes() == b"mine"
     assert not place.is_symlink()
-    assert list(place.parent.iterdir()) == [place]
+    assert sorted(place.parent.iterdir()) == [place, Path(f"{place}.sha256")]

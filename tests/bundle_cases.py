@@ -1,0 +1,84 @@
+"""Bundles that somebody changed and made consistent again, and keys to sign bundles with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edgepack.runtime.bundle.document import encode
+from edgepack.runtime.bundle.index import content_digest
+
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool = True) -> None:
+    """Write a bundle with other files in it, in canonical form.
+
+    Args:
+        source: the bundle to start from.
+        path: where to.
+        changes: the files that are new or other, by name.
+        seal: whether the index agrees with them, so that no hash inside tells.
+    """
+    with zipfile.ZipFile(source) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    index = json.loads(entries.pop("bundle.json"))
+    entries.update(changes)
+    if seal:
+        index["files"] = {
+            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+            for name, data in entries.items()
+        }
+        index["content_digest"] = content_digest(index)
+    first = {"__main__.py": entries.pop("__main__.py"), "bundle.json": encode(index)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+        for name, data in {**first, **entries}.items():
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.create_system = 3
+            info.external_attr = 0o644 << 16
+            archive.writestr(info, data)
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of OpenSSH, without passphrases.
+
+    Attributes:
+        key: the builder's.
+        other: somebody else's.
+        signers: the list of accepted keys, with the builder's alone.
+    """
+
+    key: Path
+    other: Path
+    signers: Path
+
+    def verify(self, bundle: Path) -> subprocess.CompletedProcess[str]:
+        """Check the signature beside a bundle as a device does, with OpenSSH alone."""
+        with bundle.open("rb") as data:
+            return subprocess.run(
+                ["ssh-keygen", "-Y", "verify", "-f", self.signers, "-I", "builder@example.org",
+                 "-n", "edgepack", "-s", f"{bundle}.sig"],
+                stdin=data, capture_output=True, text=True,
+            )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
+    if shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh-keygen: apt-get install openssh-client")
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("key", "other"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", folder / name]
+        subprocess.run(command, check=True)
+    public = (folder / "key.pub").read_text()
+    (folder / "signers").write_text(f"builder@example.org {public}")
+    return Keys(folder / "key", folder / "other", folder / "signers")
