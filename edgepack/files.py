@@ -7,11 +7,13 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from edgepack.errors import HostError, SpecError
 from edgepack.runtime.bundle.whole import require_plain
@@ -30,6 +32,16 @@ def sha256(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file to read. Raises OSError where it is a folder, a pipe or a device."""
+    # NONBLOCK: opening a named pipe would wait for its writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def sync(path: Path) -> None:

@@ -9,13 +9,13 @@ device needs nothing but OpenSSH to check it.
 from __future__ import annotations
 
 import os
-import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgepack import files
 from edgepack.errors import BundleError, HostError, SpecError
 from edgepack.spec import document
 
@@ -114,15 +114,12 @@ def read(signature: Path) -> bytes:
     Raises BundleError where it is not a signature.
     """
     try:
-        # NONBLOCK: opening a named pipe would wait for its writer.
-        descriptor = os.open(signature, os.O_RDONLY | os.O_NONBLOCK)
+        with files.open_plain(signature) as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         return b""
     except OSError as error:
         raise _malformed(error.strerror or str(error)) from error
-    with os.fdopen(descriptor, "rb") as file:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        data = file.read(MAX_BYTES + 1) if regular else b""
     if len(data) > MAX_BYTES or not data.startswith(HEADER):
         raise _malformed(f"{signature.name} is not what ssh-keygen -Y sign writes")
     return data

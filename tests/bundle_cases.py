@@ -17,6 +17,15 @@ from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.index import content_digest
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
+REPORT = "report/report.json"
+
+
+def listed(entries: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
+    """Return what an index lists of files."""
+    return {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in entries.items()
+    }
 
 
 def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool = True) -> None:
@@ -33,11 +42,13 @@ def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool
     index = json.loads(entries.pop("bundle.json"))
     entries.update(changes)
     if seal:
-        index["files"] = {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            for name, data in entries.items()
-        }
+        index["files"] = listed(entries)
         index["content_digest"] = content_digest(index)
+        if REPORT in entries and REPORT not in changes:
+            report = json.loads(entries[REPORT])
+            report["bundle"]["content_digest"] = index["content_digest"]
+            entries[REPORT] = encode(report)
+            index["files"] = listed(entries)
     first = {"__main__.py": entries.pop("__main__.py"), "bundle.json": encode(index)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
         for name, data in {**first, **entries}.items():

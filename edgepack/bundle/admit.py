@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -145,24 +144,17 @@ def _inspect(
 def _copy(bundle: Path, copy: Path) -> str:
     """Copy a bundle; returns the SHA-256 of the copy. Raises BundleError, or OSError for a disk."""
     try:
-        # NONBLOCK: opening a named pipe would wait for its writer.
-        source = os.open(bundle, os.O_RDONLY | os.O_NONBLOCK)
+        source = files.open_plain(bundle)
     except OSError as error:
-        raise _unreadable(bundle, error.strerror or str(error)) from error
+        raise BundleError(
+            "bundle-unreadable",
+            f"the bundle cannot be read: {bundle}",
+            why=error.strerror or str(error),
+            hint="check the path and the permissions",
+        ) from error
     digest = sha256()
-    with os.fdopen(source, "rb") as data, copy.open("wb") as target:
-        if not stat.S_ISREG(os.fstat(source).st_mode):
-            raise _unreadable(bundle, "it is not a regular file")
-        while chunk := data.read(files.CHUNK):
+    with source, copy.open("wb") as target:
+        while chunk := source.read(files.CHUNK):
             digest.update(chunk)
             target.write(chunk)
     return digest.hexdigest()
-
-
-def _unreadable(bundle: Path, why: str) -> BundleError:
-    return BundleError(
-        "bundle-unreadable",
-        f"the bundle cannot be read: {bundle}",
-        why=why,
-        hint="check the path and the permissions",
-    )

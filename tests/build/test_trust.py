@@ -314,7 +314,7 @@ def test_a_damaged_loader_ends_with_2(
 # Signatures
 
 
-@pytest.mark.parametrize("name", ["verify", "run", "bench", "inspect"])
+@pytest.mark.parametrize("name", ["verify", "run", "inspect"])
 def test_a_signed_bundle_is_accepted(name: str, signed: Path, keys: Keys, tmp_path: Path) -> None:
     options = ["--signers", str(keys.signers), "--require-signature"]
     answer = ask(*command(name, signed, tmp_path), *options)
@@ -495,7 +495,7 @@ def test_what_is_damaged_or_no_key_is_not_signed(
     # A draft: no build accepted it.
     assert ask("sign", str(linear_bundle), "--key", str(keys.key)).code == "bundle-rejected"
     copy.write_bytes(copy.read_bytes()[:-1])
-    assert ask("sign", str(copy), "--key", str(keys.key)).code == "bundle-checksum"
+    assert ask("sign", str(copy), "--key", str(keys.key)).code == "bundle-malformed"
     assert not beside(copy, ".sig").exists()
 
 
