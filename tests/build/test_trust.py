@@ -8,14 +8,15 @@ import os
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from build_cases import Answer, Home, ask, edgepack, entry, one_document
 from bundle_cases import Keys, reseal
-from conftest import run_bundle
+from conftest import linear_contents, run_bundle
 
-from edgepack import __version__, signing
+from edgepack import __version__, bundle, signing
 from edgepack.bundle import Demands, admit, copy_engine, loader
 from edgepack.device import ready
 from edgepack.errors import DeviceError, EdgepackError
@@ -486,14 +487,14 @@ def test_a_bundle_is_signed_afterwards(copy: Path, keys: Keys) -> None:
     assert keys.verify(copy).returncode == 0
 
 
-def test_what_is_damaged_or_no_key_is_not_signed(
-    copy: Path, keys: Keys, linear_bundle: Path
-) -> None:
+def test_what_is_damaged_or_no_key_is_not_signed(copy: Path, keys: Keys) -> None:
     beside(copy, ".sig").unlink()
     for key in (copy, copy.with_name("none")):
         assert ask("sign", str(copy), "--key", str(key)).code == "signature-key"
     # A draft: no build accepted it.
-    assert ask("sign", str(linear_bundle), "--key", str(keys.key)).code == "bundle-rejected"
+    draft = copy.with_name("draft.edgepack")
+    bundle.write(draft, replace(linear_contents(), quality={}))
+    assert ask("sign", str(draft), "--key", str(keys.key)).code == "bundle-rejected"
     copy.write_bytes(copy.read_bytes()[:-1])
     assert ask("sign", str(copy), "--key", str(keys.key)).code == "bundle-malformed"
     assert not beside(copy, ".sig").exists()
