@@ -7,6 +7,7 @@ new one beside a hash and a signature of the old one, which do not match it and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -43,12 +44,16 @@ def write_signature(bundle: Path, signature: bytes) -> Path:
 
 
 def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[Path, Path | None]:
-    """Write what accompanies a bundle into temporary files, by the place of each; None for none."""
+    """Write what accompanies a bundle into temporary files, by the place of each.
+
+    None stands for what is to be deleted there: it belongs to the bundle before.
+    """
     ready: dict[Path, Path | None] = {}
     for suffix, text in texts.items():
         target = path.with_name(path.name + suffix)
         if not text:
-            ready[target] = None
+            if os.path.lexists(target):
+                ready[target] = None
             continue
         part = ready[target] = stack.enter_context(files.temporary_beside(target))
         try:
