@@ -198,7 +198,7 @@ def test_killed_at_every_fsync_of_the_cache(cold: Scene) -> None:
 def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
     points = list(killed_at_each(scene, "fsync", fresh=False))
     temporary = [found for _, path, found in points if path.endswith(".tmp")]
-    assert ".sha256." in points[-3][1]
+    assert ".sha256." in points[-4][1]
     folder = [found for _, path, found in points if path == str(scene.output.parent)]
     # Draft, with its answers, with its summary, finished, its hash, about to be published.
     assert temporary == ["old"] * 5 or temporary == ["old"] * 6
