@@ -172,14 +172,14 @@ def works_afterwards(scene: Scene) -> None:
 
 def test_killed_at_every_rename(cold: Scene) -> None:
     points = list(killed_at_each(cold, "rename", fresh=True))
-    # Four stages into the cache, and what two of their graphs are worth; the bundle into its
+    # Five stages into the cache, and what two of their graphs are worth; the bundle into its
     # place: killed there, it has not happened; and its hash after it.
-    assert [Path(path).parent.name for _, path, _ in points[:6]] == [
-        "original", "export", "simplify", "evaluation", "quantize", "evaluation"
+    assert [Path(path).parent.name for _, path, _ in points[:7]] == [
+        "original", "sizes", "export", "simplify", "evaluation", "quantize", "evaluation"
     ]  # fmt: skip
-    assert points[6][1].endswith(".tmp")
-    assert ".sha256." in points[7][1]
-    assert [found for _, _, found in points] == ["old"] * 7 + ["new"]
+    assert points[7][1].endswith(".tmp")
+    assert ".sha256." in points[8][1]
+    assert [found for _, _, found in points] == ["old"] * 8 + ["new"]
     works_afterwards(cold)
 
 
