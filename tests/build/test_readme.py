@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    named = set(re.findall(r"\b(?:manifests|edgepack|benchmarks)/[\w./-]+\.\w+", README))
+    named = set(re.findall(r"(?<![/\w])(?:manifests|edgepack|benchmarks)/[\w./-]+\.\w+", README))
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
 
