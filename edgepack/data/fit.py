@@ -130,8 +130,9 @@ def check_feed(
 
 
 def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...], first: int = 0) -> bool:
+    """Compare a shape with an input's; a dynamic axis may be empty, as in a fresh KV cache."""
     return len(shape) == len(dims) and all(
-        size == dim if isinstance(dim, int) else size > 0
+        size == dim or not isinstance(dim, int)
         for size, dim in zip(shape[first:], dims[first:], strict=True)
     )
 

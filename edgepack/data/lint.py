@@ -137,7 +137,9 @@ class _Survey:
             yield f"{repeated} of {self.count} {self.role} samples repeat an earlier one."
         for tensor in inputs:
             found = self.moments[tensor.name]
-            if found.minimum == found.maximum:
+            if not found.count:
+                yield f"{tensor.name} is empty in every {self.role} sample: its values are unseen"
+            elif found.minimum == found.maximum:
                 yield (f"{tensor.name} is {found.minimum:g} everywhere in the {self.role} samples.")
             elif np.dtype(tensor.dtype).kind == "f" and found.whole and found.maximum > 1:
                 yield (

@@ -39,6 +39,8 @@ class Moments:
 
     def add(self, values: np.ndarray) -> None:
         """Merge by the pairwise formula of Chan, Golub and LeVeque (1979)."""
+        if not values.size:  # an empty KV cache, for one
+            return
         mean = float(values.mean(dtype=np.float64))
         deviations = float(values.var(dtype=np.float64)) * values.size
         delta, total = mean - self.mean, self.count + values.size
@@ -50,6 +52,8 @@ class Moments:
         self.whole = self.whole and bool((np.rint(values) == values).all())
 
     def statistics(self) -> Statistics:
-        """What has been added so far, at least one value."""
+        """Return the statistics of what has been added; zeros where that is nothing."""
+        if not self.count:
+            return Statistics(0.0, 0.0, 0.0, 0.0)
         std = (self.deviations / self.count) ** 0.5
         return Statistics(self.minimum, self.maximum, self.mean, std)

@@ -1,6 +1,7 @@
 """torch to ONNX, simplification, checks, and running a graph on the host."""
 
-from edgepack.graph.check import check_dynamic_axes
+from edgepack.graph.agreement import floor_db
+from edgepack.graph.check import check_dynamic_axes, check_feeds
 from edgepack.graph.export import export_module, export_program, export_traced
 from edgepack.graph.macs import macs
 from edgepack.graph.opset import load_onnx
@@ -13,9 +14,11 @@ __all__ = [
     "GraphStats",
     "Runner",
     "check_dynamic_axes",
+    "check_feeds",
     "export_module",
     "export_program",
     "export_traced",
+    "floor_db",
     "load_onnx",
     "macs",
     "rename_outputs",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import EdgepackError, GraphError
-from edgepack.graph.agreement import disagreement
+from edgepack.graph.agreement import SNR_FLOOR_DB, disagreement
 from edgepack.graph.proto import walk_nodes
 from edgepack.graph.run import Runner, failing_node
 from edgepack.graph.signature import signature
@@ -24,6 +24,7 @@ def check_dynamic_axes(
     inputs: Sequence[Tensor],
     example: Mapping[str, np.ndarray],
     run_original: Run | None = None,
+    floor: float = SNR_FLOOR_DB,
 ) -> tuple[str, ...]:
     """Run the graph on two more sizes of each dynamic axis, and compare with the original.
 
@@ -36,6 +37,7 @@ def check_dynamic_axes(
         example: one array per input.
         run_original: the original model. Without it the graph must run on one size more, and its
             outputs can only be checked for running, not for being right.
+        floor: SNR in dB from which on floating outputs agree.
 
     Returns:
         Notes: which sizes of which axis were run.
@@ -50,7 +52,7 @@ def check_dynamic_axes(
     _require_symbols(model, inputs)
     runner = Runner(model)
     if run_original is not None:
-        base = disagreement(run_original(example), runner.run(example), runner.output_names)
+        base = disagreement(run_original(example), runner.run(example), runner.output_names, floor)
         if base:
             raise GraphError(
                 "export-wrong",
@@ -60,8 +62,35 @@ def check_dynamic_axes(
                 or "look for randomness or state kept between calls in forward()",
             )
     return tuple(
-        _check_axis(runner, model, inputs, example, sizes, name, run_original) for name in sizes
+        _check_axis(runner, model, inputs, example, sizes, name, run_original, floor)
+        for name in sizes
     )
+
+
+def check_feeds(
+    model: Any, feeds: Sequence[Mapping[str, np.ndarray]], run_original: Run, floor: float
+) -> str:
+    """Compare a graph with the original on several feeds: a trace is proved on its example only.
+
+    Args:
+        model: the graph, an `onnx.ModelProto`.
+        feeds: arrays by input name.
+        run_original: the original model.
+        floor: SNR in dB from which on floating outputs agree.
+
+    Returns a note. Raises GraphError `export-wrong`.
+    """
+    runner = Runner(model)
+    for index, feed in enumerate(feeds):
+        wrong = disagreement(run_original(feed), runner.run(feed), runner.output_names, floor)
+        if wrong:
+            raise GraphError(
+                "export-wrong",
+                "the traced graph does not compute what the model computes",
+                why=f"on sample {index}: {wrong}",
+                hint="a trace follows one path: let forward() take the same path for every input",
+            )
+    return f"trace compared with the model on {len(feeds)} samples"
 
 
 def _check_axis(
@@ -72,6 +101,7 @@ def _check_axis(
     sizes: Mapping[str, int],
     axis: str,
     run_original: Run | None,
+    floor: float,
 ) -> str:
     """Run the graph on other sizes of one axis; the note, or GraphError."""
     ran: list[int] = []
@@ -93,7 +123,7 @@ def _check_axis(
                 continue
             why = _plain_failure(model, arrays) or error.why
             raise _frozen(axis, sizes[axis], size, why) from error
-        wrong = reference and disagreement(reference, outputs, runner.output_names)
+        wrong = reference and disagreement(reference, outputs, runner.output_names, floor)
         if wrong:
             raise GraphError(
                 "axis-wrong",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from edgepack.errors import GraphError
+from edgepack.graph.exporting import exporting
 from edgepack.graph.frozen import freezing_line, frozen_axis, frozen_error
 from edgepack.graph.names import name_nodes, strip_metadata
+from edgepack.graph.opset import cast_up, needed_opset, operators_above, with_promoted
 from edgepack.graph.outputs import state_outputs
-from edgepack.graph.proto import require_size
+from edgepack.graph.proto import NEWEST_OPSET, require_size
 from edgepack.graph.quiet import quiet
 from edgepack.graph.signature import default_output_names, name_dimensions, rename_outputs
 from edgepack.graph.sizes import bind_sizes, resized
@@ -20,6 +23,11 @@ from edgepack.graph.trace import explain, model_line
 from edgepack.ledger import PassResult
 from edgepack.runtime.tensor import Tensor
 
+_BY_TRACING = (
+    "exported by tracing (torch.onnx, dynamo=False) instead, and compared with the model at other "
+    "sizes of every dynamic axis."
+)
+
 
 def export_module(
     module: Any,
@@ -27,6 +35,7 @@ def export_module(
     example: Mapping[str, np.ndarray],
     opset: int,
     output_names: Sequence[str] | None = None,
+    for_passes: bool = True,
 ) -> PassResult[Any]:
     """Export a torch module, or a TorchScript one, with its inputs given by position.
 
@@ -38,6 +47,7 @@ def export_module(
         opset: version of ONNX's operators.
         output_names: names of the outputs; without them a dict's keys, else `output` or
             `output_0`, `output_1`, ...
+        for_passes: whether passes of the chain read the graph, which takes float32 weights.
 
     Returns:
         The `onnx.ModelProto`; its nodes are called after the modules that they come from, its
@@ -55,31 +65,71 @@ def export_module(
     sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
     arrays = resized(inputs, example, sizes)
     args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
-    notes: tuple[str, ...] = ("Exported by torch.export (dynamo).",)
-    keys: tuple[str, ...] | None = None
-    try:
-        if isinstance(module, torch.jit.ScriptModule):
+    exported = _export(module, inputs, args, arrays, sizes, opset)
+    model, promoted = cast_up(exported.model, for_passes)
+    model = state_outputs(_finish(model, output_names, exported.keys), inputs, arrays)
+    newer = operators_above(model, opset)
+    raised = (f"exported at a newer opset than {opset} for {', '.join(newer)}",) if newer else ()
+    result = PassResult(model, True, (exported.note, *raised), {"traced": exported.traced})
+    return with_promoted(result, promoted)
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A graph as the exporter made it.
+
+    Attributes:
+        model: the `onnx.ModelProto`.
+        keys: of the outputs, where the module returns a dict; None where the exporter loses them.
+        note: names the exporter, and why it was that one.
+        traced: whether it follows one path through the module's code.
+    """
+
+    model: Any
+    keys: tuple[str, ...] | None
+    note: str
+    traced: bool = False
+
+
+def _export(
+    module: Any,
+    inputs: Sequence[Tensor],
+    args: tuple[Any, ...],
+    arrays: Mapping[str, np.ndarray],
+    sizes: Mapping[str, int],
+    opset: int,
+) -> _Exported:
+    """Export by torch.export, or by tracing where that fails."""
+    import torch
+
+    if isinstance(module, torch.jit.ScriptModule):
+        try:
             model = export_script(module, inputs, args, opset)
-            notes = ("Exported by walking the TorchScript graph.",)
-        else:
-            model, keys = _export_dynamo(module, inputs, args, opset, list(sizes))
-    except Exception as error:  # the exporter raises whatever the model and torch raise
-        raise _failure(module, args, error) from error
-    found = frozen_axis(inputs, model)
-    if found:
-        line = freezing_line(module, inputs, args)
+        except Exception as error:  # the exporter raises whatever the model and torch raise
+            raise _failure(module, args, error) from error
+        return _Exported(model, None, "Exported by walking the TorchScript graph.")
+    try:
+        model, keys = _export_dynamo(module, inputs, args, opset, list(sizes))
+        needed = needed_opset(model)
+        if opset < needed <= NEWEST_OPSET:
+            model, keys = _export_dynamo(module, inputs, args, needed, list(sizes))
+    except Exception as error:  # as above
         traced = trace_module(module, inputs, args, arrays, sizes, opset)
         if traced is None:
-            raise frozen_error(found, line)
-        model = traced
-        where = f" at {line}" if line else ""
-        sentence = (
-            f"torch.export froze the axis {found[0].shape[found[1]]}{where}; exported by tracing "
-            "instead, and compared with the model at other sizes of every axis."
-        )
-        notes = (sentence,)
-    model = _finish(model, output_names, keys)
-    return PassResult(state_outputs(model, inputs, arrays), True, notes)
+            raise _failure(module, args, error) from error
+        note = f"torch.export failed ({explain(error)[0]}); {_BY_TRACING}"
+        return _Exported(traced, None, note, traced=True)
+    frozen = frozen_axis(inputs, model)
+    if frozen is None:
+        return _Exported(model, keys, "Exported by torch.export (dynamo).")
+    line = freezing_line(module, inputs, args)
+    traced = trace_module(module, inputs, args, arrays, sizes, opset)
+    if traced is None:
+        raise frozen_error(frozen, line)
+    where = f" at {line}" if line else ""
+    axis = frozen[0].shape[frozen[1]]
+    note = f"torch.export froze the axis {axis}{where}; {_BY_TRACING}"
+    return _Exported(traced, None, note, traced=True)
 
 
 def export_traced(
@@ -88,6 +138,7 @@ def export_traced(
     example: Mapping[str, np.ndarray],
     opset: int,
     output_names: Sequence[str] | None = None,
+    for_passes: bool = True,
 ) -> PassResult[Any] | None:
     """`export_module` by tracing, for a module of which torch.export makes a wrong graph.
 
@@ -105,8 +156,10 @@ def export_traced(
     traced = trace_module(module, inputs, args, arrays, sizes, opset)
     if traced is None:
         return None
+    traced, promoted = cast_up(traced, for_passes)
     model = state_outputs(_finish(traced, output_names, None), inputs, arrays)
-    return PassResult(model, True, ("Exported by tracing.",))
+    result = PassResult(model, True, ("Exported by tracing.",), {"traced": True})
+    return with_promoted(result, promoted)
 
 
 def export_program(
@@ -114,6 +167,7 @@ def export_program(
     opset: int,
     inputs: Sequence[Tensor] | None = None,
     output_names: Sequence[str] | None = None,
+    for_passes: bool = True,
 ) -> PassResult[Any]:
     """Export a `torch.export.ExportedProgram`; its dynamic axes are those that it was made with.
 
@@ -123,6 +177,7 @@ def export_program(
         inputs: names for its inputs and their dynamic axes, in their order; without them the
             program's own.
         output_names: as in `export_module`.
+        for_passes: as in `export_module`.
 
     Raises:
         GraphError: as `export_module`; `axis-frozen` where `inputs` call an axis dynamic that
@@ -142,7 +197,7 @@ def export_program(
             hint="give one --input to each, in this order",
         )
     try:
-        with quiet(), torch.no_grad():
+        with exporting():
             exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -158,8 +213,10 @@ def export_program(
         if found:
             raise frozen_error(found, None)
         name_dimensions(model, _symbol_names(model, inputs))
+    model, promoted = cast_up(model, for_passes)
     model = _finish(model, output_names, _structured_names(program))
-    return PassResult(model, True, ("Exported from the torch.export program.",))
+    result = PassResult(model, True, ("Exported from the torch.export program.",))
+    return with_promoted(result, promoted)
 
 
 def _export_dynamo(
@@ -175,7 +232,7 @@ def _export_dynamo(
         {axis: symbols[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in inputs
     )
-    with quiet(), torch.no_grad():
+    with exporting():
         exported: Any = torch.onnx.export(
             module,
             args,

@@ -137,6 +137,7 @@ _COUNTS: dict[str, Count] = {
     "Conv": _convolution(1),
     "FusedConv": _convolution(1),
     "ConvInteger": _convolution(1),
+    "DeformConv": _convolution(1),
     "QLinearConv": _convolution(3),
     "ConvTranspose": _transposed,
     **dict.fromkeys(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -10,22 +12,40 @@ from typing import Any
 from edgepack.errors import GraphError
 from edgepack.graph.names import strip_metadata
 from edgepack.graph.outputs import state_inputs
-from edgepack.graph.proto import NEWEST_OPSET, copied, default_opset, require_size, walk_graphs
+from edgepack.graph.proto import (
+    NEWEST_OPSET,
+    copied,
+    default_opset,
+    require_size,
+    walk_graphs,
+    walk_nodes,
+)
 from edgepack.graph.simplify import check_failure
 from edgepack.ledger import PassResult
+from edgepack.normalize import (
+    free_zero_axes,
+    promote_floats,
+    set_lengths,
+    sort_nodes,
+    split_fused,
+    types_to_promote,
+)
 from edgepack.runtime.tensor import Tensor
 
 OLDEST_OPSET = 13
 """Per-channel quantization (`QuantizeLinear` with an axis) begins here."""
 
 
-def load_onnx(path: Path, opset: int, inputs: Sequence[Tensor] = ()) -> PassResult[Any]:
+def load_onnx(
+    path: Path, opset: int, inputs: Sequence[Tensor] = (), for_passes: bool = True
+) -> PassResult[Any]:
     """Load an ONNX file with its external data into one message, at the target's opset.
 
     Args:
         path: the file; external data stands beside it.
         opset: version of the default operator set that is wanted.
         inputs: the axes that its inputs are to state; those that are left out keep their own.
+        for_passes: whether passes of the chain read the graph, which takes float32 weights.
 
     Raises:
         GraphError: `onnx-unreadable`, `external-data` where a data file is missing or too
@@ -50,6 +70,9 @@ def load_onnx(path: Path, opset: int, inputs: Sequence[Tensor] = ()) -> PassResu
             why=f"{path.stat().st_size} bytes, no nodes",
             hint="download or export the file again",
         )
+    sort_nodes(model)
+    free_zero_axes(model)
+    set_lengths(model)
     require_size(path.stat().st_size + external_bytes(model), path.name)
     try:
         _fill_sparse(model, path)
@@ -61,7 +84,40 @@ def load_onnx(path: Path, opset: int, inputs: Sequence[Tensor] = ()) -> PassResu
             why=" ".join(str(error).split())[:300],
             hint=f"put the external data files beside {path.name}, unchanged",
         ) from error
-    return to_opset(state_inputs(model, inputs), opset)
+    split = split_fused(model) if for_passes else ()
+    model, promoted = cast_up(model, for_passes)
+    result = with_promoted(to_opset(state_inputs(model, inputs), opset), promoted)
+    if not split:
+        return result
+    kinds = ", ".join(sorted(set(split)))
+    note = f"fused operators of onnxruntime split into standard ones: {len(split)} ({kinds})"
+    return replace(result, changed=True, notes=(*result.notes, note))
+
+
+def cast_up(model: Any, for_passes: bool) -> tuple[Any, tuple[str, ...]]:
+    """Cast a graph of low or double precision to float32 where the build needs it.
+
+    Returns:
+        The model, and the types that were cast: of float16, bfloat16 and float64.
+    """
+    import onnx.inliner
+
+    flat = onnx.inliner.inline_local_functions(model) if model.functions else model
+    types = types_to_promote(flat, for_passes)
+    return (promote_floats(flat, types), types) if types else (model, ())
+
+
+def with_promoted(result: PassResult[Any], types: Sequence[str]) -> PassResult[Any]:
+    """Add to a result which types were cast to float32."""
+    if not types:
+        return result
+    note = f"{' and '.join(types)} weights cast to float32"
+    return replace(
+        result,
+        changed=True,
+        notes=(*result.notes, note),
+        details={**result.details, "promoted": list(types)},
+    )
 
 
 def _fill_sparse(model: Any, path: Path) -> None:
@@ -104,22 +160,108 @@ def to_opset(model: Any, opset: int) -> PassResult[Any]:
     strip_metadata(base)
     if base.functions:
         base = onnx.inliner.inline_local_functions(base)
+    wanted = opset
     try:
+        base = _expanded(base, opset) if own > NEWEST_OPSET else base
+        opset = max(wanted, min(needed_opset(base), own))
         converted = onnx.version_converter.convert_version(base, opset)
         failure = check_failure(converted)
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
         failure = " ".join(str(error).split())[:300]
-    if not failure:
-        return PassResult(converted, True, (f"Opset {own} was converted to {opset}.",))
+        converted = _restated(base, opset)
+        if opset < own and check_failure(converted) is None:
+            failure = None
+    if not failure and opset <= NEWEST_OPSET:
+        reason = (
+            "" if opset == wanted else f"; its operators need {opset}, the target states {wanted}"
+        )
+        return PassResult(converted, True, (f"Opset {own} was converted to {opset}{reason}.",))
     if OLDEST_OPSET <= own <= NEWEST_OPSET:
         note = f"The graph stays at opset {own}: conversion to {opset} failed ({failure})."
         return PassResult(model, False, (note,))
+    newer = operators_above(base, NEWEST_OPSET)
+    if newer:
+        raise GraphError(
+            "opset-conversion",
+            f"the graph's opset {own} cannot be converted to {wanted}",
+            why=f"engines run {OLDEST_OPSET} to {NEWEST_OPSET}; newer are {', '.join(newer)}",
+            hint=f"export the model without them, with opset_version={wanted}",
+        )
     raise GraphError(
         "opset-conversion",
         f"the graph's opset {own} cannot be converted to {opset}",
         why=f"{failure}\nengines run {OLDEST_OPSET} to {NEWEST_OPSET}",
         hint=f"export the model again with opset_version={opset}",
     )
+
+
+def _restated(model: Any, opset: int) -> Any:
+    """Return a copy that imports another opset.
+
+    onnx's converter has no way back for operators that only took more types in a newer opset
+    (ConstantOfShape of 20, 21 and 23). Where such a graph passes the full check at the older one,
+    every operator has its attributes there; the comparison with the original proves the rest.
+    """
+    restated = copied(model)
+    for entry in restated.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = opset
+    return restated
+
+
+def _expanded(model: Any, opset: int) -> Any:
+    """Replace operators that an older opset lacks by their function bodies, where they have one.
+
+    Attention and RMSNormalization of opset 23 are such functions.
+    """
+    import onnx.inliner
+    import onnx.shape_inference
+
+    first = _first_versions()
+    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    newer = [("", str(kind)) for kind in sorted(kinds) if first.get(kind, 1) > opset]
+    if not newer:
+        return model
+    typed = copied(model)
+    # The inliner asks for the types of all inputs, and does not look at initializers for them.
+    typed.graph.value_info.extend(
+        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in typed.graph.initializer
+    )
+    typed = onnx.shape_inference.infer_shapes(typed)
+    expanded = onnx.inliner.inline_selected_functions(typed, newer, inline_schema_functions=True)
+    del expanded.graph.value_info[:]
+    return expanded
+
+
+def operators_above(model: Any, opset: int) -> list[str]:
+    """Return the operators that are newer than an opset, as `TensorScatter (24)`."""
+    first = _first_versions()
+    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    return [f"{kind} ({first[kind]})" for kind in sorted(kinds) if first.get(kind, 1) > opset]
+
+
+def needed_opset(model: Any) -> int:
+    """Return the oldest opset that has every operator of the model.
+
+    Exporters write operators of a newer opset than they were asked for (DeformConv of opset 19).
+    """
+    first = _first_versions()
+    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    return max([1, *(first.get(kind, 1) for kind in kinds)])
+
+
+@functools.cache
+def _first_versions() -> dict[str, int]:
+    """The opset in which each operator of ONNX appeared."""
+    import onnx.defs
+
+    first: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if schema.domain == "":
+            version = int(schema.since_version)
+            first[schema.name] = min(version, first.get(schema.name, version))
+    return first
 
 
 def external_bytes(model: Any) -> int:

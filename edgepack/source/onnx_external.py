@@ -10,55 +10,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError
-
-# Types of which a byte holds several values; numpy's stand-ins for them are not packed.
-_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-
-
-def tensors(model: Any) -> Iterator[Any]:
-    """Every TensorProto of a model: initializers, attributes, subgraphs, functions, sparse ones."""
-    yield from _of_graph(model.graph)
-    for function in model.functions:
-        yield from _of_nodes(function.node)
-        for attribute in function.attribute_proto:
-            yield from _of_attribute(attribute)
-    for training in model.training_info:
-        yield from _of_graph(training.initialization)
-        yield from _of_graph(training.algorithm)
-
-
-def _of_graph(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _of_nodes(graph.node)
-
-
-def _of_nodes(nodes: Any) -> Iterator[Any]:
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from _of_attribute(attribute)
-
-
-def _of_attribute(attribute: Any) -> Iterator[Any]:
-    if attribute.HasField("t"):
-        yield attribute.t
-    yield from attribute.tensors
-    sparse = [*attribute.sparse_tensors]
-    if attribute.HasField("sparse_tensor"):
-        sparse.append(attribute.sparse_tensor)
-    for value in sparse:
-        yield from (value.values, value.indices)
-    graphs = [*attribute.graphs]
-    if attribute.HasField("g"):
-        graphs.append(attribute.g)
-    for graph in graphs:
-        yield from _of_graph(graph)
+from edgepack.normalize import tensor_bytes, tensors
 
 
 def external_files(path: Path, model: Any) -> dict[str, Path]:
@@ -117,15 +73,9 @@ def _check_file(path: Path, tensor: str, name: str) -> tuple[Path, int]:
 
 
 def _check_range(path: Path, tensor: Any, name: str, entries: dict[str, str], size: int) -> None:
-    import numpy as np
-    from onnx import TensorProto, helper
-
     try:
         offset = int(entries.get("offset", "0"))
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        count = int(np.prod([int(dim) for dim in tensor.dims], dtype=object))
-        bits = _PACKED_BITS.get(TensorProto.DataType.Name(tensor.data_type), 8 * dtype.itemsize)
-        needed = (count * bits + 7) // 8
+        needed = tensor_bytes(tensor)
         length = int(entries.get("length", str(needed)))
     except (ValueError, KeyError, TypeError) as error:
         raise _range(path, tensor.name, name, f"its place cannot be read: {error}") from error

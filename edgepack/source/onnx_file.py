@@ -10,12 +10,22 @@ from typing import Any
 import numpy as np
 
 from edgepack.errors import HostError, SourceError
+from edgepack.normalize import (
+    free_zero_axes,
+    integer_operators,
+    promote_floats,
+    random_dropouts,
+    set_lengths,
+    sort_nodes,
+    tensors,
+    types_to_promote,
+)
 from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.digest import Digest
 from edgepack.source.eager import Run, in_order, proven
 from edgepack.source.model import Source
-from edgepack.source.onnx_external import external_files, tensors
+from edgepack.source.onnx_external import external_files
 from edgepack.source.onnx_signature import check_outputs, graph_inputs
 
 MIN_ONNX = (1, 21)
@@ -42,7 +52,7 @@ def load_onnx(path: Path) -> Source:
         SourceError: source-corrupt, source-onnx-invalid, source-onnx-custom-operator,
             source-onnx-unsupported, source-onnx-inputs, source-onnx-outputs,
             source-output-unsupported, source-external-path, source-external-missing,
-            source-external-range, source-weights-nonfinite.
+            source-external-range, source-weights-nonfinite, source-onnx-random.
         HostError: onnx-too-old.
     """
     onnx = _import_onnx()
@@ -57,8 +67,10 @@ def load_onnx(path: Path) -> Source:
         ) from error
     files = external_files(path, model)
     _check_domains(path, model)
+    set_lengths(model)
+    unsorted, freed = sort_nodes(model), free_zero_axes(model)
     try:
-        onnx.checker.check_model(str(path))
+        onnx.checker.check_model(_with_data(onnx, path, model) if unsorted else str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise SourceError(
             "source-onnx-invalid",
@@ -66,6 +78,7 @@ def load_onnx(path: Path) -> Source:
             why=str(error).strip().splitlines()[0],
             hint="export it again; onnx.checker.check_model(PATH) must pass",
         ) from error
+    _check_modes(path, model)
     inputs = graph_inputs(path, onnx, model)
     check_outputs(path, onnx, model)
     parameters = _check_values(path, onnx, model)
@@ -73,6 +86,16 @@ def load_onnx(path: Path) -> Source:
     digest.file("model", path)
     digest.files("external", files.items())
     notes = [f"Loaded an ONNX model of {len(model.graph.node)} nodes, {_opsets(model)}."]
+    if unsorted:
+        notes.append("nodes sorted topologically; ONNX requires it and the file does not comply")
+    if freed:
+        notes.append("input axes stated as 0 taken as dynamic")
+    run, promoted = _original(onnx, path, model, inputs, as_file=not freed)
+    if promoted:
+        notes.append(f"{' and '.join(promoted)} computed in float32, which onnxruntime has")
+    integers = integer_operators(model)
+    if integers:
+        notes.append(f"quantized already: {', '.join(integers)}")
     if files:
         notes.append(f"Its weights lie in {', '.join(sorted(files))}.")
     return Source(
@@ -85,11 +108,63 @@ def load_onnx(path: Path) -> Source:
         inputs=inputs,
         output_names=tuple(output.name for output in model.graph.output),
         output_kind=None,
-        run=_onnx_run(path, inputs),
+        run=run,
         parameters=parameters,
         bytes=path.stat().st_size + sum(file.stat().st_size for file in files.values()),
         notes=tuple(notes),
     )
+
+
+def _with_data(onnx: Any, path: Path, model: Any) -> Any:
+    """Return a copy of a model that holds its external data."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(model)
+    onnx.load_external_data_for_model(whole, str(path.parent))
+    return whole
+
+
+def _original(
+    onnx: Any, path: Path, model: Any, inputs: tuple[Tensor, ...], as_file: bool
+) -> tuple[Run, tuple[str, ...]]:
+    """Return `Source.run`, and the types that it computes in float32 for want of kernels.
+
+    onnxruntime has no bfloat16 on the CPU, and float64 in a few operators only.
+
+    Args:
+        onnx: the package.
+        path: the file.
+        model: what it holds, without external data.
+        inputs: the inputs in their order.
+        as_file: whether onnxruntime is to read the file itself, not `model`.
+    """
+    from onnx import inliner
+
+    if not _has_bfloat16(model):
+        graph = str(path) if as_file else _with_data(onnx, path, model).SerializeToString()
+        try:
+            return _onnx_run(path, graph, inputs), ()
+        except SourceError:
+            if not types_to_promote(model, for_passes=False):
+                raise
+    whole = inliner.inline_local_functions(_with_data(onnx, path, model))
+    types = types_to_promote(whole, for_passes=False)
+    return _onnx_run(path, promote_floats(whole, types).SerializeToString(), inputs), types
+
+
+def _has_bfloat16(model: Any) -> bool:
+    return "bfloat16" in types_to_promote(model, for_passes=False)
+
+
+def _check_modes(path: Path, model: Any) -> None:
+    """Refuse a graph whose answers are random. Raises SourceError source-onnx-random."""
+    random = random_dropouts(model)
+    if random:
+        raise SourceError(
+            "source-onnx-random",
+            f"{path.name} was exported in training mode: its answers are random",
+            why=f"Dropout draws random numbers in {len(random)} nodes: {', '.join(random[:5])}",
+            hint="export it again after model.eval()",
+        )
 
 
 def _import_onnx() -> Any:
@@ -173,8 +248,13 @@ def _is_float(onnx: Any, data_type: int) -> bool:
     return data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16, proto.BFLOAT16)
 
 
-def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
-    """`Source.run` by onnxruntime on the CPU; the session is made now, so that faults show now.
+def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...]) -> Run:
+    """Return `Source.run` by onnxruntime on the CPU; opening the session now shows faults now.
+
+    Args:
+        path: the file, for errors.
+        model: the file's name or a serialised model.
+        inputs: the inputs in their order.
 
     Raises:
         SourceError: source-onnx-unsupported where onnxruntime cannot take the model.
@@ -185,7 +265,7 @@ def _onnx_run(path: Path, inputs: tuple[Tensor, ...]) -> Run:
     # Folding constants changes no answer; fusing and reordering may, and this is the reference.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise SourceError(
             "source-onnx-unsupported",

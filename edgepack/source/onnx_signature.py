@@ -57,10 +57,13 @@ def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
 
 
 def _dtype(onnx: Any, value: Any) -> str:
-    """The element type of an input or output, by numpy's name where it has one."""
+    """Return the element type of an input or output, by numpy's name where it has one.
+
+    numpy has no bfloat16; float32 holds all of its values and stands for it.
+    """
     number = value.type.tensor_type.elem_type
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
-    return {"float": "float32", "double": "float64"}.get(name, name)
+    return {"float": "float32", "bfloat16": "float32", "double": "float64"}.get(name, name)
 
 
 def check_outputs(path: Path, onnx: Any, model: Any) -> None:

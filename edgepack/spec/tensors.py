@@ -105,7 +105,7 @@ def parse(text: str) -> Tensor:
         raise _fault(text, f"{dtype!r} is not an element type{did_you_mean(dtype, DTYPES)}")
     shape: list[Dim] = []
     for dim in filter(None, (part.strip() for part in dims.split(","))):
-        if _SIZE.match(dim) and 0 < int(dim) <= LARGEST:
+        if _SIZE.match(dim) and int(dim) <= LARGEST:
             shape.append(int(dim))
         elif _AXIS.match(dim):
             shape.append(dim)

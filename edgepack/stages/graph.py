@@ -13,6 +13,7 @@ from edgepack import chain, engine, graph
 from edgepack.cache import Cache
 from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import Ledger, PassResult, Stage
+from edgepack.normalize import batch_dependent
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
@@ -24,6 +25,12 @@ from edgepack.stages.measure import look, measure
 from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
 from edgepack.stages.shapes import profiles
+
+# Errors of a graph that torch.export made and that a trace may not have.
+_TRACED_INSTEAD = ("axis-frozen", "axis-wrong", "export-wrong", "graph-rejected", "run-failed")
+
+# Feeds on which a traced graph is compared with the model.
+_TRACE_FEEDS = 8
 
 
 def export(
@@ -37,10 +44,19 @@ def export(
     """Torch to ONNX; every dynamic axis is run at a second size."""
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
-        parts, compute = _export(found, inputs, names, reference.feeds[0], request.target.opset)
+        for_passes = bool(chain.of_domain("graph", request.chain))
+        parts, compute = _export(
+            found, inputs, names, reference.feeds, request.target.opset, for_passes
+        )
         model, _ = through_cache("export", parts, stage, cache, compute)
         exported = _graph(model, request, reference.kinds, stage)
         look(model, reference, exported.outputs, stage)
+    dependent = batch_dependent(parsed(model))
+    if dependent:
+        ledger.warn(
+            "answers depend on the other samples of a batch: BatchNormalization is in training "
+            f"mode ({', '.join(dependent[:3])}); export after model.eval() if that is not meant"
+        )
     return exported
 
 
@@ -48,27 +64,32 @@ def _export(
     found: Source,
     inputs: tuple[Tensor, ...],
     stated: tuple[str, ...],
-    example: Mapping[str, np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
     opset: int,
+    for_passes: bool,
 ) -> tuple[dict[str, Any], Callable[[], PassResult[Any]]]:
-    """What an export depends on, and what computes it."""
+    """Return what an export depends on, and what computes it.
+
+    The first feed is the example that is exported on; a trace is compared on more of them.
+    """
+    example = feeds[0]
 
     def compute() -> PassResult[Any]:
         names = stated or _own_names(found, inputs, example)
-        result = _to_onnx(found, inputs, names, example, opset)
         try:
-            notes = graph.check_dynamic_axes(result.model, inputs, example, found.run)
+            result = _to_onnx(found, inputs, names, example, opset, for_passes)
+            notes = _check(result, found, inputs, feeds)
         except GraphError as error:
             # Only of a module can a trace be had as well.
             fixed = found.onnx is not None or found.program is not None
-            if fixed or error.code not in ("axis-frozen", "axis-wrong"):
+            if fixed or error.code not in _TRACED_INSTEAD:
                 raise
-            traced = graph.export_traced(found.module, inputs, example, opset, names)
+            traced = graph.export_traced(found.module, inputs, example, opset, names, for_passes)
             if traced is None:
                 raise
-            notes = graph.check_dynamic_axes(traced.model, inputs, example, found.run)
-            told = f"torch.export's graph does not hold: {error.what}."
-            result = replace(traced, notes=(told, *traced.notes))
+            notes = _check(traced, found, inputs, feeds)
+            note = f"the graph of torch.export is wrong: {error.what}"
+            result = replace(traced, notes=(note, *traced.notes))
         return replace(result, notes=(*result.notes, *notes))
 
     parts = {
@@ -76,9 +97,24 @@ def _export(
         "inputs": [tensor.to_json() for tensor in inputs],
         "outputs": list(stated),
         "opset": opset,
+        "for_passes": for_passes,
         "example": {name: list(array.shape) for name, array in example.items()},
     }
     return parts, compute
+
+
+def _check(
+    result: PassResult[Any],
+    found: Source,
+    inputs: tuple[Tensor, ...],
+    feeds: Sequence[Mapping[str, np.ndarray]],
+) -> tuple[str, ...]:
+    """Run an exported graph at other sizes of its dynamic axes, beside the original."""
+    floor = graph.floor_db(result.details.get("promoted", ()))
+    notes = graph.check_dynamic_axes(result.model, inputs, feeds[0], found.run, floor)
+    if not result.details.get("traced"):
+        return notes
+    return (*notes, graph.check_feeds(result.model, feeds[:_TRACE_FEEDS], found.run, floor))
 
 
 def _own_names(
@@ -99,12 +135,13 @@ def _to_onnx(
     names: tuple[str, ...] | None,
     example: Mapping[str, np.ndarray],
     opset: int,
+    for_passes: bool,
 ) -> PassResult[Any]:
     if found.onnx is not None:
-        return graph.load_onnx(found.onnx, opset, inputs)
+        return graph.load_onnx(found.onnx, opset, inputs, for_passes)
     if found.program is not None:
-        return graph.export_program(found.program, opset, inputs, names)
-    return graph.export_module(found.module, inputs, example, opset, names)
+        return graph.export_program(found.program, opset, inputs, names, for_passes)
+    return graph.export_module(found.module, inputs, example, opset, names, for_passes)
 
 
 def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: Stage) -> Graph:
@@ -169,6 +206,7 @@ def export_again(
     inputs: tuple[Tensor, ...],
     original: Graph,
     opset: int,
+    for_passes: bool,
     reference: Reference,
     cache: Cache,
 ) -> tuple[Graph, tuple[str, ...]]:
@@ -179,7 +217,7 @@ def export_again(
     Raises ChainError `chain-outputs` where its outputs are of other shapes or types.
     """
     names = tuple(tensor.name for tensor in original.outputs)
-    parts, compute = _export(found, inputs, names, reference.feeds[0], opset)
+    parts, compute = _export(found, inputs, names, reference.feeds, opset, for_passes)
     exported, _ = kept("export", parts, cache, compute)
     parts, compute = _simplify(read_model(exported), reference)
     simplified, _ = kept("simplify", parts, cache, compute)

@@ -63,8 +63,11 @@ def apply_module(
         )  # fmt: skip
         if not processes.is_main():
             return found, given.original
-        opset, reference = given.request.target.opset, given.reference
-        graph, notes = export_again(found, given.inputs, given.original, opset, reference, cache)
+        request, reference = given.request, given.reference
+        for_passes = bool(chain.of_domain("graph", request.chain))
+        graph, notes = export_again(
+            found, given.inputs, given.original, request.target.opset, for_passes, reference, cache
+        )
         # How it was exported was said of the original already, unless it is another way now.
         stage.note(*(note for note in notes if note not in _notes_of(ledger, "export")))
         measure(graph, given, cache, ledger, stage)

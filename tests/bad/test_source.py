@@ -727,6 +727,15 @@ def onnx_custom(path: Path) -> tuple[Path, Options]:
     return path / "m.onnx", {}
 
 
+@case("source-onnx-random")
+def onnx_with_dropout_in_training_mode(path: Path) -> tuple[Path, Options]:
+    model = onnx_model(helper.make_node("Dropout", ["x", "ratio", "training"], ["y"]))
+    for name, value in (("ratio", np.float32(0.5)), ("training", np.bool_(True))):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+    onnx.save(model, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
 @case("source-onnx-unsupported")
 def onnx_unknown_operator(path: Path) -> tuple[Path, Options]:
     node = helper.make_node("NoSuchOp", ["x", "w"], ["y"], domain="com.microsoft")

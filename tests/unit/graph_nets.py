@@ -145,3 +145,74 @@ class Mixed(nn.Module):
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
         return torch.where(keep[:, None], self.head(x) * self.scale, shift.float()[:, None])
+
+
+class Ocr(nn.Module):
+    """A bidirectional LSTM over the width of a picture; torch.export fails on its dynamic width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pools = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.MaxPool2d(2),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.MaxPool2d((4, 1)),
+        )
+        self.lstm = nn.LSTM(4, 4, 2, bidirectional=True, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lstm(self.pools(x).squeeze(2).transpose(1, 2))[0]
+
+
+class Sinc(nn.Module):
+    """Filters that forward computes from parameters, with torch.clamp of mixed arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = nn.Parameter(torch.linspace(0.1, 0.5, 4)[:, None])
+        self.register_buffer("steps", torch.arange(1.0, 6.0)[None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        high = torch.clamp(self.low.abs() + 0.1, 0, 1.0 / 2)
+        filters = torch.sin(high @ self.steps) - torch.sin(self.low @ self.steps)
+        return nn.functional.conv1d(x, filters[:, None])
+
+
+class Masked(nn.Module):
+    """An encoder with a causal mask, as torch's tutorial writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = torch.triu(torch.full((5, 5), float("-inf")), 1)
+        return self.encoder(x, mask=mask)
+
+
+class Branch(nn.Module):
+    """A path that depends on the values that are fed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.mean() > 0:
+            x = x * 2
+        return self.out(x)
+
+
+class Guarded(nn.Module):
+    """Branches on shapes and on weights, which every call takes alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 100 or self.out.weight.abs().max() > 1000:
+            x = x * 2
+        return self.out(x)

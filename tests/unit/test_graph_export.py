@@ -9,11 +9,16 @@ import onnx
 import pytest
 import torch
 from graph_nets import (
+    Branch,
+    Guarded,
     Keyed,
+    Masked,
     Mixed,
+    Ocr,
     Pictures,
     Recurrent,
     Repeated,
+    Sinc,
     Steps,
     Video,
     floats,
@@ -21,8 +26,11 @@ from graph_nets import (
     runner,
 )
 
+from edgepack.errors import GraphError
+from edgepack.graph.agreement import floor_db
 from edgepack.graph.check import check_dynamic_axes
-from edgepack.graph.export import export_module, export_program
+from edgepack.graph.export import export_module, export_program, export_traced
+from edgepack.graph.reads import input_read
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import signature
 from edgepack.graph.simplify import simplify
@@ -135,6 +143,62 @@ def test_a_recurrent_layer_that_torch_export_unrolls_is_traced_whole():
     graph = simplify(result.model, example).model
     assert Counter(node.op_type for node in graph.graph.node)["RNN"] == 1
     assert len(check_dynamic_axes(graph, inputs, example, runner(net, inputs))) == 2
+
+
+FAILS_IN_TORCH_EXPORT = {
+    "Ocr": (Ocr, (floats("x", "batch", 1, 8, "width"),), normal(1, 1, 8, 32)),
+    "Sinc": (Sinc, (floats("x", "batch", 1, "time"),), normal(1, 1, 16)),
+    "Masked": (Masked, (floats("x", "batch", 5, 8),), normal(2, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FAILS_IN_TORCH_EXPORT)
+def test_what_torch_export_fails_on_is_traced_and_compared_at_other_sizes(name):
+    kind, inputs, x = FAILS_IN_TORCH_EXPORT[name]
+    torch.manual_seed(0)
+    net = kind().eval()
+    result = export_module(net, inputs, {"x": x}, 18)
+    assert result.notes[0].startswith("torch.export failed (")
+    assert "exported by tracing" in result.notes[0]
+    axes = [dim for dim in inputs[0].shape if isinstance(dim, str)]
+    notes = check_dynamic_axes(result.model, inputs, {"x": x}, runner(net, inputs))
+    assert len(notes) == len(axes)
+
+
+def test_the_fast_path_of_attention_is_off_in_an_export_and_on_again_behind_it():
+    inputs, net = (floats("x", "batch", 5, 8),), Masked().eval()
+    export_module(net, inputs, {"x": normal(2, 5, 8)}, 18)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_path_that_depends_on_values_is_never_traced():
+    inputs, net = (floats("x", 1, 4),), Branch().eval()
+    with pytest.raises(GraphError) as caught:
+        export_module(net, inputs, {"x": normal(1, 4)}, 18)
+    assert caught.value.code == "export-failed"
+    assert "depends on a tensor's values" in caught.value.why
+    assert export_traced(net, inputs, {"x": normal(1, 4)}, 18) is None
+
+
+def test_reading_shapes_and_weights_does_not_keep_a_module_from_being_traced():
+    x = torch.from_numpy(normal(1, 4))
+    assert input_read(Guarded().eval(), (x,)) is None
+    assert "x.mean() > 0" in str(input_read(Branch().eval(), (x,)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_modules_of_other_precisions_are_exported_in_float32(dtype):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    net = net.eval().to(dtype)
+    name = str(dtype).removeprefix("torch.")
+    inputs = (Tensor("x", name, ("batch", 4)),)
+    example = {"x": normal(1, 4).astype(name)}
+    result = export_module(net, inputs, example, 18)
+    types = {t.data_type for t in result.model.graph.initializer if t.dims}
+    assert types == {onnx.TensorProto.FLOAT}
+    floor = floor_db(result.details["promoted"])
+    check_dynamic_axes(result.model, inputs, example, runner(net, inputs), floor)
 
 
 def test_torchscript_is_exported():

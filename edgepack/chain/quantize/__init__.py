@@ -52,8 +52,8 @@ def quantize(
         `summary_unranged.details`).
 
     Raises:
-        ChainError: quantize-opset, quantize-exclude-unknown, quantize-nothing-to-do,
-            quantize-calibration-empty, quantize-calibration-nonfinite.
+        ChainError: quantize-already, quantize-opset, quantize-exclude-unknown,
+            quantize-nothing-to-do, quantize-calibration-empty, quantize-calibration-nonfinite.
         DataError: a sample does not fit the model.
     """
     return make_trials(model, samples, options, progress).result()

@@ -25,6 +25,18 @@ FLOAT_LAYERS = {
     "GRU": "recurrent: onnxruntime has no static int8 GRU",
     "RNN": "recurrent: onnxruntime has no static int8 RNN",
     "Einsum": "onnxruntime has no integer Einsum",
+    "DeformConv": "onnxruntime has no integer deformable convolution",
+    **dict.fromkeys(
+        ("FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMul"),
+        "a fused operator of onnxruntime that ONNX cannot express",
+    ),
+    **dict.fromkeys(
+        (
+            *("Attention", "MultiHeadAttention", "GroupQueryAttention", "LongformerAttention"),
+            *("DecoderMaskedMultiHeadAttention", "PackedAttention", "SparseAttention"),
+        ),
+        "a whole attention layer in one operator: its products are out of reach",
+    ),
 }
 # Why a layer stays float that was integer before.
 RETURNED = "returned to float, so that the quality holds"

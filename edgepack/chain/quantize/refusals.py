@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 from edgepack.chain.graphs.names import check_names
 from edgepack.chain.graphs.view import GraphView
 from edgepack.errors import ChainError
+from edgepack.normalize import integer_operators
+
+if TYPE_CHECKING:
+    import onnx
 
 
 def check_excluded(view: GraphView, exclude: Collection[str]) -> None:
     """Raise ChainError quantize-exclude-unknown for a node that is not in the graph."""
     known = [node.name for node in view.nodes]
     check_names(exclude, known, "quantize-exclude-unknown", "float")
+
+
+def check_not_quantized(model: onnx.ModelProto) -> None:
+    """Raise ChainError quantize-already for a graph that holds quantized operators."""
+    kinds = integer_operators(model)
+    if kinds:
+        raise ChainError(
+            "quantize-already",
+            "the model is quantized already",
+            why=f"it holds {', '.join(kinds)}",
+            hint="bundle and verify it as it is: --chain none; or give the float model",
+        )
 
 
 def nothing_to_do(left: Sequence[tuple[str, str, str]]) -> ChainError:

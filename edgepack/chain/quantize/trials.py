@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgepack.chain.quantize.options import QuantizeOptions
-from edgepack.chain.quantize.refusals import no_samples
+from edgepack.chain.quantize.refusals import check_not_quantized, no_samples
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.metrics.closeness import closeness_db
@@ -49,6 +49,7 @@ def make_trials(
     model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions, progress: Progress
 ) -> Trials:
     """The quantizations that `quantize` with these options has a choice of; it raises likewise."""
+    check_not_quantized(model)
     if samples is None and options.needs:
         raise no_samples(options.mode)
     if options.mode == "static" and samples is not None:

@@ -18,9 +18,9 @@ def resized(
     """Return the example with its dynamic axes brought to `sizes`.
 
     Axes are cut, or continued with the example's own values from their start, so that token
-    numbers stay valid and pictures stay natural. Samples along a new batch are not identical
-    where the example has only one: each copy is turned by one place along its last axis, so
-    that a graph that mixes samples up is found out.
+    numbers stay valid and pictures stay natural; an empty axis is continued with zeros. Samples
+    along a new batch are not identical where the example has only one: each copy is turned by one
+    place along its last axis, so that a graph that mixes samples up is found out.
     """
     arrays: Dict[str, np.ndarray] = {}
     for tensor in inputs:
@@ -28,6 +28,9 @@ def resized(
         for axis, dim in enumerate(tensor.shape):
             size = sizes.get(dim, array.shape[axis]) if isinstance(dim, str) else array.shape[axis]
             if size == array.shape[axis]:
+                continue
+            if not array.shape[axis]:
+                array = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
                 continue
             copies = -(-size // array.shape[axis])
             blocks = [

@@ -1,0 +1,55 @@
+"""Values of tensors that a forward pass reads into Python: a trace would make constants of them."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+from edgepack.graph.quiet import quiet
+from edgepack.graph.trace import innermost_model_frame
+
+# Methods and functions of torch that return a tensor's values, not its shape or type.
+_VALUE_READS = frozenset(
+    {"__bool__", "__int__", "__float__", "__complex__", "__index__", "__array__", "__contains__",
+     "item", "tolist", "numpy", "equal", "allclose", "is_nonzero"}
+)  # fmt: skip
+
+
+def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
+    """Return the line of the model that reads a value computed from an input, None without one.
+
+    `if x.mean() > 0` is such a line. `if x.shape[0] > 1` is none, nor is `if self.table.max() > 3`:
+    neither depends on the values that are fed.
+
+    Args:
+        module: the torch module; it is called once.
+        args: its inputs, tensors.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._pytree import tree_leaves
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    derived = WeakTensorKeyDictionary()
+    for tensor in args:
+        derived[tensor] = True
+    lines: list[str] = []
+
+    class Watch(TorchFunctionMode):  # type: ignore[misc]
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            fed = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+            if not any(tensor in derived for tensor in fed):
+                return result
+            for leaf in tree_leaves(result):
+                if isinstance(leaf, torch.Tensor):
+                    derived[leaf] = True
+            if getattr(func, "__name__", "") in _VALUE_READS:
+                lines.append(innermost_model_frame(traceback.extract_stack()) or "the model")
+            return result
+
+    with quiet(), torch.no_grad(), Watch():
+        module(*args)
+    return lines[0] if lines else None

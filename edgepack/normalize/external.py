@@ -1,0 +1,76 @@
+"""Tensors that lie in files beside an ONNX file: where they stand, and how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+# Types of which a byte holds several values; numpy's stand-ins for them are not packed.
+PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def tensor_bytes(tensor: Any) -> int:
+    """Return the bytes that a TensorProto's values take by its type and shape.
+
+    Raises ValueError, KeyError or TypeError where the type is none of ONNX's.
+    """
+    from onnx import TensorProto, helper
+
+    kind = TensorProto.DataType.Name(tensor.data_type)
+    bits = PACKED_BITS.get(
+        kind, 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    )
+    return (prod(int(dim) for dim in tensor.dims) * bits + 7) // 8
+
+
+def tensors(model: Any) -> Iterator[Any]:
+    """Every TensorProto of a model: initializers, attributes, subgraphs, functions, sparse ones."""
+    yield from _of_graph(model.graph)
+    for function in model.functions:
+        yield from _of_nodes(function.node)
+        for attribute in function.attribute_proto:
+            yield from _of_attribute(attribute)
+    for training in model.training_info:
+        yield from _of_graph(training.initialization)
+        yield from _of_graph(training.algorithm)
+
+
+def _of_graph(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _of_nodes(graph.node)
+
+
+def _of_nodes(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from _of_attribute(attribute)
+
+
+def _of_attribute(attribute: Any) -> Iterator[Any]:
+    if attribute.HasField("t"):
+        yield attribute.t
+    yield from attribute.tensors
+    sparse = [*attribute.sparse_tensors]
+    if attribute.HasField("sparse_tensor"):
+        sparse.append(attribute.sparse_tensor)
+    for value in sparse:
+        yield from (value.values, value.indices)
+    graphs = [*attribute.graphs]
+    if attribute.HasField("g"):
+        graphs.append(attribute.g)
+    for graph in graphs:
+        yield from _of_graph(graph)
+
+
+def set_lengths(model: Any) -> None:
+    """Write the length of every external tensor that states none, in place.
+
+    Without a length onnx reads to the end of the file, past the tensor.
+    """
+    for tensor in tensors(model):
+        keys = {entry.key for entry in tensor.external_data}
+        if keys and "length" not in keys:
+            tensor.external_data.add(key="length", value=str(tensor_bytes(tensor)))

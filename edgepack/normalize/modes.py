@@ -1,0 +1,76 @@
+"""Graphs that were exported in training mode, or that are quantized already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from edgepack.normalize.order import walk_graphs
+
+_INTEGER = ("QLinear", "DynamicQuantize")
+_INTEGER_OPERATORS = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention",
+     "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QMoE"}
+)  # fmt: skip
+
+
+def integer_operators(model: Any) -> tuple[str, ...]:
+    """Return the operators of a model that show that it is quantized already, each once."""
+    kinds = {str(node.op_type) for node in _nodes(model)}
+    return tuple(sorted(k for k in kinds if k in _INTEGER_OPERATORS or k.startswith(_INTEGER)))
+
+
+def batch_dependent(model: Any) -> tuple[str, ...]:
+    """Return the BatchNormalization nodes that normalize by the statistics of their batch."""
+    opset = _opset(model)
+    return tuple(
+        str(node.name or node.output[0])
+        for node in _nodes(model)
+        if node.op_type == "BatchNormalization" and _trains(node, opset)
+    )
+
+
+def random_dropouts(model: Any) -> tuple[str, ...]:
+    """Return the Dropout nodes that draw random numbers."""
+    from onnx import numpy_helper
+
+    opset = _opset(model)
+    constants = {t.name: t for graph in walk_graphs(model.graph) for t in graph.initializer}
+    for node in _nodes(model):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+
+    def value(node: Any, index: int) -> float | None:
+        name = node.input[index] if index < len(node.input) else ""
+        return float(numpy_helper.to_array(constants[name])) if name in constants else None
+
+    def draws(node: Any) -> bool:
+        if opset < 7:
+            return not _integer(node, "is_test", 0)
+        return bool(opset >= 12 and value(node, 2) and value(node, 1) != 0)
+
+    dropouts = (node for node in _nodes(model) if node.op_type == "Dropout")
+    return tuple(str(node.name or node.output[0]) for node in dropouts if draws(node))
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    for graph in walk_graphs(model.graph):
+        yield from graph.node
+
+
+def _opset(model: Any) -> int:
+    versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
+    return int(max(versions, default=1))
+
+
+def _trains(node: Any, opset: int) -> bool:
+    if opset >= 14:
+        return bool(_integer(node, "training_mode", 0))
+    if opset < 7:
+        return not _integer(node, "is_test", 0)
+    return len([name for name in node.output if name]) > 1
+
+
+def _integer(node: Any, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)

@@ -1,0 +1,78 @@
+"""The order of a graph's nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def sort_nodes(model: Any) -> int:
+    """Sort the nodes of a model topologically, in place; nodes that are in order keep theirs.
+
+    Returns:
+        The number of graphs, subgraphs included, that were out of order. A graph with a cycle is
+        left as it is.
+    """
+    return sum(_sort(graph) for graph in walk_graphs(model.graph))
+
+
+def walk_graphs(graph: Any) -> Iterator[Any]:
+    """Yield the graph and every subgraph of its nodes, depth first."""
+    yield graph
+    for node in graph.node:
+        for inner in _subgraphs(node):
+            yield from walk_graphs(inner)
+
+
+def _subgraphs(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _reads(node: Any) -> set[str]:
+    """The names that a node reads, those that its subgraphs read from outside included."""
+    names = {name for name in node.input if name}
+    for graph in _subgraphs(node):
+        for inner in graph.node:
+            names |= _reads(inner)
+        names |= {value.name for value in graph.output}
+    return names
+
+
+def _sort(graph: Any) -> bool:
+    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    sources = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
+    if all(source < index for index, before in enumerate(sources) for source in before):
+        return False
+    order = _order(sources)
+    if order is None:
+        return False
+    copies = [type(node).FromString(node.SerializeToString()) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend(copies[index] for index in order)
+    return True
+
+
+def _order(sources: list[set[int]]) -> list[int] | None:
+    """Indices in topological order, each node right behind what it needs; None on a cycle."""
+    order: list[int] = []
+    state = [0] * len(sources)  # 0: not visited, 1: on the path, 2: placed
+    for start in range(len(sources)):
+        path = [start]
+        while path:
+            index = path[-1]
+            if state[index] == 2:
+                path.pop()
+                continue
+            state[index] = 1
+            pending = sorted((i for i in sources[index] if state[i] != 2), reverse=True)
+            if any(state[i] == 1 for i in pending):
+                return None
+            if not pending:
+                state[index] = 2
+                order.append(index)
+                path.pop()
+            path.extend(pending)
+    return order
