@@ -124,9 +124,9 @@ class TerminalProgress:
     @property
     def _console(self) -> Console:
         if self._given is None:
-            from rich.console import Console
+            from edgepack.report.console import StderrConsole
 
-            self._given = Console(stderr=True, highlight=False)
+            self._given = StderrConsole()
         return self._given
 
     def begin(self, stage: str, total: int | None = None) -> None:

@@ -7,17 +7,20 @@ could not run. Every option may also come from the environment: EDGEPACK_BUILD_T
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import click
 
 from edgepack import __version__
 from edgepack.cli import bench, build, bundle, host, ship, targets, verify
 from edgepack.cli.boundary import COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
-from edgepack.errors import SpecError
+from edgepack.errors import EdgepackError, SpecError
+from edgepack.files import failed
+from edgepack.runtime.streams import flush_streams, restore_streams
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -31,6 +34,25 @@ class InOrder(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands' names."""
         return list(self.commands)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the command line; `--help` prints here."""
+        with _system_errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with _system_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn an OSError into an error of edgepack's: click exits with 1 on a broken pipe."""
+    try:
+        yield
+    except OSError as error:
+        raise failed(error) from error
 
 
 @click.group(cls=InOrder, context_settings=CONTEXT)
@@ -69,20 +91,28 @@ def _terminated(*_: object) -> NoReturn:
 
 def main() -> None:
     """Entry point."""
+    restore_streams()
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        sys.exit(cli.main(prog_name="edgepack", standalone_mode=False))
+        status = _run_command()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else COULD_NOT_RUN
+    sys.exit(flush_streams(status))
+
+
+def _run_command() -> int:
+    """Run the command that `sys.argv` names; returns or raises its exit status."""
+    try:
+        return int(cli.main(prog_name="edgepack", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(COULD_NOT_RUN)
+        return COULD_NOT_RUN
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edgepack"
         fault = SpecError("usage", error.format_message(), hint=f"{command} --help")
         fail(fault, "--json" in sys.argv)
     except click.Abort:
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read has gone; what Python would still flush goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(COULD_NOT_RUN)
+        return INTERRUPTED
+    except EdgepackError as error:
+        fail(error, "--json" in sys.argv)

@@ -72,11 +72,10 @@ def _count_instructions(
     demands: Demands,
 ) -> None:
     """Count a bundle's instructions on emulated CPUs, and show a table for each."""
-    from rich.console import Console
-
     from edgepack.bundle import admit
     from edgepack.device import count
     from edgepack.report import render_instructions
+    from edgepack.report.console import StderrConsole
 
     context = click.get_current_context()
     if not asked:
@@ -92,7 +91,7 @@ def _count_instructions(
         # One inference on one thread is counted; more threads take turns as they like.
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} and --instructions exclude each other")
-    console = Console(stderr=True, highlight=False)
+    console = StderrConsole()
     with admit(bundle, demands) as admitted, console.status("counting") as status:
         warn_of_loader(admitted)
         counts = []

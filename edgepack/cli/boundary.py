@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -15,22 +15,25 @@ import click
 
 from edgepack import files
 from edgepack.errors import EdgepackError
+from edgepack.runtime.streams import printable, reserve_stdout, say, show, tell
 
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def print_json(document: Any) -> None:
-    click.echo(json.dumps(document, sort_keys=True, allow_nan=False))
+    show(json.dumps(document, sort_keys=True, allow_nan=False) + "\n")
 
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:
+    """Print an error and exit; if nothing can be printed, the exit status is all that is left."""
     if as_json:
-        print_json({"error": error.to_json()})
+        with suppress(EdgepackError):
+            print_json({"error": error.to_json()})
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    first, *rest = str(error).splitlines()
-    click.secho(first, err=True, fg="red" if colour else None, bold=colour)
-    if rest:
-        click.echo("\n".join(rest), err=True)
+    lines = [printable(line) for line in str(error).splitlines()]
+    with suppress(OSError):
+        click.secho(lines[0], err=True, fg="red" if colour else None, bold=colour)
+        click.echo("".join(line + "\n" for line in lines[1:]), err=True, nl=False)
     sys.exit(error.exit_code)
 
 
@@ -40,17 +43,16 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with reserve_stdout():
+                command(*args, **kwargs)
         except EdgepackError as error:
             fail(error, bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
-            click.echo("interrupted; nothing was written", err=True)
+            tell("interrupted; nothing was written")
             sys.exit(INTERRUPTED)
         except (click.ClickException, click.exceptions.Exit):
             raise
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
             fail(files.failed(error), bool(kwargs.get("as_json")))
         except MemoryError:
             fail(
@@ -63,7 +65,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
             )
         except Exception as error:  # noqa: BLE001
             # Python would exit with 1, which is what a missed gate means.
-            traceback.print_exc()
+            tell(traceback.format_exc())
             fail(
                 EdgepackError(
                     "internal-error",
@@ -79,11 +81,9 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
 
 def show_report(document: Any) -> None:
     """Print a report, and under it the two digests of its bundle."""
-    from rich.console import Console
-
     from edgepack.report import render_terminal
+    from edgepack.report.console import StderrConsole
 
-    render_terminal(document, Console(stderr=True))
+    render_terminal(document, StderrConsole())
     bundle = document["bundle"]
-    click.echo(f"content {bundle['content_digest']}", err=True)
-    click.echo(f"sha256  {bundle['sha256']}", err=True)
+    say(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

@@ -10,6 +10,7 @@ import click
 from edgepack.cli.boundary import TERMINATED, boundary, print_json, show_report
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
+from edgepack.runtime.streams import say
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def build(
         from edgepack import plan
 
         planned = plan.plan(request)
-        click.echo(plan.describe(planned), err=True)
+        say(*plan.describe(planned).splitlines())
         if as_json:
             print_json(planned)
         return

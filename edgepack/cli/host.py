@@ -8,6 +8,7 @@ import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_json
 from edgepack.cli.options import as_json
+from edgepack.runtime.streams import say, show
 
 
 @click.command(short_help="What this machine has and lacks.")
@@ -20,9 +21,9 @@ def doctor(as_json: bool) -> None:
     findings = doctors.examine()
     for finding in findings:
         mark = "ok     " if finding.present else "missing"
-        click.echo(f"{mark} {finding.name:<14} {finding.detail}", err=True)
+        say(f"{mark} {finding.name:<14} {finding.detail}")
         if finding.hint:
-            click.echo(f"{'':22} {finding.hint}", err=True)
+            say(f"{'':22} {finding.hint}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
     if any(not finding.present and finding.required for finding in findings):
@@ -50,7 +51,7 @@ def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
 
     device.prepare(cpus, Ledger(make_progress()))
     ready = list(dict.fromkeys(cpus)) or list(device.CPUS)
-    click.echo(f"ready: {', '.join(ready)}", err=True)
+    say(f"ready: {', '.join(ready)}")
     if as_json:
         print_json({"ready": ready})
 
@@ -72,9 +73,9 @@ def cache_info(as_json: bool) -> None:
         "folder": str(kept.folder), "entries": len(kept.entries()), "bytes": kept.size(),
         "emulator_bytes": sum(map(bytes_of, kept.emulator())),
     }  # fmt: skip
-    click.echo("{folder}: {entries} entries, {bytes:,} bytes".format(**document), err=True)
+    say("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
     if document["emulator_bytes"]:
-        click.echo("the emulator: {emulator_bytes:,} bytes".format(**document), err=True)
+        say("the emulator: {emulator_bytes:,} bytes".format(**document))
     if as_json:
         print_json(document)
 
@@ -95,7 +96,7 @@ def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
     from edgepack.cache import Cache, default_folder
 
     count, freed = Cache(default_folder()).clean(older_than, emulator=emulator)
-    click.echo(f"{count} entries deleted, {freed:,} bytes freed", err=True)
+    say(f"{count} entries deleted, {freed:,} bytes freed")
     if as_json:
         print_json({"entries": count, "bytes": freed})
 
@@ -108,4 +109,4 @@ def completion(shell: str) -> None:
 
     root = click.get_current_context().find_root().command
     if script := get_completion_class(shell):
-        click.echo(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source())
+        show(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source() + "\n")

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from edgepack.cli.boundary import COULD_NOT_RUN, print_json
+from edgepack.runtime.streams import say, show
 
 if TYPE_CHECKING:
     from edgepack.bundle import Admitted, Demands
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def warn_of_what_is_left(devices: list[Any]) -> None:
     for there in devices:
         if there.left:
-            click.echo(f"warning: {there.left}", err=True)
+            say(f"warning: {there.left}")
 
 
 def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
@@ -31,10 +30,9 @@ def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
     """
     if bundle.loader.release is None:
         where = f"{runs_on} runs it" if runs_on else "it is not run here"
-        click.echo(
+        say(
             "warning: the loader in this bundle is from no release that this edgepack knows; "
-            f"{where}",
-            err=True,
+            f"{where}"
         )
 
 
@@ -50,11 +48,10 @@ def through_loader(
     """Run a loader's command on a bundle, isolated here or on a device, and show what it prints."""
     from contextlib import ExitStack
 
-    from rich.console import Console
-
     from edgepack import device
     from edgepack.bundle import admit, copy_engine
     from edgepack.device import ssh
+    from edgepack.report.console import StderrConsole
 
     with ExitStack() as stack:
         admitted = stack.enter_context(admit(bundle, demands))
@@ -65,7 +62,7 @@ def through_loader(
             if admitted.path != bundle:
                 copy_engine(bundle, admitted.path)
         else:
-            status = Console(stderr=True, highlight=False).status("connecting")
+            status = StderrConsole().status("connecting")
             host = device.Ssh(ssh.parse(on), ssh.Settings(**settings), status.update)
             stack.callback(warn_of_what_is_left, [host])
             stack.enter_context(host)
@@ -73,7 +70,7 @@ def through_loader(
         if against:
             arguments = [*arguments, "--against", host.put(Path(against))]
         finished = host.run(host.put(admitted.path), *arguments, *(["--json"] if as_json else []))
-    click.echo(finished.stderr, err=True, nl=False)
+    say(*finished.stderr.splitlines())
     _show(finished, admitted)
     # A loader that died by a signal could not run.
     sys.exit(finished.status if finished.status in (0, 1, 2) else COULD_NOT_RUN)
@@ -85,8 +82,7 @@ def _show(finished: Finished, bundle: Admitted) -> None:
     try:
         document = json.loads(text)
     except ValueError:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        show(text)
         return
     if isinstance(document, dict) and "error" not in document:
         document["trust"] = bundle.to_json()

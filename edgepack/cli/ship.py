@@ -11,6 +11,7 @@ import click
 from edgepack.cli.boundary import FAILED, boundary, print_json
 from edgepack.cli.loader import warn_of_loader, warn_of_what_is_left
 from edgepack.cli.options import as_json, bundle_file, over_ssh, threads, trusted
+from edgepack.runtime.streams import say
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
@@ -42,15 +43,14 @@ def ship(
     """
     from contextlib import ExitStack
 
-    from rich.console import Console
-
     from edgepack.bundle import admit
     from edgepack.device import ssh
     from edgepack.report import render_matrix
+    from edgepack.report.console import StderrConsole
     from edgepack.report.figures import bytes_text
 
     address = ssh.parse(device, path=True)
-    console = Console(stderr=True, highlight=False)
+    console = StderrConsole()
     status = console.status("connecting")
     with ExitStack() as stack:
         admitted = stack.enter_context(admit(bundle, demands))
@@ -70,9 +70,9 @@ def ship(
     if as_json:
         print_json(found)
     if not found["shipped"]:
-        click.echo(f"not shipped: {found['path']} is as it was", err=True)
+        say(f"not shipped: {found['path']} is as it was")
         sys.exit(FAILED)
     sent = f"{bytes_text(found['sent'])} sent" if found["sent"] else "it was there already"
-    click.echo(f"shipped: {there.name}{found['path']} ({sent})", err=True)
+    say(f"shipped: {there.name}{found['path']} ({sent})")
     if no_verify:
-        click.echo("warning: nothing was proved there; --no-verify was given", err=True)
+        say("warning: nothing was proved there; --no-verify was given")

@@ -6,6 +6,7 @@ import click
 
 from edgepack.cli.boundary import boundary, print_json
 from edgepack.cli.options import as_json
+from edgepack.runtime.streams import say, show
 
 
 @click.group()
@@ -22,7 +23,7 @@ def targets_list(as_json: bool) -> None:
 
     found = [target.load(name) for name in target.shipped()]
     for profile in found:
-        click.echo(f"{profile.name:<16} {profile.summary}", err=True)
+        say(f"{profile.name:<16} {profile.summary}")
     if as_json:
         print_json([{"name": p.name, "summary": p.summary} for p in found])
 
@@ -39,7 +40,7 @@ def targets_show(target: str, as_json: bool) -> None:
     if as_json:
         print_json(profile.document)
     else:
-        click.echo(profiles.find(target).read_text(encoding="utf-8"), nl=False)
+        show(profiles.find(target).read_text(encoding="utf-8"))
 
 
 @targets.command("check")
@@ -51,6 +52,6 @@ def targets_check(target: str, as_json: bool) -> None:
     from edgepack.spec import target as profiles
 
     profile = profiles.load(target)
-    click.echo(f"{profile.name}: valid", err=True)
+    say(f"{profile.name}: valid")
     if as_json:
         print_json({"name": profile.name, "valid": True})

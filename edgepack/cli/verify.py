@@ -81,15 +81,14 @@ def _on_devices(
     """Verify a bundle on several devices, and show a row for each."""
     from contextlib import ExitStack
 
-    from rich.console import Console
-
     from edgepack import device
     from edgepack.device import ssh
     from edgepack.report import render_matrix
+    from edgepack.report.console import StderrConsole
 
     addresses, reach = [ssh.parse(url) for url in dict.fromkeys(on)], ssh.Settings(**settings)
     warn_of_loader(bundle, "a device" if on else "")
-    console = Console(stderr=True, highlight=False)
+    console = StderrConsole()
     status = console.status("connecting" if on else "emulating")
     with ExitStack() as stack:
         reached = [device.Ssh(address, reach, status.update) for address in addresses]

@@ -7,9 +7,11 @@ printed with as many digits as it takes to see it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
+
+# What prints a report takes this from here, beside the other forms of text.
+from edgepack.runtime.streams import printable as printable
 
 # As `runtime.parity.metrics.SNR_LIMIT`, whose module brings numpy; a test holds them together.
 SNR_LIMIT = 999.0
@@ -21,22 +23,6 @@ _ASCII = str.maketrans(
     }
 )  # fmt: skip
 _UNIT = re.compile(r"(?<=\d) (?=(?:B|kB|MB|GB|TB|ms|s|min|h|dB|%|points?|thread|of)\b|%)")
-
-
-def printable(text: str) -> str:
-    """`text` without what steers a terminal or reorders a line.
-
-    Control characters (escape sequences among them), surrogates and the marks that change the
-    direction of text come out as `\\x1b`, `\\u202e` and so on; newlines and tabs as spaces.
-    """
-    return "".join(
-        " "
-        if char in "\n\r\t\u2028\u2029"
-        else char.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs")
-        else char
-        for char in text
-    )
 
 
 def fit(text: str, encoding: str) -> str:

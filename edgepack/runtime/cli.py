@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import traceback
 from contextlib import suppress
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, NoReturn, Optional
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, TENSORRT
@@ -18,12 +17,24 @@ from .bundle.index import check_file, read_index
 from .commands.bench import LENGTHS, bench, child
 from .commands.info import UNPROVEN, info
 from .device.variants import aloud
-from .errors import DeviceError, EdgepackError
+from .errors import DeviceError, EdgepackError, InputError
+from .failure import BundleState, explain_exception
+from .origin import origin
 from .parity.gates import describe_gate
-from .streams import say, show, tell
+from .streams import flush_streams, printable, reserve_stdout, restore_streams, say, show, tell
 
 # `info` tells what to install, so it must run before anything is: all that needs numpy is
 # imported by the commands that compute.
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong option as an error, and its help as a result."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError("usage", printable(message), hint="{} --help".format(self.prog))
+
+    def print_help(self, file: Any = None) -> None:
+        show(self.format_help())
 
 
 def _whole(text: str, least: int, most: int) -> int:
@@ -45,7 +56,7 @@ def _threads(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python3 BUNDLE", description="An edgepack bundle: a model that proves itself."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -220,7 +231,10 @@ def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     if options.requirements:
         with Archive(bundle) as archive:
-            show(check_file(archive, read_index(archive), "requirements.txt").decode("utf-8"))
+            text = check_file(archive, read_index(archive), "requirements.txt")
+        show(
+            "".join(printable(line) + "\n" for line in text.decode("utf-8", "replace").splitlines())
+        )
         return {}, 0
     lines, document = info(bundle)
     say(*lines)
@@ -265,34 +279,49 @@ def main(arguments: Optional[List[str]] = None, bundle: str = "") -> int:
         arguments: of the command line; None takes the process's own.
         bundle: the file to serve; "" takes the one that this loader came in.
     """
-    # Python would end with 1 where an error goes unhandled, which is kept for a missed gate.
+    restore_streams()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    return flush_streams(_run_command(arguments, bundle))
+
+
+def _run_command(arguments: List[str], bundle: str) -> int:
+    """Run one command and report its error; every exception becomes an exit status.
+
+    Python would end with 1 where an exception goes unhandled, which means a missed gate.
+    """
+    bundle_state = BundleState.read(bundle or origin())
+    as_json = "--json" in arguments or arguments[:1] == ["bench-turn"]
     try:
-        return _main(arguments, bundle)
+        options = _parser().parse_args(arguments)
+        if options.command is None:
+            tell(_parser().format_help())
+            return 2
+        with reserve_stdout():
+            return _act(options, bundle)
+    except SystemExit as ended:  # after `--help`
+        return int(ended.code or 0)
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    except Exception:  # noqa: BLE001
-        tell(traceback.format_exc())
-        return 2
-
-
-def _main(arguments: Optional[List[str]], bundle: str) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.command is None:
-        parser.print_help(sys.stderr)
-        return 2
-    try:
-        if options.act not in (_info, _setup):
-            _require_numpy()
-        result, status = options.act(bundle or own_bundle(), options)
-        if options.json and result:
-            show(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
-        return int(status)
     except EdgepackError as error:
-        if options.json:
-            # Where stdout is what failed, stderr tells it alone.
-            with suppress(EdgepackError):
-                show(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
-        tell(str(error))
-        return error.exit_code
+        return _report_error(error, as_json)
+    except Exception as error:  # noqa: BLE001
+        return _report_error(explain_exception(error, bundle_state), as_json)
+
+
+def _act(options: argparse.Namespace, bundle: str) -> int:
+    if options.act not in (_info, _setup):
+        _require_numpy()
+    result, status = options.act(bundle or own_bundle(), options)
+    if options.json and result:
+        show(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
+    return int(status)
+
+
+def _report_error(error: EdgepackError, as_json: bool) -> int:
+    if as_json:
+        # If standard output is what failed, standard error alone carries the error.
+        with suppress(EdgepackError):
+            show(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
+    tell(str(error))
+    return error.exit_code

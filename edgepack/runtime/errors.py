@@ -33,7 +33,8 @@ class EdgepackError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = ["error[{}]: {}".format(self.code, self.what)]
+        # One line, so that no name in it can pass for a line of its own.
+        lines = ["error[{}]: {}".format(self.code, " ".join(self.what.splitlines()))]
         for label, text in (("why: ", self.why), ("hint:", self.hint)):
             if text:
                 first, *rest = text.splitlines()

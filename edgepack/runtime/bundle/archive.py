@@ -11,7 +11,6 @@ record as the last 22 bytes. Whatever differs is refused, and no entry is read p
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import re
 import struct
@@ -78,7 +77,10 @@ def _refuse(why: str, code: str = "bundle-malformed") -> BundleError:
 
 
 class Archive:
-    """An open bundle, mapped into memory; reads nothing until asked.
+    """An open bundle; reads nothing until asked.
+
+    The file is read and not mapped: of a mapped file that is cut short meanwhile, the system ends
+    whoever reads it (SIGBUS), without a message.
 
     Args:
         path: the file.
@@ -94,27 +96,47 @@ class Archive:
         self.path = os.fspath(path)
         self._index = index
         try:
-            with open(self.path, "rb", opener=opener) as file:
-                self.size = os.fstat(file.fileno()).st_size
-                if self.size < _END.size:
-                    raise _refuse("it has only {} bytes".format(self.size))
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = open(self.path, "rb", opener=opener)  # noqa: SIM115
         except OSError as error:
-            raise BundleError(
-                "bundle-unreadable",
-                "the bundle cannot be read: {}".format(self.path),
-                why=error.strerror or str(error),
-                hint="check the path and the permissions",
-            ) from error
+            raise self._unreadable(error) from error
         try:
+            self.size = os.fstat(self._file.fileno()).st_size
+            if self.size < _END.size:
+                raise _refuse("it has only {} bytes".format(self.size))
             self.entries: Dict[str, Entry] = {entry.name: entry for entry in self._scan()}
         except BaseException:
-            self._map.close()
+            self._file.close()
             raise
 
+    def _unreadable(self, error: OSError) -> BundleError:
+        return BundleError(
+            "bundle-unreadable",
+            "the bundle cannot be read: {}".format(self.path),
+            why=error.strerror or str(error),
+            hint="check the path and the permissions",
+        )
+
+    def _bytes(self, start: int, size: int) -> bytes:
+        """Read so many bytes. Raises BundleError where the file ends before."""
+        try:
+            self._file.seek(start)
+            data = self._file.read(size)
+        except OSError as error:
+            raise self._unreadable(error) from error
+        if len(data) != size:
+            raise BundleError(
+                "bundle-changed",
+                "the bundle was cut short while it was read",
+                why="it had {:,} bytes and now has {:,}".format(
+                    self.size, os.fstat(self._file.fileno()).st_size
+                ),
+                hint="run it again once it is written; copy to another name, then rename",
+            )
+        return data
+
     def close(self) -> None:
-        """Unmap the file."""
-        self._map.close()
+        """Close the file."""
+        self._file.close()
 
     def __enter__(self) -> "Archive":
         return self
@@ -124,8 +146,8 @@ class Archive:
 
     def _scan(self) -> List[Entry]:
         end = self.size - _END.size
-        magic, disk, start_disk, here, total, length, offset, comment = _END.unpack_from(
-            self._map, end
+        magic, disk, start_disk, here, total, length, offset, comment = _END.unpack(
+            self._bytes(end, _END.size)
         )
         if magic != b"PK\5\6":
             raise _refuse("the end record of the archive is not at the end of the file")
@@ -153,7 +175,7 @@ class Archive:
     def _central(self, position: int, end: int) -> Tuple[Entry, int, int]:
         if position + _CENTRAL.size > end:
             raise _refuse("its directory is cut short")
-        fields = _CENTRAL.unpack_from(self._map, position)
+        fields = _CENTRAL.unpack(self._bytes(position, _CENTRAL.size))
         crc, packed, size, name_length, extra, comment = fields[7:13]
         fixed, header = (*fields[1:7], *fields[13:16]), fields[16]
         odd = fields[0] != b"PK\1\2" or fixed != _CENTRAL_FIXED
@@ -165,7 +187,7 @@ class Archive:
     def _local(self, entry: Entry, header: int, limit: int) -> Entry:
         if header + _LOCAL.size > limit:
             raise _refuse("the entry {!r} is cut short".format(entry.name))
-        fields = _LOCAL.unpack_from(self._map, header)
+        fields = _LOCAL.unpack(self._bytes(header, _LOCAL.size))
         name_length, extra = fields[9:]
         odd = fields[0] != b"PK\3\4" or fields[1:6] != _LOCAL_FIXED
         if odd or extra or fields[6:9] != (entry.crc, entry.size, entry.size):
@@ -178,7 +200,7 @@ class Archive:
         return Entry(entry.name, start, entry.size, entry.crc)
 
     def _name(self, start: int, length: int) -> str:
-        raw = self._map[start : start + length]
+        raw = self._bytes(start, length)
         try:
             name = raw.decode("ascii")
         except UnicodeDecodeError:
@@ -190,13 +212,14 @@ class Archive:
     def read(self, name: str) -> bytes:
         """The bytes of an entry. Raises BundleError where there is none."""
         entry = self._find(name)
-        return self._map[entry.start : entry.start + entry.size]
+        return self._bytes(entry.start, entry.size)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of an entry, piece by piece."""
         entry = self._find(name)
-        for start in range(entry.start, entry.start + entry.size, CHUNK):
-            yield self._map[start : min(start + CHUNK, entry.start + entry.size)]
+        end = entry.start + entry.size
+        for start in range(entry.start, end, CHUNK):
+            yield self._bytes(start, min(CHUNK, end - start))
 
     def hashes(self, name: str) -> Tuple[str, int]:
         """SHA-256 of an entry, in hexadecimal, and its CRC-32, in one pass."""
@@ -210,7 +233,7 @@ class Archive:
         """SHA-256 of the whole file, in hexadecimal: what `sha256sum` prints."""
         digest = hashlib.sha256()
         for start in range(0, self.size, CHUNK):
-            digest.update(self._map[start : start + CHUNK])
+            digest.update(self._bytes(start, min(CHUNK, self.size - start)))
         return digest.hexdigest()
 
     def require_crc(self, name: str, found: int) -> None:

@@ -1,0 +1,85 @@
+"""Which error to report for an exception that no command foresaw."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple, Optional, Tuple
+
+from .bundle.archive import Archive
+from .bundle.index import check_all, read_index
+from .errors import BundleError, DeviceError, EdgepackError
+
+
+class BundleState(NamedTuple):
+    """What tells one state of the bundle's file from another.
+
+    Attributes:
+        path: the bundle's file.
+        stamp: its inode, size and time of change; empty where it cannot be read.
+    """
+
+    path: str
+    stamp: Tuple[int, ...]
+
+    @classmethod
+    def read(cls, path: str) -> BundleState:
+        """Look at the file as it is now."""
+        try:
+            status = os.stat(path)
+        except OSError:
+            return cls(path, ())
+        return cls(path, (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
+    """Return the error to report in place of `error`.
+
+    Args:
+        error: an exception that is no EdgepackError.
+        before: the bundle's file as it was when the command began. Modules are imported from it as
+            they are needed, so a file that was rewritten meanwhile fails in any of them.
+    """
+    if isinstance(error, MemoryError):
+        return DeviceError(
+            "out-of-memory",
+            "this device has too little memory",
+            why=str(error),
+            hint="close other programs, or build a smaller model",
+        )
+    if BundleState.read(before.path) != before:
+        return BundleError(
+            "bundle-changed",
+            "the bundle was changed while it was in use",
+            why="{}: {}".format(type(error).__name__, error),
+            hint="run it again once it is written; copy to another name, then rename",
+        )
+    return _damage(before.path) or EdgepackError(
+        "internal-error",
+        "the loader itself failed",
+        why="{}: {}\n{}".format(type(error).__name__, error, _raised_at(error)),
+        hint="report it with the lines above",
+    )
+
+
+def _damage(path: str) -> Optional[BundleError]:
+    """Return what is wrong with a bundle, if anything."""
+    if not os.path.isfile(path):
+        return None
+    try:
+        with Archive(path) as archive:
+            check_all(archive, read_index(archive))
+    except BundleError as error:
+        return error
+    return None
+
+
+def _raised_at(error: Exception) -> str:
+    """Return the line of the loader nearest to where an exception was raised."""
+    trace, position = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        if name.startswith(__name__.rpartition(".")[0]):
+            position = "in {}, line {}".format(name, trace.tb_lineno)
+        trace = trace.tb_next
+    return position + ", Python {}.{}.{}".format(*sys.version_info[:3])

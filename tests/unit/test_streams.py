@@ -1,0 +1,134 @@
+"""Exit statuses where a standard stream cannot be written, however it is buffered."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgepack.runtime.errors import InputError
+from edgepack.runtime.streams import printable
+
+# Python's own buffering, none by an option, none by the environment.
+MODES = {"buffered": ([], {}), "-u": (["-u"], {}), "variable": ([], {"PYTHONUNBUFFERED": "1"})}
+HOST = "-m edgepack "
+
+
+def run_scrubbed(
+    mode: str, line: str, bundle: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python LINE` in a shell whose environment holds a PATH and a HOME alone.
+
+    `BUNDLE` in the line is the bundle.
+    """
+    options, variables = MODES[mode]
+    environment = {"PATH": os.defpath, "HOME": "/nonexistent", **variables}
+    command = 'python="$0"; bundle="$1"; shift; exec "$python" "$@" ' + line
+    return subprocess.run(
+        ["sh", "-c", command.replace("BUNDLE", '"$bundle"'), sys.executable, str(bundle), *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("BUNDLE no-such 2>/dev/full", 2),
+        ("BUNDLE info 2>/dev/full", 2),
+        ("BUNDLE verify --threads x --json >/dev/full 2>/dev/full", 2),
+        ("BUNDLE --help >/dev/full", 2),
+        ("BUNDLE info --json >/dev/full", 2),
+        ("BUNDLE info --requirements >/dev/full 2>/dev/full", 2),
+        ("BUNDLE info --json >&- 2>&-", 2),
+        ("BUNDLE info >&- 2>&- <&-", 0),
+        ("BUNDLE no-such >&- 2>&-", 2),
+        ("BUNDLE verify >/dev/full", 0),
+        ("BUNDLE verify 2>&-", 0),
+    ],
+)
+def test_a_bundle_ends_with_its_own_status(
+    mode: str, line: str, status: int, linear_bundle: Path
+) -> None:
+    done = run_scrubbed(mode, line, linear_bundle)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("no-such 2>/dev/full", 2),
+        ("targets list 2>/dev/full", 2),
+        ("targets show cpu-fbgemm >/dev/full", 2),
+        ("targets list --json >/dev/full 2>/dev/full", 2),
+        ("--help >/dev/full", 2),
+        ("targets --help >/dev/full 2>&-", 2),
+        ("--version >&-", 2),
+        ("completion bash >/dev/full", 2),
+        ("targets list --json >&- 2>&-", 2),
+        ("targets list >&- 2>&- <&-", 0),
+        ("inspect no-such.edgepack 2>/dev/full", 2),
+    ],
+)
+def test_the_host_ends_with_its_own_status(mode: str, line: str, status: int) -> None:
+    done = run_scrubbed(mode, HOST + line)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("line", ["targets list", "--help", "inspect BUNDLE"])
+def test_a_reader_that_has_gone_is_no_missed_gate(line: str, linear_bundle: Path) -> None:
+    """Click and rich would both exit with 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [str(linear_bundle) if word == "BUNDLE" else word for word in line.split()]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgepack", *arguments], stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    assert done.returncode == 2
+
+
+def test_a_closed_stream_is_no_other_file(linear_bundle: Path, tmp_path: Path) -> None:
+    """The next file that is opened must not get the number of standard output or standard error."""
+    output = tmp_path / "out.npz"
+    done = run_scrubbed("buffered", f"BUNDLE run --output '{output}' >&- 2>&- <&-", linear_bundle)
+    assert done.returncode == 0
+    assert output.read_bytes().startswith(b"PK\3\4")
+
+
+def test_a_usage_error_is_a_document_too(linear_bundle: Path) -> None:
+    done = run_scrubbed("buffered", "BUNDLE verify --samples none --json", linear_bundle)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["code"] == "usage"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J\x1b]0;title\x07", "\\x1b[2J\\x1b]0;title\\x07"),
+        ("a\nverdict: PASS", "a verdict: PASS"),
+        ("\u202egpj\u2066", "\\u202egpj\\u2066"),
+        ("\x9b31m", "\\x9b31m"),
+        ("\ud800", "\\ud800"),
+        ("Größe µ日本", "Größe µ日本"),
+    ],
+)
+def test_what_steers_a_terminal_is_shown(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_no_part_of_an_error_passes_for_a_line_of_its_own() -> None:
+    error = InputError("x", "cannot read a\nverdict: PASS", why="b\nverdict: PASS")
+    assert not [line for line in str(error).splitlines() if line.startswith("verdict")]
