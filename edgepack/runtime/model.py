@@ -45,6 +45,7 @@ class Model:
         self.outputs: Tuple[Tensor, ...] = index.outputs
         self._session = session
         self._ties = ties(index.inputs)
+        self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
 
     def __call__(self, **inputs: np.ndarray) -> Dict[str, np.ndarray]:
         """One inference, inputs by name; returns the outputs by name.
@@ -59,11 +60,11 @@ class Model:
         Raises InputError likewise, and DeviceError where the engine fails on inputs that fit.
         """
         try:
-            # The two things that the engine does not check. It would take the bytes as they stand
-            # and answer nonsense,
-            for array in inputs.values():
-                if not array.dtype.isnative:
-                    raise TypeError("the bytes of a value stand in the other order")
+            # The two things that the engine does not check. It would take bytes in the other order
+            # as they are, and crash on text that is no text;
+            for name, dtype in self._dtypes.items():
+                if inputs[name].dtype != dtype:
+                    raise TypeError("an input has another element type")
             # and a batch of 1 beside one of 2 goes through whatever repeats the shorter.
             for one, axis, other, place in self._ties:
                 if inputs[one].shape[axis] != inputs[other].shape[place]:
@@ -137,7 +138,9 @@ def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Sess
             # The CPU takes a GPU's place, and would leave out the roundings of fp16; its integer
             # kernels would saturate where a GPU's do not.
             model = rounded(model)
-        return OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
+        session = OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
+        session.require_signature(index.inputs, index.outputs)
+        return session
     from .session.tensorrt_session import TensorrtSession
 
     if choice.sealed is not None:

@@ -14,6 +14,8 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple
 from ..errors import EdgepackError
 
 MAX_DEPTH = 32
+# A sign and 2 ** 64.
+MAX_DIGITS = 21
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
 # From the path of a key and what is wrong with it to the error.
@@ -92,6 +94,12 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
             raise fault("", "{} is too large a number".format(text))
         return number
 
+    def whole(text: str) -> int:
+        # Python's integers have no end; what is computed from one may be a float.
+        if len(text) > MAX_DIGITS:
+            raise fault("", "{}... is too large a number".format(text[:MAX_DIGITS]))
+        return int(text)
+
     if len(data) > max_bytes:
         raise fault("", "it has {} bytes; at most {} are read".format(len(data), max_bytes))
     if _depth(data) > MAX_DEPTH:
@@ -102,6 +110,7 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
             object_pairs_hook=no_duplicates,
             parse_constant=constant,
             parse_float=finite,
+            parse_int=whole,
         )
     except ValueError as error:
         raise fault("", "it is not JSON: {}".format(error)) from error

@@ -251,8 +251,14 @@ def parse(data: bytes) -> Index:
         content_digest=top.get("content_digest", str),
         raw=top.value,
     )
+    _optional_text(top, "metric")
     _consistent(index)
     return index
+
+
+def _optional_text(reader: Reader, key: str) -> None:
+    if key in reader.value:
+        reader.get(key, str, type(None))
 
 
 def _consistent(index: Index) -> None:
@@ -277,6 +283,9 @@ def _consistent(index: Index) -> None:
             raise _fault("sizes", "{} has not one file per output".format(size.label))
         if len(size.built) != len(index.reference.built):
             raise _fault("sizes", "{} has not one answer per output".format(size.label))
+    for key, tensors in (("inputs", index.inputs), ("outputs", index.outputs)):
+        if len({tensor.name for tensor in tensors}) != len(tensors):
+            raise _fault(key, "two of them have the same name")
     if index.content_digest != content_digest(index.raw):
         raise _fault("content_digest", "it is not the digest of this index")
 

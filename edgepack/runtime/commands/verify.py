@@ -40,17 +40,19 @@ def read_arrays(
     """
     arrays = []
     for name in names:
+        stream = io.BytesIO(check_file(archive, index, name))
         try:
-            stream = io.BytesIO(check_file(archive, index, name))
             array = np.lib.format.read_array(stream, allow_pickle=False)
+            if array.dtype.kind not in "biuf":
+                raise ValueError("its elements are {}, not numbers".format(array.dtype))
             if array.shape[:1] != (rows,):
                 raise ValueError("its shape is {} for {} samples".format(array.shape, rows))
             arrays.append(array)
-        except (ValueError, MemoryError) as error:
+        except Exception as error:  # numpy reads a header with Python's tokenizer and parser
             raise BundleError(
                 "bundle-reference",
                 "the bundle's reference samples cannot be read",
-                why="{}: {}".format(name, error),
+                why="{}: {}".format(name, str(error) or type(error).__name__),
                 hint="fetch the bundle again from where it was built",
             ) from error
     return arrays

@@ -8,10 +8,12 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Sequence
 
 from ..device.variants import PROVIDER, REQUIREMENTS
-from ..errors import DeviceError
+from ..errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ..tensor import Tensor
 
 # Computes Q/DQ pairs as they stand, in float, and makes no integer kernels of them.
 LITERAL = "session.disable_quant_qdq"
@@ -66,7 +68,10 @@ class OnnxSession:
             with redirect_stdout(told) if cuda else nullcontext():
                 if cuda and hasattr(ort, "preload_dlls"):  # CUDA out of pip's packages; 1.21
                     ort.preload_dlls()
-                session = ort.InferenceSession(model, options, providers=providers)
+                # Its second try with the same provider would print "EP Error" before it fails.
+                session = ort.InferenceSession(
+                    model, options, providers=providers, enable_fallback=int(cuda)
+                )
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise DeviceError(
                 "engine-refused",
@@ -76,12 +81,38 @@ class OnnxSession:
             ) from error
         if cuda:
             _require_cuda(session, ort.__version__, told.getvalue().strip())
-        self.output_names: List[str] = [output.name for output in session.get_outputs()]
+        self._inputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_inputs()}
+        self._outputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_outputs()}
+        self.output_names: List[str] = list(self._outputs)
         self._run: Callable[..., Sequence[Any]] = session.run
+
+    def require_signature(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """Raise BundleError unless the model takes these inputs and gives these outputs."""
+        for title, actual, tensors in (
+            ("input", self._inputs, inputs),
+            ("output", self._outputs, outputs),
+        ):
+            expected = {tensor.name: tensor.dtype for tensor in tensors}
+            for name in sorted(set(expected) | (set(actual) if title == "input" else set())):
+                if expected.get(name) != actual.get(name):
+                    raise BundleError(
+                        "bundle-model",
+                        "the model in the bundle is not the one that its index describes",
+                        why="{} {}: {} in the index, {} in the model".format(
+                            title, name, expected.get(name, "absent"), actual.get(name, "absent")
+                        ),
+                        hint="build the bundle again",
+                    )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """One inference: arrays by input name in, arrays by output name out."""
         return dict(zip(self.output_names, self._run(None, inputs)))
+
+
+def _dtype(kind: str) -> str:
+    """Return numpy's name of onnxruntime's "tensor(float)"; other kinds as they are."""
+    name = kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind
+    return {"float": "float32", "double": "float64"}.get(name, name)
 
 
 def _require_cuda(session: Any, version: str, told: str) -> None:
