@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgepack import files
+from edgepack.errors import HostError
 
 ENTRY = "entry.json"
 LOCK = "lock"
 EMULATOR = "emulator"
+OTHER_FOLDER = "set EDGEPACK_CACHE to a folder that may be written"
 # The libraries whose versions decide what a stage computes.
 LIBRARIES = (
     "accelerate",
@@ -46,12 +48,20 @@ LIBRARIES = (
 
 
 def default_folder() -> Path:
-    """$EDGEPACK_CACHE, else edgepack's folder in the user's cache."""
+    """Return $EDGEPACK_CACHE, else edgepack's folder in the user's cache. Raises HostError."""
     given = os.environ.get("EDGEPACK_CACHE")
     if given:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "edgepack"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "edgepack"
+    except RuntimeError as error:
+        raise HostError(
+            "home-missing",
+            "this user has no home folder for the cache",
+            why=str(error),
+            hint=OTHER_FOLDER,
+        ) from error
 
 
 @cache
@@ -156,7 +166,7 @@ class Cache:
             document: read after the files are written.
         """
         place = self._place(stage, key)
-        with files.new_folder(place, ENTRY, replace=True) as work:
+        with self._writing(), files.new_folder(place, ENTRY, replace=True) as work:
             hashes = {}
             for name, content in contents.items():
                 target = work / name
@@ -176,6 +186,21 @@ class Cache:
             (work / ENTRY).write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
             files.sync(work / ENTRY)
         return Entry(place, dict(document))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the cache where it cannot be written, not the entry."""
+        try:
+            yield
+        except HostError as error:
+            if error.code != "output-unwritable":
+                raise
+            raise HostError(
+                error.code,
+                f"the cache cannot be written: {self.folder}",
+                why=error.why,
+                hint=OTHER_FOLDER,
+            ) from error
 
     @contextmanager
     def workplace(self, stage: str, key: str) -> Iterator[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from edgepack.cache import default_folder
+from edgepack.cache import OTHER_FOLDER, default_folder
 from edgepack.device import CPUS, PREPARE, countable, ready
 from edgepack.runtime.device.machine import describe
 
@@ -106,10 +108,6 @@ def _instructions() -> Finding:
 def examine() -> list[Finding]:
     """Look at Python, the processor, packages, programs, and the space for the cache."""
     device = describe()
-    folder = default_folder()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
     return [
         Finding("python", sys.version_info >= (3, 10), True, platform.python_version()),
         Finding("processor", True, False, f"{device['cpu']} ({device['arch']})"),
@@ -117,11 +115,20 @@ def examine() -> list[Finding]:
         *(_program(*row) for row in PROGRAMS),
         _emulators(),
         _instructions(),
-        Finding(
-            "disk",
-            free > 1 << 30,
-            False,
-            f"{free / 1e9:.1f} GB free for the cache",
-            "" if free > 1 << 30 else "edgepack cache clean",
-        ),
+        _cache(default_folder()),
     ]
+
+
+def _cache(folder: Path) -> Finding:
+    """Return whether the cache can be written, and the space left for it."""
+    above = folder
+    # Not `Path.exists`, which raises where a folder above may not be looked into.
+    while not os.path.exists(above):  # noqa: PTH110
+        above = above.parent
+    if not os.access(above, os.W_OK | os.X_OK):
+        return Finding("disk", False, False, f"{folder} cannot be written", OTHER_FOLDER)
+    free = shutil.disk_usage(above).free
+    detail = f"{free / 1e9:.1f} GB free for the cache"
+    if free > 1 << 30:
+        return Finding("disk", True, False, detail)
+    return Finding("disk", False, False, detail, "edgepack cache clean")

@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgepack.errors import HostError, SpecError
-from edgepack.runtime.bundle.whole import require_plain
+from edgepack.runtime.bundle.whole import file_mode, require_plain
 
 CHUNK = 1 << 20
 # Seconds after which a temporary file or folder belongs to no running build.
 ABANDONED = 86400
 TEMPORARY = ".tmp"
 NEW = ".new-"
+
+
+def expand_user(path: str) -> Path:
+    """Return a path with `~` expanded; as it is where its user has no home, or is none.
+
+    `Path.expanduser` raises RuntimeError there.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def sha256(path: Path) -> str:
@@ -154,7 +162,7 @@ def publish(temporary: Path, path: Path) -> None:
     What stood there before stays whole until the rename. Raises HostError.
     """
     try:
-        temporary.chmod(0o644)
+        temporary.chmod(file_mode())
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

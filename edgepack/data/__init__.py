@@ -16,6 +16,7 @@ from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.random import random_samples
 from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
+from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import nearest
 
@@ -94,7 +95,7 @@ def check_there(spec: str, base: Path = Path()) -> None:
 
 def _locate(spec: str, base: Path) -> Path | None:
     """The file or folder that `spec` names, or None where it names a function."""
-    path = base / Path(spec).expanduser()
+    path = base / expand_user(spec)
     if path.exists():
         return path
     if FUNCTION.fullmatch(spec):

@@ -26,6 +26,7 @@ from edgepack.data.fit import (
 )
 from edgepack.data.stream import Piece, SampleStream, add_array, exact_batch
 from edgepack.errors import DataError, EdgepackError
+from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import nearest
 
@@ -131,7 +132,7 @@ def _import(name: str, spec: str, folders: Sequence[Path]) -> ModuleType:
         if not name.endswith(".py"):
             with _importable(folders):
                 return importlib.import_module(name)
-        path = (folders[0] / Path(name).expanduser()).resolve()
+        path = (folders[0] / expand_user(name)).resolve()
         loader = importlib.util.spec_from_file_location(f"_samples_{path.stem}", path)
         if loader is None or loader.loader is None or not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")

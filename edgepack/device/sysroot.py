@@ -62,7 +62,8 @@ class Sysroot:
     @property
     def prepared(self) -> bool:
         """Whether it is there, whole."""
-        return (self.folder / MARK).is_file()
+        # Not `Path.is_file`, which raises where a folder above may not be looked into.
+        return os.path.isfile(self.folder / MARK)  # noqa: PTH113
 
     @property
     def python(self) -> Path:

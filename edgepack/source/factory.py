@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from edgepack.errors import SourceError
+from edgepack.files import expand_user
 from edgepack.source.code import is_installed
 from edgepack.spec.document import nearest
 
@@ -179,7 +180,7 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
 def _import(named: str, place: str, base: tuple[Path, ...]) -> ModuleType:
     try:
         if place.endswith(".py") or "/" in place or os.sep in place:
-            return _import_file(named, Path(place).expanduser(), base)
+            return _import_file(named, expand_user(place), base)
         return importlib.import_module(place)
     except SourceError:
         raise

@@ -29,6 +29,7 @@ from edgepack import bundle, device, signing
 from edgepack.device import Emulated
 from edgepack.device.ssh import Settings, Ssh, command, parse
 from edgepack.errors import DeviceError
+from edgepack.runtime.bundle.whole import file_mode
 from edgepack.runtime.commands.verify import frame
 
 # A device on which every command of a bundle takes long, and which tells that it began.
@@ -423,10 +424,10 @@ def test_ship(place: str, file: str, server: Server, linear_bundle: Path, tmp_pa
     assert answer.document["verdict"]["passed"]
     assert answer.document["sent"] == answer.document["bytes"] == linear_bundle.stat().st_size
     assert final.read_bytes() == linear_bundle.read_bytes()
-    assert final.stat().st_mode & 0o777 == 0o644
+    assert final.stat().st_mode & 0o777 == file_mode()
     beside = Path(f"{final}.sha256")
     assert sorted(final.parent.iterdir()) == [final, beside]
-    assert beside.stat().st_mode & 0o777 == 0o644
+    assert beside.stat().st_mode & 0o777 == file_mode()
     command = ["sha256sum", "--check", "--strict", "--quiet", "--", beside.name]
     subprocess.run(command, cwd=final.parent, check=True)
 

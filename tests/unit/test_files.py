@@ -6,10 +6,12 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepack import files
 from edgepack.errors import HostError
+from edgepack.runtime.commands.run import write_npz
 
 
 def test_what_was_there_stays_until_the_rename(tmp_path: Path) -> None:
@@ -102,3 +104,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught, files.new_folder(tmp_path / "file" / "x", "mark"):
         pass
     assert caught.value.code == "output-unwritable"
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o000, 0o644)])
+def test_a_new_file_is_no_more_open_than_the_umask_allows(
+    mask: int, mode: int, tmp_path: Path
+) -> None:
+    before = os.umask(mask)
+    try:
+        files.write(tmp_path / "page.html", b"page")
+        write_npz(str(tmp_path / "out.npz"), {"y": np.zeros(3)})
+    finally:
+        assert os.umask(before) == mask
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}

@@ -24,6 +24,7 @@ from gpu_standin import GPU, StandIn, tensorrt_contents
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.whole import file_mode
 
 STRACE = shutil.which("strace")
 
@@ -64,7 +65,7 @@ def test_finish_and_everything_after_it(gpu_standin: StandIn, tensorrt_bundle: P
     assert found["engine"] == str(sealed(tensorrt_bundle))
     assert all(gate["passed"] for gate in found["quality"]["gates"])
     assert beside(tensorrt_bundle) == [tensorrt_bundle.name, tensorrt_bundle.name + ".engine"]
-    assert oct(sealed(tensorrt_bundle).stat().st_mode & 0o777) == "0o644"
+    assert sealed(tensorrt_bundle).stat().st_mode & 0o777 == file_mode()
 
     after = gpu_standin.run(tensorrt_bundle, "verify", "--json")
     verdict = json.loads(after.stdout)

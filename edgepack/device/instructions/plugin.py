@@ -7,6 +7,7 @@ interface. It needs a C compiler and no header of qemu's.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -42,7 +43,7 @@ def plugin(cpu: str) -> Path:
         digest.update(source.read_bytes())
     name = f"instructions-{digest.hexdigest()[:16]}"
     place = default_folder() / EMULATOR / name / "plugin.so"
-    if not place.is_file():
+    if not os.path.isfile(place):  # noqa: PTH113  # as in `Sysroot.prepared`
         _compile(compiler, interface, place)
     return place
 

@@ -28,6 +28,14 @@ def require_plain(path: str) -> None:
         raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
 
 
+def file_mode() -> int:
+    """Return the permissions of a new file: 0644, less what the user's umask denies."""
+    # The umask can be read by setting it alone; a file made in between is private.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o644 & ~mask
+
+
 @contextmanager
 def place(path: str) -> Iterator[Publish]:
     """Hold the temporary file of `path`, locked, for as long as the block takes.
@@ -51,7 +59,7 @@ def place(path: str) -> Iterator[Publish]:
             os.ftruncate(descriptor, 0)
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 write(file)
-            os.fchmod(descriptor, 0o644)
+            os.fchmod(descriptor, file_mode())
             os.fsync(descriptor)
             os.replace(part, path)
             published = True

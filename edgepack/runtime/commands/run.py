@@ -11,7 +11,7 @@ import numpy as np
 
 from ..bundle.archive import Archive
 from ..bundle.index import Index, read_index
-from ..bundle.whole import require_plain
+from ..bundle.whole import file_mode, require_plain
 from ..device.variants import Choice
 from ..errors import InputError
 from ..model import open_model
@@ -58,7 +58,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, file_mode())
         os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)
