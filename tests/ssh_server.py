@@ -28,9 +28,10 @@ MISSING = "apt-get install openssh-server openssh-client"
 # As a login shell does it: first its start files, then what it was told.
 FORCE = """\
 #!/bin/bash
-export HOME={devices}/$DEVICE/home PATH={devices}/$DEVICE/bin TMPDIR={devices}/$DEVICE/tmp
+device={devices}/$DEVICE
+export HOME="$device/home" PATH="$device/bin" TMPDIR="$device/tmp"
 cd "$HOME"
-if [ -e {devices}/$DEVICE/rc ]; then . {devices}/$DEVICE/rc; fi
+if [ -e "$device/rc" ]; then . "$device/rc"; fi
 case "$SSH_ORIGINAL_COMMAND" in
   *sftp-server*) exec {sftp} ;;
   *) exec /bin/sh -c "$SSH_ORIGINAL_COMMAND" ;;
@@ -39,8 +40,8 @@ esac
 SSHD_CONFIG = """\
 Port {port}
 ListenAddress 127.0.0.1
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/key.pub
+HostKey "{folder}/host_key"
+AuthorizedKeysFile "{folder}/key.pub"
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
@@ -49,7 +50,7 @@ PermitRootLogin prohibit-password
 PidFile none
 AcceptEnv DEVICE
 Subsystem sftp {sftp}
-ForceCommand {folder}/force
+ForceCommand "{folder}/force"
 """
 # What every device has on its PATH besides Python.
 PROGRAMS = ("sh", "cat", "env", "uname", "sleep")
@@ -74,7 +75,7 @@ class Server:
         (folder / "known_hosts").write_text(f"edgepack-test {host_key}\n")
         (folder / "changed_hosts").write_text(f"edgepack-test {other}\n")
         force = folder / "force"
-        force.write_text(FORCE.format(devices=self.devices, sftp=SFTP_SERVER))
+        force.write_text(FORCE.format(devices=shlex.quote(str(self.devices)), sftp=SFTP_SERVER))
         force.chmod(0o755)
         text = SSHD_CONFIG.format(folder=folder, port=self.port, sftp=SFTP_SERVER)
         (folder / "sshd_config").write_text(text)
@@ -140,9 +141,9 @@ class Server:
             "Port": self.port,
             "User": pwd.getpwuid(os.geteuid()).pw_name,
             "HostKeyAlias": "edgepack-test",
-            "UserKnownHostsFile": self.folder / "known_hosts",
+            "UserKnownHostsFile": f'"{self.folder / "known_hosts"}"',
             "GlobalKnownHostsFile": "none",
-            "IdentityFile": self.folder / "key",
+            "IdentityFile": f'"{self.folder / "key"}"',
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
             "SetEnv": f"DEVICE={device}",

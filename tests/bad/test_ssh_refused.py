@@ -181,8 +181,8 @@ def test_no_connection(server: Server, linear_bundle: Path) -> None:
     server.reach("down", "host", Port=free_port())
     server.reach("nowhere", "host", HostName="no.such.host.invalid")
     server.reach("stranger", "host", UserKnownHostsFile="/dev/null")
-    server.reach("changed", "host", UserKnownHostsFile=folder / "changed_hosts")
-    server.reach("denied", "host", IdentityFile=folder / "other_key")
+    server.reach("changed", "host", UserKnownHostsFile=f'"{folder / "changed_hosts"}"')
+    server.reach("denied", "host", IdentityFile=f'"{folder / "other_key"}"')
     for name, code, hint in (
         ("down", "device-unreachable", "ssh -F"),
         ("nowhere", "device-unknown-host", "HostName"),

@@ -162,8 +162,8 @@ def test_installed_it_finds_its_targets(installed: Path, tmp_path: Path) -> None
 
 def test_installed_it_is_the_wheel_s(installed: Path, tmp_path: Path) -> None:
     """The test before must not pass thanks to the checkout."""
-    code = "import edgepack, edgepack.spec.target as t; print(edgepack.__file__, t.folder())"
+    code = "import edgepack, edgepack.spec.target as t; print(edgepack.__file__); print(t.folder())"
     done = run_installed(installed.with_name("python"), "-c", code, cwd=tmp_path)
-    package, folder = map(Path, done.stdout.split())
+    package, folder = map(Path, done.stdout.splitlines())
     assert package.is_relative_to(installed.parents[1])
     assert folder.is_relative_to(installed.parents[1])

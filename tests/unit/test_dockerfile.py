@@ -120,7 +120,9 @@ def entrypoint(tmp_path: Path) -> Path:
     """The script as its RUN writes it, with a Python and an edgepack that tell what they got."""
     (command,) = (line for line in LINES if "/usr/local/bin/entrypoint" in line)
     script = tmp_path / "entrypoint"
-    written = command.removeprefix("RUN ").replace("/usr/local/bin/entrypoint", str(script))
+    written = command.removeprefix("RUN ").replace(
+        "/usr/local/bin/entrypoint", shlex.quote(str(script))
+    )
     subprocess.run(["bash", "-o", "pipefail", "-c", written], check=True)
     for name in ("python3", "edgepack"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\n')
