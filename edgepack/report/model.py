@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -47,14 +48,22 @@ def _validator() -> Validator:
     from referencing import Registry
 
     def number(_: Any, value: object) -> bool:
-        # JSON has no NaN and no infinity, though Python's floats do.
+        # JSON has no NaN and no infinity, though Python's floats do; and Python's integers do not
+        # end where a float does.
         return (
-            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and abs(value) <= sys.float_info.max
         )
+
+    def integer(checker: Any, value: object) -> bool:
+        return number(checker, value) and int(value) == value  # type: ignore[call-overload]
 
     strict = extend(
         Draft202012Validator,
-        type_checker=Draft202012Validator.TYPE_CHECKER.redefine("number", number),
+        type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+            {"number": number, "integer": integer}
+        ),
     )
     # An empty registry retrieves nothing: the schema stands on its own, without a network.
     validator: Validator = strict(schema(), registry=Registry())

@@ -34,7 +34,7 @@ def whole_bundle(linear_bundle: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [("index", 200), ("array", 120), ("model", 120), ("report", 120)]
+    ("kind", "count"), [("index", 200), ("array", 120), ("model", 120), ("report", 300)]
 )
 def test_every_mutation_is_a_verdict_or_an_error_with_a_code(
     kind: str, count: int, whole_bundle: Path, tmp_path: Path
