@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgepack import files, signing
 from edgepack.runtime.bundle.checksum import SUFFIX, encode_checksum
+from edgepack.runtime.bundle.whole import file_mode
 
 
 def publish(temporary: Path, path: Path, signature: bytes = b"") -> str:
@@ -58,7 +59,7 @@ def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[P
         part = ready[target] = stack.enter_context(files.temporary_beside(target))
         try:
             part.write_bytes(text)
-            part.chmod(0o644)
+            part.chmod(file_mode())
             files.sync(part)
         except OSError as error:
             raise files.unwritable(target, error) from error

@@ -117,10 +117,10 @@ def mutate_index(draw: random.Random, entries: Entries, path: Path) -> str:
 
 
 def mutate_report(draw: random.Random, entries: Entries, path: Path) -> str:
-    report = json.loads(entries[REPORT])
+    document, report = json.loads(entries["bundle.json"]), json.loads(entries[REPORT])
+    report["bundle"]["content_digest"] = document["content_digest"]
     done = change_document(draw, report)
-    changed = {**entries, REPORT: json.dumps(report).encode()}
-    write_bundle(path, changed, json.loads(entries["bundle.json"]))
+    write_bundle(path, {**entries, REPORT: json.dumps(report).encode()}, document)
     return done
 
 

@@ -181,5 +181,5 @@ def test_a_damaged_loader_is_an_error(name: str, whole_bundle: Path, tmp_path: P
     path.write_bytes(data)
     done = run_bundle(path, "verify", "--json")
     assert done.returncode == 2
-    assert json.loads(done.stdout)["error"]["code"] in ("bundle-malformed", "bundle-altered")
+    assert json.loads(done.stdout)["error"]["code"] in ("bundle-damaged", "bundle-altered")
     assert "Traceback" not in done.stderr
