@@ -13,21 +13,23 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from edgepack import files
 from edgepack.errors import HostError
+from edgepack.runtime import temporary
 
 ENTRY = "entry.json"
-LOCK = "lock"
+WORK = ".work-"
+# Seconds after which an entry counts as unused, on file systems without locks that could tell.
+UNUSED = 86400
 EMULATOR = "emulator"
 OTHER_FOLDER = "set EDGEPACK_CACHE to a folder that may be written"
 # The libraries whose versions decide what a stage computes.
@@ -95,15 +97,25 @@ def digest(document: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a stage left in the cache.
+    """What a stage left in the cache. Its folder stays for as long as this object lives.
 
     Attributes:
         folder: where its files are.
         document: what it recorded beside them.
+        lock: marks the folder as in use.
     """
 
     folder: Path
     document: Mapping[str, Any]
+    lock: files.Lock | None = field(default=None, repr=False, compare=False)
+
+
+class Cleaned(NamedTuple):
+    """The outcome of `Cache.clean`: entries deleted, their bytes, and entries in use."""
+
+    entries: int
+    bytes: int
+    in_use: int
 
 
 class Cache:
@@ -117,6 +129,7 @@ class Cache:
     def __init__(self, folder: Path, *, refresh: bool = False) -> None:
         self.folder = folder
         self.refresh = refresh
+        self._in_use: list[Entry] = []
 
     def key(self, stage: str, parts: Mapping[str, Any]) -> str:
         """The key of a stage's result."""
@@ -133,22 +146,29 @@ class Cache:
             return None
         folder = self._place(stage, key)
         try:
+            lock = files.in_use(folder)
+        except OSError:
+            return None
+        try:
             entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
             intact = entry["digest"] == digest(entry["document"]) and all(
                 files.sha256(folder / name) == found for name, found in entry["files"].items()
             )
-        except FileNotFoundError:
-            return None
         except (ValueError, KeyError, OSError):
             intact = False
         if not intact:
             # A damaged entry is of no use to anyone, and in the way of its replacement.
+            lock.close()
             shutil.rmtree(folder, ignore_errors=True)
             return None
         # Its age only matters to `clean`; a cache that cannot be written can still be read.
         with suppress(OSError):
             os.utime(folder)
-        return Entry(folder, entry["document"])
+        return Entry(folder, entry["document"], lock)
+
+    def keep_in_use(self, entry: Entry) -> None:
+        """Keep an entry's files for as long as this cache object lives."""
+        self._in_use.append(entry)
 
     def put(
         self,
@@ -166,7 +186,8 @@ class Cache:
             document: read after the files are written.
         """
         place = self._place(stage, key)
-        with self._writing(), files.new_folder(place, ENTRY, replace=True) as work:
+        with self._writing(), files.replacing_folder(place) as folder:
+            work = folder.path
             hashes = {}
             for name, content in contents.items():
                 target = work / name
@@ -185,7 +206,7 @@ class Cache:
             }
             (work / ENTRY).write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
             files.sync(work / ENTRY)
-        return Entry(place, dict(document))
+        return Entry(folder.path, dict(document), folder.lock)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -210,18 +231,20 @@ class Cache:
         build that computes everything anew, it is a temporary one. Raises HostError.
         """
         place = self.folder / "stages" / stage
-        work = place / f".work-{key}"
-        with ExitStack() as stack:
-            try:
-                place.mkdir(parents=True, exist_ok=True)
-                if self.refresh or not _take(work, stack):
-                    work = Path(
-                        stack.enter_context(tempfile.TemporaryDirectory(dir=place, prefix=".work-"))
-                    )
-            except OSError as error:
-                raise files.unwritable(work, error) from error
-            yield work
-            shutil.rmtree(work, ignore_errors=True)
+        work = place / f"{WORK}{key}"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            lock = None if self.refresh else _take(work)
+            folder = files.LockedFolder(work, lock) if lock else files.LockedFolder.create(place)
+        except OSError as error:
+            raise files.unwritable(work, error) from error
+        try:
+            yield folder.path
+            folder.remove()
+        finally:
+            if lock is None:
+                folder.remove()
+            folder.lock.close()
 
     def entries(self) -> list[Path]:
         """Folders of all entries."""
@@ -238,47 +261,44 @@ class Cache:
         """Bytes of all stages."""
         return sum(map(bytes_of, self._folders()))
 
-    def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> tuple[int, int]:
-        """Delete entries not used for so many days; returns how many, and their bytes.
+    def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> Cleaned:
+        """Delete entries not used for so many days, except those that a running build uses.
 
-        What killed builds left half-written goes too, once no running one can own it. The emulator
-        was a long download and stays, unless `emulator` says otherwise; it is as old as its
-        preparation.
+        What killed builds left unfinished goes too. The emulator was a long download and stays,
+        unless `emulator` says otherwise; it is as old as its preparation.
         """
-        now = time.time()
-        limit = now - older_than_days * 86400
-        kept = [*self._folders(), *(self.emulator() if emulator else ())]
-        old = [p for p in kept if not p.name.startswith(".") and _modified(p) <= limit]
-        abandoned = [
-            path
-            for path in kept
-            if path.name.startswith(".")
-            and _modified(path) <= min(limit, now - files.ABANDONED)
-            and not _in_use(path)
-        ]
-        freed = sum(map(bytes_of, old + abandoned))
-        for folder in old:
-            _remove(folder)
-        for folder in abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
-        return len(old), freed
+        limit = time.time() - older_than_days * 86400
+        for folder in sorted((self.folder / "stages").glob("*")):
+            temporary.sweep(str(folder))
+        if emulator:
+            temporary.sweep(str(self.folder / EMULATOR))
+        count = freed = used = 0
+        for path in [*self._folders(), *(self.emulator() if emulator else ())]:
+            # What has a temporary name still is in use, and no entry yet.
+            if path.name.startswith(temporary.PREFIX) or _modified(path) > limit:
+                continue
+            size = bytes_of(path)
+            if not _remove(path):
+                used += 1
+                continue
+            count += not path.name.startswith(".")
+            freed += size
+        return Cleaned(count, freed, used)
 
 
-def _take(folder: Path, stack: ExitStack) -> bool:
-    """Whether a folder is this build's, until the stack is closed; it is made where need be."""
+def _take(folder: Path) -> files.Lock | None:
+    """The lock of a folder for this build alone, made where need be; None where another has it."""
     folder.mkdir(exist_ok=True)
-    lock = stack.enter_context((folder / LOCK).open("ab"))
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    lock = files.Lock(descriptor)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), folder.stat()):
+            return lock
     except BlockingIOError:
-        return False
-    return True
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether a running build works in a folder."""
-    with ExitStack() as stack:
-        return (folder / LOCK).exists() and not _take(folder, stack)
+        pass
+    lock.close()
+    return None
 
 
 def _modified(path: Path) -> float:
@@ -300,12 +320,13 @@ def bytes_of(path: Path) -> int:
     return total
 
 
-def _remove(folder: Path) -> None:
-    # Renamed first: a build that looks meanwhile finds the whole entry or none.
-    gone = folder.with_name(f".gone-{os.getpid()}-{folder.name}")
-    with suppress(FileNotFoundError):
-        folder.rename(gone)
-        if gone.is_dir():
-            shutil.rmtree(gone)
-        else:
-            gone.unlink()
+def _remove(path: Path) -> bool:
+    """Delete an entry; False where it is in use."""
+    try:
+        return temporary.remove_unused(str(path))
+    except OSError:
+        # Without locks only its age tells, which begins anew whenever it is used.
+        if _modified(path) > time.time() - UNUSED:
+            return False
+        shutil.rmtree(path, ignore_errors=True)
+        return True

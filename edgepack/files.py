@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
 import shutil
-import stat
 import tempfile
-import time
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from edgepack.errors import HostError, SpecError
+from edgepack.runtime import temporary
 from edgepack.runtime.bundle.whole import file_mode, require_plain
+from edgepack.runtime.plain import open_plain as open_plain
 
 CHUNK = 1 << 20
-# Seconds after which a temporary file or folder belongs to no running build.
-ABANDONED = 86400
-TEMPORARY = ".tmp"
-NEW = ".new-"
+# What a temporary file stands in for, for messages.
+_stands_for: dict[Path, Path] = {}
 
 
 def expand_user(path: str) -> Path:
@@ -36,20 +34,10 @@ def expand_user(path: str) -> Path:
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def open_plain(path: Path) -> BinaryIO:
-    """Open a regular file to read. Raises OSError where it is a folder, a pipe or a device."""
-    # NONBLOCK: opening a named pipe would wait for its writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def sync(path: Path) -> None:
@@ -87,84 +75,185 @@ def check_place(path: Path, inputs: Iterable[Path]) -> None:
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A temporary file in the folder of `path`, gone afterwards unless it was published.
 
-    Being in the same folder it is on the same file system, so that `publish` is one rename.
+    Being in the same folder it is on the same file system, so that `publish` is one rename. What
+    killed builds left in that folder, for whatever output, is removed first.
     """
-    _sweep(path)
+    temporary.sweep(str(path.parent))
     try:
         require_plain(str(path))
-        descriptor, name = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
-        )
-        os.close(descriptor)
+        name, descriptor = temporary.create_file(str(path.parent))
     except OSError as error:
         raise unwritable(path, error) from error
-    temporary = Path(name)
+    work = Path(name)
+    _stands_for[work] = path
     try:
-        yield temporary
+        yield work
     finally:
-        temporary.unlink(missing_ok=True)
+        del _stands_for[work]
+        work.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 @contextmanager
-def new_folder(place: Path, mark: str, *, replace: bool = False) -> Iterator[Path]:
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """A private folder that is gone after the block, and swept by the next run if this is killed.
+
+    Args:
+        parent: where it is made; None for the system's folder of temporary files (TMPDIR).
+    """
+    folder = LockedFolder.create(parent)
+    try:
+        yield folder.path
+    finally:
+        folder.remove()
+
+
+class Lock:
+    """A file or folder in use, until this object is closed or nothing refers to it any more.
+
+    Args:
+        descriptor: holds the lock; owned by this object.
+        private: a folder of this process alone, which is removed with it.
+    """
+
+    def __init__(self, descriptor: int, private: Path | None = None) -> None:
+        self.descriptor = descriptor
+        self._release = weakref.finalize(self, _release, descriptor, private)
+
+    def close(self) -> None:
+        """Release the lock, once."""
+        self._release()
+
+
+def _release(descriptor: int, private: Path | None) -> None:
+    if private is not None:
+        shutil.rmtree(private, ignore_errors=True)
+    os.close(descriptor)
+
+
+def in_use(path: Path) -> Lock:
+    """Mark a file or folder as in use, so that no other process removes it.
+
+    Raises FileNotFoundError where it is gone, BlockingIOError where it is being removed.
+    """
+    return Lock(temporary.hold(str(path)))
+
+
+@dataclass
+class LockedFolder:
+    """A folder, and the lock that tells it from those of killed processes."""
+
+    path: Path
+    lock: Lock
+
+    @classmethod
+    def create(cls, parent: Path | None = None) -> LockedFolder:
+        """Make a temporary one, after removing what killed processes left beside it.
+
+        Raises OSError.
+        """
+        base = str(parent or tempfile.gettempdir())
+        temporary.sweep(base)
+        name, descriptor = temporary.create_folder(base)
+        return cls(Path(name), Lock(descriptor))
+
+    def remove(self) -> None:
+        """Remove it, and release its lock."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.close()
+
+    def keep_private(self) -> None:
+        """Leave it where it is until nothing refers to its lock any more."""
+        descriptor = os.dup(self.lock.descriptor)
+        self.lock.close()
+        self.lock = Lock(descriptor, self.path)
+
+
+@contextmanager
+def new_folder(place: Path, mark: str) -> Iterator[Path]:
     """A new folder beside `place`, which takes its place by one rename when the block ends well.
 
+    A whole folder that stands there already stays, as the work of another process that was first.
     Raises HostError where the system refuses to write it.
 
     Args:
         place: its parents are made where need be.
         mark: the file that a whole folder has, written and synced last.
-        replace: whether a whole folder that stands there gives way; if not, it stays, as the work
-            of another process that was first.
     """
-    work: Path | None = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep_folders(place.parent)
-        work = Path(tempfile.mkdtemp(dir=place.parent, prefix=NEW))
-        yield work
-        sync(work)
-        if replace or not (place / mark).is_file():
+    with _beside(place) as work:
+        yield work.path
+        sync(work.path)
+        if not (place / mark).is_file():
             shutil.rmtree(place, ignore_errors=True)
         try:
-            work.rename(place)
+            work.path.rename(place)
         except OSError:
             if not (place / mark).is_file():
                 raise
+            shutil.rmtree(work.path, ignore_errors=True)
         sync(place.parent)
-    except OSError as error:
-        raise unwritable(place, error) from error
-    finally:
+    work.lock.close()
+
+
+@contextmanager
+def replacing_folder(place: Path) -> Iterator[LockedFolder]:
+    """A new folder that takes the place of what stands there when the block ends well.
+
+    Where another process uses what stands there, the new one is private to this process and goes
+    with its lock. Raises HostError where the system refuses to write it.
+    """
+    with _beside(place) as work:
+        yield work
+        sync(work.path)
+        if _replace(work.path, place):
+            sync(place.parent)
+            work.path = place
+        else:
+            work.keep_private()
+
+
+@contextmanager
+def _beside(place: Path) -> Iterator[LockedFolder]:
+    """A temporary folder beside `place`, removed where the block raises anything."""
+    work: LockedFolder | None = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = LockedFolder.create(place.parent)
+        yield work
+    except BaseException as error:
         if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+            work.remove()
+        if isinstance(error, OSError):
+            raise unwritable(place, error) from error
+        raise
 
 
-def _sweep(path: Path) -> None:
-    """Delete what killed builds left beside `path`, once no running one can own it."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        # Another build may delete it at the same time; and what cannot be deleted may stay.
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
+def _replace(work: Path, place: Path) -> bool:
+    """Rename a folder into a place; False where what stands there is in use."""
+    try:
+        if not temporary.remove_unused(str(place)):
+            return False
+    except OSError:
+        # Without locks the newer one wins.
+        shutil.rmtree(place, ignore_errors=True)
+    try:
+        work.rename(place)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True
 
 
-def _sweep_folders(folder: Path) -> None:
-    """Delete the new folders that killed processes left, once no running one can own them."""
-    for left in folder.glob(f"{NEW}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left, ignore_errors=True)
-
-
-def publish(temporary: Path, path: Path) -> None:
+def publish(work: Path, path: Path) -> None:
     """Put a finished file in its place: fsync, rename, fsync of the folder.
 
     What stood there before stays whole until the rename. Raises HostError.
     """
     try:
-        temporary.chmod(file_mode())
-        sync(temporary)
-        temporary.replace(path)
+        work.chmod(file_mode())
+        sync(work)
+        work.replace(path)
         sync(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
@@ -172,30 +261,32 @@ def publish(temporary: Path, path: Path) -> None:
 
 def write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all. Raises HostError."""
-    with temporary_beside(path) as temporary:
+    with temporary_beside(path) as work:
         try:
-            temporary.write_bytes(data)
+            work.write_bytes(data)
         except OSError as error:
             raise unwritable(path, error) from error
-        publish(temporary, path)
+        publish(work, path)
 
 
 def unwritable(path: Path, error: OSError) -> HostError:
     """The error for a place that cannot be written."""
+    path = _stands_for.get(path, path)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if path.name.startswith(".") and path.suffix == TEMPORARY:
-        # What was asked for, not the temporary file that stands in for it.
-        path = path.with_name(path.name[1:].rsplit(".", 2)[0])
     return HostError(
         "disk-full" if full else "output-unwritable",
         f"{path} cannot be written",
         why=error.strerror or str(error),
-        hint="free some space; what stood there before is untouched"
-        if full
-        else "give a file that may be made anew"
-        if error.errno == errno.EEXIST
-        else "check that the folder exists and may be written",
+        hint=_remedy(full, error.errno == errno.EEXIST),
     )
+
+
+def _remedy(full: bool, taken: bool) -> str:
+    if full:
+        return "free some space; what stood there before is untouched"
+    if taken:
+        return "give a file that may be made anew"
+    return "check that the folder exists and may be written"
 
 
 def failed(error: OSError) -> HostError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -89,8 +88,8 @@ def admit(
     if not (private or demands.expect or demands.signers):
         yield _inspect(bundle, listed, signed, None)
         return
-    with tempfile.TemporaryDirectory(prefix="edgepack-bundle-") as name:
-        copy = Path(name) / bundle.name
+    with files.temporary_folder() as folder:
+        copy = folder / bundle.name
         digest = _copy(bundle, copy)
         if demands.expect and digest != demands.expect:
             raise checksum.mismatch("--expect", digest, demands.expect)

@@ -10,11 +10,11 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgepack import files
 from edgepack.errors import HostError
 from edgepack.spec.target import Target
 
@@ -31,13 +31,13 @@ def report(target: Target, asked: Sequence[str]) -> list[dict[str, Any]]:
 
     It reads environment markers as this host's. Raises HostError where it finds no such set.
     """
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        written = Path(folder) / "report.json"
+    with files.temporary_folder() as folder:
+        written = folder / "report.json"
         _pip(
             target,
             ("install", "--dry-run", "--ignore-installed", "--report", str(written)),
             # For another platform it asks for a folder, and leaves it alone.
-            ("--target", str(Path(folder) / "site"), *asked),
+            ("--target", str(folder / "site"), *asked),
         )
         found: list[dict[str, Any]] = json.loads(written.read_text(encoding="utf-8"))["install"]
         return found

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edgepack import files
 from edgepack.bundle import pip
 from edgepack.cache import Cache
 from edgepack.errors import SpecError
@@ -71,10 +71,11 @@ def fetch(target: Target, requirements: str, cache: Cache) -> Wheels:
     entry = cache.get("wheels", key)
     cached = entry is not None
     if entry is None:
-        with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-            document = _download(target, wanted, Path(folder))
-            contents = {path.name: _copier(path) for path in sorted(Path(folder).iterdir())}
+        with files.temporary_folder() as folder:
+            document = _download(target, wanted, folder)
+            contents = {path.name: _copier(path) for path in sorted(folder.iterdir())}
             entry = cache.put("wheels", key, contents, document)
+    cache.keep_in_use(entry)
     names = [*entry.document["wheels"], REQUIREMENTS]
     return Wheels(
         {name: entry.folder / name for name in names},

@@ -92,13 +92,15 @@ def cache_info(as_json: bool) -> None:
 @as_json
 @boundary
 def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
-    """Delete what earlier builds left."""
+    """Delete what earlier builds left, except what running builds use."""
     from edgepack.cache import Cache, default_folder
 
-    count, freed = Cache(default_folder()).clean(older_than, emulator=emulator)
-    say(f"{count} entries deleted, {freed:,} bytes freed")
+    cleaned = Cache(default_folder()).clean(older_than, emulator=emulator)
+    say(f"{cleaned.entries} entries deleted, {cleaned.bytes:,} bytes freed")
+    if cleaned.in_use:
+        say(f"{cleaned.in_use} entries in use were not deleted")
     if as_json:
-        print_json({"entries": count, "bytes": freed})
+        print_json(cleaned._asdict())
 
 
 @click.command(short_help="The completion script of a SHELL.")

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgepack.data.fit import refuse_objects
 from edgepack.errors import DataError
+from edgepack.runtime.plain import open_plain
 from edgepack.runtime.tensor import Tensor
 
 NPY_MAGIC = b"\x93NUMPY"
@@ -82,10 +83,7 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
     """
     with ExitStack() as stack:
         with _readable(path.name):
-            if path.exists() and not path.is_file():
-                # A pipe would be waited for without an end, and is read more than once.
-                raise ValueError("it is no plain file")
-            stream = stack.enter_context(path.open("rb"))
+            stream = stack.enter_context(open_plain(path))
             magic = stream.read(len(NPY_MAGIC))
             stream.seek(0)
         if magic == NPY_MAGIC:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from edgepack.data.fit import check_dtype, check_feed
 from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError, missing_package
+from edgepack.runtime.plain import open_plain
 from edgepack.runtime.tensor import Tensor
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -218,11 +220,11 @@ def _invalid(why: str, hint: str) -> DataError:
 def _read_labels(folder: Path, paths: tuple[Path, ...]) -> np.ndarray | None:
     """The label of each picture, from `labels.csv`, int64; None where there is no such file."""
     path = folder / LABEL_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
     labels: dict[str, int] = {}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file, strict=True)
             if not {"file", "label"} <= set(table.fieldnames or ()):
                 raise ValueError(f"its columns are {table.fieldnames}")

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
+from edgepack import files
 from edgepack.device.cpus import CPUS, Cpu, find
 from edgepack.device.isolated import Isolated
 from edgepack.device.local import installed
@@ -47,6 +48,7 @@ class Emulated(Isolated):
         prefix.mkdir()
         found.write(prefix, os.cpu_count() or 1)
         if prepared:
+            self._in_use = files.in_use(prepared.folder)
             prepared.link(prefix)
         python = str(prepared.python) if prepared else sys.executable
         self.interpreter = (qemu, *options, "-cpu", found.model, "-L", str(prefix), python)

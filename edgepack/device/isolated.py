@@ -12,7 +12,6 @@ on this machine. A build alone runs the file that it has just written, through t
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from edgepack import runtime
+from edgepack import files, runtime
 from edgepack.device.device import Finished
 from edgepack.errors import HostError
 
@@ -62,7 +61,8 @@ class Isolated:
     ) -> None:
         self.name = name
         self.interpreter = tuple(interpreter)
-        self.folder = Path(tempfile.mkdtemp(prefix="edgepack-device-"))
+        self._temporary = files.LockedFolder.create()
+        self.folder = self._temporary.path
         importable = self.folder / "packages"
         importable.mkdir()
         for path in packages:
@@ -80,7 +80,7 @@ class Isolated:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._temporary.remove()
 
     def put(self, file: Path) -> str:
         """Nothing to do here: the path itself."""
@@ -106,9 +106,11 @@ class Isolated:
                 environment[kept] = os.environ[kept]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
+                # It inherits the lock on the folder, which it needs also when edgepack is killed.
                 process = self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment
-                )
+                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment,
+                    pass_fds=(self._temporary.lock.descriptor,),
+                )  # fmt: skip
             except OSError as error:
                 raise HostError(
                     "process-failed",

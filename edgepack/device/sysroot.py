@@ -14,7 +14,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -121,9 +120,9 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
 def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
     with (
         ledger.stage("packages") as stage,
-        tempfile.TemporaryDirectory(dir=new.folder, prefix="apt-") as apt,
+        files.temporary_folder(new.folder) as apt,
     ):
-        debs = _download(Path(apt))
+        debs = _download(apt)
         stage.set(bytes=sum(deb.stat().st_size for deb in debs))
         for deb in debs:
             _run(["dpkg-deb", "-x", str(deb), str(new.folder / "root")])
@@ -176,8 +175,7 @@ def _wheels(new: Sysroot) -> None:
 def _first_run(new: Sysroot, qemu: str) -> dict[str, str]:
     """Import what the loader imports; returns the versions that came."""
     cpu = CPUS["cortex-a53"]
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        prefix = Path(folder)
+    with files.temporary_folder() as prefix:
         new.link(prefix)
         cpu.write(prefix, 1)
         command = [qemu, "-cpu", cpu.model, "-L", str(prefix), str(new.python), "-S", "-s"]

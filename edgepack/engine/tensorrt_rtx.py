@@ -11,13 +11,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgepack import files
 from edgepack.errors import EngineError
 from edgepack.runtime.device.machine import satisfies
 from edgepack.runtime.errors import EdgepackError
@@ -69,15 +69,14 @@ def check(model: bytes, profiles: Profiles, capability: str) -> Parsed:
     Raises EngineError: engine-parse with the node, engine-build, engine-profile, as the device
     would; engine-check-failed where the process died or took too long.
     """
-    with tempfile.TemporaryDirectory(prefix="edgepack-rtx-") as folder:
-        place = Path(folder)
+    with files.temporary_folder() as place:
         (place / MODEL).write_bytes(model)
         options = {"profiles": {k: list(v) for k, v in profiles.items()}, "capability": capability}
         (place / OPTIONS).write_text(json.dumps(options))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", __name__, folder],
-                cwd=folder,
+                [sys.executable, "-m", __name__, str(place)],
+                cwd=place,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack import trial
 from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import disagreement
 from edgepack.graph.names import (
@@ -44,7 +45,9 @@ PAIRS, FASTER = 25, 0.75
 """A larger graph is kept where it is the faster one in this share of so many pairs of calls."""
 
 
-def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> PassResult[Any]:
+def simplify(
+    model: Any, example: Mapping[str, np.ndarray] | None = None, *, untrusted: bool = False
+) -> PassResult[Any]:
     """Fold constants and BatchNorm, inline functions, and strip the graph of metadata.
 
     The result passes onnx's full check, loads in onnxruntime, and its bytes are the same for the
@@ -56,6 +59,8 @@ def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> Pas
         model: an `onnx.ModelProto`; it is not changed.
         example: one array per input, to compare the graphs before and after; without it only
             the structure is checked.
+        untrusted: whether somebody else made the graph: then onnxsim works on it in a process of
+            its own, with limits.
 
     Raises:
         GraphError: `graph-invalid` where the graph does not pass onnx's check, `graph-rejected`
@@ -65,14 +70,14 @@ def simplify(model: Any, example: Mapping[str, np.ndarray] | None = None) -> Pas
     tidy = _inlined(copied(model))
     _tidy(tidy)
     notes: list[str] = []
-    folded, reason = _folded(tidy, example)
+    folded, reason = _folded(tidy, example, untrusted)
     if folded is None:
         notes.append(f"onnxsim was not used: {reason}.")
         require_valid(tidy)
         Runner(tidy)
         folded = tidy
     else:
-        folded, note = _without_growth(tidy, folded, example)
+        folded, note = _without_growth(tidy, folded, example, untrusted)
         notes += [note] if note else []
     ordered = _ordered(folded)
     before, after = _count(model), _count(ordered)
@@ -142,7 +147,7 @@ def _inlined(model: Any) -> Any:
 
 
 def _without_growth(
-    tidy: Any, folded: Any, example: Mapping[str, np.ndarray] | None
+    tidy: Any, folded: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool
 ) -> tuple[Any, str]:
     """Return a simplified graph no larger than it was, or a faster one, and a note on growth.
 
@@ -150,6 +155,7 @@ def _without_growth(
         tidy: the graph before.
         folded: the same, folded and fused.
         example: one array per input.
+        untrusted: as in `simplify`.
     """
     limit, size = GROWTH * tidy.ByteSize() + SLACK, folded.ByteSize()
     if size <= limit:
@@ -157,7 +163,7 @@ def _without_growth(
     growth = f"Simplified, the graph grew from {tidy.ByteSize():,} to {size:,} bytes"
     smallest, weighted = folded, _weighted(folded)
     for options in UNFOLDED:
-        candidate, _ = _folded(tidy, example, **options)
+        candidate, _ = _folded(tidy, example, untrusted, **options)
         if candidate is None or candidate.ByteSize() >= smallest.ByteSize():
             continue
         if _weighted(candidate) < weighted:
@@ -207,16 +213,14 @@ def _seconds(runner: Runner, example: Mapping[str, np.ndarray]) -> float:
 
 
 def _folded(
-    model: Any, example: Mapping[str, np.ndarray] | None, **options: Any
+    model: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool, **options: Any
 ) -> tuple[Any | None, str]:
     """Return onnxsim's result, or None and the reason why it is not used."""
-    import onnxsim
-
+    fold = _fold_apart if untrusted else _fold
     try:
-        with muted():
-            folded, _ = onnxsim.simplify(
-                model, skipped_optimizers=list(SKIPPED), certify=False, **options
-            )
+        folded = fold(model, {"skipped_optimizers": list(SKIPPED), **options})
+    except EdgepackError as error:
+        return None, f"{error.what}: {error.why}"
     except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its passes in C++ raise
         words = str(error).split("==>")[0].split()
         return None, f"it failed with {' '.join(words)[:300].rstrip('.')}"
@@ -239,6 +243,20 @@ def _folded(
         if changed:
             return None, f"it changed what the graph computes ({changed})"
     return folded, ""
+
+
+def _fold(model: Any, options: Mapping[str, Any]) -> Any:
+    import onnxsim
+
+    with muted():
+        folded, _ = onnxsim.simplify(model, certify=False, **options)
+    return folded
+
+
+def _fold_apart(model: Any, options: Mapping[str, Any]) -> Any:
+    import onnx
+
+    return onnx.load_model_from_string(trial.fold(model.SerializeToString(), options))
 
 
 def _operators(model: Any) -> set[tuple[str, str]]:

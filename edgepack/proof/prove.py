@@ -8,7 +8,6 @@ file, report and all, is verified once more as the bytes that will ship.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,13 +183,13 @@ def _with_answers(
 ) -> bundle.Contents:
     """Run a draft here, and take its answers as those of the build host."""
     bundle.write(path, contents)
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        answers = Path(folder) / "built.npz"
+    with files.temporary_folder() as folder:
+        answers = folder / "built.npz"
         sizes = []
         try:
             device.ask(host, host.put(path), "run", "--output", str(answers), *options)
             sizes = [
-                replace(size, built=_at_size(contents, size, Path(folder), path, host, options))
+                replace(size, built=_at_size(contents, size, folder, path, host, options))
                 for size in contents.sizes
             ]
         except EdgepackError as error:
@@ -263,8 +262,8 @@ def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any
             where = "the GPU" if target.engine != ONNXRUNTIME else target.arch
             stage.note(f"to be measured on {where}: python3 BUNDLE bench there")
             return None
-        with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-            fp32 = Path(folder) / "original.onnx"
+        with files.temporary_folder() as folder:
+            fp32 = folder / "original.onnx"
             fp32.write_bytes(job.original.model)
             found, _ = device.ask(
                 host, host.put(path), "bench",

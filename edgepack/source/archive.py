@@ -13,8 +13,11 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from edgepack.errors import SourceError
+from edgepack.runtime.plain import open_plain
 
 MAX_ENTRIES = 200_000
+MAX_UNPACKED = 256 << 20
+"""Bytes that all compressed entries may unpack to: they hold code, never weights."""
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 
 
@@ -42,22 +45,38 @@ def open_checked(path: Path, *, stored_only: bool = True) -> zipfile.ZipFile:
             hint="copy or download it again, and compare its size with the original's",
         ) from error
     try:
-        fault = _fault(archive, path, stored_only)
+        fault = _fault(archive, path)
+        if fault:
+            raise _unsafe(path, fault)
+        if stored_only:
+            require_stored(path, archive)
     except BaseException:
         archive.close()
         raise
-    if fault:
-        archive.close()
-        raise SourceError(
-            "source-archive-unsafe",
-            f"{path.name} is a zip archive that is not safe to read",
-            why=fault,
-            hint="save the model again with torch; if the file came from elsewhere, distrust it",
-        )
     return archive
 
 
-def _fault(archive: zipfile.ZipFile, path: Path, stored_only: bool) -> str:
+def require_stored(path: Path, archive: zipfile.ZipFile) -> None:
+    """Refuse compressed entries: a megabyte of them can fill a gigabyte of memory.
+
+    Raises:
+        SourceError: source-archive-unsafe.
+    """
+    packed = next((e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None)
+    if packed is not None:
+        raise _unsafe(path, f"the entry {packed.filename!r} is compressed")
+
+
+def _unsafe(path: Path, fault: str) -> SourceError:
+    return SourceError(
+        "source-archive-unsafe",
+        f"{path.name} is a zip archive that is not safe to read",
+        why=fault,
+        hint="save the model again with torch; if the file came from elsewhere, distrust it",
+    )
+
+
+def _fault(archive: zipfile.ZipFile, path: Path) -> str:
     """What is wrong with the archive, or an empty string."""
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
@@ -73,15 +92,16 @@ def _fault(archive: zipfile.ZipFile, path: Path, stored_only: bool) -> str:
             return f"the entry name {name!r} leaves the archive or cannot be printed"
         if entry.flag_bits & 0x1:
             return f"the entry {name!r} is encrypted"
-        if stored_only and entry.compress_type != zipfile.ZIP_STORED:
-            return f"the entry {name!r} is compressed"
+    unpacked = sum(e.file_size for e in entries if e.compress_type != zipfile.ZIP_STORED)
+    if unpacked > MAX_UNPACKED:
+        return f"its compressed entries unpack to {unpacked:,} bytes, more than {MAX_UNPACKED:,}"
     return _layout_fault(entries, path)
 
 
 def _layout_fault(entries: list[zipfile.ZipInfo], path: Path) -> str:
     """Where entries overlap, or a local header disagrees with the central directory."""
     end = 0
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             if entry.header_offset < end:
                 return f"the entry {entry.filename!r} overlaps the one before it"

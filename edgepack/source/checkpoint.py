@@ -29,7 +29,7 @@ from edgepack.source.states import (
     shorten,
 )
 from edgepack.source.torch_host import import_torch
-from edgepack.source.weights import load_state
+from edgepack.source.weights import load_state, refuse_nested
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def _load_state_dict(
     shards: tuple[Path, ...],
 ) -> Source:
     """Build the network, and fill it with the weights that fit."""
+    for state in states:
+        refuse_nested(path, state.tensors)
     arch = str(options.arch)
     module, code_digest, built = build_network(torch, arch, options.arch_args, options.search)
     selection = select(path, states, module.state_dict(keep_vars=True), options.strip_prefix)

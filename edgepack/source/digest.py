@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from edgepack.runtime.plain import open_plain
+
 CHUNK = 1 << 20
 
 
@@ -33,7 +35,7 @@ class Digest:
 
     def file(self, label: str, path: Path) -> None:
         """Add a file's content; its place does not matter."""
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             self.data(label, _hash_stream(file))
 
     def files(self, label: str, paths: Iterable[tuple[str, Path]]) -> None:

@@ -8,11 +8,11 @@ torch reads nothing else.
 from __future__ import annotations
 
 import re
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
+from edgepack import files
 from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.archive import open_checked, read_entry
@@ -52,8 +52,8 @@ def load_exported(path: Path) -> Source:
 
     digest = Digest("exported-program")
     digest.text("torch", torch.__version__)
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        clean = Path(folder) / "model.pt2"
+    with files.temporary_folder() as folder:
+        clean = folder / "model.pt2"
         _rewrite(path, clean, digest)
         try:
             program = load_pt2(str(clean)).exported_programs["model"]

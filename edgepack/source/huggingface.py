@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import HostError, SourceError, missing_package
+from edgepack.runtime.plain import read_plain
 from edgepack.source.digest import Digest
 from edgepack.source.eager import count_parameters, torch_run
+from edgepack.source.huggingface_bounds import MAX_CONFIG, bounded, check_counts, check_files
 from edgepack.source.huggingface_io import infer_inputs, infer_outputs, output_kind
 from edgepack.source.model import Source
 from edgepack.source.recognise import recognise
@@ -20,8 +22,6 @@ from edgepack.source.weights import check_finite, named_tensors
 
 MIN_TRANSFORMERS = (5, 3)
 """The first transformers in which no configuration turns remote code on (CVE-2026-4372, -5241)."""
-
-MAX_CONFIG = 16 << 20
 
 # Keys by which a configuration brings code, or fetches something from elsewhere.
 _FORBIDDEN = ("auto_map", "custom_pipelines", "trust_remote_code", "use_kernels", "kernel_config")
@@ -34,18 +34,22 @@ def load_huggingface(path: Path) -> Source:
     The network runs with eager attention, in float32, without a cache of keys and values.
 
     Raises:
-        SourceError: source-corrupt, source-hf-code, source-hf-pickle, source-hf-missing-weights,
+        SourceError: source-not-plain, source-hf-oversized, source-corrupt, source-hf-code,
+            source-hf-pickle, source-hf-missing-weights,
             source-hf-quantized, source-hf-adapter, source-hf-architecture, source-hf-unsupported,
             source-hf-inputs, source-weights-mismatch, source-weights-nonfinite.
         HostError: package-missing, transformers-too-old.
     """
+    check_files(path)
     config = _read_json(path / "config.json")
     _check_config(path, config)
+    check_counts(path, config)
     shards = _weights(path)
     torch = import_torch("A Hugging Face folder")
     transformers = _import_transformers()
     model_class = _model_class(path, config, transformers)
-    model, notes = _load(path, model_class, torch)
+    with bounded(path, sum(shard.stat().st_size for shard in shards)):
+        model, notes = _load(path, model_class, torch)
     inputs = infer_inputs(path, model, config)
     names = infer_outputs(path, model, inputs)
 
@@ -76,9 +80,7 @@ def load_huggingface(path: Path) -> Source:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise ValueError(f"it is larger than {MAX_CONFIG} bytes")
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_plain(path, MAX_CONFIG))
         if not isinstance(content, dict):
             raise TypeError(f"it is a {type(content).__name__}, not an object")
     except (ValueError, TypeError, OSError, RecursionError) as error:
@@ -269,6 +271,8 @@ def _quiet(path: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except SourceError:
+        raise
     except Exception as error:
         raise SourceError(
             "source-hf-unsupported",

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError
+from edgepack.runtime.plain import read_plain
 from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.source.huggingface_bounds import MAX_CONFIG, check_shape
 
 # Networks whose first output holds one score per class along its last axis.
 _CLASSIFIERS = (
@@ -80,9 +82,9 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
     preprocessor = path / "preprocessor_config.json"
     if preprocessor.is_file():
         try:
-            content = json.loads(preprocessor.read_bytes())
+            content = json.loads(read_plain(preprocessor, MAX_CONFIG))
             sizes += [content.get("crop_size"), content.get("size")]
-        except (ValueError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise SourceError(
                 "source-corrupt", f"{preprocessor} cannot be read", why=str(error),
                 hint="save it again with save_pretrained",
@@ -113,6 +115,7 @@ def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[s
     feeds = {}
     for tensor in inputs:
         shape = [free[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+        check_shape(path, tensor.name, shape)
         value = 1 if tensor.name == "attention_mask" else 0
         feeds[tensor.name] = torch.full(shape, value, dtype=getattr(torch, tensor.dtype))
     end = getattr(model.config, "eos_token_id", None)

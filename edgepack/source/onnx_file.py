@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack import trial
 from edgepack.errors import HostError, SourceError
 from edgepack.normalize import (
     free_zero_axes,
@@ -25,6 +26,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.digest import Digest
 from edgepack.source.eager import Run, in_order, proven
 from edgepack.source.model import Source
+from edgepack.source.onnx_bounds import check_unfolded
 from edgepack.source.onnx_external import external_files
 from edgepack.source.onnx_signature import check_outputs, graph_inputs
 
@@ -52,7 +54,8 @@ def load_onnx(path: Path) -> Source:
         SourceError: source-corrupt, source-onnx-invalid, source-onnx-custom-operator,
             source-onnx-unsupported, source-onnx-inputs, source-onnx-outputs,
             source-output-unsupported, source-external-path, source-external-missing,
-            source-external-range, source-weights-nonfinite, source-onnx-random.
+            source-external-range, source-weights-nonfinite, source-onnx-random,
+            source-onnx-unfolds, source-onnx-memory, source-onnx-time, source-onnx-crash.
         HostError: onnx-too-old.
     """
     onnx = _import_onnx()
@@ -68,6 +71,9 @@ def load_onnx(path: Path) -> Source:
     files = external_files(path, model)
     _check_domains(path, model)
     set_lengths(model)
+    size = path.stat().st_size + sum(file.stat().st_size for file in files.values())
+    check_unfolded(path, model)
+    trial.load(path.name, path, size)
     unsorted, freed = sort_nodes(model), free_zero_axes(model)
     try:
         onnx.checker.check_model(_with_data(onnx, path, model) if unsorted else str(path))
@@ -90,7 +96,7 @@ def load_onnx(path: Path) -> Source:
         notes.append("nodes sorted topologically; ONNX requires it and the file does not comply")
     if freed:
         notes.append("input axes stated as 0 taken as dynamic")
-    run, promoted = _original(onnx, path, model, inputs, as_file=not freed)
+    run, promoted = _original(onnx, path, model, inputs, size, as_file=not freed)
     if promoted:
         notes.append(f"{' and '.join(promoted)} computed in float32, which onnxruntime has")
     integers = integer_operators(model)
@@ -110,7 +116,7 @@ def load_onnx(path: Path) -> Source:
         output_kind=None,
         run=run,
         parameters=parameters,
-        bytes=path.stat().st_size + sum(file.stat().st_size for file in files.values()),
+        bytes=size,
         notes=tuple(notes),
     )
 
@@ -124,7 +130,7 @@ def _with_data(onnx: Any, path: Path, model: Any) -> Any:
 
 
 def _original(
-    onnx: Any, path: Path, model: Any, inputs: tuple[Tensor, ...], as_file: bool
+    onnx: Any, path: Path, model: Any, inputs: tuple[Tensor, ...], size: int, as_file: bool
 ) -> tuple[Run, tuple[str, ...]]:
     """Return `Source.run`, and the types that it computes in float32 for want of kernels.
 
@@ -135,6 +141,7 @@ def _original(
         path: the file.
         model: what it holds, without external data.
         inputs: the inputs in their order.
+        size: bytes of the model with its external data.
         as_file: whether onnxruntime is to read the file itself, not `model`.
     """
     from onnx import inliner
@@ -142,13 +149,14 @@ def _original(
     if not _has_bfloat16(model):
         graph = str(path) if as_file else _with_data(onnx, path, model).SerializeToString()
         try:
-            return _onnx_run(path, graph, inputs), ()
+            return _onnx_run(path, graph, inputs, size), ()
         except SourceError:
             if not types_to_promote(model, for_passes=False):
                 raise
     whole = inliner.inline_local_functions(_with_data(onnx, path, model))
     types = types_to_promote(whole, for_passes=False)
-    return _onnx_run(path, promote_floats(whole, types).SerializeToString(), inputs), types
+    promoted = promote_floats(whole, types).SerializeToString()
+    return _onnx_run(path, promoted, inputs, size), types
 
 
 def _has_bfloat16(model: Any) -> bool:
@@ -248,18 +256,24 @@ def _is_float(onnx: Any, data_type: int) -> bool:
     return data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16, proto.BFLOAT16)
 
 
-def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...]) -> Run:
+def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: int) -> Run:
     """Return `Source.run` by onnxruntime on the CPU; opening the session now shows faults now.
 
     Args:
         path: the file, for errors.
         model: the file's name or a serialised model.
         inputs: the inputs in their order.
+        size: bytes of the model with its external data.
+
+    The first call is tried in a process of its own, with limits.
 
     Raises:
         SourceError: source-onnx-unsupported where onnxruntime cannot take the model.
     """
     ort = import_engine()
+    if isinstance(model, bytes):
+        size = max(size, len(model))
+        trial.load(path.name, model, size)
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and printed once
     # Folding constants changes no answer; fusing and reordering may, and this is the reference.
@@ -274,9 +288,14 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...]) -> Run
             hint="export it with an older opset, or with standard operators",
         ) from error
     names = tuple(tensor.name for tensor in inputs)
+    tried = False
 
     def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        nonlocal tried
         arrays = in_order(feeds, names)
+        if not tried:
+            trial.run(path.name, model, size, arrays)
+            tried = True
         try:
             return tuple(map(np.asarray, session.run(None, arrays)))
         except Exception as error:

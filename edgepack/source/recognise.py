@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from edgepack.errors import SourceError
-from edgepack.source.archive import open_checked, read_entry
+from edgepack.runtime.plain import open_plain
+from edgepack.source.archive import open_checked, read_entry, require_stored
 from edgepack.source.shards import MAX_INDEX
 from edgepack.spec.document import nearest
 
@@ -73,7 +74,7 @@ def recognise(path: Path) -> Format:
         raise SourceError("source-unknown", f"{path} is neither a file nor a folder", hint=_TAKEN)
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             head = file.read(512)
             if size == 0:
                 raise SourceError(
@@ -126,7 +127,7 @@ def _folder(path: Path) -> Format:
 
 
 def _zip(path: Path) -> Format:
-    # TorchScript compresses its code; every other layout is checked for compression by its loader.
+    # TorchScript compresses its code, and nothing else that torch writes is compressed.
     with open_checked(path, stored_only=False) as archive:
         names = archive.namelist()
         roots = {name.split("/", 1)[0] for name in names}
@@ -138,6 +139,7 @@ def _zip(path: Path) -> Format:
             if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
                 return "torchscript"
             if "data.pkl" in inside:
+                require_stored(path, archive)
                 return "checkpoint"
         what, hint = "a zip archive of another kind", _TAKEN
         if "serialized_exported_program.json" in names:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from edgepack.errors import SourceError
+from edgepack.runtime.plain import read_plain
 
 MAX_INDEX = 64 << 20
 
@@ -17,9 +18,7 @@ def list_shards(index: Path) -> tuple[Path, ...]:
         SourceError: source-corrupt, source-hf-missing-weights.
     """
     try:
-        if index.stat().st_size > MAX_INDEX:
-            raise ValueError(f"it is larger than {MAX_INDEX} bytes")
-        table = json.loads(index.read_bytes())["weight_map"]
+        table = json.loads(read_plain(index, MAX_INDEX))["weight_map"]
         names = sorted(set(map(str, table.values())))
         if not names:
             raise ValueError("its weight_map is empty")

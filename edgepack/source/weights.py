@@ -9,9 +9,11 @@ from typing import Any
 
 from edgepack.errors import SourceError
 from edgepack.source.names import differ, mismatch
+from edgepack.source.state import copy_state
 
 # torch before 0.4.1 did not save this counter, and inference does not read it.
 _COUNTER = "num_batches_tracked"
+MAX_TENSORS = 10_000
 
 
 def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
@@ -24,8 +26,17 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
         Notes on what was converted.
 
     Raises:
-        SourceError: source-weights-mismatch, source-weights-dtype, source-weights-nonfinite.
+        SourceError: source-too-many-tensors, source-weights-mismatch, source-weights-dtype,
+            source-weights-nonfinite.
     """
+    if len(state) > MAX_TENSORS:
+        raise SourceError(
+            "source-too-many-tensors",
+            f"{path.name} has too many tensors to be exported",
+            why=f"it has {len(state):,}; at most {MAX_TENSORS:,}, since the time that torch takes "
+            "grows with the square of their number",
+            hint="give the part of the network that the device runs, or stack its experts",
+        )
     state = dict(state)
     own = module.state_dict(keep_vars=True)
     _fill_shared(own, state)
@@ -38,7 +49,7 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
     if notes:
         check_finite(path, named_tensors(module, state))  # a narrower float may overflow
     try:
-        module.load_state_dict(state, strict=True)
+        copy_state(module, state)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
             "source-weights-mismatch",
@@ -114,6 +125,18 @@ def _wrong_type(path: Path, name: str, dtype: str, expected: Any) -> SourceError
         why=f"{name} is {dtype}, the network's is {expected}",
         hint="give the weights as they were before any quantization",
     )
+
+
+def refuse_nested(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Refuse tensors that have no shape. Raises SourceError: source-weights-dtype."""
+    for name, tensor in tensors.items():
+        if getattr(tensor, "is_nested", False):
+            raise SourceError(
+                "source-weights-dtype",
+                f"a tensor of {path.name} does not hold plain numbers",
+                why=f"{name} is a nested tensor: rows of different lengths",
+                hint="give the weights dense, as they were trained",
+            )
 
 
 def _check_plain(path: Path, name: str, tensor: Any) -> None:

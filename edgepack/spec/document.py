@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SpecError
+from edgepack.runtime.plain import read_plain
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -34,16 +36,16 @@ PASS_TABLES = {
 def read(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises SpecError where it cannot be read or is not TOML."""
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
+        text = read_plain(path, MAX_BYTES).decode()
+        found = tomllib.loads(text, parse_float=_finite)
+    except OSError as error:
+        if error.errno == errno.EFBIG:
             raise SpecError(
                 "spec-too-large",
                 f"{path} is too large to be a profile or a manifest",
-                why=f"it has {size} bytes; at most {MAX_BYTES} are read",
+                why=f"it has {path.stat().st_size} bytes; at most {MAX_BYTES} are read",
                 hint="give the path of a TOML file",
-            )
-        found = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_finite)
-    except OSError as error:
+            ) from error
         raise SpecError(
             "spec-unreadable",
             f"{path} cannot be read",

@@ -186,7 +186,8 @@ def simplify(given: Given, cache: Cache, ledger: Ledger) -> Given:
     """Fold, fuse and clean the exported graph: what comes out is the original from here on."""
     exported = given.original
     with ledger.stage("simplify") as stage:
-        parts, compute = _simplify(exported.model, given.reference)
+        untrusted = given.source.onnx is not None
+        parts, compute = _simplify(exported.model, given.reference, untrusted)
         model, _ = through_cache("simplify", parts, stage, cache, compute)
         given = replace(given, original=replace(exported, model=model))
         measure(given.original, given, cache, ledger, stage)
@@ -194,11 +195,12 @@ def simplify(given: Given, cache: Cache, ledger: Ledger) -> Given:
 
 
 def _simplify(
-    model: bytes, reference: Reference
+    model: bytes, reference: Reference, untrusted: bool = False
 ) -> tuple[dict[str, Any], Callable[[], PassResult[Any]]]:
     """What a simplification depends on, and what computes it."""
     parts = {"model": digest_of(model)}
-    return parts, lambda: graph.simplify(parsed(model), reference.feeds[0])
+    feeds = reference.feeds[0]
+    return parts, lambda: graph.simplify(parsed(model), feeds, untrusted=untrusted)
 
 
 def export_again(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain
+from edgepack import chain, files
 from edgepack.cache import Cache, digest
 from edgepack.chain.module import Context, ModuleResult
 from edgepack.chain.training import processes
@@ -148,18 +147,12 @@ def _through_cache(
 def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path]:
     if processes.is_main():
         return cache.workplace(name, key)
-    return _temporary()
+    return files.temporary_folder()
 
 
 def _quantize(given: Given) -> chain.Step:
     """The step that quantizes; `chain.check` saw to it that there is one where it is needed."""
     return next(step for step in given.request.chain if step.name == "quantize")
-
-
-@contextmanager
-def _temporary() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        yield Path(folder)
 
 
 def _copied(before: Source, step: chain.Step) -> Any:

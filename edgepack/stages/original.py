@@ -81,6 +81,7 @@ def ask_original(
             )
         else:
             stage.set(status="cached")
+        cache.keep_in_use(entry)
         feeds, original = _read_reference(entry, inputs)
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"

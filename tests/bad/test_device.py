@@ -17,6 +17,7 @@ from edgepack.chain import parse
 from edgepack.device import Emulated
 from edgepack.errors import DeviceError, HostError
 from edgepack.request import Request
+from edgepack.runtime import temporary
 from edgepack.runtime.device.machine import describe, require
 from edgepack.spec import target
 from edgepack.stages import check_host
@@ -114,14 +115,17 @@ def test_a_download_that_fails_leaves_nothing(tmp_path: Path) -> None:
 @needs_qemu
 def test_what_a_killed_preparation_left_goes(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "emulator"
-    for name in (".new-old", ".new-young"):
-        (folder / name / "root").mkdir(parents=True)
-    os.utime(folder / ".new-old", (0, 0))
+    folder.mkdir(parents=True)
+    running, descriptor = temporary.create_folder(str(folder))
+    killed, unlocked = temporary.create_folder(str(folder))
+    (Path(killed) / "root").mkdir()
+    os.close(unlocked)
     failing = shutil.which("false")
     found = {"qemu-aarch64": QEMU, "apt-get": failing, "dpkg-deb": failing}
     path = programs(tmp_path / "bin", **found)
     refuse("emulator", "prepare", "cortex-a53", cache=tmp_path / "cache", path=path)
-    assert [path.name for path in folder.iterdir()] == [".new-young"]
+    os.close(descriptor)
+    assert list(folder.iterdir()) == [Path(running)]
 
 
 @needs_qemu

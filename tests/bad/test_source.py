@@ -434,6 +434,12 @@ def tensor_without_values(path: Path) -> tuple[Path, Options]:
 
 
 @case("source-weights-dtype")
+def tensor_that_is_nested(path: Path) -> tuple[Path, Options]:
+    rows = torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
+    return state(path, weight=rows), LINEAR
+
+
+@case("source-weights-dtype")
 def tensor_of_eight_bits(path: Path) -> tuple[Path, Options]:
     return state(path, weight=torch.zeros(3, 4).to(torch.float8_e4m3fn)), LINEAR
 
@@ -1002,6 +1008,110 @@ def head_that_was_not_trained(path: Path) -> tuple[Path, Options]:
     return hugging_face(path, architectures=["BertForSequenceClassification"])
 
 
+@case("source-hf-oversized")
+def a_million_layers(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, num_hidden_layers=10**6)
+
+
+@case("source-hf-oversized")
+def a_million_layers_in_a_list(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, vision_config={"depths": [2, 10**6]})
+
+
+@case("source-hf-oversized")
+def more_modules_than_the_weights_can_fill(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, num_hidden_layers=9_000)
+
+
+@case("source-hf-oversized")
+def a_table_of_a_trillion_positions(path: Path) -> tuple[Path, Options]:
+    return hugging_face(path, max_position_embeddings=10**12)
+
+
+@case("source-hf-oversized")
+def a_configuration_without_an_end(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    with (folder / "generation_config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    return folder, options
+
+
+@case("source-not-plain")
+def a_configuration_that_is_a_device(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/dev/zero")
+    return folder, options
+
+
+@case("source-not-plain")
+def a_pipe_that_transformers_would_read(path: Path) -> tuple[Path, Options]:
+    folder, options = hugging_face(path)
+    os.mkfifo(folder / "generation_config.json")
+    return folder, options
+
+
+@case("source-archive-unsafe")
+def a_checkpoint_that_is_compressed(path: Path) -> tuple[Path, Options]:
+    """A thousandth of what it takes in memory."""
+    file = state(path, weight=torch.zeros(1 << 20))
+    entries = zipfile.ZipFile(file)
+    with zipfile.ZipFile(path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in entries.namelist():
+            archive.writestr(name, entries.read(name))
+    return path / "packed.pt", LINEAR
+
+
+@case("source-too-many-tensors")
+def a_network_of_ten_thousand_tensors(path: Path) -> tuple[Path, Options]:
+    names = [f"{i}.{name}" for i in range(5001) for name in ("weight", "bias")]
+    shapes = {"weight": (1, 1), "bias": (1,)}
+    torch.save({n: torch.zeros(shapes[n.rpartition(".")[2]]) for n in names}, path / "m.pt")
+    layers = "(torch.nn.Linear(1, 1) for _ in range(5001))"
+    return path / "m.pt", factory(path, f"return torch.nn.Sequential(*{layers})")
+
+
+@case("source-onnx-unfolds")
+def functions_that_double(path: Path) -> tuple[Path, Options]:
+    onnx.save(doubling(27), path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+@case("source-onnx-unfolds")
+def a_function_that_calls_itself(path: Path) -> tuple[Path, Options]:
+    model = doubling(2)
+    model.functions[0].node[0].domain, model.functions[0].node[0].op_type = "d", "L1"
+    del model.functions[0].node[0].input[1]
+    onnx.save(model, path / "m.onnx")
+    return path / "m.onnx", {}
+
+
+def doubling(count: int) -> onnx.ModelProto:
+    """Functions L0, L1, ..., each of which calls the one before it twice."""
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("d", 1)]
+    functions = [
+        helper.make_function("d", "L0", ["a"], ["b"],
+                             [helper.make_node("Add", ["a", "a"], ["b"])], opsets)
+    ]  # fmt: skip
+    for i in range(1, count):
+        nodes = [
+            helper.make_node(f"L{i - 1}", [source], [result], domain="d")
+            for source, result in (("a", "t"), ("t", "b"))
+        ]
+        functions.append(helper.make_function("d", f"L{i}", ["a"], ["b"], nodes, opsets))
+    graph = helper.make_graph(
+        [helper.make_node(f"L{count - 1}", ["x"], ["y"], domain="d")], "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+
+
+def test_functions_that_unfold_a_little_are_taken(tmp_path: Path) -> None:
+    onnx.save(doubling(5), tmp_path / "m.onnx")
+    assert load(tmp_path / "m.onnx").run({"x": FED})[0][0, 0] == 2**16
+
+
 @pytest.mark.parametrize(("code", "make"), CASES, ids=[f"{c}-{f.__name__}" for c, f in CASES])
 def test_a_bad_model_has_its_error(tmp_path: Path, code: str, make: Case) -> None:
     path, options = make(tmp_path)
@@ -1065,7 +1175,9 @@ def test_a_graph_that_draws_random_numbers(tmp_path: Path) -> None:
 
 def test_a_network_that_draws_random_numbers(tmp_path: Path) -> None:
     body = SUBCLASS.format("return torch.dropout(super().forward(x) + 1, 0.5, True)")
-    assert run(tmp_path, body, x=FED) == "source-nondeterministic"
+    # So many values that two draws are never the same.
+    fed = np.ones((64, 4), np.float32)
+    assert run(tmp_path, body, x=fed) == "source-nondeterministic"
 
 
 def test_inputs_of_other_names(tmp_path: Path) -> None:

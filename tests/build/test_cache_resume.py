@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from build_cases import Home, ask, build, edgepack, one_document, tiny_onnx, tiny_weights
+
+from edgepack.cache import Cache
 
 STAGES = ("original", "export", "simplify", "quantize")
 
@@ -52,6 +55,30 @@ def test_an_unchanged_build_computes_nothing(mine: Home, cache: Path, tmp_path: 
     ledger = {r["stage"]: r["status"] for r in one_document(done.stdout)["ledger"]}
     assert {ledger[name] for name in STAGES} == {"cached"}
     assert computed(state_dict(Home(Path(moved))), output, "--refresh") == list(STAGES)
+
+
+@pytest.mark.parametrize("refresh", [False, True])
+def test_a_cache_that_is_cleaned_meanwhile_fails_no_build(
+    mine: Home, cache: Path, tmp_path: Path, refresh: bool
+) -> None:
+    """Two builds at once, of one model, while the cache is cleaned again and again."""
+    builds = [
+        subprocess.Popen(
+            [sys.executable, "-m", "edgepack", *mine.build("tiny.onnx"), "-q", "--output",
+             str(tmp_path / f"{i}.edgepack"), *(["--refresh"] if refresh and i else [])],
+            stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    cleaned = 0
+    while any(process.poll() is None for process in builds):
+        cleaned += Cache(cache).clean().entries
+        time.sleep(0.01)
+    for process in builds:
+        assert process.wait() == 0, process.communicate()[1]
+    assert cleaned > 0
+    Cache(cache).clean()
+    assert Cache(cache).size() == 0
 
 
 def test_the_user_s_code_counts(mine: Home, cache: Path, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,9 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from edgepack import cache as module
+from edgepack import files
 from edgepack.cache import Cache
 from edgepack.cli import cli
 from edgepack.errors import HostError
+from edgepack.runtime import temporary
 
 PARTS = {"source": "abc", "opset": 18}
 
@@ -71,11 +77,12 @@ def test_clean_spares_what_was_used_lately(tmp_path: Path) -> None:
     old = cache.put("export", cache.key("export", {"n": 1}), {"m": b"1234"}, {})
     cache.put("export", cache.key("export", {"n": 2}), {"m": b"1"}, {})
     os.utime(old.folder, (time.time() - 9 * 86400,) * 2)
-    count, freed = cache.clean(older_than_days=7)
-    assert count == 1
-    assert freed > 4
+    del old
+    cleaned = cache.clean(older_than_days=7)
+    assert cleaned.entries == 1
+    assert cleaned.bytes > 4
     assert len(cache.entries()) == 1
-    assert cache.clean()[0] == 1
+    assert cache.clean().entries == 1
     assert cache.size() == 0
 
 
@@ -95,15 +102,94 @@ def test_the_emulator_goes_only_when_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "emulator" / "aarch64" / "root" / "python3").write_bytes(b"x" * 1000)
     (tmp_path / "emulator" / "aarch64" / "link").symlink_to("root/python3")
     (tmp_path / "emulator" / "plugin.so").write_bytes(b"y" * 10)
-    (tmp_path / "emulator" / ".new-running").mkdir()
-    (tmp_path / "emulator" / ".new-killed").mkdir()
-    os.utime(tmp_path / "emulator" / ".new-killed", (0, 0))
+    preparing, descriptor = temporary.create_folder(str(tmp_path / "emulator"))
+    _, killed = temporary.create_folder(str(tmp_path / "emulator"))
+    os.close(killed)
     assert sum(map(module.bytes_of, cache.emulator())) == 1010
-    assert cache.clean()[0] == 1
+    assert cache.clean().entries == 1
     assert len(cache.emulator()) == 4
-    assert cache.clean(1, emulator=True) == (0, 0)
-    assert cache.clean(emulator=True) == (2, 1010)
-    assert [path.name for path in cache.emulator()] == [".new-running"]
+    assert cache.clean(1, emulator=True) == (0, 0, 0)
+    emulating = files.in_use(tmp_path / "emulator" / "aarch64")
+    assert cache.clean(emulator=True) == (1, 10, 1)
+    emulating.close()
+    assert cache.clean(emulator=True) == (1, 1000, 0)
+    assert cache.emulator() == [Path(preparing)]
+    os.close(descriptor)
+
+
+USE = """
+import sys
+from pathlib import Path
+from edgepack.cache import Cache
+cache = Cache(Path(sys.argv[1]), refresh=len(sys.argv) > 2)
+key = cache.key("original", {})
+entry = cache.get("original", key)
+if entry is None:
+    entry = cache.put("original", key, {"answers": sys.argv[2].encode()}, {})
+print(entry.folder, flush=True)
+sys.stdin.read()
+print((entry.folder / "answers").read_text())
+"""
+
+
+def use(folder: Path, *answers: str) -> subprocess.Popen[str]:
+    """A process that uses an entry until its input ends; with answers, it computes them anew."""
+    return subprocess.Popen(
+        [sys.executable, "-c", USE, str(folder), *answers],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_what_a_running_build_uses_is_neither_cleaned_nor_replaced(tmp_path: Path) -> None:
+    """Two builds at once, one of them with --refresh, and `cache clean` between."""
+    cache = Cache(tmp_path)
+    key = cache.key("original", {})
+    place = cache.put("original", key, {"answers": b"first"}, {}).folder
+    reader = use(tmp_path)
+    assert reader.stdout is not None
+    assert Path(reader.stdout.readline().strip()) == place
+    refresher = use(tmp_path, "second")
+    assert refresher.stdout is not None
+    private = Path(refresher.stdout.readline().strip())
+    assert private != place
+    assert cache.clean() == (0, 0, 1)
+    assert reader.communicate() == ("first\n", None)
+    assert refresher.communicate() == ("second\n", None)
+    assert not private.exists()
+    assert cache.clean().entries == 1
+    assert cache.size() == 0
+
+
+def test_the_private_entry_of_a_killed_build_is_cleaned(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.put("original", cache.key("original", {}), {"answers": b"first"}, {})
+    refresher = use(tmp_path, "second")
+    assert refresher.stdout is not None
+    private = Path(refresher.stdout.readline().strip())
+    assert private != entry.folder
+    refresher.kill()
+    refresher.communicate()
+    assert private.exists()
+    cache.clean()
+    assert not private.exists()
+    assert entry.folder.exists()
+
+
+def test_where_the_file_system_has_no_locks_lately_used_entries_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cache = Cache(tmp_path)
+    old = cache.put("export", cache.key("export", {"n": 1}), {"m": b"1234"}, {})
+    cache.put("export", cache.key("export", {"n": 2}), {"m": b"1"}, {})
+    os.utime(old.folder, (time.time() - 2 * module.UNUSED,) * 2)
+    assert cache.clean().entries == 1
+    assert len(cache.entries()) == 1
 
 
 def test_the_command_line_tells_of_the_emulator_and_deletes_it_when_asked(
@@ -120,6 +206,6 @@ def test_the_command_line_tells_of_the_emulator_and_deletes_it_when_asked(
 
     told = {"folder": str(tmp_path), "entries": 0, "bytes": 0}
     assert ask("info") == {**told, "emulator_bytes": 10}
-    assert ask("clean") == {"entries": 0, "bytes": 0}
-    assert ask("clean", "--emulator") == {"entries": 1, "bytes": 10}
+    assert ask("clean") == {"entries": 0, "bytes": 0, "in_use": 0}
+    assert ask("clean", "--emulator") == {"entries": 1, "bytes": 10, "in_use": 0}
     assert ask("info") == {**told, "emulator_bytes": 0}

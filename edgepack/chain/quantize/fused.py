@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 
+from edgepack import files
 from edgepack.runtime.session.onnx_session import import_engine
 
 # Nothing rounds in these: they move values, compare them, or compute shapes.
@@ -33,8 +31,8 @@ INTEGER = frozenset(
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     """The graph that onnxruntime runs, at the level that does not depend on the CPU."""
     onnxruntime = import_engine()
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        path = Path(folder) / "fused.onnx"
+    with files.temporary_folder() as folder:
+        path = folder / "fused.onnx"
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(path)

@@ -9,12 +9,13 @@ is told. How long an instruction takes is not known here, so this is not time.
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgepack import files
 from edgepack.device.cpus import find
 from edgepack.device.device import ask
 from edgepack.device.emulated import Emulated
@@ -102,8 +103,10 @@ def count(bundle: Path, cpu: str, against: Path | None = None) -> Counted:
 
 
 def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
-    with tempfile.TemporaryDirectory(prefix="edgepack-") as folder:
-        out = Path(folder) / "regions"
+    # `cache clean --emulator` leaves it while it is in use.
+    in_use = files.in_use(counter.parent)
+    with files.temporary_folder() as folder, closing(in_use):
+        out = folder / "regions"
         named = f"file={_escaped(counter)},out={_escaped(out)}"
         # The seed of Python's hashes changes what a look-up costs.
         options = ("-plugin", named, "-E", "PYTHONHASHSEED=0")

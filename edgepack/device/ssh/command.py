@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgepack import files
 from edgepack.device.ssh.address import Address, Settings
 from edgepack.errors import HostError
 
@@ -95,15 +96,15 @@ def by_hand(address: Address, settings: Settings) -> str:
     return f"{file}{port}{user}{address.host.strip('[]')}"
 
 
-def private_folder() -> Path:
+def private_folder() -> files.LockedFolder:
     """Make a folder for a connection's socket, whose name is short and holds nothing unusual.
 
     Raises HostError where none can be made.
     """
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
-        if base and PLAIN.fullmatch(base) and len(f"{base}/edgepack-12345678/c") <= LONGEST:
+        if base and PLAIN.fullmatch(base) and len(f"{base}/.edgepack-12345678/c") <= LONGEST:
             with suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="edgepack-", dir=base))
+                return files.LockedFolder.create(Path(base))
     raise HostError(
         "folder-missing",
         "no folder can be made for the connection to a device",

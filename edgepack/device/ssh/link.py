@@ -23,7 +23,8 @@ from typing import IO, Any, cast
 from edgepack.device.ssh import faults
 from edgepack.device.ssh.address import Address, Settings
 from edgepack.device.ssh.command import PLAIN, by_hand, command, options, private_folder
-from edgepack.errors import HostError
+from edgepack.errors import HostError, SpecError
+from edgepack.runtime.plain import NOT_PLAIN
 
 # Seconds after the device's own limit, and for a goodbye.
 GRACE, GOODBYE = 15, 10
@@ -64,8 +65,10 @@ class Link:
                 why="there is no ssh on PATH",
                 hint="apt-get install openssh-client",
             )
+        _require_config(settings.config)
         self.address, self.settings = address, settings
-        self.folder = private_folder()
+        self._private = private_folder()
+        self.folder = self._private.path
         self.opened = False
 
     def call(self, verb: str, *, stdin: Iterable[bytes] | None = None, **arguments: Any) -> Reply:
@@ -194,7 +197,7 @@ class Link:
                 stderr=subprocess.DEVNULL,
                 timeout=GOODBYE,
             )
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._private.remove()
 
     def _options(self) -> list[str]:
         return options(self.address, self.settings, self.folder)
@@ -217,3 +220,14 @@ def _position(process: int, file: Path) -> int:
                 told = Path(f"/proc/{process}/fdinfo/{descriptor.name}").read_text(encoding="ascii")
                 return int(told.split("pos:")[1].split()[0])
     return 0
+
+
+def _require_config(path: Path | None) -> None:
+    """Refuse what ssh would wait for. Raises SpecError."""
+    if path is not None and path.exists() and not path.is_file():
+        raise SpecError(
+            "spec-unreadable",
+            f"{path} cannot be read",
+            why=NOT_PLAIN,
+            hint="check the path after --ssh-config",
+        )

@@ -20,6 +20,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from ..errors import BundleError
 from ..origin import origin
+from ..plain import open_descriptor
 
 INDEX = "bundle.json"
 MAX_ENTRIES = 4096
@@ -96,7 +97,7 @@ class Archive:
         self.path = os.fspath(path)
         self._index = index
         try:
-            self._file = open(self.path, "rb", opener=opener)  # noqa: SIM115
+            self._file = open(self.path, "rb", opener=opener or open_descriptor)  # noqa: SIM115
         except OSError as error:
             raise self._unreadable(error) from error
         try:

@@ -21,6 +21,7 @@ from ..bundle.index import read_index
 from ..device import machine
 from ..errors import DeviceError, EdgepackError, InputError
 from ..origin import program
+from ..plain import read_plain
 from .load import LoadMonitor, disturbances, spread_of
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def open_call(
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_plain(path)
     except OSError as error:
         raise InputError(
             "against-unreadable",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from typing import Dict, List, Sequence, Tuple
 
@@ -15,17 +14,19 @@ from ..bundle.whole import file_mode, require_plain
 from ..device.variants import Choice
 from ..errors import InputError
 from ..model import open_model
+from ..plain import open_plain
 from ..session.feeds import feeds, whole_feeds
+from ..temporary import create_file, sweep
 from .verify import answer, reference_feeds
 
 
 def read_npz(path: str) -> Dict[str, np.ndarray]:
     """All arrays of an .npz, by name. Raises InputError where it is none; never unpickles."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not hasattr(loaded, "files"):
-            raise ValueError("it is a single array, not an .npz")
-        with loaded:
+        with open_plain(path) as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not hasattr(loaded, "files"):
+                raise ValueError("it is a single array, not an .npz")
             twice = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
             if twice:
                 raise ValueError("it has two arrays named {}".format(", ".join(twice)))
@@ -46,7 +47,8 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         require_plain(path)
-        descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".edgepack-")
+        sweep(folder)
+        temporary, descriptor = create_file(folder)
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
@@ -58,8 +60,9 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, file_mode())
-        os.replace(temporary, path)
+            os.chmod(temporary, file_mode())
+            # Still open, and so still locked: nothing sweeps it away before the rename.
+            os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)
         raise _unwritable(path, error) from error

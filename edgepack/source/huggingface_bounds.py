@@ -1,0 +1,129 @@
+"""Bounds on what the files of a Hugging Face folder can make transformers read and build.
+
+A configuration of a few bytes can name a million layers, or be a link to a device that never ends.
+What is built is counted as it is built, and held against the size of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+
+MAX_CONFIG = 16 << 20
+"""Bytes of one configuration file."""
+
+MAX_LAYERS = 10_000
+MAX_VALUES = 1 << 28
+"""Values beyond what the weights account for: buffers such as masks and tables of positions."""
+
+MAX_MODULES = 10_000
+"""Modules beyond one for each `BYTES_PER_MODULE` of the weights."""
+
+BYTES_PER_MODULE = 64
+_COUNTS = ("layer", "depth", "block")
+_READ_BY_TRANSFORMERS = ("config.json", "generation_config.json", "preprocessor_config.json")
+
+
+def check_files(path: Path) -> None:
+    """Refuse a folder with files that would be waited for, or have no end.
+
+    Raises:
+        SourceError: source-not-plain for a named pipe or a device, source-hf-oversized for a
+            configuration that is too large.
+    """
+    for entry in sorted(path.iterdir()):
+        if not entry.exists() or entry.is_file() or entry.is_dir():
+            continue
+        raise SourceError(
+            "source-not-plain",
+            f"{entry.name} in {path.name} is not a regular file",
+            why="it is a named pipe, a device, or a link to one",
+            hint="save the folder again with save_pretrained",
+        )
+    for name in _READ_BY_TRANSFORMERS:
+        size = (path / name).stat().st_size if (path / name).is_file() else 0
+        if size > MAX_CONFIG:
+            raise _oversized(path, f"{name} has {size:,} bytes; at most {MAX_CONFIG:,} are read")
+
+
+def check_counts(path: Path, config: dict[str, Any]) -> None:
+    """Refuse numbers of layers that no network has.
+
+    Raises:
+        SourceError: source-hf-oversized.
+    """
+    pending: list[tuple[str, Any]] = [("", config)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend((str(inner), item) for inner, item in value.items())
+        elif isinstance(value, list):
+            pending.extend((key, item) for item in value)
+        elif isinstance(value, int) and value > MAX_LAYERS and any(w in key for w in _COUNTS):
+            raise _oversized(path, f"config.json has {key} = {value:,}; at most {MAX_LAYERS:,}")
+
+
+@contextmanager
+def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
+    """Count the modules, parameters and buffers that are built meanwhile, and stop at the bounds.
+
+    Args:
+        path: the folder, for messages.
+        weights_bytes: size of all weights.
+
+    Raises:
+        SourceError: source-hf-oversized.
+    """
+    from torch.nn.modules import module as hooks
+
+    # transformers registers every parameter twice, and tied ones once more.
+    values = MAX_VALUES + 2 * weights_bytes
+    modules = MAX_MODULES + weights_bytes // BYTES_PER_MODULE
+    count = {"values": 0, "modules": 0}
+
+    def count_module(*_: Any) -> None:
+        count["modules"] += 1
+        if count["modules"] > modules:
+            raise _oversized(path, f"it has more than {modules:,} modules")
+
+    def count_values(_module: Any, _name: str, tensor: Any) -> None:
+        count["values"] += 0 if tensor is None else tensor.numel()
+        if count["values"] > values:
+            raise _oversized(path, f"its tensors have more than {values:,} values")
+
+    handles = [
+        hooks.register_module_module_registration_hook(count_module),
+        hooks.register_module_parameter_registration_hook(count_values),
+        hooks.register_module_buffer_registration_hook(count_values),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _oversized(path: Path, why: str) -> SourceError:
+    return SourceError(
+        "source-hf-oversized",
+        f"the configuration of {path.name} describes a larger network than its weights",
+        why=why,
+        hint="save the folder again with save_pretrained",
+    )
+
+
+def check_shape(path: Path, name: str, shape: list[int]) -> None:
+    """Refuse an input of more values than a trial run can hold.
+
+    Raises:
+        SourceError: source-hf-oversized.
+    """
+    count = 1
+    for size in shape:
+        count *= size
+    if count > MAX_VALUES:
+        raise _oversized(path, f"its input {name} of shape {shape} has {count:,} values")

@@ -1,0 +1,64 @@
+"""How large an ONNX graph becomes once its functions are unfolded, without unfolding it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from edgepack.errors import SourceError
+
+MAX_NODES = 2_000_000
+
+
+def check_unfolded(path: Path, model: Any) -> None:
+    """Refuse functions that call each other until the graph has millions of nodes.
+
+    Twenty-seven functions of two calls each, one calling the next, are 2 kB and 134 million nodes.
+
+    Raises:
+        SourceError: source-onnx-unfolds.
+    """
+    functions = {(function.domain, function.name): function for function in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    pending = list(functions)
+    unfolding: set[tuple[str, str]] = set()
+    while pending:
+        key = pending[-1]
+        calls = [c for c in _calls(functions[key].node) if c in functions and c not in sizes]
+        if key in sizes or not calls:
+            sizes.setdefault(key, _size(functions[key].node, sizes))
+            unfolding.discard(pending.pop())
+        elif unfolding.intersection(calls):
+            raise _unfolds(path, f"the function {key[1]} calls itself")
+        else:
+            unfolding.add(key)
+            pending.extend(calls)
+    count = _size(model.graph.node, sizes)
+    if count > MAX_NODES:
+        raise _unfolds(path, f"it has {count:,} nodes then; at most {MAX_NODES:,}")
+
+
+def _size(nodes: Iterable[Any], sizes: dict[tuple[str, str], int]) -> int:
+    return sum(sizes.get(call, 1) for call in _calls(nodes))
+
+
+def _calls(nodes: Iterable[Any]) -> Iterable[tuple[str, str]]:
+    """Domain and operator of every node, subgraphs included."""
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        yield node.domain, node.op_type
+        for attribute in node.attribute:
+            pending.extend(attribute.g.node)
+            for graph in attribute.graphs:
+                pending.extend(graph.node)
+
+
+def _unfolds(path: Path, why: str) -> SourceError:
+    return SourceError(
+        "source-onnx-unfolds",
+        f"{path.name} has functions that unfold without bound",
+        why=why,
+        hint="export it again without functions; if it came from elsewhere, distrust it",
+    )
