@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from edgepack import chain, files, proof, signing, stages
 from edgepack.cache import Cache
@@ -35,9 +36,10 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     with processes.in_turn():
         wheels = stages.fetch_wheels(request, cache, ledger)
         source = stages.load_source(request, ledger)
-        inputs = stages.settle_inputs(request, source)
+        source, inputs = stages.settle_inputs(request, source, ledger)
         samples = stages.open_samples(request, inputs, ledger)
         reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
+        source = replace(source, identity=reference.identity)
         exported = stages.export(request, source, inputs, reference, cache, ledger)
         given = stages.Given(request, source, inputs, samples, reference, exported)
         given = stages.simplify(given, cache, ledger)

@@ -95,7 +95,13 @@ def context(
         calibration=None,
         training=open_samples(str(folder / "training.npz"), inputs),
         gates=gates or {},
-        code=UserCode(torch, (search,), "distill"),
+        code=UserCode(
+            torch,
+            (search,),
+            "distill",
+            inputs=tuple(tensor.name for tensor in inputs),
+            outputs=tuple(tensor.name for tensor in outputs),
+        ),
         work=work,
         progress=Told(),
     )

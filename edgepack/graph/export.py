@@ -188,7 +188,8 @@ def export_program(
     weights = [*program.state_dict.values(), *program.constants.values()]
     tensors = [value for value in weights if isinstance(value, torch.Tensor)]
     require_size(sum(t.numel() * t.element_size() for t in tensors), "the exported program")
-    expected = program.graph_signature.user_inputs
+    # An optional argument that was None at export is no input of the graph.
+    expected = [name for name in program.graph_signature.user_inputs if name is not None]
     if inputs is not None and len(inputs) != len(expected):
         raise GraphError(
             "input-names",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgepack.errors import SourceError
+from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.source.recognise import Format, recognise
 
@@ -102,4 +104,40 @@ def _weights_file(folder: Path) -> str:
     return ""
 
 
-__all__ = ["Format", "Source", "load", "recognise"]
+def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tensor, ...]]:
+    """Bind the inputs of a model to the parameters of its forward, by name.
+
+    Returns:
+        The source, whose module takes its inputs by position in the order of the second value.
+
+    Raises:
+        SourceError: source-inputs-unmatched, source-inputs-missing.
+    """
+    if source.module is None or source.program is not None:
+        return source, inputs
+    from edgepack.source.binding import bind_inputs, describe_defaults, select_inputs
+    from edgepack.source.eager import torch_run
+
+    names = tuple(tensor.name for tensor in inputs)
+    if source.inputs is not None:
+        module, default = select_inputs(source.module, names), _dropped(source, names)
+    else:
+        module, binding = bind_inputs(source.module, names)
+        default = describe_defaults(binding)
+        by_name = {tensor.name: tensor for tensor in inputs}
+        inputs = tuple(by_name[name] for name in binding.order)
+    warnings = (*source.warnings, default) if default else source.warnings
+    bound = replace(
+        source, module=module, inputs=inputs, run=torch_run(module, inputs), warnings=warnings
+    )
+    return bound, inputs
+
+
+def _dropped(source: Source, names: tuple[str, ...]) -> str:
+    dropped = [name for name in source.optional_inputs if name not in names]
+    if not dropped:
+        return ""
+    return f"optional inputs of the model without samples keep their defaults: {', '.join(dropped)}"
+
+
+__all__ = ["Format", "Source", "bind", "load", "recognise"]

@@ -109,7 +109,7 @@ def add_code(
         if top not in BY_VERSION and file is not None:
             files[name] = file
     read = {Path(os.path.realpath(path)) for path in opened} - set(files.values())
-    for index, path in enumerate(sorted(path for path in read if _is_users(path))):
+    for index, path in enumerate(sorted(path for path in read if is_users(path))):
         files[f"file:{index:06}:{path.name}"] = path
     digest.json("versions", versions)
     digest.files("code", files.items())
@@ -150,7 +150,7 @@ def _file(name: str) -> Path | None:
     if not isinstance(file, str) or name.partition(".")[0] == "edgepack":
         return None
     path = Path(os.path.realpath(file))
-    return path if path.is_file() and not _is_stdlib(path) else None
+    return path if path.is_file() and not is_stdlib(path) else None
 
 
 def is_installed(path: Path) -> bool:
@@ -158,17 +158,18 @@ def is_installed(path: Path) -> bool:
     return "site-packages" in path.parts or "dist-packages" in path.parts
 
 
-def _is_stdlib(path: Path) -> bool:
+def is_stdlib(path: Path) -> bool:
+    """Tell whether a file belongs to Python's standard library."""
     return str(path).startswith(_STDLIB) and not is_installed(path)
 
 
-def _is_users(path: Path) -> bool:
-    """Whether a file that was opened is the user's, not a package's, Python's or the system's."""
+def is_users(path: Path) -> bool:
+    """Tell whether a file is the user's, not a package's, Python's, edgepack's or the system's."""
     if path.suffix == ".pyc" or str(path).startswith(_OWN):
         return False
     if any(str(path).startswith(root + os.sep) for root in _SYSTEM):
         return False
-    return path.is_file() and not is_installed(path) and not _is_stdlib(path)
+    return path.is_file() and not is_installed(path) and not is_stdlib(path)
 
 
 def _version(top: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from edgepack.errors import SourceError
 from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.binding import match_inputs
 
 # Two runs of one torch build on one input differ by rounding at most.
 REPEAT_TOLERANCE = 1e-5
@@ -18,11 +19,21 @@ _KEYS = "_edgepack_output_keys"
 Run = Callable[[Mapping[str, np.ndarray]], "tuple[np.ndarray, ...]"]
 
 
-def flatten(value: Any, where: str = "output") -> tuple[Any, ...]:
-    """The tensors of a model's answer, in order: nested tuples, lists, dicts and None.
+def flatten(value: Any) -> tuple[Any, ...]:
+    """Return the tensors of a model's answer, in order.
 
-    Dicts (and the outputs of Hugging Face models) give their values in their own order; None
-    gives nothing.
+    Raises:
+        SourceError: source-output-unsupported where there is anything but tensors and None.
+    """
+    return tuple(tensor for _, tensor in output_leaves(value))
+
+
+def output_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the tensors of a model's answer in order, each with its path of keys and positions.
+
+    `{"logits": a, "loss": None, "hidden_states": [b, c]}` gives ("logits",) a,
+    ("hidden_states", "0") b and ("hidden_states", "1") c. Dicts (and the outputs of Hugging Face
+    models) give their values in their own order; None gives nothing.
 
     Raises:
         SourceError: source-output-unsupported for anything else.
@@ -30,50 +41,96 @@ def flatten(value: Any, where: str = "output") -> tuple[Any, ...]:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return (value,)
-    if value is None:
-        return ()
-    if isinstance(value, Mapping):
-        return tuple(t for key, v in value.items() for t in flatten(v, f"{where}[{key!r}]"))
-    if isinstance(value, (tuple, list)):
-        return tuple(t for i, v in enumerate(value) for t in flatten(v, f"{where}[{i}]"))
-    raise SourceError(
-        "source-output-unsupported",
-        "the model returns something other than tensors",
-        why=f"{where} is of type {type(value).__module__}.{type(value).__qualname__}",
-        hint="let forward return a tensor, or a tuple, list or dict of tensors",
-    )
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from output_leaves(inner, (*path, str(key)))
+    elif isinstance(value, (tuple, list)):
+        for key, inner in zip(_positions(value), value, strict=True):
+            yield from output_leaves(inner, (*path, key))
+    elif value is not None:
+        raise SourceError(
+            "source-output-unsupported",
+            "the model returns something other than tensors",
+            why=f"{'.'.join(('output', *path))} is of type "
+            f"{type(value).__module__}.{type(value).__qualname__}",
+            hint="let forward return a tensor, or a tuple, list or dict of tensors",
+        )
+
+
+def _positions(value: Any) -> tuple[str, ...]:
+    """Return the names of the fields of a named tuple, else the positions."""
+    fields = getattr(value, "_fields", None)
+    return fields if isinstance(fields, tuple) else tuple(map(str, range(len(value))))
+
+
+def name_outputs(answer: Any) -> tuple[str, ...] | None:
+    """Return names for the tensors of an answer: the keys of its dicts and named tuples.
+
+    None where no key names anything, as in a tuple of tensors, and where two names would clash.
+    """
+    names = [".".join(path) for path, _ in output_leaves(answer)]
+    if not _is_keyed(answer) or len(set(names)) != len(names) or not all(names):
+        return None
+    if not (isinstance(answer, Mapping) or hasattr(answer, "_fields")):
+        # A dict inside of a tuple: ("0",), ("1", "aux") are named as outputs of a tuple are.
+        names = [f"output_{name}" for name in names]
+    return tuple(names)
+
+
+def _is_keyed(answer: Any) -> bool:
+    if isinstance(answer, Mapping) or hasattr(answer, "_fields"):
+        return True
+    return isinstance(answer, (tuple, list)) and any(map(_is_keyed, answer))
 
 
 def flatten_outputs(module: Any, _inputs: Any, output: Any) -> Any:
-    """A forward hook: what the module returns becomes a tensor or a flat tuple of tensors.
+    """Turn what a module returns into a tensor or a flat tuple of tensors: a forward hook.
 
     A hook, and not a wrapper, so that the names of the parameters stay as they were trained. The
-    keys of a dict are kept for `output_keys`.
+    names of the first answer's tensors are kept for `output_keys`.
     """
     import torch
 
     if isinstance(output, torch.Tensor):
         return output
-    if isinstance(output, Mapping) and not hasattr(module, _KEYS):
-        plain = all(isinstance(value, torch.Tensor) for value in output.values())
-        setattr(module, _KEYS, tuple(output) if plain else None)
+    if not hasattr(module, _KEYS):
+        setattr(module, _KEYS, name_outputs(output))
     return flatten(output)
 
 
+class OutputOrder:
+    """A forward hook as `flatten_outputs`, with the outputs of a dict in another module's order.
+
+    Args:
+        names: of the other module's outputs. An answer with the same keys comes in this order;
+            one with other keys, or without any, in its own.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
+        keys = None if len(self.names) == 1 else name_outputs(output)
+        if keys is None or set(keys) != set(self.names):
+            return flatten_outputs(module, inputs, output)
+        tensors = dict(zip(keys, flatten(output), strict=True))
+        return tuple(tensors[name] for name in self.names)
+
+
 def output_keys(module: Any) -> tuple[str, ...] | None:
-    """The keys of the dict of tensors that a module returned, once it has been called."""
-    keys = getattr(module, _KEYS, None)
-    return keys if keys and all(isinstance(key, str) for key in keys) else None
+    """Return the names of the tensors that a module returned, once it has been called."""
+    keys: tuple[str, ...] | None = getattr(module, _KEYS, None)
+    return keys
 
 
 def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
     """The `Source.run` of a torch module.
 
     Args:
-        module: called with its inputs by position, in the order of `inputs`; where these are
-            not known, in the order of the mapping that it is fed.
-        inputs: the inputs, where they are known.
+        module: called with its inputs by position, in the order of `inputs`; without these, with
+            arrays bound by name to the parameters of its forward.
+        inputs: the inputs in the order in which the module takes them.
 
     Returns:
         A function that raises SourceError: source-input-names, source-run-failed,
@@ -82,7 +139,7 @@ def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
     names = None if inputs is None else tuple(tensor.name for tensor in inputs)
 
     def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        answer = _call(module, in_order(feeds, names))
+        answer = _call(module, feeds, names)
         if not answer:
             raise SourceError(
                 "source-output-unsupported",
@@ -114,16 +171,12 @@ def proven(call: Run) -> Run:
     return run
 
 
-def in_order(
-    feeds: Mapping[str, np.ndarray], names: tuple[str, ...] | None
-) -> dict[str, np.ndarray]:
-    """The arrays in the order of the inputs.
+def in_order(feeds: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Return the arrays in the order of the inputs.
 
     Raises:
         SourceError: source-input-names where they are not the model's inputs.
     """
-    if names is None:
-        return dict(feeds)
     if set(feeds) != set(names):
         raise SourceError(
             "source-input-names",
@@ -134,15 +187,22 @@ def in_order(
     return {name: feeds[name] for name in names}
 
 
-def _call(module: Any, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+def _call(
+    module: Any, feeds: Mapping[str, np.ndarray], names: tuple[str, ...] | None
+) -> tuple[np.ndarray, ...]:
     import torch
 
+    arrays = dict(feeds) if names is None else in_order(feeds, names)
     # A copy: torch warns of read-only arrays, and a model may write into its input.
-    tensors = [torch.from_numpy(np.array(array, order="C")) for array in arrays.values()]
+    tensors = {n: torch.from_numpy(np.array(array, order="C")) for n, array in arrays.items()}
+    if names is None:
+        args, keywords = match_inputs(module, tuple(tensors)).arguments(tensors)
+    else:
+        args, keywords = list(tensors.values()), {}
     try:
         with torch.inference_mode():
-            outputs = flatten(module(*tensors))
-            return tuple(_array(output, place) for place, output in enumerate(outputs))
+            outputs = flatten(module(*args, **keywords))
+            return tuple(_array(output, index) for index, output in enumerate(outputs))
     except SourceError:
         raise
     except Exception as error:
@@ -151,18 +211,19 @@ def _call(module: Any, arrays: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ..
             "source-run-failed",
             "the original model cannot be run on the samples",
             why=f"{type(error).__name__}: {_shorten(str(error))}\nfed: {fed}",
-            hint="check the order, shapes and types of --input against the model's forward",
+            hint="check the names, shapes and types of --input against the model's forward; a "
+            "parameter that takes a dict of inputs is best annotated: dict[str, Tensor]",
         ) from error
 
 
-def _array(output: Any, place: int) -> np.ndarray:
-    """An output as an array. Raises SourceError: source-output-unsupported."""
+def _array(output: Any, index: int) -> np.ndarray:
+    """Return an output as an array. Raises SourceError: source-output-unsupported."""
     kind = str(output.dtype).removeprefix("torch.")
     if output.is_sparse or output.is_quantized or kind not in DTYPES:
         raise SourceError(
             "source-output-unsupported",
             "the model returns a tensor that is no plain array of numbers",
-            why=f"output {place} is of type {kind}" + (", sparse" if output.is_sparse else ""),
+            why=f"output {index} is of type {kind}" + (", sparse" if output.is_sparse else ""),
             hint="let forward return torch.view_as_real(output)"
             if output.is_complex()
             else "let forward convert it: output.float()",
@@ -177,12 +238,10 @@ def _shorten(text: str, lines: int = 6) -> str:
 
 
 def _same_again(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> None:
-    """A model that remembers, or draws random numbers, has no answer to be compared with."""
+    """Refuse a model that remembers, or draws random numbers: it has no answer to compare with."""
     for index, (one, two) in enumerate(zip(first, second, strict=True)):
-        if one.shape == two.shape and np.array_equal(one, two, equal_nan=one.dtype.kind in "fc"):
-            continue
-        worst = _difference(one, two)
-        if worst is None or worst > REPEAT_TOLERANCE:
+        worst = difference(one, two)
+        if worst is None or not worst <= REPEAT_TOLERANCE:
             raise SourceError(
                 "source-nondeterministic",
                 "the model gives another answer when it is asked the same again",
@@ -193,8 +252,16 @@ def _same_again(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -
             )
 
 
-def _difference(one: np.ndarray, two: np.ndarray) -> float | None:
-    if one.shape != two.shape or one.dtype.kind != "f" or not np.isfinite(one).all():
+def difference(one: np.ndarray, two: np.ndarray) -> float | None:
+    """Return the largest difference of two answers, as a share of the first's largest value.
+
+    None where that is not defined: other shapes, integers that differ, infinities.
+    """
+    if one.shape != two.shape:
+        return None
+    if np.array_equal(one, two, equal_nan=one.dtype.kind in "fc"):
+        return 0.0
+    if one.dtype.kind != "f" or not np.isfinite(one).all():
         return None
     scale = max(float(np.abs(one).max(initial=0.0)), 1e-30)
     return float(np.abs(one.astype(np.float64) - two).max(initial=0.0)) / scale

@@ -17,7 +17,7 @@ from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.archive import open_checked, read_entry
 from edgepack.source.digest import Digest
-from edgepack.source.eager import torch_run
+from edgepack.source.eager import name_outputs, torch_run
 from edgepack.source.model import Source
 from edgepack.source.program import check_payload, clean_program, corrupt, unsafe
 from edgepack.source.torch_host import import_torch
@@ -65,11 +65,11 @@ def load_exported(path: Path) -> Source:
                 hint="export the network again with this torch, or install the torch that saved it",
             ) from error
     _check_stateless(path, program)
-    inputs = _inputs(path, program)
+    inputs, leaves = _inputs(path, program)
     trained = {name for name, _ in program.named_parameters()}
     tensors = [*program.state_dict.items(), *program.constants.items()]
     check_finite(path, [(name, tensor, name in trained) for name, tensor in tensors])
-    module = TreeModule(program.module(), program.call_spec.in_spec)
+    module = TreeModule(program.module(), program.call_spec.in_spec, leaves)
     return Source(
         path=path,
         kind="exported-program",
@@ -78,7 +78,7 @@ def load_exported(path: Path) -> Source:
         program=program,
         onnx=None,
         inputs=inputs,
-        output_names=_output_names(program.call_spec.out_spec),
+        output_names=_output_names(program),
         output_kind=None,
         run=torch_run(module, inputs),
         parameters=sum(parameter.numel() for _, parameter in program.named_parameters()),
@@ -173,15 +173,25 @@ def _check_stateless(path: Path, program: Any) -> None:
         )
 
 
-def _inputs(path: Path, program: Any) -> tuple[Tensor, ...]:
-    """The inputs, from the shapes that were exported; a symbol becomes a named axis."""
+def _inputs(path: Path, program: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+    """Return the inputs, and every leaf of the program's arguments, as `TreeModule` takes them.
+
+    The inputs have the shapes that were exported; a symbol becomes a named axis. An optional
+    argument that was None at export stays so.
+    """
     import torch
 
+    from edgepack.source.positional import TreeModule
+
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
-    names: dict[str, str] = {}
+    axes: dict[str, str] = {}
     inputs = []
+    leaves: list[Any] = []
     for name in program.graph_signature.user_inputs:
         value = values.get(name) if isinstance(name, str) else name
+        if name is None:
+            leaves.append(None)
+            continue
         if not isinstance(value, torch.Tensor):
             raise SourceError(
                 "source-exported-inputs",
@@ -189,9 +199,10 @@ def _inputs(path: Path, program: Any) -> tuple[Tensor, ...]:
                 why=f"{name!r} is of type {type(value).__name__}",
                 hint="export the network with tensors as its only inputs",
             )
-        shape = tuple(_dim(name, axis, size, names) for axis, size in enumerate(value.shape))
+        shape = tuple(_dim(name, axis, size, axes) for axis, size in enumerate(value.shape))
         inputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), shape))
-    return tuple(inputs)
+        leaves.append(TreeModule.TENSOR)
+    return tuple(inputs), tuple(leaves)
 
 
 def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
@@ -204,10 +215,10 @@ def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
     return names[symbol]
 
 
-def _output_names(spec: Any) -> tuple[str, ...] | None:
-    """The keys of a flat dict of outputs; other outputs have no names of their own."""
-    keys = getattr(spec, "context", None)
-    flat = spec.num_leaves == spec.num_children
-    if spec.type in (dict,) and flat and keys and all(isinstance(key, str) for key in keys):
-        return tuple(keys)
-    return None
+def _output_names(program: Any) -> tuple[str, ...] | None:
+    """Return the keys of a dict of outputs; those that are None at every call have none."""
+    import torch
+
+    outputs = program.graph_signature.user_outputs
+    leaves = [None if output is None else torch.empty(0) for output in outputs]
+    return name_outputs(torch.utils._pytree.tree_unflatten(leaves, program.call_spec.out_spec))

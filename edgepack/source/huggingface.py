@@ -13,7 +13,12 @@ from edgepack.runtime.plain import read_plain
 from edgepack.source.digest import Digest
 from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.huggingface_bounds import MAX_CONFIG, bounded, check_counts, check_files
-from edgepack.source.huggingface_io import infer_inputs, infer_outputs, output_kind
+from edgepack.source.huggingface_io import (
+    infer_inputs,
+    infer_outputs,
+    optional_inputs,
+    output_kind,
+)
 from edgepack.source.model import Source
 from edgepack.source.recognise import recognise
 from edgepack.source.shards import list_shards
@@ -69,6 +74,7 @@ def load_huggingface(path: Path) -> Source:
         program=None,
         onnx=None,
         inputs=inputs,
+        optional_inputs=optional_inputs(model, inputs),
         output_names=names,
         output_kind=output_kind(model_class.__name__, model.config),
         run=torch_run(module, inputs),

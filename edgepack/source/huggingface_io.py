@@ -10,6 +10,7 @@ from typing import Any
 from edgepack.errors import SourceError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.tensor import Dim, Tensor
+from edgepack.source.eager import name_outputs
 from edgepack.source.huggingface_bounds import MAX_CONFIG, check_shape
 
 # Networks whose first output holds one score per class along its last axis.
@@ -101,12 +102,23 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
     return "height", "width"
 
 
+def optional_inputs(model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """Return the names of the inputs that the network has a default for, but the main one."""
+    accepted = inspect.signature(model.forward).parameters
+    return tuple(
+        tensor.name
+        for tensor in inputs
+        if tensor.name != model.main_input_name
+        and accepted[tensor.name].default is not inspect.Parameter.empty
+    )
+
+
 def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """The names of the outputs, seen in one small call.
+    """Return the names of the outputs, seen in one small call; those that are None have none.
 
     Raises:
         SourceError: source-hf-inputs where the network does not take the inferred inputs,
-            source-output-unsupported where an output is not a tensor.
+            source-output-unsupported where an output holds anything but tensors.
     """
     import torch
 
@@ -133,15 +145,15 @@ def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[s
             why=f"{type(error).__name__}: {error}\ninferred: {shown}",
             hint="export it with torch.export on inputs of your own, and give the .pt2 file",
         ) from error
-    for name, value in answer.items():
-        if not isinstance(value, torch.Tensor):
-            raise SourceError(
-                "source-output-unsupported",
-                f"{path.name} returns something other than tensors",
-                why=f"{name} is of type {type(value).__name__}",
-                hint="export the part that is wanted with torch.export, and give the .pt2 file",
-            )
-    return tuple(answer)
+    names = name_outputs(answer)
+    if names is None:
+        raise SourceError(
+            "source-output-unsupported",
+            f"{path.name} returns tensors without names of their own",
+            why=f"it returned a {type(answer).__name__}",
+            hint="export the part that is wanted with torch.export, and give the .pt2 file",
+        )
+    return names
 
 
 def output_kind(class_name: str, config: Any) -> str | None:

@@ -11,9 +11,11 @@ from typing import Any
 from edgepack.errors import SourceError
 from edgepack.source.code import Opened, add_code, is_installed, watch_files
 from edgepack.source.digest import Digest
+from edgepack.source.environment import watch_environment
 from edgepack.source.factory import Factory, find, importable
 from edgepack.source.hooks import run_pre_hooks
 from edgepack.source.precision import cast_to_float32
+from edgepack.source.unsaved import add_globals, add_state
 
 
 def build_network(
@@ -23,7 +25,10 @@ def build_network(
     search: tuple[Path, ...],
     option: str = "--arch",
 ) -> tuple[Any, str, list[str]]:
-    """The network, the digest of the code behind it, and a note.
+    """Build a network; return it, the digest of what decides its structure, and a note.
+
+    That is the code, and what it read: files, environment variables, and the tensors and other
+    values that no state dict holds.
 
     Args:
         torch: the torch module.
@@ -34,13 +39,13 @@ def build_network(
 
     Raises SourceError: those of the factory, and source-weights-unsaved.
     """
-    with importable(search), watch_files() as opened:
+    with importable(search), watch_files() as opened, watch_environment() as environment:
         before = set(sys.modules)
         factory = find(arch, search, option)
         module = factory.build(torch, arch_args)
         _check_unsaved(torch, factory, arch_args, module)
         roots = [factory.module, *_new_modules(before)]
-        names, digest = _code_digest(factory, roots, opened, module)
+        names, digest = _code_digest(factory, roots, opened, environment, module)
     mine = [name for name in names if not name.startswith("file:")]
     note = f"Built the network with {Path(arch).name}, from {len(mine)} files of code."
     return module, digest, [note, *cast_to_float32(module)]
@@ -53,11 +58,11 @@ def find_function(
 
     Raises SourceError: source-arch-form, source-arch-import, source-arch-missing.
     """
-    with importable(search), watch_files() as opened:
+    with importable(search), watch_files() as opened, watch_environment() as environment:
         before = set(sys.modules)
         factory = find(spec, search, option)
         roots = [factory.module, *_new_modules(before)]
-        _, digest = _code_digest(factory, roots, opened, torch.nn.Module())
+        _, digest = _code_digest(factory, roots, opened, environment, torch.nn.Module())
     return factory.function, digest
 
 
@@ -76,11 +81,19 @@ def _new_modules(before: set[str]) -> list[ModuleType]:
 
 
 def _code_digest(
-    factory: Factory, roots: list[ModuleType], opened: Opened, module: Any
+    factory: Factory,
+    roots: list[ModuleType],
+    opened: Opened,
+    environment: Mapping[str, str | None],
+    module: Any,
 ) -> tuple[tuple[str, ...], str]:
     digest = Digest("code")
     names = add_code(digest, roots, opened.paths.copy(), module)
     digest.text("factory", factory.function.__qualname__)
+    digest.json("environment", dict(environment))
+    for _, root in sorted({root.__name__: root for root in roots}.items()):
+        add_globals(digest, root)
+    add_state(digest, module)
     return names, digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from edgepack.source.outline import weights_expression
 from edgepack.source.precision import cast_to_float32
 from edgepack.source.states import Selection
 from edgepack.source.torch_host import import_torch
+from edgepack.source.unsaved import add_state
 from edgepack.source.weights import check_finite, named_tensors
 
 # What a file of plain weights names: torch's own types and functions that rebuild tensors.
@@ -134,6 +135,7 @@ def from_pickle(path: Path, module: Any, selection: Selection | None = None) -> 
     digest.file("weights", path)
     digest.text("key", selection.key if selection else "")
     add_code(digest, (), (), module)
+    add_state(digest, module)
     return module_source(
         path,
         "pickled-module",

@@ -10,42 +10,49 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from edgepack.source.eager import flatten
+from edgepack.source.eager import flatten, output_leaves
 
 
 class TreeModule(torch.nn.Module):  # type: ignore[misc]
-    """An exported program's module, fed with its tensors in order.
+    """An exported program's module, called with its tensors in order.
 
     Args:
-        inner: what `ExportedProgram.module()` gave.
-        in_spec: how the tensors nest in its arguments and keyword arguments.
+        inner: the result of `ExportedProgram.module()`.
+        in_spec: how the inputs nest in its arguments and keyword arguments.
+        leaves: the inputs in the order of `in_spec`: `TENSOR`, or None for an optional one that
+            the program was exported without.
     """
 
-    def __init__(self, inner: Any, in_spec: Any) -> None:
+    TENSOR = object()
+
+    def __init__(self, inner: Any, in_spec: Any, leaves: tuple[Any, ...]) -> None:
         super().__init__()
         self.inner = inner
         self.in_spec = in_spec
+        self.leaves = leaves
         self.training = False
 
     def forward(self, *tensors: Any) -> tuple[Any, ...]:
-        """Call the program; its outputs in order."""
-        args, kwargs = pytree.tree_unflatten(list(tensors), self.in_spec)
+        """Call the program; return its outputs in order."""
+        fed = iter(tensors)
+        leaves = [next(fed) if leaf is self.TENSOR else leaf for leaf in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         return flatten(self.inner(*args, **kwargs))
 
     def train(self, mode: bool = True) -> TreeModule:
-        """Nothing: an exported program is fixed in the mode that it was exported in."""
+        """Do nothing: an exported program is fixed in the mode that it was exported in."""
         return self
 
 
 class NamedModule(torch.nn.Module):  # type: ignore[misc]
-    """A module that takes keyword arguments and returns named outputs, made positional.
+    """A module with keyword arguments and named outputs, called by position.
 
     The arguments stand one by one, not as `*args`, so that `torch.export` takes a shape for each.
 
     Args:
         inner: the module.
         input_names: its keyword arguments, in order; at most four.
-        output_names: the attributes of its answer, in order.
+        output_names: the tensors of its answer, in order, as `name_outputs` names them.
     """
 
     def __init__(
@@ -57,7 +64,8 @@ class NamedModule(torch.nn.Module):  # type: ignore[misc]
         self.output_names = output_names
 
     def forward(self, a: Any, b: Any = None, c: Any = None, d: Any = None) -> tuple[Any, ...]:
-        """Call the module; its named outputs in order."""
+        """Call the module; return its named outputs in order."""
         fed = dict(zip(self.input_names, (a, b, c, d), strict=False))
         answer = self.inner(**fed, return_dict=True)
-        return tuple(answer[name] for name in self.output_names)
+        tensors = {".".join(path): tensor for path, tensor in output_leaves(answer)}
+        return tuple(tensors[name] for name in self.output_names)

@@ -86,7 +86,7 @@ def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
             "inputs-twice",
             f"two inputs are called {name!r}",
             why=f"stated: {', '.join(map(str, found))}",
-            hint="give each input a name of its own; they are fed in the order in which they stand",
+            hint="give each input a name of its own; inputs are bound by name",
         )
     return found
 

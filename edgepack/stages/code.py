@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgepack.source.eager import flatten_outputs
+from edgepack.source.binding import bind_in_order
+from edgepack.source.eager import OutputOrder
 from edgepack.source.network import build_network, find_function
 
 
@@ -17,15 +18,30 @@ class UserCode:
         torch: the torch module.
         search: folders that they are looked for in, before the current one.
         option: where they were named, for errors.
+        inputs: names of the model's inputs, in the order in which every module here takes them.
+        outputs: names of its outputs, in the order in which every module here returns them.
     """
 
-    def __init__(self, torch: Any, search: tuple[Path, ...], option: str) -> None:
+    def __init__(
+        self,
+        torch: Any,
+        search: tuple[Path, ...],
+        option: str,
+        *,
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+    ) -> None:
         self._torch, self._search, self._option = torch, search, option
+        self._inputs, self._outputs = inputs, outputs
 
     def build(self, spec: str, arguments: Mapping[str, Any]) -> Any:
-        """The torch module that a factory builds, in eval mode, with plain outputs."""
+        """Build the torch module of a factory: in eval mode, bound as the model is, flat outputs.
+
+        Raises SourceError: those of the factory, source-inputs-unmatched, source-inputs-missing.
+        """
         module, _, _ = self._built(spec, arguments)
-        module.register_forward_hook(flatten_outputs)
+        module = bind_in_order(module, self._inputs)
+        module.register_forward_hook(OutputOrder(self._outputs))
         return module
 
     def function(self, spec: str) -> Callable[..., Any]:

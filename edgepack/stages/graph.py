@@ -93,7 +93,7 @@ def _export(
         return replace(result, notes=(*result.notes, *notes))
 
     parts = {
-        "source": found.digest,
+        "source": found.key,
         "inputs": [tensor.to_json() for tensor in inputs],
         "outputs": list(stated),
         "opset": opset,

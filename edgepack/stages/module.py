@@ -44,7 +44,13 @@ def apply_module(
     """
     torch = import_torch(f"The pass {step.name}")
     options = step.read()
-    code = UserCode(torch, (given.request.base,), step.name)
+    code = UserCode(
+        torch,
+        (given.request.base,),
+        step.name,
+        inputs=tuple(tensor.name for tensor in given.inputs),
+        outputs=tuple(tensor.name for tensor in given.original.outputs),
+    )
     with ledger.stage(step.name) as stage:
         key = cache.key(step.name, _parts(step, options, before, given, code))
         module, document, weights = _through_cache(
@@ -53,8 +59,9 @@ def apply_module(
         write_down(document, stage)
         found = replace(
             before,
-            digest=digest({"before": before.digest, "recipe": document["recipe"],
+            digest=digest({"before": before.key, "recipe": document["recipe"],
                            "weights": hashlib.sha256(weights).hexdigest()}),
+            identity="",
             module=module,
             run=torch_run(module, given.inputs),
             parameters=count_parameters(module),
@@ -85,8 +92,8 @@ def _parts(
     example = given.reference.feeds[0]
     digests = given.samples.lint.digests
     return {
-        "source": before.digest,
-        "original": given.source.digest,
+        "source": before.key,
+        "original": given.source.key,
         "inputs": [tensor.to_json() for tensor in given.inputs],
         "outputs": [tensor.to_json() for tensor in given.original.outputs],
         "example": {name: list(array.shape) for name, array in example.items()},

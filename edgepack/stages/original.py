@@ -22,6 +22,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
+from edgepack.stages.identity import identify
 from edgepack.stages.labels import Labels, OutputKind, infer_kinds, judge_labels
 from edgepack.stages.samples import SampleSets, evaluation_of
 from edgepack.stages.sizes import answer_sizes
@@ -44,6 +45,7 @@ class Reference:
         labels: what becomes of the labels of the evaluation samples.
         digest: of everything that decides these answers.
         sizes: the original's answers at one other size of every dynamic axis.
+        identity: of the model that gave them, see `identify`.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -53,6 +55,7 @@ class Reference:
     labels: Labels
     digest: str
     sizes: Sequence[OtherSize] = ()
+    identity: str = ""
 
 
 def ask_original(
@@ -62,13 +65,14 @@ def ask_original(
     """Run the original model on every evaluation sample, and choose the reference samples."""
     count, samples_digest = evaluation_of(samples)
     with ledger.stage("original", count) as stage:
+        found = identify(found, inputs, samples, cache, ledger)
         size = sum(_feed_bytes(tensor) for tensor in inputs)
         fitting = min(REFERENCE_MAX, max(REFERENCE_MIN, REFERENCE_BYTES // max(size, 1)))
         wanted = min(count, request.reference_samples or fitting)
         key = cache.key(
             "original",
             {
-                "source": found.digest,
+                "source": found.key,
                 "samples": samples_digest,
                 "inputs": [tensor.to_json() for tensor in inputs],
                 "wanted": wanted,
@@ -90,7 +94,8 @@ def ask_original(
         if labels.used:
             stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(request, found, inputs, feeds[0], key, cache)
-    return Reference(feeds, original, entry.folder / "answers.bin", kinds, labels, key, sizes)
+    answers = entry.folder / "answers.bin"
+    return Reference(feeds, original, answers, kinds, labels, key, sizes, found.identity)
 
 
 def _survey_answers(

@@ -48,22 +48,38 @@ def _check_module(request: Request, found: Source) -> None:
         )
 
 
-def settle_inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
-    """The inputs: as stated, else as the source tells, else as the samples show."""
+def settle_inputs(
+    request: Request, found: Source, ledger: Ledger
+) -> tuple[Source, tuple[Tensor, ...]]:
+    """Settle the inputs: as stated, else as the source tells, else as the samples show.
+
+    Returns:
+        The source, which takes them by position in the order of the second value; the names of
+        its forward's parameters decide the order.
+
+    Raises:
+        SpecError: inputs-unknown, inputs-differ, axis-unknown.
+        SourceError: as `source.bind`.
+    """
     inputs = _inputs(request, found)
     check_axes(request, inputs)
-    return inputs
+    bound, inputs = source.bind(found, inputs)
+    ledger.warn(*(warning for warning in bound.warnings if warning not in found.warnings))
+    return bound, inputs
 
 
 def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     if request.inputs:
         return _in_source_order(request.inputs, found)
-    if found.inputs is not None:
+    if found.inputs is not None and not found.optional_inputs:
         return found.inputs
+    inferred = None
     for spec in (request.evaluation, request.calibration):
-        inferred = data.infer_inputs(spec, Path()) if spec else None
-        if inferred is not None:
-            return inferred
+        inferred = inferred or (data.infer_inputs(spec, Path()) if spec else None)
+    if found.inputs is not None:
+        return _without_unused(found, inferred)
+    if inferred is not None:
+        return inferred
     raise SpecError(
         "inputs-unknown",
         "the model's inputs are not known",
@@ -72,18 +88,31 @@ def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
     )
 
 
+def _without_unused(found: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """Return the source's inputs without the optional ones that the samples have no array for."""
+    own = found.inputs or ()
+    if inferred is None or len(inferred) == len(own) == 1:
+        return own
+    names = {tensor.name for tensor in inferred}
+    return tuple(t for t in own if t.name in names or t.name not in found.optional_inputs)
+
+
 def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor, ...]:
     if found.inputs is None:
         return stated
     by_name = {tensor.name: tensor for tensor in stated}
-    names = [tensor.name for tensor in found.inputs]
+    names = [
+        tensor.name
+        for tensor in found.inputs
+        if tensor.name in by_name or tensor.name not in found.optional_inputs
+    ]
     if sorted(by_name) != sorted(names) or len(stated) != len(names):
         raise SpecError(
             "inputs-differ",
-            "the inputs that were stated are not the model's",
+            "the stated inputs are not the model's",
             why=f"stated: {', '.join(map(str, stated))}\nthe model's: "
             f"{', '.join(map(str, found.inputs))}",
-            hint="leave --input out, or name each of the model's inputs",
+            hint="remove --input, or name each of the model's inputs",
         )
     if found.onnx is not None:
         for own in found.inputs:

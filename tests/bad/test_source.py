@@ -28,7 +28,8 @@ from torch.export.pt2_archive._package import PT2ArchiveWriter
 
 import edgepack.source
 from edgepack.errors import EdgepackError
-from edgepack.source import load
+from edgepack.runtime.tensor import Tensor
+from edgepack.source import bind, load
 
 MARKER = "marker-of-code-that-ran"
 
@@ -1186,6 +1187,29 @@ def test_inputs_of_other_names(tmp_path: Path) -> None:
     assert caught.value.code == "source-input-names"
 
 
+@pytest.mark.parametrize(
+    ("signature", "names", "code", "hint"),
+    [
+        ("query, key", ("x", "y"), "source-inputs-unmatched", "name each input"),
+        ("query, key, mask=None", ("query", "key", "musk"), "source-inputs-unmatched", "mask?"),
+        ("x, mask=None, **rest", ("x", "maks"), "source-inputs-unmatched", "mean mask?"),
+        ("x: torch.Tensor", ("a", "b"), "source-inputs-unmatched", "name each input"),
+        ("*inputs", ("a", "b"), "source-inputs-unmatched", "forward(self, a, b)"),
+        ("query, key", ("query",), "source-inputs-missing", "--input key:"),
+        ("x, mask=None", ("mask",), "source-inputs-missing", "--input x:"),
+    ],
+)
+def test_inputs_that_forward_does_not_take(
+    tmp_path: Path, signature: str, names: tuple[str, ...], code: str, hint: str
+) -> None:
+    body = SUBCLASS.replace("self, x", f"self, {signature}").format("return 0")
+    source = load(state(tmp_path), **factory(tmp_path, body))
+    with pytest.raises(EdgepackError) as caught:
+        bind(source, tuple(Tensor(name, "float32", ("batch", 4)) for name in names))
+    assert caught.value.code == code
+    assert hint in caught.value.hint
+
+
 def test_an_environment_that_unmakes_weights_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1210,6 +1234,7 @@ def test_every_code_has_a_case() -> None:
     elsewhere = {
         "source-run-failed", "source-output-unsupported", "source-nondeterministic",
         "source-input-names", "source-unsafe-environment", "source-unreadable",
+        "source-inputs-unmatched", "source-inputs-missing",
     }  # fmt: skip
     folder = Path(edgepack.source.__file__).parent
     text = "".join(file.read_text() for file in folder.glob("*.py"))

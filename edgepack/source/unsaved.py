@@ -1,0 +1,199 @@
+"""Digest what a module computes with and no state dict holds.
+
+Non-persistent buffers, tensors and numbers kept as plain attributes, what hooks and functions
+close over: whatever a factory read, from wherever, ends up in one of these. What is not covered
+(the inside of compiled objects, values read in the forward itself) is caught by `stages.identify`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from edgepack.source.digest import Digest
+
+MAX_OBJECTS = 100_000
+"""Most objects that are followed from one attribute: a data set kept on a module has no end."""
+
+# What torch keeps in every module: the state dict's share, and numbers that count hooks.
+_OF_TORCH = frozenset(
+    ["training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
+     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+     "_load_state_dict_post_hooks", "_backward_hooks", "_backward_pre_hooks",
+     "_is_full_backward_hook", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+     "_forward_pre_hooks_with_kwargs", "_compiled_call_impl"]
+)  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_SCALARS = (bool, int, float, complex, bytes, type(None))
+# Objects of the standard library hold locks, files and clocks; these hold values.
+_HOLDERS = ("argparse", "types", "collections", "decimal", "fractions", "datetime", "enum")
+
+
+def add_state(digest: Digest, module: Any) -> None:
+    """Add to a digest everything of a module but its parameters and persistent buffers."""
+    walk = _Walk(module)
+    saved = set(module.state_dict())
+    for name, buffer in module.named_buffers():
+        if name not in saved:
+            digest.text(f"buffer:{name}", _hash(_array(buffer)))
+    for name, part in module.named_modules():
+        for attribute, value in walk.attributes(part):
+            digest.text(f"attribute:{name}.{attribute}", _hash(walk.pieces(value)))
+
+
+def add_globals(digest: Digest, code: types.ModuleType) -> None:
+    """Add to a digest the plain values that a Python module of the user's has at its top level."""
+    walk = _Walk(None)
+    for name, value in sorted(vars(code).items()):
+        if not name.startswith("__") and _is_plain(value):
+            digest.text(f"global:{code.__name__}.{name}", _hash(walk.pieces(value)))
+
+
+def _hash(pieces: Iterator[bytes]) -> str:
+    hasher = hashlib.sha256()
+    for piece in pieces:
+        hasher.update(b"%d:" % len(piece))
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+class _Walk:
+    """A walk through values of attributes.
+
+    Args:
+        root: the module whose parts, parameters and persistent buffers are left out, since the
+            checkpoint decides them; None for none.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self._excluded: set[int] = set()
+        if root is not None:
+            self._excluded.update(id(part) for part in root.modules())
+            self._excluded.update(id(tensor) for tensor in root.state_dict(keep_vars=True).values())
+
+    def attributes(self, part: Any) -> Iterator[tuple[str, Any]]:
+        """Yield the plain attributes of a torch module, in the order of their names."""
+        for attribute, value in sorted(vars(part).items()):
+            if attribute in _HOOKS:
+                # The keys count all hooks of the process.
+                yield attribute, list(value.values())
+            elif attribute not in _OF_TORCH:
+                yield attribute, value
+
+    def pieces(self, value: Any) -> Iterator[bytes]:
+        """Yield what tells a value apart; of an object that is not followed, its class alone."""
+        seen = set(self._excluded)
+        pending, count = [value], 0
+        while pending and count < MAX_OBJECTS:
+            one = pending.pop()
+            count += 1
+            yield f"{type(one).__module__}.{type(one).__qualname__}".encode()
+            if isinstance(one, _SCALARS):
+                yield repr(one).encode()
+            elif isinstance(one, (str, PurePath)):
+                yield _text(str(one)).encode()
+            elif id(one) not in seen:
+                seen.add(id(one))
+                if _is_array(one):
+                    yield from _array(one)
+                else:
+                    pending.extend(reversed(self._parts(one)))
+
+    def _parts(self, value: Any) -> list[Any]:
+        """Return the values inside of one, in an order that is the same in every run."""
+        if isinstance(value, (types.ModuleType, type)):
+            return []  # their code has a digest of its own
+        if _is_module(value):
+            # One that is no part of the network's: no state dict holds its weights.
+            tensors = [*value.named_parameters(), *value.named_buffers()]
+            return [*tensors, *(one for part in value.modules() for one in self.attributes(part))]
+        if isinstance(value, Mapping):
+            return [one for entry in value.items() for one in entry]
+        if isinstance(value, (tuple, list)):
+            return list(value)
+        if isinstance(value, (set, frozenset)):
+            return sorted(_hash(self.pieces(one)) for one in value)
+        if isinstance(value, partial):
+            return [value.func, value.args, value.keywords]
+        if isinstance(value, types.FunctionType):
+            return _function(value)
+        if isinstance(value, types.MethodType):
+            return [value.__func__]
+        return _fields(value)
+
+
+def _text(value: str) -> str:
+    # A checkout that moved is the same code, and what the files hold has a digest of its own.
+    return PurePath(value).name if value.startswith(os.sep) else value
+
+
+def _function(value: types.FunctionType) -> list[Any]:
+    code = value.__code__
+    constants = [constant for constant in code.co_consts if _is_plain(constant)]
+    cells = [_content(cell) for cell in value.__closure__ or ()]
+    return [code.co_code, constants, code.co_names, value.__defaults__, value.__kwdefaults__, cells]
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a name that is assigned later
+        return None
+
+
+def _fields(value: Any) -> list[Any]:
+    """Return the attributes of a plain object: a configuration, a name space, a dataclass."""
+    top = type(value).__module__.partition(".")[0]
+    if top in sys.stdlib_module_names and top not in _HOLDERS:
+        return []
+    content = getattr(value, "__dict__", None)
+    if not isinstance(content, dict):
+        if not dataclasses.is_dataclass(value):
+            return []
+        content = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    return [one for entry in sorted(content.items(), key=lambda e: str(e[0])) for one in entry]
+
+
+def _array(value: Any) -> Iterator[bytes]:
+    """Yield the type, the shape and the bytes of an array or a tensor."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        if value.grad_fn is not None:
+            return  # computed from parameters, as the older weight_norm does
+        yield f"{value.dtype} {tuple(value.shape)} {value.layout}".encode()
+        if value.layout != torch.strided or value.is_meta or value.is_quantized:
+            return
+        # As bytes, since numpy lacks some of torch's types.
+        value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    yield f"{value.dtype} {value.shape}".encode()
+    if value.dtype.hasobject:
+        yield repr(value.tolist()).encode()
+    else:
+        yield np.ascontiguousarray(value).tobytes()
+
+
+def _is_plain(value: Any) -> bool:
+    containers = (str, tuple, list, dict, set, frozenset)
+    return isinstance(value, (*_SCALARS, *containers)) or _is_array(value)
+
+
+def _is_array(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, (np.ndarray, torch.Tensor))
+
+
+def _is_module(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.nn.Module)
