@@ -97,7 +97,7 @@ def test_half_keeps_the_loud_layers_and_passes(made: tuple[Path, Answer]) -> Non
     assert report["target"]["precision"] == "fp16"
     (output,) = report["quality"]["outputs"].values()
     assert output["nonfinite"] == 0
-    assert output["snr_db"] > 55
+    assert output["snr_db"] > 40
     stage = answer.stage("half")
     reasons = {node["name"]: node["reason"] for node in stage["details"]["kept"]}
     loudest = max(node["value"] or 0 for node in stage["details"]["kept"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear_contents, run_bundle
+from conftest import linear_contents, measured, run_bundle
 from gpu_standin import StandIn
 from int8_nets import EVALUATION, build, mixed_onnx, pictures
 from interpreters import equipped, find
@@ -54,7 +54,7 @@ def missed(linear_bundle: Path, tmp_path: Path) -> Path:
     """A whole bundle whose answers are not those that the build host gave."""
     contents = linear_contents()
     path = tmp_path / "missed.edgepack"
-    bundle.write(path, replace(contents, built=[1.5 * contents.original[0]]))
+    bundle.write(path, measured(replace(contents, built=[1.5 * contents.original[0]])))
     return path
 
 

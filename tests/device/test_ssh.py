@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from build_cases import Answer, ask
 from bundle_cases import Keys
-from conftest import linear_contents
+from conftest import linear_contents, measured
 from int8_nets import ROOT, build, mixed_onnx
 from interpreters import find
 from ssh_server import Server, host_python, proxy
@@ -101,7 +101,7 @@ def missed(tmp_path: Path) -> Path:
     """A whole bundle whose answers are not those that the build host gave."""
     path = tmp_path / "missed.edgepack"
     contents = linear_contents()
-    bundle.write(path, replace(contents, built=[1.5 * contents.original[0]]))
+    bundle.write(path, measured(replace(contents, built=[1.5 * contents.original[0]])))
     return path
 
 

@@ -19,7 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 
 from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize.layers import Layer, inner_layers, is_layer, read_layer
+from edgepack.chain.quantize.layers import (
+    FLOAT_LAYERS,
+    Layer,
+    inner_layers,
+    is_layer,
+    read_layer,
+)
 from edgepack.chain.quantize.place import Placement, Read, Reader
 
 # One node, not several, stands behind a Q that TensorRT moves over these.
@@ -32,9 +38,11 @@ POINTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "Har
 POOLS = ("AveragePool", "GlobalAveragePool")
 
 FLOAT_IN_TENSORRT = {
+    **FLOAT_LAYERS,
     **{name: f"recurrent: TensorRT has no integer {name}" for name in ("LSTM", "GRU", "RNN")},
     "ConvTranspose": "edgepack quantizes no transposed convolution",
     "Einsum": "edgepack quantizes no Einsum",
+    "DeformConv": "edgepack quantizes no deformable convolution",
 }
 
 
