@@ -1,6 +1,7 @@
-"""The ledger and the verdicts, as JSON, on the terminal and as a page.
+"""Reports and verdicts as JSON, on the terminal and as an HTML page.
 
-What draws is imported where it is used: rich and Jinja cost more than `--help` may take.
+The renderers are imported inside the functions that use them: rich and Jinja take longer to
+import than `--help` may take to print.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def render_html(report: Mapping[str, Any]) -> str:
-    """A valid report as one self-contained page."""
+    """Render a valid report as one self-contained page."""
     from edgepack.report.html import render_html as render
 
     return render(report)
 
 
 def render_terminal(report: Mapping[str, Any], console: Console) -> None:
-    """Print a summary of a valid report: some 30 lines at 80 columns."""
+    """Print a summary of a valid report: about 30 lines at 80 columns."""
     from edgepack.report.terminal import render_terminal as render
 
     render(report, console)
@@ -38,7 +39,7 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
 
 
 def render_instructions(document: Mapping[str, Any], console: Console) -> None:
-    """Print how many instructions a bundle takes on emulated CPUs, a table for each."""
+    """Print the instruction counts of a bundle on emulated CPUs, a table for each CPU."""
     from edgepack.report.instructions import render_instructions as render
 
     render(document, console)

@@ -1,4 +1,4 @@
-"""Why a bundle that passed its gates is no plain success: it costs more than what was given."""
+"""Cautions: a bundle that passed its gates and still costs more than the model did."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 
 from edgepack.report.figures import percent
 
-# Medians closer than this may be called either way.
+# Two medians closer than this are within measurement noise.
 NOISE = 0.05
-# Names and shapes may take this share more bytes.
+# Tensor names and shapes alone may add this share of bytes, so it is not called larger.
 NAMES = 0.01
-# Fewer bytes by less than this are no gain.
+# A size reduction smaller than this is not called a gain.
 LEAST = 0.05
 
 
 def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a code, a ratio and a few words for everything that a verdict must not hide.
+    """Return a code, a ratio and a short text for every cost that a verdict must not hide.
 
-    `slower` than the original in fp32, `larger` than what was given, and `no-gain`: a chain that
-    computes in fewer bits and made the model neither smaller nor faster.
+    `slower`: slower than the original in fp32. `larger`: more bytes than the model file. `no-gain`:
+    the chain computes in fewer bits and made the model neither smaller nor faster.
 
     Args:
-        report: a valid report, with or without cautions of its own.
+        report: a valid report; cautions already in it are ignored.
     """
     speed, size = _speed(report), report["sizes"]["ratio"]
     result = []
@@ -32,7 +32,7 @@ def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     if size > 1 + NAMES:
         text = f"larger than {size_basis(report)}: {size:.2f}×"
         result.append({"code": "larger", "ratio": size, "text": text})
-    elif size > 1 - LEAST and _fewer_bits(report) and (speed is None or speed < 1 + NOISE):
+    elif size > 1 - LEAST and _uses_fewer_bits(report) and (speed is None or speed < 1 + NOISE):
         text = f"{percent(size)} of the bytes of {size_basis(report)}"
         if not result and speed is not None:
             text += " and no faster"
@@ -41,15 +41,17 @@ def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def size_basis(report: Mapping[str, Any]) -> str:
-    """Name what the size is compared with; a report from before has one graph alone."""
+    """Name the file that the size is compared with; older reports do not record it."""
     basis = report["sizes"].get("basis")
     if basis is None:
         return "the original"
-    return "its fp32 graph" if basis == "export" else str(report["source"]["path"])
+    if basis == "export":
+        return "its fp32 graph"
+    return str(report["source"]["path"])
 
 
 def factor(report: Mapping[str, Any], ratio: float) -> str:
-    """Format a speed-up or slow-down, marked where its measurement was disturbed."""
+    """Format a speed-up or slow-down, and mark it if the measurement was disturbed."""
     if disturbed(report):
         return f"about {ratio:.1f}×, disturbed"
     return f"{ratio:.2f}×"
@@ -61,12 +63,12 @@ def disturbed(report: Mapping[str, Any]) -> list[str]:
 
 
 def _speed(report: Mapping[str, Any]) -> float | None:
-    """Return the speed-up; None where it was not measured, or no pass changed the graph."""
+    """Return the speed-up; None if it was not measured or no pass changed the graph."""
     passes = [record for record in report["ledger"] if record.get("measured")]
     if not report["latency"] or len(passes) == 1:
         return None
     return float(report["latency"]["ratio"])
 
 
-def _fewer_bits(report: Mapping[str, Any]) -> bool:
+def _uses_fewer_bits(report: Mapping[str, Any]) -> bool:
     return str(report["target"].get("precision", "fp32")) != "fp32"

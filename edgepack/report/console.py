@@ -1,4 +1,4 @@
-"""The terminal that reports are drawn on."""
+"""The console that reports are printed on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from rich.console import Console
 
 
 class StderrConsole(Console):
-    """Draws on standard error.
+    """Console on standard error that raises when its reader is gone.
 
-    A reader that has gone is an error like any other: rich would exit with 1, which means a
-    missed gate.
+    On a broken pipe rich would exit with status 1, which means a missed gate.
     """
 
     def __init__(self) -> None:

@@ -1,19 +1,19 @@
-"""Figures and foreign text as people read them: the same words in the terminal and on the page.
+"""Formatting of numbers and foreign text, shared by the terminal and the page.
 
 Rounding never flatters: a share below one is not printed as 100 %, and two values that differ are
-printed with as many digits as it takes to see it.
+printed with enough digits to show it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# What prints a report takes this from here, beside the other forms of text.
+# Re-exported: report code imports every text helper from this module.
 from edgepack.runtime.streams import printable as printable
 
-# As `runtime.parity.metrics.SNR_LIMIT`, whose module brings numpy; a test holds them together.
+# Equal to `runtime.parity.metrics.SNR_LIMIT`, whose module imports numpy; a test compares the two.
 SNR_LIMIT = 999.0
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _ASCII = str.maketrans(
@@ -23,10 +23,14 @@ _ASCII = str.maketrans(
     }
 )  # fmt: skip
 _UNIT = re.compile(r"(?<=\d) (?=(?:B|kB|MB|GB|TB|ms|s|min|h|dB|%|points?|thread|of)\b|%)")
+# Least value and decimals, for three significant digits; the bounds lie where rounding carries:
+# 9.994 is "9.99", 9.995 is "10.0".
+_MS_DECIMALS = ((99.95, 0), (9.995, 1), (0.1, 2))
+_COUNT_DECIMALS = ((99.95, 0), (9.995, 1))
 
 
 def fit(text: str, encoding: str) -> str:
-    """`text` in the characters of `encoding`: signs become ASCII, the rest is escaped."""
+    """Return `text` in the characters of `encoding`: signs become ASCII, the rest is escaped."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
@@ -34,43 +38,50 @@ def fit(text: str, encoding: str) -> str:
     return text
 
 
-def tied(text: str) -> str:
-    """`text` with numbers tied to their units, so that no line breaks between them."""
+def tie_units(text: str) -> str:
+    """Tie numbers to their units with no-break spaces: "19.8 dB" stays on one line."""
     return _UNIT.sub("\u00a0", text)
 
 
 def bytes_text(count: float | None) -> str:
-    """Decimal units: 18.55 MB is 18,550,000 bytes. Empty for None."""
+    """Format bytes in decimal units: 18.55 MB is 18,550,000 bytes. Empty for None."""
     if count is None:
         return ""
     value, unit = float(count), 0
+    # From 999.995 on two decimals would print 1000.00.
     while value >= 999.995 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{value:.0f} B" if unit == 0 else f"{value:.2f} {_UNITS[unit]}"
+    if unit == 0:
+        return f"{value:.0f} B"
+    return f"{value:.2f} {_UNITS[unit]}"
 
 
 def seconds_text(seconds: float) -> str:
-    """Wall-clock time: 0.3 s, 48 s, 3 min 20 s, 1 h 05 min."""
+    """Format wall-clock time: 0.3 s, 48 s, 3 min 20 s, 1 h 05 min."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 100:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(seconds)
+    if rounded < 100:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def ms_text(ms: float | None) -> str:
-    """A latency with three significant digits. Empty for None."""
+    """Format a latency with three significant digits. Empty for None."""
     if ms is None:
         return ""
-    digits = 0 if ms >= 99.95 else 1 if ms >= 9.995 else 2 if ms >= 0.1 else 4
-    return f"{ms:.{digits}f} ms"
+    return f"{ms:.{_decimals(ms, _MS_DECIMALS, 4)}f} ms"
+
+
+def _decimals(value: float, steps: Sequence[tuple[float, int]], least: int) -> int:
+    """Return the decimals of the first step that `value` reaches, else `least`."""
+    return next((decimals for bound, decimals in steps if value >= bound), least)
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share as per cent. 0.99996 is 99.996 %, never 100.0 %; 0.00001 is not 0.0 %."""
+    """Format a share in per cent. 0.99996 is 99.996 %, never 100.0 %; 0.00001 is not 0.0 %."""
     while digits < 6 and (
         (share < 1 and round(share * 100, digits) >= 100)
         or (share > 0 and round(share * 100, digits) <= 0)
@@ -80,43 +91,45 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def decibel(snr_db: float, digits: int = 1) -> str:
-    """A signal-to-noise ratio."""
+    """Format a signal-to-noise ratio."""
     return f"{snr_db:.{digits}f} dB"
 
 
 def points(value: float, digits: int = 2) -> str:
-    """A difference of two percentages."""
+    """Format a difference of two percentages."""
     return f"{value:.{digits}f} points"
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A bare value with so many significant digits."""
+    """Format a bare value with `digits` significant digits."""
     return f"{value:.{digits}g}"
 
 
 def count_text(value: int) -> str:
-    """A number of things: 4,652,008."""
+    """Format a count with separators: 4,652,008."""
     return f"{value:,}"
 
 
 def short_count(value: int) -> str:
-    """A large number with three significant digits: 4.65 M, 386 M, 12.0 k."""
+    """Format a large count with three significant digits: 4.65 M, 386 M, 12.0 k."""
     scaled, unit = float(value), ""
     for larger in ("k", "M", "G", "T"):
         if scaled < 999.5:
             break
         scaled, unit = scaled / 1000, larger
-    digits = 0 if not unit or scaled >= 99.95 else 1 if scaled >= 9.995 else 2
-    return f"{scaled:.{digits}f} {unit}".rstrip()
+    if not unit:
+        return f"{scaled:.0f}"
+    return f"{scaled:.{_decimals(scaled, _COUNT_DECIMALS, 2)}f} {unit}"
 
 
 def plural(value: int, noun: str) -> str:
-    """1 gate, 2 gates."""
-    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+    """Format a count with its noun: 1 gate, 2 gates."""
+    ending = "" if value == 1 else "s"
+    return f"{value:,} {noun}{ending}"
 
 
 def snr_text(metrics: Mapping[str, Any]) -> str:
-    """The SNR of one output; in words where it is exact or no SNR can be told."""
+    """Format the SNR of one output; in words where it is exact or undefined."""
     snr = metrics["snr_db"]
     if metrics.get("nonfinite"):
         return f"{metrics['nonfinite']:,} not finite"
@@ -125,13 +138,18 @@ def snr_text(metrics: Mapping[str, Any]) -> str:
         return "equal" if share in (None, 1.0) else f"{percent(share)} equal"
     if snr is None:
         return "exact"
-    return decibel(snr) if snr > -SNR_LIMIT else "no signal"
+    if snr > -SNR_LIMIT:
+        return decibel(snr)
+    return "no signal"
 
 
-def apart(
+def format_apart(
     text: Callable[[float, int], str], first: float, second: float, digits: int
 ) -> tuple[str, str]:
-    """Both values by `text`, with as many digits as it takes to tell them apart."""
+    """Format both values by `text`, with enough digits to show that they differ.
+
+    18.996 and 19.0 at one digit would both print 19.0 dB; the result is 18.996 dB and 19.000 dB.
+    """
     pair = text(first, digits), text(second, digits)
     while first != second and pair[0] == pair[1] and digits < 12:
         digits += 1

@@ -1,4 +1,4 @@
-"""Gates as people read them: what was measured, the bound, and how far apart they are."""
+"""Gates as text: the measured value, the bound, and the margin between them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.report.figures import apart, decibel, number, percent, points
+from edgepack.report.figures import decibel, format_apart, number, percent, points
 
 _SIGNS = {"at-least": "≥", "at-most": "≤", "equal": "", None: ""}
+_BOOLEAN_BOUNDS = {True: "required", False: "excluded"}
+_YES_NO = {True: "yes", False: "no"}
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one kind of gate is read.
+    """Format of one kind of gate.
 
     Attributes:
-        label: what is measured, in words; braces take the name of the task's metric, which
-            stands in such a gate in the place of the output.
-        relation: "at-least", "at-most", "equal", or None where it is not known.
-        text: a value and a number of digits, as text.
-        digits: to begin with.
-        margin: the same for the difference of two values.
+        label: the measured quantity in words; braces stand for the name of the task's metric,
+            which such a gate carries instead of an output.
+        relation: "at-least", "at-most", "equal", or None if unknown.
+        text: formats a value with a number of digits.
+        digits: number of digits to start with.
+        margin: formats the difference of two values with a number of digits.
     """
 
     label: str
@@ -46,7 +48,7 @@ _KINDS = {
     "metric_ratio": _Kind("Share of the original's {}", "at-least", **_PERCENT),
     "max_drop": _Kind("Drop of {}", "at-most", **_POINTS),
     "bit_exact": _Kind("Bit-exact", "equal"),
-    "finite": _Kind("Values not finite", "at-most"),
+    "finite": _Kind("Non-finite values", "at-most"),
 }
 
 
@@ -58,7 +60,7 @@ def _kind(gate: Mapping[str, Any]) -> _Kind:
 
 
 def relation(gate: Mapping[str, Any]) -> str | None:
-    """How `measured` must stand to `bound`: as the gate says, or as its name is known for."""
+    """Return the relation of `measured` to `bound`: the gate's own, else that of its name."""
     return gate.get("relation") or _kind(gate).relation
 
 
@@ -67,14 +69,14 @@ class GateRow:
     """One gate, as text.
 
     Attributes:
-        label: what is measured.
-        output: of which output; empty where of the whole model.
-        measured: the value.
+        label: the measured quantity.
+        output: name of the output; empty for the whole model.
+        measured: the measured value.
         bound: the bound with its sign.
-        margin: how far measured is on the right side of the bound; negative where it was missed;
-            empty where the two cannot be compared.
-        passed: whether it passed.
-        decisive: whether missing it fails the build.
+        margin: distance on the right side of the bound; negative on a miss; empty if the two
+            cannot be compared.
+        passed: true if the gate passed.
+        decisive: true if missing it fails the build.
         note: the gate's own remark.
     """
 
@@ -89,31 +91,16 @@ class GateRow:
 
 
 def gate_row(gate: Mapping[str, Any]) -> GateRow:
-    """One gate of the report as text."""
-    kind, measured, bound = _kind(gate), gate["measured"], gate["bound"]
-    holds = relation(gate)
-    margin = ""
-    if measured is None:
-        exact = gate["name"] in ("snr_db", "worst_db") and gate["passed"]
-        texts = ("exact" if exact else "not finite"), _text(kind, bound)
-    elif isinstance(measured, bool) or isinstance(bound, bool):
-        texts = (
-            _text(kind, measured),
-            {True: "required", False: "excluded"}.get(bound, _text(kind, bound)),
-        )
-    else:
-        texts = apart(kind.text, measured, bound, kind.digits)
-        if holds in ("at-least", "at-most"):
-            slack = measured - bound if holds == "at-least" else bound - measured
-            digits = 2 if kind.margin is number else kind.digits
-            margin = ("+" if slack >= 0 else "−") + apart(kind.margin, abs(slack), 0.0, digits)[0]
+    """Format one gate of the report."""
+    kind = _kind(gate)
+    measured, bound, margin = _values(gate, kind)
     output = (gate.get("output") or "") + gate.get("part", "")
     of_metric = "{}" in kind.label
     return GateRow(
         label=kind.label.format(output or "the metric"),
         output="" if of_metric else output,
-        measured=texts[0],
-        bound=f"{_SIGNS[holds]} {texts[1]}".strip(),
+        measured=measured,
+        bound=f"{_SIGNS[relation(gate)]} {bound}".strip(),
         margin=margin,
         passed=gate["passed"],
         decisive=gate.get("decisive", True),
@@ -121,14 +108,41 @@ def gate_row(gate: Mapping[str, Any]) -> GateRow:
     )
 
 
+def _values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]:
+    """Format the measured value, the bound and the margin: ("19.8 dB", "19.0 dB", "+0.8 dB")."""
+    measured, bound = gate["measured"], gate["bound"]
+    if measured is None:
+        # JSON has no infinity: a null SNR that passed is an error of exactly zero.
+        exact = gate["name"] in ("snr_db", "worst_db") and gate["passed"]
+        return "exact" if exact else "not finite", _text(kind, bound), ""
+    if isinstance(measured, bool) or isinstance(bound, bool):
+        required = _BOOLEAN_BOUNDS.get(bound, _text(kind, bound))
+        return _text(kind, measured), required, ""
+    texts = format_apart(kind.text, measured, bound, kind.digits)
+    return (*texts, _margin(relation(gate), measured, bound, kind))
+
+
+def _margin(relation: str | None, measured: float, bound: float, kind: _Kind) -> str:
+    if relation == "at-least":
+        slack = measured - bound
+    elif relation == "at-most":
+        slack = bound - measured
+    else:
+        return ""
+    digits = 2 if kind.margin is number else kind.digits
+    # Compared with 0.0, so that a margin which is not zero never prints as "+0.0".
+    size, _ = format_apart(kind.margin, abs(slack), 0.0, digits)
+    return f"+{size}" if slack >= 0 else f"−{size}"
+
+
 def _text(kind: _Kind, value: float | bool) -> str:
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return _YES_NO[value]
     return kind.text(value, kind.digits)
 
 
 def describe_gate(gate: Mapping[str, Any]) -> str:
-    """One gate in one line: "SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
+    """Return one gate as one line: "SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     row = gate_row(gate)
     line = f"{row.label} of {row.output}" if row.output else row.label
     line = f"{line}: {row.measured} ({row.bound})"

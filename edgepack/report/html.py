@@ -1,7 +1,7 @@
-"""The report as one page that needs nothing but a browser: no network, no script, no other file.
+"""Report as one page that needs only a browser: no network, no script, no other file.
 
-The page escapes whatever it is given: Jinja's autoescape for markup, `printable` for characters
-that steer the reader, and a content security policy that lets a browser load nothing.
+Every text is escaped: Jinja's autoescape for markup, `printable` for control and bidirectional
+characters. A content security policy keeps the browser from loading anything.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edgepack.report import figures, findings
 from edgepack.report.gates import gate_row
 from edgepack.report.passes import passes
 
-# SNR bars are full here: above it two fp32 graphs differ by rounding alone.
+# SNR at which a bar is full: above it two fp32 graphs differ by rounding alone.
 _FULL_DB = 100.0
-# Of the instruction sets that a CPU names, those that decide how an int8 or fp16 network runs.
+# Instruction sets that decide the speed of int8 and fp16 networks; a CPU lists many more.
 _ISA_PREFIXES = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "i8mm", "bf16", "neon")
 
 
@@ -31,10 +31,10 @@ class Bar:
     """One bar of a chart.
 
     Attributes:
-        label: whose.
-        text: the value.
-        width: of the bar, 0 to 100.
-        tick: where a second value stands, 0 to 100; None where there is none.
+        label: name of the model.
+        text: value as text.
+        width: width of the bar, 0 to 100.
+        tick: position of a second value, 0 to 100; None without one.
     """
 
     label: str
@@ -44,10 +44,11 @@ class Bar:
 
 
 def render_html(report: Mapping[str, Any]) -> str:
-    """A valid report as a self-contained page."""
+    """Render a valid report as a self-contained page."""
     bound = _snr_bound(report)
 
     def missed(metrics: Mapping[str, Any]) -> bool:
+        # In the units of the bar, so that colour and tick agree: 19 dB is at 19 of 100.
         return snr_width(metrics) < 100 * min((bound or 0.0) / _FULL_DB, 1.0)
 
     page: str = _page().render(
@@ -57,65 +58,72 @@ def render_html(report: Mapping[str, Any]) -> str:
         latency_bars=latency_bars(report),
         chain=passes(report),
         snr_bound=bound,
-        loss=findings.first_loss(report["ledger"]),
+        loss=findings.find_first_loss(report["ledger"]),
         isa=[f for f in report["device"].get("isa") or () if f.startswith(_ISA_PREFIXES)],
     )
     return page
 
 
 def size_bars(report: Mapping[str, Any]) -> list[Bar]:
-    """Bytes of the original and of the optimized model, to one scale."""
+    """Return bars of the bytes of the original and of the optimized model, to one scale."""
     sizes = report["sizes"]
-    named = (("original", sizes["original_bytes"]), ("optimized", sizes["model_bytes"]))
-    most = max(value for _, value in named)
-    return [Bar(name, figures.bytes_text(value), 100 * value / most) for name, value in named]
+    sides = (("original", sizes["original_bytes"]), ("optimized", sizes["model_bytes"]))
+    most = max(value for _, value in sides)
+    return [Bar(name, figures.bytes_text(value), 100 * value / most) for name, value in sides]
 
 
 def latency_bars(report: Mapping[str, Any]) -> list[Bar]:
-    """p50 of both, to one scale, with a tick at p90; empty where nothing was measured."""
+    """Return bars of both p50, to one scale, with a tick at p90; empty without a measurement."""
     if not report["latency"]:
         return []
-    named = [(label, report["latency"][key]) for label, key in _SIDES]
-    most = max(max(timing["p50"], timing.get("p90") or 0) for _, timing in named)
-    return [
-        Bar(
-            label,
-            figures.ms_text(timing["p50"]),
-            100 * timing["p50"] / most,
-            # Half a unit inside, so that the tick at the scale's end is seen whole.
-            min(99.5, 100 * timing["p90"] / most) if timing.get("p90") else None,
-        )
-        for label, timing in named
-    ]
+    sides = [(label, report["latency"][key]) for label, key in _SIDES]
+    most = max(max(timing["p50"], timing.get("p90") or 0) for _, timing in sides)
+    return [_latency_bar(label, timing, most) for label, timing in sides]
+
+
+def _latency_bar(label: str, timing: Mapping[str, Any], most: float) -> Bar:
+    tick = None
+    if p90 := timing.get("p90"):
+        # Half a unit inside, so that a tick at the end of the scale is not cut.
+        tick = min(99.5, 100 * p90 / most)
+    return Bar(label, figures.ms_text(timing["p50"]), 100 * timing["p50"] / most, tick)
 
 
 _SIDES = (("original", "original"), ("optimized", "model"))
 
 
 def snr_width(metrics: Mapping[str, Any]) -> float:
-    """The width of a stage's bar, 0 to 100: exact and 100 dB are full, not finite is empty."""
+    """Return the width of a stage's bar: 19.8 dB is 19.8, exact is 100, non-finite is 0."""
     if metrics.get("nonfinite"):
         return 0.0
     return 100 * min(max(closeness_db(metrics), 0.0), _FULL_DB) / _FULL_DB
 
 
 def _snr_bound(report: Mapping[str, Any]) -> float | None:
-    """The highest SNR that a gate of quality asks for, in dB; None where none does."""
+    """Return the highest SNR bound of the quality gates in dB; None without one."""
     gates = report["quality"]["gates"]
     return max((gate["bound"] for gate in gates if gate["name"] == "snr_db"), default=None)
 
 
 def _details(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """A record's further figures that fit on a line."""
+    """Yield the label and text of a record's details that fit on a line."""
     for key, value in record["details"].items():
-        if isinstance(value, bool):
-            yield key.replace("_", " "), "yes" if value else "no"
-        elif isinstance(value, int):
-            yield key.replace("_", " "), figures.count_text(value)
-        elif isinstance(value, float):
-            yield key.replace("_", " "), figures.number(value)
-        elif isinstance(value, str) and len(value) <= 80:
-            yield key.replace("_", " "), value
+        text = _detail(value)
+        if text is not None:
+            yield key.replace("_", " "), text
+
+
+def _detail(value: object) -> str | None:
+    # bool comes first: it is a subclass of int.
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return figures.count_text(value)
+    if isinstance(value, float):
+        return figures.number(value)
+    if isinstance(value, str) and len(value) <= 80:
+        return value
+    return None
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:
@@ -140,7 +148,7 @@ def _page() -> Template:
     )
     style = files("edgepack.report").joinpath("page", "report.css").read_text(encoding="utf-8")
     environment.globals.update(
-        style=Markup(style),  # noqa: S704 - our own file
+        style=Markup(style),  # noqa: S704 - from this package
         findings=findings,
         gate_row=gate_row,
         snr_width=snr_width,
@@ -148,7 +156,7 @@ def _page() -> Template:
         details=_details,
     )
     environment.filters.update(
-        tied=figures.tied,
+        tied=figures.tie_units,
         bytes=figures.bytes_text,
         seconds=figures.seconds_text,
         ms=figures.ms_text,

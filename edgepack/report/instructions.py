@@ -1,4 +1,4 @@
-"""Instructions of one inference on emulated CPUs, as tables on a terminal."""
+"""Terminal tables of the instructions of one inference on emulated CPUs."""
 
 from __future__ import annotations
 
@@ -21,63 +21,69 @@ CLASSES = {
     "branch": "branches",
     "integer": "other integer",
 }
-MADE_FOR_INT8 = {"aarch64": "sdot, udot or int8 matrix", "x86_64": "VNNI"}
+INT8_INSTRUCTIONS = {"aarch64": "sdot, udot or int8 matrix", "x86_64": "VNNI"}
 
 
 def render_instructions(document: Mapping[str, Any], console: Console) -> None:
-    """Print a table for each CPU, then what its figures tell.
+    """Print a table for each CPU, then remarks on its figures.
 
     Args:
-        document: {"devices": [as `edgepack.device.instructions.Counted.to_json` gives it]}.
-        console: signs become ASCII where its encoding lacks them.
+        document: {"devices": [`edgepack.device.instructions.Counted.to_json()`, ...]}.
+        console: signs become ASCII if its encoding lacks them.
     """
-    for index, found in enumerate(document["devices"]):
+    for index, result in enumerate(document["devices"]):
         if index:
             console.print()
-        _table(found, console)
-        for line in _remarks(found):
+        _print_table(result, console)
+        for line in _remarks(result):
             console.print(Text(fit(line, console.encoding)), soft_wrap=True)
 
 
-def _table(found: Mapping[str, Any], console: Console) -> None:
-    title = f"One inference on {found['cpu']}: {found['unit']}"
+def _counts_by_model(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the counts by heading; the other model's only if it was counted."""
+    models = {"this bundle": result["model"], "the other model": result["original"]}
+    return {name: counts for name, counts in models.items() if counts}
+
+
+def _print_table(result: Mapping[str, Any], console: Console) -> None:
+    title = f"One inference on {result['cpu']}: {result['unit']}"
     console.print(Text(fit(title, console.encoding), style="bold"), soft_wrap=True)
-    columns = {"this bundle": found["model"], "the other model": found["original"]}
-    shown = {name: counts for name, counts in columns.items() if counts}
+    models = _counts_by_model(result)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("")
-    for name in shown:
+    for name in models:
         table.add_column(name, justify="right")
         table.add_column("", justify="right", style="dim")
     for name, title in CLASSES.items():
         cells = []
-        for counts in shown.values():
+        for counts in models.values():
             instructions = counts["classes"][name]
             cells += [count_text(instructions), percent(instructions / counts["total"])]
         table.add_row(title, *cells)
-    totals = [count_text(counts["total"]) for counts in shown.values()]
-    table.add_row("in all", *(cell for total in totals for cell in (total, "")), style="bold")
+    # Every model has two columns, count and share; a total has no share.
+    totals: list[str] = []
+    for counts in models.values():
+        totals += [count_text(counts["total"]), ""]
+    table.add_row("total", *totals, style="bold")
     console.print(table)
 
 
-def _remarks(found: Mapping[str, Any]) -> list[str]:
+def _remarks(result: Mapping[str, Any]) -> list[str]:
+    models = _counts_by_model(result)
     lines = []
-    for name, counts in (("this bundle", found["model"]), ("the other model", found["original"])):
-        if counts:
-            ran = ", ".join(f"{kind} {count_text(n)}" for kind, n in counts["compute"].items())
-            lines.append(f"{name} computes by {ran or 'no SIMD products'}")
+    for name, counts in models.items():
+        kinds = ", ".join(f"{kind} {count_text(n)}" for kind, n in counts["compute"].items())
+        lines.append(f"{name} computes by {kinds or 'no SIMD products'}")
+    answer = "yes" if result["model"]["dot_products"] else "no"
+    lines.append(f"int8 instructions ({INT8_INSTRUCTIONS[result['arch']]}) executed: {answer}")
+    if ratio := result["ratio"]:
+        change = f"{ratio:.2f}x fewer" if ratio >= 1 else f"{1 / ratio:.2f}x MORE"
+        lines.append(f"this bundle takes {change} instructions than the other model")
+    spread = percent(max(counts["spread"] for counts in models.values()), 2)
+    exact = all(counts["exact"] for counts in models.values())
+    products = "the same" if exact else "NOT the same"
     lines.append(
-        f"instructions made for int8 ({MADE_FOR_INT8[found['arch']]}) ran: "
-        + ("yes" if found["model"]["dot_products"] else "no")
-    )
-    if found["ratio"]:
-        ratio = found["ratio"]
-        told = f"{ratio:.2f}x fewer" if ratio >= 1 else f"{1 / ratio:.2f}x MORE"
-        lines.append(f"this bundle takes {told} instructions than the other model")
-    every = [counts for counts in (found["model"], found["original"]) if counts]
-    spread = percent(max(counts["spread"] for counts in every), 2)
-    exact = "the same in each" if all(c["exact"] for c in every) else "NOT the same in each"
-    lines.append(
-        f"the smallest of {found['repeats']}, which differ by {spread}; the products are {exact}"
+        f"minimum of {result['repeats']} runs, which differ by {spread}; "
+        f"product counts are {products} in each run"
     )
     return lines

@@ -1,8 +1,8 @@
-"""One bundle on several devices, as a table on a terminal."""
+"""Terminal table of one bundle's verdicts on several devices."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,11 +17,11 @@ QUESTIONS = ("fidelity", "quality")
 
 
 def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
-    """Print a row for each device, then what was missed and what could not run.
+    """Print a row for each device, then missed gates and errors.
 
     Args:
-        matrix: as `edgepack.device.verify` gives it.
-        console: foreign text is printed literally on it.
+        matrix: result of `edgepack.device.verify`.
+        console: foreign text is printed on it literally.
     """
 
     def text(value: str, style: str = "") -> Text:
@@ -30,45 +30,49 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for title in ("device", "integrity", *QUESTIONS, "verdict"):
         table.add_column(title)
-    remarks = []
+    remarks: list[str] = []
     for column in matrix["devices"]:
-        name = f"{column['name']}{' (emulated)' if column['emulated'] else ''}"
+        name = column["name"]
+        label = f"{name} (emulated)" if column["emulated"] else name
         if "error" in column:
-            table.add_row(text(name), "", "", "", text("could not run", "bold red"))
-            remarks += _told(column["name"], column["error"])
+            table.add_row(text(label), "", "", "", text("could not run", "bold red"))
+            remarks += _describe_error(name, column["error"])
             continue
         verdict = column["verdict"]
-        passed = verdict["passed"]
+        mark = ("✓ PASS", "bold green") if verdict["passed"] else ("✗ FAIL", "bold red")
         table.add_row(
-            text(name),
+            text(label),
             text(f"✓ {plural(verdict['integrity']['files'], 'file')}", "green"),
-            *(text(*_answer(verdict[question])) for question in QUESTIONS),
-            text("✓ PASS" if passed else "✗ FAIL", "bold green" if passed else "bold red"),
+            *(text(*_format_answer(verdict[question])) for question in QUESTIONS),
+            text(*mark),
         )
-        remarks += [
-            f"{column['name']}, {question}: {describe_gate(gate)}"
-            for question in QUESTIONS
-            for gate in (verdict[question] or {}).get("gates", ())
-            if not gate["passed"] and gate_row(gate).decisive
-        ]
+        remarks += _describe_misses(name, verdict)
     console.print(table)
     for remark in remarks:
         for line in remark.splitlines():
             console.print(text(line), soft_wrap=True)
 
 
-def _told(name: str, error: Mapping[str, str]) -> list[str]:
-    """Why a bundle could not run on a device, line by line."""
-    # Most of what goes wrong on the way to a device names it.
+def _describe_misses(name: str, verdict: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for every decisive gate that a device missed."""
+    for question in QUESTIONS:
+        for gate in (verdict[question] or {}).get("gates", ()):
+            if not gate["passed"] and gate_row(gate).decisive:
+                yield f"{name}, {question}: {describe_gate(gate)}"
+
+
+def _describe_error(name: str, error: Mapping[str, str]) -> list[str]:
+    """Return the lines of the error that kept a bundle from running on a device."""
+    # Most errors of a connection name the device already.
     subject = "" if name in error["what"] else f"{name}: "
-    lines = [line for part in ("why", "hint") for line in error[part].splitlines()]
+    lines = [*error["why"].splitlines(), *error["hint"].splitlines()]
     return [f"{subject}error[{error['code']}]: {error['what']}", *(f"  {line}" for line in lines)]
 
 
-def _answer(question: Mapping[str, Any] | None) -> tuple[str, str]:
-    """What one question found, in a word, and its style."""
+def _format_answer(question: Mapping[str, Any] | None) -> tuple[str, str]:
+    """Return the answer to one question and its style: ("✓ bit-exact", "green")."""
     if question is None:
-        return "not asked", "dim"
+        return "not judged", "dim"
     mark, style = ("✓", "green") if question["passed"] else ("✗", "red")
     outputs = question["outputs"]
     if all(metrics["bit_exact"] for metrics in outputs.values()):

@@ -1,8 +1,8 @@
-"""The report as a document: `edgepack-report/1`, its schema, and that it agrees with itself.
+"""Report document `edgepack-report/1`: its schema, encoding and consistency.
 
-A report is what somebody believes without having been there, so it is checked twice before it is
-shown: its shape against `report.schema.json`, and its statements against each other. A verdict
-that its own gates do not carry is refused.
+Readers trust a report without having seen the build, so it is checked twice before it is shown:
+its shape against `report.schema.json`, and its statements against each other. A verdict that
+contradicts its own gates is refused.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
 FORMAT = "edgepack-report/1"
-# More faults than this tell nothing new.
+# Listing more faults than this does not help.
 _SHOWN = 8
-# Figures may be stored rounded; a contradiction must be larger than that.
+# Figures may be stored rounded; a contradiction must exceed this.
 _ROUNDING = 1e-3
 
 
 class ReportError(EdgepackError):
-    """The report is not one: of another shape, or it contradicts itself."""
+    """Report that violates its schema or contradicts itself."""
 
 
 @cache
 def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of the report."""
+    """Return the JSON Schema (2020-12) of the report."""
     text = files("edgepack.report").joinpath("report.schema.json").read_text(encoding="utf-8")
     document: dict[str, Any] = json.loads(text)
     return document
@@ -48,8 +48,8 @@ def _validator() -> Validator:
     from referencing import Registry
 
     def number(_: Any, value: object) -> bool:
-        # JSON has no NaN and no infinity, though Python's floats do; and Python's integers do not
-        # end where a float does.
+        # Python's floats include NaN and infinity, which JSON lacks, and its integers may exceed
+        # the largest float.
         return (
             isinstance(value, (int, float))
             and not isinstance(value, bool)
@@ -65,13 +65,13 @@ def _validator() -> Validator:
             {"number": number, "integer": integer}
         ),
     )
-    # An empty registry retrieves nothing: the schema stands on its own, without a network.
+    # An empty registry retrieves nothing, so that validation never needs a network.
     validator: Validator = strict(schema(), registry=Registry())
     return validator
 
 
 def encode(report: Mapping[str, Any]) -> bytes:
-    """The report as the bytes of `report.json`: UTF-8, indented, a newline at its end."""
+    """Encode the report as `report.json`: UTF-8, indented, with a final newline."""
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
@@ -80,19 +80,19 @@ def validate(report: Mapping[str, Any]) -> None:
     """Check a report's shape and that its statements agree.
 
     Raises:
-        ReportError: `report-invalid`, with the path of every key that is wrong, or
-            `report-contradiction`, with the statements that exclude each other.
+        ReportError: `report-invalid`, with the path of every invalid key, or
+            `report-contradiction`, with the statements that contradict each other.
     """
     faults = [f"{_path(error)}: {error.message}" for error in _deepest(report)]
     if faults:
-        raise _refuse("report-invalid", f"this is not a report of the format {FORMAT}", faults)
+        raise _refuse("report-invalid", f"the report does not match the format {FORMAT}", faults)
     faults = list(_contradictions(report))
     if faults:
         raise _refuse("report-contradiction", "the report contradicts itself", faults)
 
 
 def _deepest(report: Mapping[str, Any]) -> Iterator[Any]:
-    """The schema's errors; where one of several forms was allowed, the error inside the best."""
+    """Yield the schema's errors; of several allowed forms, the error inside the closest."""
     from jsonschema.exceptions import best_match
 
     for error in sorted(_validator().iter_errors(report), key=lambda e: list(map(str, e.path))):
@@ -103,57 +103,73 @@ def _path(error: Any) -> str:
     return str(error.json_path).removeprefix("$").removeprefix(".") or "the report"
 
 
+def _shorten(fault: str) -> str:
+    return fault if len(fault) <= 300 else fault[:299] + "…"
+
+
 def _refuse(code: str, what: str, faults: list[str]) -> ReportError:
-    shown = [fault if len(fault) <= 300 else fault[:299] + "…" for fault in faults[:_SHOWN]]
+    shown = [_shorten(fault) for fault in faults[:_SHOWN]]
     if len(faults) > _SHOWN:
         shown.append(f"and {len(faults) - _SHOWN} more")
     return ReportError(
         code,
         what,
         why="\n".join(shown),
-        hint="build the bundle again with this version of edgepack; it writes a new report",
+        hint="build the bundle again with this version of edgepack to write a new report",
     )
 
 
 def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
-    questions = {name: report[name] for name in ("quality", "fidelity")}
-    for name, question in questions.items():
-        decided = all(gate["passed"] for gate in question["gates"] if gate.get("decisive", True))
-        if question["passed"] != decided:
-            yield f"{name}.passed is {question['passed']}, its decisive gates say {decided}"
-        for gate in question["gates"]:
-            yield from _misjudged(name, gate)
-    answers = {name: question["passed"] for name, question in questions.items()}
-    for cpu, question in report.get("emulated", {}).items():
-        if answers["fidelity"] and not question["passed"]:
-            yield f"fidelity passed, and {cpu}, emulated, missed it"
-    if report["verdict"] == "pass" and not all(answers.values()):
-        missed = ", ".join(name for name, passed in answers.items() if not passed)
-        yield f"verdict is 'pass', and these did not pass: {missed}"
-    if report["verdict"] == "fail" and all(answers.values()):
-        yield "verdict is 'fail', and every question passed"
+    """Yield a sentence for every pair of statements that contradict each other."""
+    yield from _wrong_answers(report)
+    yield from _wrong_verdict(report)
     sizes = report["sizes"]
     ratio = sizes["model_bytes"] / sizes["original_bytes"]
     if not math.isclose(sizes["ratio"], ratio, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
-        yield f"sizes.ratio is {sizes['ratio']}, its bytes say {ratio:.4f}"
-    yield from _misattributed(report["ledger"])
+        yield f"sizes.ratio is {sizes['ratio']}, its bytes give {ratio:.4f}"
+    yield from _wrong_changes(report["ledger"])
     if latency := report["latency"]:
-        yield from _misclocked(latency, report["slower"])
+        yield from _wrong_latency(latency, report["slower"])
     elif report["slower"]:
-        yield "slower is true, and no latency was measured"
+        yield "slower is true, but no latency was measured"
     if "cautions" in report:
-        stated = [caution["code"] for caution in report["cautions"]]
-        due = [caution["code"] for caution in cautions(report)]
-        if stated != due:
-            yield f"cautions are {stated}, its figures say {due}"
+        listed = [caution["code"] for caution in report["cautions"]]
+        expected = [caution["code"] for caution in cautions(report)]
+        if listed != expected:
+            yield f"cautions are {listed}, the figures give {expected}"
 
 
-def _misjudged(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
-    """A gate marked otherwise than its own measured value and bound say."""
+def _wrong_answers(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield questions whose `passed` differs from their gates, and misjudged gates."""
+    for name in ("quality", "fidelity"):
+        question = report[name]
+        decided = all(gate["passed"] for gate in question["gates"] if gate.get("decisive", True))
+        if question["passed"] != decided:
+            yield f"{name}.passed is {question['passed']}, its decisive gates give {decided}"
+        for gate in question["gates"]:
+            yield from _wrong_gate(name, gate)
+
+
+def _wrong_verdict(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield verdicts and answers that the questions below them do not support."""
+    answers = {name: report[name]["passed"] for name in ("quality", "fidelity")}
+    for cpu, question in report.get("emulated", {}).items():
+        if answers["fidelity"] and not question["passed"]:
+            yield f"fidelity passed, but {cpu}, emulated, missed it"
+    if report["verdict"] == "pass" and not all(answers.values()):
+        missed = ", ".join(name for name, passed in answers.items() if not passed)
+        yield f"verdict is 'pass', but these did not pass: {missed}"
+    if report["verdict"] == "fail" and all(answers.values()):
+        yield "verdict is 'fail', but every question passed"
+
+
+def _wrong_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a gate whose mark differs from its own measured value and bound."""
     measured, bound, passed = gate["measured"], gate["bound"], gate["passed"]
     # A gate that allows one miss among few samples says so in its note.
     if measured is None or (passed and gate.get("note")):
         return
+    # The slack is on the gate's side: 19.0 dB stored as 18.99 may have passed, 18.9 may not.
     slack = _ROUNDING * abs(bound)
     wrong = {
         "at-least": measured < bound - slack if passed else measured > bound + slack,
@@ -162,34 +178,44 @@ def _misjudged(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
         None: False,
     }[relation(gate)]
     if wrong:
-        said = "passed" if passed else "missed"
-        yield f"{question}: the gate {gate['name']} is {said} at {measured}, its bound is {bound}"
+        mark = "passed" if passed else "missed"
+        yield f"{question}: the gate {gate['name']} is {mark} at {measured}, its bound is {bound}"
 
 
-def _misattributed(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A change that is not the difference of what two passes left, a missed gate that passed."""
+def _wrong_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield changes that are not the difference of two passes, and missed gates that passed."""
     before: Mapping[str, Any] | None = None
     for record in ledger:
         measured = record.get("measured")
         if not measured:
             continue
         name, change = record["stage"], measured["change"]
-        if (change is None) != (before is None):
-            yield f"{name}: change is {change}, and it is {'not ' * bool(before)}the first measured"
+        # Only the first measured record has nothing to differ from.
+        if change is None and before is not None:
+            yield f"{name}: change is {change}, but it is not the first measured"
+        elif change is not None and before is None:
+            yield f"{name}: change is {change}, but it is the first measured"
         elif change and before:
-            for key in ("bytes", "parameters"):
-                was, now = before[key], record[key]
-                if change[key] != now - was:
-                    yield f"{name}: change.{key} is {change[key]}, and {was} became {now}"
+            yield from _wrong_change(record, before)
         if any(gate["passed"] for gate in measured["missed"]):
             yield f"{name}: a gate that passed is among those missed"
         before = record
 
 
-def _misclocked(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
+def _wrong_change(record: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
+    change = record["measured"]["change"]
+    for key in ("bytes", "parameters"):
+        old, new = before[key], record[key]
+        if change[key] != new - old:
+            yield f"{record['stage']}: change.{key} is {change[key]}, but {old} became {new}"
+
+
+def _wrong_latency(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
     ratio = latency["original"]["p50"] / latency["model"]["p50"]
     # Both medians and their ratio may be rounded, the medians to a hundredth of a millisecond.
     if not math.isclose(latency["ratio"], ratio, rel_tol=0.02):
-        yield f"latency.ratio is {latency['ratio']}, its medians say {ratio:.3f}"
-    if ratio > 1 + NOISE if slower else ratio < 1 - NOISE:
-        yield f"slower is {slower}, the medians' ratio is {ratio:.3f}"
+        yield f"latency.ratio is {latency['ratio']}, its medians give {ratio:.3f}"
+    # Close to 1 either mark may be right.
+    wrong = ratio > 1 + NOISE if slower else ratio < 1 - NOISE
+    if wrong:
+        yield f"slower is {slower}, but the medians' ratio is {ratio:.3f}"

@@ -1,17 +1,17 @@
-"""The chain as a table: after every pass what the model costs and loses, and what the pass changed.
+"""Table of the chain: cost and loss of the model after every pass, and the change by that pass.
 
-Rows are the ledger's records that were measured. A column is there where some row has a figure.
+Rows are the measured records of the ledger. A column without a figure in any row is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgepack.report.figures import bytes_text, decibel, percent, plural, short_count, snr_text
 
-# Columns by key, in order; the name of the task's metric takes the place of "metric".
+# Headings by key, in order; the name of the task's metric replaces "metric".
 COLUMNS = {
     "bytes": "Size",
     "parameters": "Parameters",
@@ -21,9 +21,9 @@ COLUMNS = {
     "snr": "SNR",
 }
 _METRICS = {"top1": "Top-1", "top5": "Top-5"}
-# From so many samples on, a hundredth of a per cent tells something.
+# From this many samples on, a hundredth of a per cent is significant.
 _MANY = 1000
-# What a missed gate marks.
+# Column that a missed gate marks; any other gate marks the SNR.
 _MARKS = {"metric_ratio": "metric", "max_drop": "metric", "agreement": "metric"}
 
 
@@ -32,9 +32,9 @@ class Cell:
     """One figure of one row.
 
     Attributes:
-        text: the figure; a dash where there is none.
-        change: against the row before, with its sign; empty where it is the same or not known.
-        missed: whether a gate on it is missed.
+        text: the figure; a dash without one.
+        change: signed difference from the row before; empty if equal or unknown.
+        missed: true if a gate on the figure is missed.
     """
 
     text: str
@@ -44,12 +44,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """What the model was after one pass.
+    """Figures of the model after one pass.
 
     Attributes:
-        name: of the pass; "original" for the graph that the chain began with.
-        cells: by key of the column.
-        missed: whether some gate of quality is missed.
+        name: name of the pass; "original" for the graph before the chain.
+        cells: cells by key of the column.
+        missed: true if any quality gate is missed.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The chain.
+    """Figures of the chain, pass by pass.
 
     Attributes:
         columns: heading by key, in order.
-        rows: the original first.
-        caption: how it was measured.
-        remarks: sentences that belong to it.
+        rows: rows, the original first.
+        caption: samples and method of the measurement.
+        remarks: sentences printed below the table.
     """
 
     columns: Mapping[str, str]
@@ -75,29 +75,38 @@ class Table:
 
 
 def passes(report: Mapping[str, Any]) -> Table | None:
-    """The table of a report; None where no pass was measured."""
+    """Return the table of a report; None if no pass was measured."""
     records = [record for record in report["ledger"] if record.get("measured")]
     if len(records) < 2:
         return None
     befores = [None, *records[:-1]]
     rows = [_row(record, before) for record, before in zip(records, befores, strict=True)]
-    shown = {k for row in rows for k, cell in row.cells.items() if cell.text != _NONE}
     measured = records[-1]["measured"]
+    return Table(
+        {key: name for key, name in _headings(measured).items() if _has_figures(rows, key)},
+        rows,
+        _caption(measured),
+        # The first note of a repair states its price, or the reason that there was none.
+        [record["notes"][0] for record in report["ledger"] if record["stage"] == "repair"],
+    )
+
+
+def _headings(measured: Mapping[str, Any]) -> dict[str, str]:
     metric = measured["quality"]["metric"]
-    names = {
-        **COLUMNS,
-        "metric": _METRICS.get(metric["name"], metric["name"]) if metric else "Agreement",
-    }
+    if not metric:
+        return {**COLUMNS, "metric": "Agreement"}
+    return {**COLUMNS, "metric": _METRICS.get(metric["name"], metric["name"])}
+
+
+def _has_figures(rows: Sequence[Row], key: str) -> bool:
+    return any(row.cells[key].text != _NONE for row in rows)
+
+
+def _caption(measured: Mapping[str, Any]) -> str:
     caption = f"On {plural(measured['quality']['samples'], 'sample')} of the evaluation set"
     if measured["latency"]:
         caption += "; speed against the original in fp32: half a second in turns, one thread"
-    return Table(
-        {key: name for key, name in names.items() if key in shown},
-        rows,
-        caption + ".",
-        # The price of a repair, or why there was none.
-        [record["notes"][0] for record in report["ledger"] if record["stage"] == "repair"],
-    )
+    return caption + "."
 
 
 _NONE = "–"
@@ -118,7 +127,7 @@ def _row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> Row:
             _signed(change.get("latency"), 0.005, lambda v: f"{percent(v, 0)} ms"),
         ),
         "metric": Cell(
-            _NONE if value is None else percent(value, 2 if samples >= _MANY else 1),
+            _format_share(value, samples),
             _signed(change.get("metric_points"), 0.005, lambda v: f"{v:.2f} points"),
             "metric" in missed,
         ),
@@ -129,11 +138,17 @@ def _row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> Row:
 
 
 def _metric(quality: Mapping[str, Any]) -> float | None:
-    """The model's task metric, else the share of decisions that are the original's."""
+    """Return the model's task metric, else its share of decisions equal to the original's."""
     if quality["metric"]:
         return float(quality["metric"]["model"])
     shares = [o.get("top1_agreement") for o in quality["outputs"].values()]
     return min((share for share in shares if share is not None), default=None)
+
+
+def _format_share(share: float | None, samples: int) -> str:
+    if share is None:
+        return _NONE
+    return percent(share, 2 if samples >= _MANY else 1)
 
 
 def _snr(quality: Mapping[str, Any]) -> str:
@@ -148,16 +163,19 @@ def _count(value: int | None) -> str:
 
 
 def _share(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:
-    """A difference as the share of what was there before."""
+    """Return a difference as a share of the row before: 13.01 MB after 18.55 MB is "−30 %"."""
     difference = change.get(key)
     if before is None or not difference:
         return ""
-    was = before["measured"]["macs"] if key == "macs" else before[key]
-    return _signed(difference / was, 0.0, lambda v: percent(v, 0)) if was else ""
+    previous = before["measured"]["macs"] if key == "macs" else before[key]
+    if not previous:
+        return ""
+    return _signed(difference / previous, 0.0, lambda share: percent(share, 0))
 
 
-def _signed(value: float | None, least: float, text: Any) -> str:
-    """A change with its sign; empty where it rounds to nothing."""
+def _signed(value: float | None, least: float, text: Callable[[float], str]) -> str:
+    """Return a change with its sign; empty if it rounds to zero."""
     if value is None or abs(value) <= least:
         return ""
-    return ("−" if value < 0 else "+") + str(text(abs(value)))
+    sign = "−" if value < 0 else "+"
+    return sign + text(abs(value))

@@ -71,7 +71,7 @@ def test_the_verdict_names_what_it_costs(
     report = with_cautions(report)
     validate(report)
     assert [caution["code"] for caution in report["cautions"]] == codes
-    assert findings.title(report) == title
+    assert findings.format_title(report) == title
     assert title in shown(report)
     page = render_html(report).replace("\u00a0", " ")
     assert f"{title}: {report['name']}" in page
@@ -81,7 +81,7 @@ def test_the_verdict_names_what_it_costs(
 def test_slower_and_larger_are_named_both() -> None:
     report = slower(0.24)
     report["sizes"].update(model_bytes=2 * report["sizes"]["original_bytes"], ratio=2.0)
-    title = findings.title(with_cautions(report))
+    title = findings.format_title(with_cautions(report))
     assert title == "PASS, but slower than fp32: 0.24× and larger than the original: 2.00×"
 
 
@@ -93,7 +93,7 @@ def test_the_same_graph_is_not_called_slower() -> None:
 
 def test_a_failed_bundle_keeps_its_verdict_and_says_it_below() -> None:
     report = with_cautions(cases.failed())
-    assert findings.title(report) == "FAIL"
+    assert findings.format_title(report) == "FAIL"
     assert "It is slower than fp32: 0.89×." in shown(report)
     assert "It is slower than fp32: 0.89×." in render_html(report).replace("\u00a0", " ")
 
@@ -108,10 +108,10 @@ def test_a_report_that_hides_its_caution_contradicts_itself(stated: list[Any]) -
 
 def test_the_size_of_a_checkpoint_that_holds_more_than_weights_is_told_beside() -> None:
     report = sized(0.26, "export")
-    assert findings.size(report).startswith("26.0 % of its fp32 graph; ")
-    assert findings.size(report).endswith(" has 3.00 MB")
-    assert findings.size(sized(0.26)).startswith("26.0 % of efficientnet_lite0")
-    assert findings.size(cases.passed()).endswith(" of the original")
+    assert findings.describe_size(report).startswith("26.0 % of its fp32 graph; ")
+    assert findings.describe_size(report).endswith(" has 3.00 MB")
+    assert findings.describe_size(sized(0.26)).startswith("26.0 % of efficientnet_lite0")
+    assert findings.describe_size(cases.passed()).endswith(" of the original")
 
 
 def test_a_disturbed_latency_is_headlined_nowhere_unmarked() -> None:
@@ -121,14 +121,14 @@ def test_a_disturbed_latency_is_headlined_nowhere_unmarked() -> None:
     )
     validate(report)
     words = f"about 2.3× faster than fp32, disturbed: {'; '.join(BUSY)}"
-    assert findings.speed(report) == words
+    assert findings.describe_speed(report) == words
     for text in (" ".join(shown(report).split()), render_html(report).replace("\u00a0", " ")):
         assert "about 2.3×" in text
         assert "about 6.40 ms" in text or "about 2.77 ms" in text
         assert "2.31×" not in text.replace("2.31×</span>", "")
     slow = slower(0.57)
     slow["latency"]["disturbed"] = BUSY
-    assert findings.title(with_cautions(slow)) == (
+    assert findings.format_title(with_cautions(slow)) == (
         "PASS, but slower than fp32: about 0.6×, disturbed"
     )
 
@@ -144,12 +144,9 @@ def test_the_forms_of_the_layers_are_told() -> None:
         "layers_float": [],
     }
     record = next(r for r in report["ledger"] if r["stage"] == "quantize")
-    assert findings.forms(report) == ""
+    assert findings.describe_forms(report) == ""
     record["details"] = details
-    told = (
-        "Layers: 3 in static int8, 1 in int8 by ranges of run time, "
-        "2 with int8 weights and float arithmetic."
-    )
-    assert findings.forms(report) == told
+    told = "Layers: 3 in static int8, 1 in dynamic int8, 2 with int8 weights and float arithmetic."
+    assert findings.describe_forms(report) == told
     assert told in " ".join(shown(report).split())
     assert told in render_html(report)

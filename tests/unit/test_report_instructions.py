@@ -62,18 +62,18 @@ def test_fewer_than_the_other_model() -> None:
     assert "One inference on neoverse-n1: instructions, emulated; not time" in text
     assert "this bundle takes 1.50x fewer instructions than the other model" in text
     assert re.search(r"^int8 dot products +500,000  25.0 % +0 +0.0 %$", text, re.M)
-    assert "(sdot, udot or int8 matrix) ran: yes" in text
+    assert "int8 instructions (sdot, udot or int8 matrix) executed: yes" in text
     assert "this bundle computes by udot 500,000" in text
     assert "the other model computes by no SIMD products" in text
-    assert "differ by 0.04 %; the products are the same in each" in text
+    assert "differ by 0.04 %; product counts are the same in each run" in text
     assert "faster" not in text
 
 
 def test_more_than_the_other_model() -> None:
     text = shown(Counted("Haswell", counts(4_000_000), counts(2_000_000, exact=False)))
     assert "this bundle takes 2.00x MORE instructions than the other model" in text
-    assert "made for int8 (VNNI) ran: no" in text
-    assert "the products are NOT the same in each" in text
+    assert "int8 instructions (VNNI) executed: no" in text
+    assert "product counts are NOT the same in each run" in text
 
 
 def test_without_another_model_nothing_is_compared() -> None:

@@ -53,7 +53,7 @@ def test_a_failure_says_what_was_missed_and_where() -> None:
 def test_unproven_comes_first_and_offers_the_cure() -> None:
     shown = lines(cases.unproven())
     assert shown[0].startswith("▲ NOT PROVEN")
-    assert shown[1].startswith("Nothing about real inputs is proved")
+    assert shown[1].startswith("Nothing was verified on real inputs")
     assert "✓ PASS" not in " ".join(shown)
     assert "--calibration PATH" in shown[-1]
 

@@ -71,7 +71,7 @@ def test_a_narrow_miss_is_seen() -> None:
 
 
 def test_gates_in_words() -> None:
-    rows = findings.gates(cases.passed())
+    rows = findings.list_gates(cases.passed())
     assert [(row.label, row.measured, row.bound, row.margin) for row in rows] == [
         ("SNR", "19.8 dB", "≥ 19.0 dB", "+0.8 dB"),
         ("Top-1 agreement", "98.6 %", "≥ 98.0 %", "+0.6 points"),
@@ -93,7 +93,7 @@ def test_gates_in_words() -> None:
         ),
         (
             {"name": "finite", "output": "y", "bound": 0, "measured": 7, "passed": False},
-            "Values not finite of y: 7 (≤ 0)",
+            "Non-finite values of y: 7 (≤ 0)",
         ),
         (
             {"name": "bit_exact", "output": "y", "bound": True, "measured": False, "passed": False},
@@ -110,7 +110,7 @@ def test_one_gate_in_one_line(gate: dict[str, object], line: str) -> None:
 
 
 def test_the_first_loss_is_where_snr_fell() -> None:
-    loss = findings.first_loss(cases.failed()["ledger"])
+    loss = findings.find_first_loss(cases.failed()["ledger"])
     assert loss is not None
     assert str(loss) == "quantize: SNR of logits fell from fp32's rounding to 9.4 dB"
 
@@ -120,7 +120,7 @@ def test_exact_stages_lose_nothing() -> None:
     for record in ledger:
         if record["parity"]:
             record["parity"]["logits"]["snr_db"] = None
-    assert findings.first_loss(ledger) is None
+    assert findings.find_first_loss(ledger) is None
 
 
 def test_a_loss_is_told_from_the_stage_before() -> None:
@@ -128,33 +128,33 @@ def test_a_loss_is_told_from_the_stage_before() -> None:
         {"stage": stage, "parity": {"y": {"snr_db": snr}}}
         for stage, snr in (("export", 88.0), ("prune", 86.0), ("quantize", 20.0))
     ]
-    loss = findings.first_loss(ledger)
+    loss = findings.find_first_loss(ledger)
     assert str(loss) == "quantize: SNR of y fell from 86.0 dB to 20.0 dB"
-    assert findings.first_loss(ledger, drop_db=70.0) is None
+    assert findings.find_first_loss(ledger, drop_db=70.0) is None
 
 
 def test_values_that_are_not_finite_are_a_loss() -> None:
     metrics = {"snr_db": -999.0, "nonfinite": 12}
-    loss = findings.first_loss([{"stage": "half", "parity": {"y": metrics}}])
+    loss = findings.find_first_loss([{"stage": "half", "parity": {"y": metrics}}])
     assert str(loss) == "half: SNR of y fell from fp32's rounding to 12 not finite"
 
 
 def test_the_verdict_says_what_was_proved_and_on_what() -> None:
-    said = findings.verdict(cases.passed())
+    said = findings.describe_verdict(cases.passed())
     for part in ("500 evaluation samples", "98.6 %", "88.2 % against 88.4 %", "19.8 dB"):
         assert part in said
     assert "bit for bit on 16 reference samples" in said
 
 
 def test_the_verdict_of_a_failure_counts_what_was_missed() -> None:
-    said = findings.verdict(cases.failed())
+    said = findings.describe_verdict(cases.failed())
     assert said.startswith("3 of 4 gates missed.")
     assert "not delivered" in said
 
 
 def test_nothing_is_claimed_without_real_calibration() -> None:
-    said = findings.verdict(cases.unproven())
-    assert said.startswith("Nothing about real inputs is proved")
+    said = findings.describe_verdict(cases.unproven())
+    assert said.startswith("Nothing was verified on real inputs")
     assert "passed" not in said
 
 
@@ -162,16 +162,18 @@ def test_fidelity_is_bit_exact_only_where_every_output_is() -> None:
     report = cases.passed()
     outputs = report["fidelity"]["outputs"]
     outputs["state"] = {**outputs["logits"], "bit_exact": False, "snr_db": 61.3}
-    said = findings.verdict(report)
+    said = findings.describe_verdict(report)
     assert "bit for bit" not in said
     assert "SNR of 61.3 dB" in said
 
 
 def test_slower_is_said_plainly() -> None:
-    assert findings.speed(cases.failed()) == "int8 is 1.12× slower than fp32 on this machine"
+    assert (
+        findings.describe_speed(cases.failed()) == "int8 is 1.12× slower than fp32 on this machine"
+    )
     report = cases.failed()
     del report["target"]["precision"]
-    assert findings.speed(report) == (
+    assert findings.describe_speed(report) == (
         "the optimized model is 1.12× slower than the original on this machine"
     )
 
@@ -179,5 +181,5 @@ def test_slower_is_said_plainly() -> None:
 def test_commands_quote_the_bundle() -> None:
     report = cases.passed()
     report["bundle"]["path"] = "my model; rm -rf.edgepack"
-    commands = [command for command, _ in findings.next_commands(report)]
+    commands = [command for command, _ in findings.list_next_commands(report)]
     assert commands[0] == "python3 'my model; rm -rf.edgepack' verify"
