@@ -1,8 +1,8 @@
-"""The command line: parse, call, print. The one error boundary.
+"""Command line of edgepack.
 
-Human text goes to stderr, `--json` to stdout. Exit status: 0 done, 1 a gate was missed, 2 it
-could not run. Every option may also come from the environment: EDGEPACK_BUILD_TARGET is
-`build --target`, and an option of a group's command has both names, EDGEPACK_CACHE_CLEAN_JSON.
+Text for people goes to stderr, `--json` to stdout. Exit status: 0 done, 1 a gate was missed, 2 the
+command could not run. Every option can also be set in the environment: EDGEPACK_BUILD_TARGET is
+`build --target`, EDGEPACK_CACHE_CLEAN_JSON is `cache clean --json`.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ CONTEXT = {
 }
 
 
-class InOrder(click.Group):
-    """Lists its commands in the order of their use, not of the alphabet."""
+class OrderedGroup(click.Group):
+    """Group that lists its commands in the order of their use, not alphabetically."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands' names."""
+        """Return the names of the commands."""
         return list(self.commands)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the command line; `--help` prints here."""
-        with _system_errors():
+        """Parse the command line; `--help` prints during this."""
+        with _convert_system_errors():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with _system_errors():
+        with _convert_system_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _system_errors() -> Iterator[None]:
-    """Turn an OSError into an error of edgepack's: click exits with 1 on a broken pipe."""
+def _convert_system_errors() -> Iterator[None]:
+    """Convert an OSError to an EdgepackError: click exits with 1 on a broken pipe."""
     try:
         yield
     except OSError as error:
         raise failed(error) from error
 
 
-@click.group(cls=InOrder, context_settings=CONTEXT)
+@click.group(cls=OrderedGroup, context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="edgepack")
 def cli() -> None:
-    """From a trained model to one file that runs on the device and proves itself there."""
+    """Package a trained model as one file that runs on a device and verifies itself there."""
 
 
 for command in (
@@ -70,38 +70,42 @@ for command in (
 
 
 def _name_variables(group: click.Group, prefix: str) -> None:
-    """Name the environment variable of every option after the option as it is written."""
+    """Name every option's environment variable after its command and longest spelling.
+
+    `build --max-drop` is EDGEPACK_BUILD_MAX_DROP. click alone would use the parameter's name,
+    which differs for some: `--chain` is `passes` in the code.
+    """
     for name, command in group.commands.items():
         path = f"{prefix}_{name}"
         if isinstance(command, click.Group):
             _name_variables(command, path)
         for option in command.params:
             if isinstance(option, click.Option):
-                written = max(option.opts, key=len).lstrip("-")
-                option.envvar = f"{path}_{written}".replace("-", "_").upper()
+                spelling = max(option.opts, key=len).lstrip("-")
+                option.envvar = f"{path}_{spelling}".replace("-", "_").upper()
 
 
 _name_variables(cli, "EDGEPACK")
 
 
-def _terminated(*_: object) -> NoReturn:
-    # As an exception, so that temporary files go and the loader's process ends.
+def _terminate(*_: object) -> NoReturn:
+    # An exception unwinds the stack: temporary files are deleted, the loader's process ends.
     sys.exit(TERMINATED)
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line and exit with its status."""
     restore_streams()
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = _run_command()
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else COULD_NOT_RUN
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else COULD_NOT_RUN
     sys.exit(flush_streams(status))
 
 
 def _run_command() -> int:
-    """Run the command that `sys.argv` names; returns or raises its exit status."""
+    """Run the command that `sys.argv` names; return its exit status, or exit with it."""
     try:
         return int(cli.main(prog_name="edgepack", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -1,4 +1,4 @@
-"""`edgepack bench`."""
+"""Command `edgepack bench`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.boundary import boundary, print_json
-from edgepack.cli.loader import through_loader, warn_of_loader
+from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import (
     as_json,
     bundle_file,
     keep,
-    over_ssh,
     refuse_without_device,
+    ssh_options,
     threads,
-    trusted,
+    trust_options,
 )
 from edgepack.errors import SpecError
 
@@ -24,23 +24,35 @@ if TYPE_CHECKING:
     from edgepack.bundle import Demands
 
 
-@click.command(short_help="Latency of a BUNDLE, here or on a device.")
+@click.command(short_help="Measure the latency of a BUNDLE.")
 @bundle_file
-@click.option("--length", type=click.Choice(["smoke", "quick", "normal"]), default="quick")
-@click.option("--against", metavar="ONNX", help="Measure another model side by side.")
-@click.option("--on", metavar="ssh://[USER@]HOST[:PORT]", help="Measure it on a device instead.")
 @click.option(
-    "--emulate", "cpus", multiple=True, metavar="CPU", help="With --instructions; repeatable."
+    "--length",
+    type=click.Choice(["smoke", "quick", "normal"]),
+    default="quick",
+    show_default=True,
+    help="Set the run length; `normal` is MLPerf's.",
+)
+@click.option("--against", metavar="ONNX", help="Measure another model side by side.")
+@click.option("--on", metavar="ssh://[USER@]HOST[:PORT]", help="Measure on a device instead.")
+@click.option(
+    "--emulate",
+    "cpus",
+    multiple=True,
+    metavar="CPU",
+    help="Count on this emulated CPU (with --instructions); repeatable.",
 )
 @click.option(
-    "--instructions", is_flag=True, help="Count those of one inference on emulated CPUs: not time."
+    "--instructions",
+    is_flag=True,
+    help="Count the instructions of one inference on emulated CPUs, instead of time.",
 )
 @threads
 @keep
-@over_ssh
+@ssh_options
 @as_json
 @boundary
-@trusted
+@trust_options
 def bench(
     bundle: Path,
     length: str,
@@ -53,42 +65,43 @@ def bench(
     demands: Demands,
     **settings: Any,
 ) -> None:
-    """Single-stream latency of a BUNDLE on this machine or a device, by MLPerf's run lengths."""
+    """Measure the single-stream latency of a BUNDLE on this machine or on a device."""
     if on is None:
         refuse_without_device(**settings)
     if cpus or instructions:
         _count_instructions(bundle, cpus, against, instructions, as_json, demands)
         return
     arguments = ["bench", f"--threads={threads}", "--length", length]
-    through_loader(bundle, arguments, as_json, demands, on, against, **settings)
+    run_loader(bundle, arguments, as_json, demands, on, against, **settings)
 
 
 def _count_instructions(
     bundle: Path,
     cpus: tuple[str, ...],
     against: str | None,
-    asked: bool,
+    instructions: bool,
     as_json: bool,
     demands: Demands,
 ) -> None:
-    """Count a bundle's instructions on emulated CPUs, and show a table for each."""
+    """Count a bundle's instructions on emulated CPUs, and print a table for each."""
     from edgepack.bundle import admit
     from edgepack.device import count
     from edgepack.report import render_instructions
     from edgepack.report.console import StderrConsole
 
     context = click.get_current_context()
-    if not asked:
+    if not instructions:
         raise SpecError(
             "emulated-speed",
-            "nothing is timed on an emulated CPU",
-            why="emulated time says nothing about a device's speed",
-            hint=f"--emulate {cpus[0]} --instructions counts instructions; --on ssh://HOST times",
+            "latency is not measured on emulated CPUs",
+            why="emulated time does not predict a device's speed",
+            hint=f"--emulate {cpus[0]} --instructions counts instructions; "
+            "--on ssh://HOST measures latency on a device",
         )
     if not cpus:
-        raise click.UsageError("--instructions counts on an emulated CPU: --emulate CPU")
+        raise click.UsageError("--instructions needs an emulated CPU: --emulate CPU")
     for name in ("length", "threads", "on"):
-        # One inference on one thread is counted; more threads take turns as they like.
+        # One inference on one thread is counted: several threads interleave at random.
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} and --instructions exclude each other")
     console = StderrConsole()

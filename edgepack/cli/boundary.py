@@ -1,4 +1,4 @@
-"""The one error boundary, and how results and reports are printed."""
+"""Error boundary of the command line, and the printing of results and reports."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def print_json(document: Any) -> None:
+    """Print a document as one line of JSON on stdout."""
     show(json.dumps(document, sort_keys=True, allow_nan=False) + "\n")
 
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:
-    """Print an error and exit; if nothing can be printed, the exit status is all that is left."""
+    """Print an error and exit with its status, even if nothing can be printed."""
     if as_json:
         with suppress(EdgepackError):
             print_json({"error": error.to_json()})
@@ -38,7 +39,7 @@ def fail(error: EdgepackError, as_json: bool) -> NoReturn:
 
 
 def boundary(command: Callable[..., None]) -> Callable[..., None]:
-    """The one place where errors are printed and become exit statuses."""
+    """Wrap a command: print its errors and convert them to exit statuses, here alone."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -58,18 +59,18 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
             fail(
                 EdgepackError(
                     "out-of-memory",
-                    "this machine has too little memory for the build",
-                    hint="edgepack build --dry-run tells how much is needed",
+                    "out of memory",
+                    hint="edgepack build --dry-run shows how much a build needs",
                 ),
                 bool(kwargs.get("as_json")),
             )
         except Exception as error:  # noqa: BLE001
-            # Python would exit with 1, which is what a missed gate means.
+            # Python would exit with 1, which means a missed gate.
             tell(traceback.format_exc())
             fail(
                 EdgepackError(
                     "internal-error",
-                    "edgepack itself failed; this is a fault of its own",
+                    "edgepack failed with an internal error",
                     why=f"{type(error).__name__}: {error}",
                     hint="report it with the lines above; nothing was written",
                 ),
@@ -80,7 +81,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_report(document: Any) -> None:
-    """Print a report, and under it the two digests of its bundle."""
+    """Print a report, then the two digests of its bundle."""
     from edgepack.report import render_terminal
     from edgepack.report.console import StderrConsole
 

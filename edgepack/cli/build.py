@@ -1,4 +1,4 @@
-"""`edgepack build`."""
+"""Command `edgepack build`."""
 
 from __future__ import annotations
 
@@ -18,19 +18,31 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 
     pairs = {}
     for text in values:
-        key, equals, written = text.partition("=")
+        key, equals, literal = text.partition("=")
         if not equals or not key.isidentifier():
             raise click.BadParameter(f"{text!r} is not key=value")
-        pairs[key] = value(written)
+        pairs[key] = value(literal)
     return pairs
 
 
-@click.command(short_help="A bundle from a trained MODEL.")
+@click.command(short_help="Build a bundle from a trained MODEL.")
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--target", required=True, metavar="NAME|FILE", help="A profile: targets list.")
-@click.option("--manifest", type=click.Path(path_type=Path), help="What the model needs, as TOML.")
 @click.option(
-    "--arch", default="", metavar="MODULE:FACTORY", help="What a state dict is loaded into."
+    "--target",
+    required=True,
+    metavar="NAME|FILE",
+    help="Build for this profile; `edgepack targets list` shows them.",
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="Read the model's settings from this TOML file.",
+)
+@click.option(
+    "--arch",
+    default="",
+    metavar="MODULE:FACTORY",
+    help="Load a state dict into the module that this factory returns.",
 )
 @click.option(
     "--arch-arg",
@@ -38,99 +50,118 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     multiple=True,
     callback=_pairs,
     metavar="KEY=VALUE",
-    help="A keyword argument of the factory; repeatable.",
+    help="Pass a keyword argument to the factory; repeatable.",
 )
 @click.option(
     "--weights",
     default="",
     metavar="KEY",
-    help="Where a checkpoint holds the weights, such as ema or state_dict; default: its EMA.",
+    help="Read the weights under this key of a checkpoint (ema, state_dict); default: its EMA.",
 )
 @click.option(
     "--strip-prefix",
     default="",
     metavar="PREFIX",
-    help="Remove it from the front of the weights' names, and leave all others.",
+    help="Strip this prefix from the weights' names, and ignore names without it.",
 )
 @click.option(
     "--input",
     "inputs",
     multiple=True,
     metavar="NAME:DTYPE:DIMS",
-    help="For example image:float32:batch,3,224,224; a name is a dynamic axis.",
+    help="Declare an input: image:float32:batch,3,224,224; a named axis is dynamic; repeatable.",
 )
 @click.option(
     "--axis",
     "axes",
     multiple=True,
     metavar="NAME=MIN:OPT:MAX",
-    help="Sizes of a dynamic axis that a TensorRT engine is built for; repeatable.",
+    help="Set the sizes of a dynamic axis of a TensorRT engine; repeatable.",
 )
 @click.option(
     "--calibration",
     default="",
     metavar="PATH|MODULE:FUNCTION",
-    help="Samples that the activations' ranges are measured on.",
+    help="Measure activation ranges on these samples.",
 )
 @click.option(
     "--evaluation",
     default="",
     metavar="PATH|MODULE:FUNCTION",
-    help="Samples that quality is judged on, with labels where there are any.",
+    help="Judge quality on these samples; labels are optional.",
 )
 @click.option(
     "--training",
     default="",
     metavar="PATH|MODULE:FUNCTION",
-    help="Samples that distill trains on; labels are optional.",
+    help="Train `distill` on these samples; labels are optional.",
 )
 @click.option(
-    "--random-calibration", is_flag=True, help="Random numbers; the report is not proven."
+    "--random-calibration",
+    is_flag=True,
+    help="Calibrate on random data (for trials); the bundle is marked NOT PROVEN.",
 )
-@click.option("--metric", type=click.Choice(["top1", "top5"]), help="Default with labels: top1.")
+@click.option(
+    "--metric",
+    type=click.Choice(["top1", "top5"]),
+    help="Judge labelled samples by this metric; default: top1.",
+)
 @click.option(
     "--allow-chance",
     is_flag=True,
-    help="Accept labels that the original matches no more often than by guessing.",
+    help="Accept labels that the original matches no better than chance.",
 )
-@click.option("--chain", "passes", metavar="PASSES", help="In place of the target's; or `none`.")
+@click.option(
+    "--chain",
+    "passes",
+    metavar="PASSES",
+    help="Run these passes instead of the target's; `none` runs no pass.",
+)
 @click.option(
     "--max-drop",
     type=click.FloatRange(0, 100),
     metavar="POINTS",
-    help="Largest loss of the metric, in place of MLPerf's 99 %.",
+    help="Allow this loss of the metric, instead of MLPerf's 99 %.",
 )
-@click.option("--strict", is_flag=True, help="The target's stricter gates (99.9 %).")
-@click.option("--trust-pickle", is_flag=True, help="Let code in MODEL run. Only your own files.")
+@click.option("--strict", is_flag=True, help="Apply the target's stricter gates (99.9 %).")
+@click.option(
+    "--trust-pickle", is_flag=True, help="Run pickled code in MODEL; only for files you trust."
+)
 @click.option(
     "--latency",
     type=click.Choice(["none", "smoke", "quick", "normal"]),
     default="smoke",
     show_default=True,
-    help="MLPerf run length of the measurement.",
+    help="Set the length of the latency run; `normal` is MLPerf's.",
 )
 @click.option(
-    "--wheels", is_flag=True, help="Put the device's wheels in: `setup` there needs no network."
+    "--wheels", is_flag=True, help="Include the device's wheels, so that `setup` works offline."
 )
 @click.option(
-    "--no-emulate", is_flag=True, help="Without the proof on the target's CPUs; the report says so."
+    "--no-emulate",
+    is_flag=True,
+    help="Do not verify on the target's CPUs by emulation; the report says so.",
 )
-@click.option("--refresh", is_flag=True, help="Take nothing from the cache.")
-@click.option("--dry-run", is_flag=True, help="Say what would run, and what it would need.")
+@click.option("--refresh", is_flag=True, help="Ignore the cache, and compute every stage anew.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show the stages that would run and the memory they need, and exit.",
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.edgepack",
-    help="Default: NAME-TARGET.edgepack here.",
+    help="Write the bundle to this file; default: NAME-TARGET.edgepack.",
 )
 @click.option(
     "--sign",
     type=click.Path(path_type=Path),
     metavar="KEY",
-    help="Sign the bundle with this SSH key: BUNDLE.sig, beside it.",
+    help="Sign the bundle with this SSH key; writes BUNDLE.sig.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Nothing but warnings and errors.")
-@click.option("-v", "--verbose", count=True, help="Every note of every stage.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors.")
+@click.option("-v", "--verbose", count=True, help="Print every note of every stage.")
 @as_json
 @boundary
 def build(
@@ -164,10 +195,10 @@ def build(
     if dry_run:
         from edgepack import plan
 
-        planned = plan.plan(request)
-        say(*plan.describe(planned).splitlines())
+        document = plan.plan(request)
+        say(*plan.describe(document).splitlines())
         if as_json:
-            print_json(planned)
+            print_json(document)
         return
     from edgepack.build import build as run
     from edgepack.chain.training import processes
@@ -179,12 +210,12 @@ def build(
     except SystemExit as error:
         if error.code == TERMINATED:
             raise
-        # The user's own code may not end this command as if it had done its work.
+        # sys.exit(0) in the user's code must not look like a finished build.
         raise EdgepackError(
             "code-exited",
-            "the code of the model or of the samples ended the build",
+            "the code of the model or of the samples exited during the build",
             why=f"it called sys.exit({error.code!r})",
-            hint="let it raise an exception, or return",
+            hint="raise an exception instead, or return",
         ) from error
     if outcome is None:
         return

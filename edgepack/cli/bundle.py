@@ -1,4 +1,4 @@
-"""`edgepack run`, `inspect` and `sign`: a bundle on samples, its contents, its signature."""
+"""Commands `edgepack run`, `inspect` and `sign`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import click
 
 from edgepack import files
 from edgepack.cli.boundary import boundary, print_json, show_report
-from edgepack.cli.loader import through_loader, warn_of_loader
-from edgepack.cli.options import as_json, bundle_file, threads, trusted
+from edgepack.cli.loader import run_loader, warn_of_loader
+from edgepack.cli.options import as_json, bundle_file, threads, trust_options
 from edgepack.runtime.streams import say
 
 if TYPE_CHECKING:
@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Run a BUNDLE on samples: .npz in, .npz out.")
 @bundle_file
-@click.option("--input", "source", metavar="NPZ", help="Default: the reference samples.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="NPZ")
+@click.option(
+    "--input", "source", metavar="NPZ", help="Read samples from here; default: the reference."
+)
+@click.option(
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="NPZ",
+    help="Write the outputs to this file.",
+)
 @threads
 @as_json
 @boundary
-@trusted
+@trust_options
 def run(
     bundle: Path,
     source: str | None,
@@ -37,20 +45,22 @@ def run(
     arguments = ["run", f"--threads={threads}", "--output", str(output.absolute())]
     if source:
         arguments += ["--input", str(Path(source).absolute())]
-    through_loader(bundle, arguments, as_json, demands)
+    run_loader(bundle, arguments, as_json, demands)
 
 
-@click.command(short_help="Contents and report of a BUNDLE; nothing is run.")
+@click.command(short_help="Show the contents and report of a BUNDLE.")
 @bundle_file
-@click.option("--html", type=click.Path(path_type=Path), help="Write the report as a page.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write the report to this file as an HTML page."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Do not show the report.")
 @as_json
 @boundary
-@trusted
+@trust_options
 def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands: Demands) -> None:
-    """Show a BUNDLE: its contents, and the report of its build. No code in it runs.
+    """Show the contents of a BUNDLE and the report of its build; run no code in it.
 
-    The page is drawn anew from the report's figures; the one in the bundle is not used.
+    The page is rendered from the report's figures; the page in the bundle is not used.
     """
     from edgepack.bundle import admit, read_report
     from edgepack.report import render_html, validate
@@ -76,14 +86,14 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
     "--key",
     required=True,
     type=click.Path(path_type=Path),
-    help="A private SSH key; or the public one, where an ssh-agent holds the private one.",
+    help="Sign with this private SSH key, or by its public key if an ssh-agent holds it.",
 )
 @as_json
 @boundary
 def sign(bundle: Path, key: Path, as_json: bool) -> None:
-    """Write BUNDLE.sig: a signature over the whole file, by `ssh-keygen -Y sign`.
+    """Sign a BUNDLE with `ssh-keygen -Y sign`: write BUNDLE.sig, over the whole file.
 
-    A bundle that its build rejected is not signed.
+    A rejected bundle is not signed.
     """
     from edgepack import signing
     from edgepack.bundle import admit, require_accepted, write_signature

@@ -1,4 +1,4 @@
-"""What concerns this machine: `edgepack doctor`, `emulator`, `cache` and `completion`."""
+"""Commands for this machine: `edgepack doctor`, `emulator`, `cache` and `completion`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgepack.cli.options import as_json
 from edgepack.runtime.streams import say, show
 
 
-@click.command(short_help="What this machine has and lacks.")
+@click.command(short_help="Check this machine for required tools.")
 @as_json
 @boundary
 def doctor(as_json: bool) -> None:
-    """What this machine has, what it lacks, and which command brings it."""
+    """Check this machine for required tools, and show how to install the missing ones."""
     from edgepack import doctor as doctors
 
     findings = doctors.examine()
@@ -32,7 +32,7 @@ def doctor(as_json: bool) -> None:
 
 @click.group()
 def emulator() -> None:
-    """Processors that are not here."""
+    """Prepare the emulation of other processors."""
 
 
 @emulator.command("prepare")
@@ -40,9 +40,9 @@ def emulator() -> None:
 @as_json
 @boundary
 def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
-    """Make ready to emulate CPUs, by default all: ARM needs a download of some 55 MB.
+    """Prepare to emulate CPUs, by default all; ARM downloads about 55 MB.
 
-    Debian's arm64 Python and the wheels of this host's numpy and onnxruntime are unpacked in
+    Debian's arm64 Python, and arm64 wheels of this host's numpy and onnxruntime, are unpacked in
     edgepack's cache; nothing is installed.
     """
     from edgepack import device
@@ -58,20 +58,20 @@ def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
 
 @click.group()
 def cache() -> None:
-    """The cache of stages, and the emulator."""
+    """Show or clean the cache of stages and emulators."""
 
 
 @cache.command("info")
 @as_json
 @boundary
 def cache_info(as_json: bool) -> None:
-    """Where the cache is, and how large."""
+    """Show the folder and size of the cache."""
     from edgepack.cache import Cache, bytes_of, default_folder
 
-    kept = Cache(default_folder())
+    store = Cache(default_folder())
     document = {
-        "folder": str(kept.folder), "entries": len(kept.entries()), "bytes": kept.size(),
-        "emulator_bytes": sum(map(bytes_of, kept.emulator())),
+        "folder": str(store.folder), "entries": len(store.entries()), "bytes": store.size(),
+        "emulator_bytes": sum(map(bytes_of, store.emulator())),
     }  # fmt: skip
     say("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
     if document["emulator_bytes"]:
@@ -86,13 +86,15 @@ def cache_info(as_json: bool) -> None:
     type=click.FloatRange(0),
     default=0.0,
     metavar="DAYS",
-    help="Only what was not used for so many days.",
+    help="Delete only entries unused for this many days.",
 )
-@click.option("--emulator", is_flag=True, help="What `emulator prepare` downloaded, too.")
+@click.option(
+    "--emulator", is_flag=True, help="Delete the downloads of `emulator prepare` as well."
+)
 @as_json
 @boundary
 def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
-    """Delete what earlier builds left, except what running builds use."""
+    """Delete entries of earlier builds, except those that running builds use."""
     from edgepack.cache import Cache, default_folder
 
     cleaned = Cache(default_folder()).clean(older_than, emulator=emulator)
@@ -103,7 +105,7 @@ def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
         print_json(cleaned._asdict())
 
 
-@click.command(short_help="The completion script of a SHELL.")
+@click.command(short_help="Print the completion script of a SHELL.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a SHELL: eval "$(edgepack completion bash)"."""

@@ -1,4 +1,4 @@
-"""Running the loader on a bundle, here or on a device."""
+"""Execution of the loader on a bundle, on this machine or on a device."""
 
 from __future__ import annotations
 
@@ -15,28 +15,26 @@ if TYPE_CHECKING:
     from edgepack.device import Finished
 
 
-def warn_of_what_is_left(devices: list[Any]) -> None:
-    for there in devices:
-        if there.left:
-            say(f"warning: {there.left}")
+def warn_of_leftovers(devices: list[Any]) -> None:
+    """Warn of files that could not be deleted on devices."""
+    for remote in devices:
+        if remote.left:
+            say(f"warning: {remote.left}")
 
 
 def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
-    """Warn of a loader from no release that this one knows.
+    """Warn of a bundle whose loader matches no release known to this edgepack.
 
     Args:
-        bundle: that holds it.
-        runs_on: what will run it; "" where nothing does.
+        bundle: the bundle.
+        runs_on: name of the device that will run the loader; "" for none.
     """
     if bundle.loader.release is None:
-        where = f"{runs_on} runs it" if runs_on else "it is not run here"
-        say(
-            "warning: the loader in this bundle is from no release that this edgepack knows; "
-            f"{where}"
-        )
+        use = f"{runs_on} runs it" if runs_on else "it is not run here"
+        say(f"warning: the loader in this bundle matches no release known to this edgepack; {use}")
 
 
-def through_loader(
+def run_loader(
     bundle: Path,
     arguments: list[str],
     as_json: bool,
@@ -45,7 +43,10 @@ def through_loader(
     against: str | None = None,
     **settings: Any,
 ) -> None:
-    """Run a loader's command on a bundle, isolated here or on a device, and show what it prints."""
+    """Run a loader's command on a bundle, and print its output.
+
+    It runs isolated on this machine, or on the device `on`.
+    """
     from contextlib import ExitStack
 
     from edgepack import device
@@ -64,20 +65,22 @@ def through_loader(
         else:
             status = StderrConsole().status("connecting")
             host = device.Ssh(ssh.parse(on), ssh.Settings(**settings), status.update)
-            stack.callback(warn_of_what_is_left, [host])
+            stack.callback(warn_of_leftovers, [host])
             stack.enter_context(host)
             stack.enter_context(status)
         if against:
             arguments = [*arguments, "--against", host.put(Path(against))]
-        finished = host.run(host.put(admitted.path), *arguments, *(["--json"] if as_json else []))
+        if as_json:
+            arguments = [*arguments, "--json"]
+        finished = host.run(host.put(admitted.path), *arguments)
     say(*finished.stderr.splitlines())
-    _show(finished, admitted)
-    # A loader that died by a signal could not run.
+    _print_result(finished, admitted)
+    # A loader that was killed by a signal has a status outside of these.
     sys.exit(finished.status if finished.status in (0, 1, 2) else COULD_NOT_RUN)
 
 
-def _show(finished: Finished, bundle: Admitted) -> None:
-    """Print a loader's result, its document completed by what vouches for the bundle."""
+def _print_result(finished: Finished, bundle: Admitted) -> None:
+    """Print a loader's result; a JSON document gets the bundle's trust record."""
     text = finished.stdout.decode("utf-8", "replace")
     try:
         document = json.loads(text)

@@ -1,4 +1,4 @@
-"""Options and arguments that several commands take."""
+"""Options and arguments shared by several commands."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from typing import Any
 
 import click
 
-as_json = click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
+)
 threads = click.option(
-    "--threads", type=click.IntRange(0, 4096), default=0, help="Default: every physical core."
+    "--threads",
+    type=click.IntRange(0, 4096),
+    default=0,
+    help="Use this many threads; default: every physical core.",
 )
 bundle_file = click.argument("bundle", type=click.Path(path_type=Path))
-keep = click.option("--keep", is_flag=True, help="Leave the file there for the next time.")
+keep = click.option("--keep", is_flag=True, help="Keep the file on the device for the next run.")
 
 
-def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that reach devices by ssh."""
+def ssh_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of commands that reach devices by ssh."""
     for option in (
         click.option(
             "--timeout",
@@ -27,17 +32,21 @@ def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
             default=600.0,
             show_default=True,
             metavar="SECONDS",
-            help="What one command there, or one attempt to send a file, may take.",
+            help="Limit each command on the device, and each attempt to send a file.",
         ),
         click.option(
-            "--python", default="python3", show_default=True, metavar="PATH", help="Python there."
+            "--python",
+            default="python3",
+            show_default=True,
+            metavar="PATH",
+            help="Use this Python on the device.",
         ),
         click.option(
             "--ssh-config",
             "config",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="What ssh reads in place of your ssh_config.",
+            help="Use this file instead of your ssh_config.",
         ),
     ):
         command = option(command)
@@ -47,12 +56,12 @@ def over_ssh(command: Callable[..., None]) -> Callable[..., None]:
 def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str:
     digest = (value or "").lower()
     if value is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise click.BadParameter(f"{value!r} is not a SHA-256: 64 hexadecimal digits")
+        raise click.BadParameter(f"{value!r} is not a SHA-256 of 64 hexadecimal digits")
     return digest
 
 
-def trusted(command: Callable[..., None]) -> Callable[..., None]:
-    """Add what a bundle is held against before it is read; the command gets it as `demands`."""
+def trust_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that a bundle must satisfy before it is read, as `demands`."""
 
     @wraps(command)
     def run(
@@ -68,7 +77,7 @@ def trusted(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--require-signature",
             is_flag=True,
-            help="Refuse to go on where no list of accepted keys is configured.",
+            help="Refuse to run if no list of accepted keys is configured.",
         ),
         click.option(
             "--signers",
@@ -88,9 +97,9 @@ def trusted(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def refuse_without_device(**settings: Any) -> None:
-    """Refuse options of ssh where no device is reached by it."""
+    """Refuse the ssh options of a command that reaches no device."""
     context = click.get_current_context()
     for name in settings:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            option = next(o for o in context.command.params if o.name == name)
+            option = next(param for param in context.command.params if param.name == name)
             raise click.UsageError(f"{option.opts[0]} is for a device: --on ssh://HOST")

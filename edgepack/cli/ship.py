@@ -1,4 +1,4 @@
-"""`edgepack ship`."""
+"""Command `edgepack ship`."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.boundary import FAILED, boundary, print_json
-from edgepack.cli.loader import warn_of_loader, warn_of_what_is_left
-from edgepack.cli.options import as_json, bundle_file, over_ssh, threads, trusted
+from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
+from edgepack.cli.options import as_json, bundle_file, ssh_options, threads, trust_options
 from edgepack.runtime.streams import say
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
 
 
-@click.command(short_help="Prove a BUNDLE on a device, then put it in its place.")
+@click.command(short_help="Install a BUNDLE on a device if it passes there.")
 @bundle_file
 @click.argument("device", metavar="ssh://[USER@]HOST[:PORT]/PATH")
-@click.option("--no-verify", is_flag=True, help="Ship it without a proof that it runs there.")
+@click.option("--no-verify", is_flag=True, help="Install without verifying on the device.")
 @threads
-@over_ssh
+@ssh_options
 @as_json
 @boundary
-@trusted
+@trust_options
 def ship(
     bundle: Path,
     device: str,
@@ -35,11 +35,11 @@ def ship(
     demands: Demands,
     **settings: Any,
 ) -> None:
-    """Prove a BUNDLE on a device, and only then put it in its place there, by one rename.
+    """Verify a BUNDLE on a device and, only if it passes, install it there by one rename.
 
-    PATH is the file's, or a folder's; it begins in the home where it is written as /~/PATH. What
-    was there before stays where the proof fails. The bundle's .sha256 goes there with it, and its
-    .sig where there is one.
+    PATH is a file or a folder; /~/PATH starts in the home folder. If verification fails, the
+    file that was there is left unchanged. The bundle's .sha256 is installed with it, and its
+    .sig if it is signed.
     """
     from contextlib import ExitStack
 
@@ -54,25 +54,25 @@ def ship(
     status = console.status("connecting")
     with ExitStack() as stack:
         admitted = stack.enter_context(admit(bundle, demands))
-        there = ssh.Ssh(address, ssh.Settings(**settings), status.update)
-        warn_of_loader(admitted, "" if no_verify else there.name)
-        stack.callback(warn_of_what_is_left, [there])
-        stack.enter_context(there)
+        remote = ssh.Ssh(address, ssh.Settings(**settings), status.update)
+        warn_of_loader(admitted, "" if no_verify else remote.name)
+        stack.callback(warn_of_leftovers, [remote])
+        stack.enter_context(remote)
         stack.enter_context(status)
-        found = ssh.ship(
-            there, admitted.path, address.path, threads=threads, prove=not no_verify,
+        result = ssh.ship(
+            remote, admitted.path, address.path, threads=threads, prove=not no_verify,
             digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
         )  # fmt: skip
-    found["trust"] = admitted.to_json()
-    if found["verdict"]:
-        column = {"name": there.name, "emulated": False, "verdict": found["verdict"]}
+    result["trust"] = admitted.to_json()
+    if result["verdict"]:
+        column = {"name": remote.name, "emulated": False, "verdict": result["verdict"]}
         render_matrix({"devices": [column]}, console)
     if as_json:
-        print_json(found)
-    if not found["shipped"]:
-        say(f"not shipped: {found['path']} is as it was")
+        print_json(result)
+    if not result["shipped"]:
+        say(f"not shipped: {result['path']} is unchanged")
         sys.exit(FAILED)
-    sent = f"{bytes_text(found['sent'])} sent" if found["sent"] else "it was there already"
-    say(f"shipped: {there.name}{found['path']} ({sent})")
+    sent = f"{bytes_text(result['sent'])} sent" if result["sent"] else "already there"
+    say(f"shipped: {remote.name}{result['path']} ({sent})")
     if no_verify:
-        say("warning: nothing was proved there; --no-verify was given")
+        say("warning: not verified on the device (--no-verify)")

@@ -1,4 +1,4 @@
-"""`edgepack targets`."""
+"""Commands `edgepack targets`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from edgepack.runtime.streams import say, show
 
 @click.group()
 def targets() -> None:
-    """Target profiles."""
+    """List, show or check target profiles."""
 
 
 @targets.command("list")
 @as_json
 @boundary
 def targets_list(as_json: bool) -> None:
-    """The shipped profiles."""
+    """List the shipped profiles."""
     from edgepack.spec import target
 
-    found = [target.load(name) for name in target.shipped()]
-    for profile in found:
+    profiles = [target.load(name) for name in target.shipped()]
+    for profile in profiles:
         say(f"{profile.name:<16} {profile.summary}")
     if as_json:
-        print_json([{"name": p.name, "summary": p.summary} for p in found])
+        print_json([{"name": p.name, "summary": p.summary} for p in profiles])
 
 
 @targets.command("show")
@@ -33,7 +33,7 @@ def targets_list(as_json: bool) -> None:
 @as_json
 @boundary
 def targets_show(target: str, as_json: bool) -> None:
-    """One profile, as it is written; `extends` resolved with --json."""
+    """Show one profile as written; --json resolves `extends`."""
     from edgepack.spec import target as profiles
 
     profile = profiles.load(target)
@@ -48,7 +48,7 @@ def targets_show(target: str, as_json: bool) -> None:
 @as_json
 @boundary
 def targets_check(target: str, as_json: bool) -> None:
-    """Explain every fault of a profile at once."""
+    """Check a profile, and explain every fault at once."""
     from edgepack.spec import target as profiles
 
     profile = profiles.load(target)

@@ -1,4 +1,4 @@
-"""`edgepack verify`."""
+"""Command `edgepack verify`."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, FAILED, boundary, print_json
-from edgepack.cli.loader import through_loader, warn_of_loader, warn_of_what_is_left
+from edgepack.cli.loader import run_loader, warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
     as_json,
     bundle_file,
     keep,
-    over_ssh,
     refuse_without_device,
+    ssh_options,
     threads,
-    trusted,
+    trust_options,
 )
 
 if TYPE_CHECKING:
     from edgepack.bundle import Admitted, Demands
 
 
-@click.command(short_help="Prove a BUNDLE, here or on devices.")
+@click.command(short_help="Verify a BUNDLE on this machine or on devices.")
 @bundle_file
 @click.option(
     "--on",
     multiple=True,
     metavar="ssh://[USER@]HOST[:PORT]",
-    help="Prove it on a device instead; repeat it for more.",
+    help="Verify on a device instead; repeatable.",
 )
 @click.option(
     "--emulate",
     "cpus",
     multiple=True,
     metavar="CPU",
-    help="Prove it on an emulated CPU instead; repeat it for more.",
+    help="Verify on an emulated CPU instead; repeatable.",
 )
 @threads
 @keep
-@over_ssh
+@ssh_options
 @as_json
 @boundary
-@trusted
+@trust_options
 def verify(
     bundle: Path,
     on: tuple[str, ...],
@@ -54,9 +54,9 @@ def verify(
     demands: Demands,
     **settings: Any,
 ) -> None:
-    """Prove a BUNDLE on this machine or on devices.
+    """Verify a BUNDLE on this machine or on devices.
 
-    On this machine, emulated CPUs included, edgepack's own loader reads the bundle and runs no
+    On this machine and on emulated CPUs, edgepack's own loader reads the bundle and runs no
     code in it; a device runs the bundle itself.
     """
     from edgepack.bundle import admit
@@ -67,7 +67,7 @@ def verify(
         with admit(bundle, demands) as admitted:
             _on_devices(admitted, on, cpus, threads, as_json, **settings)
     else:
-        through_loader(bundle, ["verify", f"--threads={threads}"], as_json, demands)
+        run_loader(bundle, ["verify", f"--threads={threads}"], as_json, demands)
 
 
 def _on_devices(
@@ -78,7 +78,7 @@ def _on_devices(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Verify a bundle on several devices, and show a row for each."""
+    """Verify a bundle on several devices, and print a row for each."""
     from contextlib import ExitStack
 
     from edgepack import device
@@ -86,23 +86,25 @@ def _on_devices(
     from edgepack.report import render_matrix
     from edgepack.report.console import StderrConsole
 
-    addresses, reach = [ssh.parse(url) for url in dict.fromkeys(on)], ssh.Settings(**settings)
+    # dict.fromkeys drops repeated values and keeps the order of the command line.
+    addresses = [ssh.parse(url) for url in dict.fromkeys(on)]
+    ssh_settings = ssh.Settings(**settings)
     warn_of_loader(bundle, "a device" if on else "")
     console = StderrConsole()
     status = console.status("connecting" if on else "emulating")
     with ExitStack() as stack:
-        reached = [device.Ssh(address, reach, status.update) for address in addresses]
-        stack.callback(warn_of_what_is_left, reached)
-        devices: list[device.Ssh | device.Emulated] = [*map(stack.enter_context, reached)]
+        remotes = [device.Ssh(address, ssh_settings, status.update) for address in addresses]
+        stack.callback(warn_of_leftovers, remotes)
+        devices: list[device.Ssh | device.Emulated] = [*map(stack.enter_context, remotes)]
         devices += [stack.enter_context(device.Emulated(cpu)) for cpu in dict.fromkeys(cpus)]
         stack.enter_context(status)
-        found = device.verify(
+        matrix = device.verify(
             bundle.path, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
         )
-    found["trust"] = bundle.to_json()
-    render_matrix(found, console)
+    matrix["trust"] = bundle.to_json()
+    render_matrix(matrix, console)
     if as_json:
-        print_json(found)
-    if any("error" in column for column in found["devices"]):
+        print_json(matrix)
+    if any("error" in column for column in matrix["devices"]):
         sys.exit(COULD_NOT_RUN)
-    sys.exit(0 if found["passed"] else FAILED)
+    sys.exit(0 if matrix["passed"] else FAILED)

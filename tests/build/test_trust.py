@@ -107,7 +107,7 @@ def test_no_code_in_a_bundle_runs_on_this_host(name: str, built: Path, tmp_path:
     if name == "count" and answer.code:
         pytest.skip(f"nothing counts instructions here: {answer.code}")
     assert answer.status == 0, answer.stderr
-    assert "from no release that this edgepack knows; it is not run here" in answer.stderr
+    assert "matches no release known to this edgepack; it is not run here" in answer.stderr
     trust = answer.document["trust"]
     assert trust["loader"]["release"] is None
     assert trust["loader"]["digest"] != loader.own().digest
