@@ -106,12 +106,14 @@ def main() -> None:
 
 def _run_command() -> int:
     """Run the command that `sys.argv` names; return its exit status, or exit with it."""
+    # Not standalone: click would print its errors itself, without a code and without --json.
     try:
         return int(cli.main(prog_name="edgepack", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return COULD_NOT_RUN
     except click.ClickException as error:
+        # Only usage errors have a context.
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edgepack"
         fault = SpecError("usage", error.format_message(), hint=f"{command} --help")

@@ -17,6 +17,7 @@ from edgepack import files
 from edgepack.errors import EdgepackError
 from edgepack.runtime.streams import printable, reserve_stdout, say, show, tell
 
+# 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
@@ -31,6 +32,7 @@ def fail(error: EdgepackError, as_json: bool) -> NoReturn:
         with suppress(EdgepackError):
             print_json({"error": error.to_json()})
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    # Errors quote foreign text: its escape sequences must not reach the terminal.
     lines = [printable(line) for line in str(error).splitlines()]
     with suppress(OSError):
         click.secho(lines[0], err=True, fg="red" if colour else None, bold=colour)
@@ -51,6 +53,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             tell("interrupted; nothing was written")
             sys.exit(INTERRUPTED)
+        # click's own errors are printed by `_run_command`, which knows the usage.
         except (click.ClickException, click.exceptions.Exit):
             raise
         except OSError as error:

@@ -17,6 +17,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     from edgepack.chain import value
 
     pairs = {}
+    # "width=32" gives {"width": 32}: values are read as in a chain's options.
     for text in values:
         key, equals, literal = text.partition("=")
         if not equals or not key.isidentifier():
@@ -27,6 +28,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
 
 @click.command(short_help="Build a bundle from a trained MODEL.")
 @click.argument("model", type=click.Path(path_type=Path))
+# The device, and settings of the model from a file.
 @click.option(
     "--target",
     required=True,
@@ -38,6 +40,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     type=click.Path(path_type=Path),
     help="Read the model's settings from this TOML file.",
 )
+# Source: architecture and weights of a checkpoint, inputs and axes of a graph.
 @click.option(
     "--arch",
     default="",
@@ -78,6 +81,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     metavar="NAME=MIN:OPT:MAX",
     help="Set the sizes of a dynamic axis of a TensorRT engine; repeatable.",
 )
+# Samples, and the gates that are judged on them.
 @click.option(
     "--calibration",
     default="",
@@ -124,6 +128,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     help="Allow this loss of the metric, instead of MLPerf's 99 %.",
 )
 @click.option("--strict", is_flag=True, help="Apply the target's stricter gates (99.9 %).")
+# Permissions, measurements, and the way that the build runs.
 @click.option(
     "--trust-pickle", is_flag=True, help="Run pickled code in MODEL; only for files you trust."
 )
@@ -148,6 +153,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     is_flag=True,
     help="Show the stages that would run and the memory they need, and exit.",
 )
+# Output files and messages.
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -178,6 +184,7 @@ def build(
     **options: Any,
 ) -> None:
     """Build a bundle from a trained MODEL: a file, or a Hugging Face folder."""
+    # Imported here, as in every command: `--help` must not wait for onnx and torch.
     from edgepack import request as requests
     from edgepack.spec import manifest as manifests
     from edgepack.spec import target as targets
@@ -204,6 +211,7 @@ def build(
     from edgepack.chain.training import processes
     from edgepack.progress import SilentProgress, make_progress
 
+    # With several training processes, only the main one draws progress and writes the bundle.
     main = processes.is_main()
     try:
         outcome = run(request, make_progress(quiet, verbose) if main else SilentProgress())
@@ -217,6 +225,7 @@ def build(
             why=f"it called sys.exit({error.code!r})",
             hint="raise an exception instead, or return",
         ) from error
+    # Another training process than the main one has no outcome.
     if outcome is None:
         return
     if not quiet:

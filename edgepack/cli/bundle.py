@@ -69,6 +69,7 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
         report = read_report(admitted.path)
     validate(report)
     warn_of_loader(admitted)
+    # A report cannot state the size and hash of the file that it is in.
     report["bundle"].update(bytes=admitted.size, sha256=admitted.sha256)
     if html:
         files.write(html, render_html(report).encode())
@@ -99,6 +100,7 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
     from edgepack.bundle import admit, require_accepted, write_signature
 
     fingerprint = signing.fingerprint(key)
+    # A private copy: the file that is checked is the file that is signed.
     with admit(bundle, private=True) as admitted:
         require_accepted(admitted)
         signature = signing.sign(admitted.path, key)

@@ -60,6 +60,7 @@ def run_loader(
         host: device.Local | device.Ssh
         if on is None:
             host = stack.enter_context(device.Local())
+            # A private copy also needs the TensorRT engine that is sealed beside the original.
             if admitted.path != bundle:
                 copy_engine(bundle, admitted.path)
         else:
@@ -84,6 +85,7 @@ def _print_result(finished: Finished, bundle: Admitted) -> None:
     text = finished.stdout.decode("utf-8", "replace")
     try:
         document = json.loads(text)
+    # Without --json the loader prints text.
     except ValueError:
         show(text)
         return

@@ -73,6 +73,7 @@ def trust_options(command: Callable[..., None]) -> Callable[..., None]:
         accepted = signing.accepted_signers(signers, require_signature)
         command(*args, demands=Demands(expect, accepted), **kwargs)
 
+    # Decorators apply from the inside out, so that `--help` lists these in reverse.
     for option in (
         click.option(
             "--require-signature",
@@ -99,6 +100,7 @@ def trust_options(command: Callable[..., None]) -> Callable[..., None]:
 def refuse_without_device(**settings: Any) -> None:
     """Refuse the ssh options of a command that reaches no device."""
     context = click.get_current_context()
+    # Settings also come from defaults and the environment, for every command alike.
     for name in settings:
         if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
             option = next(param for param in context.command.params if param.name == name)

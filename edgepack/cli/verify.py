@@ -105,6 +105,7 @@ def _on_devices(
     render_matrix(matrix, console)
     if as_json:
         print_json(matrix)
+    # A device that could not run outweighs a missed gate: its verdict is unknown.
     if any("error" in column for column in matrix["devices"]):
         sys.exit(COULD_NOT_RUN)
     sys.exit(0 if matrix["passed"] else FAILED)

@@ -1,4 +1,4 @@
-"""The proof: a bundle is written, judged through the loader that ships, and only then published."""
+"""Verification of a build: write the bundle, judge it through the shipped loader, publish it."""
 
 from edgepack.proof.job import Job
 from edgepack.proof.prove import Outcome, missed, prove

@@ -1,4 +1,4 @@
-"""The account of a build: its report as JSON values."""
+"""Report of a build, as JSON values."""
 
 from __future__ import annotations
 
@@ -13,57 +13,67 @@ from edgepack.cache import tool_versions
 from edgepack.chain import Step
 from edgepack.device import Local
 from edgepack.ledger import Ledger
-from edgepack.proof.job import Job, rejected
+from edgepack.proof.job import Job, reject_path
 from edgepack.runtime.device.machine import peak_rss
 
 _TIMING = ("p50", "p90", "queries", "seconds")
 
 
 def _sample_sets(job: Job) -> dict[str, Any]:
-    lint = job.samples.lint
-    found: dict[str, Any] = {"calibration": None, "evaluation": None, "training": None}
-    for role, samples in (
-        ("calibration", job.samples.calibration),
-        ("evaluation", job.samples.evaluation),
-        ("training", job.samples.training),
-    ):
-        if samples is not None and role in lint.counts:
-            found[role] = {
-                # As of the model, the name alone: a bundle goes to places that need not know
-                # where things lie here.
-                "origin": Path(samples.origin).name,
-                "count": lint.counts[role],
-                "digest": lint.digests[role],
-            }
-    if found["evaluation"]:
+    """Describe the samples by role; None for a role without samples."""
+    sets: dict[str, Any] = {
+        "calibration": job.samples.calibration,
+        "evaluation": job.samples.evaluation,
+        "training": job.samples.training,
+    }
+    result: dict[str, Any] = {
+        role: None if samples is None else _sample_set(job, role, samples.origin)
+        for role, samples in sets.items()
+    }
+    if result["evaluation"]:
         labels = job.reference.labels
-        found["evaluation"]["labels"] = labels.used
+        result["evaluation"]["labels"] = labels.used
         if labels.unused:
-            found["evaluation"]["labels_unused"] = labels.unused
-    return found
+            result["evaluation"]["labels_unused"] = labels.unused
+    return result
+
+
+def _sample_set(job: Job, role: str, origin: str) -> dict[str, Any] | None:
+    lint = job.samples.lint
+    if role not in lint.counts:
+        return None
+    return {
+        # The name alone: a bundle is shared, and must not disclose the folders of this machine.
+        "origin": Path(origin).name,
+        "count": lint.counts[role],
+        "digest": lint.digests[role],
+    }
 
 
 def _precision(steps: Sequence[Step]) -> str:
-    """Of a model after these passes, in a word or two."""
-    found = {"half": "fp16", "quantize": "int8"}
+    """Name the precision after these passes: "int8", "int4 weights+fp16" or "fp32"."""
+    names = {"half": "fp16", "quantize": "int8"}
     for step in steps:
         if step.name == "quantize" and step.options.get("mode") == "weights":
-            found["quantize"] = f"int{step.options.get('bits', 8)} weights"
+            names["quantize"] = f"int{step.options.get('bits', 8)} weights"
     passes = {step.name for step in steps}
-    return "+".join(found[name] for name in ("quantize", "half") if name in passes) or "fp32"
+    return "+".join(names[name] for name in ("quantize", "half") if name in passes) or "fp32"
 
 
 def _sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
-    """Compare the model's bytes with the file that the user gave.
+    """Compare the model's bytes with the user's file.
 
-    An ONNX file is compared as it is. Of any other source the smaller of the file and its exported
-    fp32 graph counts: a checkpoint may hold an optimizer's state, or weights in fp16.
+    An ONNX file is compared as it is. For any other source the smaller of the file and its
+    exported fp32 graph counts: a checkpoint may hold an optimizer's state, or weights in fp16.
+    A 60 MB checkpoint of a 20 MB network that becomes 5 MB has the ratio 0.25, not 0.08.
     """
     model, file = len(job.graph.model), job.source.bytes
     export = next(record.bytes for record in ledger.records if record.stage == "export")
-    export = len(job.original.model) if export is None else export
-    basis = "file" if job.source.kind == "onnx" or file <= export else "export"
-    original = file if basis == "file" else export
+    if export is None:
+        export = len(job.original.model)
+    basis, original = "export", export
+    if job.source.kind == "onnx" or file <= export:
+        basis, original = "file", file
     return {
         "original_bytes": original,
         "model_bytes": model,
@@ -78,45 +88,31 @@ def account(
     job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
     latency: Mapping[str, Any] | None, host: Local, ledger: Ledger, started: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """The report of a job, after its verdict.
+    """Return the report of a job, after its verdict.
 
     Args:
-        job: what was proved.
-        verdict: what the loader found on the evaluation set.
-        emulated: the fidelity on the target's CPUs, emulated.
-        latency: what `bench` found, or None.
-        host: the device that it was found on.
+        job: the job.
+        verdict: the loader's verdict on the evaluation set.
+        emulated: the fidelity on the target's emulated CPUs.
+        latency: the result of `bench`, or None.
+        host: the device that the verdict is from.
         ledger: the records so far.
-        started: when the build began, by `time.perf_counter`.
+        started: start of the build, by `time.perf_counter`.
     """
-    passed = bool(verdict["passed"])
-    request = job.request
-    model_bytes = len(job.graph.model)
+    # `bench` runs the model in a process of its own; without it, that of `verify` counts.
+    memory = latency["model"] if latency else verdict["memory"]
     document = {
         "format": report.FORMAT,
-        "verdict": "fail" if not passed else "pass" if job.samples.proven else "unproven",
+        "verdict": _verdict(job, verdict),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "name": request.name,
+        "name": job.request.name,
         "target": {
-            "name": request.target.name,
-            "summary": request.target.summary,
-            "precision": _precision(request.chain),
+            "name": job.request.target.name,
+            "summary": job.request.target.summary,
+            "precision": _precision(job.request.chain),
         },
-        "source": {
-            "path": request.model.name,
-            "kind": job.source.kind,
-            "digest": job.source.digest,
-            "parameters": job.source.parameters,
-            "bytes": job.source.bytes,
-            "trusted_pickle": job.source.trusted_pickle,
-            "weights": None if job.source.selection is None else dict(job.source.selection),
-        },
-        "bundle": {
-            "path": (request.output if passed else rejected(request.output)).name,
-            "bytes": None,
-            "content_digest": verdict["bundle"]["content_digest"],
-            "model_bytes": model_bytes,
-        },
+        "source": _source(job),
+        "bundle": _bundle(job, verdict),
         "inputs": [tensor.to_json() for tensor in job.graph.inputs],
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
         "samples": _sample_sets(job),
@@ -124,31 +120,8 @@ def account(
         "quality": {k: v for k, v in verdict["quality"].items() if k != "reference"},
         "fidelity": verdict["fidelity"],
         "emulated": dict(emulated),
-        "latency": None
-        if latency is None
-        else {
-            "unit": "ms",
-            "length": latency["length"],
-            "threads": latency["threads"],
-            "ratio": latency["ratio"],
-            "load": latency["load"],
-            "spread": latency["spread"],
-            "disturbed": latency["disturbed"],
-            "rounds": [
-                {"model": model, "original": original}
-                for model, original in zip(
-                    latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True
-                )
-            ],
-            **{
-                side: {key: latency[side][key] for key in _TIMING} for side in ("model", "original")
-            },
-        },
-        "memory": {
-            "peak_rss_bytes": latency["model"]["peak_rss_bytes"]
-            if latency
-            else verdict["memory"]["peak_rss_bytes"]
-        },
+        "latency": None if latency is None else _latency(latency),
+        "memory": {"peak_rss_bytes": memory["peak_rss_bytes"]},
         "sizes": _sizes(job, ledger),
         "build": {
             "seconds": round(time.perf_counter() - started, 3),
@@ -162,3 +135,51 @@ def account(
         "slower": latency is not None and latency["ratio"] < 1,
     }
     return {**document, "cautions": report.cautions(document)}
+
+
+def _verdict(job: Job, verdict: Mapping[str, Any]) -> str:
+    """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
+    if not verdict["passed"]:
+        return "fail"
+    return "pass" if job.samples.proven else "unproven"
+
+
+def _source(job: Job) -> dict[str, Any]:
+    source = job.source
+    return {
+        "path": job.request.model.name,
+        "kind": source.kind,
+        "digest": source.digest,
+        "parameters": source.parameters,
+        "bytes": source.bytes,
+        "trusted_pickle": source.trusted_pickle,
+        "weights": None if source.selection is None else dict(source.selection),
+    }
+
+
+def _bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
+    output = job.request.output
+    path = output if verdict["passed"] else reject_path(output)
+    return {
+        "path": path.name,
+        # Known only after the report is in it.
+        "bytes": None,
+        "content_digest": verdict["bundle"]["content_digest"],
+        "model_bytes": len(job.graph.model),
+    }
+
+
+def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+    rounds = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
+    return {
+        "unit": "ms",
+        "length": latency["length"],
+        "threads": latency["threads"],
+        "ratio": latency["ratio"],
+        "load": latency["load"],
+        "spread": latency["spread"],
+        "disturbed": latency["disturbed"],
+        "rounds": [{"model": model, "original": original} for model, original in rounds],
+        "model": {key: latency["model"][key] for key in _TIMING},
+        "original": {key: latency["original"][key] for key in _TIMING},
+    }

@@ -1,4 +1,4 @@
-"""What is to be proved: the draft of the bundle, its gates, and where it is to stand."""
+"""Job of the proof: the draft of a bundle, its gates and its paths."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ from edgepack.stages.parts import parts_of
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that the proof is about."""
+    """Inputs of the proof.
+
+    Attributes:
+        request: the user's request.
+        source: the trained model.
+        samples: the calibration, evaluation and training samples.
+        reference: the reference samples with the original's answers.
+        original: the exported graph, simplified, before the chain.
+        graph: the graph that ships.
+        wheels: wheels that the bundle includes, by file name.
+    """
 
     request: Request
     source: Source
@@ -34,19 +44,21 @@ class Job:
 
     @property
     def stands_in(self) -> tuple[str, ...]:
-        """Options of the loader where this host stands in for another processor, or a GPU."""
-        return ("--stand-in",) if stands_in(self.request.target) else ()
+        """Options of the loader if this host stands in for another processor or a GPU."""
+        if stands_in(self.request.target):
+            return ("--stand-in",)
+        return ()
 
 
-def rejected(output: Path) -> Path:
-    """Where a bundle is kept whose gates were missed."""
+def reject_path(output: Path) -> Path:
+    """Return the path of a bundle that missed a gate: model.rejected.edgepack."""
     return output.with_name(f"{output.stem}.rejected{output.suffix}")
 
 
 def draft(job: Job) -> bundle.Contents:
-    """What goes into the bundle, before any answer of its own."""
+    """Return the contents of the bundle, before it has answers of its own."""
     target = job.request.target
-    bounds = gates(job)
+    bounds = bound_gates(job)
     return bundle.Contents(
         name=job.request.name,
         target=target.name,
@@ -61,15 +73,17 @@ def draft(job: Job) -> bundle.Contents:
         model=job.graph.model,
         variants=variants(target),
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
+        # One array per input, samples along a new axis 0.
         reference=[
             np.stack([feed[tensor.name] for feed in job.reference.feeds])
             for tensor in job.graph.inputs
         ],
         original=[np.stack(column) for column in zip(*job.reference.original, strict=True)],
+        # The answers of this host, known once the draft has run.
         built=None,
         sizes=job.reference.sizes,
         gates=bounds,
-        metric=metric(job),
+        metric=quality_gates.metric(job.request, job.graph.outputs, job.reference.labels),
         parts=parts_of(job.reference, tuple(job.graph.outputs)),
         provenance={
             "source": {
@@ -90,42 +104,51 @@ def draft(job: Job) -> bundle.Contents:
 
 
 def variants(target: Target) -> tuple[Variant, ...]:
-    """The profile's engine, and after it what it may fall back to; each named like its engine."""
+    """Return the variant of the profile's engine, then that of its fallback, if it has one.
+
+    For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime").
+    """
     needs = {
         "compute_capability": target.compute_capability,
         "engine_version": target.engine_version,
     }
-    found = [Variant(target.engine, target.engine, {k: v for k, v in needs.items() if v})]
+    result = [Variant(target.engine, target.engine, {k: v for k, v in needs.items() if v})]
     if target.fallback:
+        # Python 3.8, as on JetPack 5, has no newer onnxruntime than this.
         oldest = {"engine_version": engine.onnxruntime.OLDEST}
-        found.append(Variant(target.fallback, target.fallback, oldest))
-    return tuple(found)
+        result.append(Variant(target.fallback, target.fallback, oldest))
+    return tuple(result)
 
 
-def metric(job: Job) -> str:
-    """The task metric; "" for none."""
-    return quality_gates.metric(job.request, job.graph.outputs, job.reference.labels)
+def bound_gates(job: Job) -> dict[str, dict[str, Any]]:
+    """Return the bounds of quality and of fidelity, by gate.
 
-
-def gates(job: Job) -> dict[str, dict[str, Any]]:
-    """The gates that hold quality and fidelity. Raises SpecError where one has none."""
+    Raises:
+        SpecError: `gates-empty` if one of them has no gate.
+    """
     bounds = dict(job.request.target.fidelity)
+    # Float operators round differently on other CPUs; only an integer model can be bit-exact.
     exact = bool(bounds.pop("bit_exact", False)) and job.graph.integer_only
+    if exact:
+        # Equal bits meet any other bound as well.
+        bounds = {"bit_exact": True}
     return {
         "quality": quality_gates.quality(job.request, job.graph.outputs, job.reference.labels),
         "fidelity": quality_gates.held(
-            {"bit_exact": True} if exact else bounds,
+            bounds,
             "fidelity",
             "the profile's only gate is bit_exact, and the model keeps float operators",
         ),
     }
 
 
-def lowered(request: Request) -> list[str]:
-    """A sentence for every gate that the manifest holds lower than the profile does."""
-    told = []
+def describe_lowered_gates(request: Request) -> list[str]:
+    """Return a sentence for every gate that the manifest sets lower than the profile."""
+    sentences = []
     for gate in sorted(request.stated & set(MINIMA) & set(request.target.quality)):
-        bound, usual = request.quality[gate], request.target.quality[gate]
-        if bound < usual:
-            told.append(f"the gate {gate} was lowered to {bound:g}; the profile holds {usual:g}")
-    return told
+        bound, default = request.quality[gate], request.target.quality[gate]
+        if bound < default:
+            sentences.append(
+                f"the gate {gate} was lowered to {bound:g}; the profile sets {default:g}"
+            )
+    return sentences

@@ -1,8 +1,8 @@
-"""The proof: a bundle is written, judged through the loader that ships, and only then published.
+"""Proof of a bundle: write it, judge it through the shipped loader, and only then publish it.
 
-Nothing is judged in memory. A draft runs on this machine, isolated, and gives the answers that
-every later device is held against; the whole evaluation set runs through the loader; the finished
-file, report and all, is verified once more as the bytes that will ship.
+Nothing is judged in memory. A draft runs isolated on this machine and gives the answers that every
+device is compared with; the whole evaluation set runs through the loader; the finished file,
+report included, is verified once more as the bytes that will ship.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import account
-from edgepack.proof.job import Job, draft, lowered, rejected
+from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
@@ -31,12 +31,12 @@ from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evalua
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a build ended with.
+    """Result of a build.
 
     Attributes:
-        path: the bundle, in its place; where a gate was missed, the rejected one kept aside.
-        report: as JSON values.
-        accepted: whether every gate held.
+        path: path of the bundle; of the rejected bundle if a gate was missed.
+        report: the report, as JSON values.
+        accepted: true if every gate passed.
     """
 
     path: Path
@@ -45,36 +45,46 @@ class Outcome:
 
 
 def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
-    """Write, judge and publish; on a missed gate keep the bundle aside.
+    """Write, judge and publish a bundle; on a missed gate, write it as rejected.
 
-    Raises HostError where the place asked for cannot be written, and what the loader refuses with.
+    Raises:
+        HostError: if the output cannot be written.
+        EdgepackError: any error of the loader.
     """
     output = job.request.output
     with files.temporary_beside(output) as temporary:
+        # 1. A draft with the model, the reference samples and the answers of this machine.
         contents = draft(job)
-        ledger.warn(*lowered(job.request), *_few(job, contents.gates["quality"]))
+        ledger.warn(
+            *describe_lowered_gates(job.request),
+            *_warn_of_few_samples(job, contents.gates["quality"]),
+        )
         with ledger.stage("bundle") as stage:
-            contents = _with_answers(contents, temporary, host, job.stands_in)
+            contents = _add_answers(contents, temporary, host, job.stands_in)
             bundle.write(temporary, contents)
             stage.set(bytes=temporary.stat().st_size)
-            stage.note(f"the model, the loader, {len(contents.reference[0])} reference samples")
+            stage.note(f"model, loader and {len(contents.reference[0])} reference samples")
+        # 2. The verdict on the whole evaluation set. It is not in the bundle, so the loader reads
+        # its samples from a pipe.
         count, _ = evaluation_of(job.samples)
         with ledger.stage("verify", count) as stage:
             frames = evaluation_frames(job.samples, job.reference, job.graph.inputs)
             verdict, _ = device.ask(
                 host, host.put(temporary), "verify", "--evaluation", *job.stands_in,
-                stdin=_counted(frames, stage.progress.advance),
+                stdin=_count_frames(frames, stage.progress.advance),
             )  # fmt: skip
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
+        # 3. The target's CPUs, whose int8 arithmetic may differ from this machine's.
         emulated = emulate(job.request, temporary, verdict, job.graph.integer_only, ledger)
-        _decide(job, verdict, emulated)
-        latency = _latency(job, temporary, host, ledger)
+        _apply_emulated(job, verdict, emulated)
+        latency = _measure_latency(job, temporary, host, ledger)
         accepted = bool(verdict["passed"])
         contents = replace(
             contents,
-            quality={**_summary(verdict["quality"]), "passed": accepted},
+            quality={**_summarize(verdict["quality"]), "passed": accepted},
             wheels=job.wheels,
         )
+        # 4. The report. The content digest leaves the report out, so that the report can state it.
         document = account(job, verdict, emulated, latency, host, ledger, started)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
@@ -86,102 +96,117 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             },
         )
         bundle.write(temporary, contents)
+        # 5. The finished file once more: the bytes that ship are the bytes that passed.
         again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
-        place = output if accepted else rejected(output)
+        path = output if accepted else reject_path(output)
         if accepted and not again["passed"]:
-            raise _unsteady(again)
-        # A signature says that the bundle may be used: one that was rejected gets none.
+            raise _unsteady_error(again)
+        # A signature states that the bundle may be used, so a rejected one is not signed.
         key = job.request.sign if accepted else None
         signature = signing.sign(temporary, key) if key else b""
-        document["bundle"]["sha256"] = bundle.publish(temporary, place, signature)
+        document["bundle"]["sha256"] = bundle.publish(temporary, path, signature)
     if key:
         document["bundle"]["signed"] = signing.fingerprint(key)
-    document["bundle"]["bytes"] = place.stat().st_size
-    return Outcome(place, document, accepted)
+    document["bundle"]["bytes"] = path.stat().st_size
+    return Outcome(path, document, accepted)
 
 
 def missed(outcome: Outcome, ledger: Ledger) -> GateError:
-    """The error for a bundle whose gates were missed, with the stage that lost it."""
-    gates = [
-        f"{question}{_on(outcome.report[question])}: {describe_gate(gate)}"
-        for question in ("quality", "fidelity")
-        for gate in outcome.report[question]["gates"]
-        if not gate["passed"]
-    ]
-    hints = [f"it is kept at {outcome.path}, with its report"]
+    """Return the error of a bundle that missed gates, with the stage that lost quality."""
+    reasons = _describe_misses(outcome.report)
+    hints = [f"the rejected bundle, with its report, is {outcome.path}"]
     if not outcome.report["quality"]["passed"]:
         lost = ledger.lost_in() or ledger.first_loss()
         if lost is not None:
-            gates.append(f"first lost in the stage {lost.stage!r}: {_snr(lost.parity)}")
+            reasons.append(f"first lost in the stage {lost.stage!r}: {_format_parity(lost.parity)}")
         for record in ledger.records:
             if record.stage == "repair":
-                gates += record.notes
-        hints.append(_cure(lost))
-    if _saturated(outcome.report):
+                reasons += record.notes
+        hints.append(_suggest_remedy(lost))
+    if _may_saturate(outcome.report):
         hints.append(
-            "full-range weights saturate without VNNI, pair-safe ones give the same bits: "
-            "--chain quantize:range=pair-safe"
+            "full-range weights saturate on CPUs without VNNI; pair-safe weights give the same "
+            "bits everywhere: --chain quantize:range=pair-safe"
         )
     return GateError(
         "gate-missed",
-        "the bundle was built and is not good enough; nothing was written at the place asked for",
-        why="\n".join(gates),
+        "the bundle missed its gates; it was not written to the output path",
+        why="\n".join(reasons),
         hint="\n".join(hints),
     )
 
 
-def _cure(lost: Record | None) -> str:
-    """What may win back the quality that a stage lost."""
+def _describe_misses(document: Mapping[str, Any]) -> list[str]:
+    """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
+    lines = []
+    for name in ("quality", "fidelity"):
+        question = document[name]
+        label = f"{name} on {question['device']}" if "device" in question else name
+        missed = [gate for gate in question["gates"] if not gate["passed"]]
+        lines += [f"{label}: {describe_gate(gate)}" for gate in missed]
+    return lines
+
+
+def _suggest_remedy(lost: Record | None) -> str:
+    """Suggest how to recover the quality that a stage lost."""
     stage = "" if lost is None else lost.stage
     if stage in ("simplify", "export"):
-        return "a gate that the exported original misses is for no chain to hold: lower it"
-    cures = {
-        "prune": "train it again after that (--chain prune,distill), cut less",
-        "factorize": "train it again after that (--chain factorize,distill), cut less",
-        "distill": "train for longer, on more samples",
-        "quantize": "more or better calibration samples, another calibrator, training for int8 "
-        "(--chain distill:aware=true,quantize)",
+        return "the exported original misses this gate already, so no chain can meet it: lower it"
+    remedies = {
+        "prune": "train after pruning (--chain prune,distill), prune less",
+        "factorize": "train after factorizing (--chain factorize,distill), factorize less",
+        "distill": "train longer or on more samples",
+        "quantize": "use more or better calibration samples, use another calibrator, train for "
+        "int8 (--chain distill:aware=true,quantize)",
     }
-    cure = cures.get(stage, "more or better calibration samples, another chain")
-    return f"{cure}, or a lower gate in the manifest"
+    remedy = remedies.get(stage, "use more or better calibration samples, use another chain")
+    return f"{remedy}, or lower the gate in the manifest"
 
 
-def _saturated(document: Mapping[str, Any]) -> bool:
-    """Whether an emulated x86 answered otherwise than this one, with full-range weights."""
-    ranges = [s["details"].get("range") for s in document["ledger"] if s["stage"] == "quantize"]
+def _may_saturate(document: Mapping[str, Any]) -> bool:
+    """Return true if an emulated x86 decided the fidelity of a model with full-range weights.
+
+    Without VNNI an x86 CPU adds two int8 products in 16 bits: 127 * 255 * 2 is 64,770, over the
+    limit of 32,767.
+    """
+    quantize = [stage for stage in document["ledger"] if stage["stage"] == "quantize"]
+    ranges = [stage["details"].get("range") for stage in quantize]
     native = document["device"]["arch"] == "x86_64" and not document["stands_in"]
     return native and "full" in ranges and "device" in document["fidelity"]
 
 
-def _on(question: Mapping[str, Any]) -> str:
-    return f" on {question['device']}" if "device" in question else ""
+def _apply_emulated(
+    job: Job, verdict: dict[str, Any], emulated: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Replace this host's fidelity by that of the deciding emulated CPU.
 
-
-def _decide(job: Job, verdict: dict[str, Any], emulated: Mapping[str, Mapping[str, Any]]) -> None:
-    """Lay what the target's CPUs answered over what this host did.
-
-    One that missed decides; where this host only stands in for the target, the first of them does.
+    The first CPU that missed decides; if none missed, the first CPU, but only if this host stands
+    in for the target.
     """
     missed = [cpu for cpu, fidelity in emulated.items() if not fidelity["passed"]]
-    deciding = missed or (list(emulated) if job.stands_in else [])
+    deciding = missed
+    if not missed and job.stands_in:
+        deciding = list(emulated)
     if deciding:
         cpu = deciding[0]
         verdict["fidelity"] = {**emulated[cpu], "device": f"{cpu}, emulated"}
         verdict["passed"] = verdict["quality"]["passed"] and verdict["fidelity"]["passed"]
 
 
-def _snr(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
-    told = []
+def _format_parity(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Return the SNR of every output after a stage: "logits at 9.4 dB SNR after it"."""
+    parts = []
     for output, metrics in (parity or {}).items():
         snr = metrics["snr_db"]
-        told.append(f"{output} at {'exact' if snr is None else f'{snr:.1f} dB'} SNR after it")
-    return ", ".join(told)
+        text = "exact" if snr is None else f"at {snr:.1f} dB SNR"
+        parts.append(f"{output} {text} after it")
+    return ", ".join(parts)
 
 
-def _with_answers(
+def _add_answers(
     contents: bundle.Contents, path: Path, host: Local, options: Sequence[str]
 ) -> bundle.Contents:
-    """Run a draft here, and take its answers as those of the build host."""
+    """Run a draft on this machine, and add its answers as the build host's."""
     bundle.write(path, contents)
     with files.temporary_folder() as folder:
         answers = folder / "built.npz"
@@ -195,13 +220,13 @@ def _with_answers(
         except EdgepackError as error:
             if error.code != "output-ragged":
                 raise
-            # The reference samples were chosen so that the original's outputs are of one size.
+            # The original's outputs have one size over the reference samples, by their selection.
             raise ChainError(
                 "chain-outputs-ragged",
-                "the optimized model gives outputs of other sizes than the original does",
-                why=f"how much it returns depends on values that the chain changed\n{error.why}",
-                hint="end the network before the step that chooses (NonZero, suppression), and do "
-                "that step on the device; or --chain none",
+                "the optimized model's outputs differ in size from the original's",
+                why=f"their size depends on values that the chain changed\n{error.why}",
+                hint="end the network before the operator that selects (NonZero, "
+                "NonMaxSuppression) and run it on the device; or --chain none",
             ) from error
         arrays = read_npz(str(answers))
     info, _ = device.ask(host, host.put(path), "device")
@@ -220,17 +245,22 @@ def _at_size(
     """Return a draft's answers to the first reference sample at another size of an axis."""
     feed = {t.name: array[0] for t, array in zip(contents.inputs, contents.reference, strict=True)}
     sizes = {**bind_sizes(contents.inputs, feed), size.axis: size.size}
-    fed, answers = folder / "resized.npz", folder / "answers.npz"
-    # With an axis in front each array is one whole feed, whatever its batch.
+    inputs, answers = folder / "resized.npz", folder / "answers.npz"
+    # `run` takes samples along axis 0: with an axis in front, each array is one feed of any batch.
     arrays = {name: a[None] for name, a in resized(contents.inputs, feed, sizes).items()}
-    np.savez(fed, **arrays)  # type: ignore[arg-type]
-    device.ask(host, host.put(path), "run", "--input", str(fed), "--output", str(answers), *options)
+    np.savez(inputs, **arrays)  # type: ignore[arg-type]
+    device.ask(
+        host, host.put(path), "run", "--input", str(inputs), "--output", str(answers), *options
+    )
     outputs = read_npz(str(answers))
     return [outputs[tensor.name][0] for tensor in contents.outputs]
 
 
-def _few(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
-    """A warning where the evaluation set is too small for the rates that it is held to."""
+def _warn_of_few_samples(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a warning for every gate whose rate the evaluation set is too small to resolve.
+
+    40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.
+    """
     count, _ = evaluation_of(job.samples)
     shares = {gate: 1 - quality[gate] for gate in ("agreement", "metric_ratio") if gate in quality}
     if "max_drop" in quality:
@@ -239,68 +269,62 @@ def _few(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
         if share > 0 and count * share < 1:
             yield (
                 f"{count} evaluation samples are too few for the gate {gate}: "
-                f"it takes {math.ceil(1 / share)} to tell this rate"
+                f"it needs at least {math.ceil(1 / share)}"
             )
 
 
-def _counted(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
-    for piece in frames:
-        yield piece
+def _count_frames(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
+    for frame in frames:
+        yield frame
         advance(EVALUATION_BATCH)
 
 
-def _latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any] | None:
-    """Latency side by side with the original's fp32 graph, and whether it was worth it."""
+def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any] | None:
+    """Measure the latency in turns with the original's fp32 graph; None if it is skipped."""
     with ledger.stage("latency") as stage:
         if job.request.latency == "none":
             stage.set(status="skipped")
-            stage.note("not asked for")
+            stage.note("--latency none")
             return None
         if job.stands_in:
             stage.set(status="skipped")
             target = job.request.target
-            where = "the GPU" if target.engine != ONNXRUNTIME else target.arch
-            stage.note(f"to be measured on {where}: python3 BUNDLE bench there")
+            device_name = "the GPU" if target.engine != ONNXRUNTIME else target.arch
+            stage.note(f"measure it on {device_name}: python3 BUNDLE bench")
             return None
         with files.temporary_folder() as folder:
             fp32 = folder / "original.onnx"
             fp32.write_bytes(job.original.model)
-            found, _ = device.ask(
+            result, _ = device.ask(
                 host, host.put(path), "bench",
                 "--length", job.request.latency, "--against", str(fp32),
             )  # fmt: skip
         stage.note(
-            f"p50 {found['model']['p50']:.3f} ms, the original's fp32 graph "
-            f"{found['original']['p50']:.3f} ms, in turns",
-            *(f"disturbed: {reason}" for reason in found["disturbed"]),
+            f"p50 {result['model']['p50']:.3f} ms; fp32 graph of the original "
+            f"{result['original']['p50']:.3f} ms, measured in turns",
+            *(f"disturbed: {reason}" for reason in result["disturbed"]),
         )
-    if found["disturbed"]:
+    if result["disturbed"]:
         ledger.warn(
-            f"the latency was disturbed: {'; '.join(found['disturbed'])}; measure again on a quiet "
+            f"latency disturbed: {'; '.join(result['disturbed'])}; measure again on a quiet "
             "machine: edgepack bench BUNDLE --against ONNX"
         )
-    if found["ratio"] < 1:
+    if result["ratio"] < 1:
         ledger.warn(
-            f"this bundle is slower than its fp32 original on this machine: p50 "
-            f"{found['model']['p50']:.3f} ms against {found['original']['p50']:.3f} ms"
+            f"the bundle is slower than the fp32 original on this machine: p50 "
+            f"{result['model']['p50']:.3f} ms against {result['original']['p50']:.3f} ms"
         )
-    return found
+    return result
 
 
-def _summary(quality: Mapping[str, Any]) -> dict[str, Any]:
+def _summarize(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "reference")}
 
 
-def _unsteady(verdict: Mapping[str, Any]) -> GateError:
-    told: Sequence[str] = [
-        describe_gate(gate)
-        for question in ("quality", "fidelity")
-        for gate in verdict[question]["gates"]
-        if not gate["passed"]
-    ]
+def _unsteady_error(verdict: Mapping[str, Any]) -> GateError:
     return GateError(
         "build-unsteady",
-        "the same bundle answered differently twice on this machine",
-        why="\n".join(told),
-        hint="the hardware or the engine is not to be trusted; run it on another machine",
+        "the same bundle gave different answers in two runs on this machine",
+        why="\n".join(_describe_misses(verdict)),
+        hint="the hardware or the engine is unreliable; build on another machine",
     )
