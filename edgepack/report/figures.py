@@ -16,12 +16,14 @@ from edgepack.runtime.streams import printable as printable
 # Equal to `runtime.parity.metrics.SNR_LIMIT`, whose module imports numpy; a test compares the two.
 SNR_LIMIT = 999.0
 _UNITS = ("B", "kB", "MB", "GB", "TB")
+# Replacements for consoles without UTF-8, chosen to keep the meaning of a figure.
 _ASCII = str.maketrans(
     {
         "→": "->", "×": "x", "≥": ">=", "≤": "<=", "✓": "+", "✗": "x", "·": "-", "–": "-",
         "…": "...", "−": "-", "↺": "=", "●": "*", "▲": "!", "\u00a0": " ",
     }
 )  # fmt: skip
+# A space between a digit and a unit, such as that of "19.8 dB" or "2 of 4".
 _UNIT = re.compile(r"(?<=\d) (?=(?:B|kB|MB|GB|TB|ms|s|min|h|dB|%|points?|thread|of)\b|%)")
 # Least value and decimals, for three significant digits; the bounds lie where rounding carries:
 # 9.994 is "9.99", 9.995 is "10.0".
@@ -58,6 +60,7 @@ def bytes_text(count: float | None) -> str:
 
 def seconds_text(seconds: float) -> str:
     """Format wall-clock time: 0.3 s, 48 s, 3 min 20 s, 1 h 05 min."""
+    # As for latencies, the bounds lie where rounding carries: 9.96 s is "10 s".
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     rounded = round(seconds)
@@ -135,12 +138,21 @@ def snr_text(metrics: Mapping[str, Any]) -> str:
         return f"{metrics['nonfinite']:,} not finite"
     if metrics.get("compared") == "equality":
         share = metrics["top1_agreement"]
-        return "equal" if share in (None, 1.0) else f"{percent(share)} equal"
+        if share in (None, 1.0):
+            return "equal"
+        return f"{percent(share)} equal"
     if snr is None:
         return "exact"
     if snr > -SNR_LIMIT:
         return decibel(snr)
     return "no signal"
+
+
+def format_mark(passed: bool) -> tuple[str, str]:
+    """Return the sign of a result and its style on a terminal."""
+    if passed:
+        return "✓", "green"
+    return "✗", "red"
 
 
 def format_apart(

@@ -89,6 +89,7 @@ def find_first_loss(records: Iterable[Mapping[str, Any]], drop_db: float = LOSS_
     """
     previous: dict[str, float] = {}
     for record in records:
+        # Several outputs may fall in one stage; the one that ends lowest is named.
         losses = []
         for output, metrics in (record["parity"] or {}).items():
             snr = min(closeness_db(metrics), ROUNDING_DB)
@@ -108,6 +109,14 @@ def worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
     Non-finite values are worse than any SNR; a null SNR without them is exact.
     """
     return min(outputs.values(), key=closeness_db, default=None)
+
+
+def format_worst(outputs: Mapping[str, Mapping[str, Any]], missing: str = "") -> str:
+    """Return the SNR of the worst output as text; `missing` without outputs."""
+    metrics = worst(outputs)
+    if metrics is None:
+        return missing
+    return snr_text(metrics)
 
 
 def list_gates(report: Mapping[str, Any]) -> list[GateRow]:
@@ -160,8 +169,8 @@ def describe_size(report: Mapping[str, Any]) -> str:
 
 def describe_forms(report: Mapping[str, Any]) -> str:
     """Return the number of layers in each quantized form; empty if all are static or float."""
-    records = [record for record in report["ledger"] if record["stage"] == "quantize"]
-    details: Mapping[str, Any] = records[0]["details"] if records else {}
+    quantize = (record for record in report["ledger"] if record["stage"] == "quantize")
+    details: Mapping[str, Any] = next((record["details"] for record in quantize), {})
     if details.get("mode") != "static" or "layers_dynamic" not in details:
         return ""
     counts = [
@@ -170,6 +179,7 @@ def describe_forms(report: Mapping[str, Any]) -> str:
         (len(details["layers_weights"]), "with int8 weights and float arithmetic"),
         (len(details["layers_float"]), "in float"),
     ]
+    # The details of the stage have the counts of static and float layers already.
     if not (counts[1][0] or counts[2][0]):
         return ""
     return "Layers: " + ", ".join(f"{count} {form}" for count, form in counts if count) + "."
@@ -181,6 +191,7 @@ def _describe_quality(report: Mapping[str, Any]) -> str:
     if metrics is None:
         return ""
     clauses = []
+    # Equal elements of an integer output are counted as agreement, but they are no classes.
     share = metrics.get("top1_agreement")
     if share is not None and metrics.get("compared") != "equality":
         clauses.append(f"picks the original's class for {percent(share)}")
@@ -227,9 +238,11 @@ def _describe_fidelity(report: Mapping[str, Any]) -> str:
     metrics = worst(question["outputs"])
     if metrics is None:
         return ""
-    runner = f"On {question['device']}," if "device" in question else "Run through its own loader,"
+    runner = "Run through its own loader"
+    if "device" in question:
+        runner = f"On {question['device']}"
     sentence = (
-        f"{runner} the bundle reproduces the build host's answers "
+        f"{runner}, the bundle reproduces the build host's answers "
         f"{_describe_agreement(question, metrics)} on {describe_samples(question)}."
     )
     # The CPU that decided is the subject of the first sentence.
@@ -240,8 +253,10 @@ def _describe_fidelity(report: Mapping[str, Any]) -> str:
     }
     if not others:
         return sentence
-    same = "the same bits" if all(map(_is_exact, others.values())) else "the gates passed as well"
-    return f"{sentence} On {' and '.join(others)}, emulated: {same}."
+    result = "the gates passed as well"
+    if all(map(_is_exact, others.values())):
+        result = "the same bits"
+    return f"{sentence} On {' and '.join(others)}, emulated: {result}."
 
 
 def _describe_agreement(question: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -268,8 +283,7 @@ def list_emulated(report: Mapping[str, Any]) -> list[EmulatedCpu]:
 def _format_answer(question: Mapping[str, Any]) -> str:
     if _is_exact(question):
         return "same bits"
-    metrics = worst(question["outputs"])
-    return snr_text(metrics) if metrics else ""
+    return format_worst(question["outputs"])
 
 
 def describe_machine(report: Mapping[str, Any]) -> str:
@@ -293,7 +307,10 @@ def describe_metric(question: Mapping[str, Any]) -> str:
 def _format_drop(drop: float) -> str:
     if not drop:
         return "no change"
-    return f"{points(abs(drop))} {'lost' if drop >= 0 else 'gained'}"
+    if drop > 0:
+        return f"{points(drop)} lost"
+    # A negative drop: the model is better than the original.
+    return f"{points(-drop)} gained"
 
 
 def describe_speed(report: Mapping[str, Any]) -> str:
@@ -304,10 +321,12 @@ def describe_speed(report: Mapping[str, Any]) -> str:
     ratio = latency["ratio"]
     model, original = _name_sides(report)
     if reasons := disturbed(report):
+        # A disturbed measurement gets one decimal less, and an "about".
         change = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
         return f"about {change} than {original}, disturbed: {'; '.join(reasons)}"
     if report["slower"]:
         return f"{model} is {1 / ratio:.2f}× slower than {original} on this machine"
+    # "1.01× faster" would claim more than a measurement can show.
     if ratio < 1.02:
         return f"{model} is as fast as {original} on this machine"
     return f"{ratio:.2f}× faster than {original}"
@@ -315,7 +334,9 @@ def describe_speed(report: Mapping[str, Any]) -> str:
 
 def _name_sides(report: Mapping[str, Any]) -> tuple[str, str]:
     precision = report["target"].get("precision")
-    return (precision, "fp32") if precision else ("the optimized model", "the original")
+    if precision:
+        return precision, "fp32"
+    return "the optimized model", "the original"
 
 
 def describe_method(report: Mapping[str, Any]) -> str:
@@ -337,7 +358,9 @@ def describe_method(report: Mapping[str, Any]) -> str:
 def find_spread(latency: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return the smallest and the largest speed-up of the rounds; None below two rounds."""
     ratios = [each["original"] / each["model"] for each in latency.get("rounds", ())]
-    return (min(ratios), max(ratios)) if len(ratios) > 1 else None
+    if len(ratios) < 2:
+        return None
+    return min(ratios), max(ratios)
 
 
 def list_next_commands(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:

@@ -56,6 +56,7 @@ def _kind(gate: Mapping[str, Any]) -> _Kind:
     name = str(gate["name"])
     if kind := _KINDS.get(name):
         return kind
+    # A newer edgepack may have gates that this one does not know.
     return _Kind(name.replace("_", " "), None)
 
 
@@ -89,12 +90,20 @@ class GateRow:
     decisive: bool
     note: str
 
+    @property
+    def title(self) -> str:
+        """Label and output: "SNR of logits"."""
+        if self.output:
+            return f"{self.label} of {self.output}"
+        return self.label
+
 
 def gate_row(gate: Mapping[str, Any]) -> GateRow:
     """Format one gate of the report."""
     kind = _kind(gate)
     measured, bound, margin = _values(gate, kind)
     output = (gate.get("output") or "") + gate.get("part", "")
+    # A gate on the metric carries the metric's name as its output: "Drop of top1".
     of_metric = "{}" in kind.label
     return GateRow(
         label=kind.label.format(output or "the metric"),
@@ -113,8 +122,9 @@ def _values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]:
     measured, bound = gate["measured"], gate["bound"]
     if measured is None:
         # JSON has no infinity: a null SNR that passed is an error of exactly zero.
-        exact = gate["name"] in ("snr_db", "worst_db") and gate["passed"]
-        return "exact" if exact else "not finite", _text(kind, bound), ""
+        if gate["name"] in ("snr_db", "worst_db") and gate["passed"]:
+            return "exact", _text(kind, bound), ""
+        return "not finite", _text(kind, bound), ""
     if isinstance(measured, bool) or isinstance(bound, bool):
         required = _BOOLEAN_BOUNDS.get(bound, _text(kind, bound))
         return _text(kind, measured), required, ""
@@ -129,10 +139,12 @@ def _margin(relation: str | None, measured: float, bound: float, kind: _Kind) ->
         slack = bound - measured
     else:
         return ""
+    # A margin needs fewer digits than the values: 0.9991 against 0.9900 is "+0.0091".
     digits = 2 if kind.margin is number else kind.digits
     # Compared with 0.0, so that a margin which is not zero never prints as "+0.0".
     size, _ = format_apart(kind.margin, abs(slack), 0.0, digits)
-    return f"+{size}" if slack >= 0 else f"−{size}"
+    sign = "+" if slack >= 0 else "−"
+    return sign + size
 
 
 def _text(kind: _Kind, value: float | bool) -> str:
@@ -144,6 +156,7 @@ def _text(kind: _Kind, value: float | bool) -> str:
 def describe_gate(gate: Mapping[str, Any]) -> str:
     """Return one gate as one line: "SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     row = gate_row(gate)
-    line = f"{row.label} of {row.output}" if row.output else row.label
-    line = f"{line}: {row.measured} ({row.bound})"
-    return f"{line}; {row.note}" if row.note else line
+    line = f"{row.title}: {row.measured} ({row.bound})"
+    if row.note:
+        line += f"; {row.note}"
+    return line

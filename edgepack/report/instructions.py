@@ -76,6 +76,7 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"{name} computes by {kinds or 'no SIMD products'}")
     answer = "yes" if result["model"]["dot_products"] else "no"
     lines.append(f"int8 instructions ({INT8_INSTRUCTIONS[result['arch']]}) executed: {answer}")
+    # The ratio is the other model's count over this bundle's; None without another model.
     if ratio := result["ratio"]:
         change = f"{ratio:.2f}x fewer" if ratio >= 1 else f"{1 / ratio:.2f}x MORE"
         lines.append(f"this bundle takes {change} instructions than the other model")

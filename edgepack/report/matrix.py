@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgepack.report.figures import fit, plural, printable, snr_text
-from edgepack.report.findings import worst
+from edgepack.report.figures import fit, format_mark, plural, printable
+from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, gate_row
 
 QUESTIONS = ("fidelity", "quality")
@@ -39,12 +39,13 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             remarks += _describe_error(name, column["error"])
             continue
         verdict = column["verdict"]
-        mark = ("✓ PASS", "bold green") if verdict["passed"] else ("✗ FAIL", "bold red")
+        mark, style = format_mark(verdict["passed"])
+        word = "PASS" if verdict["passed"] else "FAIL"
         table.add_row(
             text(label),
             text(f"✓ {plural(verdict['integrity']['files'], 'file')}", "green"),
             *(text(*_format_answer(verdict[question])) for question in QUESTIONS),
-            text(*mark),
+            text(f"{mark} {word}", f"bold {style}"),
         )
         remarks += _describe_misses(name, verdict)
     console.print(table)
@@ -73,9 +74,8 @@ def _format_answer(question: Mapping[str, Any] | None) -> tuple[str, str]:
     """Return the answer to one question and its style: ("✓ bit-exact", "green")."""
     if question is None:
         return "not judged", "dim"
-    mark, style = ("✓", "green") if question["passed"] else ("✗", "red")
+    mark, style = format_mark(question["passed"])
     outputs = question["outputs"]
     if all(metrics["bit_exact"] for metrics in outputs.values()):
         return f"{mark} bit-exact", style
-    metrics = worst(outputs)
-    return f"{mark} {snr_text(metrics) if metrics else ''}".strip(), style
+    return f"{mark} {format_worst(outputs)}".strip(), style

@@ -104,7 +104,9 @@ def _path(error: Any) -> str:
 
 
 def _shorten(fault: str) -> str:
-    return fault if len(fault) <= 300 else fault[:299] + "…"
+    if len(fault) <= 300:
+        return fault
+    return fault[:299] + "…"
 
 
 def _refuse(code: str, what: str, faults: list[str]) -> ReportError:
@@ -169,15 +171,15 @@ def _wrong_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
     # A gate that allows one miss among few samples says so in its note.
     if measured is None or (passed and gate.get("note")):
         return
-    # The slack is on the gate's side: 19.0 dB stored as 18.99 may have passed, 18.9 may not.
+    # 18.99 dB may be 19.0 dB, stored rounded, and have passed a gate of 19; 18.9 dB may not.
     slack = _ROUNDING * abs(bound)
-    wrong = {
-        "at-least": measured < bound - slack if passed else measured > bound + slack,
-        "at-most": measured > bound + slack if passed else measured < bound - slack,
-        "equal": (measured == bound) != passed,
-        None: False,
-    }[relation(gate)]
-    if wrong:
+    over, under = measured > bound + slack, measured < bound - slack
+    if passed:
+        wrong = {"at-least": under, "at-most": over, "equal": measured != bound}
+    else:
+        wrong = {"at-least": over, "at-most": under, "equal": measured == bound}
+    # The relation of an unknown gate is None: its mark cannot be checked.
+    if wrong.get(str(relation(gate))):
         mark = "passed" if passed else "missed"
         yield f"{question}: the gate {gate['name']} is {mark} at {measured}, its bound is {bound}"
 

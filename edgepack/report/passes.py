@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.report.figures import bytes_text, decibel, percent, plural, short_count, snr_text
+from edgepack.report.figures import bytes_text, decibel, percent, plural, short_count
+from edgepack.report.findings import format_worst
 
 # Headings by key, in order; the name of the task's metric replaces "metric".
 COLUMNS = {
@@ -79,6 +80,7 @@ def passes(report: Mapping[str, Any]) -> Table | None:
     records = [record for record in report["ledger"] if record.get("measured")]
     if len(records) < 2:
         return None
+    # Each row is compared with the one before: (original, None), (prune, original), ...
     befores = [None, *records[:-1]]
     rows = [_row(record, before) for record, before in zip(records, befores, strict=True)]
     measured = records[-1]["measured"]
@@ -141,25 +143,26 @@ def _metric(quality: Mapping[str, Any]) -> float | None:
     """Return the model's task metric, else its share of decisions equal to the original's."""
     if quality["metric"]:
         return float(quality["metric"]["model"])
-    shares = [o.get("top1_agreement") for o in quality["outputs"].values()]
+    # Of several outputs that decide, the worst counts; others have no agreement.
+    shares = [metrics.get("top1_agreement") for metrics in quality["outputs"].values()]
     return min((share for share in shares if share is not None), default=None)
 
 
 def _format_share(share: float | None, samples: int) -> str:
     if share is None:
         return _NONE
-    return percent(share, 2 if samples >= _MANY else 1)
+    digits = 2 if samples >= _MANY else 1
+    return percent(share, digits)
 
 
 def _snr(quality: Mapping[str, Any]) -> str:
-    from edgepack.report.findings import worst
-
-    metrics = worst(quality["outputs"])
-    return snr_text(metrics) if metrics else _NONE
+    return format_worst(quality["outputs"], _NONE)
 
 
 def _count(value: int | None) -> str:
-    return _NONE if value is None else short_count(value)
+    if value is None:
+        return _NONE
+    return short_count(value)
 
 
 def _share(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:

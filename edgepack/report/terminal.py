@@ -15,11 +15,11 @@ from edgepack.report.cautions import disturbed
 from edgepack.report.figures import (
     bytes_text,
     fit,
+    format_mark,
     ms_text,
     plural,
     printable,
     seconds_text,
-    snr_text,
 )
 from edgepack.report.gates import GateRow, gate_row
 from edgepack.report.passes import Cell, passes
@@ -104,8 +104,8 @@ class _Summary:
         for name in findings.QUESTIONS:
             self._add_question(table, name)
         for answer in findings.list_emulated(self.report):
-            mark, style = ("✓ ", "green") if answer.passed else ("✗ ", "red")
-            cpu = Text.assemble(self.text(mark, style), self.text(f"{answer.cpu}, emulated"))
+            mark, style = format_mark(answer.passed)
+            cpu = Text.assemble(self.text(f"{mark} ", style), self.text(f"{answer.cpu}, emulated"))
             self._add_row(table, "", cpu, self.text(answer.answer, "bold"))
         self.console.print(table)
 
@@ -154,8 +154,11 @@ class _Summary:
 
     def _format_gate(self, row: GateRow, several: bool) -> tuple[Text, Text]:
         """Return the marked label of a gate, and its figure with bound and remarks."""
-        mark, style = _mark_gate(row)
-        label = f"{row.label} of {row.output}" if several and row.output else row.label
+        mark, style = format_mark(row.passed)
+        if not row.passed and not row.decisive:
+            style = "yellow"
+        # The output's name is left out if the model has only one.
+        label = row.title if several else row.label
         figure = Text.assemble(
             self.text(row.measured, "bold" if row.passed else f"bold {style}"),
             self.text(f"  {row.bound}", "dim"),
@@ -163,7 +166,7 @@ class _Summary:
         remarks = ["" if row.decisive else "not decisive", row.note]
         if not self.narrow and any(remarks):
             figure.append_text(self.text("  " + ", ".join(filter(None, remarks)), "dim"))
-        return Text.assemble(self.text(mark, style), self.text(label)), figure
+        return Text.assemble(self.text(f"{mark} ", style), self.text(label)), figure
 
     def _print_passes(self, chain: Chain) -> None:
         """Print the figures after every pass, and below each figure its change."""
@@ -205,13 +208,14 @@ class _Summary:
     def _format_record(self, record: Mapping[str, Any]) -> Iterator[Text]:
         yield self.text(f"  {record['stage']}")
         yield self.text(record["status"])
-        yield self.text(seconds_text(record["seconds"]) if record["status"] != "skipped" else "")
+        # A skipped stage took no time that is worth a figure.
+        skipped = record["status"] == "skipped"
+        yield self.text("" if skipped else seconds_text(record["seconds"]))
         if self.chain:
             return
         if not self.narrow:
             yield self.text(bytes_text(record["bytes"]))
-        metrics = findings.worst(record["parity"] or {})
-        yield self.text(snr_text(metrics) if metrics else "")
+        yield self.text(findings.format_worst(record["parity"] or {}))
 
     def _print_warnings(self) -> None:
         warnings = self.report["warnings"]
@@ -237,10 +241,3 @@ class _Summary:
                 line.pad_right(longest - len(command))
                 line.append_text(self.text(f"  # {purpose}", "dim"))
             self.console.print(line, soft_wrap=True)
-
-
-def _mark_gate(row: GateRow) -> tuple[str, str]:
-    """Return the mark and style of a gate: red only if missing it fails the build."""
-    if row.passed:
-        return "✓ ", "green"
-    return "✗ ", "red" if row.decisive else "yellow"
