@@ -158,7 +158,7 @@ def _why_not(request: Request, seconds: float) -> str:
     if not cpus:
         return "the profile names no CPU to emulate"
     if not request.emulate:
-        return "not asked for (--no-emulate)"
+        return "--no-emulate"
     if not _integer(request):
         return "an emulated float model takes minutes for each sample: edgepack verify --emulate"
     fault = next(filter(None, map(ready, cpus)), None)
@@ -196,10 +196,10 @@ def _unproved(request: Request, reason: str) -> list[str]:
         ]
     if not _integer(request):
         return []
-    where = "without VNNI" if target.arch == "x86_64" else f"on {', '.join(target.emulate)}"
+    cpus = "CPUs without VNNI" if target.arch == "x86_64" else ", ".join(target.emulate)
     if target.arch == "x86_64" and _full_range(request):
-        where += ", where full-range weights saturate"
-    return [f"not proved {where}: {reason}"]
+        cpus += ", where full-range weights saturate"
+    return [f"not verified on {cpus} ({reason})"]
 
 
 def _told(fidelity: Mapping[str, Any]) -> str:

@@ -172,7 +172,7 @@ def test_quiet_says_nothing_but_warnings(home: Home, tmp_path: Path) -> None:
     assert answer.status == 0
     few, unproved = answer.stderr.splitlines()
     assert "40 evaluation samples are too few" in few
-    assert unproved == "warning: not proved without VNNI: not asked for (--no-emulate)"
+    assert unproved == "warning: not verified on CPUs without VNNI (--no-emulate)"
 
 
 def test_without_json_stdout_is_empty(home: Home, tmp_path: Path) -> None:
