@@ -13,7 +13,7 @@ from edgepack.errors import EdgepackError
 from edgepack.runtime.streams import say
 
 
-def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     from edgepack.chain import value
 
     pairs = {}
@@ -51,7 +51,7 @@ def _pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> di
     "--arch-arg",
     "arch_args",
     multiple=True,
-    callback=_pairs,
+    callback=_parse_pairs,
     metavar="KEY=VALUE",
     help="Pass a keyword argument to the factory; repeatable.",
 )

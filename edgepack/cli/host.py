@@ -26,6 +26,7 @@ def doctor(as_json: bool) -> None:
             say(f"{'':22} {finding.hint}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
+    # An absent optional tool only narrows the choice of targets and passes.
     if any(not finding.present and finding.required for finding in findings):
         sys.exit(COULD_NOT_RUN)
 

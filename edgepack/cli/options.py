@@ -53,7 +53,7 @@ def ssh_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _digest(_: click.Context, __: click.Parameter, value: str | None) -> str:
+def _parse_digest(_: click.Context, __: click.Parameter, value: str | None) -> str:
     digest = (value or "").lower()
     if value is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise click.BadParameter(f"{value!r} is not a SHA-256 of 64 hexadecimal digits")
@@ -88,7 +88,7 @@ def trust_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--expect",
-            callback=_digest,
+            callback=_parse_digest,
             metavar="SHA256",
             help="Accept the bundle only if its file has this hash.",
         ),

@@ -64,6 +64,7 @@ def ship(
             digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
         )  # fmt: skip
     result["trust"] = admitted.to_json()
+    # The table of `verify`, with a single row.
     if result["verdict"]:
         column = {"name": remote.name, "emulated": False, "verdict": result["verdict"]}
         render_matrix({"devices": [column]}, console)
@@ -74,5 +75,6 @@ def ship(
         sys.exit(FAILED)
     sent = f"{bytes_text(result['sent'])} sent" if result["sent"] else "already there"
     say(f"shipped: {remote.name}{result['path']} ({sent})")
+    # Said last, where it is read: the file is in use from now on.
     if no_verify:
         say("warning: not verified on the device (--no-verify)")

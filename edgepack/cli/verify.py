@@ -65,12 +65,12 @@ def verify(
         refuse_without_device(**settings)
     if on or cpus:
         with admit(bundle, demands) as admitted:
-            _on_devices(admitted, on, cpus, threads, as_json, **settings)
+            _verify_on_devices(admitted, on, cpus, threads, as_json, **settings)
     else:
         run_loader(bundle, ["verify", f"--threads={threads}"], as_json, demands)
 
 
-def _on_devices(
+def _verify_on_devices(
     bundle: Admitted,
     on: tuple[str, ...],
     cpus: tuple[str, ...],

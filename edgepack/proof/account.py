@@ -19,7 +19,7 @@ from edgepack.runtime.device.machine import peak_rss
 _TIMING = ("p50", "p90", "queries", "seconds")
 
 
-def _sample_sets(job: Job) -> dict[str, Any]:
+def _describe_sample_sets(job: Job) -> dict[str, Any]:
     """Describe the samples by role; None for a role without samples."""
     sets: dict[str, Any] = {
         "calibration": job.samples.calibration,
@@ -27,7 +27,7 @@ def _sample_sets(job: Job) -> dict[str, Any]:
         "training": job.samples.training,
     }
     result: dict[str, Any] = {
-        role: None if samples is None else _sample_set(job, role, samples.origin)
+        role: None if samples is None else _describe_sample_set(job, role, samples.origin)
         for role, samples in sets.items()
     }
     if result["evaluation"]:
@@ -38,7 +38,7 @@ def _sample_sets(job: Job) -> dict[str, Any]:
     return result
 
 
-def _sample_set(job: Job, role: str, origin: str) -> dict[str, Any] | None:
+def _describe_sample_set(job: Job, role: str, origin: str) -> dict[str, Any] | None:
     lint = job.samples.lint
     if role not in lint.counts:
         return None
@@ -50,8 +50,9 @@ def _sample_set(job: Job, role: str, origin: str) -> dict[str, Any] | None:
     }
 
 
-def _precision(steps: Sequence[Step]) -> str:
+def _name_precision(steps: Sequence[Step]) -> str:
     """Name the precision after these passes: "int8", "int4 weights+fp16" or "fp32"."""
+    # The later pass is named last: half converts the layers that quantize left in float.
     names = {"half": "fp16", "quantize": "int8"}
     for step in steps:
         if step.name == "quantize" and step.options.get("mode") == "weights":
@@ -60,7 +61,7 @@ def _precision(steps: Sequence[Step]) -> str:
     return "+".join(names[name] for name in ("quantize", "half") if name in passes) or "fp32"
 
 
-def _sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
+def _compare_sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
     """Compare the model's bytes with the user's file.
 
     An ONNX file is compared as it is. For any other source the smaller of the file and its
@@ -84,7 +85,7 @@ def _sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def account(
+def make_report(
     job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
     latency: Mapping[str, Any] | None, host: Local, ledger: Ledger, started: float,
 ) -> dict[str, Any]:  # fmt: skip
@@ -103,26 +104,26 @@ def account(
     memory = latency["model"] if latency else verdict["memory"]
     document = {
         "format": report.FORMAT,
-        "verdict": _verdict(job, verdict),
+        "verdict": _decide_verdict(job, verdict),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": job.request.name,
         "target": {
             "name": job.request.target.name,
             "summary": job.request.target.summary,
-            "precision": _precision(job.request.chain),
+            "precision": _name_precision(job.request.chain),
         },
-        "source": _source(job),
-        "bundle": _bundle(job, verdict),
+        "source": _describe_source(job),
+        "bundle": _describe_bundle(job, verdict),
         "inputs": [tensor.to_json() for tensor in job.graph.inputs],
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
-        "samples": _sample_sets(job),
+        "samples": _describe_sample_sets(job),
         "ledger": [record.to_json() for record in ledger.records],
         "quality": {k: v for k, v in verdict["quality"].items() if k != "reference"},
         "fidelity": verdict["fidelity"],
         "emulated": dict(emulated),
-        "latency": None if latency is None else _latency(latency),
+        "latency": None if latency is None else _describe_latency(latency),
         "memory": {"peak_rss_bytes": memory["peak_rss_bytes"]},
-        "sizes": _sizes(job, ledger),
+        "sizes": _compare_sizes(job, ledger),
         "build": {
             "seconds": round(time.perf_counter() - started, 3),
             "peak_rss_bytes": peak_rss(),
@@ -137,14 +138,14 @@ def account(
     return {**document, "cautions": report.cautions(document)}
 
 
-def _verdict(job: Job, verdict: Mapping[str, Any]) -> str:
+def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:
     """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
     if not verdict["passed"]:
         return "fail"
     return "pass" if job.samples.proven else "unproven"
 
 
-def _source(job: Job) -> dict[str, Any]:
+def _describe_source(job: Job) -> dict[str, Any]:
     source = job.source
     return {
         "path": job.request.model.name,
@@ -157,7 +158,7 @@ def _source(job: Job) -> dict[str, Any]:
     }
 
 
-def _bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
     output = job.request.output
     path = output if verdict["passed"] else reject_path(output)
     return {
@@ -169,7 +170,7 @@ def _bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_latency(latency: Mapping[str, Any]) -> dict[str, Any]:
     rounds = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
     return {
         "unit": "ms",

@@ -20,7 +20,7 @@ from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.ledger import Ledger, Record
-from edgepack.proof.account import account
+from edgepack.proof.account import make_report
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.runtime.bundle.document import encode
@@ -85,7 +85,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             wheels=job.wheels,
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
-        document = account(job, verdict, emulated, latency, host, ledger, started)
+        document = make_report(job, verdict, emulated, latency, host, ledger, started)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
         contents = replace(
@@ -100,7 +100,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
         path = output if accepted else reject_path(output)
         if accepted and not again["passed"]:
-            raise _unsteady_error(again)
+            raise _make_unsteady_error(again)
         # A signature states that the bundle may be used, so a rejected one is not signed.
         key = job.request.sign if accepted else None
         signature = signing.sign(temporary, key) if key else b""
@@ -171,6 +171,7 @@ def _may_saturate(document: Mapping[str, Any]) -> bool:
     """
     quantize = [stage for stage in document["ledger"] if stage["stage"] == "quantize"]
     ranges = [stage["details"].get("range") for stage in quantize]
+    # Only an emulated CPU that decided is named in `fidelity`.
     native = document["device"]["arch"] == "x86_64" and not document["stands_in"]
     return native and "full" in ranges and "device" in document["fidelity"]
 
@@ -183,6 +184,7 @@ def _apply_emulated(
     The first CPU that missed decides; if none missed, the first CPU, but only if this host stands
     in for the target.
     """
+    # Of Haswell (passed) and Skylake-Client (missed), Skylake-Client decides.
     missed = [cpu for cpu, fidelity in emulated.items() if not fidelity["passed"]]
     deciding = missed
     if not missed and job.stands_in:
@@ -214,7 +216,7 @@ def _add_answers(
         try:
             device.ask(host, host.put(path), "run", "--output", str(answers), *options)
             sizes = [
-                replace(size, built=_at_size(contents, size, folder, path, host, options))
+                replace(size, built=_run_at_size(contents, size, folder, path, host, options))
                 for size in contents.sizes
             ]
         except EdgepackError as error:
@@ -238,7 +240,7 @@ def _add_answers(
     )
 
 
-def _at_size(
+def _run_at_size(
     contents: bundle.Contents, size: bundle.OtherSize, folder: Path, path: Path, host: Local,
     options: Sequence[str],
 ) -> list[np.ndarray]:  # fmt: skip
@@ -286,6 +288,7 @@ def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[
             stage.set(status="skipped")
             stage.note("--latency none")
             return None
+        # The latency of another processor than the target's means nothing.
         if job.stands_in:
             stage.set(status="skipped")
             target = job.request.target
@@ -321,7 +324,7 @@ def _summarize(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "reference")}
 
 
-def _unsteady_error(verdict: Mapping[str, Any]) -> GateError:
+def _make_unsteady_error(verdict: Mapping[str, Any]) -> GateError:
     return GateError(
         "build-unsteady",
         "the same bundle gave different answers in two runs on this machine",

@@ -24,23 +24,24 @@ def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     Args:
         report: a valid report; cautions already in it are ignored.
     """
-    speed, size = _speed(report), report["sizes"]["ratio"]
+    speed, size = _read_speed(report), report["sizes"]["ratio"]
     result = []
     if speed is not None and speed < 1 - NOISE:
-        text = f"slower than fp32: {factor(report, speed)}"
+        text = f"slower than fp32: {format_factor(report, speed)}"
         result.append({"code": "slower", "ratio": speed, "text": text})
     if size > 1 + NAMES:
-        text = f"larger than {size_basis(report)}: {size:.2f}×"
+        text = f"larger than {name_size_basis(report)}: {size:.2f}×"
         result.append({"code": "larger", "ratio": size, "text": text})
     elif size > 1 - LEAST and _uses_fewer_bits(report) and (speed is None or speed < 1 + NOISE):
-        text = f"{percent(size)} of the bytes of {size_basis(report)}"
+        # "98.8 % of the bytes of model.onnx and no faster", after "PASS, but".
+        text = f"{percent(size)} of the bytes of {name_size_basis(report)}"
         if not result and speed is not None:
             text += " and no faster"
         result.append({"code": "no-gain", "ratio": size, "text": text})
     return result
 
 
-def size_basis(report: Mapping[str, Any]) -> str:
+def name_size_basis(report: Mapping[str, Any]) -> str:
     """Name the file that the size is compared with; older reports do not record it."""
     basis = report["sizes"].get("basis")
     if basis is None:
@@ -50,20 +51,21 @@ def size_basis(report: Mapping[str, Any]) -> str:
     return str(report["source"]["path"])
 
 
-def factor(report: Mapping[str, Any], ratio: float) -> str:
+def format_factor(report: Mapping[str, Any], ratio: float) -> str:
     """Format a speed-up or slow-down, and mark it if the measurement was disturbed."""
-    if disturbed(report):
+    if list_disturbances(report):
         return f"about {ratio:.1f}×, disturbed"
     return f"{ratio:.2f}×"
 
 
-def disturbed(report: Mapping[str, Any]) -> list[str]:
+def list_disturbances(report: Mapping[str, Any]) -> list[str]:
     """Return the reasons not to rely on the latency; empty on a quiet machine."""
     return list((report["latency"] or {}).get("disturbed", ()))
 
 
-def _speed(report: Mapping[str, Any]) -> float | None:
+def _read_speed(report: Mapping[str, Any]) -> float | None:
     """Return the speed-up; None if it was not measured or no pass changed the graph."""
+    # With one measured record there is the original alone: fp32 against itself.
     passes = [record for record in report["ledger"] if record.get("measured")]
     if not report["latency"] or len(passes) == 1:
         return None

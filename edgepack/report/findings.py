@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.metrics.closeness import closeness_db
-from edgepack.report.cautions import disturbed, size_basis
+from edgepack.report.cautions import list_disturbances, name_size_basis
 from edgepack.report.figures import (
     bytes_text,
     decibel,
@@ -21,7 +21,7 @@ from edgepack.report.figures import (
     printable,
     snr_text,
 )
-from edgepack.report.gates import GateRow, gate_row
+from edgepack.report.gates import GateRow, format_gate
 
 # Two fp32 graphs whose SNR is above this differ by rounding alone.
 ROUNDING_DB = 90.0
@@ -122,7 +122,7 @@ def format_worst(outputs: Mapping[str, Mapping[str, Any]], missing: str = "") ->
 def list_gates(report: Mapping[str, Any]) -> list[GateRow]:
     """Return the gates of quality, then those of fidelity."""
     gates = [*report["quality"]["gates"], *report["fidelity"]["gates"]]
-    return [gate_row(gate) for gate in gates]
+    return [format_gate(gate) for gate in gates]
 
 
 def describe_samples(question: Mapping[str, Any]) -> str:
@@ -161,7 +161,7 @@ def format_title(report: Mapping[str, Any]) -> str:
 def describe_size(report: Mapping[str, Any]) -> str:
     """Return the share of the original's bytes, and for a checkpoint the bytes of its file."""
     sizes = report["sizes"]
-    text = f"{percent(sizes['ratio'])} of {size_basis(report)}"
+    text = f"{percent(sizes['ratio'])} of {name_size_basis(report)}"
     if sizes.get("basis") == "export":
         text += f"; {report['source']['path']} has {bytes_text(sizes['file_bytes'])}"
     return text
@@ -320,7 +320,7 @@ def describe_speed(report: Mapping[str, Any]) -> str:
         return ""
     ratio = latency["ratio"]
     model, original = _name_sides(report)
-    if reasons := disturbed(report):
+    if reasons := list_disturbances(report):
         # A disturbed measurement gets one decimal less, and an "about".
         change = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
         return f"about {change} than {original}, disturbed: {'; '.join(reasons)}"

@@ -33,11 +33,11 @@ class _Kind:
     margin: Callable[[float, int], str] = number
 
 
-def _share_points(value: float, digits: int) -> str:
+def _format_share_points(value: float, digits: int) -> str:
     return points(value * 100, digits)
 
 
-_PERCENT: dict[str, Any] = {"text": percent, "digits": 1, "margin": _share_points}
+_PERCENT: dict[str, Any] = {"text": percent, "digits": 1, "margin": _format_share_points}
 _POINTS: dict[str, Any] = {"text": points, "digits": 2, "margin": points}
 _KINDS = {
     "snr_db": _Kind("SNR", "at-least", decibel, 1, decibel),
@@ -52,7 +52,7 @@ _KINDS = {
 }
 
 
-def _kind(gate: Mapping[str, Any]) -> _Kind:
+def _find_kind(gate: Mapping[str, Any]) -> _Kind:
     name = str(gate["name"])
     if kind := _KINDS.get(name):
         return kind
@@ -60,9 +60,9 @@ def _kind(gate: Mapping[str, Any]) -> _Kind:
     return _Kind(name.replace("_", " "), None)
 
 
-def relation(gate: Mapping[str, Any]) -> str | None:
+def find_relation(gate: Mapping[str, Any]) -> str | None:
     """Return the relation of `measured` to `bound`: the gate's own, else that of its name."""
-    return gate.get("relation") or _kind(gate).relation
+    return gate.get("relation") or _find_kind(gate).relation
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class GateRow:
         return self.label
 
 
-def gate_row(gate: Mapping[str, Any]) -> GateRow:
+def format_gate(gate: Mapping[str, Any]) -> GateRow:
     """Format one gate of the report."""
-    kind = _kind(gate)
-    measured, bound, margin = _values(gate, kind)
+    kind = _find_kind(gate)
+    measured, bound, margin = _format_values(gate, kind)
     output = (gate.get("output") or "") + gate.get("part", "")
     # A gate on the metric carries the metric's name as its output: "Drop of top1".
     of_metric = "{}" in kind.label
@@ -109,7 +109,7 @@ def gate_row(gate: Mapping[str, Any]) -> GateRow:
         label=kind.label.format(output or "the metric"),
         output="" if of_metric else output,
         measured=measured,
-        bound=f"{_SIGNS[relation(gate)]} {bound}".strip(),
+        bound=f"{_SIGNS[find_relation(gate)]} {bound}".strip(),
         margin=margin,
         passed=gate["passed"],
         decisive=gate.get("decisive", True),
@@ -117,22 +117,22 @@ def gate_row(gate: Mapping[str, Any]) -> GateRow:
     )
 
 
-def _values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]:
+def _format_values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]:
     """Format the measured value, the bound and the margin: ("19.8 dB", "19.0 dB", "+0.8 dB")."""
     measured, bound = gate["measured"], gate["bound"]
     if measured is None:
         # JSON has no infinity: a null SNR that passed is an error of exactly zero.
         if gate["name"] in ("snr_db", "worst_db") and gate["passed"]:
-            return "exact", _text(kind, bound), ""
-        return "not finite", _text(kind, bound), ""
+            return "exact", _format_value(kind, bound), ""
+        return "not finite", _format_value(kind, bound), ""
     if isinstance(measured, bool) or isinstance(bound, bool):
-        required = _BOOLEAN_BOUNDS.get(bound, _text(kind, bound))
-        return _text(kind, measured), required, ""
+        required = _BOOLEAN_BOUNDS.get(bound, _format_value(kind, bound))
+        return _format_value(kind, measured), required, ""
     texts = format_apart(kind.text, measured, bound, kind.digits)
-    return (*texts, _margin(relation(gate), measured, bound, kind))
+    return (*texts, _format_margin(find_relation(gate), measured, bound, kind))
 
 
-def _margin(relation: str | None, measured: float, bound: float, kind: _Kind) -> str:
+def _format_margin(relation: str | None, measured: float, bound: float, kind: _Kind) -> str:
     if relation == "at-least":
         slack = measured - bound
     elif relation == "at-most":
@@ -147,7 +147,7 @@ def _margin(relation: str | None, measured: float, bound: float, kind: _Kind) ->
     return sign + size
 
 
-def _text(kind: _Kind, value: float | bool) -> str:
+def _format_value(kind: _Kind, value: float | bool) -> str:
     if isinstance(value, bool):
         return _YES_NO[value]
     return kind.text(value, kind.digits)
@@ -155,7 +155,7 @@ def _text(kind: _Kind, value: float | bool) -> str:
 
 def describe_gate(gate: Mapping[str, Any]) -> str:
     """Return one gate as one line: "SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
-    row = gate_row(gate)
+    row = format_gate(gate)
     line = f"{row.title}: {row.measured} ({row.bound})"
     if row.note:
         line += f"; {row.note}"

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report import figures, findings
-from edgepack.report.gates import gate_row
+from edgepack.report.gates import format_gate
 from edgepack.report.passes import passes
 
 # SNR at which a bar is full: above it two fp32 graphs differ by rounding alone.
@@ -45,13 +45,13 @@ class Bar:
 
 def render_html(report: Mapping[str, Any]) -> str:
     """Render a valid report as a self-contained page."""
-    bound = _snr_bound(report)
+    bound = _find_snr_bound(report)
 
     def missed(metrics: Mapping[str, Any]) -> bool:
         # In the units of the bar, so that colour and tick agree: 19 dB is at 19 of 100.
         return snr_width(metrics) < 100 * min((bound or 0.0) / _FULL_DB, 1.0)
 
-    page: str = _page().render(
+    page: str = _load_template().render(
         report=report,
         missed=missed,
         size_bars=size_bars(report),
@@ -94,26 +94,27 @@ _SIDES = (("original", "original"), ("optimized", "model"))
 
 def snr_width(metrics: Mapping[str, Any]) -> float:
     """Return the width of a stage's bar: 19.8 dB is 19.8, exact is 100, non-finite is 0."""
+    # An exact output has a closeness of infinity; the bar ends at 100 dB.
     if metrics.get("nonfinite"):
         return 0.0
     return 100 * min(max(closeness_db(metrics), 0.0), _FULL_DB) / _FULL_DB
 
 
-def _snr_bound(report: Mapping[str, Any]) -> float | None:
+def _find_snr_bound(report: Mapping[str, Any]) -> float | None:
     """Return the highest SNR bound of the quality gates in dB; None without one."""
     gates = report["quality"]["gates"]
     return max((gate["bound"] for gate in gates if gate["name"] == "snr_db"), default=None)
 
 
-def _details(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_details(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the label and text of a record's details that fit on a line."""
     for key, value in record["details"].items():
-        text = _detail(value)
+        text = _format_detail(value)
         if text is not None:
             yield key.replace("_", " "), text
 
 
-def _detail(value: object) -> str | None:
+def _format_detail(value: object) -> str | None:
     # bool comes first: it is a subclass of int.
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -126,18 +127,19 @@ def _detail(value: object) -> str | None:
     return None
 
 
-def _shape(tensor: Mapping[str, Any]) -> str:
+def _format_shape(tensor: Mapping[str, Any]) -> str:
     return " × ".join(map(str, tensor["shape"])) or "scalar"
 
 
 def _finalize(value: object) -> object:
+    # Runs on every expression of the template, before autoescape.
     if isinstance(value, str) and not isinstance(value, Markup):
         return figures.printable(value)
     return value
 
 
 @cache
-def _page() -> Template:
+def _load_template() -> Template:
     environment = Environment(
         loader=PackageLoader("edgepack.report", "page"),
         autoescape=True,
@@ -150,10 +152,10 @@ def _page() -> Template:
     environment.globals.update(
         style=Markup(style),  # noqa: S704 - from this package
         findings=findings,
-        gate_row=gate_row,
+        format_gate=format_gate,
         snr_width=snr_width,
-        shape=_shape,
-        details=_details,
+        shape=_format_shape,
+        details=_list_details,
     )
     environment.filters.update(
         tied=figures.tie_units,

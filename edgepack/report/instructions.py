@@ -35,11 +35,11 @@ def render_instructions(document: Mapping[str, Any], console: Console) -> None:
         if index:
             console.print()
         _print_table(result, console)
-        for line in _remarks(result):
+        for line in _describe_counts(result):
             console.print(Text(fit(line, console.encoding)), soft_wrap=True)
 
 
-def _counts_by_model(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _list_counts(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the counts by heading; the other model's only if it was counted."""
     models = {"this bundle": result["model"], "the other model": result["original"]}
     return {name: counts for name, counts in models.items() if counts}
@@ -48,7 +48,7 @@ def _counts_by_model(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _print_table(result: Mapping[str, Any], console: Console) -> None:
     title = f"One inference on {result['cpu']}: {result['unit']}"
     console.print(Text(fit(title, console.encoding), style="bold"), soft_wrap=True)
-    models = _counts_by_model(result)
+    models = _list_counts(result)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("")
     for name in models:
@@ -68,8 +68,8 @@ def _print_table(result: Mapping[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _remarks(result: Mapping[str, Any]) -> list[str]:
-    models = _counts_by_model(result)
+def _describe_counts(result: Mapping[str, Any]) -> list[str]:
+    models = _list_counts(result)
     lines = []
     for name, counts in models.items():
         kinds = ", ".join(f"{kind} {count_text(n)}" for kind, n in counts["compute"].items())

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgepack.report.figures import fit, format_mark, plural, printable
 from edgepack.report.findings import format_worst
-from edgepack.report.gates import describe_gate, gate_row
+from edgepack.report.gates import describe_gate, format_gate
 
 QUESTIONS = ("fidelity", "quality")
 
@@ -58,7 +58,7 @@ def _describe_misses(name: str, verdict: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for every decisive gate that a device missed."""
     for question in QUESTIONS:
         for gate in (verdict[question] or {}).get("gates", ()):
-            if not gate["passed"] and gate_row(gate).decisive:
+            if not gate["passed"] and format_gate(gate).decisive:
                 yield f"{name}, {question}: {describe_gate(gate)}"
 
 

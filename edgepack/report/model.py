@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError
 from edgepack.report.cautions import NOISE, cautions
-from edgepack.report.gates import relation
+from edgepack.report.gates import find_relation
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -72,6 +72,7 @@ def _validator() -> Validator:
 
 def encode(report: Mapping[str, Any]) -> bytes:
     """Encode the report as `report.json`: UTF-8, indented, with a final newline."""
+    # Lone surrogates of a foreign text cannot be encoded; they are escaped.
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
@@ -83,15 +84,15 @@ def validate(report: Mapping[str, Any]) -> None:
         ReportError: `report-invalid`, with the path of every invalid key, or
             `report-contradiction`, with the statements that contradict each other.
     """
-    faults = [f"{_path(error)}: {error.message}" for error in _deepest(report)]
+    faults = [f"{_format_path(error)}: {error.message}" for error in _find_errors(report)]
     if faults:
         raise _refuse("report-invalid", f"the report does not match the format {FORMAT}", faults)
-    faults = list(_contradictions(report))
+    faults = list(_find_contradictions(report))
     if faults:
         raise _refuse("report-contradiction", "the report contradicts itself", faults)
 
 
-def _deepest(report: Mapping[str, Any]) -> Iterator[Any]:
+def _find_errors(report: Mapping[str, Any]) -> Iterator[Any]:
     """Yield the schema's errors; of several allowed forms, the error inside the closest."""
     from jsonschema.exceptions import best_match
 
@@ -99,7 +100,7 @@ def _deepest(report: Mapping[str, Any]) -> Iterator[Any]:
         yield best_match([error]) if error.context else error
 
 
-def _path(error: Any) -> str:
+def _format_path(error: Any) -> str:
     return str(error.json_path).removeprefix("$").removeprefix(".") or "the report"
 
 
@@ -121,19 +122,20 @@ def _refuse(code: str, what: str, faults: list[str]) -> ReportError:
     )
 
 
-def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
+def _find_contradictions(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield a sentence for every pair of statements that contradict each other."""
-    yield from _wrong_answers(report)
-    yield from _wrong_verdict(report)
+    yield from _check_answers(report)
+    yield from _check_verdict(report)
     sizes = report["sizes"]
     ratio = sizes["model_bytes"] / sizes["original_bytes"]
     if not math.isclose(sizes["ratio"], ratio, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
         yield f"sizes.ratio is {sizes['ratio']}, its bytes give {ratio:.4f}"
-    yield from _wrong_changes(report["ledger"])
+    yield from _check_changes(report["ledger"])
     if latency := report["latency"]:
-        yield from _wrong_latency(latency, report["slower"])
+        yield from _check_latency(latency, report["slower"])
     elif report["slower"]:
         yield "slower is true, but no latency was measured"
+    # Older reports have no cautions.
     if "cautions" in report:
         listed = [caution["code"] for caution in report["cautions"]]
         expected = [caution["code"] for caution in cautions(report)]
@@ -141,7 +143,7 @@ def _contradictions(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"cautions are {listed}, the figures give {expected}"
 
 
-def _wrong_answers(report: Mapping[str, Any]) -> Iterator[str]:
+def _check_answers(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield questions whose `passed` differs from their gates, and misjudged gates."""
     for name in ("quality", "fidelity"):
         question = report[name]
@@ -149,10 +151,10 @@ def _wrong_answers(report: Mapping[str, Any]) -> Iterator[str]:
         if question["passed"] != decided:
             yield f"{name}.passed is {question['passed']}, its decisive gates give {decided}"
         for gate in question["gates"]:
-            yield from _wrong_gate(name, gate)
+            yield from _check_gate(name, gate)
 
 
-def _wrong_verdict(report: Mapping[str, Any]) -> Iterator[str]:
+def _check_verdict(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield verdicts and answers that the questions below them do not support."""
     answers = {name: report[name]["passed"] for name in ("quality", "fidelity")}
     for cpu, question in report.get("emulated", {}).items():
@@ -165,7 +167,7 @@ def _wrong_verdict(report: Mapping[str, Any]) -> Iterator[str]:
         yield "verdict is 'fail', but every question passed"
 
 
-def _wrong_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
+def _check_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
     """Yield a gate whose mark differs from its own measured value and bound."""
     measured, bound, passed = gate["measured"], gate["bound"], gate["passed"]
     # A gate that allows one miss among few samples says so in its note.
@@ -179,12 +181,12 @@ def _wrong_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
     else:
         wrong = {"at-least": over, "at-most": under, "equal": measured == bound}
     # The relation of an unknown gate is None: its mark cannot be checked.
-    if wrong.get(str(relation(gate))):
+    if wrong.get(str(find_relation(gate))):
         mark = "passed" if passed else "missed"
         yield f"{question}: the gate {gate['name']} is {mark} at {measured}, its bound is {bound}"
 
 
-def _wrong_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _check_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield changes that are not the difference of two passes, and missed gates that passed."""
     before: Mapping[str, Any] | None = None
     for record in ledger:
@@ -198,13 +200,13 @@ def _wrong_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         elif change is not None and before is None:
             yield f"{name}: change is {change}, but it is the first measured"
         elif change and before:
-            yield from _wrong_change(record, before)
+            yield from _check_change(record, before)
         if any(gate["passed"] for gate in measured["missed"]):
             yield f"{name}: a gate that passed is among those missed"
         before = record
 
 
-def _wrong_change(record: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
+def _check_change(record: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
     change = record["measured"]["change"]
     for key in ("bytes", "parameters"):
         old, new = before[key], record[key]
@@ -212,7 +214,7 @@ def _wrong_change(record: Mapping[str, Any], before: Mapping[str, Any]) -> Itera
             yield f"{record['stage']}: change.{key} is {change[key]}, but {old} became {new}"
 
 
-def _wrong_latency(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
+def _check_latency(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
     ratio = latency["original"]["p50"] / latency["model"]["p50"]
     # Both medians and their ratio may be rounded, the medians to a hundredth of a millisecond.
     if not math.isclose(latency["ratio"], ratio, rel_tol=0.02):

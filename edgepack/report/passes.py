@@ -82,18 +82,18 @@ def passes(report: Mapping[str, Any]) -> Table | None:
         return None
     # Each row is compared with the one before: (original, None), (prune, original), ...
     befores = [None, *records[:-1]]
-    rows = [_row(record, before) for record, before in zip(records, befores, strict=True)]
+    rows = [_format_row(record, before) for record, before in zip(records, befores, strict=True)]
     measured = records[-1]["measured"]
     return Table(
-        {key: name for key, name in _headings(measured).items() if _has_figures(rows, key)},
+        {key: name for key, name in _list_headings(measured).items() if _has_figures(rows, key)},
         rows,
-        _caption(measured),
+        _format_caption(measured),
         # The first note of a repair states its price, or the reason that there was none.
         [record["notes"][0] for record in report["ledger"] if record["stage"] == "repair"],
     )
 
 
-def _headings(measured: Mapping[str, Any]) -> dict[str, str]:
+def _list_headings(measured: Mapping[str, Any]) -> dict[str, str]:
     metric = measured["quality"]["metric"]
     if not metric:
         return {**COLUMNS, "metric": "Agreement"}
@@ -104,7 +104,7 @@ def _has_figures(rows: Sequence[Row], key: str) -> bool:
     return any(row.cells[key].text != _NONE for row in rows)
 
 
-def _caption(measured: Mapping[str, Any]) -> str:
+def _format_caption(measured: Mapping[str, Any]) -> str:
     caption = f"On {plural(measured['quality']['samples'], 'sample')} of the evaluation set"
     if measured["latency"]:
         caption += "; speed against the original in fp32: half a second in turns, one thread"
@@ -114,32 +114,37 @@ def _caption(measured: Mapping[str, Any]) -> str:
 _NONE = "–"
 
 
-def _row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> Row:
+def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> Row:
     measured = record["measured"]
+    # The first row has no change, and no figure of its cells gets one.
     change = measured["change"] or {}
     missed = {_MARKS.get(gate["name"], "snr") for gate in measured["missed"]}
-    value, samples = _metric(measured["quality"]), measured["quality"]["samples"]
-    latency, snr = measured["latency"], _snr(measured["quality"])
+    value, samples = _read_metric(measured["quality"]), measured["quality"]["samples"]
+    latency, snr = measured["latency"], _format_snr(measured["quality"])
     cells = {
-        "bytes": Cell(bytes_text(record["bytes"]) or _NONE, _share(change, "bytes", before)),
-        "parameters": Cell(_count(record["parameters"]), _share(change, "parameters", before)),
-        "macs": Cell(_count(measured["macs"]), _share(change, "macs", before)),
+        "bytes": Cell(
+            bytes_text(record["bytes"]) or _NONE, _format_change(change, "bytes", before)
+        ),
+        "parameters": Cell(
+            _format_count(record["parameters"]), _format_change(change, "parameters", before)
+        ),
+        "macs": Cell(_format_count(measured["macs"]), _format_change(change, "macs", before)),
         "speed": Cell(
             f"{latency['ratio']:.2f}×" if latency else _NONE,
-            _signed(change.get("latency"), 0.005, lambda v: f"{percent(v, 0)} ms"),
+            _format_signed(change.get("latency"), 0.005, lambda v: f"{percent(v, 0)} ms"),
         ),
         "metric": Cell(
             _format_share(value, samples),
-            _signed(change.get("metric_points"), 0.005, lambda v: f"{v:.2f} points"),
+            _format_signed(change.get("metric_points"), 0.005, lambda v: f"{v:.2f} points"),
             "metric" in missed,
         ),
-        "snr": Cell(snr, _signed(change.get("snr_db"), 0.05, decibel), "snr" in missed),
+        "snr": Cell(snr, _format_signed(change.get("snr_db"), 0.05, decibel), "snr" in missed),
     }
     name = "original" if before is None else record["stage"]
     return Row(name, cells, bool(missed))
 
 
-def _metric(quality: Mapping[str, Any]) -> float | None:
+def _read_metric(quality: Mapping[str, Any]) -> float | None:
     """Return the model's task metric, else its share of decisions equal to the original's."""
     if quality["metric"]:
         return float(quality["metric"]["model"])
@@ -155,17 +160,17 @@ def _format_share(share: float | None, samples: int) -> str:
     return percent(share, digits)
 
 
-def _snr(quality: Mapping[str, Any]) -> str:
+def _format_snr(quality: Mapping[str, Any]) -> str:
     return format_worst(quality["outputs"], _NONE)
 
 
-def _count(value: int | None) -> str:
+def _format_count(value: int | None) -> str:
     if value is None:
         return _NONE
     return short_count(value)
 
 
-def _share(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:
+def _format_change(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:
     """Return a difference as a share of the row before: 13.01 MB after 18.55 MB is "−30 %"."""
     difference = change.get(key)
     if before is None or not difference:
@@ -173,10 +178,10 @@ def _share(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None
     previous = before["measured"]["macs"] if key == "macs" else before[key]
     if not previous:
         return ""
-    return _signed(difference / previous, 0.0, lambda share: percent(share, 0))
+    return _format_signed(difference / previous, 0.0, lambda share: percent(share, 0))
 
 
-def _signed(value: float | None, least: float, text: Callable[[float], str]) -> str:
+def _format_signed(value: float | None, least: float, text: Callable[[float], str]) -> str:
     """Return a change with its sign; empty if it rounds to zero."""
     if value is None or abs(value) <= least:
         return ""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepack.report import findings
-from edgepack.report.cautions import disturbed
+from edgepack.report.cautions import list_disturbances
 from edgepack.report.figures import (
     bytes_text,
     fit,
@@ -21,7 +21,7 @@ from edgepack.report.figures import (
     printable,
     seconds_text,
 )
-from edgepack.report.gates import GateRow, gate_row
+from edgepack.report.gates import GateRow, format_gate
 from edgepack.report.passes import Cell, passes
 from edgepack.report.passes import Table as Chain
 
@@ -51,6 +51,8 @@ def render_terminal(report: Mapping[str, Any], console: Console) -> None:
 
 
 class _Summary:
+    """Summary of one report on one console."""
+
     def __init__(self, report: Mapping[str, Any], console: Console) -> None:
         self.report = report
         self.console = console
@@ -89,6 +91,7 @@ class _Summary:
         if report["verdict"] != "pass":
             for caution in report.get("cautions", ()):
                 self._print_indented(self.text(f"It is {caution['text']}.", "yellow"))
+        # A stage of the build can only explain a loss of quality, not of fidelity.
         failed = report["verdict"] == "fail" and not report["quality"]["passed"]
         if failed and (loss := findings.find_first_loss(report["ledger"])):
             self._print_indented(self.text(f"First loss at {loss}.", "red"))
@@ -98,6 +101,7 @@ class _Summary:
 
     def _print_answers(self) -> None:
         """Print costs and gates in one table: label, figure and bound or remark."""
+        # One table, so that the figures of costs and gates share their columns.
         table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         for label, value, remark in self._costs():
             self._add_row(table, label, self.text(value, "bold"), remark)
@@ -112,7 +116,7 @@ class _Summary:
     def _add_question(self, table: Table, name: str) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
         several = len(self.report["outputs"]) > 1
-        rows = sorted(map(gate_row, self.report[name]["gates"]), key=lambda row: row.passed)
+        rows = sorted(map(format_gate, self.report[name]["gates"]), key=lambda row: row.passed)
         if not rows:
             self._add_row(table, name, self.text("no gate was set", "yellow"), Text())
         label = name
@@ -136,7 +140,7 @@ class _Summary:
         yield "size", change, self.text(findings.describe_size(self.report))
         if latency:
             original, model = latency["original"]["p50"], latency["model"]["p50"]
-            about = "about " if disturbed(self.report) else ""
+            about = "about " if list_disturbances(self.report) else ""
             change = f"{about}{ms_text(original)} → {ms_text(model)}"
             yield "latency", change, self._format_speed(latency)
         else:
@@ -233,6 +237,7 @@ class _Summary:
     def _print_next_commands(self) -> None:
         commands = findings.list_next_commands(self.report)
         longest = max(len(command) for command, _ in commands)
+        # Purposes are printed beside all commands or none.
         room = all(longest + len(purpose) + 6 <= self.console.width for _, purpose in commands)
         for command, purpose in commands:
             # Commands are copied from here: one unbroken line, never cut.

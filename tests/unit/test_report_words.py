@@ -6,7 +6,7 @@ import pytest
 import report_cases as cases
 
 from edgepack.report import describe_gate, figures, findings
-from edgepack.report.gates import gate_row
+from edgepack.report.gates import format_gate
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_fit_escapes_what_an_encoding_lacks() -> None:
 
 
 def test_a_narrow_miss_is_seen() -> None:
-    row = gate_row(
+    row = format_gate(
         {"name": "snr_db", "output": "y", "bound": 19.0, "measured": 18.996, "passed": False}
     )
     assert (row.measured, row.bound, row.margin) == ("18.996 dB", "≥ 19.000 dB", "−0.004 dB")
