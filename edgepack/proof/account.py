@@ -11,6 +11,7 @@ from typing import Any
 from edgepack import report
 from edgepack.cache import tool_versions
 from edgepack.chain import Step
+from edgepack.data import Samples
 from edgepack.device import Local
 from edgepack.ledger import Ledger
 from edgepack.proof.job import Job, reject_path
@@ -21,14 +22,13 @@ _TIMING = ("p50", "p90", "queries", "seconds")
 
 def _describe_sample_sets(job: Job) -> dict[str, Any]:
     """Describe the samples by role; None for a role without samples."""
-    sets: dict[str, Any] = {
+    sets = {
         "calibration": job.samples.calibration,
         "evaluation": job.samples.evaluation,
         "training": job.samples.training,
     }
     result: dict[str, Any] = {
-        role: None if samples is None else _describe_sample_set(job, role, samples.origin)
-        for role, samples in sets.items()
+        role: _describe_sample_set(job, role, samples) for role, samples in sets.items()
     }
     if result["evaluation"]:
         labels = job.reference.labels
@@ -38,13 +38,13 @@ def _describe_sample_sets(job: Job) -> dict[str, Any]:
     return result
 
 
-def _describe_sample_set(job: Job, role: str, origin: str) -> dict[str, Any] | None:
+def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[str, Any] | None:
     lint = job.samples.lint
-    if role not in lint.counts:
+    if samples is None or role not in lint.counts:
         return None
     return {
         # The name alone: a bundle is shared, and must not disclose the folders of this machine.
-        "origin": Path(origin).name,
+        "origin": Path(samples.origin).name,
         "count": lint.counts[role],
         "digest": lint.digests[role],
     }
@@ -121,7 +121,7 @@ def make_report(
         "quality": {k: v for k, v in verdict["quality"].items() if k != "reference"},
         "fidelity": verdict["fidelity"],
         "emulated": dict(emulated),
-        "latency": None if latency is None else _describe_latency(latency),
+        "latency": _describe_latency(latency),
         "memory": {"peak_rss_bytes": memory["peak_rss_bytes"]},
         "sizes": _compare_sizes(job, ledger),
         "build": {
@@ -142,7 +142,9 @@ def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:
     """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
     if not verdict["passed"]:
         return "fail"
-    return "pass" if job.samples.proven else "unproven"
+    if not job.samples.proven:
+        return "unproven"
+    return "pass"
 
 
 def _describe_source(job: Job) -> dict[str, Any]:
@@ -159,8 +161,9 @@ def _describe_source(job: Job) -> dict[str, Any]:
 
 
 def _describe_bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
-    output = job.request.output
-    path = output if verdict["passed"] else reject_path(output)
+    path = job.request.output
+    if not verdict["passed"]:
+        path = reject_path(path)
     return {
         "path": path.name,
         # Known only after the report is in it.
@@ -170,7 +173,9 @@ def _describe_bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe_latency(latency: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if latency is None:
+        return None
     rounds = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
     return {
         "unit": "ms",

@@ -98,11 +98,12 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
         bundle.write(temporary, contents)
         # 5. The finished file once more: the bytes that ship are the bytes that passed.
         again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
-        path = output if accepted else reject_path(output)
+        # A signature states that the bundle may be used, so a rejected one is not signed.
+        path, key = output, job.request.sign
+        if not accepted:
+            path, key = reject_path(output), None
         if accepted and not again["passed"]:
             raise _make_unsteady_error(again)
-        # A signature states that the bundle may be used, so a rejected one is not signed.
-        key = job.request.sign if accepted else None
         signature = signing.sign(temporary, key) if key else b""
         document["bundle"]["sha256"] = bundle.publish(temporary, path, signature)
     if key:
@@ -141,7 +142,9 @@ def _describe_misses(document: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in ("quality", "fidelity"):
         question = document[name]
-        label = f"{name} on {question['device']}" if "device" in question else name
+        label = name
+        if "device" in question:
+            label += f" on {question['device']}"
         missed = [gate for gate in question["gates"] if not gate["passed"]]
         lines += [f"{label}: {describe_gate(gate)}" for gate in missed]
     return lines
@@ -200,8 +203,10 @@ def _format_parity(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
     parts = []
     for output, metrics in (parity or {}).items():
         snr = metrics["snr_db"]
-        text = "exact" if snr is None else f"at {snr:.1f} dB SNR"
-        parts.append(f"{output} {text} after it")
+        if snr is None:
+            parts.append(f"{output} exact after it")
+        else:
+            parts.append(f"{output} at {snr:.1f} dB SNR after it")
     return ", ".join(parts)
 
 
@@ -292,7 +297,9 @@ def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[
         if job.stands_in:
             stage.set(status="skipped")
             target = job.request.target
-            device_name = "the GPU" if target.engine != ONNXRUNTIME else target.arch
+            device_name = target.arch
+            if target.engine != ONNXRUNTIME:
+                device_name = "the GPU"
             stage.note(f"measure it on {device_name}: python3 BUNDLE bench")
             return None
         with files.temporary_folder() as folder:

@@ -73,7 +73,9 @@ class Loss:
     text: str
 
     def __str__(self) -> str:
-        before = "fp32's rounding" if self.before is None else decibel(self.before)
+        before = "fp32's rounding"
+        if self.before is not None:
+            before = decibel(self.before)
         return f"{self.stage}: SNR of {self.output} fell from {before} to {self.text}"
 
 
@@ -137,7 +139,9 @@ def describe_verdict(report: Mapping[str, Any]) -> str:
     rows = list_gates(report)
     decisive = [row for row in rows if row.decisive]
     missed = sum(not row.passed for row in decisive)
-    gate = "gate" if len(decisive) == len(rows) else "decisive gate"
+    gate = "gate"
+    if len(decisive) < len(rows):
+        gate = "decisive gate"
     if report["verdict"] == "fail":
         return (
             f"{missed} of {plural(len(decisive), gate)} missed. {_describe_quality(report)} "

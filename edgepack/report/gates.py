@@ -139,12 +139,15 @@ def _format_margin(relation: str | None, measured: float, bound: float, kind: _K
         slack = bound - measured
     else:
         return ""
-    # A margin needs fewer digits than the values: 0.9991 against 0.9900 is "+0.0091".
-    digits = 2 if kind.margin is number else kind.digits
+    digits = kind.digits
+    if kind.margin is number:
+        # A margin needs fewer digits than the values: 0.9991 against 0.9900 is "+0.0091".
+        digits = 2
     # Compared with 0.0, so that a margin which is not zero never prints as "+0.0".
     size, _ = format_apart(kind.margin, abs(slack), 0.0, digits)
-    sign = "+" if slack >= 0 else "−"
-    return sign + size
+    if slack < 0:
+        return f"−{size}"
+    return f"+{size}"
 
 
 def _format_value(kind: _Kind, value: float | bool) -> str:

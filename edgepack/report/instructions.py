@@ -82,7 +82,9 @@ def _describe_counts(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"this bundle takes {change} instructions than the other model")
     spread = percent(max(counts["spread"] for counts in models.values()), 2)
     exact = all(counts["exact"] for counts in models.values())
-    products = "the same" if exact else "NOT the same"
+    products = "the same"
+    if not exact:
+        products = "NOT the same"
     lines.append(
         f"minimum of {result['repeats']} runs, which differ by {spread}; "
         f"product counts are {products} in each run"

@@ -33,7 +33,9 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     remarks: list[str] = []
     for column in matrix["devices"]:
         name = column["name"]
-        label = f"{name} (emulated)" if column["emulated"] else name
+        label = name
+        if column["emulated"]:
+            label += " (emulated)"
         if "error" in column:
             table.add_row(text(label), "", "", "", text("could not run", "bold red"))
             remarks += _describe_error(name, column["error"])

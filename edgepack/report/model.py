@@ -97,7 +97,10 @@ def _find_errors(report: Mapping[str, Any]) -> Iterator[Any]:
     from jsonschema.exceptions import best_match
 
     for error in sorted(_validator().iter_errors(report), key=lambda e: list(map(str, e.path))):
-        yield best_match([error]) if error.context else error
+        if error.context:
+            yield best_match([error])
+        else:
+            yield error
 
 
 def _format_path(error: Any) -> str:
@@ -220,6 +223,5 @@ def _check_latency(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
     if not math.isclose(latency["ratio"], ratio, rel_tol=0.02):
         yield f"latency.ratio is {latency['ratio']}, its medians give {ratio:.3f}"
     # Close to 1 either mark may be right.
-    wrong = ratio > 1 + NOISE if slower else ratio < 1 - NOISE
-    if wrong:
+    if (slower and ratio > 1 + NOISE) or (not slower and ratio < 1 - NOISE):
         yield f"slower is {slower}, but the medians' ratio is {ratio:.3f}"

@@ -185,5 +185,6 @@ def _format_signed(value: float | None, least: float, text: Callable[[float], st
     """Return a change with its sign; empty if it rounds to zero."""
     if value is None or abs(value) <= least:
         return ""
-    sign = "−" if value < 0 else "+"
-    return sign + text(abs(value))
+    if value < 0:
+        return f"−{text(-value)}"
+    return f"+{text(value)}"

@@ -159,17 +159,22 @@ class _Summary:
     def _format_gate(self, row: GateRow, several: bool) -> tuple[Text, Text]:
         """Return the marked label of a gate, and its figure with bound and remarks."""
         mark, style = format_mark(row.passed)
-        if not row.passed and not row.decisive:
-            style = "yellow"
+        figure_style = "bold"
+        if not row.passed:
+            if not row.decisive:
+                style = "yellow"
+            figure_style = f"bold {style}"
         # The output's name is left out if the model has only one.
         label = row.title if several else row.label
         figure = Text.assemble(
-            self.text(row.measured, "bold" if row.passed else f"bold {style}"),
+            self.text(row.measured, figure_style),
             self.text(f"  {row.bound}", "dim"),
         )
-        remarks = ["" if row.decisive else "not decisive", row.note]
-        if not self.narrow and any(remarks):
-            figure.append_text(self.text("  " + ", ".join(filter(None, remarks)), "dim"))
+        remarks = [row.note] if row.note else []
+        if not row.decisive:
+            remarks.insert(0, "not decisive")
+        if remarks and not self.narrow:
+            figure.append_text(self.text("  " + ", ".join(remarks), "dim"))
         return Text.assemble(self.text(f"{mark} ", style), self.text(label)), figure
 
     def _print_passes(self, chain: Chain) -> None:
@@ -180,7 +185,9 @@ class _Summary:
         for key in keys:
             name = chain.columns[key]
             # Headings are lower case here, except for acronyms: MACs, SNR.
-            heading = name.lower() if name == name.capitalize() else name
+            heading = name
+            if name == name.capitalize():
+                heading = name.lower()
             table.add_column(self.text(heading), justify="right")
         for row in chain.rows:
             cells = [self._format_cell(row.cells[key]) for key in keys]
@@ -213,8 +220,10 @@ class _Summary:
         yield self.text(f"  {record['stage']}")
         yield self.text(record["status"])
         # A skipped stage took no time that is worth a figure.
-        skipped = record["status"] == "skipped"
-        yield self.text("" if skipped else seconds_text(record["seconds"]))
+        seconds = seconds_text(record["seconds"])
+        if record["status"] == "skipped":
+            seconds = ""
+        yield self.text(seconds)
         if self.chain:
             return
         if not self.narrow:
