@@ -36,7 +36,7 @@ def test_a_pass_fits_on_thirty_lines() -> None:
         "fidelity ✓ Bit-exact yes required",
         "quantize done 48 s 4.90 MB 19.6 dB",
         "engine skipped 4.90 MB",
-        "! no qemu-x86_64 here: the same bits on a CPU without VNNI are not proved",
+        "! not verified on CPUs without VNNI (--no-emulate)",
         "python3 efficientnet-lite0-cpu-fbgemm.edgepack verify # on the device",
     ):
         assert line in shown
