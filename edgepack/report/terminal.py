@@ -115,13 +115,12 @@ class _Summary:
 
     def _add_question(self, table: Table, name: str) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
-        several = len(self.report["outputs"]) > 1
         rows = sorted(map(format_gate, self.report[name]["gates"]), key=lambda row: row.passed)
         if not rows:
             self._add_row(table, name, self.text("no gate was set", "yellow"), Text())
         label = name
         for row in rows[:_MAX_GATES]:
-            self._add_row(table, label, *self._format_gate(row, several))
+            self._add_row(table, label, *self._format_gate(row))
             label = ""
         if len(rows) > _MAX_GATES:
             more = f"and {plural(len(rows) - _MAX_GATES, 'more gate')}"
@@ -156,7 +155,7 @@ class _Summary:
             speed.append_text(self.text(f", p90 {ms_text(p90)}"))
         return speed
 
-    def _format_gate(self, row: GateRow, several: bool) -> tuple[Text, Text]:
+    def _format_gate(self, row: GateRow) -> tuple[Text, Text]:
         """Return the marked label of a gate, and its figure with bound and remarks."""
         mark, style = format_mark(row.passed)
         figure_style = "bold"
@@ -164,8 +163,9 @@ class _Summary:
             if not row.decisive:
                 style = "yellow"
             figure_style = f"bold {style}"
-        # The output's name is left out if the model has only one.
-        label = row.title if several else row.label
+        # The only output needs no name; a part of it, or its answer at another size, does.
+        names = [output["name"] for output in self.report["outputs"]]
+        label = row.label if [row.output] == names else row.title
         figure = Text.assemble(
             self.text(row.measured, figure_style),
             self.text(f"  {row.bound}", "dim"),
