@@ -1,4 +1,4 @@
-"""Whether two fp32 graphs gave the same answer, up to rounding."""
+"""Agreement of two fp32 graphs, up to rounding."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ SNR_FLOOR_DB = 60.0
 """Reordered fp32 sums stay above 90 dB on the networks measured; a wrong graph below 40 dB."""
 
 LOW_PRECISION_FLOORS_DB = {"float16": 40.0, "bfloat16": 20.0}
-"""Floors where the reference was computed in one of these types and the graph in float32. Each
-rounding costs 2^-11 and 2^-8 of a value at most: 71 and 53 dB, less what layers add up."""
+"""Floors for a reference computed in one of these types while the graph computes in float32. One
+rounding costs at most 2^-11 or 2^-8 of a value: 71 or 53 dB, less as errors add up over layers."""
 
 
 def floor_db(types: Iterable[str]) -> float:
-    """Return the floor for a reference that was computed in some of these types."""
+    """Return the lowest floor among the types that the reference was computed in."""
     return min([SNR_FLOOR_DB, *(LOW_PRECISION_FLOORS_DB.get(t, SNR_FLOOR_DB) for t in types)])
 
 
@@ -25,34 +25,42 @@ def disagreement(
     names: Sequence[str],
     floor: float = SNR_FLOOR_DB,
 ) -> str | None:
-    """What differs, in one line naming the output, or None where all outputs agree.
+    """Return the first difference as one line that names the output, or None if all outputs agree.
 
-    Floating outputs agree from `floor` dB on, 10 log10(sum r^2 / sum (r - o)^2) over
-    finite values; NaN and infinity must stand at the same places. Integer outputs agree where
-    99 % of their elements are equal, because an index may flip on a tie.
+    Floating outputs agree from an SNR of `floor` dB, 10 log10(sum r^2 / sum (r - o)^2) over
+    finite values; NaN and infinity must occupy the same positions. Integer outputs agree if 99 %
+    of their elements are equal, because an index may flip on a tie.
+
+    Args:
+        reference: the outputs of the original model.
+        outputs: the outputs of the graph, in the same order.
+        names: the outputs' names, for the message.
+        floor: the lowest accepted SNR in dB.
     """
     if len(reference) != len(outputs):
         return f"{len(outputs)} outputs instead of {len(reference)}"
-    for name, expected, found in zip(names, reference, outputs, strict=True):
-        if expected.shape != found.shape:
-            return f"{name} has the shape {list(found.shape)} instead of {list(expected.shape)}"
+    for name, expected, actual in zip(names, reference, outputs, strict=True):
+        if expected.shape != actual.shape:
+            return f"{name} has the shape {list(actual.shape)} instead of {list(expected.shape)}"
         if not np.issubdtype(expected.dtype, np.floating):
-            equal = float(np.mean(expected == found)) if expected.size else 1.0
+            # An empty output agrees; the mean of no elements would be NaN, with a warning.
+            equal = float(np.mean(expected == actual)) if expected.size else 1.0
             if equal < 0.99:
-                return f"{name}: only {equal:.1%} of its elements are equal"
+                return f"{name}: only {equal:.1%} of the elements are equal"
             continue
-        if not np.issubdtype(found.dtype, np.floating):
-            return f"{name} is {found.dtype} instead of {expected.dtype}"
+        if not np.issubdtype(actual.dtype, np.floating):
+            return f"{name} is {actual.dtype} instead of {expected.dtype}"
         finite = np.isfinite(expected)
         if not np.array_equal(
-            np.where(finite, 0.0, expected), np.where(np.isfinite(found), 0.0, found), True
+            np.where(finite, 0.0, expected), np.where(np.isfinite(actual), 0.0, actual), True
         ):
-            return f"{name} has NaN or infinite values at other places"
-        wanted = expected[finite].astype(np.float64)
-        noise = float(np.sum((wanted - found[finite].astype(np.float64)) ** 2))
-        signal = float(np.sum(wanted**2))
-        # An output that is zero but for rounding has no ratio: 1e-6 per element is rounding.
-        if noise > max(signal * 10 ** (-floor / 10), wanted.size * 1e-12):
+            return f"{name} has NaN or infinite values at other positions"
+        finite_reference = expected[finite].astype(np.float64)
+        noise = float(np.sum((finite_reference - actual[finite].astype(np.float64)) ** 2))
+        signal = float(np.sum(finite_reference**2))
+        # An SNR means nothing for an output that is zero but for rounding, so noise of up to 1e-6
+        # per element is accepted: 1,000 elements may have a squared error of 1e-9 in all.
+        if noise > max(signal * 10 ** (-floor / 10), finite_reference.size * 1e-12):
             ratio = 10 * np.log10(signal / noise) if signal else float("-inf")
             return f"{name}: SNR {ratio:.1f} dB against the original model"
     return None

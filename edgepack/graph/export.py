@@ -1,4 +1,4 @@
-"""torch to ONNX."""
+"""Export of torch modules and exported programs to ONNX."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def export_module(
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
 ) -> PassResult[Any]:
-    """Export a torch module, or a TorchScript one, with its inputs given by position.
+    """Export a torch or TorchScript module; its inputs are passed by position.
 
     Args:
         module: in eval mode, on the CPU; returns a tensor, a tuple, a list or a dict of them.
-        inputs: name, type and shape of each input; axes of one name are one dynamic axis.
+        inputs: name, type and shape of each input; axes that share a name are one dynamic axis.
         example: one array per input. A dynamic axis of size 1 is exported at 2, because torch
-            takes 1 for a constant; all other sizes are the example's.
+            treats 1 as a constant; all other sizes are the example's.
         opset: version of ONNX's operators.
         output_names: names of the outputs; without them a dict's keys, else `output` or
             `output_0`, `output_1`, ...
-        for_passes: whether passes of the chain read the graph, which takes float32 weights.
+        for_passes: True if passes of the chain read the graph; they need float32 weights.
 
     Returns:
-        The `onnx.ModelProto`; its nodes are called after the modules that they come from, its
-        outputs state the axes that they were seen to have.
+        The `onnx.ModelProto`; its nodes are named after the modules that they come from, its
+        outputs declare the axes that running the graph showed.
 
     Raises:
-        GraphError: `export-failed` with the line of the model's source, `axis-frozen` where
-            torch fixed an axis that shall be dynamic, `graph-too-large`, `example-misfit`,
+        GraphError: `export-failed` with the line of the model's source, `axis-frozen` if torch
+            fixed an axis that is declared dynamic, `graph-too-large`, `example-misfit`,
             `output-names`.
     """
     import torch
@@ -68,21 +68,23 @@ def export_module(
     exported = _export(module, inputs, args, arrays, sizes, opset)
     model, promoted = cast_up(exported.model, for_passes)
     model = state_outputs(_finish(model, output_names, exported.keys), inputs, arrays)
+    notes = [exported.note]
     newer = operators_above(model, opset)
-    raised = (f"exported at a newer opset than {opset} for {', '.join(newer)}",) if newer else ()
-    result = PassResult(model, True, (exported.note, *raised), {"traced": exported.traced})
+    if newer:
+        notes.append(f"exported at a newer opset than {opset} for {', '.join(newer)}")
+    result = PassResult(model, True, tuple(notes), {"traced": exported.traced})
     return with_promoted(result, promoted)
 
 
 @dataclass(frozen=True)
 class _Exported:
-    """A graph as the exporter made it.
+    """The result of an exporter.
 
     Attributes:
         model: the `onnx.ModelProto`.
-        keys: of the outputs, where the module returns a dict; None where the exporter loses them.
-        note: names the exporter, and why it was that one.
-        traced: whether it follows one path through the module's code.
+        keys: of the outputs if the module returns a dict; None if the exporter loses them.
+        note: the exporter, and the reason for choosing it.
+        traced: True if the graph follows one path through the module's code.
     """
 
     model: Any
@@ -99,7 +101,7 @@ def _export(
     sizes: Mapping[str, int],
     opset: int,
 ) -> _Exported:
-    """Export by torch.export, or by tracing where that fails."""
+    """Export by torch.export, or by tracing if that fails or freezes a dynamic axis."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
@@ -110,6 +112,7 @@ def _export(
         return _Exported(model, None, "Exported by walking the TorchScript graph.")
     try:
         model, keys = _export_dynamo(module, inputs, args, opset, list(sizes))
+        # Some operators exist in newer opsets only: DeformConv makes opset 18 become 19.
         needed = needed_opset(model)
         if opset < needed <= NEWEST_OPSET:
             model, keys = _export_dynamo(module, inputs, args, needed, list(sizes))
@@ -126,9 +129,11 @@ def _export(
     traced = trace_module(module, inputs, args, arrays, sizes, opset)
     if traced is None:
         raise frozen_error(frozen, line)
-    where = f" at {line}" if line else ""
-    axis = frozen[0].shape[frozen[1]]
-    note = f"torch.export froze the axis {axis}{where}; {_BY_TRACING}"
+    # torch.export replaced a dynamic axis by a number; a trace may keep it dynamic.
+    tensor, position, _ = frozen
+    # Example: torch.export froze the axis time at net.py:12 in forward: x.view(8, -1); exported ...
+    location = f" at {line}" if line else ""
+    note = f"torch.export froze the axis {tensor.shape[position]}{location}; {_BY_TRACING}"
     return _Exported(traced, None, note, traced=True)
 
 
@@ -140,11 +145,11 @@ def export_traced(
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
 ) -> PassResult[Any] | None:
-    """`export_module` by tracing, for a module of which torch.export makes a wrong graph.
+    """Export a module by tracing, for modules that torch.export turns into a wrong graph.
 
-    It bakes the number of steps into a recurrent layer whose first axis is the time, for one.
+    For example it bakes the number of steps into a recurrent layer whose first axis is time.
 
-    Returns None where the trace does not compute what the module does at other sizes either.
+    Returns None if the trace, too, disagrees with the module at other sizes.
     """
     import torch
 
@@ -169,19 +174,18 @@ def export_program(
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
 ) -> PassResult[Any]:
-    """Export a `torch.export.ExportedProgram`; its dynamic axes are those that it was made with.
+    """Export a `torch.export.ExportedProgram` with the dynamic axes that it was built with.
 
     Args:
         program: the program.
         opset: version of ONNX's operators.
-        inputs: names for its inputs and their dynamic axes, in their order; without them the
-            program's own.
+        inputs: names of its inputs and dynamic axes, in order; None keeps the program's names.
         output_names: as in `export_module`.
         for_passes: as in `export_module`.
 
     Raises:
-        GraphError: as `export_module`; `axis-frozen` where `inputs` call an axis dynamic that
-            the program fixed; `input-names` where they are not as many as the program's.
+        GraphError: as `export_module`; `axis-frozen` if `inputs` declare an axis dynamic that
+            the program fixed; `input-names` if their number is not the program's.
     """
     import torch
 
@@ -194,8 +198,8 @@ def export_program(
         raise GraphError(
             "input-names",
             "the inputs do not fit the exported program",
-            why=f"{len(inputs)} given; it takes {len(expected)}: {', '.join(map(str, expected))}",
-            hint="give one --input to each, in this order",
+            why=f"expected {len(expected)} ({', '.join(map(str, expected))}), got {len(inputs)}",
+            hint="pass one --input for each, in this order",
         )
     try:
         with exporting():
@@ -210,9 +214,9 @@ def export_program(
     except Exception as error:  # as above
         raise _failure(None, (), error) from error
     if inputs is not None:
-        found = frozen_axis(inputs, model)
-        if found:
-            raise frozen_error(found, None)
+        frozen = frozen_axis(inputs, model)
+        if frozen:
+            raise frozen_error(frozen, None)
         name_dimensions(model, _symbol_names(model, inputs))
     model, promoted = cast_up(model, for_passes)
     model = _finish(model, output_names, _structured_names(program))
@@ -223,11 +227,11 @@ def export_program(
 def _export_dynamo(
     module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], opset: int, axes: Sequence[str]
 ) -> tuple[Any, tuple[str, ...] | None]:
-    """The graph, and the keys of its outputs where the module returns a dict."""
+    """Return the graph, and the keys of its outputs if the module returns a dict."""
     import torch
 
-    # An axis may be called as no Python identifier, or as a function of sympy (N, S): torch
-    # gets neutral names.
+    # An axis name need not be a Python identifier, and may be a function of sympy (N, S), so torch
+    # gets neutral names: "batch" and "time" become "axis_0" and "axis_1".
     symbols = {name: torch.export.Dim(f"axis_{index}") for index, name in enumerate(axes)}
     shapes = tuple(
         {axis: symbols[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
@@ -250,6 +254,7 @@ def _export_dynamo(
 
 
 def _finish(model: Any, names: Sequence[str] | None, keys: Sequence[str] | None) -> Any:
+    # Node names come from the metadata, so this must precede its removal.
     name_nodes(model)
     strip_metadata(model)
     require_size(model.ByteSize(), "the exported graph")
@@ -257,49 +262,56 @@ def _finish(model: Any, names: Sequence[str] | None, keys: Sequence[str] | None)
 
 
 def _failure(module: Any, args: tuple[Any, ...], error: Exception) -> GraphError:
-    """The error to raise for the exporter's; the model's own failure goes first."""
+    """Return the error for a failed export, or the model's own if it fails without an exporter."""
     import torch
 
     if module is not None:
         try:
             with quiet(), torch.no_grad():
                 module(*args)
-        except Exception as own:  # noqa: BLE001 - the model itself cannot take these inputs
-            fed = ", ".join(f"{arg.dtype}{list(arg.shape)}" for arg in args)
-            line = model_line(own)
+        except Exception as failure:  # noqa: BLE001 - the model itself cannot take these inputs
+            shapes = ", ".join(f"{arg.dtype}{list(arg.shape)}" for arg in args)
+            line = model_line(failure)
             return GraphError(
                 "export-failed",
                 "the model itself fails on the example inputs",
-                why=f"{explain(own)[0]}" + (f"\nat {line}" if line else "") + f"\nfed: {fed}",
+                why=_located(explain(failure)[0], line) + f"\ninputs: {shapes}",
                 hint="check the inputs' shapes, types and order (--input)",
             )
     cause, hint = explain(error)
-    line = model_line(error)
     return GraphError(
         "export-failed",
         "the model cannot be exported to ONNX",
-        why=cause + (f"\nat {line}" if line else ""),
+        why=_located(cause, model_line(error)),
         hint=hint,
     )
 
 
+def _located(cause: str, line: str | None) -> str:
+    """Append the line of the model's source to a cause, if it is available."""
+    return f"{cause}\nat {line}" if line else cause
+
+
 def _symbol_names(model: Any, inputs: Sequence[Tensor]) -> dict[str, str]:
-    """torch's symbols for the dynamic axes (`s77`) to the names of the axes."""
+    """Map torch's symbols for the dynamic axes (`s77`) to the names of the axes."""
     names: dict[str, str] = {}
     for tensor, value in zip(inputs, model.graph.input, strict=True):
-        for dim, made in zip(tensor.shape, value.type.tensor_type.shape.dim, strict=True):
-            if isinstance(dim, str) and made.dim_param.isidentifier():
-                names.setdefault(made.dim_param, dim)
+        for dim, exported_dim in zip(tensor.shape, value.type.tensor_type.shape.dim, strict=True):
+            # One symbol may name several axes, say s77 for both batch axes: the first name wins.
+            if isinstance(dim, str) and exported_dim.dim_param.isidentifier():
+                names.setdefault(exported_dim.dim_param, dim)
     return names
 
 
 def _structured_names(program: Any) -> tuple[str, ...] | None:
-    """The keys of a model that returns a dict (or a dataclass that torch takes for one)."""
+    """Return the keys of a model that returns a dict, or a dataclass that torch treats as one."""
     spec = program.call_spec.out_spec
     children, keys = spec.children(), spec.context
     if isinstance(keys, tuple) and keys and isinstance(keys[0], list):
-        keys = keys[0]  # a dataclass: its field names stand first
+        # The context of a dataclass is a tuple whose first item lists its field names.
+        keys = keys[0]
     if not isinstance(keys, list) or len(keys) != len(children) or not children:
         return None
-    named = all(isinstance(key, str) for key in keys) and all(c.is_leaf() for c in children)
-    return tuple(keys) if named else None
+    # A key may be an integer, and a value another dict: neither has a name for its outputs.
+    complete = all(isinstance(key, str) for key in keys) and all(c.is_leaf() for c in children)
+    return tuple(keys) if complete else None

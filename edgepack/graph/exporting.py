@@ -1,4 +1,4 @@
-"""The state of torch in which a module is exported."""
+"""Global state of torch during an export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgepack.graph.quiet import quiet
 def exporting() -> Iterator[None]:
     """Export without gradients, without output, and without torch's fast path for attention.
 
-    The fast path replaces a whole encoder layer by one operator that has no ONNX form.
+    The fast path replaces a whole encoder layer with one operator that ONNX does not have.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Dynamic axes that torch.export made constants of, and the line of the model that caused it."""
+"""Dynamic axes that torch.export turned into constants, and the responsible line of the model."""
 
 from __future__ import annotations
 
@@ -14,38 +14,42 @@ from edgepack.runtime.tensor import Tensor
 
 
 def frozen_axis(inputs: Sequence[Tensor], model: Any) -> tuple[Tensor, int, int] | None:
-    """The first axis that shall be dynamic and is a number in the graph.
+    """Find the first axis that is declared dynamic but is a number in the graph.
 
-    torch.onnx refines the dynamic shapes by torch.export's suggestions, without a word.
+    torch.onnx silently follows torch.export's suggestions to make such axes static.
 
     Returns:
-        The input, the axis's position and its size in the graph; None where none froze.
+        The input, the axis's position and its size in the graph; None if no axis froze.
     """
+    # An input declared as (batch, 3) that is (2, 3) in the graph yields the axis 0 and the size 2.
     for tensor, value in zip(inputs, model.graph.input, strict=True):
         dims = value.type.tensor_type.shape.dim
-        for axis, (dim, made) in enumerate(zip(tensor.shape, dims, strict=True)):
-            if isinstance(dim, str) and made.HasField("dim_value"):
-                return tensor, axis, int(made.dim_value)
+        for axis, (dim, exported_dim) in enumerate(zip(tensor.shape, dims, strict=True)):
+            if isinstance(dim, str) and exported_dim.HasField("dim_value"):
+                return tensor, axis, int(exported_dim.dim_value)
     return None
 
 
-def frozen_error(found: tuple[Tensor, int, int], line: str | None) -> GraphError:
-    """The error `axis-frozen` for what `frozen_axis` found."""
-    tensor, axis, size = found
+def frozen_error(frozen: tuple[Tensor, int, int], line: str | None) -> GraphError:
+    """Return the error `axis-frozen` for a result of `frozen_axis`."""
+    tensor, axis, size = frozen
     name = tensor.shape[axis]
+    why = f"the graph accepts only {size} there"
+    if line:
+        why += f"\nat {line}"
     return GraphError(
         "axis-frozen",
         f"the dynamic axis {name} (axis {axis} of {tensor.name}) froze in the export",
-        why=f"the graph takes only {size} there" + (f"\nat {line}" if line else ""),
+        why=why,
         hint="take the size from the tensor (x.shape[...], without int()) instead of a number, "
         f"or declare it fixed: {size} for {name}",
     )
 
 
 def freezing_line(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...]) -> str | None:
-    """The line of the model at which torch settles a dynamic axis on one size.
+    """Return the line of the model at which torch specializes a dynamic axis to one size.
 
-    torch logs "Specializing ..." at that moment; the handler looks at the stack it is called on.
+    torch logs "Specializing ..." at that moment, and the handler inspects the stack it runs on.
     """
     import torch
     import torch.fx.experimental._config as config
@@ -55,6 +59,7 @@ def freezing_line(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...]) 
         {a: torch.export.Dim.AUTO for a, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in inputs
     )
+    # The handler replaces the logger's own, so that no record reaches the terminal meanwhile.
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = log.handlers, log.propagate, log.level
     log.handlers, log.propagate = [watch], False
@@ -71,7 +76,7 @@ def freezing_line(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...]) 
 
 
 class _Watch(logging.Handler):
-    """Keeps the model's line of the first "Specializing" record."""
+    """Handler that remembers the model's line of the first "Specializing" record."""
 
     line: str | None = None
 

@@ -1,19 +1,20 @@
-"""Multiply-accumulates of one call: what the arithmetic of a network costs on any device.
+"""Multiply-accumulates of one call: the arithmetic cost of a network on any device.
 
-Counted are the products that are summed: convolutions, matrix products (those of attention among
-them), recurrent layers; of float graphs and of quantized ones alike. Weights that are zero count.
-What is computed element by element, biases and activations among it, does not.
+The count covers convolutions, matrix products (attention included) and recurrent layers, in float
+and quantized graphs alike. Zero weights count. Elementwise work, such as biases and activations,
+does not.
 
-A convolution takes one product for every output element, input channel of its group and place of
-its kernel; a matrix product one for every element of the result and of the axis that is summed
+A convolution takes one product per output element, input channel of its group and kernel position;
+a matrix product takes one per element of the result and of the summed axis
 (Molchanov et al., "Pruning convolutional neural networks for resource efficient inference", 2017,
-appendix A.1, without its biases). An LSTM or GRU multiplies its input and its state with all their
+appendix A.1, without biases). An LSTM or GRU multiplies its input and its state by all their
 weights in every step (ONNX operators LSTM and GRU).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -23,53 +24,53 @@ from edgepack.graph.proto import copied, walk_graphs, walk_nodes
 from edgepack.graph.run import Runner
 
 Shape = tuple[int, ...]
-# How a node's products follow from the shapes of what it reads and makes.
+# Counts the products of a node, from the shapes of its inputs and outputs by name.
 Count = Callable[[Any, Callable[[str], Shape]], int]
 
 
 def macs(model: Any, example: Mapping[str, np.ndarray]) -> int | None:
-    """Multiply-accumulates of one call, at the example's shapes.
+    """Count the multiply-accumulates of one call at the example's shapes.
 
     Args:
         model: an `onnx.ModelProto`, float or quantized.
-        example: one feed, arrays by input name; the graph is run on it, since only then is every
-            shape known.
+        example: one feed, arrays by input name; the graph is run on it to measure every shape.
 
-    Returns None where the graph does not say: products inside of If, Loop and Scan, whose runs
-    nobody has counted, and operators that hold whole attention layers.
+    Returns None if the graph does not determine the count: products inside If, Loop and Scan run
+    an unknown number of times, and some operators contain whole attention layers.
 
     Raises:
-        GraphError: the graph does not run on the example.
+        GraphError: if the graph does not run on the example.
     """
-    _, *inner = walk_graphs(model.graph)
-    hidden = any(node.op_type in _COUNTS for graph in inner for node in graph.node)
+    _, *subgraphs = walk_graphs(model.graph)
+    inner_nodes = chain.from_iterable(graph.node for graph in subgraphs)
+    hidden = any(node.op_type in _COUNTS for node in inner_nodes)
     if hidden or any(node.op_type in UNCOUNTED for node in walk_nodes(model.graph)):
         return None
-    counted = [node for node in model.graph.node if node.op_type in _COUNTS]
-    shapes = _shapes(model, counted, example)
-    return sum(_COUNTS[node.op_type](node, shapes.__getitem__) for node in counted)
+    nodes = [node for node in model.graph.node if node.op_type in _COUNTS]
+    shapes = _shapes(model, nodes, example)
+    return sum(_COUNTS[node.op_type](node, shapes.__getitem__) for node in nodes)
 
 
-def _shapes(
-    model: Any, counted: list[Any], example: Mapping[str, np.ndarray]
-) -> Mapping[str, Shape]:
-    """The shape of everything that those nodes read and make."""
+def _shapes(model: Any, nodes: list[Any], example: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
+    """Return the shapes of all inputs and outputs of some nodes, by tensor name."""
     from onnx import ValueInfoProto, helper
 
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     shapes.update({name: array.shape for name, array in example.items()})
-    names = [name for node in counted for name in (*node.input, *node.output) if name]
-    wanted = [name for name in dict.fromkeys(names) if name not in shapes]
-    if wanted:
-        # The shapes alone come out, so that no inner tensor need be held.
-        opened = copied(model)
-        del opened.graph.output[:]
-        for place, name in enumerate(wanted):
-            output = f"edgepack_shape_{place}"
-            opened.graph.node.append(helper.make_node("Shape", [name], [output]))
-            opened.graph.output.append(ValueInfoProto(name=output))
-        found = Runner(opened.SerializeToString(), optimize=False).run(example)
-        shapes.update({n: tuple(map(int, s)) for n, s in zip(wanted, found, strict=True)})
+    # An omitted optional input has the empty name. The order is kept, and duplicates are dropped.
+    names = chain.from_iterable((*node.input, *node.output) for node in nodes)
+    missing = [name for name in dict.fromkeys(names) if name and name not in shapes]
+    if missing:
+        # Only the shapes are outputs, so that no inner tensor must be kept in memory: an activation
+        # of (1, 64, 112, 112) comes out as four integers.
+        probe = copied(model)
+        del probe.graph.output[:]
+        for index, name in enumerate(missing):
+            output = f"edgepack_shape_{index}"
+            probe.graph.node.append(helper.make_node("Shape", [name], [output]))
+            probe.graph.output.append(ValueInfoProto(name=output))
+        outputs = Runner(probe.SerializeToString(), optimize=False).run(example)
+        shapes.update({n: tuple(map(int, s)) for n, s in zip(missing, outputs, strict=True)})
     return shapes
 
 
@@ -83,49 +84,61 @@ def _attribute(node: Any, name: str, default: Any = None) -> Any:
 
 
 def _convolution(weights: int) -> Count:
-    """Weights (outputs, inputs / groups, *kernel): every output element sums over all but one."""
+    """Count a convolution: every output element sums over all weight axes but the first.
+
+    The weights have the shape (outputs, inputs / groups, *kernel). For example 64 filters of
+    (64, 3, 7, 7) with an output of (1, 64, 112, 112) take 802816 x 147 = 118 million products.
+    """
     return lambda node, of: prod(of(node.output[0])) * prod(of(node.input[weights])[1:])
 
 
 def _transposed(node: Any, of: Callable[[str], Shape]) -> int:
-    """Weights (inputs, outputs / groups, *kernel): every input element gives to so many sums."""
+    """Count a transposed convolution with weights of (inputs, outputs / groups, *kernel)."""
+    # Every input element contributes to as many sums as one input channel has weights.
     return prod(of(node.input[0])) * prod(of(node.input[1])[1:])
 
 
 def _product(node: Any, of: Callable[[str], Shape]) -> int:
-    """(..., rows, K) by (..., K, columns)."""
+    """Count a matrix product: (..., rows, K) by (..., K, columns)."""
+    # For example (8, 128) by (128, 10) takes 80 x 128 = 10,240 products.
+    # Gemm with transA reads (K, rows), all other products (..., rows, K).
     summed = -2 if _attribute(node, "transA", 0) else -1
     return prod(of(node.output[0])) * of(node.input[0])[summed]
 
 
 def _of_bits(node: Any, of: Callable[[str], Shape]) -> int:
-    """(..., rows, K) by weights packed in blocks, whose number of columns is the attribute N."""
+    """Count (..., rows, K) by weights packed in blocks, with N columns."""
     return prod(of(node.input[0])) * int(_attribute(node, "N"))
 
 
 def _recurrent(node: Any, of: Callable[[str], Shape]) -> int:
-    """X (steps, batch, inputs); W and R, of both directions, for every step of every sample."""
+    """Count a recurrent layer: X (steps, batch, inputs) uses all of W and R in every step."""
+    # W and R hold the weights of both directions, so a bidirectional layer counts twice.
     steps = prod(of(node.input[0])[:2])
     return steps * (prod(of(node.input[1])) + prod(of(node.input[2])))
 
 
 def _einsum(node: Any, of: Callable[[str], Shape]) -> int:
-    """All indices once for every product; "..." stands for the axes that the letters leave."""
+    """Count an Einsum: every combination of indices, once for every product of two operands.
+
+    For example "ij,jk->ik" on (2, 3) and (3, 4) takes 2 x 3 x 4 = 24 products. "..." matches the
+    axes that have no letter.
+    """
     equation = _attribute(node, "equation").decode().replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     sizes: dict[str, int] = {}
     for term, name in zip(terms, node.input, strict=True):
         before, dots, after = term.partition("...")
         shape = of(name)
-        left = len(shape) - len(before) - len(after) if dots else 0
-        # Axes under the dots broadcast from the last one on.
-        dotted = [f"...{place}" for place in reversed(range(left))]
+        rank = len(shape) - len(before) - len(after) if dots else 0
+        # Axes under the dots broadcast from the last one: "...ij" with four axes is 1, 0, i, j.
+        dotted = [f"...{index}" for index in reversed(range(rank))]
         for letter, size in zip([*before, *dotted, *after], shape, strict=True):
             sizes[letter] = max(size, sizes.get(letter, 1))
     return prod(sizes.values()) * (len(terms) - 1)
 
 
-# onnxruntime's fusions of whole attention layers: their products are not counted here.
+# onnxruntime's fusions of whole attention layers, whose products are not counted.
 UNCOUNTED = frozenset(
     {
         "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention",

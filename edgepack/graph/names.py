@@ -1,4 +1,4 @@
-"""Names that people can read, and nothing in the file that betrays where it was built."""
+"""Readable node names, and removal of everything that reveals the build machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.graph.proto import used_names, walk_graphs, walk_nodes
+from edgepack.graph.proto import count_readers, used_names, walk_graphs, walk_nodes
 
-# From it on an initializer need not be an input.
+# Since this IR version, an initializer need not be listed as an input.
 OLDEST_IR_VERSION = 4
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack"
@@ -22,30 +22,31 @@ _GENERATED = re.compile(r"^(node_|n\d+(_\d+)?$|/?(Constant|Cast|Shape)_?\d*$)|^$
 
 
 def name_nodes(model: Any) -> None:
-    """Call every node after the torch module that it comes from, in place.
+    """Name every node after the torch module that it comes from, in place.
 
     `blocks.3.conv1` is the layer itself (the one convolution, product or recurrence of its
-    module); other nodes of the module are `blocks.3.conv1/Add`. The module is told by the
-    weight's name where only this node reads it (a folded BatchNorm leaves the convolution in
-    the BatchNorm's scope), else by the exporter's metadata. Nodes of graphs without either keep
-    the names they have. Names are unique afterwards over all subgraphs, and the same for the
-    same model in every run.
+    module); other nodes of the module are `blocks.3.conv1/Add`. The module is derived from the
+    weight's name if only this node reads the weight (a folded BatchNorm leaves the convolution
+    in the BatchNorm's scope), else from the exporter's metadata. Nodes without either keep their
+    names. Names are unique over all subgraphs, and equal in every run on the same model.
     """
-    readers = Counter(name for node in walk_nodes(model.graph) for name in node.input)
-    weights = {value.name for graph in walk_graphs(model.graph) for value in graph.initializer}
+    readers = count_readers(model.graph)
+    weights: set[str] = set()
+    for graph in walk_graphs(model.graph):
+        weights.update(value.name for value in graph.initializer)
     taken: set[str] = set()
-    wanted: list[tuple[Any, str]] = []
+    proposals: list[tuple[Any, str]] = []
     for node in walk_nodes(model.graph):
         module = _weight_owner(node, weights, readers) or _scope(node)
         if module and any(name in weights for name in node.input[1:2]) and _is_layer(node):
-            wanted.append((node, module))
+            proposals.append((node, module))
         elif module:
-            wanted.append((node, f"{module}/{node.op_type}"))
+            proposals.append((node, f"{module}/{node.op_type}"))
         elif _GENERATED.match(node.name):
-            wanted.append((node, node.op_type))
+            proposals.append((node, node.op_type))
         else:
-            wanted.append((node, node.name))
-    for node, name in wanted:
+            proposals.append((node, node.name))
+    for node, name in proposals:
         node.name = _unique(name, taken)
     _name_weights(model, readers)
 
@@ -57,6 +58,7 @@ def strip_metadata(model: Any) -> None:
     `value_info` makes quantizers and shape inference fail with "Inferred shape and existing
     shape differ"; nothing needs it, because it can always be inferred anew.
     """
+    # A stack trace reveals user names, and makes the bytes differ between two machines.
     for message in [model, *model.functions]:
         message.doc_string = ""
         del message.metadata_props[:]
@@ -77,14 +79,15 @@ def strip_metadata(model: Any) -> None:
 
 
 def drop_unused(model: Any) -> int:
-    """Remove initializers that nothing reads, in place; how many they were."""
+    """Remove initializers that nothing reads, in place, and return their number."""
+    # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
     used = used_names(model.graph)
     dropped = 0
     for graph in walk_graphs(model.graph):
-        kept = [value for value in graph.initializer if value.name in used]
-        unread = len(graph.initializer) - len(kept)
+        read = [value for value in graph.initializer if value.name in used]
+        unread = len(graph.initializer) - len(read)
         if unread:
-            copies = [type(value).FromString(value.SerializeToString()) for value in kept]
+            copies = [type(value).FromString(value.SerializeToString()) for value in read]
             del graph.initializer[:]
             graph.initializer.extend(copies)
             dropped += unread
@@ -92,23 +95,23 @@ def drop_unused(model: Any) -> int:
 
 
 def drop_given_inputs(model: Any) -> None:
-    """Make constants of the inputs that an initializer gives a value, in place.
+    """Turn inputs with an initializer into plain constants, in place.
 
-    They are an old way to write weights (the only one before IR version 4): no input of the model
-    as `signature` has it, and no constant to who reads the graph.
+    Before IR version 4 every weight was also an input. Such inputs are no inputs of the model for
+    `signature`, yet readers of the graph do not recognize them as constants.
     """
-    given = {value.name for value in model.graph.initializer}
-    kept = [value for value in model.graph.input if value.name not in given]
-    if len(kept) == len(model.graph.input):
+    initialized = {value.name for value in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initialized]
+    if len(inputs) == len(model.graph.input):
         return
-    copies = [type(value).FromString(value.SerializeToString()) for value in kept]
+    copies = [type(value).FromString(value.SerializeToString()) for value in inputs]
     del model.graph.input[:]
     model.graph.input.extend(copies)
     model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
 
 
 def lift_constants(model: Any) -> None:
-    """Make initializers of `Constant` nodes that hold numbers, in place, in every graph."""
+    """Turn `Constant` nodes that hold numbers into initializers, in place, in every graph."""
     for graph in walk_graphs(model.graph):
         for node in [n for n in graph.node if n.op_type == "Constant"]:
             tensor = constant_tensor(node)
@@ -120,13 +123,14 @@ def lift_constants(model: Any) -> None:
 
 
 def constant_tensor(node: Any) -> Any | None:
-    """The tensor of a `Constant` node, None where it holds strings or a sparse tensor."""
+    """Return the tensor of a `Constant` node, None if it holds strings or a sparse tensor."""
     import onnx
 
     (attribute,) = node.attribute
     if attribute.name == "value":
         return attribute.t
     if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
+        # Python's float and int would become float64 and, on some systems, int32.
         kind = np.float32 if "float" in attribute.name else np.int64
         values = onnx.helper.get_attribute_value(attribute)
         return onnx.numpy_helper.from_array(np.asarray(values, kind))
@@ -136,6 +140,7 @@ def constant_tensor(node: Any) -> Any | None:
 def _weight_owner(node: Any, weights: set[str], readers: Counter[str]) -> str | None:
     if node.op_type not in _WEIGHTED:
         return None
+    # "blocks.3.conv1.weight" belongs to "blocks.3.conv1", unless several nodes share it.
     for name in node.input[:2]:
         if name in weights and name.endswith(".weight") and readers[name] == 1:
             return str(name).removesuffix(".weight")
@@ -143,12 +148,18 @@ def _weight_owner(node: Any, weights: set[str], readers: Counter[str]) -> str | 
 
 
 def _scope(node: Any) -> str | None:
-    """The dotted path of the module in the exporter's metadata: `['', 'a', 'a.b', 'conv2d']`."""
+    """Return the module's dotted path in the exporter's metadata.
+
+    For example `['', 'a', 'a.b', 'conv2d']` yields "a.b".
+    """
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
             scopes = ast.literal_eval(entry.value)
-            found = str(scopes[-2]) if len(scopes) > 1 else ""
-            return None if found.startswith(_NO_SCOPE) else found
+            if len(scopes) < 2:
+                return ""
+            # The last scope is the operator; nodes that the exporter inserted have no module.
+            path = str(scopes[-2])
+            return None if path.startswith(_NO_SCOPE) else path
     return None
 
 
@@ -157,15 +168,19 @@ def _is_layer(node: Any) -> bool:
 
 
 def _name_weights(model: Any, readers: Counter[str]) -> None:
-    """Call weights that the exporter transposed or folded after their layer again, in place."""
-    taken = {name for node in walk_nodes(model.graph) for name in [*node.input, *node.output]}
+    """Name weights that the exporter transposed or folded after their layer again, in place."""
+    taken: set[str] = set()
+    for node in walk_nodes(model.graph):
+        taken.update(node.input, node.output)
     initializers = {value.name: value for value in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in _WEIGHTED:
             continue
         for position, part in ((1, "weight"), (2, "bias")):
-            old = node.input[position] if len(node.input) > position else ""
-            new = f"{node.name}.{part}"
+            # "val_12" becomes "blocks.3.conv1.weight", unless another value has that name.
+            if len(node.input) <= position:
+                continue
+            old, new = node.input[position], f"{node.name}.{part}"
             generated = _GENERATED_WEIGHT.match(old) is not None
             if old in initializers and generated and readers[old] == 1 and new not in taken:
                 initializers[old].name = new
@@ -174,6 +189,7 @@ def _name_weights(model: Any, readers: Counter[str]) -> None:
 
 
 def _unique(name: str, taken: set[str]) -> str:
+    # "conv", "conv_2", "conv_3", ...
     candidate, count = name, 1
     while candidate in taken:
         count += 1

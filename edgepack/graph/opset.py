@@ -1,4 +1,4 @@
-"""An ONNX file comes in, at the operator set that the target's engine runs."""
+"""Loading of ONNX files, and their conversion to the operator set of the target's engine."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def load_onnx(
     """Load an ONNX file with its external data into one message, at the target's opset.
 
     Args:
-        path: the file; external data stands beside it.
-        opset: version of the default operator set that is wanted.
-        inputs: the axes that its inputs are to state; those that are left out keep their own.
-        for_passes: whether passes of the chain read the graph, which takes float32 weights.
+        path: the file; external data lies in the same folder.
+        opset: requested version of the default operator set.
+        inputs: axes to declare for the inputs; inputs not listed keep those of the file.
+        for_passes: True if passes of the chain read the graph; they need float32 weights.
 
     Raises:
-        GraphError: `onnx-unreadable`, `external-data` where a data file is missing or too
-            short, `graph-too-large`, and what `to_opset` raises.
+        GraphError: `onnx-unreadable`, `external-data` if a data file is missing or too short,
+            `graph-too-large`, and the errors of `to_opset`.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -70,6 +70,7 @@ def load_onnx(
             why=f"{path.stat().st_size} bytes, no nodes",
             hint="download or export the file again",
         )
+    # Some exporters write nodes out of order, 0 for an unknown size, and no length for a tensor.
     sort_nodes(model)
     free_zero_axes(model)
     set_lengths(model)
@@ -84,7 +85,9 @@ def load_onnx(
             why=" ".join(str(error).split())[:300],
             hint=f"put the external data files beside {path.name}, unchanged",
         ) from error
-    split = split_fused(model) if for_passes else ()
+    split: tuple[str, ...] = ()
+    if for_passes:
+        split = split_fused(model)
     model, promoted = cast_up(model, for_passes)
     result = with_promoted(to_opset(state_inputs(model, inputs), opset), promoted)
     if not split:
@@ -95,20 +98,24 @@ def load_onnx(
 
 
 def cast_up(model: Any, for_passes: bool) -> tuple[Any, tuple[str, ...]]:
-    """Cast a graph of low or double precision to float32 where the build needs it.
+    """Cast a graph of low or double precision to float32 if the build needs it.
 
     Returns:
-        The model, and the types that were cast: of float16, bfloat16 and float64.
+        The model, and the types that were cast, out of float16, bfloat16 and float64.
     """
     import onnx.inliner
 
-    flat = onnx.inliner.inline_local_functions(model) if model.functions else model
+    flat = model
+    if model.functions:
+        flat = onnx.inliner.inline_local_functions(model)
     types = types_to_promote(flat, for_passes)
-    return (promote_floats(flat, types), types) if types else (model, ())
+    if not types:
+        return model, ()
+    return promote_floats(flat, types), types
 
 
 def with_promoted(result: PassResult[Any], types: Sequence[str]) -> PassResult[Any]:
-    """Add to a result which types were cast to float32."""
+    """Add the types that were cast to float32 to the notes and details of a result."""
     if not types:
         return result
     note = f"{' and '.join(types)} weights cast to float32"
@@ -121,85 +128,95 @@ def with_promoted(result: PassResult[Any], types: Sequence[str]) -> PassResult[A
 
 
 def _fill_sparse(model: Any, path: Path) -> None:
-    """Write sparse initializers out in full, in place: onnx's shape inference takes no others."""
+    """Make sparse initializers dense, in place: onnx's shape inference accepts no others."""
     import numpy as np
     from onnx import numpy_helper
 
     for graph in walk_graphs(model.graph):
         for sparse in graph.sparse_initializer:
             values = numpy_helper.to_array(sparse.values, str(path.parent))
-            places = numpy_helper.to_array(sparse.indices, str(path.parent))
+            indices = numpy_helper.to_array(sparse.indices, str(path.parent))
             require_size(prod(sparse.dims) * values.itemsize, sparse.values.name)
             full = np.zeros(tuple(sparse.dims), values.dtype)
-            full[np.unravel_index(places, full.shape) if places.ndim == 1 else (*places.T,)] = (
-                values
-            )
+            # Indices are positions in the flat tensor (7 of 2 x 4 is [1, 3]), or one row of
+            # coordinates for each value.
+            if indices.ndim == 1:
+                full[np.unravel_index(indices, full.shape)] = values
+            else:
+                full[(*indices.T,)] = values
             graph.initializer.append(numpy_helper.from_array(full, sparse.values.name))
         del graph.sparse_initializer[:]
 
 
 def to_opset(model: Any, opset: int) -> PassResult[Any]:
-    """The model at a newer (or, above what engines run, older) default operator set.
+    """Convert a model to a newer opset, or to an older one if no engine runs its own.
 
-    Where onnx's converter fails, or its result does not pass the full check (it does not
-    convert the branches of `If` and `Loop`), the model keeps an opset that engines run, and
-    the note says why.
+    If onnx's converter fails, or its result does not pass the full check (it does not convert
+    the branches of `If` and `Loop`), the model keeps an opset that engines run, and the note
+    gives the reason.
 
     Raises:
-        GraphError: `opset-conversion` where conversion fails and the model's own opset is below
+        GraphError: `opset-conversion` if conversion fails and the model's opset is below
             `OLDEST_OPSET` or above `NEWEST_OPSET`.
     """
     import onnx.inliner
     import onnx.version_converter
 
-    own = default_opset(model)
-    if opset <= own <= NEWEST_OPSET:
-        reason = "" if own == opset else f"; the target asks for {opset}"
-        return PassResult(model, False, (f"The graph is at opset {own} already{reason}.",))
+    current = default_opset(model)
+    if opset <= current <= NEWEST_OPSET:
+        note = f"The graph is already at opset {current}"
+        if current != opset:
+            note += f"; the target needs {opset} or newer"
+        return PassResult(model, False, (f"{note}.",))
+    # The converter fails on stale shapes, so they go first. A graph of opset 23 for a target of 17,
+    # for example, has its Attention (23) expanded into older operators; then all is converted to
+    # 17, or to the oldest opset that has every operator.
     base = copied(model)
     strip_metadata(base)
     if base.functions:
         base = onnx.inliner.inline_local_functions(base)
-    wanted = opset
+    requested = opset
     try:
-        base = _expanded(base, opset) if own > NEWEST_OPSET else base
-        opset = max(wanted, min(needed_opset(base), own))
+        if current > NEWEST_OPSET:
+            base = _expanded(base, opset)
+        opset = max(requested, min(needed_opset(base), current))
         converted = onnx.version_converter.convert_version(base, opset)
         failure = check_failure(converted)
     except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
         failure = " ".join(str(error).split())[:300]
+        # Going back may still be possible without the converter, by changing the number only.
         converted = _restated(base, opset)
-        if opset < own and check_failure(converted) is None:
+        if opset < current and check_failure(converted) is None:
             failure = None
     if not failure and opset <= NEWEST_OPSET:
-        reason = (
-            "" if opset == wanted else f"; its operators need {opset}, the target states {wanted}"
-        )
-        return PassResult(converted, True, (f"Opset {own} was converted to {opset}{reason}.",))
-    if OLDEST_OPSET <= own <= NEWEST_OPSET:
-        note = f"The graph stays at opset {own}: conversion to {opset} failed ({failure})."
+        note = f"Opset {current} was converted to {opset}"
+        if opset != requested:
+            note += f"; its operators need {opset}, the target states {requested}"
+        return PassResult(converted, True, (f"{note}.",))
+    if OLDEST_OPSET <= current <= NEWEST_OPSET:
+        note = f"The graph stays at opset {current}: conversion to {opset} failed ({failure})."
         return PassResult(model, False, (note,))
     newer = operators_above(base, NEWEST_OPSET)
     if newer:
         raise GraphError(
             "opset-conversion",
-            f"the graph's opset {own} cannot be converted to {wanted}",
-            why=f"engines run {OLDEST_OPSET} to {NEWEST_OPSET}; newer are {', '.join(newer)}",
-            hint=f"export the model without them, with opset_version={wanted}",
+            f"the graph's opset {current} cannot be converted to {requested}",
+            why=f"engines run {OLDEST_OPSET} to {NEWEST_OPSET}; newer: {', '.join(newer)}",
+            hint=f"export the model without them, with opset_version={requested}",
         )
     raise GraphError(
         "opset-conversion",
-        f"the graph's opset {own} cannot be converted to {opset}",
+        f"the graph's opset {current} cannot be converted to {opset}",
         why=f"{failure}\nengines run {OLDEST_OPSET} to {NEWEST_OPSET}",
         hint=f"export the model again with opset_version={opset}",
     )
 
 
 def _restated(model: Any, opset: int) -> Any:
-    """Return a copy that imports another opset.
+    """Return a copy that imports another opset, with its nodes unchanged.
 
-    onnx's converter has no way back for operators that only took more types in a newer opset
-    (ConstantOfShape of 20, 21 and 23). Where such a graph passes the full check at the older one,
+    onnx's converter cannot go back for operators that only gained types in a newer opset
+    (ConstantOfShape of 20, 21 and 23). If such a graph passes the full check at the older opset,
     every operator has its attributes there; the comparison with the original proves the rest.
     """
     restated = copied(model)
@@ -210,7 +227,7 @@ def _restated(model: Any, opset: int) -> Any:
 
 
 def _expanded(model: Any, opset: int) -> Any:
-    """Replace operators that an older opset lacks by their function bodies, where they have one.
+    """Replace operators that an older opset lacks by their function bodies, if they have one.
 
     Attention and RMSNormalization of opset 23 are such functions.
     """
@@ -223,7 +240,7 @@ def _expanded(model: Any, opset: int) -> Any:
     if not newer:
         return model
     typed = copied(model)
-    # The inliner asks for the types of all inputs, and does not look at initializers for them.
+    # The inliner needs the types of all inputs, and does not take them from initializers.
     typed.graph.value_info.extend(
         onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
         for tensor in typed.graph.initializer
@@ -244,7 +261,7 @@ def operators_above(model: Any, opset: int) -> list[str]:
 def needed_opset(model: Any) -> int:
     """Return the oldest opset that has every operator of the model.
 
-    Exporters write operators of a newer opset than they were asked for (DeformConv of opset 19).
+    Exporters write operators of a newer opset than requested (DeformConv of opset 19).
     """
     first = _first_versions()
     kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
@@ -253,19 +270,20 @@ def needed_opset(model: Any) -> int:
 
 @functools.cache
 def _first_versions() -> dict[str, int]:
-    """The opset in which each operator of ONNX appeared."""
+    """Map each operator of ONNX to the opset that introduced it: {"Gelu": 20, ...}."""
     import onnx.defs
 
     first: dict[str, int] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
         if schema.domain == "":
+            # The history has one schema per change: Gelu once, Cast at 1, 6, 9, 13, 19, ...
             version = int(schema.since_version)
             first[schema.name] = min(version, first.get(schema.name, version))
     return first
 
 
 def external_bytes(model: Any) -> int:
-    """The bytes of weights that the model keeps in other files, by its own account."""
+    """Sum the declared lengths of the weights that the model stores in other files."""
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
     total = 0

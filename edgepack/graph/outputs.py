@@ -1,4 +1,4 @@
-"""What shapes the outputs really have: exporters state wrong ones, so the graph is run."""
+"""True shapes of a graph's outputs, found by running it, because exporters declare wrong ones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgepack.runtime.tensor import Dim, Tensor
 
 
 def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> Any:
-    """A copy of the model whose inputs and outputs state their true axes.
+    """Return a copy of the model whose inputs and outputs declare their true axes.
 
-    The graph is run on the example and with each dynamic axis at another size. An output's axis
-    that never changes is fixed; one that is always as long as an input's axis gets that name;
-    others keep the graph's expression (`2*time`) or are called after their output and position.
-    torch.onnx states the sizes it traced for the outputs of recurrent layers, and TorchScript's
-    exporter states names of its own.
+    The graph is run on the example and with each dynamic axis at another size. An output axis
+    that never changes is fixed; one that is always as long as an input axis gets its name;
+    others keep the graph's expression (`2*time`) or are named after their output and position.
+    torch.onnx declares the traced sizes for outputs of recurrent layers, and TorchScript's
+    exporter invents names.
 
     Args:
         model: an `onnx.ModelProto`.
@@ -31,8 +31,7 @@ def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np
         example: one array per input.
 
     Raises:
-        GraphError: `example-misfit`, and `run-failed` where the graph does not run on the
-            example.
+        GraphError: `example-misfit`, and `run-failed` if the graph does not run on the example.
     """
     base = bind_sizes(inputs, example)
     runner = Runner(model)
@@ -42,54 +41,59 @@ def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np
             sizes = {**base, name: candidate}
             try:
                 runs.append((sizes, _shapes(runner, resized(inputs, example, sizes))))
-            except GraphError:  # a size the model refuses shows nothing about its outputs
+            except GraphError:  # a size that the model rejects shows nothing about its outputs
                 continue
-    stated = copied(model)
-    known_outputs = signature(model)[1]
-    for index, (value, known) in enumerate(zip(stated.graph.output, known_outputs, strict=True)):
+    result = copied(model)
+    declared_outputs = signature(model)[1]
+    for index, (value, declared) in enumerate(
+        zip(result.graph.output, declared_outputs, strict=True)
+    ):
         measured = [(sizes, shapes[index]) for sizes, shapes in runs]
         rank = len(measured[0][1])
-        names = known.shape if known.rank == rank else (None,) * rank
-        _state(value, [_axis(measured, a, n, f"{value.name}_{a}") for a, n in enumerate(names)])
-    return state_inputs(stated, inputs)
+        # Some exporters declare another rank than the output has; its names then mean nothing.
+        names = declared.shape if declared.rank == rank else (None,) * rank
+        _set_shape(value, [_axis(measured, a, n, f"{value.name}_{a}") for a, n in enumerate(names)])
+    return state_inputs(result, inputs)
 
 
 def state_inputs(model: Any, inputs: Sequence[Tensor]) -> Any:
-    """A copy of the model whose inputs state the axes that were asked for.
+    """Return a copy of the model whose inputs declare the requested axes.
 
     Args:
         model: an `onnx.ModelProto`.
         inputs: the inputs with the names and sizes of their axes.
 
-    Where the graph's outputs call an axis as its inputs did, they follow.
+    Output axes that share a name with an input axis are renamed with it.
     """
-    given = {tensor.name: tensor.shape for tensor in inputs}
-    complete = copied(model)
+    shapes = {tensor.name: tensor.shape for tensor in inputs}
+    result = copied(model)
     renamed: dict[str, Dim] = {}
-    for value in complete.graph.input:
-        if value.name in given:
+    for value in result.graph.input:
+        if value.name in shapes:
             before = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
             renamed |= {
-                name: dim for name, dim in zip(before, given[value.name], strict=False) if name
+                name: dim for name, dim in zip(before, shapes[value.name], strict=False) if name
             }
-            _state(value, given[value.name])
-    for value in complete.graph.output:
+            _set_shape(value, shapes[value.name])
+    for value in result.graph.output:
         shape = value.type.tensor_type.shape
         if any(dim.dim_param in renamed for dim in shape.dim):
-            dims = [_own(dim) for dim in shape.dim]
-            _state(value, [renamed.get(d, d) if isinstance(d, str) else d for d in dims])
+            dims = [_declared_size(dim) for dim in shape.dim]
+            _set_shape(value, [renamed.get(d, d) if isinstance(d, str) else d for d in dims])
     try:
-        Runner(complete)
+        Runner(result)
     except GraphError:
-        # A branch that is never taken may be at odds with the sizes (Silero VAD holds a network
-        # for 8 kHz in the graph that is fed 16 kHz): the inputs stay as the graph states them.
+        # A branch that is never executed may contradict the sizes (Silero VAD has a network for
+        # 8 kHz in the graph that gets 16 kHz), so the inputs keep the axes that the graph declares.
         return model
-    return complete
+    return result
 
 
-def _own(dim: Any) -> Dim | None:
-    """What a graph states of an axis; None where it states nothing."""
-    return int(dim.dim_value) if dim.HasField("dim_value") else str(dim.dim_param) or None
+def _declared_size(dim: Any) -> Dim | None:
+    """Return the size or name that a graph declares for an axis, None without one."""
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
 
 
 def _shapes(runner: Runner, arrays: Mapping[str, np.ndarray]) -> list[tuple[int, ...]]:
@@ -99,28 +103,43 @@ def _shapes(runner: Runner, arrays: Mapping[str, np.ndarray]) -> list[tuple[int,
 def _axis(
     runs: Sequence[tuple[Mapping[str, int], tuple[int, ...]]],
     axis: int,
-    known: Dim | None,
+    declared: Dim | None,
     fallback: str,
 ) -> Dim:
+    """Return the size or name of one output axis.
+
+    Args:
+        runs: per run, the sizes of the input axes and the shape of the output.
+        axis: position of the axis in the output.
+        declared: size or name of the axis in the graph.
+        fallback: name for an axis that follows no input and has no name in the graph.
+    """
+    # With runs at batch 2 and 3, lengths of 2 and 3 mean "batch", 4 and 6 keep "2*batch".
     lengths = [shape[axis] for _, shape in runs]
     for name in runs[0][0]:
         values = [sizes[name] for sizes, _ in runs]
         if values == lengths and len(set(values)) > 1:
             return name
-    symbolic = known if isinstance(known, str) and known not in runs[0][0] else None
+    # A symbol that is an input axis would contradict the measured lengths, so it is ignored.
+    symbolic = None
+    if isinstance(declared, str) and declared not in runs[0][0]:
+        symbolic = declared
     if len(set(lengths)) == 1:
-        # Data-dependent lengths (`u0`) may happen to agree; torch says so by their name.
-        return symbolic if symbolic and re.fullmatch(r"u\d+", symbolic) else lengths[0]
+        # Data-dependent lengths may agree by chance; torch names them u0, u1, ...
+        if symbolic and re.fullmatch(r"u\d+", symbolic):
+            return symbolic
+        return lengths[0]
     return symbolic or fallback
 
 
-def _state(value: Any, shape: Sequence[Dim | None]) -> None:
+def _set_shape(value: Any, shape: Sequence[Dim | None]) -> None:
     tensor = value.type.tensor_type
     tensor.shape.ClearField("dim")
+    # Without this a scalar, which has no axes, would have no shape at all.
     tensor.shape.SetInParent()
     for dim in shape:
-        stated = tensor.shape.dim.add()
+        entry = tensor.shape.dim.add()
         if isinstance(dim, str):
-            stated.dim_param = dim
+            entry.dim_param = dim
         elif dim is not None:
-            stated.dim_value = dim
+            entry.dim_value = dim

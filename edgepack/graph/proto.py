@@ -1,14 +1,15 @@
-"""Walking an ONNX model: its graphs with their subgraphs, and the limits of its format."""
+"""Traversal of an ONNX model with its subgraphs, and the limits of the format."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from edgepack.errors import GraphError
 
 PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes. A protobuf message cannot be longer, and edgepack ships the graph as one message."""
+"""Longest protobuf message in bytes; edgepack ships the graph as one message."""
 
 IR_VERSION = 10
 """The newest IR version that onnxruntime 1.19 reads."""
@@ -18,31 +19,44 @@ NEWEST_OPSET = 21
 
 
 def walk_graphs(graph: Any) -> Iterator[Any]:
-    """The graph itself, then every subgraph of its nodes (`If`, `Loop`, `Scan`), depth first."""
+    """Yield the graph and every subgraph of its nodes (`If`, `Loop`, `Scan`), depth first."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from walk_graphs(inner)
+            # An attribute has the type of one graph or of several; the other field is then empty.
+            if attribute.HasField("g"):
+                yield from walk_graphs(attribute.g)
+            else:
+                for inner in attribute.graphs:
+                    yield from walk_graphs(inner)
 
 
 def walk_nodes(graph: Any) -> Iterator[Any]:
-    """Every node of the graph and of its subgraphs."""
+    """Yield every node of the graph and of its subgraphs."""
     for inner in walk_graphs(graph):
         yield from inner.node
 
 
 def used_names(graph: Any) -> set[str]:
-    """The names of all values that some node or some graph output reads, subgraphs included."""
+    """Return the names of all values that a node or a graph output reads, subgraphs included."""
     names: set[str] = set()
     for inner in walk_graphs(graph):
-        names.update(name for node in inner.node for name in node.input)
+        for node in inner.node:
+            names.update(node.input)
         names.update(output.name for output in inner.output)
     return names
 
 
+def count_readers(graph: Any) -> Counter[str]:
+    """Count the inputs of nodes that read each value, subgraphs included."""
+    readers: Counter[str] = Counter()
+    for node in walk_nodes(graph):
+        readers.update(node.input)
+    return readers
+
+
 def copied(model: Any) -> Any:
-    """A deep copy of the model."""
+    """Return a deep copy of the model."""
     import onnx
 
     copy = onnx.ModelProto()
@@ -51,7 +65,7 @@ def copied(model: Any) -> Any:
 
 
 def default_opset(model: Any) -> int:
-    """The version of the default operator set that the model imports, 1 where it names none."""
+    """Return the version of the default operator set that the model imports, 1 without one."""
     versions = [
         int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")
     ]
@@ -59,7 +73,7 @@ def default_opset(model: Any) -> int:
 
 
 def require_size(size: int, what: str) -> None:
-    """Raise GraphError `graph-too-large` where `size` bytes do not fit one protobuf message."""
+    """Raise GraphError `graph-too-large` if `size` bytes do not fit one protobuf message."""
     if size > PROTOBUF_LIMIT:
         raise GraphError(
             "graph-too-large",

@@ -16,20 +16,20 @@ from typing import TextIO
 def quiet() -> Iterator[None]:
     """Silence this thread's prints, warnings and log records.
 
-    Other threads (a progress display) go on writing.
+    Other threads (a progress display) keep writing.
     """
-    before = logging.root.manager.disable
+    previous = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         with muted():
             yield
     finally:
-        logging.disable(before)
+        logging.disable(previous)
 
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """As `quiet`, but log records still reach their handlers."""
+    """Silence prints and warnings; log records still reach their handlers."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(_Muted(sys.stdout)),
@@ -40,7 +40,7 @@ def muted() -> Iterator[None]:
 
 
 class _Muted(io.TextIOBase):
-    """A stream that drops what its own thread writes and passes on what others write."""
+    """Stream that drops the output of the thread that created it and forwards any other."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Values of tensors that a forward pass reads into Python: a trace would make constants of them."""
+"""Detection of tensor values that a forward pass reads into Python; a trace would freeze them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _VALUE_READS = frozenset(
 
 
 def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
-    """Return the line of the model that reads a value computed from an input, None without one.
+    """Return the first line of the model that reads a value computed from an input, or None.
 
-    `if x.mean() > 0` is such a line. `if x.shape[0] > 1` is none, nor is `if self.table.max() > 3`:
-    neither depends on the values that are fed.
+    `if x.mean() > 0` is such a line. `if x.shape[0] > 1` and `if self.table.max() > 3` are not,
+    since neither depends on the values of the inputs.
 
     Args:
         module: the torch module; it is called once.
@@ -30,6 +30,7 @@ def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
     from torch.utils._pytree import tree_leaves
     from torch.utils.weak import WeakTensorKeyDictionary
 
+    # All tensors computed from an input so far; weak, so that activations are freed as usual.
     derived = WeakTensorKeyDictionary()
     for tensor in args:
         derived[tensor] = True
@@ -40,8 +41,11 @@ def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            fed = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            if not any(tensor in derived for tensor in fed):
+            tensors = [
+                leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+            ]
+            # A shape or a parameter of the model is no value of an input.
+            if not any(tensor in derived for tensor in tensors):
                 return result
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):
@@ -52,4 +56,4 @@ def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
 
     with quiet(), torch.no_grad(), Watch():
         module(*args)
-    return lines[0] if lines else None
+    return next(iter(lines), None)

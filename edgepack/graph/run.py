@@ -18,17 +18,17 @@ _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
 
 class Runner:
-    """One onnxruntime session: sequential, on the CPU, quiet.
+    """Sequential and quiet onnxruntime session on the CPU.
 
     Args:
-        model: an ONNX model, its bytes, or the file that holds it.
+        model: an ONNX model, its bytes, or the path of its file.
         threads: threads within one operator; 0 leaves the number to onnxruntime.
-        optimize: whether onnxruntime may rewrite the graph; without it every node runs as
-            written, and an error names the node as the graph does.
-        literal: compute quantized operators in float, as where a CPU stands in for a GPU.
+        optimize: let onnxruntime rewrite the graph. Without it every node runs as written, and
+            errors name nodes as the graph does.
+        literal: compute quantized operators in float, for a CPU that stands in for a GPU.
 
     Raises:
-        GraphError: `graph-rejected` where onnxruntime does not load the model.
+        GraphError: `graph-rejected` if onnxruntime does not load the model.
     """
 
     def __init__(
@@ -39,22 +39,25 @@ class Runner:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 4  # fatal only: what fails is raised, and printed once
-        # Threads that turn while they wait take the cores from whatever else runs here.
+        options.log_severity_level = 4  # fatal only: errors are raised anyway
+        # Threads that spin while they wait take the cores from other processes.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if literal:
             options.add_session_config_entry(LITERAL, "1")
         if not optimize:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        source: str | bytes
         if isinstance(model, (str, Path)):
-            source: str | bytes = str(model)
+            source = str(model)
+        elif isinstance(model, bytes):
+            source = model
         else:
-            source = model if isinstance(model, bytes) else model.SerializeToString()
+            source = model.SerializeToString()
         try:
             self._session = ort.InferenceSession(
                 source, sess_options=options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime's errors share no base class but this one
+        except Exception as error:  # onnxruntime's errors have no other base class
             raise GraphError(
                 "graph-rejected",
                 "onnxruntime does not load the graph",
@@ -65,7 +68,7 @@ class Runner:
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        """The outputs in their order. Arrays that are no inputs of the graph are left out.
+        """Return the outputs in order. Arrays that are not inputs of the graph are ignored.
 
         Raises:
             GraphError: `input-missing`, or `run-failed` with onnxruntime's reason.
@@ -74,37 +77,41 @@ class Runner:
         if missing:
             raise GraphError(
                 "input-missing",
-                f"the graph was not given its input {', '.join(missing)}",
-                why=f"it takes {', '.join(self.input_names)}; given: {', '.join(inputs) or 'none'}",
-                hint="give one array to each input",
+                f"no array for the input {', '.join(missing)} of the graph",
+                why=f"expected {', '.join(self.input_names)}; "
+                f"received {', '.join(inputs) or 'none'}",
+                hint="pass one array for each input",
             )
         try:
             outputs = self._session.run(None, {name: inputs[name] for name in self.input_names})
         except Exception as error:  # as above
-            fed = ", ".join(
+            shapes = ", ".join(
                 f"{n} {inputs[n].dtype}{list(inputs[n].shape)}" for n in self.input_names
             )
             raise GraphError(
                 "run-failed",
                 "the graph does not run on these inputs",
-                why=f"{brief_reason(error)}\ninputs: {fed}",
-                hint="compare the inputs' shapes and types with those that the model takes",
+                why=f"{brief_reason(error)}\ninputs: {shapes}",
+                hint="compare the inputs' shapes and types with those that the model expects",
             ) from error
         return tuple(np.asarray(output) for output in outputs)
 
 
 def brief_reason(error: BaseException) -> str:
-    """onnxruntime's message in one line: the node, and what was wrong with it."""
+    """Shorten onnxruntime's message to one line: the node and its failure.
+
+    For example `Conv blocks.3.conv1: Invalid input shape: {1,3}`.
+    """
     text = _PREFIX.sub("", str(error).strip())
     node, status = _NODE.search(text), _STATUS.search(text)
     if node and status:
-        # onnxruntime puts its own source file and line before the sentence.
+        # onnxruntime starts the sentence with its own source location: "conv.cc:61 Compute ...".
         sentence = re.sub(r"^\S*\.(cc|h):\d+ .*?(?=[A-Z][a-z]+ |\{)", "", status.group(1), count=1)
         text = f"{node.group(1)} {node.group(2)}: {sentence}"
     return " ".join(text.split())[:400]
 
 
 def failing_node(text: str) -> str | None:
-    """The name of the node that an error message of `brief_reason` begins with, if it does."""
-    found = re.match(r"[A-Z]\w* (\S+): ", text)
-    return found.group(1) if found else None
+    """Return the node that a message of `brief_reason` begins with, None without one."""
+    match = re.match(r"[A-Z]\w* (\S+): ", text)
+    return match.group(1) if match else None

@@ -1,4 +1,4 @@
-"""What goes into a graph and what comes out, and how its outputs are called."""
+"""Inputs and outputs of a graph, and the names of its outputs and dimensions."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from edgepack.runtime.tensor import Dim, Tensor
 
 
 def signature(model: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The inputs and outputs of an ONNX model.
+    """Return the inputs and outputs of an ONNX model.
 
-    A dynamic axis carries the graph's own name for it; one that the graph does not name is
-    called after its tensor and position (`logits_1`). Inputs that have an initializer (an old
-    way to write weights) are no inputs. Shapes of outputs that the graph does not state are
-    inferred; where that fails they have no axes.
+    A dynamic axis has its name in the graph; an unnamed one is named after its tensor and
+    position (`logits_1`). Inputs with an initializer (an old way to write weights) are left out.
+    Undeclared shapes of outputs are inferred; if that fails, they have no axes.
 
     Raises:
-        GraphError: `tensor-type` where an input or output is not a plain tensor.
+        GraphError: `tensor-type` if an input or output is not a plain tensor.
     """
     weights = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(_tensor(value) for value in model.graph.input if value.name not in weights)
-    stated = {value.name: value for value in model.graph.output}
-    if not all(value.type.tensor_type.HasField("shape") for value in stated.values()):
-        stated |= _inferred_outputs(model)
-    return inputs, tuple(_tensor(stated[value.name]) for value in model.graph.output)
+    outputs = {value.name: value for value in model.graph.output}
+    if not all(value.type.tensor_type.HasField("shape") for value in outputs.values()):
+        outputs |= _inferred_outputs(model)
+    return inputs, tuple(_tensor(outputs[value.name]) for value in model.graph.output)
 
 
 def default_output_names(count: int) -> tuple[str, ...]:
-    """`output` for one output, else `output_0`, `output_1`, ..."""
-    return ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))
+    """Return `output` for one output, else `output_0`, `output_1`, ..."""
+    if count == 1:
+        return ("output",)
+    return tuple(f"output_{index}" for index in range(count))
 
 
 def rename_outputs(model: Any, names: Sequence[str]) -> Any:
-    """A copy of the model with its outputs called `names`, in their order.
+    """Return a copy of the model with its outputs renamed to `names`, in order.
 
-    An output that is also an input, an initializer or an earlier output of the graph gets an
-    `Identity` node of its own, so that the number and the order of outputs stay the model's.
+    An output that is also an input, an initializer or an earlier output of the graph gets a
+    separate `Identity` node, so that the number and order of the outputs do not change.
 
     Raises:
-        GraphError: `output-names` where `names` are not as many as the outputs, not unique,
-            or one of them is an input's name.
+        GraphError: `output-names` if the number of `names` is not that of the outputs, if a name
+            is repeated, or if it is an input's.
     """
     import onnx
 
@@ -50,32 +51,39 @@ def rename_outputs(model: Any, names: Sequence[str]) -> Any:
     inputs = {value.name for value in graph.input}
     clash = sorted(inputs.intersection(names))
     if len(names) != len(graph.output) or len(set(names)) != len(names) or clash or "" in names:
+        why = f"{len(graph.output)} outputs; names: {', '.join(names)}"
+        if clash:
+            why += f"; already an input: {', '.join(clash)}"
         raise GraphError(
             "output-names",
-            "the names given to the outputs do not fit the model",
-            why=f"{len(graph.output)} outputs; names: {', '.join(names)}"
-            + (f"; already an input: {', '.join(clash)}" if clash else ""),
-            hint="give one name to each output, all different, none of them an input's",
+            "the output names do not fit the model",
+            why=why,
+            hint="pass one name per output, all different, none of them an input's",
         )
     model = copied(model)
     graph = model.graph
     # torch writes an output that is an input as an Identity from the name to itself.
     for node in [n for n in graph.node if n.op_type == "Identity" and n.input == n.output]:
         graph.node.remove(node)
-    given = inputs | {initializer.name for initializer in graph.initializer}
+    reserved = inputs | {initializer.name for initializer in graph.initializer}
+    # A graph whose outputs are (x, y, y) with x an input maps y only; x and the second y bypass it.
     mapping: dict[str, str] = {}
     bypass: list[tuple[str, str]] = []
     for value, name in zip(graph.output, names, strict=True):
-        if value.name in given or value.name in mapping:
+        if value.name in reserved or value.name in mapping:
             bypass.append((value.name, name))
         else:
             mapping[value.name] = name
-    _make_room(graph, set(names), mapping)
+    _rename_clashes(graph, set(names), mapping)
+    # The outputs of the main graph are renamed last, since an output may occur there twice.
     for inner in walk_graphs(graph):
         for node in inner.node:
             node.input[:] = [mapping.get(name, name) for name in node.input]
             node.output[:] = [mapping.get(name, name) for name in node.output]
-        for value in [*inner.value_info, *(inner.output if inner is not graph else ())]:
+        values = list(inner.value_info)
+        if inner is not graph:
+            values += inner.output
+        for value in values:
             value.name = mapping.get(value.name, value.name)
     for source, name in bypass:
         graph.node.append(
@@ -90,28 +98,31 @@ def name_dimensions(model: Any, names: Mapping[str, str]) -> None:
     """Rename symbolic dimensions in place, also inside expressions such as `2*s77`."""
     import re
 
+    # With {"s77": "batch"}, "2*s77" becomes "2*batch".
     pattern = re.compile(r"[A-Za-z_]\w*")
     for graph in walk_graphs(model.graph):
         for value in [*graph.input, *graph.output, *graph.value_info]:
             for dim in value.type.tensor_type.shape.dim:
                 if dim.dim_param:
                     dim.dim_param = pattern.sub(
-                        lambda found: names.get(found.group(), found.group()), dim.dim_param
+                        lambda match: names.get(match.group(), match.group()), dim.dim_param
                     )
 
 
-def _make_room(graph: Any, wanted: set[str], mapping: dict[str, str]) -> None:
-    """Give another name to inner values that are called as an output shall be."""
-    inner_names = {name for node in graph.node for name in node.output}
-    taken = inner_names | wanted | {initializer.name for initializer in graph.initializer}
-    for name in sorted(wanted & inner_names - set(mapping)):
+def _rename_clashes(graph: Any, requested: set[str], mapping: dict[str, str]) -> None:
+    """Rename inner values that already have the requested name of an output, in the mapping."""
+    inner_names: set[str] = set()
+    for node in graph.node:
+        inner_names.update(node.output)
+    taken = inner_names | requested | {initializer.name for initializer in graph.initializer}
+    for name in sorted(requested & inner_names - set(mapping)):
         fresh = f"{name}_inner"
         while fresh in taken:
             fresh += "_"
         taken.add(fresh)
         mapping[name] = fresh
     for initializer in graph.initializer:
-        if initializer.name in wanted:
+        if initializer.name in requested:
             fresh = f"{initializer.name}_weight"
             while fresh in taken:
                 fresh += "_"
@@ -139,14 +150,14 @@ def _tensor(value: Any) -> Tensor:
         raise GraphError(
             "tensor-type",
             f"{value.name} is not a tensor",
-            why=f"its ONNX type is {kind or 'not stated'}",
-            hint="edgepack feeds and compares arrays: let the model take and return tensors",
+            why=f"its ONNX type is {kind or 'unknown'}",
+            hint="make the model take and return tensors only",
         )
     tensor = value.type.tensor_type
     shape: list[Dim] = []
     for axis, dim in enumerate(tensor.shape.dim):
-        # A value of 0 or less is how some exporters write "unknown".
-        fixed = dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None
+        # Some exporters write 0 or -1 for an unknown size.
+        fixed = max(dim.dim_value, 0)
         shape.append(fixed or dim.dim_param or f"{value.name}_{axis}")
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     return Tensor(value.name, "string" if dtype.kind == "O" else str(dtype), tuple(shape))

@@ -1,4 +1,4 @@
-"""A graph without what exporters leave behind, computing the same."""
+"""Simplification of exported graphs without a change of their results."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from edgepack.graph.names import (
     name_nodes,
     strip_metadata,
 )
-from edgepack.graph.proto import IR_VERSION, copied, require_size, walk_nodes
+from edgepack.graph.proto import IR_VERSION, copied, count_readers, require_size, walk_nodes
 from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
 from edgepack.ledger import PassResult
 
 SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched", "fuse_attention", "fuse_gqa")
-"""Passes of onnxsim that do harm. The first wraps each linear layer of a transformer in Reshape,
-Shape, Slice and Concat to make a Gemm of it, and onnxruntime fuses the layer anyway. The others
-make one operator of onnxruntime's own out of an attention: TensorRT does not know it, and it hides
-its layers from what quantizes, measures and counts."""
+"""Harmful passes of onnxsim. The first wraps each linear layer of a transformer in Reshape, Shape,
+Slice and Concat to turn it into a Gemm, though onnxruntime fuses the layer anyway. The others turn
+an attention into one operator of onnxruntime, which TensorRT does not have, and which hides its
+layers from quantization and measurement."""
 
 GROWTH, SLACK = 1.01, 1024
-"""A simplified graph may have this many times the bytes of the one before, and so many more for
-names and shapes. What grows further by folding constants (Tile, Expand, a product of two small
-matrices) is left unfolded: onnxruntime folds it when it loads the model."""
+"""Accepted growth of a graph by simplification: this factor, plus bytes for names and shapes. If
+folding constants (Tile, Expand, a product of two small matrices) adds more, they stay unfolded:
+onnxruntime folds them when it loads the model."""
 UNFOLDED: tuple[Mapping[str, Any], ...] = (
     {"tensor_size_threshold": "1KB"},
     {"skip_constant_folding": True},
 )
-"""Options of onnxsim that fold less: no large Tile, Expand and ConstantOfShape, then nothing."""
+"""Options of onnxsim that fold less: first no large Tile, Expand and ConstantOfShape, then none."""
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-"""Operators whose second input holds weights that a quantizer reads."""
+"""Operators with weights as their second input, which a quantizer reads."""
 PAIRS, FASTER = 25, 0.75
-"""A larger graph is kept where it is the faster one in this share of so many pairs of calls."""
+"""Pairs of calls to time, and the share of them that a larger graph must win to be kept."""
 
 
 def simplify(
@@ -50,21 +50,21 @@ def simplify(
 ) -> PassResult[Any]:
     """Fold constants and BatchNorm, inline functions, and strip the graph of metadata.
 
-    The result passes onnx's full check, loads in onnxruntime, and its bytes are the same for the
-    same graph in every run. onnxsim does the folding; where it fails, or changes what the graph
-    computes on the example, its result is not used and a note says why. A graph that folding has
-    made larger is folded less; a larger one is kept only where it is measurably faster.
+    The result passes onnx's full check, loads in onnxruntime, and has the same bytes in every
+    run. onnxsim does the folding; if it fails, or changes the graph's outputs on the example, its
+    result is dropped and a note gives the reason. If folding enlarges the graph, less is folded;
+    a larger graph is kept only if it is measurably faster.
 
     Args:
         model: an `onnx.ModelProto`; it is not changed.
         example: one array per input, to compare the graphs before and after; without it only
             the structure is checked.
-        untrusted: whether somebody else made the graph: then onnxsim works on it in a process of
-            its own, with limits.
+        untrusted: True if the graph comes from a third party; onnxsim then runs in a child process
+            with limits.
 
     Raises:
-        GraphError: `graph-invalid` where the graph does not pass onnx's check, `graph-rejected`
-            where onnxruntime does not load it, `graph-too-large`.
+        GraphError: `graph-invalid` if the graph does not pass onnx's check, `graph-rejected` if
+            onnxruntime does not load it, `graph-too-large`.
     """
     require_size(model.ByteSize(), "the graph")
     tidy = _inlined(copied(model))
@@ -78,18 +78,20 @@ def simplify(
         folded = tidy
     else:
         folded, note = _without_growth(tidy, folded, example, untrusted)
-        notes += [note] if note else []
+        if note:
+            notes.append(note)
     ordered = _ordered(folded)
     before, after = _count(model), _count(ordered)
     if folded is not tidy:
-        notes.append(
-            f"{sum(before.values())} nodes became {sum(after.values())}."
-            if before != after
-            else f"All {sum(after.values())} nodes were needed already."
-        )
-    left = _unfolded_norms(ordered)
-    if left:
-        notes.append(f"{len(left)} BatchNormalization could not be folded: {', '.join(left[:5])}.")
+        # Compare operators, not totals: ten nodes may have become ten others.
+        if before != after:
+            notes.append(f"{sum(before.values())} nodes became {sum(after.values())}.")
+        else:
+            notes.append(f"No nodes removed: all {sum(after.values())} are needed.")
+    unfolded_norms = _unfolded_norms(ordered)
+    if unfolded_norms:
+        listed = ", ".join(unfolded_norms[:5])
+        notes.append(f"{len(unfolded_norms)} BatchNormalization could not be folded: {listed}.")
     return PassResult(
         ordered,
         changed=ordered.SerializeToString() != model.SerializeToString(),
@@ -100,25 +102,25 @@ def simplify(
             "bytes_before": model.ByteSize(),
             "bytes_after": ordered.ByteSize(),
             "onnxsim": folded is not tidy,
-            "batch_norms_left": len(left),
+            "batch_norms_left": len(unfolded_norms),
         },
     )
 
 
 def require_valid(model: Any) -> None:
-    """Raise GraphError `graph-invalid` where onnx's full check (with shapes) rejects the model."""
+    """Raise GraphError `graph-invalid` if onnx's full check (with shapes) rejects the model."""
     reason = check_failure(model)
     if reason:
         raise GraphError(
             "graph-invalid",
-            "the graph breaks the rules of ONNX",
+            "the graph is not valid ONNX",
             why=reason,
             hint="export the model again with a recent exporter",
         )
 
 
 def check_failure(model: Any) -> str | None:
-    """onnx's reason against the model in one line, None where it is valid."""
+    """Return the reason in one line why onnx rejects the model, None if it is valid."""
     import onnx
     import onnx.shape_inference
 
@@ -149,25 +151,28 @@ def _inlined(model: Any) -> Any:
 def _without_growth(
     tidy: Any, folded: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool
 ) -> tuple[Any, str]:
-    """Return a simplified graph no larger than it was, or a faster one, and a note on growth.
+    """Return a simplified graph that is not larger, or is faster, and a note on any growth.
 
     Args:
-        tidy: the graph before.
-        folded: the same, folded and fused.
+        tidy: the graph before folding.
+        folded: the same graph, folded and fused.
         example: one array per input.
         untrusted: as in `simplify`.
     """
+    # A graph of 1,000,000 bytes may grow to 1,011,024.
     limit, size = GROWTH * tidy.ByteSize() + SLACK, folded.ByteSize()
     if size <= limit:
         return folded, ""
     growth = f"Simplified, the graph grew from {tidy.ByteSize():,} to {size:,} bytes"
+    # Fold less and less, and take the first graph that is small enough. The smallest of all is the
+    # candidate for the comparison of speed below.
     smallest, weighted = folded, _weighted(folded)
     for options in UNFOLDED:
         candidate, _ = _folded(tidy, example, untrusted, **options)
         if candidate is None or candidate.ByteSize() >= smallest.ByteSize():
             continue
         if _weighted(candidate) < weighted:
-            # Weights in fp16 behind a Cast, for one: what cannot be read cannot be quantized.
+            # Weights in fp16 behind a Cast, for example, cannot be read, and so not quantized.
             return folded, f"{growth}: the weights of its layers had to be folded."
         smallest = candidate
         if smallest.ByteSize() <= limit:
@@ -178,27 +183,30 @@ def _without_growth(
             )
     if _weighted(tidy) < weighted:
         return folded, f"{growth}: the weights of its layers had to be folded."
-    # What still grows is fusion: a BatchNormalization in each of several convolutions that share
-    # their weights.
+    # The remaining growth comes from fusion: two convolutions that share their weights get one copy
+    # each when different BatchNormalizations are folded into them.
     if example is not None and _faster(smallest, tidy, example):
-        kept = f"it is kept at {smallest.ByteSize():,} bytes, since its nodes run faster"
-        return smallest, f"{growth}; {kept}."
-    return tidy, f"{growth} and runs no faster: it is left as it was."
+        outcome = f"it is kept at {smallest.ByteSize():,} bytes, since its nodes run faster"
+        return smallest, f"{growth}; {outcome}."
+    return tidy, f"{growth} and runs no faster: it stays unsimplified."
 
 
 def _weighted(model: Any) -> int:
     """Count the layers whose weights are initializers."""
+    # The second input of a MatMul may also be an activation, as in attention; it does not count.
     constants = {initializer.name for initializer in model.graph.initializer}
     layers = (node for node in walk_nodes(model.graph) if node.op_type in LAYERS)
     return sum(node.input[1] in constants for node in layers)
 
 
-def _faster(one: Any, other: Any, example: Mapping[str, np.ndarray]) -> bool:
-    """Compare two graphs as written, node by node, in pairs of calls: a quantized graph runs so.
+def _faster(candidate: Any, baseline: Any, example: Mapping[str, np.ndarray]) -> bool:
+    """Return True if the candidate wins enough pairs of calls against the baseline.
 
-    A machine that is busy for a while slows both calls of a pair.
+    Both run node by node as written, as a quantized graph would. Other load on the machine slows
+    both calls of a pair.
     """
-    runners = [Runner(model, threads=1, optimize=False) for model in (one, other)]
+    runners = [Runner(model, threads=1, optimize=False) for model in (candidate, baseline)]
+    # 25 pairs with a share of 0.75 make 19 wins; a coin reaches them once in some 140 trials.
     wins = 0
     for _ in range(PAIRS):
         first, second = (_seconds(runner, example) for runner in runners)
@@ -215,13 +223,14 @@ def _seconds(runner: Runner, example: Mapping[str, np.ndarray]) -> float:
 def _folded(
     model: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool, **options: Any
 ) -> tuple[Any | None, str]:
-    """Return onnxsim's result, or None and the reason why it is not used."""
-    fold = _fold_apart if untrusted else _fold
+    """Return onnxsim's result and "", or None and the reason for dropping it."""
+    fold = _fold_in_child if untrusted else _fold
     try:
         folded = fold(model, {"skipped_optimizers": list(SKIPPED), **options})
     except EdgepackError as error:
         return None, f"{error.what}: {error.why}"
     except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its passes in C++ raise
+        # onnx puts the context of an error, which may be long, behind "==>".
         words = str(error).split("==>")[0].split()
         return None, f"it failed with {' '.join(words)[:300].rstrip('.')}"
     _tidy(folded)
@@ -232,9 +241,10 @@ def _folded(
         runner = Runner(folded)
     except EdgepackError as error:
         return None, f"its result does not load ({error.why})"
+    # Example of such an operator: com.microsoft.Gelu, which only onnxruntime runs.
     foreign = sorted({f"{d}.{kind}" for d, kind in _operators(folded) - _operators(model) if d})
     if foreign:
-        return None, f"it put in operators that ONNX does not have ({', '.join(foreign)})"
+        return None, f"it inserted operators that ONNX does not have ({', '.join(foreign)})"
     if _interface(folded) != _interface(model):
         return None, "it changed the inputs or outputs"
     if example is not None:
@@ -253,14 +263,14 @@ def _fold(model: Any, options: Mapping[str, Any]) -> Any:
     return folded
 
 
-def _fold_apart(model: Any, options: Mapping[str, Any]) -> Any:
+def _fold_in_child(model: Any, options: Mapping[str, Any]) -> Any:
     import onnx
 
     return onnx.load_model_from_string(trial.fold(model.SerializeToString(), options))
 
 
 def _operators(model: Any) -> set[tuple[str, str]]:
-    """Domain and type of every node; "" is ONNX itself."""
+    """Return domain and type of every node; "" is ONNX's default domain."""
     return {
         ("" if node.domain == "ai.onnx" else str(node.domain), str(node.op_type))
         for node in walk_nodes(model.graph)
@@ -274,7 +284,7 @@ def _interface(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _ordered(model: Any) -> Any:
-    """A copy with its initializers by name: onnxsim's order is that of a hash table."""
+    """Return a copy with its initializers sorted: onnxsim's order is that of a hash table."""
     model = copied(model)
     initializers = sorted(model.graph.initializer, key=lambda value: str(value.name))
     copies = [type(value).FromString(value.SerializeToString()) for value in initializers]
@@ -288,8 +298,11 @@ def _count(model: Any) -> Counter[str]:
 
 
 def _unfolded_norms(model: Any) -> list[str]:
-    """BatchNormalization nodes that alone read a convolution's result: they should be gone."""
-    readers = Counter(name for node in walk_nodes(model.graph) for name in node.input)
+    """Return BatchNormalization nodes that are the only reader of a convolution's result.
+
+    Each of them should have been folded into its convolution.
+    """
+    readers = count_readers(model.graph)
     convolutions = {
         node.output[0]
         for node in walk_nodes(model.graph)

@@ -1,4 +1,4 @@
-"""Sizes of dynamic axes, and arrays brought to them."""
+"""Sizes of dynamic axes, and arrays resized to them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ["bind_sizes", "candidate_sizes", "resized"]
 
 
 def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """The size that each dynamic axis has in the example, by the axis's name.
+    """Return the size of each dynamic axis in the example, by the axis's name.
 
     Raises:
-        GraphError: `example-misfit` where the example lacks an input, has another rank or fixed
-            size, or gives two sizes to one name.
+        GraphError: `example-misfit` if the example lacks an input, has another rank or fixed
+            size, or has two sizes for one name.
     """
     sizes: dict[str, int] = {}
     for tensor in inputs:
         array = example.get(tensor.name)
         if array is None:
-            raise _misfit(tensor, "the example does not hold it")
+            raise _misfit(tensor, "the example has no such array")
         if array.ndim != tensor.rank:
             raise _misfit(tensor, f"the example's shape is {list(array.shape)}")
         for axis, (dim, size) in enumerate(zip(tensor.shape, array.shape, strict=True)):
@@ -35,10 +35,11 @@ def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> d
 
 
 def candidate_sizes(size: int) -> tuple[int, ...]:
-    """Sizes to try for an axis that is `size` long in the example, the most telling first."""
+    """Return sizes to try for an axis of `size` in the example, the most conclusive first."""
+    # For 2 these are 3, the largest growth in proportion, 1, 4 and the largest absolute growth.
     largest = (LARGEST_GROWTH * size, size + LARGEST_GROWTH_BY)
-    wanted = (size + 1, largest[0], 1, size + 2, size // 2, largest[1])
-    return tuple(dict.fromkeys(n for n in wanted if n > 0 and n != size))
+    candidates = (size + 1, largest[0], 1, size + 2, size // 2, largest[1])
+    return tuple(dict.fromkeys(n for n in candidates if n > 0 and n != size))
 
 
 def _misfit(tensor: Tensor, why: str) -> GraphError:
@@ -46,5 +47,5 @@ def _misfit(tensor: Tensor, why: str) -> GraphError:
         "example-misfit",
         f"the example inputs do not fit the input {tensor}",
         why=why,
-        hint="give the example arrays the shapes of --input, one size to each axis name",
+        hint="make the example arrays match --input, with one size for each axis name",
     )

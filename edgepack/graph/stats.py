@@ -1,4 +1,4 @@
-"""The figures of a graph: bytes, parameters, operators."""
+"""Statistics of a graph: bytes, parameters, operators."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edgepack.graph.proto import walk_graphs, walk_nodes
 
 @dataclass(frozen=True)
 class GraphStats:
-    """The figures of one graph.
+    """Statistics of one graph.
 
     Attributes:
-        bytes: the serialised model.
-        parameters: number of trained values, whatever their type; no scales, no zero points,
-            no scalars, no integers that only describe shapes.
-        operators: how often each operator occurs, subgraphs included, most frequent first.
+        bytes: size of the serialised model.
+        parameters: number of trained values of any type, without scales, zero points, scalars
+            and integers that only describe shapes.
+        operators: count of each operator, subgraphs included, most frequent first.
     """
 
     bytes: int
@@ -27,7 +27,7 @@ class GraphStats:
     operators: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """As the report holds it."""
+        """Return the statistics as JSON values for the report."""
         return {
             "bytes": self.bytes,
             "parameters": self.parameters,
@@ -36,9 +36,9 @@ class GraphStats:
 
 
 def stats(model: Any) -> GraphStats:
-    """The figures of an `onnx.ModelProto`."""
-    counted = Counter(str(node.op_type) for node in walk_nodes(model.graph))
-    operators = dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+    """Compute the statistics of an `onnx.ModelProto`."""
+    counts = Counter(str(node.op_type) for node in walk_nodes(model.graph))
+    operators = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     return GraphStats(
         bytes=int(model.ByteSize()),
         parameters=_parameters(model),
@@ -47,16 +47,17 @@ def stats(model: Any) -> GraphStats:
 
 
 def signed_activations(model: Any) -> bool:
-    """Whether activations are quantized to s8: the scheme of GPUs, which the CPU runs in float."""
+    """Return True if activations are quantized to s8, as GPUs need it; CPUs run that in float."""
     import onnx
 
+    # The third input of QuantizeLinear is the zero point, whose type is that of the result.
     signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
     pairs = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
     return any(len(node.input) > 2 and node.input[2] in signed for node in pairs)
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every constant tensor with its name: initializers and `Constant` nodes."""
+    """Yield name and tensor of every constant: initializers and `Constant` nodes."""
     for graph in walk_graphs(model.graph):
         for initializer in graph.initializer:
             yield initializer.name, initializer
@@ -70,12 +71,15 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 def _parameters(model: Any) -> int:
     import onnx
 
+    # Every constant of these types counts, unless it only scales or shifts quantized values. An
+    # INT32 counts as the bias of a quantized layer, and is a shape or an index elsewhere.
     kinds = onnx.TensorProto
     trained = {kinds.FLOAT, kinds.FLOAT16, kinds.BFLOAT16, kinds.DOUBLE}
     trained |= {kinds.INT8, kinds.UINT8, kinds.INT4, kinds.UINT4}
     quantization = _scales_of_products(model)
     biases: set[str] = set()
-    # Four bits of each are in a byte, in blocks whose last one may be longer than the row.
+    # Two 4-bit values share a byte, and the last block may extend past the row, so the number of
+    # values comes from the node: K = 100 rows of N = 10 hold 1,000, though the blocks hold more.
     packed: dict[str, int] = {}
     for node in walk_nodes(model.graph):
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -97,8 +101,13 @@ def _parameters(model: Any) -> int:
 
 
 def _scales_of_products(model: Any) -> set[str]:
-    """Constants that scale integers back: in a Mul with what was cast from an integer constant, or
-    with the scale of a dynamic quantization."""
+    """Return the constants that dequantize.
+
+    These are multiplied with a cast integer constant, or with the scale of a dynamic quantization:
+
+        table (int8) -> Gather -> Cast -> Mul <- scale
+        DynamicQuantizeLinear -> its scale -> Mul <- scale of the weights
+    """
     import onnx
 
     integers = {
@@ -115,9 +124,8 @@ def _scales_of_products(model: Any) -> set[str]:
             scaling.add(node.output[0])
         elif node.op_type == "DynamicQuantizeLinear":
             scaling.add(node.output[1])
-    return {
-        rows.get(name, name)
-        for node in walk_nodes(model.graph)
-        if node.op_type == "Mul" and scaling.intersection(node.input)
-        for name in set(node.input) - scaling
-    }
+    scales: set[str] = set()
+    for node in walk_nodes(model.graph):
+        if node.op_type == "Mul" and scaling.intersection(node.input):
+            scales.update(rows.get(name, name) for name in set(node.input) - scaling)
+    return scales

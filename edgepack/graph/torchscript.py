@@ -1,4 +1,4 @@
-"""TorchScript to ONNX, by the exporter that walks the TorchScript graph."""
+"""Export of TorchScript to ONNX, with the exporter that converts the TorchScript graph."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from edgepack.graph.sizes import candidate_sizes, resized
 from edgepack.runtime.tensor import Tensor
 
 NEWEST_SCRIPT_OPSET = 18
-"""The newest opset whose operators this exporter knows completely."""
+"""Newest opset that this exporter supports completely."""
 
 SIZES_TRIED = 3
-"""Other sizes of each dynamic axis at which a trace is compared with its module."""
-
+"""Number of other sizes of each dynamic axis at which a trace is compared with its module."""
 
 _ADDED_IN = re.compile(r"added in version (\d+)")
 
 
 def export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], opset: int) -> Any:
-    """Export a TorchScript module as it is, any other module after tracing it.
+    """Export a TorchScript module directly, and any other module after tracing it.
 
-    TorchScript keeps loops and branches that `torch.export` cannot hold, and torch's converter
-    from it to an `ExportedProgram` fixes the axes of recurrent layers: hence this exporter.
+    TorchScript has loops and branches that `torch.export` cannot represent, and torch's converter
+    from it to an `ExportedProgram` fixes the axes of recurrent layers. Hence this exporter.
 
     Returns:
-        An `onnx.ModelProto` at `opset` or `NEWEST_SCRIPT_OPSET`, whichever is older; at a newer
-        one only where an operator exists in no older one.
+        An `onnx.ModelProto` at the older of `opset` and `NEWEST_SCRIPT_OPSET`, or at a newer one
+        if no older one has some operator.
     """
     import torch
 
-    # The exporter's C++ half prints the whole graph when it fails, past Python's streams.
+    # The C++ half of the exporter prints the whole graph when it fails, bypassing Python's streams.
     torch._C._jit_set_onnx_log_enabled(False)
     version = min(opset, NEWEST_SCRIPT_OPSET)
     try:
         return _export_script(module, inputs, args, version)
     except torch.onnx.errors.UnsupportedOperatorError as error:
+        # "... Support for this operator was added in version 20, try exporting with this version."
         needed = _ADDED_IN.search(str(error))
         if needed is None or not version < int(needed.group(1)) <= NEWEST_OPSET:
             raise
@@ -57,6 +57,7 @@ def _export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...],
     import onnx
     import torch
 
+    # Example: {"image": {0: "batch"}, "mask": {0: "batch", 1: "time"}}
     dynamic = {
         tensor.name: {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
         for tensor in inputs
@@ -83,24 +84,24 @@ def trace_module(
     sizes: Mapping[str, int],
     opset: int,
 ) -> Any | None:
-    """Export a module by tracing and prove it at other sizes of every dynamic axis.
+    """Export a module by tracing and compare it at other sizes of every dynamic axis.
 
-    torch.export unrolls recurrent layers over the time axis in some models, and fails on others;
-    a trace keeps them whole. A trace follows one path through the code, so it is compared with the
-    module on the example and at other sizes, and refused where the path depends on the values that
-    are fed.
+    In some models torch.export unrolls recurrent layers over the time axis, on others it fails; a
+    trace keeps them whole. A trace follows one path through the code, so it is compared with the
+    module on the example and at other sizes, and rejected if the path depends on input values.
 
     Args:
         module: in eval mode, on the CPU.
         inputs: name, type and shape of each input.
         args: the example as tensors, in the order of the inputs.
         arrays: the example as arrays.
-        sizes: of each dynamic axis in the example.
+        sizes: size of each dynamic axis in the example.
         opset: version of ONNX's operators.
 
-    Returns None where the trace fails or computes something else.
+    Returns None if the trace fails or its outputs differ from the module's.
     """
     try:
+        # A read value would become a constant; sizes alone would not reveal it.
         if input_read(module, args):
             return None
         model = export_script(module, inputs, args, opset)
@@ -120,40 +121,45 @@ def _differs(
     sizes: Mapping[str, int],
     floor: float,
 ) -> bool:
-    """Compare a graph with its module on the example and at three more sizes of each axis.
+    """Compare a graph with its module on the example and at three other sizes of each axis.
 
-    Sizes that the module itself refuses are passed over, as in `check_dynamic_axes`; an axis of
-    which it takes no other size proves nothing, and counts as a difference.
+    Sizes that the module rejects are skipped, as in `check_dynamic_axes`. An axis without any
+    other accepted size proves nothing and counts as a difference.
     """
+    # With batch 2 and time 5 in the example, the feeds are (2, 5), three others of batch with time
+    # 5, and three others of time with batch 2.
     runner = Runner(model)
     feeds = [dict(arrays)]
     for name, size in sizes.items():
-        others = (resized(inputs, arrays, {**sizes, name: n}) for n in candidate_sizes(size))
-        accepted = (fed for fed in others if _accepts(module, inputs, fed))
-        tried = list(itertools.islice(accepted, SIZES_TRIED))
-        if not tried:
+        candidates = (resized(inputs, arrays, {**sizes, name: n}) for n in candidate_sizes(size))
+        accepted = (feed for feed in candidates if _accepts(module, inputs, feed))
+        other_feeds = list(itertools.islice(accepted, SIZES_TRIED))
+        if not other_feeds:
             return True
-        feeds += tried
+        feeds += other_feeds
     return any(
-        disagreement(_answers(module, inputs, fed), runner.run(fed), runner.output_names, floor)
-        for fed in feeds
+        disagreement(
+            _run_module(module, inputs, feed), runner.run(feed), runner.output_names, floor
+        )
+        for feed in feeds
     )
 
 
-def _accepts(module: Any, inputs: Sequence[Tensor], fed: Mapping[str, np.ndarray]) -> bool:
+def _accepts(module: Any, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]) -> bool:
     try:
-        _answers(module, inputs, fed)
+        _run_module(module, inputs, feed)
     except Exception:  # noqa: BLE001 - the user's code: any error is a refusal
         return False
     return True
 
 
-def _answers(
-    module: Any, inputs: Sequence[Tensor], fed: Mapping[str, np.ndarray]
+def _run_module(
+    module: Any, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, ...]:
     import torch
 
     with torch.no_grad():
-        result = module(*(torch.from_numpy(fed[tensor.name]) for tensor in inputs))
+        result = module(*(torch.from_numpy(feed[tensor.name]) for tensor in inputs))
+    # A module may return tensors in nested tuples, lists and dicts.
     leaves = torch.utils._pytree.tree_leaves(result)
     return tuple(np.asarray(leaf) for leaf in leaves)
