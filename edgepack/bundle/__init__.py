@@ -1,4 +1,4 @@
-"""Bundles on the host: written here, read with the loader's own `edgepack.runtime`."""
+"""Writing and admitting bundles on the host; reading uses the loader, `edgepack.runtime`."""
 
 from edgepack.bundle.admit import Admitted, Demands, admit, copy_engine, require_accepted
 from edgepack.bundle.publish import publish, write_signature

@@ -1,8 +1,8 @@
-"""What a bundle must satisfy before anything in it is read.
+"""Checks that a bundle must pass before anything in it is read.
 
-With a hash or a list of accepted keys to hold it against, the bundle is copied into a folder of
-this process's own while it is hashed, and the copy is what is checked, read, run and sent: whoever
-can write to the original can no longer change what was checked.
+If a hash or a list of accepted keys is required, the bundle is copied into a private folder while
+it is hashed, and only the copy is checked, read, run and sent. Nobody who can write to the original
+can then change the bytes after the check.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from edgepack.runtime.bundle.index import Index, check_all, read_index
 
 @dataclass(frozen=True)
 class Demands:
-    """What a bundle is held against from outside.
+    """Requirements on a bundle from outside.
 
     Attributes:
-        expect: SHA-256 of the file, in hexadecimal; "" for any.
-        signers: the list of accepted keys; None where no signature is asked for.
+        expect: SHA-256 of the file, in hexadecimal; "" accepts any.
+        signers: the list of accepted keys; None if no signature is required.
     """
 
     expect: str = ""
@@ -39,15 +39,15 @@ class Demands:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A bundle that satisfies the demands and is intact.
+    """Intact bundle that meets the demands.
 
     Attributes:
-        path: the file to use from now on, which has the bundle's own name.
-        index: of it.
+        path: the file to use from now on, which has the bundle's name.
+        index: the bundle's index.
         sha256: of the whole file, in hexadecimal.
         size: in bytes.
-        signature: whose it is; None where none was asked for.
-        signed: the text of the signature beside it; empty where there is none.
+        signature: the verified signature; None if none was required.
+        signed: the text of the signature beside the bundle; empty without one.
         loader: the loader inside, which runs on devices.
     """
 
@@ -60,7 +60,7 @@ class Admitted:
     loader: Loader
 
     def to_json(self) -> dict[str, Any]:
-        """Return what vouches for the bundle, as JSON values."""
+        """Return the evidence for the bundle's origin, as JSON values."""
         return {
             "sha256": self.sha256,
             "signature": self.signature.to_json() if self.signature else None,
@@ -72,17 +72,18 @@ class Admitted:
 def admit(
     bundle: Path, demands: Demands | None = None, *, private: bool = False
 ) -> Iterator[Admitted]:
-    """Hold a bundle against demands, then check that it is intact; none of its code runs.
+    """Check a bundle against demands and for integrity, without running its code.
 
     Args:
         bundle: its path.
-        demands: what it is held against; None for nothing.
-        private: read a copy that nobody else can change, demands or not.
+        demands: the requirements; None for none.
+        private: read a copy that nobody else can change, even without demands.
 
-    Raises BundleError where it is not what was demanded, where it does not match the hash beside
-    it, or where it is not intact; SpecError and HostError where it cannot be checked.
+    Raises BundleError if the bundle does not meet the demands, does not match the hash beside it,
+    or is not intact; SpecError and HostError if it cannot be checked.
     """
     demands = demands or Demands()
+    # The hash and the signature lie beside the original, not beside the copy.
     listed = checksum.read_checksum(str(bundle))
     signed = signing.read(beside(bundle, signing.SUFFIX))
     if not (private or demands.expect or demands.signers):
@@ -93,6 +94,7 @@ def admit(
         digest = _copy(bundle, copy)
         if demands.expect and digest != demands.expect:
             raise checksum.mismatch("--expect", digest, demands.expect)
+        # The hash is compared first, since it is cheap and needs no OpenSSH.
         signature = None
         if demands.signers:
             signature = signing.verify(copy, signed, demands.signers)
@@ -100,13 +102,13 @@ def admit(
 
 
 def require_accepted(bundle: Admitted) -> None:
-    """Raise BundleError unless the build that made a bundle accepted it."""
+    """Raise BundleError unless the build of a bundle accepted it."""
     if bundle.index.quality.get("passed") is not True:
         raise BundleError(
             "bundle-rejected",
-            "this bundle is not signed, because its build rejected it",
+            "the bundle is not signed, because its build rejected it",
             why="a gate was missed, or the bundle is a draft",
-            hint="edgepack inspect BUNDLE shows which; build it again",
+            hint="edgepack inspect BUNDLE shows the missed gates; build it again",
         )
 
 
@@ -116,21 +118,22 @@ def beside(bundle: Path, suffix: str) -> Path:
 
 
 def copy_engine(bundle: Path, copy: Path) -> None:
-    """Copy the engine that is sealed beside a bundle, if any, so that the copy runs in it.
+    """Copy the engine that is sealed beside a bundle, if any, for use with a copy of the bundle.
 
-    Raises DeviceError where somebody else could have put the engine there: it is native code.
+    Raises DeviceError if another user could have written the engine, which is native code.
     """
     with suppress(FileNotFoundError):
         source = open(beside(bundle, seal.SUFFIX), "rb", opener=seal.open_trusted)  # noqa: SIM115
         with source, beside(copy, seal.SUFFIX).open("wb") as target:
             shutil.copyfileobj(source, target, files.CHUNK)
+            # The loader rejects an engine that others may write.
             os.fchmod(target.fileno(), 0o600)
 
 
 def _inspect(
     path: Path, listed: str | None, signed: bytes, signature: signing.Signature | None
 ) -> Admitted:
-    """Check that a bundle is intact, and that it has the hash that stands beside it."""
+    """Check that a bundle is intact and has the hash in the file beside it."""
     with Archive(str(path)) as archive:
         digest, size = archive.sha256(), archive.size
         if listed is not None and digest != listed:
@@ -141,7 +144,10 @@ def _inspect(
 
 
 def _copy(bundle: Path, copy: Path) -> str:
-    """Copy a bundle; returns the SHA-256 of the copy. Raises BundleError, or OSError for a disk."""
+    """Copy a bundle and return the SHA-256 of the copy.
+
+    Raises BundleError if the bundle cannot be read, OSError if the copy cannot be written.
+    """
     try:
         source = files.open_plain(bundle)
     except OSError as error:
@@ -151,6 +157,7 @@ def _copy(bundle: Path, copy: Path) -> str:
             why=error.strerror or str(error),
             hint="check the path and the permissions",
         ) from error
+    # Hash the bytes that are written, not the file again: it may change in between.
     digest = sha256()
     with source, copy.open("wb") as target:
         while chunk := source.read(files.CHUNK):

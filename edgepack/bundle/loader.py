@@ -1,8 +1,8 @@
-"""The loader that ships, and the recognition of one in a bundle by the digest of its files.
+"""The shipped loader, and identification of a bundle's loader by the digest of its files.
 
-edgepack reads bundles with its own loader, so the code in a bundle matters on devices alone. There
-it decides what `verify` prints: a bundle whose loader comes from no release of edgepack may print
-PASS and do as it likes.
+edgepack reads bundles with its own loader, so the code in a bundle matters only on devices. There
+it decides the output of `verify`: a loader that comes from no release of edgepack may print PASS
+and do anything.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from edgepack.runtime.bundle.index import Index
 
 MAIN = "__main__.py"
 FOLDER = "runtime/"
-# What Python does not look into when the loader imports something. Any other name could stand in
-# for a module: the bundle comes first on its path, before the standard library.
+# Entries that Python never imports from. Any other name could shadow a module, because the bundle
+# precedes the standard library on Python's path: "json.py" would replace json.
 DATA = ("model/", "engine/", "reference/", "report/", "wheels/", "requirements.txt")
-# The loaders of earlier releases, digest to version. A release adds its line when it is tagged:
+# Loaders of earlier releases, digest to version. A release adds its line when it is tagged:
 #   python -c 'from edgepack.bundle.loader import own; print(own().digest)'
 RELEASES: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
 class Loader:
-    """A loader, known by its files.
+    """Identity of a loader.
 
     Attributes:
         digest: SHA-256 over the names and hashes of its files.
-        release: the version of edgepack that ships it; None where this release knows of none.
+        release: the version of edgepack that ships it; None if it is unknown to this release.
     """
 
     digest: str
     release: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return digest and release as JSON values."""
         return {"digest": self.digest, "release": self.release}
 
 
 def read_files() -> dict[str, bytes]:
-    """Read the files of this release's loader, by their names in a bundle."""
+    """Return the contents of this release's loader, by name in a bundle."""
     folder = Path(runtime.__file__).parent
     main = resources.files("edgepack.bundle") / "main_template.py"
     return {
@@ -61,18 +61,21 @@ def read_files() -> dict[str, bytes]:
 
 @cache
 def own() -> Loader:
-    """Return the loader of this release."""
+    """Return the identity of this release's loader."""
     hashes = {name: sha256(data).hexdigest() for name, data in read_files().items()}
     return Loader(_digest(hashes), __version__)
 
 
 def identify(index: Index) -> Loader:
-    """Return the loader in a bundle whose files match its index."""
+    """Return the identity of the loader in a bundle that matches its index."""
+    # Data may differ in every bundle; everything else, even an unknown file, is part of the loader.
     hashes = {
         name: digest for name, (digest, _) in index.files.items() if not name.startswith(DATA)
     }
     digest = _digest(hashes)
-    release = own().release if digest == own().digest else RELEASES.get(digest)
+    release = RELEASES.get(digest)
+    if digest == own().digest:
+        release = own().release
     return Loader(digest, release)
 
 

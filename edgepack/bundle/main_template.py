@@ -1,4 +1,4 @@
-"""The first file that Python runs in a bundle; in syntax that any Python 3 (and 2) can read."""
+"""Entry point of a bundle, in syntax that any Python 3 (and 2) can parse."""
 
 import json
 import os
@@ -12,7 +12,7 @@ def refuse(code, what, why, hint):
     write(sys.stderr, text)
     if "--json" in sys.argv:
         write(sys.stdout, json.dumps({"error": error}, sort_keys=True) + "\n")
-    # Python would flush once more, and exit with 120 where a stream cannot be written.
+    # Python would flush once more at exit, and return 120 if a stream cannot be written.
     os._exit(2)
 
 
@@ -33,7 +33,8 @@ if sys.version_info < (3, 8):
         "run it with a newer python3",
     )
 
-# Python checks no hash of what it imports, and would end with 1, which means a missed gate.
+# Python does not check hashes on import, and an exception would exit with 1, the status of a missed
+# gate.
 try:
     from runtime.cli import main
 except Exception:  # noqa: BLE001

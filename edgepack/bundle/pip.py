@@ -1,7 +1,7 @@
-"""pip for another machine: what it would install there, and the wheels to fetch.
+"""Resolving and downloading wheels for another machine with pip.
 
-It is run as the user has set it up (indexes, proxies, certificates), takes wheels alone, so that no
-code of a package runs here, and checks every hash that it is given.
+pip runs with the user's configuration (indexes, proxies, certificates), takes wheels only, so that
+no code of a package runs here, and checks all hashes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgepack import files
 from edgepack.errors import HostError
 from edgepack.spec.target import Target
 
-# What pip says where it cannot reach an index.
+# Messages of pip when it cannot reach an index.
 OFFLINE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError"
     r"|Connection refused|Network is unreachable|Temporary failure in name resolution"
@@ -26,25 +26,25 @@ OFFLINE = re.compile(
 NONE = re.compile(r"No matching distribution found for (\S+)")
 
 
-def report(target: Target, asked: Sequence[str]) -> list[dict[str, Any]]:
-    """What pip would install on a target's device, as its installation report has it.
+def report(target: Target, requirements: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the packages that pip would install on a target's device, from its report.
 
-    It reads environment markers as this host's. Raises HostError where it finds no such set.
+    pip evaluates environment markers for this host. Raises HostError if it finds no solution.
     """
     with files.temporary_folder() as folder:
-        written = folder / "report.json"
+        path = folder / "report.json"
         _pip(
             target,
-            ("install", "--dry-run", "--ignore-installed", "--report", str(written)),
-            # For another platform it asks for a folder, and leaves it alone.
-            ("--target", str(folder / "site"), *asked),
+            ("install", "--dry-run", "--ignore-installed", "--report", str(path)),
+            # pip demands a folder for another platform, but does not write to it in a dry run.
+            ("--target", str(folder / "site"), *requirements),
         )
-        found: list[dict[str, Any]] = json.loads(written.read_text(encoding="utf-8"))["install"]
-        return found
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["install"]
+        return entries
 
 
 def download(target: Target, requirements: Path, folder: Path) -> None:
-    """Fetch the wheels of a requirements.txt in which everything has its version and its hash."""
+    """Fetch the wheels of a requirements.txt that pins all versions and hashes."""
     _pip(
         target,
         ("download", "--no-deps", "--require-hashes", "--dest", str(folder)),
@@ -53,13 +53,17 @@ def download(target: Target, requirements: Path, folder: Path) -> None:
 
 
 def _pip(target: Target, command: Sequence[str], arguments: Sequence[str]) -> None:
-    """Run pip for the device's platform. Raises HostError where it fails."""
+    """Run pip for the device's platform. Raises HostError if it fails."""
+    platforms: list[str] = []
+    for name in target.wheel_platforms:
+        platforms += ["--platform", name]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *command),
+            # pip demands this for another platform, since it cannot build from source there.
             *("--only-binary", ":all:", "--implementation", "cp"),
             *("--python-version", target.wheel_python),
-            *(flag for name in target.wheel_platforms for flag in ("--platform", name)),
+            *platforms,
             *arguments,
         ],
         stdin=subprocess.DEVNULL,
@@ -72,37 +76,38 @@ def _pip(target: Target, command: Sequence[str], arguments: Sequence[str]) -> No
         raise _failed(target, done.stdout)
 
 
-def _failed(target: Target, said: str) -> HostError:
-    lines = [line.strip() for line in said.splitlines()]
-    told = [line for line in lines if line.startswith("ERROR") or OFFLINE.search(line)]
-    why = "\n".join((told or lines)[-4:])[:2000]
-    place = f"Python {target.wheel_python} on {', '.join(target.wheel_platforms)}"
-    none = NONE.search(said)
-    if "No module named pip" in said or "no such option" in said:
+def _failed(target: Target, output: str) -> HostError:
+    lines = [line.strip() for line in output.splitlines()]
+    # The last lines of pip are notices; its errors come first, and retries say why it is offline.
+    errors = [line for line in lines if line.startswith("ERROR") or OFFLINE.search(line)]
+    why = "\n".join((errors or lines)[-4:])[:2000]
+    platform = f"Python {target.wheel_python} on {', '.join(target.wheel_platforms)}"
+    missing = NONE.search(output)
+    if "No module named pip" in output or "no such option" in output:
         return HostError(
             "pip-missing",
             "--wheels needs pip 22.2 or newer",
             why=why,
             hint="python -m ensurepip --upgrade; python -m pip install --upgrade pip",
         )
-    if OFFLINE.search(said):
+    if OFFLINE.search(output):
         return HostError(
             "wheels-offline",
-            f"the wheels for {place} cannot be fetched",
+            f"the wheels for {platform} cannot be fetched",
             why=why,
-            hint="check the network, or give pip a folder of wheels: PIP_NO_INDEX=1 "
+            hint="check the network, or point pip to a folder of wheels: PIP_NO_INDEX=1 "
             "PIP_FIND_LINKS=FOLDER",
         )
-    if none:
+    if missing:
         return HostError(
             "wheels-none",
-            f"there is no wheel of {none.group(1)} for {place}",
+            f"there is no wheel of {missing.group(1)} for {platform}",
             why=why,
-            hint="state another Python or more platforms under [wheels] in the target profile",
+            hint="set another Python or more platforms under [wheels] in the target profile",
         )
     return HostError(
         "wheels-failed",
-        f"pip did not fetch the wheels for {place}",
+        f"pip did not fetch the wheels for {platform}",
         why=why,
-        hint="the lines above are pip's own",
+        hint="see pip's messages above",
     )

@@ -1,8 +1,8 @@
-"""Putting a finished bundle in its place, with its hash and its signature beside it.
+"""Publishing a finished bundle with its hash and its signature.
 
-All three are on the disk, whole, before the first rename, so that no full disk comes between them.
-The bundle is renamed first: what a crash leaves is the old bundle with what belongs to it, or the
-new one beside a hash and a signature of the old one, which do not match it and so are refused.
+All three are completely on disk before the first rename, so that a full disk cannot come between
+them. The bundle is renamed first: a crash leaves the old bundle with its hash and signature, or the
+new one beside those of the old one, which do not match it and are rejected.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edgepack.runtime.bundle.whole import file_mode
 
 
 def publish(temporary: Path, path: Path, signature: bytes = b"") -> str:
-    """Rename a finished bundle to `path`, and write what accompanies it.
+    """Rename a finished bundle to `path`, and write its hash and signature.
 
     Args:
         temporary: the bundle, on the same file system.
-        path: its place.
-        signature: of the bundle; without one, that of an earlier bundle is deleted.
+        path: the final path.
+        signature: of the bundle; if empty, that of an earlier bundle is deleted.
 
     Returns the SHA-256 of the bundle. Raises HostError.
     """
@@ -45,20 +45,22 @@ def write_signature(bundle: Path, signature: bytes) -> Path:
 
 
 def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[Path, Path | None]:
-    """Write what accompanies a bundle into temporary files, by the place of each.
+    """Write the companions of a bundle to temporary files, and return these by final path.
 
-    None stands for what is to be deleted there: it belongs to the bundle before.
+    None marks a path to delete, because it belongs to the previous bundle.
     """
     ready: dict[Path, Path | None] = {}
     for suffix, text in texts.items():
         target = path.with_name(path.name + suffix)
         if not text:
+            # A broken symbolic link does not exist, but is in the way all the same.
             if os.path.lexists(target):
                 ready[target] = None
             continue
         part = ready[target] = stack.enter_context(files.temporary_beside(target))
         try:
             part.write_bytes(text)
+            # Temporary files are private; the published one follows the umask.
             part.chmod(file_mode())
             files.sync(part)
         except OSError as error:
@@ -67,7 +69,7 @@ def _prepare(path: Path, texts: Mapping[str, bytes], stack: ExitStack) -> dict[P
 
 
 def _replace(target: Path, part: Path | None) -> None:
-    """Rename a temporary file to its place; without one, delete what stands there."""
+    """Rename a temporary file to its final path; None deletes that path instead."""
     try:
         if part is None:
             target.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Looking into a bundle without running it."""
+"""Reading a bundle without running it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from edgepack.runtime.bundle.document import parse
 from edgepack.runtime.bundle.index import check_file, read_index
 
 REPORT = "report/report.json"
+# Larger reports are rejected before they are parsed.
 MAX_BYTES = 16 << 20
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read the report in an intact bundle: strict JSON, not yet held against its schema.
+    """Read the report in an intact bundle: strict JSON, not yet validated against its schema.
 
-    Raises BundleError where there is none, where it cannot be read, or where it is of another
+    Raises BundleError if there is no report, if it cannot be read, or if it belongs to another
     bundle.
     """
     with Archive(str(path)) as archive:
@@ -29,17 +30,21 @@ def read_report(path: Path) -> dict[str, Any]:
                 why=f"{REPORT} is not in it",
                 hint="build it again",
             )
+        # The digest in the report ties it to the contents of this bundle.
         top = parse(check_file(archive, index, REPORT), _fault, MAX_BYTES)
         if top.at("bundle").get("content_digest", str) != index.content_digest:
-            raise _fault("bundle.content_digest", "the report is of another bundle")
+            raise _fault("bundle.content_digest", "the report belongs to another bundle")
         report: dict[str, Any] = top.value
         return report
 
 
 def _fault(path: str, why: str) -> BundleError:
+    # An empty path stands for the document itself.
+    if path:
+        why = f"{path}: {why}"
     return BundleError(
         "bundle-report",
         "the report in the bundle cannot be read",
-        why=f"{path}: {why}" if path else why,
+        why=why,
         hint="fetch the bundle again from where it was built",
     )

@@ -1,8 +1,8 @@
-"""`--wheels`: what the device needs to import, as wheels for its platform.
+"""`--wheels`: the packages that the device needs, as wheels for its platform.
 
-pip resolves and fetches them, but it reads environment markers as this host's. So what every
-package requires is read once more for the device, and asked for until nothing is missing. The
-loader's own unpacker then opens each wheel, as it will on the device.
+pip resolves and fetches them, but it evaluates environment markers for this host. So the
+requirements of every package are evaluated again for the device, and pip runs until nothing is
+missing. The loader's unpacker then opens each wheel, as it will on the device.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ REQUIREMENTS = "requirements.txt"
 
 @dataclass(frozen=True)
 class Wheels:
-    """What goes into a bundle under wheels/.
+    """Entries of a bundle under wheels/.
 
     Attributes:
         files: the wheels and a requirements.txt with their versions and hashes, by name.
         packages: name to version.
-        python: what they are for, in words.
-        cached: whether they were here already.
+        python: Python version and platform of the wheels, in words.
+        cached: True if they came from the cache.
     """
 
     files: Mapping[str, Path]
@@ -44,26 +44,28 @@ class Wheels:
 
     @property
     def bytes(self) -> int:
-        """Of all files."""
+        """Total size of all files."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
 def fetch(target: Target, requirements: str, cache: Cache) -> Wheels:
-    """The wheels that a target's device needs, from the cache or by pip.
+    """Return the wheels that a target's device needs, from the cache or from pip.
 
     Args:
-        target: says for which platforms and which Python.
+        target: the profile with platforms and Python version.
         requirements: the bundle's requirements.txt.
-        cache: keeps them.
+        cache: stores the wheels.
 
-    Raises HostError where pip cannot get them, naming package, platform and Python, and
-    BundleError where a wheel is none that the device could unpack.
+    Raises HostError with package, platform and Python if pip cannot fetch them, and BundleError if
+    the device could not unpack a wheel.
     """
-    wanted = _lines(requirements, _environment(target))
+    lines = _applicable(requirements, _environment(target))
+    # The same requirements for the same platforms and Python always give the same wheels: versions
+    # are pinned when they are first resolved.
     key = cache.key(
         "wheels",
         {
-            "requirements": wanted,
+            "requirements": lines,
             "platforms": list(target.wheel_platforms),
             "python": target.wheel_python,
         },
@@ -72,7 +74,7 @@ def fetch(target: Target, requirements: str, cache: Cache) -> Wheels:
     cached = entry is not None
     if entry is None:
         with files.temporary_folder() as folder:
-            document = _download(target, wanted, folder)
+            document = _download(target, lines, folder)
             contents = {path.name: _copier(path) for path in sorted(folder.iterdir())}
             entry = cache.put("wheels", key, contents, document)
     cache.keep_in_use(entry)
@@ -94,13 +96,14 @@ def _copier(path: Path) -> Callable[[BinaryIO], None]:
 
 
 def _environment(target: Target) -> dict[str, str]:
-    """The device, as environment markers (PEP 508) ask for it."""
+    """Return the values of environment markers (PEP 508) on the device."""
     return {
         "implementation_name": "cpython",
         "implementation_version": f"{target.wheel_python}.0",
         "os_name": "posix",
         "platform_machine": target.arch,
         "platform_python_implementation": "CPython",
+        # The kernel of the device is unknown.
         "platform_release": "",
         "platform_system": "Linux",
         "platform_version": "",
@@ -110,126 +113,141 @@ def _environment(target: Target) -> dict[str, str]:
     }
 
 
-def _lines(requirements: str, environment: Mapping[str, str]) -> list[str]:
-    """The requirements that hold on the device, without their markers."""
+def _applicable(requirements: str, environment: Mapping[str, str]) -> list[str]:
+    """Return the requirements that apply to the device, without their markers."""
+    # On Python 3.8, "numpy==1.24; python_version < '3.9'" yields "numpy==1.24".
     from packaging.requirements import Requirement
 
-    written = [line.partition(" #")[0].strip() for line in requirements.splitlines()]
-    asked = [Requirement(line) for line in written if line and not line.startswith("#")]
-    return [_bare(one) for one in asked if not one.marker or one.marker.evaluate(environment)]
+    lines = [line.partition(" #")[0].strip() for line in requirements.splitlines()]
+    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return [
+        _without_marker(item)
+        for item in parsed
+        if not item.marker or item.marker.evaluate(environment)
+    ]
 
 
-def _bare(requirement: Any) -> str:
+def _without_marker(requirement: Any) -> str:
     return str(requirement).partition(";")[0].strip()
 
 
-def _download(target: Target, wanted: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Fill a folder with the wheels and their requirements.txt; returns what is in it."""
-    pinned = _resolve(target, list(wanted))
-    listed = folder / REQUIREMENTS
-    listed.write_text("".join(f"{line}\n" for line in pinned), encoding="utf-8")
-    pip.download(target, listed, folder)
+def _download(target: Target, requirements: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Download wheels and requirements.txt into a folder, and return the document for the cache."""
+    pinned = _resolve(target, list(requirements))
+    pin_file = folder / REQUIREMENTS
+    pin_file.write_text("".join(f"{line}\n" for line in pinned), encoding="utf-8")
+    pip.download(target, pin_file, folder)
     paths = sorted(folder.glob("*.whl"))
-    tags = _prove(target, paths)
+    tags = _check_wheels(target, paths)
     return {
         "wheels": [path.name for path in paths],
-        "packages": {one.name: one.version for one in tags},
+        "packages": {tag.name: tag.version for tag in tags},
         "python": told(tags),
     }
 
 
-def _prove(target: Target, paths: Iterable[Path]) -> list[Tags]:
+def _check_wheels(target: Target, paths: Iterable[Path]) -> list[Tags]:
     """Open every wheel as the device will.
 
-    Raises BundleError or DeviceError where it would be refused there.
+    Raises BundleError or DeviceError if the device would reject it.
     """
     wheels = []
     for path in paths:
         with path.open("rb") as file, Wheel(path.name, file) as wheel:
-            for place in wheel.files:
-                for _ in wheel.chunks(place):
+            # Reading to the end checks each entry's size and hash.
+            for entry in wheel.files:
+                for _ in wheel.chunks(entry):
                     pass
             wheels.append(wheel)
+    # Two wheels must not install different files at one path, and all must fit the interpreter.
     files_of(wheels)
     tags = [wheel.tags for wheel in wheels]
     require(tags, interpreter(target.wheel_python, target.wheel_platforms))
     return tags
 
 
-def _resolve(target: Target, asked: list[str]) -> list[str]:
-    """Every package that the device needs, as "name==version --hash=sha256:...", in order."""
+def _resolve(target: Target, requirements: list[str]) -> list[str]:
+    """Return every package that the device needs, sorted, as "name==version --hash=sha256:..."."""
+    # Each round adds the requirements that only the device's markers select, until there are none.
     while True:
-        found = {_canonical(item["metadata"]["name"]): item for item in pip.report(target, asked)}
-        needed, missing = _closure(asked, found, _environment(target))
+        packages = {
+            _canonical(item["metadata"]["name"]): item for item in pip.report(target, requirements)
+        }
+        needed, missing = _closure(requirements, packages, _environment(target))
         if not missing:
             break
-        asked = [*asked, *missing]
+        requirements = [*requirements, *missing]
     return [
         "{}=={} --hash=sha256:{}".format(
             name,
-            found[name]["metadata"]["version"],
-            found[name]["download_info"]["archive_info"]["hashes"]["sha256"],
+            packages[name]["metadata"]["version"],
+            packages[name]["download_info"]["archive_info"]["hashes"]["sha256"],
         )
         for name in sorted(needed)
     ]
 
 
 def _canonical(name: str) -> str:
+    # "Typing_Extensions" and "typing.extensions" are "typing-extensions".
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _closure(
-    asked: Sequence[str], found: Mapping[str, Any], environment: Mapping[str, str]
+    requirements: Sequence[str], packages: Mapping[str, Any], environment: Mapping[str, str]
 ) -> tuple[set[str], list[str]]:
-    """What the device needs of what pip found, and the requirements that pip did not see.
+    """Return the packages that the device needs, and the requirements missing from pip's report.
+
+    For example pip on Python 3.11 skips "old; python_version < '3.9'", which a device with Python
+    3.8 needs: "old" is then missing.
 
     Args:
-        asked: requirements without markers.
-        found: pip's report by canonical name.
-        environment: of the device.
+        requirements: requirements without markers.
+        packages: entries of pip's report by canonical name.
+        environment: values of the markers on the device.
     """
     from packaging.requirements import Requirement
 
     needed: set[str] = set()
     missing: list[str] = []
-    seen: set[tuple[str, str]] = set()
-    waiting = [Requirement(line) for line in asked]
-    while waiting:
-        requirement = waiting.pop()
+    visited: set[tuple[str, str]] = set()
+    pending = [Requirement(line) for line in requirements]
+    while pending:
+        requirement = pending.pop()
         name = _canonical(requirement.name)
-        if name not in found or not requirement.specifier.contains(
-            found[name]["metadata"]["version"], prereleases=True
+        if name not in packages or not requirement.specifier.contains(
+            packages[name]["metadata"]["version"], prereleases=True
         ):
-            missing.append(_bare(requirement))
+            missing.append(_without_marker(requirement))
             continue
         needed.add(name)
+        # "arm[fast]" needs the requirements of arm and those of its extra "fast".
         for extra in ("", *requirement.extras):
-            if (name, extra) in seen:
+            if (name, extra) in visited:
                 continue
-            seen.add((name, extra))
-            listed = map(Requirement, found[name]["metadata"].get("requires_dist", ()))
-            waiting += [
-                one
-                for one in listed
-                if not one.marker or one.marker.evaluate({**environment, "extra": extra})
+            visited.add((name, extra))
+            dependencies = map(Requirement, packages[name]["metadata"].get("requires_dist", ()))
+            pending += [
+                item
+                for item in dependencies
+                if not item.marker or item.marker.evaluate({**environment, "extra": extra})
             ]
     return needed, missing
 
 
 def check(target: Target) -> None:
-    """Raise SpecError where a profile does not say which wheels its device takes, or errs."""
+    """Raise SpecError unless a profile declares platforms that fit its device."""
     if not target.wheel_platforms:
         raise SpecError(
             "wheels-unknown",
-            f"{target.name} does not say which wheels its device takes",
+            f"{target.name} does not declare the wheels that its device takes",
             why="the profile has no table [wheels]",
             hint='[wheels] platforms = ["manylinux_2_28_aarch64"], python = "3.11"',
         )
-    odd = [name for name in target.wheel_platforms if not name.endswith(f"_{target.arch}")]
-    if odd:
+    foreign = [name for name in target.wheel_platforms if not name.endswith(f"_{target.arch}")]
+    if foreign:
         raise SpecError(
             "wheels-platform",
-            f"{target.name} names wheels of another processor than its own",
-            why=f"the device is {target.arch}; [wheels] platforms has {', '.join(odd)}",
-            hint="correct the profile",
+            f"{target.name} declares wheels for another processor",
+            why=f"the device is {target.arch}; [wheels] platforms has {', '.join(foreign)}",
+            hint="correct the platforms in the profile",
         )

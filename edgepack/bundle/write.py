@@ -1,4 +1,4 @@
-"""Writing a bundle: the loader, the model, the proof, and the index over them all."""
+"""Writing a bundle: the loader, the model, the evidence, and the index of them all."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
 
 MODEL = "model/model.onnx"
-# The loader reads no zip64, and Python writes none of this size without it.
+# The loader does not read zip64, which Python needs beyond this size.
 MAX_BYTES = zipfile.ZIP64_LIMIT
-# The oldest time that a zip can hold; two builds must give the same bytes.
+# Oldest time that a zip can store; a fixed time keeps two builds identical.
 EPOCH = (1980, 1, 1, 0, 0, 0)
-# An entry: its bytes, or the file that has them.
+# Contents of an entry, or the path of the file with them.
 Content = bytes | Path
 
 
 @dataclass(frozen=True)
 class OtherSize:
-    """Answers to the first reference sample with one dynamic axis brought to another size.
+    """Answers to the first reference sample with one dynamic axis at another size.
 
     Attributes:
-        axis: its name.
-        size: other than in the reference samples.
-        original: per output, what the original answered.
-        built: per output, what this artefact answered here; empty in a draft.
+        axis: name of the axis.
+        size: a size other than in the reference samples.
+        original: per output, the answer of the original.
+        built: per output, the answer of this artefact on the build host; empty in a draft.
     """
 
     axis: str
@@ -51,32 +51,32 @@ class OtherSize:
 
 @dataclass(frozen=True)
 class Contents:
-    """All that goes into a bundle.
+    """Everything that goes into a bundle.
 
     Attributes:
         name: the model's name.
         target: the target profile's name.
-        device: what every device must be: arch, isa, python; a Jetson's jetpack.
-        inputs: of the model.
-        outputs: of the model.
+        device: requirements on every device: arch, isa, python; a Jetson's jetpack.
+        inputs: inputs of the model.
+        outputs: outputs of the model.
         model: the serialised ONNX that every engine runs or is built from.
         variants: the ways to run it, best first.
         reference: per input, an array of whole feeds along axis 0.
-        original: per output, what the original fp32 model answered, along axis 0.
-        built: per output, what this artefact answered here; None in a draft.
+        original: per output, the answers of the original fp32 model along axis 0.
+        built: per output, the answers of this artefact on the build host; None in a draft.
         sizes: one other size of every dynamic axis.
         gates: question to gate to bound.
         metric: the task metric, or "".
-        parts: per output, the parts that its errors are measured in; integers have none.
-        quality: what the build measured on the evaluation set; empty in a draft.
-        build: this host; empty in a draft.
-        provenance: where the model came from: digests and options, no times and no paths.
-        tools: versions of what made it.
+        parts: per output, its parts for measuring errors; integers have none.
+        quality: measurements of the build on the evaluation set; empty in a draft.
+        build: description of the build host; empty in a draft.
+        provenance: origin of the model: digests and options, no times and no paths.
+        tools: versions of the tools of the build.
         requirements: the text of requirements.txt.
         report: entries under report/, by name.
         wheels: files of entries under wheels/, by name.
-        engine_options: what an engine is built with on the device.
-        engines: entries under engine/, by name: built engines that variants name.
+        engine_options: options for building an engine on the device.
+        engines: entries under engine/, by name: built engines that variants refer to.
     """
 
     name: str
@@ -106,13 +106,14 @@ class Contents:
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    # Not `ascontiguousarray`, which makes an array of one axis of a single number.
+    # Not `ascontiguousarray`, which turns a scalar into an array of shape (1,).
     plain = np.asarray(array, order="C")
     np.lib.format.write_array(buffer, plain, (1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
 def _entries(contents: Contents) -> dict[str, Content]:
+    # Names are sorted within each group, so that the same contents give the same file.
     entries: dict[str, Content] = {
         **loader.read_files(),
         MODEL: contents.model,
@@ -148,6 +149,7 @@ def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
 
 
 def _size_entries(number: int, size: OtherSize) -> dict[str, list[str]]:
+    # Size 0 with one output: reference/size-0-original-0.npy and reference/size-0-built-0.npy.
     return {
         kind: [f"reference/size-{number}-{kind}-{i}.npy" for i in range(len(getattr(size, kind)))]
         for kind in ("original", "built")
@@ -156,7 +158,7 @@ def _size_entries(number: int, size: OtherSize) -> dict[str, list[str]]:
 
 def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]:
     reference = _reference(contents)
-    named = {
+    names = {
         kind: [f"reference/{kind}-{i}.npy" for i in range(len(arrays))]
         for kind, arrays in reference.items()
     }
@@ -172,9 +174,9 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]
         "engine_options": contents.engine_options.to_json(),
         "reference": {
             "samples": len(contents.reference[0]) if contents.reference else 0,
-            "inputs": named["input"],
-            "original": named["original"],
-            "built": named["built"],
+            "inputs": names["input"],
+            "original": names["original"],
+            "built": names["built"],
         },
         "sizes": [
             {"axis": size.axis, "size": size.size, **_size_entries(number, size)}
@@ -194,6 +196,7 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]
             for name, content in entries.items()
         },
     }
+    # The digest covers the rest of the document, without the build host.
     document["content_digest"] = content_digest(document)
     return document
 
@@ -201,27 +204,31 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]
 def write(path: Path, contents: Contents) -> str:
     """Write a bundle to `path` and return its content digest.
 
-    The same contents give the same bytes. The file is written in place: give a temporary one and
-    publish it afterwards. Raises EngineError where the model is too large for the format, and
-    HostError where the file cannot be written.
+    The same contents give the same bytes. The file is written in place, so pass a temporary path
+    and publish it afterwards. Raises EngineError if the model is too large for the format, and
+    HostError if the file cannot be written.
     """
     entries = _entries(contents)
     total = sum(map(_size, entries.values()))
+    # 16 MiB are reserved for headers and the index.
     if total > MAX_BYTES - (1 << 24):
+        hint = "use fewer reference samples in the manifest, or a smaller model"
+        if contents.wheels:
+            hint = "remove --wheels"
         raise EngineError(
             "bundle-too-large",
             "the bundle would be too large",
-            why=f"its files have {total:,} bytes; the format holds {MAX_BYTES:,}",
-            hint="leave out --wheels"
-            if contents.wheels
-            else "fewer reference samples in the manifest, or a smaller model",
+            why=f"its files have {total:,} bytes; the format holds at most {MAX_BYTES:,}",
+            hint=hint,
         )
     document = _index(contents, entries)
+    # Python runs __main__.py and the loader reads the index, so both come first.
     first: dict[str, Content] = {loader.MAIN: entries.pop(loader.MAIN), INDEX: encode(document)}
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             for name, content in {**first, **entries}.items():
                 info = zipfile.ZipInfo(name, EPOCH)
+                # Unix, whatever the build host is, and the permissions of a plain file.
                 info.create_system = 3
                 info.external_attr = 0o644 << 16
                 with archive.open(info, "w") as entry:

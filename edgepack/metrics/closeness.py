@@ -1,4 +1,4 @@
-"""One figure for the closeness of an output, whatever it is compared by."""
+"""One closeness figure for every kind of output."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from typing import Any
 
 
 def closeness_db(metrics: Mapping[str, Any]) -> float:
-    """Return the SNR of one output, comparable across outputs: infinite where it is exact.
+    """Return the SNR of one output in dB, comparable across outputs; infinite if it is exact.
 
-    The misses of an output that is compared for equality count as its error.
+    For an output that is compared for equality, the share of misses counts as its error: 1 % of
+    misses is 20 dB.
     """
     if metrics.get("nonfinite"):
         return -math.inf
     if metrics.get("compared") == "equality":
-        misses = 1.0 - (1.0 if metrics["top1_agreement"] is None else metrics["top1_agreement"])
-        return -10.0 * math.log10(misses) if misses > 0 else math.inf
-    return math.inf if metrics["snr_db"] is None else float(metrics["snr_db"])
+        agreement = metrics["top1_agreement"]
+        # None means that there were no elements to compare.
+        if agreement is None or not agreement < 1.0:
+            return math.inf
+        return -10.0 * math.log10(1.0 - agreement)
+    # None means that no error was measured.
+    if metrics["snr_db"] is None:
+        return math.inf
+    return float(metrics["snr_db"])

@@ -1,4 +1,4 @@
-"""Bring an ONNX model into the form that the build expects, without changing what it computes."""
+"""Bring an ONNX model into the form that the build expects, without changing its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Axes of a graph's inputs whose size the file states as 0."""
+"""Input axes with a declared size of 0."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def free_zero_axes(model: Any) -> bool:
-    """Leave the size of every input axis that is stated as 0 or less open, in place.
+    """Make every input axis with a declared size of 0 or less dynamic, in place.
 
-    Exporters write 0 for an unknown size, and onnxruntime takes it for the number: nothing but an
-    empty array could be fed. An axis that is meant to be empty (a KV cache) can be so still.
+    Exporters write 0 for an unknown size, but onnxruntime takes it literally and would accept
+    empty arrays only. An axis that is meant to be empty (a KV cache) may still be.
 
-    Returns whether some axis was stated as 0.
+    Returns True if some axis had a size of 0.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
     freed = False

@@ -1,4 +1,4 @@
-"""Tensors that lie in files beside an ONNX file: where they stand, and how long they are."""
+"""Tensors of an ONNX model that are stored in other files, and their lengths."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-# Types of which a byte holds several values; numpy's stand-ins for them are not packed.
+# Types with several values to a byte: 3 values of INT4 take 2 bytes, though numpy's stand-in for
+# the type takes 3.
 PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
 def tensor_bytes(tensor: Any) -> int:
-    """Return the bytes that a TensorProto's values take by its type and shape.
+    """Return the size in bytes of a TensorProto's values, from its type and shape.
 
-    Raises ValueError, KeyError or TypeError where the type is none of ONNX's.
+    Raises ValueError, KeyError or TypeError if ONNX has no such type.
     """
     from onnx import TensorProto, helper
 
@@ -25,7 +26,7 @@ def tensor_bytes(tensor: Any) -> int:
 
 
 def tensors(model: Any) -> Iterator[Any]:
-    """Every TensorProto of a model: initializers, attributes, subgraphs, functions, sparse ones."""
+    """Yield every TensorProto of a model, in initializers, attributes, subgraphs and functions."""
     yield from _of_graph(model.graph)
     for function in model.functions:
         yield from _of_nodes(function.node)
@@ -66,7 +67,7 @@ def _of_attribute(attribute: Any) -> Iterator[Any]:
 
 
 def set_lengths(model: Any) -> None:
-    """Write the length of every external tensor that states none, in place.
+    """Write the length of every external tensor that lacks one, in place.
 
     Without a length onnx reads to the end of the file, past the tensor.
     """

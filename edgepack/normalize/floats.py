@@ -1,8 +1,8 @@
-"""Graphs whose weights are float16, bfloat16 or float64, cast to float32.
+"""Casts of graphs with float16, bfloat16 or float64 weights to float32.
 
-Quantization reads float32; onnxruntime computes float16 in float32 on the CPU and has no bfloat16
-there at all. The inputs and outputs of the graph keep their types, except bfloat16, which numpy
-does not have: float32 holds all of its values.
+Quantization reads float32; on the CPU, onnxruntime computes float16 in float32 and does not support
+bfloat16. The inputs and outputs of the graph keep their types, except bfloat16, which numpy does
+not have and float32 represents exactly.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Any
 
 from edgepack.normalize.order import walk_graphs
 
-# Operators with weights, and which of their inputs these are.
+# Operators with weights, and the positions of the weights among their inputs.
 _WEIGHTS = {
     "Conv": (1,), "ConvTranspose": (1,), "DeformConv": (1,), "Gemm": (0, 1), "MatMul": (0, 1),
     "Einsum": (0, 1), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
 }  # fmt: skip
 _NAMES = {10: "float16", 16: "bfloat16", 11: "float64"}
 _BFLOAT16, _FLOAT = 16, 1
-# Attributes that state the type of what a node returns.
+# Attributes that declare the type of a node's output.
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
 
 def weight_types(model: Any) -> tuple[str, ...]:
-    """Return which of float16, bfloat16 and float64 the layers of a model hold weights in."""
+    """Return the types among float16, bfloat16 and float64 that occur as weights of layers."""
+    # Weights may reach their layer through constants, casts and transposes: a MatMul that reads
+    # Transpose(Constant of float16) has float16 weights.
     types: set[int] = set()
     for graph in walk_graphs(model.graph):
         constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -32,7 +34,7 @@ def weight_types(model: Any) -> tuple[str, ...]:
             if node.op_type == "Constant":
                 constants |= dict.fromkeys(node.output, _constant_type(node))
             elif node.op_type in ("Identity", "Transpose", "Cast") and node.input[0] in constants:
-                constants[node.output[0]] = _returned(node, constants[node.input[0]])
+                constants[node.output[0]] = _output_type(node, constants[node.input[0]])
             for index in _WEIGHTS.get(node.op_type, ()):
                 if index < len(node.input) and node.input[index] in constants:
                     types.add(constants[node.input[index]])
@@ -40,20 +42,23 @@ def weight_types(model: Any) -> tuple[str, ...]:
 
 
 def types_to_promote(model: Any, for_passes: bool) -> tuple[str, ...]:
-    """Return which types of a model have to become float32.
+    """Return the types of a model that must be promoted to float32.
 
     Args:
         model: an `onnx.ModelProto`.
-        for_passes: whether passes of the chain read the graph. Without any, float16 stays:
-            engines run it as it is.
+        for_passes: True if passes of the chain read the graph. Without passes, float16 stays,
+            because engines run it.
     """
-    weights = set(weight_types(model)) - (set() if for_passes else {"float16"})
+    weights = set(weight_types(model))
+    if not for_passes:
+        weights.discard("float16")
     if _uses_bfloat16(model):
         weights.add("bfloat16")
     return tuple(name for name in _NAMES.values() if name in weights)
 
 
 def _uses_bfloat16(model: Any) -> bool:
+    # onnxruntime has no bfloat16 on the CPU, so a single value or Cast is enough to promote.
     for graph in walk_graphs(model.graph):
         if any(tensor.data_type == _BFLOAT16 for tensor in graph.initializer):
             return True
@@ -67,7 +72,7 @@ def _uses_bfloat16(model: Any) -> bool:
 
 
 def promote_floats(model: Any, types: Collection[str]) -> Any:
-    """Return a copy of a model in which every value of `types` is float32.
+    """Return a copy of a model that has float32 in place of `types`.
 
     Args:
         model: an `onnx.ModelProto` without functions of its own.
@@ -78,6 +83,7 @@ def promote_floats(model: Any, types: Collection[str]) -> Any:
     promoted = onnx.ModelProto()
     promoted.CopyFrom(model)
     numbers = {number for number, name in _NAMES.items() if name in types}
+    # Types of inputs and outputs before the promotion, which changes them like any other value.
     interface = [(value, int(value.type.tensor_type.elem_type)) for value in _interface(promoted)]
     for graph in walk_graphs(promoted.graph):
         _promote_graph(graph, numbers)
@@ -85,7 +91,7 @@ def promote_floats(model: Any, types: Collection[str]) -> Any:
     for value, number in interface:
         if number in numbers - {_BFLOAT16}:
             value.type.tensor_type.elem_type = number
-    # An input may be an output at the same time.
+    # An input may be an output at the same time, and then gets one Cast only.
     edges = {value.name: number for value, number in interface}
     for name, number in edges.items():
         if number in numbers - {_BFLOAT16}:
@@ -97,7 +103,7 @@ def _constant_type(node: Any) -> int:
     return next((int(a.t.data_type) for a in node.attribute if a.name == "value"), 0)
 
 
-def _returned(node: Any, number: int) -> int:
+def _output_type(node: Any, number: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "to"), number)
 
 
@@ -108,6 +114,7 @@ def _interface(model: Any) -> list[Any]:
 
 
 def _promote_graph(graph: Any, numbers: set[int]) -> None:
+    # Stale types of inner values would contradict the new ones.
     del graph.value_info[:]
     for value in [*graph.input, *graph.output]:
         if value.type.tensor_type.elem_type in numbers:
@@ -118,6 +125,7 @@ def _promote_graph(graph: Any, numbers: set[int]) -> None:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 _promote_tensor(attribute.t, numbers)
+            # Otherwise Cast(to=float16) would bring the old type back.
             if attribute.name in _TYPE_ATTRIBUTES and attribute.i in numbers:
                 attribute.i = _FLOAT
 
@@ -132,32 +140,46 @@ def _promote_tensor(tensor: Any, numbers: set[int]) -> None:
 
 
 def _cast_at_edge(graph: Any, name: str, number: int, is_input: bool) -> None:
-    """Keep the type of an input or output, and cast behind the one or in front of the other."""
+    """Insert a Cast behind an input or in front of an output that keeps its type.
+
+    For example an input "x" of float16 is followed by Cast(x) -> "x_float32", and all readers of
+    "x" read that instead.
+    """
     from onnx import helper
 
-    inside = _unused(graph, f"{name}_float32")
+    inside = _unused_name(graph, f"{name}_float32")
+    renamed = {name: inside}
     for inner in walk_graphs(graph):
         for node in inner.node:
-            node.input[:] = [inside if value == name else value for value in node.input]
+            node.input[:] = [renamed.get(value, value) for value in node.input]
             if not is_input:
-                node.output[:] = [inside if value == name else value for value in node.output]
-        for value in inner.output if inner is not graph else ():
-            value.name = inside if value.name == name else value.name
-    for tensor in graph.initializer:
-        tensor.name = inside if tensor.name == name else tensor.name
-    ends = (name, inside, _FLOAT) if is_input else (inside, name, number)
-    cast = helper.make_node("Cast", [ends[0]], [ends[1]], name=f"{inside}_cast", to=ends[2])
-    nodes = [cast, *graph.node] if is_input else [*graph.node, cast]
+                node.output[:] = [renamed.get(value, value) for value in node.output]
+        # Subgraphs may return the value; an output of the main graph keeps its name.
+        if inner is not graph:
+            _rename(inner.output, name, inside)
+    _rename(graph.initializer, name, inside)
+    label = f"{inside}_cast"
+    if is_input:
+        nodes = [helper.make_node("Cast", [name], [inside], name=label, to=_FLOAT), *graph.node]
+    else:
+        nodes = [*graph.node, helper.make_node("Cast", [inside], [name], name=label, to=number)]
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
 
 
-def _unused(graph: Any, name: str) -> str:
-    taken = {value.name for value in graph.input}
+def _rename(values: Any, old: str, new: str) -> None:
+    for value in values:
+        if value.name == old:
+            value.name = new
+
+
+def _unused_name(graph: Any, name: str) -> str:
+    names = {value.name for value in graph.input}
     for inner in walk_graphs(graph):
-        taken |= {tensor.name for tensor in inner.initializer}
-        taken |= {value for node in inner.node for value in node.output}
-    while name in taken:
+        names |= {tensor.name for tensor in inner.initializer}
+        for node in inner.node:
+            names.update(node.output)
+    while name in names:
         name += "_"
     return name

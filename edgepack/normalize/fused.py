@@ -1,12 +1,13 @@
-"""onnxruntime's fused layers, split into the operators of ONNX that they were made of.
+"""Splitting of onnxruntime's fused layers into standard operators of ONNX.
 
-A file that onnxruntime saved after optimizing it holds FusedConv instead of Conv and Relu. No pass
-knows those, and TensorRT does not either.
+A file that onnxruntime optimized and saved has a FusedConv instead of a Conv and a Relu. Neither
+the passes nor TensorRT support such operators.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgepack.normalize.order import walk_graphs
 
 DOMAIN = "com.microsoft"
 
-# Activations that FusedConv and FusedGemm hold, and the attributes that take their parameters.
+# Activations of FusedConv and FusedGemm, and the attributes that take their parameters.
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
     "Relu": (), "Tanh": (), "Sigmoid": (), "LeakyRelu": ("alpha",),
     "HardSigmoid": ("alpha", "beta"), "Clip": (),
@@ -26,7 +27,7 @@ _FUSED_ATTRIBUTES = frozenset(
 
 
 def split_fused(model: Any) -> tuple[str, ...]:
-    """Split FusedConv, FusedGemm and FusedMatMul, in place, wherever ONNX can express them.
+    """Split FusedConv, FusedGemm and FusedMatMul in place, if ONNX can express them.
 
     Returns:
         The operators of the nodes that were split, one entry for each node.
@@ -34,7 +35,9 @@ def split_fused(model: Any) -> tuple[str, ...]:
     writer = _Writer(model)
     for graph in walk_graphs(model.graph):
         writer.rewrite(graph)
-    if not any(node.domain == DOMAIN for graph in walk_graphs(model.graph) for node in graph.node):
+    nodes = chain.from_iterable(graph.node for graph in walk_graphs(model.graph))
+    # The import of the domain goes with its last node.
+    if not any(node.domain == DOMAIN for node in nodes):
         entries = [entry for entry in model.opset_import if entry.domain != DOMAIN]
         copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
         del model.opset_import[:]
@@ -51,9 +54,11 @@ def _attributes(node: Any) -> dict[str, Any]:
 class _Writer:
     def __init__(self, model: Any) -> None:
         self.split: list[str] = []
-        self._taken = {name for g in walk_graphs(model.graph) for n in g.node for name in n.output}
-        self._taken |= {tensor.name for g in walk_graphs(model.graph) for tensor in g.initializer}
-        self._taken |= {value.name for value in model.graph.input}
+        self._names = {value.name for value in model.graph.input}
+        for graph in walk_graphs(model.graph):
+            self._names.update(tensor.name for tensor in graph.initializer)
+            for node in graph.node:
+                self._names.update(node.output)
         self._ranks = _ranks(model)
 
     def rewrite(self, graph: Any) -> None:
@@ -65,19 +70,23 @@ class _Writer:
         }
         nodes = []
         for node in graph.node:
-            fused = node.domain == DOMAIN and node.op_type in rules
-            parts = rules[node.op_type](graph, node) if fused else None
-            if parts is not None:
+            parts = None
+            if node.domain == DOMAIN and node.op_type in rules:
+                parts = rules[node.op_type](graph, node)
+            # A rule returns None for a node that has no equivalent in ONNX.
+            if parts is None:
+                nodes.append(node)
+            else:
                 self.split.append(str(node.op_type))
-            nodes += [node] if parts is None else parts
+                nodes += parts
         copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(copies)
 
-    def _name(self, stem: str) -> str:
-        while stem in self._taken:
+    def _unused_name(self, stem: str) -> str:
+        while stem in self._names:
             stem += "_"
-        self._taken.add(stem)
+        self._names.add(stem)
         return stem
 
     def _convolution(self, graph: Any, node: Any) -> list[Any] | None:
@@ -92,7 +101,11 @@ class _Writer:
         return self._layer(graph, node, "Gemm", parameters)
 
     def _layer(self, graph: Any, node: Any, kind: str, parameters: list[float]) -> list[Any] | None:
-        """The layer, the sum with a fourth input (FusedConv's Z), and the activation."""
+        """Split a layer into layer, sum with a fourth input (FusedConv's Z) and activation.
+
+        For example FusedConv(x, W, b, z; Relu) -> y becomes Conv(x, W, b) -> y_sum,
+        Add(y_sum, z) -> y_linear, Relu(y_linear) -> y.
+        """
         from onnx import helper
 
         attributes = _attributes(node)
@@ -110,8 +123,8 @@ class _Writer:
         return parts
 
     def _chain(self, parts: list[Any], suffix: str) -> str:
-        """Give the last part's output a name of its own, for the next part to read."""
-        name = self._name(f"{parts[-1].output[0]}_{suffix}")
+        """Rename the output of the last part and return the name, as the input of the next part."""
+        name = self._unused_name(f"{parts[-1].output[0]}_{suffix}")
         parts[-1].output[0] = name
         return name
 
@@ -121,15 +134,16 @@ class _Writer:
         from onnx import helper, numpy_helper
 
         inputs = [before]
+        # Clip takes its bounds as inputs, all others take their parameters as attributes.
         if kind == "Clip":
             for bound in parameters:
-                inputs.append(self._name(f"{node.output[0]}_bound"))
+                inputs.append(self._unused_name(f"{node.output[0]}_bound"))
                 graph.initializer.append(numpy_helper.from_array(np.float32(bound), inputs[-1]))
         values = dict(zip(_ACTIVATIONS[kind], parameters, strict=False))
         return helper.make_node(kind, inputs, node.output, name=f"{node.name}/{kind}", **values)
 
     def _product(self, graph: Any, node: Any) -> list[Any] | None:
-        """alpha * A' B', where each operand is transposed in its last two axes or as it is."""
+        """Split alpha * A' B', in which the last two axes of each operand may be transposed."""
         from onnx import helper, numpy_helper
 
         attributes = _attributes(node)
@@ -140,17 +154,18 @@ class _Writer:
             rank = self._ranks.get(operands[slot])
             if not attributes.get(flag):
                 continue
+            # Without a rank the permutation is unknown; a vector has no two axes to swap.
             if rank is None:
                 return None
             if rank > 1:
                 perm = [*range(rank - 2), rank - 1, rank - 2]
-                turned = self._name(f"{node.output[0]}_operand")
+                turned = self._unused_name(f"{node.output[0]}_operand")
                 parts.append(helper.make_node("Transpose", [operands[slot]], [turned], perm=perm))
                 operands[slot] = turned
         parts.append(helper.make_node("MatMul", operands, node.output, name=node.name))
         alpha = attributes.get("alpha", 1.0)
         if alpha != 1.0:
-            scale = self._name(f"{node.output[0]}_alpha")
+            scale = self._unused_name(f"{node.output[0]}_alpha")
             graph.initializer.append(numpy_helper.from_array(np.float32(alpha), scale))
             scaled = [self._chain(parts, "product"), scale]
             parts.append(helper.make_node("Mul", scaled, node.output, name=f"{node.name}/Mul"))
@@ -158,7 +173,7 @@ class _Writer:
 
 
 def _ranks(model: Any) -> dict[str, int]:
-    """Numbers of axes by name, as far as onnx infers them."""
+    """Map names of values to their ranks, as far as onnx infers them."""
     import onnx
     import onnx.shape_inference
 

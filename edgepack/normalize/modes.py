@@ -1,4 +1,4 @@
-"""Graphs that were exported in training mode, or that are quantized already."""
+"""Detection of graphs exported in training mode, and of quantized graphs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _INTEGER_OPERATORS = frozenset(
 
 
 def integer_operators(model: Any) -> tuple[str, ...]:
-    """Return the operators of a model that show that it is quantized already, each once."""
+    """Return the operators that only a quantized model has, without duplicates."""
     kinds = {str(node.op_type) for node in _nodes(model)}
     return tuple(sorted(k for k in kinds if k in _INTEGER_OPERATORS or k.startswith(_INTEGER)))
 
 
 def batch_dependent(model: Any) -> tuple[str, ...]:
-    """Return the BatchNormalization nodes that normalize by the statistics of their batch."""
+    """Return the names of BatchNormalization nodes that use the statistics of the batch."""
     opset = _opset(model)
     return tuple(
         str(node.name or node.output[0])
@@ -31,21 +31,29 @@ def batch_dependent(model: Any) -> tuple[str, ...]:
 
 
 def random_dropouts(model: Any) -> tuple[str, ...]:
-    """Return the Dropout nodes that draw random numbers."""
+    """Return the names of Dropout nodes that drop values at random."""
     from onnx import numpy_helper
 
     opset = _opset(model)
-    constants = {t.name: t for graph in walk_graphs(model.graph) for t in graph.initializer}
+    constants: dict[str, Any] = {}
+    for graph in walk_graphs(model.graph):
+        constants.update({tensor.name: tensor for tensor in graph.initializer})
     for node in _nodes(model):
-        for attribute in node.attribute if node.op_type == "Constant" else ():
+        if node.op_type != "Constant":
+            continue
+        for attribute in node.attribute:
             if attribute.name == "value":
                 constants[node.output[0]] = attribute.t
 
     def value(node: Any, index: int) -> float | None:
         name = node.input[index] if index < len(node.input) else ""
-        return float(numpy_helper.to_array(constants[name])) if name in constants else None
+        if name not in constants:
+            return None
+        return float(numpy_helper.to_array(constants[name]))
 
     def draws(node: Any) -> bool:
+        # Before opset 7 an attribute selects the mode; since 12 the third input does, and the
+        # second is the share of values to drop. In between, Dropout never drops.
         if opset < 7:
             return not _integer(node, "is_test", 0)
         return bool(opset >= 12 and value(node, 2) and value(node, 1) != 0)
@@ -65,6 +73,7 @@ def _opset(model: Any) -> int:
 
 
 def _trains(node: Any, opset: int) -> bool:
+    # Between opsets 7 and 13 the mode shows in the outputs: running statistics are updated as well.
     if opset >= 14:
         return bool(_integer(node, "training_mode", 0))
     if opset < 7:

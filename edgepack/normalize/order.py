@@ -1,4 +1,4 @@
-"""The order of a graph's nodes."""
+"""Topological order of a graph's nodes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def sort_nodes(model: Any) -> int:
-    """Sort the nodes of a model topologically, in place; nodes that are in order keep theirs.
+    """Sort the nodes of a model topologically, in place; sorted graphs do not change.
 
     Returns:
-        The number of graphs, subgraphs included, that were out of order. A graph with a cycle is
-        left as it is.
+        The number of graphs, subgraphs included, that were out of order. A graph with a cycle
+        does not change.
     """
     return sum(_sort(graph) for graph in walk_graphs(model.graph))
 
@@ -32,7 +32,8 @@ def _subgraphs(node: Any) -> Iterator[Any]:
 
 
 def _reads(node: Any) -> set[str]:
-    """The names that a node reads, those that its subgraphs read from outside included."""
+    """Return the names that a node reads, including reads of outer values by its subgraphs."""
+    # Values computed inside a subgraph are included; they have no producer outside and are ignored.
     names = {name for name in node.input if name}
     for graph in _subgraphs(node):
         for inner in graph.node:
@@ -42,9 +43,15 @@ def _reads(node: Any) -> set[str]:
 
 
 def _sort(graph: Any) -> bool:
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    sources = [{makers[name] for name in _reads(node) if name in makers} for node in graph.node]
-    if all(source < index for index, before in enumerate(sources) for source in before):
+    producers: dict[str, int] = {}
+    for index, node in enumerate(graph.node):
+        producers.update({name: index for name in node.output if name})
+    # For each node, the indices of the nodes that it depends on. In a sorted graph all are smaller
+    # than the node's own, as in [{}, {0}, {0, 1}].
+    sources = [
+        {producers[name] for name in _reads(node) if name in producers} for node in graph.node
+    ]
+    if all(max(inputs, default=-1) < index for index, inputs in enumerate(sources)):
         return False
     order = _order(sources)
     if order is None:
@@ -56,7 +63,11 @@ def _sort(graph: Any) -> bool:
 
 
 def _order(sources: list[set[int]]) -> list[int] | None:
-    """Indices in topological order, each node right behind what it needs; None on a cycle."""
+    """Return indices in topological order, None on a cycle.
+
+    Each node directly follows its dependencies: [{1}, set(), {0}] gives [1, 0, 2].
+    """
+    # Depth first with an explicit stack, since a graph may be deeper than Python can recurse.
     order: list[int] = []
     state = [0] * len(sources)  # 0: not visited, 1: on the path, 2: placed
     for start in range(len(sources)):

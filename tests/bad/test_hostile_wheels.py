@@ -281,7 +281,7 @@ def test_more_wheels_than_a_bundle_holds(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         bundle_with(tmp_path / "x.edgepack", large)
     assert caught.value.code == "bundle-too-large"
-    assert caught.value.hint == "leave out --wheels"
+    assert caught.value.hint == "remove --wheels"
     assert not (tmp_path / "x.edgepack").exists()
 
 
