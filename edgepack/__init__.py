@@ -1,11 +1,11 @@
-"""edgepack: a trained model and a target profile in, one file that proves itself out.
+"""Turn a trained model and a target profile into one file that verifies itself.
 
     from edgepack import load
 
     model = load("model-cpu-fbgemm.edgepack")
     outputs = model(image=array)
 
-The command line is `edgepack.cli`, the whole build `edgepack.build`.
+The command line is `edgepack.cli`, the build `edgepack.build`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["Model", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # numpy is not needed for `edgepack --help`, so the loader is imported when it is asked for.
+    # `edgepack --help` does not need numpy, so the loader is imported on first use.
     if name in ("Model", "load"):
         from edgepack.runtime import model
 

@@ -1,4 +1,4 @@
-"""The whole build, top to bottom, on one screen."""
+"""The whole build, on one screen."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from edgepack.runtime.device.machine import describe
 
 
 def build(request: Request, progress: Progress) -> Outcome | None:
-    """From a trained model to a bundle that has proved itself.
+    """Build a bundle from a trained model and verify it.
 
-    Of several processes (`accelerate launch -m edgepack build ...`) the others help to train, and
-    return None.
+    If there are several processes (`accelerate launch -m edgepack build ...`), all but the main one
+    only help to train, and return None.
 
-    The bundle stands at `request.output` afterwards, or nothing does: whatever fails raises an
-    EdgepackError, and what was there before is untouched. Raises GateError where a gate was
-    missed; the rejected bundle is then kept aside, with its report.
+    On success the bundle is at `request.output`. On failure an EdgepackError is raised, and an
+    earlier file there is untouched. Raises GateError if a gate was missed; the rejected bundle is
+    then kept beside it, with its report.
     """
     started = time.perf_counter()
-    files.check_place(request.output, request.reads())
+    files.check_output(request.output, request.reads())
     stages.check_host(request, describe())
     if request.sign:
         signing.fingerprint(request.sign)
@@ -41,20 +41,20 @@ def build(request: Request, progress: Progress) -> Outcome | None:
         reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
         source = replace(source, identity=reference.identity)
         exported = stages.export(request, source, inputs, reference, cache, ledger)
-        given = stages.Given(request, source, inputs, samples, reference, exported)
-        given = stages.simplify(given, cache, ledger)
+        context = stages.Given(request, source, inputs, samples, reference, exported)
+        context = stages.simplify(context, cache, ledger)
 
-    module, graph = source, given.original
+    module, graph = source, context.original
     for step in chain.of_domain("module", request.chain):
-        module, graph = stages.apply_module(step, module, given, cache, ledger)
+        module, graph = stages.apply_module(step, module, context, cache, ledger)
     if not processes.is_main():
         return None
     for step in chain.of_domain("graph", request.chain):
-        graph = stages.apply(step, graph, given, cache, ledger)
+        graph = stages.apply(step, graph, context, cache, ledger)
     graph = stages.build_engine(graph, request, reference, ledger)
 
-    job = proof.Job(request, source, samples, reference, given.original, graph, wheels)
-    # The file that was just written is judged through the loader in it, as on a device.
+    job = proof.Job(request, source, samples, reference, context.original, graph, wheels)
+    # The new file is verified with the loader inside it, as on a device.
     with Local(runs_bundle=True) as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:

@@ -1,8 +1,8 @@
-"""The cache of stages, by content: a repeated or a killed build takes what is unchanged.
+"""Content-keyed cache of stages: a repeated or interrupted build reuses unchanged results.
 
-A key is the stage's name with everything that decides its result: digests of what went in, the
-options, the versions of the libraries that compute it, and edgepack's own code. Whatever differs
-misses. An entry appears by one rename, complete, and its files are hashed when it is taken.
+A key covers the stage's name and everything that decides its result: digests of the inputs, the
+options, the versions of the libraries, and edgepack's code. Any difference is a miss. An entry
+appears complete, by one rename, and its files are hashed again on every hit.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from edgepack.runtime import temporary
 
 ENTRY = "entry.json"
 WORK = ".work-"
-# Seconds after which an entry counts as unused, on file systems without locks that could tell.
+# Seconds after which an entry counts as unused on file systems without locks.
 UNUSED = 86400
 EMULATOR = "emulator"
-OTHER_FOLDER = "set EDGEPACK_CACHE to a folder that may be written"
-# The libraries whose versions decide what a stage computes.
+OTHER_FOLDER = "set EDGEPACK_CACHE to a writable folder"
+# Libraries whose versions influence the results of stages.
 LIBRARIES = (
     "accelerate",
     "ml_dtypes",
@@ -51,12 +51,13 @@ LIBRARIES = (
 
 def default_folder() -> Path:
     """Return $EDGEPACK_CACHE, else edgepack's folder in the user's cache. Raises HostError."""
-    given = os.environ.get("EDGEPACK_CACHE")
-    if given:
-        return Path(given)
+    configured = os.environ.get("EDGEPACK_CACHE")
+    if configured:
+        return Path(configured)
     base = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "edgepack"
+        # `Path.home` raises if the user is in no passwd file, as in some containers.
+        folder = Path(base) if base else Path.home() / ".cache"
     except RuntimeError as error:
         raise HostError(
             "home-missing",
@@ -64,11 +65,12 @@ def default_folder() -> Path:
             why=str(error),
             hint=OTHER_FOLDER,
         ) from error
+    return folder / "edgepack"
 
 
 @cache
 def tool_versions() -> dict[str, str]:
-    """Version of edgepack and of each library that is installed."""
+    """Return the versions of edgepack and of each installed library."""
     versions = {}
     for name in ("edgepack", *LIBRARIES):
         try:
@@ -80,7 +82,7 @@ def tool_versions() -> dict[str, str]:
 
 @cache
 def own_code() -> str:
-    """SHA-256 over edgepack's own sources."""
+    """Return the SHA-256 of edgepack's sources."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -90,18 +92,18 @@ def own_code() -> str:
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON document in canonical form."""
+    """Return the SHA-256 of a JSON document in canonical form."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a stage left in the cache. Its folder stays for as long as this object lives.
+    """Cached result of a stage. Its folder exists at least as long as this object.
 
     Attributes:
-        folder: where its files are.
-        document: what it recorded beside them.
+        folder: contains its files.
+        document: JSON values that the stage recorded.
         lock: marks the folder as in use.
     """
 
@@ -111,7 +113,7 @@ class Entry:
 
 
 class Cleaned(NamedTuple):
-    """The outcome of `Cache.clean`: entries deleted, their bytes, and entries in use."""
+    """Result of `Cache.clean`: entries deleted, their bytes, and entries in use."""
 
     entries: int
     bytes: int
@@ -119,11 +121,11 @@ class Cleaned(NamedTuple):
 
 
 class Cache:
-    """Stages by content.
+    """Store of stage results by content key.
 
     Args:
-        folder: where it lives.
-        refresh: compute everything anew, and replace what is there.
+        folder: the cache's folder.
+        refresh: miss always, and replace existing entries.
     """
 
     def __init__(self, folder: Path, *, refresh: bool = False) -> None:
@@ -132,19 +134,19 @@ class Cache:
         self._in_use: list[Entry] = []
 
     def key(self, stage: str, parts: Mapping[str, Any]) -> str:
-        """The key of a stage's result."""
+        """Return the key of a stage's result."""
         return digest(
             {"stage": stage, "parts": parts, "tools": tool_versions(), "code": own_code()}
         )
 
-    def _place(self, stage: str, key: str) -> Path:
+    def _path(self, stage: str, key: str) -> Path:
         return self.folder / "stages" / stage / key
 
     def get(self, stage: str, key: str) -> Entry | None:
-        """What an earlier build left, proved intact; None where there is nothing."""
+        """Return the intact entry of an earlier build, None on a miss."""
         if self.refresh:
             return None
-        folder = self._place(stage, key)
+        folder = self._path(stage, key)
         try:
             lock = files.in_use(folder)
         except OSError:
@@ -152,16 +154,16 @@ class Cache:
         try:
             entry = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
             intact = entry["digest"] == digest(entry["document"]) and all(
-                files.sha256(folder / name) == found for name, found in entry["files"].items()
+                files.sha256(folder / name) == checksum for name, checksum in entry["files"].items()
             )
         except (ValueError, KeyError, OSError):
             intact = False
         if not intact:
-            # A damaged entry is of no use to anyone, and in the way of its replacement.
+            # A damaged entry is useless, and would be in the way of its replacement.
             lock.close()
             shutil.rmtree(folder, ignore_errors=True)
             return None
-        # Its age only matters to `clean`; a cache that cannot be written can still be read.
+        # The age only matters to `clean`, and a read-only cache can still be read.
         with suppress(OSError):
             os.utime(folder)
         return Entry(folder, entry["document"], lock)
@@ -177,27 +179,27 @@ class Cache:
         contents: Mapping[str, bytes | Callable[[BinaryIO], None]],
         document: Mapping[str, Any],
     ) -> Entry:
-        """Keep a stage's files and document. Raises HostError where they cannot be written.
+        """Store a stage's files and document. Raises HostError if they cannot be written.
 
         Args:
-            stage: its name.
+            stage: name of the stage.
             key: from `key`.
-            contents: by name, the bytes of a file, or what writes them as they come; in order.
-            document: read after the files are written.
+            contents: by name, the bytes of a file or a function that writes it; in order.
+            document: JSON values; read after the files are written, so that writers may add to it.
         """
-        place = self._place(stage, key)
-        with self._writing(), files.replacing_folder(place) as folder:
+        path = self._path(stage, key)
+        with self._writing(), files.replacing_folder(path) as folder:
             work = folder.path
             hashes = {}
             for name, content in contents.items():
-                target = work / name
+                file_path = work / name
                 if isinstance(content, bytes):
-                    target.write_bytes(content)
+                    file_path.write_bytes(content)
                 else:
-                    with target.open("wb") as file:
+                    with file_path.open("wb") as file:
                         content(file)
-                hashes[name] = files.sha256(target)
-                files.sync(target)
+                hashes[name] = files.sha256(file_path)
+                files.sync(file_path)
             entry = {
                 "stage": stage,
                 "files": hashes,
@@ -210,7 +212,7 @@ class Cache:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Name the cache where it cannot be written, not the entry."""
+        """Report the cache instead of the entry as not writable."""
         try:
             yield
         except HostError as error:
@@ -225,17 +227,22 @@ class Cache:
 
     @contextmanager
     def workplace(self, stage: str, key: str) -> Iterator[Path]:
-        """A folder for what a long stage leaves on its way: a killed build finds it again.
+        """Provide a folder for checkpoints of a long stage, which an interrupted build finds again.
 
-        It goes when the stage ends without an exception. Where another build is in it, and for a
-        build that computes everything anew, it is a temporary one. Raises HostError.
+        It is removed when the stage ends without an exception. If another build uses it, or if this
+        one refreshes the cache, the folder is a temporary one instead. Raises HostError.
         """
-        place = self.folder / "stages" / stage
-        work = place / f"{WORK}{key}"
+        stage_folder = self.folder / "stages" / stage
+        work = stage_folder / f"{WORK}{key}"
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock = None if self.refresh else _take(work)
-            folder = files.LockedFolder(work, lock) if lock else files.LockedFolder.create(place)
+            stage_folder.mkdir(parents=True, exist_ok=True)
+            lock = None
+            if not self.refresh:
+                lock = _lock_alone(work)
+            if lock:
+                folder = files.LockedFolder(work, lock)
+            else:
+                folder = files.LockedFolder.create(stage_folder)
         except OSError as error:
             raise files.unwritable(work, error) from error
         try:
@@ -247,25 +254,25 @@ class Cache:
             folder.lock.close()
 
     def entries(self) -> list[Path]:
-        """Folders of all entries."""
+        """Return the folders of all entries."""
         return [path for path in self._folders() if not path.name.startswith(".")]
 
     def emulator(self) -> list[Path]:
-        """What `edgepack emulator prepare` put here, which is no stage's."""
+        """Return the files of `edgepack emulator prepare`, which belong to no stage."""
         return sorted((self.folder / EMULATOR).glob("*"))
 
     def _folders(self) -> list[Path]:
         return sorted((self.folder / "stages").glob("*/*"))
 
     def size(self) -> int:
-        """Bytes of all stages."""
+        """Return the size of all stages in bytes."""
         return sum(map(bytes_of, self._folders()))
 
     def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> Cleaned:
-        """Delete entries not used for so many days, except those that a running build uses.
+        """Delete entries that were not used for some days and that no running build uses.
 
-        What killed builds left unfinished goes too. The emulator was a long download and stays,
-        unless `emulator` says otherwise; it is as old as its preparation.
+        Unfinished work of killed builds is deleted, too. The emulator, a long download, stays
+        unless `emulator` is set; its age counts from its preparation.
         """
         limit = time.time() - older_than_days * 86400
         for folder in sorted((self.folder / "stages").glob("*")):
@@ -273,26 +280,31 @@ class Cache:
         if emulator:
             temporary.sweep(str(self.folder / EMULATOR))
         count = freed = used = 0
-        for path in [*self._folders(), *(self.emulator() if emulator else ())]:
-            # What has a temporary name still is in use, and no entry yet.
+        candidates = self._folders()
+        if emulator:
+            candidates += self.emulator()
+        for path in candidates:
+            # A temporary name that survived the sweep above is in use, and no entry yet.
             if path.name.startswith(temporary.PREFIX) or _modified(path) > limit:
                 continue
             size = bytes_of(path)
-            if not _remove(path):
+            if not _delete(path):
                 used += 1
                 continue
+            # A work folder is deleted like an entry, but is not one.
             count += not path.name.startswith(".")
             freed += size
         return Cleaned(count, freed, used)
 
 
-def _take(folder: Path) -> files.Lock | None:
-    """The lock of a folder for this build alone, made where need be; None where another has it."""
+def _lock_alone(folder: Path) -> files.Lock | None:
+    """Lock a folder exclusively, creating it if necessary; None if another build has it."""
     folder.mkdir(exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     lock = files.Lock(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Another build may have removed the folder, and made a new one, before the lock was ours.
         if os.path.samestat(os.fstat(descriptor), folder.stat()):
             return lock
     except BlockingIOError:
@@ -302,7 +314,7 @@ def _take(folder: Path) -> files.Lock | None:
 
 
 def _modified(path: Path) -> float:
-    """When a folder was last used; never, where another process deleted it meanwhile."""
+    """Return the time of a folder's last use, infinity if another process has deleted it."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -310,22 +322,23 @@ def _modified(path: Path) -> float:
 
 
 def bytes_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
+    """Return the size in bytes of a file, or of all files below a folder."""
     total = 0
-    for one in (path, *path.rglob("*")):
+    for item in (path, *path.rglob("*")):
         # Another process may delete the entry meanwhile.
         with suppress(FileNotFoundError):
-            found = one.lstat()
-            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+            status = item.lstat()
+            if stat.S_ISREG(status.st_mode):
+                total += status.st_size
     return total
 
 
-def _remove(path: Path) -> bool:
-    """Delete an entry; False where it is in use."""
+def _delete(path: Path) -> bool:
+    """Delete an entry and return True, or return False if it is in use."""
     try:
         return temporary.remove_unused(str(path))
     except OSError:
-        # Without locks only its age tells, which begins anew whenever it is used.
+        # Without locks the age decides; every use resets it.
         if _modified(path) > time.time() - UNUSED:
             return False
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What this machine has, what it lacks, and which command brings it."""
+"""Check this machine for everything that edgepack uses, with the commands to install it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edgepack.runtime.device.machine import describe
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that edgepack uses.
+    """Presence of one package, program or resource.
 
     Attributes:
-        name: of it.
-        present: whether it is here.
-        required: whether every build needs it.
-        detail: its version, or what needs it.
-        hint: the command that brings it.
+        name: its name.
+        present: True if it is installed or available.
+        required: True if every build needs it.
+        detail: its version, or its purpose if it is absent.
+        hint: the command that installs it.
     """
 
     name: str
@@ -35,11 +35,11 @@ class Finding:
     hint: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the finding as JSON values."""
         return asdict(self)
 
 
-# Package, the extra that brings it ("" for what edgepack itself requires), what needs it.
+# Package, the extra that installs it ("" for a dependency of edgepack), and its purpose.
 PACKAGES = (
     ("numpy", "", "everything"),
     ("onnx", "", "every build"),
@@ -48,31 +48,31 @@ PACKAGES = (
     ("torch", "torch", "models that are not ONNX"),
     ("onnxscript", "torch", "export from torch"),
     ("safetensors", "torch", "safetensors checkpoints"),
-    ("accelerate", "training", "passes that train: distill"),
+    ("accelerate", "training", "passes that train, such as distill"),
     ("transformers", "transformers", "Hugging Face folders"),
     ("pillow", "pictures", "folders of pictures"),
-    ("tensorrt-rtx-cu13", "tensorrt-rtx", "proving that TensorRT takes a model"),
+    ("tensorrt-rtx-cu13", "tensorrt-rtx", "checking that TensorRT accepts a model"),
 )
 PROGRAMS = (
-    ("unshare", "proving without a network", "apt-get install util-linux"),
-    ("qemu-x86_64", "proving on other x86-64 CPUs", "apt-get install qemu-user"),
-    ("qemu-aarch64", "proving on ARM CPUs", "apt-get install qemu-user"),
-    ("ssh", "proving on devices", "apt-get install openssh-client"),
+    ("unshare", "verifying without a network", "apt-get install util-linux"),
+    ("qemu-x86_64", "verifying on other x86-64 CPUs", "apt-get install qemu-user"),
+    ("qemu-aarch64", "verifying on ARM CPUs", "apt-get install qemu-user"),
+    ("ssh", "verifying on devices", "apt-get install openssh-client"),
 )
 
 
 def _package(name: str, extra: str, purpose: str) -> Finding:
-    wanted = f"edgepack[{extra}]" if extra else "edgepack"
+    requirement = f"edgepack[{extra}]" if extra else "edgepack"
     try:
         return Finding(name, True, not extra, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, False, not extra, f"for {purpose}", f"pip install '{wanted}'")
+        return Finding(name, False, not extra, f"for {purpose}", f"pip install '{requirement}'")
 
 
 def _program(name: str, purpose: str, command: str) -> Finding:
-    found = shutil.which(name)
-    if found:
-        return Finding(name, True, False, found)
+    path = shutil.which(name)
+    if path:
+        return Finding(name, True, False, path)
     return Finding(name, False, False, f"for {purpose}", command)
 
 
@@ -80,33 +80,31 @@ def _emulators() -> Finding:
     faults = {cpu: ready(cpu) for cpu in CPUS}
     able = [cpu for cpu, fault in faults.items() if fault is None]
     first = next(filter(None, faults.values()), None)
-    unprepared = first is not None and first.code == "emulator-missing"
-    return Finding(
-        "emulators",
-        first is None,
-        False,
-        ", ".join(able) if able else "for proving on CPUs that are not here",
-        "" if first is None else PREPARE if unprepared else first.hint,
-    )
+    detail = ", ".join(able) or "for verifying on emulated CPUs"
+    # qemu may be installed, and yet lack the Python and the libraries of the emulated machine.
+    hint = ""
+    if first is not None:
+        hint = first.hint
+        if first.code == "emulator-missing":
+            hint = PREPARE
+    return Finding("emulators", first is None, False, detail, hint)
 
 
 def _instructions() -> Finding:
     faults = {cpu: countable(cpu) for cpu in CPUS}
     able = {CPUS[cpu].arch for cpu, fault in faults.items() if fault is None}
     first = next(filter(None, faults.values()), None)
-    return Finding(
-        "instructions",
-        first is None,
-        False,
-        "countable on emulated " + ", ".join(sorted(able))
-        if able
-        else "for counting on CPUs that are not here",
-        "" if first is None else first.hint,
-    )
+    detail = "for counting instructions on emulated CPUs"
+    if able:
+        detail = "countable on emulated " + ", ".join(sorted(able))
+    hint = ""
+    if first is not None:
+        hint = first.hint
+    return Finding("instructions", first is None, False, detail, hint)
 
 
 def examine() -> list[Finding]:
-    """Look at Python, the processor, packages, programs, and the space for the cache."""
+    """Examine Python, the processor, packages, programs, and the space for the cache."""
     device = describe()
     return [
         Finding("python", sys.version_info >= (3, 10), True, platform.python_version()),
@@ -120,14 +118,15 @@ def examine() -> list[Finding]:
 
 
 def _cache(folder: Path) -> Finding:
-    """Return whether the cache can be written, and the space left for it."""
-    above = folder
-    # Not `Path.exists`, which raises where a folder above may not be looked into.
-    while not os.path.exists(above):  # noqa: PTH110
-        above = above.parent
-    if not os.access(above, os.W_OK | os.X_OK):
+    """Check that the cache can be written, and measure the free space."""
+    ancestor = folder
+    # The cache may not exist yet, so its nearest existing parent is checked. `Path.exists` would
+    # raise for a parent that may not be searched.
+    while not os.path.exists(ancestor):  # noqa: PTH110
+        ancestor = ancestor.parent
+    if not os.access(ancestor, os.W_OK | os.X_OK):
         return Finding("disk", False, False, f"{folder} cannot be written", OTHER_FOLDER)
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(ancestor).free
     detail = f"{free / 1e9:.1f} GB free for the cache"
     if free > 1 << 30:
         return Finding("disk", True, False, detail)

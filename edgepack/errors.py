@@ -1,20 +1,20 @@
-"""Every error that edgepack raises on purpose, as one tree.
+"""Exceptions of edgepack, as one tree.
 
     EdgepackError                exit 2: could not run            (edgepack.runtime.errors)
     ├── BundleError              the file is not an intact bundle (edgepack.runtime.errors)
     ├── DeviceError              the device cannot run the bundle (edgepack.runtime.errors)
-    ├── InputError               what was fed does not fit        (edgepack.runtime.errors)
+    ├── InputError               the inputs do not fit            (edgepack.runtime.errors)
     ├── GateError                exit 1: a gate was missed        (edgepack.runtime.errors)
     ├── SpecError                a target, a manifest or an option is wrong
-    ├── SourceError              the trained model cannot be taken
+    ├── SourceError              the trained model cannot be used
     ├── DataError                calibration or evaluation samples do not fit
     ├── GraphError               export, simplification or a check of the graph failed
-    ├── ChainError               a pass that was asked for could not be applied
+    ├── ChainError               a requested pass could not be applied
     ├── EngineError              no engine could be built for the target
     └── HostError                this host lacks something: a package, disk, permission
 
-An error is raised where the cause is known and printed in one place, `edgepack.cli`. Each
-carries a stable code, what happened, why, and what to do.
+Errors are raised close to their cause and printed in one place, `edgepack.cli`. Each has a stable
+code, a description, a cause and a hint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SpecError(EdgepackError):
 
 
 class SourceError(EdgepackError):
-    """The trained model cannot be taken."""
+    """The trained model cannot be used."""
 
 
 class DataError(EdgepackError):
@@ -45,7 +45,7 @@ class GraphError(EdgepackError):
 
 
 class ChainError(EdgepackError):
-    """A pass that was asked for could not be applied."""
+    """A requested pass could not be applied."""
 
 
 class EngineError(EdgepackError):
@@ -57,12 +57,12 @@ class HostError(EdgepackError):
 
 
 def missing_package(package: str, extra: str, purpose: str) -> HostError:
-    """The error for an optional package that is not installed.
+    """Return the error for an optional package that is not installed.
 
     Args:
         package: the distribution's name.
-        extra: edgepack's extra that brings it.
-        purpose: what needs it, as the start of a sentence.
+        extra: edgepack's extra that installs it.
+        purpose: the feature that needs it, as the start of a sentence.
     """
     return HostError(
         "package-missing",

@@ -19,20 +19,21 @@ from edgepack.runtime.bundle.whole import file_mode, require_plain
 from edgepack.runtime.plain import open_plain as open_plain
 
 CHUNK = 1 << 20
-# What a temporary file stands in for, for messages.
-_stands_for: dict[Path, Path] = {}
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+# Final path of each temporary file, for messages.
+_targets: dict[Path, Path] = {}
 
 
 def expand_user(path: str) -> Path:
-    """Return a path with `~` expanded; as it is where its user has no home, or is none.
+    """Return a path with `~` expanded, or unchanged if that user or its home does not exist.
 
-    `Path.expanduser` raises RuntimeError there.
+    `Path.expanduser` would raise RuntimeError.
     """
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open_plain(path) as file:
         while chunk := file.read(CHUNK):
@@ -41,7 +42,7 @@ def sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Make a written file durable, or the renames inside a folder."""
+    """Flush a written file to disk, or the renames inside a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,8 +50,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_place(path: Path, inputs: Iterable[Path]) -> None:
-    """Find out before hours are spent that `path` can be written, and is none of the inputs.
+def check_output(path: Path, inputs: Iterable[Path]) -> None:
+    """Check before a long build that `path` can be written and is not one of the inputs.
 
     Raises HostError or SpecError.
     """
@@ -64,7 +65,7 @@ def check_place(path: Path, inputs: Iterable[Path]) -> None:
         raise SpecError(
             "output-is-input",
             f"{path} would be overwritten",
-            why="it is what the bundle is to be built from",
+            why="it is an input of the build",
             hint="--output FILE.edgepack",
         )
     with temporary_beside(path):
@@ -73,10 +74,10 @@ def check_place(path: Path, inputs: Iterable[Path]) -> None:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A temporary file in the folder of `path`, gone afterwards unless it was published.
+    """Provide a temporary file in the folder of `path`, and delete it unless it was published.
 
-    Being in the same folder it is on the same file system, so that `publish` is one rename. What
-    killed builds left in that folder, for whatever output, is removed first.
+    It is on the same file system as `path`, so that `publish` is one rename. Leftovers of killed
+    builds in that folder are removed first.
     """
     temporary.sweep(str(path.parent))
     try:
@@ -85,21 +86,23 @@ def temporary_beside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     work = Path(name)
-    _stands_for[work] = path
+    _targets[work] = path
     try:
         yield work
     finally:
-        del _stands_for[work]
+        del _targets[work]
         work.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """A private folder that is gone after the block, and swept by the next run if this is killed.
+    """Provide a private folder, and delete it after the block.
+
+    If this process is killed, the next run deletes it.
 
     Args:
-        parent: where it is made; None for the system's folder of temporary files (TMPDIR).
+        parent: its parent; None for the system's folder of temporary files (TMPDIR).
     """
     folder = LockedFolder.create(parent)
     try:
@@ -109,11 +112,11 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 class Lock:
-    """A file or folder in use, until this object is closed or nothing refers to it any more.
+    """Lock on a file or folder, until this object is closed or garbage collected.
 
     Args:
-        descriptor: holds the lock; owned by this object.
-        private: a folder of this process alone, which is removed with it.
+        descriptor: file descriptor with the lock; owned by this object.
+        private: a folder of this process alone, removed together with the lock.
     """
 
     def __init__(self, descriptor: int, private: Path | None = None) -> None:
@@ -134,21 +137,21 @@ def _release(descriptor: int, private: Path | None) -> None:
 def in_use(path: Path) -> Lock:
     """Mark a file or folder as in use, so that no other process removes it.
 
-    Raises FileNotFoundError where it is gone, BlockingIOError where it is being removed.
+    Raises FileNotFoundError if it does not exist, BlockingIOError if it is being removed.
     """
     return Lock(temporary.hold(str(path)))
 
 
 @dataclass
 class LockedFolder:
-    """A folder, and the lock that tells it from those of killed processes."""
+    """Folder with the lock that distinguishes it from those of killed processes."""
 
     path: Path
     lock: Lock
 
     @classmethod
     def create(cls, parent: Path | None = None) -> LockedFolder:
-        """Make a temporary one, after removing what killed processes left beside it.
+        """Create a temporary folder, after removing the leftovers of killed processes beside it.
 
         Raises OSError.
         """
@@ -158,12 +161,12 @@ class LockedFolder:
         return cls(Path(name), Lock(descriptor))
 
     def remove(self) -> None:
-        """Remove it, and release its lock."""
+        """Remove the folder, and release its lock."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.lock.close()
 
     def keep_private(self) -> None:
-        """Leave it where it is until nothing refers to its lock any more."""
+        """Keep the folder until its lock is garbage collected."""
         descriptor = os.dup(self.lock.descriptor)
         self.lock.close()
         self.lock = Lock(descriptor, self.path)
@@ -171,18 +174,19 @@ class LockedFolder:
 
 @contextmanager
 def new_folder(place: Path, mark: str) -> Iterator[Path]:
-    """A new folder beside `place`, which takes its place by one rename when the block ends well.
+    """Provide a folder that is renamed to `place` after the block, unless that raises.
 
-    A whole folder that stands there already stays, as the work of another process that was first.
-    Raises HostError where the system refuses to write it.
+    A complete folder that another process put there first stays. Raises HostError if the system
+    refuses to write.
 
     Args:
-        place: its parents are made where need be.
-        mark: the file that a whole folder has, written and synced last.
+        place: final path; missing parents are created.
+        mark: name of the file that a complete folder has, written and synced last.
     """
     with _beside(place) as work:
         yield work.path
         sync(work.path)
+        # Without its mark, a folder at the final path is the leftover of a crash.
         if not (place / mark).is_file():
             shutil.rmtree(place, ignore_errors=True)
         try:
@@ -197,10 +201,10 @@ def new_folder(place: Path, mark: str) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(place: Path) -> Iterator[LockedFolder]:
-    """A new folder that takes the place of what stands there when the block ends well.
+    """Provide a folder that replaces the one at `place` after the block, unless that raises.
 
-    Where another process uses what stands there, the new one is private to this process and goes
-    with its lock. Raises HostError where the system refuses to write it.
+    If another process uses the old folder, the new one stays private to this process and is removed
+    with its lock. Raises HostError if the system refuses to write.
     """
     with _beside(place) as work:
         yield work
@@ -213,31 +217,31 @@ def replacing_folder(place: Path) -> Iterator[LockedFolder]:
 
 
 @contextmanager
-def _beside(place: Path) -> Iterator[LockedFolder]:
-    """A temporary folder beside `place`, removed where the block raises anything."""
+def _beside(path: Path) -> Iterator[LockedFolder]:
+    """Provide a temporary folder beside `path`, and remove it if the block raises."""
     work: LockedFolder | None = None
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        work = LockedFolder.create(place.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = LockedFolder.create(path.parent)
         yield work
     except BaseException as error:
         if work is not None:
             work.remove()
         if isinstance(error, OSError):
-            raise unwritable(place, error) from error
+            raise unwritable(path, error) from error
         raise
 
 
-def _replace(work: Path, place: Path) -> bool:
-    """Rename a folder into a place; False where what stands there is in use."""
+def _replace(work: Path, path: Path) -> bool:
+    """Rename a folder and return True, or return False if the old one is in use."""
     try:
-        if not temporary.remove_unused(str(place)):
+        if not temporary.remove_unused(str(path)):
             return False
     except OSError:
-        # Without locks the newer one wins.
-        shutil.rmtree(place, ignore_errors=True)
+        # The file system has no locks, so the newer folder wins.
+        shutil.rmtree(path, ignore_errors=True)
     try:
-        work.rename(place)
+        work.rename(path)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
@@ -246,9 +250,9 @@ def _replace(work: Path, place: Path) -> bool:
 
 
 def publish(work: Path, path: Path) -> None:
-    """Put a finished file in its place: fsync, rename, fsync of the folder.
+    """Rename a finished file to its final path: fsync, rename, fsync of the folder.
 
-    What stood there before stays whole until the rename. Raises HostError.
+    An earlier file there stays intact until the rename. Raises HostError.
     """
     try:
         work.chmod(file_mode())
@@ -260,7 +264,7 @@ def publish(work: Path, path: Path) -> None:
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises HostError."""
+    """Write a file atomically. Raises HostError."""
     with temporary_beside(path) as work:
         try:
             work.write_bytes(data)
@@ -270,34 +274,23 @@ def write(path: Path, data: bytes) -> None:
 
 
 def unwritable(path: Path, error: OSError) -> HostError:
-    """The error for a place that cannot be written."""
-    path = _stands_for.get(path, path)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return HostError(
-        "disk-full" if full else "output-unwritable",
-        f"{path} cannot be written",
-        why=error.strerror or str(error),
-        hint=_remedy(full, error.errno == errno.EEXIST),
-    )
-
-
-def _remedy(full: bool, taken: bool) -> str:
-    if full:
-        return "free some space; what stood there before is untouched"
-    if taken:
-        return "give a file that may be made anew"
-    return "check that the folder exists and may be written"
+    """Return the error for a path that cannot be written."""
+    path = _targets.get(path, path)
+    code, hint = "output-unwritable", "check that the folder exists and is writable"
+    if error.errno in _DISK_FULL:
+        code, hint = "disk-full", "free some space; an earlier file there is untouched"
+    elif error.errno == errno.EEXIST:
+        # The path is a device or a pipe, which a rename would replace by a file.
+        hint = "pass the path of a plain file"
+    return HostError(code, f"{path} cannot be written", why=error.strerror or str(error), hint=hint)
 
 
 def failed(error: OSError) -> HostError:
-    """The error for an operation of the system that failed where nothing else explains it."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    where = f" on {error.filename}" if error.filename else ""
-    return HostError(
-        "disk-full" if full else "host-io",
-        f"the system refused an operation{where}",
-        why=error.strerror or str(error),
-        hint="free some space, also for temporary files (TMPDIR)"
-        if full
-        else "check the path, its permissions and the disk",
-    )
+    """Return the error for a failed system call that no other error explains."""
+    code, hint = "host-io", "check the path, its permissions and the disk"
+    if error.errno in _DISK_FULL:
+        code, hint = "disk-full", "free some space, also for temporary files (TMPDIR)"
+    what = "the system refused an operation"
+    if error.filename:
+        what += f" on {error.filename}"
+    return HostError(code, what, why=error.strerror or str(error), hint=hint)

@@ -1,4 +1,4 @@
-"""The ledger: what every stage of a build did, or why it did nothing."""
+"""Ledger of a build: one record per stage, with its effect or the reason for skipping it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Model = TypeVar("Model")
 
 @dataclass(frozen=True)
 class PassResult(Generic[Model]):
-    """What a step on a model returns: model in, `PassResult` out.
+    """Result of a step on a model.
 
     Attributes:
         model: the model after the step.
-        changed: whether the step changed it.
-        notes: what it did; where it did nothing, the reason. Whole sentences.
+        changed: True if the step changed it.
+        notes: the effects of the step, or the reason for having none. Whole sentences.
         details: figures for the ledger, by name (JSON values).
     """
 
@@ -31,42 +31,42 @@ class PassResult(Generic[Model]):
 
 
 class Progress(Protocol):
-    """Where a stage tells how far it is. The terminal's is `edgepack.progress`."""
+    """Receiver of a stage's progress; `edgepack.progress` has the implementations."""
 
     def begin(self, stage: str, total: int | None = None) -> None:
-        """A stage begins; `total` is the number of steps where it is known."""
+        """Begin a stage; `total` is the number of steps, None if it is unknown."""
 
     def advance(self, steps: int = 1) -> None:
-        """So many more steps of the current stage are done."""
+        """Count further steps of the current stage as done."""
 
     def expect(self, total: int) -> None:
-        """The current stage turned out to have this many steps."""
+        """Set the number of steps of the current stage, once it is known."""
 
     def tell(self, text: str) -> None:
-        """What the current stage is at, in a few words: "epoch 3/10, loss 0.41, top-1 90.2 %"."""
+        """Show the state of the current stage: "epoch 3/10, loss 0.41, top-1 90.2 %"."""
 
     def end(self, record: Record) -> None:
-        """The current stage ended."""
+        """End the current stage."""
 
     def warn(self, message: str) -> None:
-        """Something the user should know now."""
+        """Show a warning at once."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one stage did.
+    """Record of one stage.
 
     Attributes:
-        stage: its name ("source", "export", "quantize", ...).
-        status: "done", "cached" (taken from an earlier build), "skipped" (with the reason in
-            `notes`) or "failed".
-        notes: what it did, or why it did nothing; whole sentences.
+        stage: name of the stage ("source", "export", "quantize", ...).
+        status: "done", "cached" (from an earlier build), "skipped" (with the reason in `notes`)
+            or "failed".
+        notes: the effects of the stage, or the reason for having none; whole sentences.
         seconds: wall-clock time.
         bytes: size of the model after the stage.
         parameters: number of trained values after the stage.
         parity: per output, the metrics against the original model on the reference samples.
-        measured: what the model costs and loses after the stage, and what the stage changed of
-            that; None for a stage that is no pass (see `stages.measure`).
+        measured: cost and loss of the model after the stage, and their changes by the stage;
+            None if the stage is not a pass (see `stages.measure`).
         details: further figures of the stage, by name.
     """
 
@@ -81,7 +81,13 @@ class Record:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """As the report holds it."""
+        """Return the record as JSON values for the report."""
+        # None and an empty mapping differ: nothing was measured, or there was nothing to measure.
+        parity = measured = None
+        if self.parity is not None:
+            parity = {output: dict(metrics) for output, metrics in self.parity.items()}
+        if self.measured is not None:
+            measured = dict(self.measured)
         return {
             "stage": self.stage,
             "status": self.status,
@@ -89,21 +95,21 @@ class Record:
             "seconds": round(self.seconds, 3),
             "bytes": self.bytes,
             "parameters": self.parameters,
-            "parity": None if self.parity is None else {k: dict(v) for k, v in self.parity.items()},
-            "measured": None if self.measured is None else dict(self.measured),
+            "parity": parity,
+            "measured": measured,
             "details": dict(self.details),
         }
 
 
 class Stage:
-    """The open record of the stage that is running."""
+    """Open record of a running stage."""
 
     def __init__(self, record: Record, progress: Progress) -> None:
         self.record = record
         self.progress = progress
 
     def note(self, *sentences: str) -> None:
-        """Add what the stage did, or why it did nothing."""
+        """Add notes on the stage, in whole sentences."""
         self.record = replace(self.record, notes=self.record.notes + sentences)
 
     def set(self, **fields: Any) -> None:
@@ -111,12 +117,12 @@ class Stage:
         self.record = replace(self.record, **fields)
 
     def detail(self, **figures: Any) -> None:
-        """Add further figures."""
+        """Add figures to the details."""
         self.record = replace(self.record, details={**self.record.details, **figures})
 
 
 class Ledger:
-    """The records of one build, in order."""
+    """Records of one build, in order."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -124,7 +130,7 @@ class Ledger:
         self.warnings: list[str] = []
 
     def warn(self, *messages: str) -> None:
-        """Record what the user should know, and say it now."""
+        """Record warnings and show each of them once."""
         for message in messages:
             if message not in self.warnings:
                 self.warnings.append(message)
@@ -132,7 +138,7 @@ class Ledger:
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:
-        """Run one stage; its record is kept also when it fails."""
+        """Run one stage, and record it even if it fails."""
         stage = Stage(Record(name), self.progress)
         self.progress.begin(name, total)
         started = time.perf_counter()
@@ -147,11 +153,12 @@ class Ledger:
             self.progress.end(stage.record)
 
     def first_loss(self, drop_db: float = 3.0) -> Record | None:
-        """The first stage that lost more than `drop_db` of SNR on some output, if any did."""
+        """Return the first stage that lost more than `drop_db` of SNR on some output, or None."""
         before: dict[str, float] = {}
         for record in self.records:
             for output, metrics in (record.parity or {}).items():
-                # Above 90 dB two fp32 graphs differ by rounding alone; None is no error.
+                # Above 90 dB two fp32 graphs differ by rounding alone: a fall from 150 to 95 dB is
+                # no loss, one from 150 to 80 dB is a loss of 10.
                 snr = min(closeness_db(metrics), 90.0)
                 if before.get(output, 90.0) - snr > drop_db:
                     return record
@@ -159,9 +166,13 @@ class Ledger:
         return None
 
     def lost_in(self) -> Record | None:
-        """The pass since which gates of quality are missed; None where they hold by now."""
+        """Return the pass since which quality gates are missed, None if they hold at the end."""
         lost = None
         for record in self.records:
             if record.measured is not None:
-                lost = (lost or record) if record.measured["missed"] else None
+                # A later pass, such as repair, may bring the gates back.
+                if not record.measured["missed"]:
+                    lost = None
+                elif lost is None:
+                    lost = record
         return lost

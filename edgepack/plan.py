@@ -1,4 +1,4 @@
-"""`--dry-run`: what a build would do, and what it would need, without loading the model."""
+"""`--dry-run`: the stages of a build and its needs, without loading the model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edgepack import chain, data, files, source
 from edgepack.request import Request
 from edgepack.stages import emulates, foreign, missing
 
-# Resident memory of a process with torch, onnx and onnxruntime imported, before any model.
+# Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
 BASE_BYTES = 600 << 20
 # The trained model, its exported graph, the simplified one and one more while it is written.
 COPIES = 5
-# The model in the bundle, its draft beside it, and the graphs that the cache keeps.
+# The model in the bundle, the draft of the bundle, and the graphs in the cache.
 DISK_COPIES = 4
 
 
@@ -24,19 +24,21 @@ def _size(path: Path) -> int:
 
 
 def plan(request: Request) -> dict[str, Any]:
-    """The stages that would run and an estimate of memory and disk, in bytes.
+    """Return the stages that would run, and an estimate of memory and disk in bytes.
 
-    Raises SourceError where the model is missing or of no known kind, DataError where samples
-    are not there, HostError or SpecError where the bundle cannot be written at its place.
+    Raises SourceError if the model is missing or of unknown kind, DataError if samples are missing,
+    HostError or SpecError if the bundle cannot be written.
     """
-    files.check_place(request.output, request.reads())
-    given = {
+    files.check_output(request.output, request.reads())
+    specs = {
         "calibration": request.calibration,
         "evaluation": request.evaluation,
         "training": request.training,
     }
-    for spec in filter(None, given.values()):
+    for spec in filter(None, specs.values()):
         data.check_there(spec)
+    if request.random:
+        specs["calibration"] = "random numbers"
     kind = source.recognise(request.model)
     size = _size(request.model)
     passes = [
@@ -48,8 +50,7 @@ def plan(request: Request) -> dict[str, Any]:
         "kind": kind,
         "target": request.target.name,
         "output": str(request.output),
-        **{role: spec or None for role, spec in given.items()},
-        **({"calibration": "random numbers"} if request.random else {}),
+        **{role: spec or None for role, spec in specs.items()},
         "missing": missing(request),
         "gates": dict(request.quality),
         "stages": [
@@ -63,8 +64,7 @@ def plan(request: Request) -> dict[str, Any]:
             "engine",
             "bundle",
             "verify",
-            *(["emulate"] if request.emulate and emulates(request.target) else []),
-            *([] if foreign(request.target) or request.latency == "none" else ["latency"]),
+            *_last_stages(request),
         ],
         "chain": passes,
         "estimate": {
@@ -74,27 +74,39 @@ def plan(request: Request) -> dict[str, Any]:
     }
 
 
-def describe(planned: dict[str, Any]) -> str:
-    """The plan in words."""
-    estimate = planned["estimate"]
+def _last_stages(request: Request) -> list[str]:
+    """List the optional stages after verification."""
+    stages: list[str] = []
+    if request.emulate and emulates(request.target):
+        stages.append("emulate")
+    # Latency is measured on this host only, and never in an emulator.
+    if not foreign(request.target) and request.latency != "none":
+        stages.append("latency")
+    return stages
+
+
+def describe(document: dict[str, Any]) -> str:
+    """Format a plan as text."""
+    estimate = document["estimate"]
+    training = []
+    if document["training"] or "training" in document["missing"]:
+        training = [f"training     {document['training'] or _absent(document, 'training')}"]
     return "\n".join(
         (
-            f"{planned['model']} ({planned['kind']}) for {planned['target']}",
-            f"would write  {planned['output']}",
-            f"stages       {' -> '.join(planned['stages'])}",
-            f"calibration  {planned['calibration'] or _absent(planned, 'calibration')}",
-            f"evaluation   {planned['evaluation'] or 'the calibration samples'}",
-            *(
-                [f"training     {planned['training'] or _absent(planned, 'training')}"]
-                if planned["training"] or "training" in planned["missing"]
-                else ()
-            ),
-            "gates        " + ", ".join(f"{k} {v:g}" for k, v in planned["gates"].items()),
+            f"{document['model']} ({document['kind']}) for {document['target']}",
+            f"would write  {document['output']}",
+            f"stages       {' -> '.join(document['stages'])}",
+            f"calibration  {document['calibration'] or _absent(document, 'calibration')}",
+            f"evaluation   {document['evaluation'] or 'the calibration samples'}",
+            *training,
+            "gates        " + ", ".join(f"{k} {v:g}" for k, v in document["gates"].items()),
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
             f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",
         )
     )
 
 
-def _absent(planned: dict[str, Any], role: str) -> str:
-    return "none given" + (", and the chain needs them" if role in planned["missing"] else "")
+def _absent(document: dict[str, Any], role: str) -> str:
+    if role in document["missing"]:
+        return "none, but the chain needs them"
+    return "none"

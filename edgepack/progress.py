@@ -1,6 +1,6 @@
-"""How far a build is, on standard error: one live line on a terminal, plain lines elsewhere.
+"""Progress of a build on standard error: one live line on a terminal, plain lines elsewhere.
 
-rich is imported when a terminal's first stage begins, so that `--help` need not wait for it.
+rich is imported when the first stage begins on a terminal, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Live
     from rich.progress import TaskID
 
-# Seconds between two lines of one stage in a log.
+# Seconds between two lines of a stage in a log.
 TELL_SECONDS = 20.0
 
 _MARKS = {
@@ -30,11 +30,11 @@ _MARKS = {
 
 
 def make_progress(quiet: bool = False, verbose: int = 0) -> Progress:
-    """The progress that fits standard error.
+    """Return the progress display that suits standard error.
 
     Args:
-        quiet: nothing but warnings.
-        verbose: 1 or more prints all notes of a stage, not its first alone.
+        quiet: print warnings only.
+        verbose: 1 or more prints all notes of a stage instead of the first.
     """
     if quiet:
         return QuietProgress(sys.stderr)
@@ -44,35 +44,35 @@ def make_progress(quiet: bool = False, verbose: int = 0) -> Progress:
 
 
 class SilentProgress:
-    """Nothing at all: that of the processes that help the main one to train."""
+    """Display without output, for the processes that help the main one to train."""
 
     def begin(self, stage: str, total: int | None = None) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
     def advance(self, steps: int = 1) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
     def expect(self, total: int) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
     def tell(self, text: str) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
     def end(self, record: Record) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
     def warn(self, message: str) -> None:
-        """Says nothing."""
+        """Ignore it."""
 
 
 class QuietProgress(SilentProgress):
-    """Nothing but warnings."""
+    """Display of warnings only."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def warn(self, message: str) -> None:
-        """Prints the warning."""
+        """Print the warning."""
         self._print(f"warning: {message}")
 
     def _print(self, line: str) -> None:
@@ -82,55 +82,56 @@ class QuietProgress(SilentProgress):
 
 
 class PlainProgress(QuietProgress):
-    """One line when a stage ends, without control codes: for logs and pipes."""
+    """Display of one line per finished stage without control codes, for logs and pipes."""
 
     def __init__(self, stream: TextIO, verbose: int = 0) -> None:
         super().__init__(stream)
         self._verbose = verbose
-        self._told = time.monotonic()
+        self._last_print = time.monotonic()
 
     def tell(self, text: str) -> None:
-        """Prints it now and then: a log shows that a long stage is alive."""
-        if time.monotonic() - self._told >= TELL_SECONDS:
-            self._told = time.monotonic()
+        """Print the text at most every 20 s, as a sign of life of a long stage."""
+        if time.monotonic() - self._last_print >= TELL_SECONDS:
+            self._last_print = time.monotonic()
             self._print(f"{'':8}{text}")
 
     def end(self, record: Record) -> None:
-        """Prints the stage's line; its further notes below it when verbose."""
-        first, *further = _notes(record, self._verbose)
+        """Print the line of the stage, followed by its other notes if verbose."""
+        first, *other_notes = _notes(record, self._verbose)
         self._print(f"{record.status:<8}{_columns(record)}  {first}")
-        for note in further:
+        for note in other_notes:
             self._print(f"{'':8}{note}")
 
 
 class TerminalProgress:
-    """One live line for the running stage; a line that stays for each that ended.
+    """Display of a live line for the running stage, and a permanent line per finished one.
 
-    The live line has a bar where the number of steps is known and a turning sign where it is not;
-    a thread of rich keeps it moving while the stage computes. Stages may be nested.
+    The live line has a bar if the number of steps is known, and a spinner otherwise; a thread of
+    rich animates it while the stage computes. Stages may be nested.
 
     Args:
-        verbose: 1 or more prints all notes of a stage, not its first alone.
-        console: to print on; standard error unless given.
+        verbose: 1 or more prints all notes of a stage instead of the first.
+        console: console to print on; None for standard error.
     """
 
     def __init__(self, verbose: int = 0, console: Console | None = None) -> None:
         self._verbose = verbose
-        self._given = console
+        self._output = console
         self._live: Live | None = None
         self._tasks: list[TaskID] = []
         self._stages: list[str] = []
 
     @property
     def _console(self) -> Console:
-        if self._given is None:
+        if self._output is None:
             from edgepack.report.console import StderrConsole
 
-            self._given = StderrConsole()
-        return self._given
+            self._output = StderrConsole()
+        return self._output
 
     def begin(self, stage: str, total: int | None = None) -> None:
-        """Shows the stage on the live line."""
+        """Show the stage on the live line."""
+        # Nested stages share one live display, each with its own task.
         if self._live is None:
             self._live = self._line()
             self._live.start()
@@ -138,23 +139,23 @@ class TerminalProgress:
         self._stages.append(stage)
 
     def advance(self, steps: int = 1) -> None:
-        """Moves the bar of the running stage."""
+        """Advance the bar of the running stage."""
         if self._live is not None and self._tasks:
             self._live.advance(self._tasks[-1], steps)
 
     def expect(self, total: int) -> None:
-        """Turns the heartbeat of the running stage into a bar."""
+        """Replace the spinner of the running stage by a bar."""
         if self._live is not None and self._tasks:
             self._live.update(self._tasks[-1], total=total)
 
     def tell(self, text: str) -> None:
-        """Shows it beside the stage's name."""
+        """Show the text beside the stage's name."""
         if self._live is not None and self._tasks:
-            told = self._fit(f"{self._stages[-1]}  {text}")
-            self._live.update(self._tasks[-1], description=told)
+            description = self._fit(f"{self._stages[-1]}  {text}")
+            self._live.update(self._tasks[-1], description=description)
 
     def end(self, record: Record) -> None:
-        """Clears the live line, however the stage ended, and prints the line that stays."""
+        """Clear the live line, even after a failure, and print the permanent one."""
         if self._live is not None:
             if self._tasks:
                 self._live.remove_task(self._tasks.pop())
@@ -165,7 +166,7 @@ class TerminalProgress:
         self._stay(record)
 
     def warn(self, message: str) -> None:
-        """Prints the warning above the live line."""
+        """Print the warning above the live line."""
         from rich.text import Text
 
         text = Text.assemble(("! ", "bold yellow"), self._fit(message))
@@ -184,17 +185,18 @@ class TerminalProgress:
         from rich.text import Text
 
         class Elapsed(ProgressColumn):
-            """Time since the stage began."""
+            """Column with the time since the stage began."""
 
             def render(self, task: Task) -> Text:
                 return Text(seconds_text(task.elapsed or 0.0), style="dim")
 
         class Steps(MofNCompleteColumn):
-            """Steps done; of how many, where that is known."""
+            """Column with the number of steps done, and the total if it is known."""
 
             def render(self, task: Task) -> Text:
                 if task.total is None:
-                    return Text(str(int(task.completed)) if task.completed else "", style="dim")
+                    # Nothing rather than a 0 for stages that never count their steps.
+                    return Text(str(int(task.completed) or ""), style="dim")
                 return super().render(task)
 
         utf8 = self._console.encoding.lower().startswith("utf")
@@ -206,7 +208,7 @@ class TerminalProgress:
             Elapsed(),
             console=self._console,
             transient=True,
-            # What other code prints stands above the live line; a redirected stdout stays as it is.
+            # Output of other code goes above the live line; a redirected stdout is not touched.
             redirect_stdout=sys.stdout.isatty(),
         )
 
@@ -218,6 +220,7 @@ class TerminalProgress:
         line = Text.assemble((self._fit(mark), style), self._fit(f" {_columns(record)}"))
         notes = _notes(record, self._verbose)
         note_style = "red" if record.status == "failed" else "dim"
+        # Without --verbose the note shares the line, which is cut at the width of the terminal.
         if not self._verbose:
             line.append(self._fit(f"  {notes[0]}"), note_style)
         line.rstrip()
@@ -232,12 +235,12 @@ class TerminalProgress:
 
 
 def _columns(record: Record) -> str:
-    """Stage, seconds and size, in columns."""
+    """Format stage, seconds and size as columns."""
     seconds = "" if record.status == "skipped" else seconds_text(record.seconds)
     return f"{record.stage:<12}{seconds:>12}{bytes_text(record.bytes):>11}"
 
 
 def _notes(record: Record, verbose: int) -> tuple[str, ...]:
-    """The notes to print: the first, or all; at least one, which may be empty."""
-    notes = record.notes if verbose else record.notes[:1]
-    return notes or ("",)
+    """Return the notes to print: the first or all, and an empty one if there is none."""
+    notes = record.notes or ("",)
+    return notes if verbose else notes[:1]

@@ -1,4 +1,4 @@
-"""What a build was asked for: flags over the manifest over the target's defaults."""
+"""Request of a build: flags override the manifest, which overrides the target's defaults."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
 from edgepack.spec.tensors import Span
 
-# Bounds for which more is stricter, so that --strict takes the larger of two.
+# Gates with a lower bound, so that --strict takes the larger of two.
 MINIMA = ("snr_db", "cosine", "agreement", "metric_ratio")
 
 
 @dataclass(frozen=True)
 class Request:
-    """One build, everything settled that can be settled without loading the model.
+    """Complete description of a build, without anything that needs the loaded model.
 
     Attributes:
         model: the file or folder of the trained model.
         target: the device profile.
-        output: where the bundle is to stand.
+        output: path of the bundle.
         name: the model's name in the bundle.
-        base: what relative paths of samples and of the factory start from.
+        base: folder to which paths of samples and of the factory are relative.
         arch: "module:factory" for a state dict.
         arch_args: keyword arguments of the factory.
-        weights: the key under which a checkpoint holds the weights; "" for the usual keys.
-        strip_prefix: what to remove from the front of the names of a checkpoint's weights.
-        trust_pickle: whether code in the model's file may run.
-        inputs: as stated; empty where they are to be inferred.
-        axes: the sizes of dynamic axes that an engine is built for, by name, as stated.
+        weights: the key of the weights in a checkpoint; "" for the usual keys.
+        strip_prefix: prefix to remove from the names of a checkpoint's weights.
+        trust_pickle: True if code in the model's file may run.
+        inputs: declared inputs; empty if they must be inferred.
+        axes: declared sizes of dynamic axes to build an engine for, by name.
         output_kinds: by output name: one of `tensor.KINDS`, or None.
-        output_axes: by output name, the axis of the classes, where it is stated.
-        calibration: where the calibration samples are; "" for none.
-        evaluation: where the evaluation samples are; "" for none.
-        training: where the training samples are; "" for none.
-        random: whether random numbers stand in for calibration samples.
-        files: further files that the build reads: manifest, profile.
-        preprocessing: how a picture becomes an input.
-        metric: the task metric; "" takes top-1 where there are labels of an output's decisions.
-        allow_chance: whether the original may be right no more often than by guessing.
-        chain: the passes, in order, with the profile's and the manifest's options laid in.
-        quality: the gates, before it is known whether there are labels.
-        stated: the gates that the user stated himself: those are held in any case.
-        reference_samples: how many samples the bundle carries; None for as many as fit 4 MiB.
+        output_axes: by output name, the declared axis of the classes.
+        calibration: source of the calibration samples; "" for none.
+        evaluation: source of the evaluation samples; "" for none.
+        training: source of the training samples; "" for none.
+        random: True if random numbers replace the calibration samples.
+        files: other files that the build reads: manifest, profile.
+        preprocessing: conversion of pictures to an input; None without one in the manifest.
+        metric: the task metric; "" takes top-1 if there are labels for an output's decisions.
+        allow_chance: True if the original may be no better than guessing.
+        chain: the passes in order, with options of the profile and the manifest merged in.
+        quality: the gates, including those that apply only with labels.
+        stated: names of the gates that the user set; these apply in any case.
+        reference_samples: number of samples in the bundle; None for as many as fit 4 MiB.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
-        wheels: whether the bundle shall carry the device's wheels.
-        emulate: whether it shall be proved on the target's CPUs, where they can be emulated.
+        wheels: True to include the device's wheels in the bundle.
+        emulate: True to verify on the target's CPUs if they can be emulated.
         cache: folder of the stage cache.
-        refresh: compute everything anew.
+        refresh: recompute all stages.
         sign: the key to sign the bundle with; None for no signature.
     """
 
@@ -96,11 +96,12 @@ class Request:
     sign: Path | None = None
 
     def reads(self) -> tuple[Path, ...]:
-        """The files and folders that the build reads."""
-        named = (self.arch, self.calibration, self.evaluation, self.training)
-        paths = {Path(part) for text in named for part in (text, text.rpartition(":")[0]) if part}
+        """Return the files and folders that the build reads."""
+        texts = (self.arch, self.calibration, self.evaluation, self.training)
+        # "data.py:samples" may be a file of that name, or the function in data.py: list both.
+        parts = {*texts, *(text.rpartition(":")[0] for text in texts)} - {""}
         key = [self.sign] if self.sign else []
-        return (self.model, *self.files, *key, *sorted(paths))
+        return (self.model, *self.files, *key, *sorted({Path(part) for part in parts}))
 
 
 def resolve(
@@ -131,40 +132,55 @@ def resolve(
     refresh: bool = False,
     sign: Path | None = None,
 ) -> Request:
-    """Lay flags over the manifest over the profile.
+    """Merge flags, manifest and profile, in this order of precedence.
 
-    Raises SpecError or ChainError where they contradict each other.
+    Raises SpecError or ChainError if they contradict each other.
     """
     if random_calibration and calibration:
         raise SpecError(
             "calibration-twice",
-            "calibration samples were given and refused at once",
+            "calibration samples and random calibration were both requested",
             why="--calibration and --random-calibration exclude each other",
-            hint="leave one of them out",
+            hint="remove one of them",
         )
-    if max_drop is not None and (strict or not math.isfinite(max_drop)):
+    if max_drop is not None and strict:
         raise SpecError(
             "max-drop",
-            "this bound on the loss of the metric cannot be held",
-            why="--strict and --max-drop exclude each other: each is the gate on the metric"
-            if strict
-            else f"--max-drop {max_drop} is not a number of points",
-            hint="leave one of them out, or --max-drop 1",
+            "two gates on the loss of the metric were requested",
+            why="--strict and --max-drop exclude each other: each sets the gate on the metric",
+            hint="remove one of them",
+        )
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise SpecError(
+            "max-drop",
+            "the bound on the loss of the metric is not valid",
+            why=f"--max-drop {max_drop} is not a number of points",
+            hint="pass a finite number, such as --max-drop 1",
         )
     if wheels:
         check_wheels(target)
     name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
-    written = passes if passes is not None else manifest.chain or target.chain
+    # An empty --chain is a chain without passes, unlike an absent one.
+    chain_text = manifest.chain or target.chain
+    if passes is not None:
+        chain_text = passes
     quality, stated = _gates(target, manifest, strict, max_drop)
-    # A path on the command line starts from where the user stands, one in a manifest from it.
-    samples = _Place(manifest.folder)
+    # Paths on the command line are relative to the current folder, those in a manifest to its own.
+    origin = _Origin(manifest.folder)
+    # Random calibration ignores the samples of the manifest, but not those on the command line.
+    if not random_calibration:
+        calibration = calibration or origin.of(manifest.calibration)
+        evaluation = evaluation or origin.of(manifest.evaluation)
+    preprocessing = None
+    if manifest.pictures is not None:
+        preprocessing = Preprocessing(**manifest.pictures)
     return Request(
         model=model,
         target=target,
         output=output or Path(f"{name or 'model'}-{target.name}.edgepack"),
         name=name or "model",
         base=manifest.folder,
-        arch=arch or samples.of(manifest.arch),
+        arch=arch or origin.of(manifest.arch),
         arch_args={**manifest.arch_args, **(arch_args or {})},
         weights=weights or manifest.weights,
         strip_prefix=strip_prefix or manifest.strip_prefix,
@@ -173,15 +189,15 @@ def resolve(
         axes={**manifest.axes, **(axes or {})},
         output_kinds=manifest.output_kinds,
         output_axes=manifest.output_axes,
-        calibration="" if random_calibration else calibration or samples.of(manifest.calibration),
-        evaluation=evaluation or ("" if random_calibration else samples.of(manifest.evaluation)),
-        training=training or samples.of(manifest.training),
+        calibration=calibration,
+        evaluation=evaluation,
+        training=training or origin.of(manifest.training),
         random=random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
-        preprocessing=None if manifest.pictures is None else Preprocessing(**manifest.pictures),
+        preprocessing=preprocessing,
         metric=metric or manifest.metric,
         allow_chance=allow_chance or manifest.allow_chance,
-        chain=_steps(written, target, manifest),
+        chain=_steps(chain_text, target, manifest),
         quality=quality,
         stated=stated,
         reference_samples=manifest.reference_samples,
@@ -194,21 +210,28 @@ def resolve(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where the paths of a manifest start from."""
+class _Origin:
+    """Folder to which the paths of a manifest are relative."""
 
     folder: Path
 
     def of(self, text: str) -> str:
-        """A path, or the file of "file.py:function", seen from the current folder."""
+        """Return a path, or "file.py:function", relative to the current folder.
+
+        Any other text, such as the name of a dataset, is returned unchanged.
+        """
+        if not text:
+            return ""
         name, colon, function = text.rpartition(":")
-        path = self.folder / (name if colon else text)
-        is_path = bool(text) and (path.exists() or not colon)
-        return f"{path}{colon}{function}" if is_path and colon else str(path) if is_path else text
+        if not colon:
+            return str(self.folder / text)
+        # "torchvision.models:resnet18" names a module: there is no such file.
+        path = self.folder / name
+        return f"{path}:{function}" if path.exists() else text
 
 
-def _steps(written: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
-    """The chain's steps, what was written for each over the manifest's over the profile's."""
+def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
+    """Parse the chain; options in it override the manifest, which overrides the profile."""
     steps = tuple(
         chain.Step(
             step.name,
@@ -218,7 +241,7 @@ def _steps(written: str, target: Target, manifest: Manifest) -> tuple[chain.Step
                 **step.options,
             },
         )
-        for step in chain.parse(written)
+        for step in chain.parse(chain_text)
     )
     chain.check(steps)
     return steps
@@ -229,17 +252,19 @@ def _gates(
 ) -> tuple[dict[str, float], frozenset[str]]:
     quality = {**target.quality, **manifest.quality}
     if "max_drop" in manifest.quality and "metric_ratio" not in manifest.quality:
-        # The user's own bound on the metric takes the place of MLPerf's.
+        # The user's bound on the metric replaces MLPerf's.
         quality.pop("metric_ratio", None)
     if strict:
         for gate, bound in target.strict.items():
-            looser = quality.get(gate)
-            quality[gate] = max(bound, looser) if looser is not None and gate in MINIMA else bound
-    stated = set(manifest.quality)
+            # A manifest may be stricter: of snr_db 40 and 30, 40 stays.
+            if gate in MINIMA and gate in quality:
+                bound = max(bound, quality[gate])
+            quality[gate] = bound
+    user_gates = set(manifest.quality)
     if max_drop is not None:
-        # The same, also of one that a manifest states.
+        # The same for a bound of the manifest: the command line overrides it.
         quality.pop("metric_ratio", None)
-        stated.discard("metric_ratio")
+        user_gates.discard("metric_ratio")
         quality["max_drop"] = max_drop
-        stated.add("max_drop")
-    return quality, frozenset(stated)
+        user_gates.add("max_drop")
+    return quality, frozenset(user_gates)

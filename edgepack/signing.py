@@ -1,9 +1,9 @@
-"""Signatures of bundles, made and checked by OpenSSH: `ssh-keygen -Y sign` and `-Y verify`.
+"""Signatures of bundles by OpenSSH: `ssh-keygen -Y sign` and `-Y verify`.
 
-A hash protects against accidents: whoever can change a bundle can change the hash beside it, too.
-A signature protects against people, as far as the list of keys that it is held against comes from
-elsewhere. `NAME.edgepack.sig` is over the whole file, so it holds for every byte that ships, and a
-device needs nothing but OpenSSH to check it.
+A hash protects against accidents, because anyone who can change a bundle can also change the hash
+beside it. A signature protects against attackers if the list of accepted keys comes from elsewhere.
+`NAME.edgepack.sig` covers the whole file, so it holds for every byte that ships, and a device needs
+only OpenSSH to check it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from edgepack.errors import BundleError, HostError, SpecError
 from edgepack.spec import document
 
 SUFFIX = ".sig"
-# Keeps a signature that a key made for something else from passing as one of a bundle.
+# Prevents the use of a signature that a key made for another purpose, such as a git commit.
 NAMESPACE = "edgepack"
 MAX_BYTES = 1 << 16
 HEADER = b"-----BEGIN SSH SIGNATURE-----"
-# Names the file of accepted keys where no option does.
+# Environment variable with the path of the accepted keys, used without an option.
 VARIABLE = "EDGEPACK_SIGNERS"
 POLICY = "policy.toml"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature that holds.
+    """Valid signature.
 
     Attributes:
-        signer: the identity that the list of accepted keys gives to the key.
+        signer: the identity of the key in the list of accepted keys.
         key: the fingerprint of the key.
     """
 
@@ -42,17 +42,17 @@ class Signature:
     key: str
 
     def to_json(self) -> dict[str, str]:
-        """Return it as JSON values."""
+        """Return signer and key as JSON values."""
         return {"signer": self.signer, "key": self.key}
 
 
 def fingerprint(key: Path) -> str:
-    """Return the fingerprint of a key, which proves before a build that it is one.
+    """Return the fingerprint of a key; called before a build to validate the key.
 
     Args:
-        key: a private key; or a public one, whose private half an ssh-agent holds.
+        key: a private key, or a public one if an ssh-agent has the private half.
 
-    Raises HostError where there is no ssh-keygen, SpecError where the file is not a key.
+    Raises HostError without ssh-keygen, SpecError if the file is not a key.
     """
     if not key.is_file():
         raise SpecError(
@@ -61,57 +61,57 @@ def fingerprint(key: Path) -> str:
             why="it is not a file",
             hint="ssh-keygen -t ed25519 -f KEY makes one",
         )
-    done = _run(["-l", "-f", str(key)])
-    if done.returncode != 0:
+    result = _run(["-l", "-f", str(key)])
+    if result.returncode != 0:
         raise SpecError(
             "signature-key",
             f"{key} is not a key that OpenSSH reads",
-            why=_said(done),
+            why=_last_lines(result),
             hint="ssh-keygen -t ed25519 -f KEY makes one",
         )
-    return done.stdout.decode("utf-8", "replace").split()[1]
+    return result.stdout.decode("utf-8", "replace").split()[1]
 
 
 def sign(file: Path, key: Path) -> bytes:
-    """Sign a file with a private key, or with the ssh-agent that holds it.
+    """Sign a file with a private key, or with the ssh-agent that has it.
 
-    Raises HostError where there is no ssh-keygen, SpecError where the key cannot be used.
+    Raises HostError without ssh-keygen, SpecError if the key cannot be used.
     """
     with file.open("rb") as data:
-        done = _run(["-Y", "sign", "-f", str(key), "-n", NAMESPACE], data.fileno())
-    if done.returncode != 0 or not done.stdout.startswith(HEADER):
+        result = _run(["-Y", "sign", "-f", str(key), "-n", NAMESPACE], data.fileno())
+    if result.returncode != 0 or not result.stdout.startswith(HEADER):
         raise SpecError(
             "signature-key",
             f"{key} cannot sign",
-            why=_said(done),
-            hint="a key with a passphrase needs a terminal or an ssh-agent; for the agent, give "
+            why=_last_lines(result),
+            hint="a key with a passphrase needs a terminal or an ssh-agent; for the agent, pass "
             "the public key",
         )
-    _require_valid(file, done.stdout)
-    return done.stdout
+    _require_valid(file, result.stdout)
+    return result.stdout
 
 
 def _require_valid(file: Path, signature: bytes) -> None:
-    """Check a new signature as its reader will, whoever's the key is."""
+    """Check a new signature like its reader, but accept any key."""
     with tempfile.NamedTemporaryFile(prefix="edgepack-", suffix=SUFFIX) as copy:
         copy.write(signature)
         copy.flush()
         command = ["-Y", "check-novalidate", "-n", NAMESPACE, "-s", copy.name]
         with file.open("rb") as data:
-            done = _run(command, data.fileno())
-    if done.returncode != 0:
+            result = _run(command, data.fileno())
+    if result.returncode != 0:
         raise BundleError(
             "signature-mismatch",
             "the new signature does not hold for this bundle",
-            why=_said(done),
+            why=_last_lines(result),
             hint="sign it again; if this recurs, the disk or the key's hardware is faulty",
         )
 
 
 def read(signature: Path) -> bytes:
-    """Read the file of a signature; empty where there is none.
+    """Read the file of a signature; return b"" without one.
 
-    Raises BundleError where it is not a signature.
+    Raises BundleError if the file is not a signature.
     """
     try:
         with files.open_plain(signature) as file:
@@ -129,12 +129,12 @@ def verify(file: Path, signature: bytes, signers: Path) -> Signature:
     """Check the signature of a file against a list of accepted keys.
 
     Args:
-        file: what is signed; it must not change meanwhile.
-        signature: as `read` returns it.
+        file: the signed file; it must not change meanwhile.
+        signature: the result of `read`.
         signers: the accepted keys, in the format of ssh-keygen's ALLOWED SIGNERS.
 
-    Raises HostError where there is no ssh-keygen, SpecError where the list cannot be read, and
-    BundleError where the signature is missing, malformed, of another key, or of other bytes.
+    Raises HostError without ssh-keygen, SpecError if the list cannot be read, and BundleError if
+    the signature is missing, malformed, by another key, or of other bytes.
     """
     if not signature:
         raise BundleError(
@@ -147,33 +147,34 @@ def verify(file: Path, signature: bytes, signers: Path) -> Signature:
     with tempfile.NamedTemporaryFile(prefix="edgepack-", suffix=SUFFIX) as copy:
         copy.write(signature)
         copy.flush()
+        # A key may be listed under several identities; the first valid one counts.
         for signer in _signers_of(copy.name, signers):
             command = ["-Y", "verify", "-f", str(signers), "-I", signer, "-n", NAMESPACE]
             with file.open("rb") as data:
-                done = _run([*command, "-s", copy.name], data.fileno())
-            if done.returncode == 0:
-                return Signature(signer, done.stdout.decode("utf-8", "replace").split()[-1])
+                result = _run([*command, "-s", copy.name], data.fileno())
+            if result.returncode == 0:
+                return Signature(signer, result.stdout.decode("utf-8", "replace").split()[-1])
     raise BundleError(
         "signature-mismatch",
         "the signature does not hold for this bundle",
-        why=_said(done),
+        why=_last_lines(result),
         hint="do not use it; fetch the bundle and its .sig again from where it was built",
     )
 
 
 def _signers_of(signature: str, signers: Path) -> list[str]:
-    """List the identities that may have made a signature; one at least."""
-    done = _run(["-Y", "find-principals", "-s", signature, "-f", str(signers)])
-    found = done.stdout.decode("utf-8", "replace").splitlines()
-    if done.returncode == 0 and found:
-        return found
-    said = _said(done)
-    if "parse signature" in said:
-        raise _malformed(said)
+    """Return the identities of the key that made a signature; at least one."""
+    result = _run(["-Y", "find-principals", "-s", signature, "-f", str(signers)])
+    identities = result.stdout.decode("utf-8", "replace").splitlines()
+    if result.returncode == 0 and identities:
+        return identities
+    message = _last_lines(result)
+    if "parse signature" in message:
+        raise _malformed(message)
     raise BundleError(
         "signature-foreign",
         "no accepted key made the signature of this bundle",
-        why=f"{signers}: {said}",
+        why=f"{signers}: {message}",
         hint="do not use the bundle; or add the key, once its owner confirmed it",
     )
 
@@ -182,20 +183,20 @@ def accepted_signers(option: Path | None, required: bool) -> Path | None:
     """Find the list of accepted keys: the option, the environment, or the user's policy.
 
     Args:
-        option: as given on the command line.
-        required: whether it is an error that there is none.
+        option: path from the command line.
+        required: raise an error if there is no list.
 
-    Returns None where no signature is asked for. Raises SpecError.
+    Returns None if no signature is required. Raises SpecError.
     """
     policy = _policy()
-    named = option or Path(os.environ.get(VARIABLE, "") or policy.signers or "")
-    if named != Path():
-        return named
+    path = option or Path(os.environ.get(VARIABLE, "") or policy.signers or "")
+    if path != Path():
+        return path
     if required or policy.required:
         raise SpecError(
             "signature-signers",
             "a signature is required, and no list of accepted keys is configured",
-            why=f"neither --signers nor ${VARIABLE} nor {policy_path()} names one",
+            why=f"neither --signers nor ${VARIABLE} nor {policy_path()} sets one",
             hint="--signers ALLOWED_SIGNERS",
         )
     return None
@@ -203,7 +204,7 @@ def accepted_signers(option: Path | None, required: bool) -> Path | None:
 
 @dataclass(frozen=True)
 class _Policy:
-    """The user's policy: the list of accepted keys, and whether there must be one."""
+    """User's policy: the list of accepted keys, and True if signatures are required."""
 
     signers: str = ""
     required: bool = False
@@ -219,18 +220,23 @@ def _policy() -> _Policy:
     path = policy_path()
     if not path.exists():
         return _Policy()
-    stated = document.read(path)
-    signers, required = stated.get("signers", ""), stated.get("require_signature", False)
-    unknown = sorted(set(stated) - {"signers", "require_signature"})
+    entries = document.read(path)
+    signers, required = entries.get("signers", ""), entries.get("require_signature", False)
+    unknown = sorted(set(entries) - {"signers", "require_signature"})
     if unknown or type(signers) is not str or type(required) is not bool:
+        why = "a value has the wrong type"
+        if unknown:
+            why = f"unknown keys: {', '.join(unknown)}"
         raise SpecError(
             "policy-invalid",
             f"{path} is not a valid policy",
-            why=f"unknown keys: {', '.join(unknown)}" if unknown else "a value has the wrong type",
-            hint='signers = "PATH" and require_signature = true are all that it may hold',
+            why=why,
+            hint='only signers = "PATH" and require_signature = true are allowed',
         )
-    # A relative path starts from the policy's folder.
-    return _Policy(str(path.parent / Path(signers).expanduser()) if signers else "", required)
+    # A relative path is relative to the policy's folder.
+    if signers:
+        signers = str(path.parent / Path(signers).expanduser())
+    return _Policy(signers, required)
 
 
 def _require_signers(signers: Path) -> None:
@@ -242,13 +248,13 @@ def _require_signers(signers: Path) -> None:
             "signature-signers",
             f"the list of accepted keys cannot be read: {signers}",
             why=error.strerror or str(error),
-            hint="each line is IDENTITY KEY-TYPE KEY, as in the public key file",
+            hint="write one IDENTITY KEY-TYPE KEY per line, as in the public key file",
         ) from error
     if empty:
         raise SpecError(
             "signature-signers",
             f"the list of accepted keys is empty: {signers}",
-            hint="each line is IDENTITY KEY-TYPE KEY, as in the public key file",
+            hint="write one IDENTITY KEY-TYPE KEY per line, as in the public key file",
         )
 
 
@@ -267,8 +273,8 @@ def _run(arguments: Sequence[str], stdin: int = subprocess.DEVNULL) -> _Done:
     except FileNotFoundError as error:
         raise HostError(
             "ssh-keygen-missing",
-            "bundles are neither signed nor checked without OpenSSH",
-            why="there is no ssh-keygen on PATH",
+            "signing and checking bundles needs OpenSSH",
+            why="ssh-keygen is not on PATH",
             hint="apt-get install openssh-client",
         ) from error
 
@@ -276,6 +282,6 @@ def _run(arguments: Sequence[str], stdin: int = subprocess.DEVNULL) -> _Done:
 _Done = subprocess.CompletedProcess[bytes]
 
 
-def _said(done: _Done) -> str:
-    lines = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
-    return "\n".join(lines[-4:]) or f"ssh-keygen ended with exit status {done.returncode}"
+def _last_lines(result: _Done) -> str:
+    lines = (result.stderr or result.stdout).decode("utf-8", "replace").strip().splitlines()
+    return "\n".join(lines[-4:]) or f"ssh-keygen ended with exit status {result.returncode}"

@@ -1,9 +1,9 @@
-"""Evaluate an ONNX file that somebody else made, first in a process of its own with limits.
+"""First evaluation of an untrusted ONNX file, in a child process with limits.
 
 A file of 200 bytes can unfold into millions of nodes, fold a constant of gigabytes, or loop for
-ever. So whatever expands or runs a graph for the first time happens in a child: its memory is
-limited to what it takes before it begins plus an allowance, its time by the clock. The allowances
-grow with the model and the inputs, so that a large network is not mistaken for a bomb.
+ever. So the first expansion or run of a graph takes place in a child. Its memory is limited to its
+size at the start plus an allowance, its time by the clock. The allowances grow with the model and
+the inputs, so that a large network is not mistaken for a bomb.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ import numpy as np
 from edgepack import files
 from edgepack.errors import EdgepackError, SourceError
 
-# What each task may take: bytes and seconds at least, and more for each byte of the model (8 times
-# its size: the file, the parsed graph, the weights as onnxruntime packs them) and of the inputs
-# (activations of a convolutional network take some 100 times the size of its picture).
+# Limits of a task: bytes and seconds at least, and more for each byte of the model (8 times its
+# size: the file, the parsed graph, the weights as onnxruntime packs them) and of the inputs
+# (activations of a convolutional network take some 100 times the size of its picture). A run of a
+# model of 100 MB on 1 MB of inputs may take 5.2 GB and 72 s.
 LOAD_BYTES, RUN_BYTES = 1 << 30, 4 << 30
 PER_MODEL_BYTE, PER_INPUT_BYTE = 8, 128
 SECONDS, SECONDS_PER_GIB, SECONDS_PER_INPUT_MIB = 60.0, 120.0, 1.0
 FACTOR = "EDGEPACK_LIMITS"
-# What a thread of onnxruntime reserves for its stack and its allocations.
+# Memory that a thread of onnxruntime reserves for its stack and its allocations.
 BYTES_PER_THREAD = 16 << 20
 REQUEST, RESULT, INPUTS, MODEL = "request.json", "result.json", "inputs.npz", "model.onnx"
 LARGE_TENSOR = 1 << 16
 _SIGNALS_OF_NO_MEMORY = (signal.SIGABRT, signal.SIGKILL)
-# How the libraries say that they got no memory; they have no exception in common.
+# Messages of the libraries when memory runs out; they share no exception.
 _NO_MEMORY = re.compile(
     r"bad_alloc|bad allocation|bad_array_new|MemoryError|[Ff]ailed to allocate|[Cc]annot allocate|"
     r"[Oo]ut of memory|length_error|Unable to allocate|alloc failed"
@@ -45,11 +46,11 @@ _NO_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may take.
+    """Limits of a child process.
 
     Attributes:
-        memory: bytes beyond what it has mapped before it begins.
-        seconds: by the clock.
+        memory: bytes beyond those mapped before the task begins.
+        seconds: wall-clock time.
     """
 
     memory: int
@@ -57,7 +58,7 @@ class Limits:
 
     @classmethod
     def of(cls, base: int, model_bytes: int, input_bytes: int = 0) -> Limits:
-        """The limits for a model and its inputs, at most what this machine has left."""
+        """Compute the limits for a model and its inputs, up to the available memory."""
         factor = _factor()
         memory = base + PER_MODEL_BYTE * model_bytes + PER_INPUT_BYTE * input_bytes
         seconds = SECONDS + SECONDS_PER_GIB * model_bytes / (1 << 30)
@@ -66,37 +67,37 @@ class Limits:
 
 
 def load(name: str, model: Path | str | bytes, model_bytes: int) -> None:
-    """Check, infer the shapes of, and load a model in a child.
+    """Check a model, infer its shapes, and load it, in a child.
 
-    What onnx or onnxruntime merely refuse is not reported here: they refuse it again.
+    Models that onnx or onnxruntime merely reject pass here, because they are rejected again later.
 
     Args:
-        name: what messages call it.
-        model: an ONNX file, or the model serialised.
-        model_bytes: its size with its external data.
+        name: name of the model in messages.
+        model: an ONNX file, or the serialised model.
+        model_bytes: size of the model with its external data.
 
     Raises:
         SourceError: source-onnx-memory, source-onnx-time, source-onnx-crash.
     """
     with files.temporary_folder() as folder:
-        request = {"task": "load", "model": _file(model, folder)}
+        request = {"task": "load", "model": _model_path(model, folder)}
         _attempt(folder, request, Limits.of(LOAD_BYTES, model_bytes), name)
 
 
 def run(
     name: str, model: Path | str | bytes, model_bytes: int, inputs: Mapping[str, np.ndarray]
 ) -> None:
-    """Run a model once in a child. Raises as `load` does."""
+    """Run a model once in a child. Raises the errors of `load`."""
     with files.temporary_folder() as folder:
-        named: dict[str, Any] = {f"input-{key}": array for key, array in inputs.items()}
+        arrays: dict[str, Any] = {f"input-{key}": array for key, array in inputs.items()}
         with (folder / INPUTS).open("wb") as file:
-            np.savez(file, **named)
+            np.savez(file, **arrays)
         limits = Limits.of(RUN_BYTES, model_bytes, sum(a.nbytes for a in inputs.values()))
-        _attempt(folder, {"task": "run", "model": _file(model, folder)}, limits, name)
+        _attempt(folder, {"task": "run", "model": _model_path(model, folder)}, limits, name)
 
 
-def _file(model: Path | str | bytes, folder: Path) -> str:
-    """Return the file of a model, written into `folder` where it has none yet."""
+def _model_path(model: Path | str | bytes, folder: Path) -> str:
+    """Return the path of a model, after writing a serialised one into `folder`."""
     if not isinstance(model, bytes):
         return str(Path(model).resolve())
     (folder / MODEL).write_bytes(model)
@@ -104,18 +105,18 @@ def _file(model: Path | str | bytes, folder: Path) -> str:
 
 
 def fold(model: bytes, options: Mapping[str, Any]) -> bytes:
-    """Return what onnxsim makes of a model, in a child.
+    """Simplify a model with onnxsim in a child.
 
     Args:
-        model: serialised.
-        options: of `onnxsim.simplify`.
+        model: the serialised model.
+        options: options of `onnxsim.simplify`.
 
     Raises:
-        SourceError: as `load` does.
-        RuntimeError: with onnxsim's reason, where it fails.
+        SourceError: the errors of `load`.
+        RuntimeError: with onnxsim's message, if it fails.
     """
     with files.temporary_folder() as folder:
-        request = {"task": "fold", "model": _file(model, folder), "options": dict(options)}
+        request = {"task": "fold", "model": _model_path(model, folder), "options": dict(options)}
         failure = _attempt(folder, request, Limits.of(LOAD_BYTES, len(model)), "the graph")
         if failure:
             raise RuntimeError(failure)
@@ -123,17 +124,17 @@ def fold(model: bytes, options: Mapping[str, Any]) -> bytes:
 
 
 def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str) -> str:
-    """Run a task in a child; returns why a library refused the model, "" where none did."""
+    """Run a task in a child and return the reason why a library rejected the model, or ""."""
     document = {**request, "memory": limits.memory}
     (folder / REQUEST).write_text(json.dumps(document), encoding="utf-8")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        # Each arena reserves 64 MiB, which the limit would count.
+        # Each arena reserves 64 MiB, which would count towards the limit.
         "MALLOC_ARENA_MAX": "2",
     }
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", __name__, str(folder)],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -144,20 +145,20 @@ def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str
     except subprocess.TimeoutExpired as error:
         raise SourceError(
             "source-onnx-time",
-            f"{name} takes too long to {_doing(request)}",
-            why=f"it was not done after {limits.seconds:,.0f} s",
-            hint="a loop without an end? if the model is sound and the machine slow: "
+            f"{name} takes too long to {_verb(request)}",
+            why=f"it was still running after {limits.seconds:,.0f} s",
+            hint="check the model for an endless loop; if it is sound and the machine slow, "
             f"{FACTOR}=4 allows four times as much",
         ) from error
     if not (folder / RESULT).is_file():
-        # What gets no memory is aborted by the C++ runtime, or killed by the system.
-        if -done.returncode in _SIGNALS_OF_NO_MEMORY:
+        # Without memory the C++ runtime aborts the process, or the system kills it.
+        if -result.returncode in _SIGNALS_OF_NO_MEMORY:
             raise _memory(name, request, limits)
         raise SourceError(
             "source-onnx-crash",
             f"{name} crashes onnxruntime or onnx",
-            why=f"the process that tried to {_doing(request)} it ended with {done.returncode}",
-            hint="export it again with a recent exporter; if it came from elsewhere, distrust it",
+            why=f"the process to {_verb(request)} it ended with exit status {result.returncode}",
+            hint="export it again with a recent exporter; do not trust a file of unknown origin",
         )
     failure: str = json.loads((folder / RESULT).read_text(encoding="utf-8"))["failure"]
     if _NO_MEMORY.search(failure):
@@ -165,17 +166,17 @@ def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str
     return failure
 
 
-def _doing(request: Mapping[str, Any]) -> str:
+def _verb(request: Mapping[str, Any]) -> str:
     return {"load": "load", "run": "run on one batch of samples", "fold": "fold"}[request["task"]]
 
 
 def _memory(name: str, request: Mapping[str, Any], limits: Limits) -> EdgepackError:
     return SourceError(
         "source-onnx-memory",
-        f"{name} takes too much memory to {_doing(request)}",
-        why=f"it asked for more than {limits.memory / (1 << 20):,.0f} MiB",
-        hint="a constant or a function that unfolds without bound? if the model is sound: "
-        f"{FACTOR}=4 allows four times as much",
+        f"{name} takes too much memory to {_verb(request)}",
+        why=f"it needs more than {limits.memory / (1 << 20):,.0f} MiB",
+        hint="check the model for a constant or a function that unfolds without bound; if it is "
+        f"sound, {FACTOR}=4 allows four times as much",
     )
 
 
@@ -187,13 +188,15 @@ def _factor() -> float:
 
 
 def _available() -> int:
-    """Bytes of memory that this machine can still give."""
+    """Return the available memory of this machine in bytes."""
     try:
         text = Path("/proc/meminfo").read_text(encoding="ascii")
     except OSError:
         return sys.maxsize
     match = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(match[1]) << 10 if match else sys.maxsize
+    if match is None:
+        return sys.maxsize
+    return int(match[1]) << 10
 
 
 # The child's side.
@@ -212,9 +215,9 @@ def _main(folder: Path) -> None:
 
 
 def _prepare(request: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], None]:
-    """Import what a task needs, so that the limit leaves it out; returns the task."""
+    """Import the libraries of a task before the limit applies, and return the task."""
     if request["task"] == "fold":
-        # onnxsim would import torch for passes that are not used here.
+        # onnxsim imports torch, if there is one, for passes that are not used here.
         sys.modules["torch"] = None  # type: ignore[assignment]
         import onnxsim  # noqa: F401
 
@@ -225,24 +228,28 @@ def _prepare(request: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], 
 
 
 def _limit(memory: int) -> None:
-    """Limit this process to what it has mapped and so many bytes more."""
+    """Limit this process to its current memory plus some bytes."""
     try:
         import resource
 
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     except (ImportError, OSError):
-        return  # Elsewhere than on Linux only the clock limits it.
+        return  # Only Linux has this; elsewhere only the time is limited.
     mapped = pages * resource.getpagesize() + BYTES_PER_THREAD * (os.cpu_count() or 1)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = mapped + memory
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+    # -1 stands for no limit.
+    if hard >= 0:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    # No core dump, which could be as large as the limit.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _load(request: Mapping[str, Any], folder: Path) -> None:
     import onnx.checker
 
-    # Each may refuse the model for another reason, and each is to be tried.
+    # Each may fail in another way, so all are tried even after a failure.
     failures = []
     attempts: tuple[Callable[[str], Any], ...] = (onnx.checker.check_model, _infer, _session)
     for attempt in attempts:
@@ -265,18 +272,19 @@ def _infer(model: str) -> None:
     import onnx.shape_inference
 
     parsed = onnx.load(model, load_external_data=False)
-    # Shapes depend on the values of small tensors alone; onnx would copy the large ones often.
-    stated = {value.name for value in parsed.graph.input}
-    kept = []
+    # Shapes depend on the values of small tensors only, and onnx would copy large ones many times.
+    # So these become inputs: a weight of (512, 512, 3, 3) keeps its shape but not its values.
+    input_names = {value.name for value in parsed.graph.input}
+    small_tensors = []
     for tensor in parsed.graph.initializer:
         if tensor.ByteSize() <= LARGE_TENSOR:
-            kept.append(tensor)
-        elif tensor.name not in stated:
+            small_tensors.append(tensor)
+        elif tensor.name not in input_names:
             value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             parsed.graph.input.append(value)
-    small = onnx.GraphProto(initializer=kept)
+    copies = onnx.GraphProto(initializer=small_tensors)
     del parsed.graph.initializer[:]
-    parsed.graph.initializer.extend(small.initializer)
+    parsed.graph.initializer.extend(copies.initializer)
     onnx.shape_inference.infer_shapes(parsed, data_prop=True)
 
 

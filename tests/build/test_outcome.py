@@ -201,7 +201,7 @@ def test_a_dry_run_tells_what_is_missing(home: Home, tmp_path: Path) -> None:
     done = edgepack(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert one_document(done.stdout)["missing"] == ["calibration"]
-    assert "calibration  none given, and the chain needs them" in done.stderr
+    assert "calibration  none, but the chain needs them" in done.stderr
 
 
 def test_a_module_of_samples_is_looked_for_beside_the_manifest(home: Home, tmp_path: Path) -> None:
