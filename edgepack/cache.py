@@ -85,6 +85,7 @@ def own_code() -> str:
     """Return the SHA-256 of edgepack's sources."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
+    # Names count as well: moving code between files is a change. \0 separates name and contents.
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0")
         digest.update(path.read_bytes())
@@ -93,6 +94,7 @@ def own_code() -> str:
 
 def digest(document: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a JSON document in canonical form."""
+    # Sorted and without spaces, so that {"b": 1, "a": 2} and {"a": 2, "b": 1} have one digest.
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -147,6 +149,7 @@ class Cache:
         if self.refresh:
             return None
         folder = self._path(stage, key)
+        # Lock before reading, so that `clean` in another process cannot delete files in between.
         try:
             lock = files.in_use(folder)
         except OSError:
@@ -198,6 +201,7 @@ class Cache:
                 else:
                     with file_path.open("wb") as file:
                         content(file)
+                # Hash the file on disk, not the bytes: a writer may stream any amount.
                 hashes[name] = files.sha256(file_path)
                 files.sync(file_path)
             entry = {
@@ -274,6 +278,7 @@ class Cache:
         Unfinished work of killed builds is deleted, too. The emulator, a long download, stays
         unless `emulator` is set; its age counts from its preparation.
         """
+        # 7 days at noon on the 15th delete what was last used before noon on the 8th.
         limit = time.time() - older_than_days * 86400
         for folder in sorted((self.folder / "stages").glob("*")):
             temporary.sweep(str(folder))

@@ -91,6 +91,7 @@ def _emulators() -> Finding:
 
 
 def _instructions() -> Finding:
+    # None for a CPU on which instructions can be counted, else the error that says why not.
     faults = {cpu: countable(cpu) for cpu in CPUS}
     able = {CPUS[cpu].arch for cpu, fault in faults.items() if fault is None}
     first = next(filter(None, faults.values()), None)
@@ -126,6 +127,7 @@ def _cache(folder: Path) -> Finding:
         ancestor = ancestor.parent
     if not os.access(ancestor, os.W_OK | os.X_OK):
         return Finding("disk", False, False, f"{folder} cannot be written", OTHER_FOLDER)
+    # The exported graphs of a large model take several times its size.
     free = shutil.disk_usage(ancestor).free
     detail = f"{free / 1e9:.1f} GB free for the cache"
     if free > 1 << 30:

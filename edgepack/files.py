@@ -43,6 +43,7 @@ def sha256(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Flush a written file to disk, or the renames inside a folder."""
+    # A file or a folder; fsync works on a descriptor that is open for reading.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -58,6 +59,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        # Compare by inode, since two paths may lead to one file through a symbolic link.
         same = [p for p in inputs if path.exists() and p.exists() and path.samefile(p)]
     except OSError as error:
         raise unwritable(path, error) from error
@@ -68,6 +70,7 @@ def check_output(path: Path, inputs: Iterable[Path]) -> None:
             why="it is an input of the build",
             hint="--output FILE.edgepack",
         )
+    # The only reliable test of permissions and free space is to create a file.
     with temporary_beside(path):
         pass
 
@@ -121,6 +124,7 @@ class Lock:
 
     def __init__(self, descriptor: int, private: Path | None = None) -> None:
         self.descriptor = descriptor
+        # Also runs at interpreter exit, so no private folder outlives the process.
         self._release = weakref.finalize(self, _release, descriptor, private)
 
     def close(self) -> None:
@@ -167,51 +171,52 @@ class LockedFolder:
 
     def keep_private(self) -> None:
         """Keep the folder until its lock is garbage collected."""
+        # Closing the old lock must not release it, so its descriptor is duplicated first.
         descriptor = os.dup(self.lock.descriptor)
         self.lock.close()
         self.lock = Lock(descriptor, self.path)
 
 
 @contextmanager
-def new_folder(place: Path, mark: str) -> Iterator[Path]:
-    """Provide a folder that is renamed to `place` after the block, unless that raises.
+def new_folder(path: Path, mark: str) -> Iterator[Path]:
+    """Provide a folder that is renamed to `path` after the block, unless that raises.
 
     A complete folder that another process put there first stays. Raises HostError if the system
     refuses to write.
 
     Args:
-        place: final path; missing parents are created.
+        path: final path; missing parents are created.
         mark: name of the file that a complete folder has, written and synced last.
     """
-    with _beside(place) as work:
+    with _beside(path) as work:
         yield work.path
         sync(work.path)
         # Without its mark, a folder at the final path is the leftover of a crash.
-        if not (place / mark).is_file():
-            shutil.rmtree(place, ignore_errors=True)
+        if not (path / mark).is_file():
+            shutil.rmtree(path, ignore_errors=True)
         try:
-            work.path.rename(place)
+            work.path.rename(path)
         except OSError:
-            if not (place / mark).is_file():
+            if not (path / mark).is_file():
                 raise
             shutil.rmtree(work.path, ignore_errors=True)
-        sync(place.parent)
+        sync(path.parent)
     work.lock.close()
 
 
 @contextmanager
-def replacing_folder(place: Path) -> Iterator[LockedFolder]:
-    """Provide a folder that replaces the one at `place` after the block, unless that raises.
+def replacing_folder(path: Path) -> Iterator[LockedFolder]:
+    """Provide a folder that replaces the one at `path` after the block, unless that raises.
 
     If another process uses the old folder, the new one stays private to this process and is removed
     with its lock. Raises HostError if the system refuses to write.
     """
-    with _beside(place) as work:
+    with _beside(path) as work:
         yield work
         sync(work.path)
-        if _replace(work.path, place):
-            sync(place.parent)
-            work.path = place
+        if _replace(work.path, path):
+            sync(path.parent)
+            work.path = path
         else:
             work.keep_private()
 
@@ -243,6 +248,7 @@ def _replace(work: Path, path: Path) -> bool:
     try:
         work.rename(path)
     except OSError as error:
+        # Another process was faster: its folder has the same key, and so the same contents.
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise

@@ -132,6 +132,7 @@ class Ledger:
     def warn(self, *messages: str) -> None:
         """Record warnings and show each of them once."""
         for message in messages:
+            # Several passes may find the same fault; the user reads it once.
             if message not in self.warnings:
                 self.warnings.append(message)
                 self.progress.warn(message)
@@ -148,6 +149,7 @@ class Ledger:
             stage.set(status="failed")
             raise
         finally:
+            # Failed stages are recorded as well, so that the report shows where the time went.
             stage.set(seconds=time.perf_counter() - started)
             self.records.append(stage.record)
             self.progress.end(stage.record)

@@ -20,6 +20,7 @@ DISK_COPIES = 4
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
+    # A Hugging Face folder: its configuration is small beside the weights.
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
@@ -35,6 +36,7 @@ def plan(request: Request) -> dict[str, Any]:
         "evaluation": request.evaluation,
         "training": request.training,
     }
+    # Only their existence is checked: reading samples may run the user's code.
     for spec in filter(None, specs.values()):
         data.check_there(spec)
     if request.random:

@@ -38,6 +38,7 @@ def make_progress(quiet: bool = False, verbose: int = 0) -> Progress:
     """
     if quiet:
         return QuietProgress(sys.stderr)
+    # A dumb terminal, as in some editors, cannot move the cursor.
     if sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
         return TerminalProgress(verbose)
     return PlainProgress(sys.stderr, verbose)
@@ -76,6 +77,7 @@ class QuietProgress(SilentProgress):
         self._print(f"warning: {message}")
 
     def _print(self, line: str) -> None:
+        # A log in ASCII gets "-" for an en dash instead of an exception.
         encoding = self._stream.encoding or "utf-8"
         self._stream.write(fit(printable(line), encoding).rstrip() + "\n")
         self._stream.flush()
@@ -156,6 +158,7 @@ class TerminalProgress:
 
     def end(self, record: Record) -> None:
         """Clear the live line, even after a failure, and print the permanent one."""
+        # The live display ends with the outermost stage.
         if self._live is not None:
             if self._tasks:
                 self._live.remove_task(self._tasks.pop())

@@ -159,6 +159,7 @@ def resolve(
         )
     if wheels:
         check_wheels(target)
+    # "my model.onnx" becomes "my-model": the name is used in file names.
     name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
     # An empty --chain is a chain without passes, unlike an absent one.
     chain_text = manifest.chain or target.chain
@@ -232,6 +233,8 @@ class _Origin:
 
 def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
     """Parse the chain; options in it override the manifest, which overrides the profile."""
+    # For "quantize:samples=64" with a profile of {scheme: u8s8, samples: 256} the options are
+    # {scheme: u8s8, samples: 64}.
     steps = tuple(
         chain.Step(
             step.name,

@@ -120,6 +120,7 @@ def read(signature: Path) -> bytes:
         return b""
     except OSError as error:
         raise _malformed(error.strerror or str(error)) from error
+    # The header excludes a damaged download, for example an HTML page.
     if len(data) > MAX_BYTES or not data.startswith(HEADER):
         raise _malformed(f"{signature.name} is not what ssh-keygen -Y sign writes")
     return data
@@ -169,6 +170,7 @@ def _signers_of(signature: str, signers: Path) -> list[str]:
     if result.returncode == 0 and identities:
         return identities
     message = _last_lines(result)
+    # ssh-keygen has one exit status for all failures; only its message tells them apart.
     if "parse signature" in message:
         raise _malformed(message)
     raise BundleError(

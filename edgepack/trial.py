@@ -150,6 +150,7 @@ def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str
             hint="check the model for an endless loop; if it is sound and the machine slow, "
             f"{FACTOR}=4 allows four times as much",
         ) from error
+    # A child that was killed or crashed leaves no result.
     if not (folder / RESULT).is_file():
         # Without memory the C++ runtime aborts the process, or the system kills it.
         if -result.returncode in _SIGNALS_OF_NO_MEMORY:
@@ -182,6 +183,7 @@ def _memory(name: str, request: Mapping[str, Any], limits: Limits) -> EdgepackEr
 
 def _factor() -> float:
     try:
+        # A factor of 0 would forbid everything, so it counts as 1.
         return max(0.0, float(os.environ.get(FACTOR, "1"))) or 1.0
     except ValueError:
         return 1.0
