@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,12 +15,15 @@ from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
 from edgepack.runtime.tensor import Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, ...]]
 SIZES_TRIED = 2
 
 
 def check_dynamic_axes(
-    model: Any,
+    model: ModelProto,
     inputs: Sequence[Tensor],
     example: Mapping[str, np.ndarray],
     run_original: Run | None = None,
@@ -70,7 +73,7 @@ def check_dynamic_axes(
 
 
 def check_feeds(
-    model: Any, feeds: Sequence[Mapping[str, np.ndarray]], run_original: Run, floor: float
+    model: ModelProto, feeds: Sequence[Mapping[str, np.ndarray]], run_original: Run, floor: float
 ) -> str:
     """Compare a graph with the original on several feeds, since a trace covers only its example.
 
@@ -97,7 +100,7 @@ def check_feeds(
 
 def _check_axis(
     runner: Runner,
-    model: Any,
+    model: ModelProto,
     inputs: Sequence[Tensor],
     example: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
@@ -156,7 +159,7 @@ def _check_axis(
     )
 
 
-def _quantized(model: Any) -> str:
+def _quantized(model: ModelProto) -> str:
     """Return the hint for a graph that was quantized before, "" for any other.
 
     onnxruntime computes such a graph in integers or in float, depending on how it rewrites it.
@@ -166,7 +169,7 @@ def _quantized(model: Any) -> str:
     return ""
 
 
-def _require_symbols(model: Any, inputs: Sequence[Tensor]) -> None:
+def _require_symbols(model: ModelProto, inputs: Sequence[Tensor]) -> None:
     """Raise `axis-frozen` if the graph declares a number for a dynamic axis."""
     declared = {tensor.name: tensor for tensor in signature(model)[0]}
     for tensor in inputs:
@@ -199,7 +202,7 @@ def _frozen(axis: str, size: int, tried: int | None, why: str) -> GraphError:
     )
 
 
-def _plain_failure(model: Any, arrays: Mapping[str, np.ndarray]) -> str | None:
+def _plain_failure(model: ModelProto, arrays: Mapping[str, np.ndarray]) -> str | None:
     """Return the failure of the graph without onnxruntime's rewriting, which renames nodes."""
     try:
         Runner(model, optimize=False).run(arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,12 @@ from edgepack.graph.trace import explain, model_line
 from edgepack.ledger import PassResult
 from edgepack.runtime.tensor import Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor as TorchTensor
+    from torch.export import ExportedProgram
+    from torch.nn import Module
+
 _BY_TRACING = (
     "exported by tracing (torch.onnx, dynamo=False) instead, and compared with the model at other "
     "sizes of every dynamic axis."
@@ -30,13 +36,13 @@ _BY_TRACING = (
 
 
 def export_module(
-    module: Any,
+    module: Module,
     inputs: Sequence[Tensor],
     example: Mapping[str, np.ndarray],
     opset: int,
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
-) -> PassResult[Any]:
+) -> PassResult[ModelProto]:
     """Export a torch or TorchScript module; its inputs are passed by position.
 
     Args:
@@ -87,16 +93,16 @@ class _Exported:
         traced: True if the graph follows one path through the module's code.
     """
 
-    model: Any
+    model: ModelProto
     keys: tuple[str, ...] | None
     note: str
     traced: bool = False
 
 
 def _export(
-    module: Any,
+    module: Module,
     inputs: Sequence[Tensor],
-    args: tuple[Any, ...],
+    args: tuple[TorchTensor, ...],
     arrays: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
     opset: int,
@@ -138,13 +144,13 @@ def _export(
 
 
 def export_traced(
-    module: Any,
+    module: Module,
     inputs: Sequence[Tensor],
     example: Mapping[str, np.ndarray],
     opset: int,
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
-) -> PassResult[Any] | None:
+) -> PassResult[ModelProto] | None:
     """Export a module by tracing, for modules that torch.export turns into a wrong graph.
 
     For example it bakes the number of steps into a recurrent layer whose first axis is time.
@@ -168,12 +174,12 @@ def export_traced(
 
 
 def export_program(
-    program: Any,
+    program: ExportedProgram,
     opset: int,
     inputs: Sequence[Tensor] | None = None,
     output_names: Sequence[str] | None = None,
     for_passes: bool = True,
-) -> PassResult[Any]:
+) -> PassResult[ModelProto]:
     """Export a `torch.export.ExportedProgram` with the dynamic axes that it was built with.
 
     Args:
@@ -225,8 +231,12 @@ def export_program(
 
 
 def _export_dynamo(
-    module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], opset: int, axes: Sequence[str]
-) -> tuple[Any, tuple[str, ...] | None]:
+    module: Module,
+    inputs: Sequence[Tensor],
+    args: tuple[TorchTensor, ...],
+    opset: int,
+    axes: Sequence[str],
+) -> tuple[ModelProto, tuple[str, ...] | None]:
     """Return the graph, and the keys of its outputs if the module returns a dict."""
     import torch
 
@@ -253,7 +263,9 @@ def _export_dynamo(
     return model, _structured_names(exported.exported_program)
 
 
-def _finish(model: Any, names: Sequence[str] | None, keys: Sequence[str] | None) -> Any:
+def _finish(
+    model: ModelProto, names: Sequence[str] | None, keys: Sequence[str] | None
+) -> ModelProto:
     # Node names come from the metadata, so this must precede its removal.
     name_nodes(model)
     strip_metadata(model)
@@ -261,7 +273,7 @@ def _finish(model: Any, names: Sequence[str] | None, keys: Sequence[str] | None)
     return rename_outputs(model, names or keys or default_output_names(len(model.graph.output)))
 
 
-def _failure(module: Any, args: tuple[Any, ...], error: Exception) -> GraphError:
+def _failure(module: Module, args: tuple[TorchTensor, ...], error: Exception) -> GraphError:
     """Return the error for a failed export, or the model's own if it fails without an exporter."""
     import torch
 
@@ -292,7 +304,7 @@ def _located(cause: str, line: str | None) -> str:
     return f"{cause}\nat {line}" if line else cause
 
 
-def _symbol_names(model: Any, inputs: Sequence[Tensor]) -> dict[str, str]:
+def _symbol_names(model: ModelProto, inputs: Sequence[Tensor]) -> dict[str, str]:
     """Map torch's symbols for the dynamic axes (`s77`) to the names of the axes."""
     names: dict[str, str] = {}
     for tensor, value in zip(inputs, model.graph.input, strict=True):
@@ -303,7 +315,7 @@ def _symbol_names(model: Any, inputs: Sequence[Tensor]) -> dict[str, str]:
     return names
 
 
-def _structured_names(program: Any) -> tuple[str, ...] | None:
+def _structured_names(program: ExportedProgram) -> tuple[str, ...] | None:
     """Return the keys of a model that returns a dict, or a dataclass that torch treats as one."""
     spec = program.call_spec.out_spec
     children, keys = spec.children(), spec.context

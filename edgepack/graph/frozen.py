@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
 from edgepack.graph.quiet import muted
 from edgepack.graph.trace import innermost_model_frame, model_line
 from edgepack.runtime.tensor import Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor as TorchTensor
+    from torch.nn import Module
 
-def frozen_axis(inputs: Sequence[Tensor], model: Any) -> tuple[Tensor, int, int] | None:
+
+def frozen_axis(inputs: Sequence[Tensor], model: ModelProto) -> tuple[Tensor, int, int] | None:
     """Find the first axis that is declared dynamic but is a number in the graph.
 
     torch.onnx silently follows torch.export's suggestions to make such axes static.
@@ -46,7 +51,9 @@ def frozen_error(frozen: tuple[Tensor, int, int], line: str | None) -> GraphErro
     )
 
 
-def freezing_line(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...]) -> str | None:
+def freezing_line(
+    module: Module, inputs: Sequence[Tensor], args: tuple[TorchTensor, ...]
+) -> str | None:
     """Return the line of the model at which torch specializes a dynamic axis to one size.
 
     torch logs "Specializing ..." at that moment, and the handler inspects the stack it runs on.

@@ -16,19 +16,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.graph.proto import copied, walk_graphs, walk_nodes
 from edgepack.graph.run import Runner
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
 Shape = tuple[int, ...]
 # Counts the products of a node, from the shapes of its inputs and outputs by name.
 Count = Callable[[Any, Callable[[str], Shape]], int]
 
 
-def macs(model: Any, example: Mapping[str, np.ndarray]) -> int | None:
+def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
     """Count the multiply-accumulates of one call at the example's shapes.
 
     Args:
@@ -51,7 +54,9 @@ def macs(model: Any, example: Mapping[str, np.ndarray]) -> int | None:
     return sum(_COUNTS[node.op_type](node, shapes.__getitem__) for node in nodes)
 
 
-def _shapes(model: Any, nodes: list[Any], example: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
+def _shapes(
+    model: ModelProto, nodes: list[NodeProto], example: Mapping[str, np.ndarray]
+) -> Mapping[str, Shape]:
     """Return the shapes of all inputs and outputs of some nodes, by tensor name."""
     from onnx import ValueInfoProto, helper
 
@@ -74,7 +79,7 @@ def _shapes(model: Any, nodes: list[Any], example: Mapping[str, np.ndarray]) -> 
     return shapes
 
 
-def _attribute(node: Any, name: str, default: Any = None) -> Any:
+def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     from onnx import helper
 
     for item in node.attribute:
@@ -92,13 +97,13 @@ def _convolution(weights: int) -> Count:
     return lambda node, of: prod(of(node.output[0])) * prod(of(node.input[weights])[1:])
 
 
-def _transposed(node: Any, of: Callable[[str], Shape]) -> int:
+def _transposed(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count a transposed convolution with weights of (inputs, outputs / groups, *kernel)."""
     # Every input element contributes to as many sums as one input channel has weights.
     return prod(of(node.input[0])) * prod(of(node.input[1])[1:])
 
 
-def _product(node: Any, of: Callable[[str], Shape]) -> int:
+def _product(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count a matrix product: (..., rows, K) by (..., K, columns)."""
     # For example (8, 128) by (128, 10) takes 80 x 128 = 10,240 products.
     # Gemm with transA reads (K, rows), all other products (..., rows, K).
@@ -106,19 +111,19 @@ def _product(node: Any, of: Callable[[str], Shape]) -> int:
     return prod(of(node.output[0])) * of(node.input[0])[summed]
 
 
-def _of_bits(node: Any, of: Callable[[str], Shape]) -> int:
+def _of_bits(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count (..., rows, K) by weights packed in blocks, with N columns."""
     return prod(of(node.input[0])) * int(_attribute(node, "N"))
 
 
-def _recurrent(node: Any, of: Callable[[str], Shape]) -> int:
+def _recurrent(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count a recurrent layer: X (steps, batch, inputs) uses all of W and R in every step."""
     # W and R hold the weights of both directions, so a bidirectional layer counts twice.
     steps = prod(of(node.input[0])[:2])
     return steps * (prod(of(node.input[1])) + prod(of(node.input[2])))
 
 
-def _einsum(node: Any, of: Callable[[str], Shape]) -> int:
+def _einsum(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count an Einsum: every combination of indices, once for every product of two operands.
 
     For example "ij,jk->ik" on (2, 3) and (3, 4) takes 2 x 3 x 4 = 24 products. "..." matches the

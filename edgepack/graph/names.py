@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.graph.proto import count_readers, used_names, walk_graphs, walk_nodes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
 
 # Since this IR version, an initializer need not be listed as an input.
 OLDEST_IR_VERSION = 4
@@ -21,7 +24,7 @@ _GENERATED_WEIGHT = re.compile(r"^(val_\d+|_v_\d+|onnx::\w+)$")
 _GENERATED = re.compile(r"^(node_|n\d+(_\d+)?$|/?(Constant|Cast|Shape)_?\d*$)|^$")
 
 
-def name_nodes(model: Any) -> None:
+def name_nodes(model: ModelProto) -> None:
     """Name every node after the torch module that it comes from, in place.
 
     `blocks.3.conv1` is the layer itself (the one convolution, product or recurrence of its
@@ -35,7 +38,7 @@ def name_nodes(model: Any) -> None:
     for graph in walk_graphs(model.graph):
         weights.update(value.name for value in graph.initializer)
     taken: set[str] = set()
-    proposals: list[tuple[Any, str]] = []
+    proposals: list[tuple[NodeProto, str]] = []
     for node in walk_nodes(model.graph):
         module = _weight_owner(node, weights, readers) or _scope(node)
         if module and any(name in weights for name in node.input[1:2]) and _is_layer(node):
@@ -51,7 +54,7 @@ def name_nodes(model: Any) -> None:
     _name_weights(model, readers)
 
 
-def strip_metadata(model: Any) -> None:
+def strip_metadata(model: ModelProto) -> None:
     """Remove doc strings, metadata and stale shapes in place.
 
     torch's exporter writes stack traces with the build machine's paths into every node. Stale
@@ -78,7 +81,7 @@ def strip_metadata(model: Any) -> None:
                     attribute.t.doc_string = ""
 
 
-def drop_unused(model: Any) -> int:
+def drop_unused(model: ModelProto) -> int:
     """Remove initializers that nothing reads, in place, and return their number."""
     # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
     used = used_names(model.graph)
@@ -94,7 +97,7 @@ def drop_unused(model: Any) -> int:
     return dropped
 
 
-def drop_given_inputs(model: Any) -> None:
+def drop_given_inputs(model: ModelProto) -> None:
     """Turn inputs with an initializer into plain constants, in place.
 
     Before IR version 4 every weight was also an input. Such inputs are no inputs of the model for
@@ -110,7 +113,7 @@ def drop_given_inputs(model: Any) -> None:
     model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
 
 
-def lift_constants(model: Any) -> None:
+def lift_constants(model: ModelProto) -> None:
     """Turn `Constant` nodes that hold numbers into initializers, in place, in every graph."""
     for graph in walk_graphs(model.graph):
         for node in [n for n in graph.node if n.op_type == "Constant"]:
@@ -122,7 +125,7 @@ def lift_constants(model: Any) -> None:
                 graph.node.remove(node)
 
 
-def constant_tensor(node: Any) -> Any | None:
+def constant_tensor(node: NodeProto) -> TensorProto | None:
     """Return the tensor of a `Constant` node, None if it holds strings or a sparse tensor."""
     import onnx
 
@@ -137,7 +140,7 @@ def constant_tensor(node: Any) -> Any | None:
     return None
 
 
-def _weight_owner(node: Any, weights: set[str], readers: Counter[str]) -> str | None:
+def _weight_owner(node: NodeProto, weights: set[str], readers: Counter[str]) -> str | None:
     if node.op_type not in _WEIGHTED:
         return None
     # "blocks.3.conv1.weight" belongs to "blocks.3.conv1", unless several nodes share it.
@@ -147,7 +150,7 @@ def _weight_owner(node: Any, weights: set[str], readers: Counter[str]) -> str | 
     return None
 
 
-def _scope(node: Any) -> str | None:
+def _scope(node: NodeProto) -> str | None:
     """Return the module's dotted path in the exporter's metadata.
 
     For example `['', 'a', 'a.b', 'conv2d']` yields "a.b".
@@ -163,11 +166,11 @@ def _scope(node: Any) -> str | None:
     return None
 
 
-def _is_layer(node: Any) -> bool:
+def _is_layer(node: NodeProto) -> bool:
     return node.op_type in _WEIGHTED or node.op_type in _RECURRENT
 
 
-def _name_weights(model: Any, readers: Counter[str]) -> None:
+def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
     """Name weights that the exporter transposed or folded after their layer again, in place."""
     taken: set[str] = set()
     for node in walk_nodes(model.graph):

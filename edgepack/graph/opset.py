@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
 from edgepack.graph.names import strip_metadata
@@ -32,13 +32,16 @@ from edgepack.normalize import (
 )
 from edgepack.runtime.tensor import Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
 OLDEST_OPSET = 13
 """Per-channel quantization (`QuantizeLinear` with an axis) begins here."""
 
 
 def load_onnx(
     path: Path, opset: int, inputs: Sequence[Tensor] = (), for_passes: bool = True
-) -> PassResult[Any]:
+) -> PassResult[ModelProto]:
     """Load an ONNX file with its external data into one message, at the target's opset.
 
     Args:
@@ -97,7 +100,7 @@ def load_onnx(
     return replace(result, changed=True, notes=(*result.notes, note))
 
 
-def cast_up(model: Any, for_passes: bool) -> tuple[Any, tuple[str, ...]]:
+def cast_up(model: ModelProto, for_passes: bool) -> tuple[ModelProto, tuple[str, ...]]:
     """Cast a graph of low or double precision to float32 if the build needs it.
 
     Returns:
@@ -114,7 +117,7 @@ def cast_up(model: Any, for_passes: bool) -> tuple[Any, tuple[str, ...]]:
     return promote_floats(flat, types), types
 
 
-def with_promoted(result: PassResult[Any], types: Sequence[str]) -> PassResult[Any]:
+def with_promoted(result: PassResult[ModelProto], types: Sequence[str]) -> PassResult[ModelProto]:
     """Add the types that were cast to float32 to the notes and details of a result."""
     if not types:
         return result
@@ -127,7 +130,7 @@ def with_promoted(result: PassResult[Any], types: Sequence[str]) -> PassResult[A
     )
 
 
-def _fill_sparse(model: Any, path: Path) -> None:
+def _fill_sparse(model: ModelProto, path: Path) -> None:
     """Make sparse initializers dense, in place: onnx's shape inference accepts no others."""
     import numpy as np
     from onnx import numpy_helper
@@ -148,7 +151,7 @@ def _fill_sparse(model: Any, path: Path) -> None:
         del graph.sparse_initializer[:]
 
 
-def to_opset(model: Any, opset: int) -> PassResult[Any]:
+def to_opset(model: ModelProto, opset: int) -> PassResult[ModelProto]:
     """Convert a model to a newer opset, or to an older one if no engine runs its own.
 
     If onnx's converter fails, or its result does not pass the full check (it does not convert
@@ -212,7 +215,7 @@ def to_opset(model: Any, opset: int) -> PassResult[Any]:
     )
 
 
-def _restated(model: Any, opset: int) -> Any:
+def _restated(model: ModelProto, opset: int) -> ModelProto:
     """Return a copy that imports another opset, with its nodes unchanged.
 
     onnx's converter cannot go back for operators that only gained types in a newer opset
@@ -226,7 +229,7 @@ def _restated(model: Any, opset: int) -> Any:
     return restated
 
 
-def _expanded(model: Any, opset: int) -> Any:
+def _expanded(model: ModelProto, opset: int) -> ModelProto:
     """Replace operators that an older opset lacks by their function bodies, if they have one.
 
     Attention and RMSNormalization of opset 23 are such functions.
@@ -251,14 +254,14 @@ def _expanded(model: Any, opset: int) -> Any:
     return expanded
 
 
-def operators_above(model: Any, opset: int) -> list[str]:
+def operators_above(model: ModelProto, opset: int) -> list[str]:
     """Return the operators that are newer than an opset, as `TensorScatter (24)`."""
     first = _first_versions()
     kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
     return [f"{kind} ({first[kind]})" for kind in sorted(kinds) if first.get(kind, 1) > opset]
 
 
-def needed_opset(model: Any) -> int:
+def needed_opset(model: ModelProto) -> int:
     """Return the oldest opset that has every operator of the model.
 
     Exporters write operators of a newer opset than requested (DeformConv of opset 19).
@@ -282,7 +285,7 @@ def _first_versions() -> dict[str, int]:
     return first
 
 
-def external_bytes(model: Any) -> int:
+def external_bytes(model: ModelProto) -> int:
     """Sum the declared lengths of the weights that the model stores in other files."""
     from onnx.external_data_helper import _get_all_tensors, uses_external_data
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,13 @@ from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
 from edgepack.runtime.tensor import Dim, Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, ValueInfoProto
 
-def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> Any:
+
+def state_outputs(
+    model: ModelProto, inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]
+) -> ModelProto:
     """Return a copy of the model whose inputs and outputs declare their true axes.
 
     The graph is run on the example and with each dynamic axis at another size. An output axis
@@ -56,7 +61,7 @@ def state_outputs(model: Any, inputs: Sequence[Tensor], example: Mapping[str, np
     return state_inputs(result, inputs)
 
 
-def state_inputs(model: Any, inputs: Sequence[Tensor]) -> Any:
+def state_inputs(model: ModelProto, inputs: Sequence[Tensor]) -> ModelProto:
     """Return a copy of the model whose inputs declare the requested axes.
 
     Args:
@@ -132,7 +137,7 @@ def _axis(
     return symbolic or fallback
 
 
-def _set_shape(value: Any, shape: Sequence[Dim | None]) -> None:
+def _set_shape(value: ValueInfoProto, shape: Sequence[Dim | None]) -> None:
     tensor = value.type.tensor_type
     tensor.shape.ClearField("dim")
     # Without this a scalar, which has no axes, would have no shape at all.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
 
 PROTOBUF_LIMIT = 2**31 - 1
 """Longest protobuf message in bytes; edgepack ships the graph as one message."""
@@ -18,7 +21,7 @@ NEWEST_OPSET = 21
 """The newest default opset that onnxruntime 1.19 runs."""
 
 
-def walk_graphs(graph: Any) -> Iterator[Any]:
+def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """Yield the graph and every subgraph of its nodes (`If`, `Loop`, `Scan`), depth first."""
     yield graph
     for node in graph.node:
@@ -31,13 +34,13 @@ def walk_graphs(graph: Any) -> Iterator[Any]:
                     yield from walk_graphs(inner)
 
 
-def walk_nodes(graph: Any) -> Iterator[Any]:
+def walk_nodes(graph: GraphProto) -> Iterator[NodeProto]:
     """Yield every node of the graph and of its subgraphs."""
     for inner in walk_graphs(graph):
         yield from inner.node
 
 
-def used_names(graph: Any) -> set[str]:
+def used_names(graph: GraphProto) -> set[str]:
     """Return the names of all values that a node or a graph output reads, subgraphs included."""
     names: set[str] = set()
     for inner in walk_graphs(graph):
@@ -47,7 +50,7 @@ def used_names(graph: Any) -> set[str]:
     return names
 
 
-def count_readers(graph: Any) -> Counter[str]:
+def count_readers(graph: GraphProto) -> Counter[str]:
     """Count the inputs of nodes that read each value, subgraphs included."""
     readers: Counter[str] = Counter()
     for node in walk_nodes(graph):
@@ -55,7 +58,7 @@ def count_readers(graph: Any) -> Counter[str]:
     return readers
 
 
-def copied(model: Any) -> Any:
+def copied(model: ModelProto) -> ModelProto:
     """Return a deep copy of the model."""
     import onnx
 
@@ -64,7 +67,7 @@ def copied(model: Any) -> Any:
     return copy
 
 
-def default_opset(model: Any) -> int:
+def default_opset(model: ModelProto) -> int:
     """Return the version of the default operator set that the model imports, 1 without one."""
     versions = [
         int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")

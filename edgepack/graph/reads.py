@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.graph.quiet import quiet
 from edgepack.graph.trace import innermost_model_frame
+
+if TYPE_CHECKING:
+    from torch import Tensor as TorchTensor
+    from torch.nn import Module
 
 # Methods and functions of torch that return a tensor's values, not its shape or type.
 _VALUE_READS = frozenset(
@@ -15,7 +19,7 @@ _VALUE_READS = frozenset(
 )  # fmt: skip
 
 
-def input_read(module: Any, args: tuple[Any, ...]) -> str | None:
+def input_read(module: Module, args: tuple[TorchTensor, ...]) -> str | None:
     """Return the first line of the model that reads a value computed from an input, or None.
 
     `if x.mean() > 0` is such a line. `if x.shape[0] > 1` and `if self.table.max() > 3` are not,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.errors import GraphError
 from edgepack.runtime.session.onnx_session import LITERAL, import_engine
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _NODE = re.compile(r"while running (\S+) node\. Name:\s?'([^']*)'")
 _STATUS = re.compile(r"Status Message:\s*(.*)", re.DOTALL)
@@ -32,7 +35,11 @@ class Runner:
     """
 
     def __init__(
-        self, model: Any, threads: int = 0, optimize: bool = True, literal: bool = False
+        self,
+        model: ModelProto | bytes | str | Path,
+        threads: int = 0,
+        optimize: bool = True,
+        literal: bool = False,
     ) -> None:
         ort = import_engine()
         options = ort.SessionOptions()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
 from edgepack.graph.proto import copied, walk_graphs
 from edgepack.runtime.tensor import Dim, Tensor
 
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, ValueInfoProto
 
-def signature(model: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+
+def signature(model: ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the inputs and outputs of an ONNX model.
 
     A dynamic axis has its name in the graph; an unnamed one is named after its tensor and
@@ -35,7 +38,7 @@ def default_output_names(count: int) -> tuple[str, ...]:
     return tuple(f"output_{index}" for index in range(count))
 
 
-def rename_outputs(model: Any, names: Sequence[str]) -> Any:
+def rename_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """Return a copy of the model with its outputs renamed to `names`, in order.
 
     An output that is also an input, an initializer or an earlier output of the graph gets a
@@ -94,7 +97,7 @@ def rename_outputs(model: Any, names: Sequence[str]) -> Any:
     return model
 
 
-def name_dimensions(model: Any, names: Mapping[str, str]) -> None:
+def name_dimensions(model: ModelProto, names: Mapping[str, str]) -> None:
     """Rename symbolic dimensions in place, also inside expressions such as `2*s77`."""
     import re
 
@@ -109,7 +112,7 @@ def name_dimensions(model: Any, names: Mapping[str, str]) -> None:
                     )
 
 
-def _rename_clashes(graph: Any, requested: set[str], mapping: dict[str, str]) -> None:
+def _rename_clashes(graph: GraphProto, requested: set[str], mapping: dict[str, str]) -> None:
     """Rename inner values that already have the requested name of an output, in the mapping."""
     inner_names: set[str] = set()
     for node in graph.node:
@@ -131,7 +134,7 @@ def _rename_clashes(graph: Any, requested: set[str], mapping: dict[str, str]) ->
             initializer.name = fresh
 
 
-def _inferred_outputs(model: Any) -> dict[str, Any]:
+def _inferred_outputs(model: ModelProto) -> dict[str, ValueInfoProto]:
     import onnx
     import onnx.shape_inference
 
@@ -142,7 +145,7 @@ def _inferred_outputs(model: Any) -> dict[str, Any]:
     return {value.name: value for value in inferred.graph.output}
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: ValueInfoProto) -> Tensor:
     import onnx
 
     kind = value.type.WhichOneof("value")

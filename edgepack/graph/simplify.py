@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from edgepack.graph.proto import IR_VERSION, copied, count_readers, require_size
 from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
 from edgepack.ledger import PassResult
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 SKIPPED = ("fuse_matmul_add_bias_into_gemm_batched", "fuse_attention", "fuse_gqa")
 """Harmful passes of onnxsim. The first wraps each linear layer of a transformer in Reshape, Shape,
@@ -46,8 +49,8 @@ PAIRS, FASTER = 25, 0.75
 
 
 def simplify(
-    model: Any, example: Mapping[str, np.ndarray] | None = None, *, untrusted: bool = False
-) -> PassResult[Any]:
+    model: ModelProto, example: Mapping[str, np.ndarray] | None = None, *, untrusted: bool = False
+) -> PassResult[ModelProto]:
     """Fold constants and BatchNorm, inline functions, and strip the graph of metadata.
 
     The result passes onnx's full check, loads in onnxruntime, and has the same bytes in every
@@ -107,7 +110,7 @@ def simplify(
     )
 
 
-def require_valid(model: Any) -> None:
+def require_valid(model: ModelProto) -> None:
     """Raise GraphError `graph-invalid` if onnx's full check (with shapes) rejects the model."""
     reason = check_failure(model)
     if reason:
@@ -119,7 +122,7 @@ def require_valid(model: Any) -> None:
         )
 
 
-def check_failure(model: Any) -> str | None:
+def check_failure(model: ModelProto) -> str | None:
     """Return the reason in one line why onnx rejects the model, None if it is valid."""
     import onnx
     import onnx.shape_inference
@@ -133,7 +136,7 @@ def check_failure(model: Any) -> str | None:
     return None
 
 
-def _tidy(model: Any) -> None:
+def _tidy(model: ModelProto) -> None:
     drop_given_inputs(model)
     lift_constants(model)
     name_nodes(model)
@@ -142,15 +145,15 @@ def _tidy(model: Any) -> None:
     model.ir_version = min(model.ir_version, IR_VERSION)
 
 
-def _inlined(model: Any) -> Any:
+def _inlined(model: ModelProto) -> ModelProto:
     import onnx.inliner
 
     return onnx.inliner.inline_local_functions(model) if model.functions else model
 
 
 def _without_growth(
-    tidy: Any, folded: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool
-) -> tuple[Any, str]:
+    tidy: ModelProto, folded: ModelProto, example: Mapping[str, np.ndarray] | None, untrusted: bool
+) -> tuple[ModelProto, str]:
     """Return a simplified graph that is not larger, or is faster, and a note on any growth.
 
     Args:
@@ -191,7 +194,7 @@ def _without_growth(
     return tidy, f"{growth} and runs no faster: it stays unsimplified."
 
 
-def _weighted(model: Any) -> int:
+def _weighted(model: ModelProto) -> int:
     """Count the layers whose weights are initializers."""
     # The second input of a MatMul may also be an activation, as in attention; it does not count.
     constants = {initializer.name for initializer in model.graph.initializer}
@@ -199,7 +202,7 @@ def _weighted(model: Any) -> int:
     return sum(node.input[1] in constants for node in layers)
 
 
-def _faster(candidate: Any, baseline: Any, example: Mapping[str, np.ndarray]) -> bool:
+def _faster(candidate: ModelProto, baseline: ModelProto, example: Mapping[str, np.ndarray]) -> bool:
     """Return True if the candidate wins enough pairs of calls against the baseline.
 
     Both run node by node as written, as a quantized graph would. Other load on the machine slows
@@ -221,8 +224,8 @@ def _seconds(runner: Runner, example: Mapping[str, np.ndarray]) -> float:
 
 
 def _folded(
-    model: Any, example: Mapping[str, np.ndarray] | None, untrusted: bool, **options: Any
-) -> tuple[Any | None, str]:
+    model: ModelProto, example: Mapping[str, np.ndarray] | None, untrusted: bool, **options: Any
+) -> tuple[ModelProto | None, str]:
     """Return onnxsim's result and "", or None and the reason for dropping it."""
     fold = _fold_in_child if untrusted else _fold
     try:
@@ -255,7 +258,7 @@ def _folded(
     return folded, ""
 
 
-def _fold(model: Any, options: Mapping[str, Any]) -> Any:
+def _fold(model: ModelProto, options: Mapping[str, Any]) -> ModelProto:
     import onnxsim
 
     with muted():
@@ -263,13 +266,13 @@ def _fold(model: Any, options: Mapping[str, Any]) -> Any:
     return folded
 
 
-def _fold_in_child(model: Any, options: Mapping[str, Any]) -> Any:
+def _fold_in_child(model: ModelProto, options: Mapping[str, Any]) -> ModelProto:
     import onnx
 
     return onnx.load_model_from_string(trial.fold(model.SerializeToString(), options))
 
 
-def _operators(model: Any) -> set[tuple[str, str]]:
+def _operators(model: ModelProto) -> set[tuple[str, str]]:
     """Return domain and type of every node; "" is ONNX's default domain."""
     return {
         ("" if node.domain == "ai.onnx" else str(node.domain), str(node.op_type))
@@ -277,13 +280,13 @@ def _operators(model: Any) -> set[tuple[str, str]]:
     }
 
 
-def _interface(model: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _interface(model: ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
     weights = {initializer.name for initializer in model.graph.initializer}
     inputs = tuple(v.name for v in model.graph.input if v.name not in weights)
     return inputs, tuple(v.name for v in model.graph.output)
 
 
-def _ordered(model: Any) -> Any:
+def _ordered(model: ModelProto) -> ModelProto:
     """Return a copy with its initializers sorted: onnxsim's order is that of a hash table."""
     model = copied(model)
     initializers = sorted(model.graph.initializer, key=lambda value: str(value.name))
@@ -293,11 +296,11 @@ def _ordered(model: Any) -> Any:
     return model
 
 
-def _count(model: Any) -> Counter[str]:
+def _count(model: ModelProto) -> Counter[str]:
     return Counter(str(node.op_type) for node in walk_nodes(model.graph))
 
 
-def _unfolded_norms(model: Any) -> list[str]:
+def _unfolded_norms(model: ModelProto) -> list[str]:
     """Return BatchNormalization nodes that are the only reader of a convolution's result.
 
     Each of them should have been folded into its convolution.

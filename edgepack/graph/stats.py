@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.graph.proto import walk_graphs, walk_nodes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, TensorProto
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class GraphStats:
         }
 
 
-def stats(model: Any) -> GraphStats:
+def stats(model: ModelProto) -> GraphStats:
     """Compute the statistics of an `onnx.ModelProto`."""
     counts = Counter(str(node.op_type) for node in walk_nodes(model.graph))
     operators = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -46,7 +49,7 @@ def stats(model: Any) -> GraphStats:
     )
 
 
-def signed_activations(model: Any) -> bool:
+def signed_activations(model: ModelProto) -> bool:
     """Return True if activations are quantized to s8, as GPUs need it; CPUs run that in float."""
     import onnx
 
@@ -56,7 +59,7 @@ def signed_activations(model: Any) -> bool:
     return any(len(node.input) > 2 and node.input[2] in signed for node in pairs)
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
+def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
     """Yield name and tensor of every constant: initializers and `Constant` nodes."""
     for graph in walk_graphs(model.graph):
         for initializer in graph.initializer:
@@ -68,7 +71,7 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
                         yield node.output[0], attribute.t
 
 
-def _parameters(model: Any) -> int:
+def _parameters(model: ModelProto) -> int:
     import onnx
 
     # Every constant of these types counts, unless it only scales or shifts quantized values. An
@@ -100,7 +103,7 @@ def _parameters(model: Any) -> int:
     )
 
 
-def _scales_of_products(model: Any) -> set[str]:
+def _scales_of_products(model: ModelProto) -> set[str]:
     """Return the constants that dequantize.
 
     These are multiplied with a cast integer constant, or with the scale of a dynamic quantization:

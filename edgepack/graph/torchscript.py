@@ -6,7 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from edgepack.graph.run import Runner
 from edgepack.graph.sizes import candidate_sizes, resized
 from edgepack.runtime.tensor import Tensor
 
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from torch import Tensor as TorchTensor
+    from torch.nn import Module
+
 NEWEST_SCRIPT_OPSET = 18
 """Newest opset that this exporter supports completely."""
 
@@ -28,7 +33,9 @@ SIZES_TRIED = 3
 _ADDED_IN = re.compile(r"added in version (\d+)")
 
 
-def export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], opset: int) -> Any:
+def export_script(
+    module: Module, inputs: Sequence[Tensor], args: tuple[TorchTensor, ...], opset: int
+) -> ModelProto:
     """Export a TorchScript module directly, and any other module after tracing it.
 
     TorchScript has loops and branches that `torch.export` cannot represent, and torch's converter
@@ -53,7 +60,9 @@ def export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], 
         return _export_script(module, inputs, args, int(needed.group(1)))
 
 
-def _export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...], opset: int) -> Any:
+def _export_script(
+    module: Module, inputs: Sequence[Tensor], args: tuple[TorchTensor, ...], opset: int
+) -> ModelProto:
     import onnx
     import torch
 
@@ -77,13 +86,13 @@ def _export_script(module: Any, inputs: Sequence[Tensor], args: tuple[Any, ...],
 
 
 def trace_module(
-    module: Any,
+    module: Module,
     inputs: Sequence[Tensor],
-    args: tuple[Any, ...],
+    args: tuple[TorchTensor, ...],
     arrays: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
     opset: int,
-) -> Any | None:
+) -> ModelProto | None:
     """Export a module by tracing and compare it at other sizes of every dynamic axis.
 
     In some models torch.export unrolls recurrent layers over the time axis, on others it fails; a
@@ -114,9 +123,9 @@ def trace_module(
 
 
 def _differs(
-    module: Any,
+    module: Module,
     inputs: Sequence[Tensor],
-    model: Any,
+    model: ModelProto,
     arrays: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
     floor: float,
@@ -145,7 +154,7 @@ def _differs(
     )
 
 
-def _accepts(module: Any, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]) -> bool:
+def _accepts(module: Module, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]) -> bool:
     try:
         _run_module(module, inputs, feed)
     except Exception:  # noqa: BLE001 - the user's code: any error is a refusal
@@ -154,7 +163,7 @@ def _accepts(module: Any, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarra
 
 
 def _run_module(
-    module: Any, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]
+    module: Module, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, ...]:
     import torch
 

@@ -8,7 +8,10 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _TEXT_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
@@ -135,7 +138,7 @@ def _node_stack(error: BaseException) -> str:
     text = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         # torch.onnx calls its node "node" in the frames that translate it.
-        node: Any = frame.f_locals.get("node")
+        node: NodeProto = frame.f_locals.get("node")
         if isinstance(node, torch.fx.Node):
             text = node.stack_trace or text
     return text

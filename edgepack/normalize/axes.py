@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 
-def free_zero_axes(model: Any) -> bool:
+def free_zero_axes(model: ModelProto) -> bool:
     """Make every input axis with a declared size of 0 or less dynamic, in place.
 
     Exporters write 0 for an unknown size, but onnxruntime takes it literally and would accept

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 # Types with several values to a byte: 3 values of INT4 take 2 bytes, though numpy's stand-in for
 # the type takes 3.
 PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
-def tensor_bytes(tensor: Any) -> int:
+def tensor_bytes(tensor: TensorProto) -> int:
     """Return the size in bytes of a TensorProto's values, from its type and shape.
 
     Raises ValueError, KeyError or TypeError if ONNX has no such type.
@@ -25,7 +28,7 @@ def tensor_bytes(tensor: Any) -> int:
     return (prod(int(dim) for dim in tensor.dims) * bits + 7) // 8
 
 
-def tensors(model: Any) -> Iterator[Any]:
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every TensorProto of a model, in initializers, attributes, subgraphs and functions."""
     yield from _of_graph(model.graph)
     for function in model.functions:
@@ -37,20 +40,20 @@ def tensors(model: Any) -> Iterator[Any]:
         yield from _of_graph(training.algorithm)
 
 
-def _of_graph(graph: Any) -> Iterator[Any]:
+def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
     yield from _of_nodes(graph.node)
 
 
-def _of_nodes(nodes: Any) -> Iterator[Any]:
+def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from _of_attribute(attribute)
 
 
-def _of_attribute(attribute: Any) -> Iterator[Any]:
+def _of_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
     if attribute.HasField("t"):
         yield attribute.t
     yield from attribute.tensors
@@ -66,7 +69,7 @@ def _of_attribute(attribute: Any) -> Iterator[Any]:
         yield from _of_graph(graph)
 
 
-def set_lengths(model: Any) -> None:
+def set_lengths(model: ModelProto) -> None:
     """Write the length of every external tensor that lacks one, in place.
 
     Without a length onnx reads to the end of the file, past the tensor.

@@ -8,9 +8,12 @@ not have and float32 represents exactly.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.normalize.order import walk_graphs
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 # Operators with weights, and the positions of the weights among their inputs.
 _WEIGHTS = {
@@ -23,7 +26,7 @@ _BFLOAT16, _FLOAT = 16, 1
 _TYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 
 
-def weight_types(model: Any) -> tuple[str, ...]:
+def weight_types(model: ModelProto) -> tuple[str, ...]:
     """Return the types among float16, bfloat16 and float64 that occur as weights of layers."""
     # Weights may reach their layer through constants, casts and transposes: a MatMul that reads
     # Transpose(Constant of float16) has float16 weights.
@@ -41,7 +44,7 @@ def weight_types(model: Any) -> tuple[str, ...]:
     return tuple(name for number, name in _NAMES.items() if number in types)
 
 
-def types_to_promote(model: Any, for_passes: bool) -> tuple[str, ...]:
+def types_to_promote(model: ModelProto, for_passes: bool) -> tuple[str, ...]:
     """Return the types of a model that must be promoted to float32.
 
     Args:
@@ -57,7 +60,7 @@ def types_to_promote(model: Any, for_passes: bool) -> tuple[str, ...]:
     return tuple(name for name in _NAMES.values() if name in weights)
 
 
-def _uses_bfloat16(model: Any) -> bool:
+def _uses_bfloat16(model: ModelProto) -> bool:
     # onnxruntime has no bfloat16 on the CPU, so a single value or Cast is enough to promote.
     for graph in walk_graphs(model.graph):
         if any(tensor.data_type == _BFLOAT16 for tensor in graph.initializer):
@@ -71,7 +74,7 @@ def _uses_bfloat16(model: Any) -> bool:
     return False
 
 
-def promote_floats(model: Any, types: Collection[str]) -> Any:
+def promote_floats(model: ModelProto, types: Collection[str]) -> ModelProto:
     """Return a copy of a model that has float32 in place of `types`.
 
     Args:
@@ -99,21 +102,21 @@ def promote_floats(model: Any, types: Collection[str]) -> Any:
     return promoted
 
 
-def _constant_type(node: Any) -> int:
+def _constant_type(node: NodeProto) -> int:
     return next((int(a.t.data_type) for a in node.attribute if a.name == "value"), 0)
 
 
-def _output_type(node: Any, number: int) -> int:
+def _output_type(node: NodeProto, number: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == "to"), number)
 
 
-def _interface(model: Any) -> list[Any]:
+def _interface(model: ModelProto) -> list[Any]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     return [*inputs, *model.graph.output]
 
 
-def _promote_graph(graph: Any, numbers: set[int]) -> None:
+def _promote_graph(graph: GraphProto, numbers: set[int]) -> None:
     # Stale types of inner values would contradict the new ones.
     del graph.value_info[:]
     for value in [*graph.input, *graph.output]:
@@ -130,7 +133,7 @@ def _promote_graph(graph: Any, numbers: set[int]) -> None:
                 attribute.i = _FLOAT
 
 
-def _promote_tensor(tensor: Any, numbers: set[int]) -> None:
+def _promote_tensor(tensor: TensorProto, numbers: set[int]) -> None:
     import numpy as np
     from onnx import numpy_helper
 
@@ -139,7 +142,7 @@ def _promote_tensor(tensor: Any, numbers: set[int]) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
-def _cast_at_edge(graph: Any, name: str, number: int, is_input: bool) -> None:
+def _cast_at_edge(graph: GraphProto, name: str, number: int, is_input: bool) -> None:
     """Insert a Cast behind an input or in front of an output that keeps its type.
 
     For example an input "x" of float16 is followed by Cast(x) -> "x_float32", and all readers of
@@ -174,7 +177,7 @@ def _rename(values: Any, old: str, new: str) -> None:
             value.name = new
 
 
-def _unused_name(graph: Any, name: str) -> str:
+def _unused_name(graph: GraphProto, name: str) -> str:
     names = {value.name for value in graph.input}
     for inner in walk_graphs(graph):
         names |= {tensor.name for tensor in inner.initializer}

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.normalize.order import walk_graphs
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
 
 DOMAIN = "com.microsoft"
 
@@ -26,7 +29,7 @@ _FUSED_ATTRIBUTES = frozenset(
 )
 
 
-def split_fused(model: Any) -> tuple[str, ...]:
+def split_fused(model: ModelProto) -> tuple[str, ...]:
     """Split FusedConv, FusedGemm and FusedMatMul in place, if ONNX can express them.
 
     Returns:
@@ -45,14 +48,14 @@ def split_fused(model: Any) -> tuple[str, ...]:
     return tuple(writer.split)
 
 
-def _attributes(node: Any) -> dict[str, Any]:
+def _attributes(node: NodeProto) -> dict[str, Any]:
     from onnx import helper
 
     return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
 class _Writer:
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ModelProto) -> None:
         self.split: list[str] = []
         self._names = {value.name for value in model.graph.input}
         for graph in walk_graphs(model.graph):
@@ -61,9 +64,9 @@ class _Writer:
                 self._names.update(node.output)
         self._ranks = _ranks(model)
 
-    def rewrite(self, graph: Any) -> None:
+    def rewrite(self, graph: GraphProto) -> None:
         """Replace the fused nodes of one graph."""
-        rules: dict[str, Callable[[Any, Any], list[Any] | None]] = {
+        rules: dict[str, Callable[[GraphProto, NodeProto], list[NodeProto] | None]] = {
             "FusedConv": self._convolution,
             "FusedGemm": self._gemm,
             "FusedMatMul": self._product,
@@ -89,18 +92,20 @@ class _Writer:
         self._names.add(stem)
         return stem
 
-    def _convolution(self, graph: Any, node: Any) -> list[Any] | None:
+    def _convolution(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
         attributes = _attributes(node)
         parameters = list(attributes.get("activation_params", ()))
         return self._layer(graph, node, "Conv", parameters)
 
-    def _gemm(self, graph: Any, node: Any) -> list[Any] | None:
+    def _gemm(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
         attributes = _attributes(node)
         names = ("activation_alpha", "activation_beta")
         parameters = [attributes[name] for name in names if name in attributes]
         return self._layer(graph, node, "Gemm", parameters)
 
-    def _layer(self, graph: Any, node: Any, kind: str, parameters: list[float]) -> list[Any] | None:
+    def _layer(
+        self, graph: GraphProto, node: NodeProto, kind: str, parameters: list[float]
+    ) -> list[NodeProto] | None:
         """Split a layer into layer, sum with a fourth input (FusedConv's Z) and activation.
 
         For example FusedConv(x, W, b, z; Relu) -> y becomes Conv(x, W, b) -> y_sum,
@@ -122,14 +127,14 @@ class _Writer:
             parts.append(self._activation(graph, node, activation, parameters, before))
         return parts
 
-    def _chain(self, parts: list[Any], suffix: str) -> str:
+    def _chain(self, parts: list[NodeProto], suffix: str) -> str:
         """Rename the output of the last part and return the name, as the input of the next part."""
         name = self._unused_name(f"{parts[-1].output[0]}_{suffix}")
         parts[-1].output[0] = name
         return name
 
     def _activation(
-        self, graph: Any, node: Any, kind: str, parameters: list[float], before: str
+        self, graph: GraphProto, node: NodeProto, kind: str, parameters: list[float], before: str
     ) -> Any:
         from onnx import helper, numpy_helper
 
@@ -142,7 +147,7 @@ class _Writer:
         values = dict(zip(_ACTIVATIONS[kind], parameters, strict=False))
         return helper.make_node(kind, inputs, node.output, name=f"{node.name}/{kind}", **values)
 
-    def _product(self, graph: Any, node: Any) -> list[Any] | None:
+    def _product(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
         """Split alpha * A' B', in which the last two axes of each operand may be transposed."""
         from onnx import helper, numpy_helper
 
@@ -172,7 +177,7 @@ class _Writer:
         return parts
 
 
-def _ranks(model: Any) -> dict[str, int]:
+def _ranks(model: ModelProto) -> dict[str, int]:
     """Map names of values to their ranks, as far as onnx infers them."""
     import onnx
     import onnx.shape_inference

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.normalize.order import walk_graphs
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 _INTEGER = ("QLinear", "DynamicQuantize")
 _INTEGER_OPERATORS = frozenset(
@@ -14,13 +17,13 @@ _INTEGER_OPERATORS = frozenset(
 )  # fmt: skip
 
 
-def integer_operators(model: Any) -> tuple[str, ...]:
+def integer_operators(model: ModelProto) -> tuple[str, ...]:
     """Return the operators that only a quantized model has, without duplicates."""
     kinds = {str(node.op_type) for node in _nodes(model)}
     return tuple(sorted(k for k in kinds if k in _INTEGER_OPERATORS or k.startswith(_INTEGER)))
 
 
-def batch_dependent(model: Any) -> tuple[str, ...]:
+def batch_dependent(model: ModelProto) -> tuple[str, ...]:
     """Return the names of BatchNormalization nodes that use the statistics of the batch."""
     opset = _opset(model)
     return tuple(
@@ -30,7 +33,7 @@ def batch_dependent(model: Any) -> tuple[str, ...]:
     )
 
 
-def random_dropouts(model: Any) -> tuple[str, ...]:
+def random_dropouts(model: ModelProto) -> tuple[str, ...]:
     """Return the names of Dropout nodes that drop values at random."""
     from onnx import numpy_helper
 
@@ -45,13 +48,13 @@ def random_dropouts(model: Any) -> tuple[str, ...]:
             if attribute.name == "value":
                 constants[node.output[0]] = attribute.t
 
-    def value(node: Any, index: int) -> float | None:
+    def value(node: NodeProto, index: int) -> float | None:
         name = node.input[index] if index < len(node.input) else ""
         if name not in constants:
             return None
         return float(numpy_helper.to_array(constants[name]))
 
-    def draws(node: Any) -> bool:
+    def draws(node: NodeProto) -> bool:
         # Before opset 7 an attribute selects the mode; since 12 the third input does, and the
         # second is the share of values to drop. In between, Dropout never drops.
         if opset < 7:
@@ -62,17 +65,17 @@ def random_dropouts(model: Any) -> tuple[str, ...]:
     return tuple(str(node.name or node.output[0]) for node in dropouts if draws(node))
 
 
-def _nodes(model: Any) -> Iterator[Any]:
+def _nodes(model: ModelProto) -> Iterator[NodeProto]:
     for graph in walk_graphs(model.graph):
         yield from graph.node
 
 
-def _opset(model: Any) -> int:
+def _opset(model: ModelProto) -> int:
     versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
     return int(max(versions, default=1))
 
 
-def _trains(node: Any, opset: int) -> bool:
+def _trains(node: NodeProto, opset: int) -> bool:
     # Between opsets 7 and 13 the mode shows in the outputs: running statistics are updated as well.
     if opset >= 14:
         return bool(_integer(node, "training_mode", 0))
@@ -81,5 +84,5 @@ def _trains(node: Any, opset: int) -> bool:
     return len([name for name in node.output if name]) > 1
 
 
-def _integer(node: Any, name: str, default: int) -> int:
+def _integer(node: NodeProto, name: str, default: int) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)

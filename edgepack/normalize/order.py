@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
 
 
-def sort_nodes(model: Any) -> int:
+def sort_nodes(model: ModelProto) -> int:
     """Sort the nodes of a model topologically, in place; sorted graphs do not change.
 
     Returns:
@@ -16,7 +19,7 @@ def sort_nodes(model: Any) -> int:
     return sum(_sort(graph) for graph in walk_graphs(model.graph))
 
 
-def walk_graphs(graph: Any) -> Iterator[Any]:
+def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """Yield the graph and every subgraph of its nodes, depth first."""
     yield graph
     for node in graph.node:
@@ -24,14 +27,14 @@ def walk_graphs(graph: Any) -> Iterator[Any]:
             yield from walk_graphs(inner)
 
 
-def _subgraphs(node: Any) -> Iterator[Any]:
+def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs
 
 
-def _reads(node: Any) -> set[str]:
+def _reads(node: NodeProto) -> set[str]:
     """Return the names that a node reads, including reads of outer values by its subgraphs."""
     # Values computed inside a subgraph are included; they have no producer outside and are ignored.
     names = {name for name in node.input if name}
@@ -42,7 +45,7 @@ def _reads(node: Any) -> set[str]:
     return names
 
 
-def _sort(graph: Any) -> bool:
+def _sort(graph: GraphProto) -> bool:
     producers: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         producers.update({name: index for name in node.output if name})
