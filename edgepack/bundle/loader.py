@@ -49,6 +49,7 @@ class Loader:
 def read_files() -> dict[str, bytes]:
     """Return the contents of this release's loader, by name in a bundle."""
     folder = Path(runtime.__file__).parent
+    # The template is a resource of this package, since it is no module of the loader.
     main = resources.files("edgepack.bundle") / "main_template.py"
     return {
         MAIN: main.read_bytes(),

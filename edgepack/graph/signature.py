@@ -118,6 +118,7 @@ def _rename_clashes(graph: GraphProto, requested: set[str], mapping: dict[str, s
     for node in graph.node:
         inner_names.update(node.output)
     taken = inner_names | requested | {initializer.name for initializer in graph.initializer}
+    # An inner value "logits" makes room for the output of that name by becoming "logits_inner".
     for name in sorted(requested & inner_names - set(mapping)):
         fresh = f"{name}_inner"
         while fresh in taken:

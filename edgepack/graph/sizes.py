@@ -28,6 +28,7 @@ def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> d
         if array.ndim != tensor.rank:
             raise _misfit(tensor, f"the example's shape is {list(array.shape)}")
         for axis, (dim, size) in enumerate(zip(tensor.shape, array.shape, strict=True)):
+            # The first axis of a name sets its size: "batch" of 2 in one input must be 2 in all.
             expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
             if size != expected:
                 raise _misfit(tensor, f"axis {axis} ({dim}) is {size} long, expected {expected}")

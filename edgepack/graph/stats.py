@@ -121,6 +121,7 @@ def _scales_of_products(model: ModelProto) -> set[str]:
     scaling: set[str] = set()
     rows: dict[str, str] = {}
     for node in walk_nodes(model.graph):
+        # An embedding reads rows of its table first, so a Gather stands for its table.
         if node.op_type == "Gather":
             rows[node.output[0]] = node.input[0]
         elif node.op_type == "Cast" and rows.get(node.input[0], node.input[0]) in integers:

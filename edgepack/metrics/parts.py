@@ -182,6 +182,7 @@ def _by_scale(scales: np.ndarray) -> tuple[float, list[tuple[int, ...]]]:
     (2, 3, 4) and (0, 1). Slices with a scale of 0 belong to the lowest group.
     """
     order = np.argsort(scales, kind="stable")
+    # Of 80 channels, a group of a single one below a gap joins the group above it.
     few = DEAD_SHARE * len(scales)
     widest, groups, current = 1.0, [], [int(order[0])]
     for before, index in pairwise(order):
