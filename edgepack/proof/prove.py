@@ -18,7 +18,6 @@ import numpy as np
 from edgepack import bundle, device, files, report, signing
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
-from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.ledger import Ledger, Record
 from edgepack.proof.account import make_report
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
@@ -26,6 +25,7 @@ from edgepack.report import describe_gate
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
+from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
 
 
@@ -249,12 +249,16 @@ def _run_at_size(
     contents: bundle.Contents, size: bundle.OtherSize, folder: Path, path: Path, host: Local,
     options: Sequence[str],
 ) -> list[np.ndarray]:  # fmt: skip
-    """Return a draft's answers to the first reference sample at another size of an axis."""
-    feed = {t.name: array[0] for t, array in zip(contents.inputs, contents.reference, strict=True)}
-    sizes = {**bind_sizes(contents.inputs, feed), size.axis: size.size}
+    """Return a draft's answers to reference samples at another size of an axis."""
+    names = [tensor.name for tensor in contents.inputs]
+    feeds = [
+        dict(zip(names, arrays, strict=True))
+        for arrays in zip(*(array[:LARGEST_STACK] for array in contents.reference), strict=True)
+    ]
+    feed = feed_at_size(contents.inputs, feeds, size.axis, size.size)
     inputs, answers = folder / "resized.npz", folder / "answers.npz"
     # `run` takes samples along axis 0: with an axis in front, each array is one feed of any batch.
-    arrays = {name: a[None] for name, a in resized(contents.inputs, feed, sizes).items()}
+    arrays = {name: array[None] for name, array in feed.items()}
     np.savez(inputs, **arrays)  # type: ignore[arg-type]
     device.ask(
         host, host.put(path), "run", "--input", str(inputs), "--output", str(answers), *options

@@ -169,9 +169,15 @@ def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: S
                 "otherwise"
             )
         elif kind == "values" and not request.output_kinds.get(tensor.name):
-            stage.note(f"{tensor.name} is read as values: its SNR is gated, no decision is")
+            stage.note(f"{tensor.name} is read as values: {_compared_by(tensor)}")
         settled.append(replace(tensor, kind=kind, axis=axis))
     return Graph(model, inputs, tuple(settled))
+
+
+def _compared_by(tensor: Tensor) -> str:
+    if tensor.dtype.startswith("float"):
+        return "its SNR is gated, no decision is"
+    return "its share of equal elements is gated"
 
 
 _READINGS = {

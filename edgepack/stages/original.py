@@ -17,6 +17,7 @@ from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Ledger, Stage
 from edgepack.request import Request
 from edgepack.runtime.commands.verify import frame, read_frames
+from edgepack.runtime.parity.sizes import LARGEST_STACK
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
@@ -93,7 +94,7 @@ def ask_original(
         kinds, labels = _survey_answers(request, found, entry, ledger)
         if labels.used:
             stage.note("the labels of the evaluation samples judge the outputs")
-    sizes = answer_sizes(request, found, inputs, feeds[0], key, cache)
+    sizes = answer_sizes(request, found, inputs, feeds[:LARGEST_STACK], key, cache)
     answers = entry.folder / "answers.bin"
     return Reference(feeds, original, answers, kinds, labels, key, sizes, found.identity)
 

@@ -10,17 +10,18 @@ import numpy as np
 from edgepack.bundle import OtherSize
 from edgepack.cache import Cache
 from edgepack.errors import EdgepackError
-from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.graph.sizes import bind_sizes, candidate_sizes
 from edgepack.request import Request
+from edgepack.runtime.parity.sizes import feed_at_size, stack_limit
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 
 
 def answer_sizes(
-    request: Request, source: Source, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray],
-    digest: str, cache: Cache,
+    request: Request, source: Source, inputs: Sequence[Tensor],
+    feeds: Sequence[Mapping[str, np.ndarray]], digest: str, cache: Cache,
 ) -> tuple[OtherSize, ...]:  # fmt: skip
-    """Return the original's answers to a feed at one other size of every dynamic axis.
+    """Return the original's answers to reference samples at one other size of every dynamic axis.
 
     A bundle whose reference samples are all of one size could be wrong at every other, and from
     the second row of a batch on. Axes for which the original takes no other size have none here:
@@ -30,7 +31,7 @@ def answer_sizes(
         request: states the sizes that an engine is built for.
         source: the original model.
         inputs: of the model.
-        feed: the first reference sample.
+        feeds: the reference samples.
         digest: of everything that decides the original's answers.
         cache: of stages.
     """
@@ -39,7 +40,7 @@ def answer_sizes(
     key = cache.key("sizes", parts)
     entry = cache.get("sizes", key)
     if entry is None:
-        sizes = [*_answers(request, source, inputs, feed)]
+        sizes = [*_answers(request, source, inputs, feeds)]
         contents = {f"{i}.npz": _npz(size.original) for i, size in enumerate(sizes)}
         document = {"sizes": [[size.axis, size.size] for size in sizes]}
         entry = cache.put("sizes", key, contents, document)
@@ -50,16 +51,21 @@ def answer_sizes(
 
 
 def _answers(
-    request: Request, source: Source, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]
+    request: Request,
+    source: Source,
+    inputs: Sequence[Tensor],
+    feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> Iterator[OtherSize]:
-    bound = bind_sizes(inputs, feed)
+    bound = bind_sizes(inputs, feeds[0])
     for axis, usual in bound.items():
         span = request.axes.get(axis)
-        for size in candidate_sizes(usual):
+        stack = stack_limit(inputs, feeds, axis)
+        stacks = range(stack, 1, -1)
+        for size in (*stacks, *candidate_sizes(usual)):
             if span is not None and not span.least <= size <= span.most:
                 continue
             try:
-                answers = source.run(resized(inputs, feed, {**bound, axis: size}))
+                answers = source.run(feed_at_size(inputs, feeds, axis, size))
             except EdgepackError:  # a size that the original refuses shows nothing
                 continue
             yield OtherSize(axis, size, [np.asarray(array) for array in answers])

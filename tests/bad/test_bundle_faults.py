@@ -20,6 +20,8 @@ from onnx import helper, numpy_helper
 from edgepack import bundle
 from edgepack.bundle import OtherSize
 from edgepack.graph import Runner
+from edgepack.runtime.parity.sizes import feed_at_size, stack_limit
+from edgepack.runtime.tensor import Tensor
 
 Fault = Callable[[onnx.ModelProto], None]
 
@@ -78,15 +80,14 @@ def answers(model: onnx.ModelProto, contents: bundle.Contents) -> bundle.Content
     runner = Runner(model)
     rows = [runner.run({"x": feed})[0] for feed in contents.reference[0]]
     sizes = [
-        replace(size, built=[runner.run({"x": resized_feed(contents)})[0]])
+        replace(size, built=[runner.run({"x": batch_of_two(contents)})[0]])
         for size in contents.sizes
     ]
     return replace(contents, built=[np.stack(rows)], sizes=sizes)
 
 
-def resized_feed(contents: bundle.Contents) -> np.ndarray:
-    first = contents.reference[0][0]
-    return np.concatenate([first, np.roll(first, 1, axis=-1)])
+def batch_of_two(contents: bundle.Contents) -> np.ndarray:
+    return np.concatenate(list(contents.reference[0][:2]))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def honest() -> bundle.Contents:
     """A bundle that is no copy of its original: its weights are rounded to 7 bits."""
     contents = linear_contents()
     _, exact = linear_onnx()
-    size = OtherSize("batch", 2, [resized_feed(contents) @ exact])
+    size = OtherSize("batch", 2, [batch_of_two(contents) @ exact])
     rounded = np.round(exact * 32) / 32
     model = onnx.load_model_from_string(contents.model)
     weights_by(lambda w: rounded)(model)
@@ -139,3 +140,32 @@ def test_a_faulty_model_passes_with_neither_answers(
 def test_an_original_of_noise_does_not_pass(honest: bundle.Contents, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=honest.original[0].shape).astype(np.float32)
     assert not passes(replace(honest, original=[noise]), tmp_path / "noise.edgepack")
+
+
+def labels_of(rows: int) -> list[dict[str, np.ndarray]]:
+    return [{"x": np.full((1, 3), row, np.float32)} for row in range(rows)]
+
+
+def test_a_batch_is_made_of_different_samples() -> None:
+    """Copies of one sample would have one label: a graph that repeats the first would pass."""
+    inputs = [Tensor("x", "float32", ("batch", 3))]
+    feeds = labels_of(10)
+    assert stack_limit(inputs, feeds, "batch") == 8
+    stacked = feed_at_size(inputs, feeds, "batch", 8)["x"]
+    assert stacked[:, 0].tolist() == list(range(8))
+    # More than there are: copies, turned by one place.
+    assert feed_at_size(inputs, feeds[:2], "batch", 3)["x"].shape == (3, 3)
+
+
+def test_a_time_axis_is_no_batch() -> None:
+    inputs = [Tensor("x", "float32", ("time", "batch", 3))]
+    feeds = [{"x": np.ones((5, 1, 3), np.float32)}] * 4
+    assert stack_limit(inputs, feeds, "time") == 1
+    assert stack_limit(inputs, feeds, "batch") == 1
+    assert feed_at_size(inputs, feeds, "time", 7)["x"].shape == (7, 1, 3)
+
+
+def test_samples_with_another_scale_are_not_stacked() -> None:
+    inputs = [Tensor("x", "float32", ("batch", 3)), Tensor("scale", "float32", ())]
+    feeds = [{**feed, "scale": np.float32(i)} for i, feed in enumerate(labels_of(4))]
+    assert stack_limit(inputs, feeds, "batch") == 1

@@ -22,7 +22,7 @@ from ..model import Model, open_model
 from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
-from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resized
+from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, LARGEST_STACK, feed_at_size
 
 FORMAT = "edgepack-verdict/1"
 # What must not be needed on a device; the verdict tells whether it could have been imported.
@@ -188,11 +188,12 @@ def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
     index = model.index
     if not index.sizes:
         return []
-    feed = next(reference_feeds(archive, index, 1))
+    feeds = list(reference_feeds(archive, index, LARGEST_STACK))
     results = []
     for size in index.sizes:
-        _check_size(index, size, feed)
-        (answers,) = answer(model, iter([resized(index.inputs, feed, {size.axis: size.size})]))
+        _check_size(index, size, feeds[0])
+        feed = feed_at_size(index.inputs, feeds, size.axis, size.size)
+        (answers,) = answer(model, iter([feed]))
         original, built = (
             [array[0] for array in read_arrays(archive, index, names, 1)]
             for names in (size.original, size.built)

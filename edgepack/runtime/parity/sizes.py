@@ -10,6 +10,44 @@ from ..tensor import Tensor
 
 # Another size is at most so many times the usual one, or so much more.
 LARGEST_GROWTH, LARGEST_GROWTH_BY = 2, 32
+# Reference samples that make one batch.
+LARGEST_STACK = 8
+
+
+def stack_limit(
+    inputs: Sequence[Tensor], feeds: Sequence[Mapping[str, np.ndarray]], axis: str
+) -> int:
+    """Return how many feeds can be stacked along an axis into one batch; 1 for none.
+
+    Such an axis is the first of every input that has it, each feed is one sample along it, and
+    the other inputs are the same for all.
+    """
+    for tensor in inputs:
+        arrays = [feed[tensor.name] for feed in feeds]
+        if axis in tensor.shape:
+            if tensor.shape.index(axis) != 0 or any(array.shape[0] != 1 for array in arrays):
+                return 1
+        elif any(array.tobytes() != arrays[0].tobytes() for array in arrays):
+            return 1
+    return min(len(feeds), LARGEST_STACK)
+
+
+def feed_at_size(
+    inputs: Sequence[Tensor], feeds: Sequence[Mapping[str, np.ndarray]], axis: str, size: int
+) -> Dict[str, np.ndarray]:
+    """Return a feed with one dynamic axis at another size.
+
+    A batch is made of as many reference samples, so that its rows differ in their answers; any
+    other axis of the first sample is cut or continued, as `resized` does it.
+    """
+    if size > stack_limit(inputs, feeds, axis):
+        return resized(inputs, feeds[0], {axis: size})
+    return {
+        tensor.name: np.concatenate([feed[tensor.name] for feed in feeds[:size]])
+        if axis in tensor.shape
+        else feeds[0][tensor.name]
+        for tensor in inputs
+    }
 
 
 def resized(
