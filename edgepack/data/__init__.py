@@ -1,7 +1,7 @@
-"""Calibration and evaluation samples, streamed: where they are read, and what they are.
+"""Calibration, evaluation and training samples, read as streams.
 
-`open_samples` is the one door; the kind of source is recognised from what is there, not from
-the suffix of its name.
+`open_samples` is the only entry point. The kind of source is detected from the contents of the
+path, not from the suffix of its name.
 """
 
 from __future__ import annotations
@@ -35,32 +35,36 @@ def open_samples(
     search: Path = Path(),
     same: bool = True,
 ) -> Samples:
-    """Samples that fit a model, as a stream that can be read any number of times.
+    """Open samples that fit a model, as a stream that can be read any number of times.
 
     Args:
         spec: one of
             a `.npz` file, one array per input and optionally `labels`;
             a `.npy` file, for a model with one input;
-            a folder of such files, taken in the order of their names;
+            a folder of such files, read in the order of their names;
             a folder of pictures, with an optional `labels.csv` (`file,label`);
             `package.module:function` or `path/to/file.py:function`, a function without
-            arguments that returns an iterable of dicts, called anew for each pass.
+            arguments that returns an iterable of dicts and is called again for each pass.
         inputs: the model's inputs.
-        preprocessing: how a picture becomes an input; needed for a folder of pictures.
-        base: the folder that a relative path or module is looked for in.
-        search: a folder that a module is looked for in as well, as the manifest's.
-        same: refuse a function that gives other samples in a later pass. Samples that are trained
-            on may be drawn anew.
+        preprocessing: conversion of a picture to an input; required for a folder of pictures.
+        base: folder that relative paths and modules are resolved against.
+        search: second folder to import modules from, such as the manifest's.
+        same: refuse a function that yields different samples in a later pass. Training samples
+            may differ between passes.
 
-    Labels are optional. Among training samples a class of -1, or a value of NaN, says that this one
-    has none.
+    Labels are optional. Among training samples, a class of -1 or a value of NaN marks a sample
+    without a label.
 
     An array of an input's rank holds samples along its axis 0, the model's batch axis; an
-    array of one axis more holds one whole feed in each `array[i]`.
+    array of one axis more holds one complete feed in each `array[i]`.
 
     Raises:
-        DataError: nothing is there, it cannot be read, or it does not fit the inputs.
+        DataError: the source does not exist, cannot be read, or does not fit the inputs.
     """
+    # For a model with one input x:float32:batch,3,224,224:
+    #   data.npz with x of (64, 3, 224, 224)     64 samples, gathered into batches
+    #   data.npz with x of (8, 4, 3, 224, 224)   8 complete feeds of 4 samples each
+    #   data.py:calibration                      one dict per sample: {"x": ..., "label": 3}
     path = _locate(spec, base)
     if path is None:
         return open_function(spec, inputs, (base, search), same=same)
@@ -70,42 +74,47 @@ def open_samples(
 
 
 def infer_inputs(spec: str, base: Path = Path()) -> tuple[Tensor, ...] | None:
-    """The inputs that array samples were made for, where nothing else tells them.
+    """Infer a model's inputs from array samples, for builds that declare none.
 
     Returns:
-        One tensor for each array but the labels, its axis 0 named "batch" and the others
-        fixed; None for pictures and functions, which do not tell.
+        One tensor for each array except the labels, its axis 0 named "batch" and the others
+        fixed; None for pictures and functions, which carry no shapes.
 
     Raises:
-        DataError: nothing is there, or it cannot be read.
+        DataError: the source does not exist or cannot be read.
     """
     path = _locate(spec, base)
     if path is None:
         return None
     if path.is_dir():
         shards = array_shards(path)
-        return infer_tensors(shards[0]) if shards else None
+        if not shards:
+            return None
+        path = shards[0]
     return infer_tensors(path)
 
 
 def check_there(spec: str, base: Path = Path()) -> None:
-    """Raise DataError `samples-not-found` where a file or folder is named that does not exist."""
+    """Raise DataError `samples-not-found` for a file or folder that does not exist."""
     _locate(spec, base)
 
 
 def _locate(spec: str, base: Path) -> Path | None:
-    """The file or folder that `spec` names, or None where it names a function."""
+    """Return the file or folder that `spec` names, or None if it names a function."""
     path = base / expand_user(spec)
     if path.exists():
         return path
     if FUNCTION.fullmatch(spec):
         return None
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings: list[str] = []
+    if path.parent.is_dir():
+        siblings = [entry.name for entry in path.parent.iterdir()]
     near = nearest(path.name, siblings)
+    suggestion = f"; did you mean {near}?" if near else ""
     raise DataError(
         "samples-not-found",
         f"there are no samples at {spec}",
-        why=f"{path} does not exist" + (f"; did you mean {near}?" if near else ""),
+        why=f"{path} does not exist{suggestion}",
         hint=FORMS,
     )
 

@@ -1,4 +1,4 @@
-"""Samples in `.npz` and `.npy` files: how their arrays become feeds."""
+"""Samples in `.npz` and `.npy` files, converted from arrays to feeds."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from edgepack.runtime.tensor import Tensor
 def open_arrays(
     paths: tuple[Path, ...], inputs: tuple[Tensor, ...], *, origin: str
 ) -> SampleStream:
-    """The samples of some files, in this order.
+    """Open the samples of several files, in this order.
 
-    The first file's headers are checked at once, those of the others when they are reached.
+    The first file's headers are checked immediately, those of the others on reaching them.
 
     Raises:
         DataError: the first file cannot be read or does not fit.
@@ -44,68 +44,87 @@ def open_arrays(
 
 
 def infer_tensors(path: Path) -> tuple[Tensor, ...]:
-    """One tensor per array but the labels, axis 0 named "batch", the other axes fixed.
+    """Return one tensor per array except the labels, axis 0 named "batch", other axes fixed.
 
     Raises:
         DataError: the file cannot be read, or an array has no axis for samples.
     """
     with open_columns(path, ()) as columns:
-        found = [column for column in columns if column.name != LABELS]
-        for column in found:
+        features = [column for column in columns if column.name != LABELS]
+        for column in features:
             refuse_objects(column.dtype, column.name, path.name)
             if not column.shape:
                 raise DataError(
                     "samples-shape",
                     f"{path.name}: {column.name} is a single number",
-                    why="samples stand along axis 0, and it has no axis",
-                    hint="give one entry per sample, or state the inputs: --input name:dtype:dims",
+                    why="samples are stored along axis 0, and a single number has no axis",
+                    hint="store one entry per sample, or declare the inputs: "
+                    "--input name:dtype:dims",
                 )
+        # An array of (64, 3, 224, 224) float32 becomes a tensor of (batch, 3, 224, 224). Byte
+        # order is dropped: ">f4" is float32 to the model.
         return tuple(
-            Tensor(c.name, c.dtype.newbyteorder("=").name, ("batch", *c.shape[1:])) for c in found
+            Tensor(c.name, c.dtype.newbyteorder("=").name, ("batch", *c.shape[1:]))
+            for c in features
         )
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a file's arrays become feeds."""
+    """Conversion of a file's arrays to feeds.
+
+    Attributes:
+        count: number of entries along axis 0 of every array.
+        complete: names of the inputs that hold a complete feed in each `array[i]`.
+        exact: number of samples in every batch, if the model's batch axis is fixed.
+        notes: conversions that were necessary, in sentences.
+    """
 
     count: int
-    whole: frozenset[str]
+    complete: frozenset[str]
     exact: int | None
     notes: tuple[str, ...]
 
+    # For the inputs image:float32:batch,3,32,32 and mask:bool:32,32, a file with
+    #   image (100, 1, 3, 32, 32)   one axis more than the input: complete feeds
+    #   mask  (100, 32, 32)         one axis more than the input: complete feeds
+    # has count 100 and complete {"image", "mask"}: feed i is image[i] with mask[i]. With image
+    # as (100, 3, 32, 32) feed i is image[i:i+1] with mask[i], which a model with its batch fixed
+    # to 8 cannot take.
     @staticmethod
     def of(columns: list[Column], inputs: tuple[Tensor, ...], where: str) -> _Plan:
+        """Check a file's headers against the inputs and plan the conversion."""
         by_name = {column.name: column for column in columns}
-        labels = None if LABELS in {t.name for t in inputs} else by_name.pop(LABELS, None)
+        labels = None
+        if LABELS not in {tensor.name for tensor in inputs}:
+            labels = by_name.pop(LABELS, None)
         check_names(by_name, inputs, where)
         widened = [t for t in inputs if check_dtype(by_name[t.name].dtype, t, where)]
-        whole = frozenset(t.name for t in inputs if len(by_name[t.name].shape) == t.rank + 1)
-        sliced = tuple(t for t in inputs if t.name not in whole)
+        complete = frozenset(t.name for t in inputs if len(by_name[t.name].shape) == t.rank + 1)
+        sliced = tuple(t for t in inputs if t.name not in complete)
         for tensor in sliced:
             shape = by_name[tensor.name].shape
             if len(shape) != tensor.rank or not shape:
                 raise shape_error(shape, tensor, where)
-        exact = exact_batch(sliced, where) if sliced else None
-        if whole and exact not in (None, 1):
+        exact = exact_batch(sliced, where)
+        if complete and exact not in (None, 1):
             raise DataError(
                 "samples-batch-axis",
-                f"{where}: whole feeds stand beside samples of a batch of {exact}",
-                why=f"{', '.join(sorted(whole))} hold(s) a whole feed in each array[i]; "
-                f"{', '.join(t.name for t in sliced)} do(es) not",
-                hint="give every input as whole feeds: one axis more, array[i] fed as it is",
+                f"{where}: complete feeds are mixed with samples for a batch of {exact}",
+                why=f"{', '.join(sorted(complete))}: a complete feed in each array[i]; "
+                f"{', '.join(t.name for t in sliced)}: one sample in each array[i]",
+                hint="store every input as complete feeds: one axis more, array[i] fed unchanged",
             )
-        shapes = {
-            name: c.shape[1:] if name in whole else (1, *c.shape[1:]) for name, c in by_name.items()
-        }
-        check_feed(shapes, inputs, where, any_batch=not whole)
+        shapes = {name: (1, *column.shape[1:]) for name, column in by_name.items()}
+        shapes |= {name: by_name[name].shape[1:] for name in complete}
+        check_feed(shapes, inputs, where, any_batch=not complete)
         count = _common_count(by_name, where)
         if labels is not None:
             check_label_header(labels.shape, labels.dtype, count, where)
         notes = tuple(
             f"{t.name} is widened from {by_name[t.name].dtype.name} to {t.dtype}." for t in widened
         )
-        return _Plan(count, whole, exact, notes)
+        return _Plan(count, complete, exact, notes)
 
 
 def _common_count(columns: dict[str, Column], where: str) -> int:
@@ -115,13 +134,13 @@ def _common_count(columns: dict[str, Column], where: str) -> int:
             "samples-counts-differ",
             f"{where}: the inputs do not have the same number of samples",
             why=", ".join(f"{count} of {name}" for name, count in counts.items()),
-            hint="every array holds the same number of samples along axis 0",
+            hint="store the same number of samples along axis 0 of every array",
         )
     count = next(iter(counts.values()))
     if count == 0:
         raise DataError(
             "samples-empty",
-            f"{where} holds no sample",
+            f"{where} holds no samples",
             why="its arrays have length 0 along axis 0",
             hint="check the script that wrote it",
         )
@@ -132,16 +151,21 @@ def _pieces(path: Path, inputs: tuple[Tensor, ...], size: int) -> Iterator[Piece
     with open_columns(path, inputs) as columns:
         plan = _Plan.of(columns, inputs, path.name)
         dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in inputs}
-        step = 1 if plan.whole else size
+        # Complete feeds are not gathered into batches, so they are read one at a time.
+        step = size
+        if plan.complete:
+            step = 1
         for start in range(0, plan.count, step):
             rows = min(step, plan.count - start)
             arrays = {column.name: column.read(rows) for column in columns}
-            feed = {}
-            for name, dtype in dtypes.items():
-                # An ellipsis, so that a whole feed of no axis stays an array.
-                rows_or_feed = arrays[name][0, ...] if name in plan.whole else arrays[name]
-                feed[name] = rows_or_feed.astype(dtype, copy=False)
-            labels = arrays.get(LABELS) if LABELS not in dtypes else None
-            yield Piece(feed, labels, rows, divisible=not plan.whole)
+            for name in plan.complete:
+                # The ellipsis keeps a complete feed without axes an array: x[0] of shape (1,) is
+                # a numpy scalar, x[0, ...] an array of shape ().
+                arrays[name] = arrays[name][0, ...]
+            feed = {name: arrays[name].astype(dtype, copy=False) for name, dtype in dtypes.items()}
+            labels = None
+            if LABELS not in dtypes:
+                labels = arrays.get(LABELS)
+            yield Piece(feed, labels, rows, divisible=not plan.complete)
         for column in columns:
             column.finish()

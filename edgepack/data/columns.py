@@ -1,8 +1,8 @@
-"""The arrays of an `.npz` or `.npy` file, read front to back in bounded memory.
+"""Arrays of an `.npz` or `.npy` file, read front to back in bounded memory.
 
-Rows are read from the stream, stored or compressed, into a buffer of one batch. A memory map
-would do for the stored ones, but its pages count as the process's own memory until the kernel
-takes them back, and the peak would seem to grow with the number of samples.
+Rows are read from the stream, stored or compressed, into a buffer of one batch. Stored arrays
+could be memory-mapped instead, but mapped pages count as the process's memory until the kernel
+reclaims them, so the peak would appear to grow with the number of samples.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from edgepack.runtime.tensor import Tensor
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
+# An .npy file has no array names, so an input inferred from one gets this name.
 NPY_NAME = "input"
-"""What an input is called that only an .npy file, which has no names, tells of."""
 
 
 @dataclass
 class Column:
-    """One stored array, open at its next row.
+    """Stored array, open at its next row.
 
     Attributes:
         name: the array's name.
         where: file and array, for messages.
-        shape: of the whole array.
-        dtype: as stored.
-        stream: at the next row's first byte.
+        shape: shape of the complete array, (rows, ...).
+        dtype: element type as stored.
+        stream: positioned at the first byte of the next row.
     """
 
     name: str
@@ -48,35 +48,36 @@ class Column:
     stream: IO[bytes]
 
     def read(self, rows: int) -> np.ndarray:
-        """The next `rows` rows, as an array of their own.
+        """Read the next `rows` rows into a new array.
 
         Raises:
-            DataError: `samples-unreadable` where the file ends early or is damaged.
+            DataError: `samples-unreadable` if the file ends early or is damaged.
         """
         array = np.empty((rows, *self.shape[1:]), self.dtype)
         buffer = array.reshape(-1).view(np.uint8).data
         filled = 0
         with _readable(self.where):
+            # A decompressing stream may return fewer bytes than requested.
             while filled < len(buffer):
-                got = self.stream.readinto(buffer[filled:])  # type: ignore[attr-defined]
-                if not got:
+                size = self.stream.readinto(buffer[filled:])  # type: ignore[attr-defined]
+                if not size:
                     raise EOFError(f"it ends after {filled} of {len(buffer)} bytes of a batch")
-                filled += got
+                filled += size
         return array
 
     def finish(self) -> None:
-        """Read past the last row, where a zip's checksum is compared."""
+        """Read past the last row, so that `zipfile` compares the member's checksum."""
         with _readable(self.where):
             self.stream.read(1)
 
 
 @contextlib.contextmanager
 def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column]]:
-    """The arrays of a file, each open at its first row.
+    """Open the arrays of a file, each at its first row.
 
     Args:
-        path: an `.npz` or `.npy` file, recognised by its first bytes.
-        inputs: the model's inputs, whose one name an `.npy` file's array takes.
+        path: an `.npz` or `.npy` file, detected from its first bytes.
+        inputs: the model's inputs; the array of an `.npy` file gets the name of the only one.
 
     Raises:
         DataError: the file cannot be read, or is an `.npy` file for several inputs.
@@ -88,13 +89,12 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
             stream.seek(0)
         if magic == NPY_MAGIC:
             if len(inputs) > 1:
+                arguments = ", ".join(f"{t.name}=..." for t in inputs)
                 raise DataError(
                     "samples-npy-inputs",
                     f"{path.name} holds one array, and the model takes several",
                     why=f"the model's inputs: {', '.join(t.name for t in inputs)}",
-                    hint="save an .npz: numpy.savez(path, "
-                    + ", ".join(f"{t.name}=..." for t in inputs)
-                    + ")",
+                    hint=f"save an .npz: numpy.savez(path, {arguments})",
                 )
             name = inputs[0].name if inputs else NPY_NAME
             yield [_open_column(stream, name, path.name, path.stat().st_size)]
@@ -116,8 +116,10 @@ def _members(stream: IO[bytes], path: Path, stack: ExitStack) -> Iterator[Column
         names = [entry.filename for entry in entries]
         if len(set(names)) != len(names) or not all(name.endswith(".npy") for name in names):
             raise ValueError(f"it should hold one .npy for each array; it holds {names[:9]}")
+        # numpy.savez stores and numpy.savez_compressed deflates; zipfile would also decode bzip2
+        # and LZMA, which no version of numpy writes.
         if {entry.compress_type for entry in entries} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise ValueError("numpy stores or deflates arrays; these are packed otherwise")
+            raise ValueError("its arrays are neither stored nor deflated, as numpy writes them")
     for entry in entries:
         name = entry.filename.removesuffix(".npy")
         with _readable(f"{path.name}, array {name}"):
@@ -127,6 +129,8 @@ def _members(stream: IO[bytes], path: Path, stack: ExitStack) -> Iterator[Column
 
 def _open_column(stream: IO[bytes], name: str, where: str, size: int) -> Column:
     """Read the header of an .npy stream of `size` bytes."""
+    # Versions 1 and 2 of the format differ in the width of the header's length. Version 3 is
+    # for structured types with UTF-8 field names, and samples are plain numbers.
     with _readable(where):
         version = np.lib.format.read_magic(stream)
         header = {
@@ -139,17 +143,20 @@ def _open_column(stream: IO[bytes], name: str, where: str, size: int) -> Column:
         refuse_objects(dtype, name, where)
         if min(shape, default=0) < 0:
             raise ValueError(f"its shape is {shape}")
-        # Python's integers: numpy's product would wrap around for a forged shape.
+        # Python integers, since numpy's product would wrap around for a forged shape: 2**32 by
+        # 2**32 bytes is 0 in int64.
         expected = dtype.itemsize
         for length in shape:
             expected *= length
         if size - stream.tell() != expected:
-            raise ValueError(f"{shape} of {dtype} takes {expected} bytes; it has another size")
+            raise ValueError(
+                f"{shape} of {dtype} takes {expected} bytes; the file has {size - stream.tell()}"
+            )
     if fortran and len(shape) > 1:
         raise DataError(
             "samples-fortran-order",
-            f"{where} is stored column by column",
-            why="samples of such an array are scattered over the file and cannot be streamed",
+            f"{where} is stored in Fortran order",
+            why="each sample of such an array is scattered over the file and cannot be streamed",
             hint="save numpy.ascontiguousarray(array)",
         )
     return Column(name, where, shape, dtype, stream)
@@ -157,7 +164,7 @@ def _open_column(stream: IO[bytes], name: str, where: str, size: int) -> Column:
 
 @contextlib.contextmanager
 def _readable(where: str) -> Iterator[None]:
-    """Turn what damaged or foreign files raise into one error.
+    """Convert the exceptions of damaged or foreign files to one error.
 
     Raises:
         DataError: `samples-unreadable`.
@@ -172,9 +179,11 @@ def _readable(where: str) -> Iterator[None]:
         zipfile.BadZipFile,
         zlib.error,
     ) as error:
+        # Some exceptions have no text, as an EOFError of a truncated deflate stream.
+        why = ": ".join(filter(None, (type(error).__name__, str(error))))
         raise DataError(
             "samples-unreadable",
             f"{where} cannot be read",
-            why=f"{type(error).__name__}: {error}" if str(error) else type(error).__name__,
+            why=why,
             hint="write it again with numpy.savez or numpy.save",
         ) from error

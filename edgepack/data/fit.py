@@ -1,7 +1,6 @@
-"""Whether arrays fit a model's inputs, and if not, what is wrong with them.
+"""Checks that arrays fit a model's inputs, and errors that name the mismatch.
 
-Every source of samples judges by these functions, so that the same fault has the same code
-wherever the samples come from.
+Every source of samples uses these functions, so the same fault has the same code for all of them.
 """
 
 from __future__ import annotations
@@ -15,29 +14,31 @@ from edgepack.errors import DataError
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import nearest
 
+# Name of the array that holds labels, unless the model has an input of that name.
 LABELS = "labels"
-"""Name of the array that holds labels, unless the model has an input of that name."""
 
-
+# Transpositions of pictures stored in the other layout, with the words for the message.
 _MOVES: dict[tuple[int, ...], str] = {
     (0, 3, 1, 2): " (NHWC, the model takes NCHW)",
     (0, 2, 3, 1): " (NCHW, the model takes NHWC)",
 }
 
 
-def check_names(found: Collection[str], inputs: tuple[Tensor, ...], where: str) -> None:
-    """Every input has an array, and every array (labels are not among `found`) an input.
+def check_names(names: Collection[str], inputs: tuple[Tensor, ...], where: str) -> None:
+    """Check that every input has an array and every array an input; labels are not in `names`.
 
     Raises:
         DataError: `samples-missing-input` or `samples-extra-input`.
     """
-    wanted = [tensor.name for tensor in inputs]
-    missing = [name for name in wanted if name not in found]
-    extra = sorted(name for name in found if name not in wanted)
-    listing = f"the model's inputs: {', '.join(wanted)}; found: {', '.join(sorted(found)) or '-'}"
+    expected = [tensor.name for tensor in inputs]
+    missing = [name for name in expected if name not in names]
+    extra = sorted(name for name in names if name not in expected)
+    listing = f"the model's inputs: {', '.join(expected)}; found: {', '.join(sorted(names)) or '-'}"
     if missing:
-        only = extra[0] if len(extra) == len(missing) == 1 else ""
-        near = nearest(missing[0], extra) or only
+        near = nearest(missing[0], extra)
+        # One array too many and one too few are the same array, however different their names.
+        if not near and len(extra) == len(missing) == 1:
+            near = extra[0]
         raise DataError(
             "samples-missing-input",
             f"{where} has no array for the input {missing[0]}",
@@ -45,30 +46,32 @@ def check_names(found: Collection[str], inputs: tuple[Tensor, ...], where: str) 
             hint=f"rename {near} to {missing[0]}" if near else f"add an array {missing[0]}",
         )
     if extra:
-        near = nearest(extra[0], [*wanted, LABELS])
+        near = nearest(extra[0], [*expected, LABELS])
         raise DataError(
             "samples-extra-input",
-            f"{where} has an array {extra[0]} that is no input of the model",
+            f"{where} has an array {extra[0]} that is not an input of the model",
             why=listing,
-            hint=(f"did you mean {near}? Otherwise " if near else "") + "leave it out",
+            hint=f"did you mean {near}? Otherwise remove it" if near else "remove it",
         )
 
 
 def check_dtype(dtype: np.dtype, tensor: Tensor, where: str) -> bool:
-    """Whether values of `dtype` must be widened for the input; only integers are, losslessly.
+    """Return True if values of `dtype` must be widened for the input, which only integers may be.
 
-    Byte order is no part of the question.
+    Byte order is ignored.
 
     Raises:
-        DataError: `samples-object-array`, or `samples-dtype` where values would be changed.
+        DataError: `samples-object-array`, or `samples-dtype` if the conversion loses values.
     """
+    # For an input of int64: int64 gives False, int32 gives True, float32 raises. For an input of
+    # float32, uint8 raises too: it is most often a picture that was not normalised.
     refuse_objects(dtype, tensor.name, where)
-    native, wanted = dtype.newbyteorder("="), np.dtype(tensor.dtype)
-    if native == wanted:
+    native, expected = dtype.newbyteorder("="), np.dtype(tensor.dtype)
+    if native == expected:
         return False
-    if native.kind in "iu" and wanted.kind in "iu" and np.can_cast(native, wanted, "safe"):
+    if native.kind in "iu" and expected.kind in "iu" and np.can_cast(native, expected, "safe"):
         return True
-    if native.kind in "iu" and wanted.kind == "f":
+    if native.kind in "iu" and expected.kind == "f":
         hint = f'normalise as in training, then save with .astype("{tensor.dtype}")'
     else:
         hint = f'convert before saving: array.astype("{tensor.dtype}")'
@@ -81,7 +84,7 @@ def check_dtype(dtype: np.dtype, tensor: Tensor, where: str) -> bool:
 
 
 def refuse_objects(dtype: np.dtype, name: str, where: str) -> None:
-    """Arrays of Python objects are pickles, which can run code: they are never read.
+    """Refuse arrays of Python objects: they are pickles, which can run code.
 
     Raises:
         DataError: `samples-object-array`.
@@ -90,7 +93,7 @@ def refuse_objects(dtype: np.dtype, name: str, where: str) -> None:
         raise DataError(
             "samples-object-array",
             f"{where}: {name} is an array of Python objects",
-            why="reading it would unpickle, and a pickle can run any code",
+            why="reading it would unpickle it, and a pickle can run any code",
             hint="save numbers of one type and shape: numpy.stack(list_of_arrays)",
         )
 
@@ -102,18 +105,20 @@ def check_feed(
     *,
     any_batch: bool = False,
 ) -> None:
-    """The shapes of one feed fit the inputs, and axes of the same name are of the same size.
+    """Check that the shapes of one feed fit the inputs and agree on axes of the same name.
 
     Args:
-        shapes: by input name, batch axis included.
+        shapes: shape of each array by input name, batch axis included.
         inputs: the model's inputs.
-        where: what is judged, as the start of a sentence.
-        any_batch: the axes 0 are the batch, yet to be gathered to what the model takes.
+        where: the source that is checked, as the start of a sentence.
+        any_batch: skip axis 0, the batch axis, since samples are gathered into batches later.
 
     Raises:
         DataError: `samples-shape`, `samples-layout` or `samples-axis-sizes`.
     """
-    first = 1 if any_batch else 0
+    # Inputs ids:int64:batch,length and mask:int64:batch,length take (4, 128) and (4, 128); with
+    # a mask of (4, 64) the axis `length` would be both 128 and 64.
+    first = int(any_batch)
     bound: dict[str, tuple[int, str]] = {}
     for tensor in inputs:
         shape = shapes[tensor.name]
@@ -125,7 +130,7 @@ def check_feed(
                     "samples-axis-sizes",
                     f"{where}: the axis {dim} has two sizes in one feed",
                     why=f"{bound[dim][0]} in {bound[dim][1]}, {size} in {tensor.name}",
-                    hint=f"give both inputs the same number along {dim}",
+                    hint=f"use the same size along {dim} in both inputs",
                 )
 
 
@@ -138,7 +143,7 @@ def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...], first: int = 0) -> bool
 
 
 def shape_error(shape: tuple[int, ...], tensor: Tensor, where: str, first: int = 0) -> DataError:
-    """What to say of a shape that does not fit: `samples-layout` where reordering would help."""
+    """Return the error for a shape that does not fit; `samples-layout` if a transpose helps."""
     declared = f"({', '.join(map(str, tensor.shape))})"
     order = _reordering(shape, tensor.shape, first)
     if order is not None:
@@ -146,24 +151,26 @@ def shape_error(shape: tuple[int, ...], tensor: Tensor, where: str, first: int =
             "samples-layout",
             f"{where}: the axes of {tensor.name} are in another order than the model's",
             why=f"its shape is {shape}{_MOVES.get(order, '')}; the model takes {declared}",
-            hint=f"reorder the axes, the batch at 0: transpose{order}",
+            hint=f"reorder the axes, keeping the batch at 0: transpose{order}",
         )
     return DataError(
         "samples-shape",
         f"{where}: {tensor.name} does not have the model's shape",
         why=f"its shape is {shape}; the model takes {declared}",
         hint="an array of the input's rank holds samples along axis 0; one axis more holds "
-        "a whole feed in each array[i]",
+        "a complete feed in each array[i]",
     )
 
 
 def _reordering(
     shape: tuple[int, ...], dims: tuple[Dim, ...], first: int
 ) -> tuple[int, ...] | None:
-    """The transposition that makes `shape` fit, axis 0 kept in its place; None if there is none.
+    """Return the transposition that makes `shape` fit, keeping axis 0; None if there is none.
 
-    Moving the channels is tried first, because that is what it nearly always is.
+    Moving the channels is tried first, since that is nearly always the cause.
     """
+    # (8, 224, 224, 3) for an input of (batch, 3, 224, 224) gives (0, 3, 1, 2). Ranks above 5 are
+    # not searched, since the number of orders grows as a factorial.
     rank = len(dims)
     if len(shape) != rank or not 3 <= rank <= 5 or 0 in shape:
         return None
@@ -176,7 +183,7 @@ def _reordering(
 
 
 def check_labels(labels: np.ndarray, count: int, where: str) -> None:
-    """One label for each sample, and labels that are numbers.
+    """Check that there is one numeric label for each sample.
 
     Raises:
         DataError: `samples-labels-type` or `samples-labels-count`.
@@ -185,19 +192,19 @@ def check_labels(labels: np.ndarray, count: int, where: str) -> None:
 
 
 def check_label_header(shape: tuple[int, ...], dtype: np.dtype, count: int, where: str) -> None:
-    """As `check_labels`, from shape and type alone."""
+    """Check labels as `check_labels` does, from their shape and type alone."""
     refuse_objects(dtype, LABELS, where)
     if dtype.kind not in "iufb":
         raise DataError(
             "samples-labels-type",
             f"{where}: the labels are not numbers",
             why=f"their type is {dtype}",
-            hint="give the index of the class, counted from 0, as an integer",
+            hint="store the index of the class, counted from 0, as an integer",
         )
     if not shape or shape[0] != count:
         raise DataError(
             "samples-labels-count",
             f"{where}: there is not one label for each sample",
             why=f"{shape[0] if shape else 'a single'} label(s) for {count} sample(s)",
-            hint="give labels along axis 0, in the order of the samples",
+            hint="store labels along axis 0, in the order of the samples",
         )

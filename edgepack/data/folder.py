@@ -1,4 +1,4 @@
-"""A folder of samples: array files, or pictures."""
+"""Samples in a folder of array files or of pictures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgepack.runtime.tensor import Tensor
 
 
 def array_shards(folder: Path) -> tuple[Path, ...]:
-    """The `.npz` and `.npy` files that stand in a folder itself, in the order of their names."""
+    """Return the `.npz` and `.npy` files directly in a folder, in the order of their names."""
     return tuple(
         sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
     )
@@ -26,14 +26,16 @@ def open_folder(
     *,
     origin: str,
 ) -> SampleStream:
-    """The samples of a folder of array files or of pictures.
+    """Open the samples of a folder of array files or of pictures.
 
-    Array files are taken from the folder itself, pictures from the folders below it too; both
-    in the order of their names. Whatever begins with a dot is passed over.
+    Array files are read from the folder itself, pictures from its subfolders too, both in the
+    order of their names. Names that begin with a dot are ignored.
 
     Raises:
-        DataError: the folder holds neither or both, or what it holds does not fit.
+        DataError: the folder holds neither or both, or its samples do not fit the inputs.
     """
+    # Hidden entries are skipped at every level: a dataset from macOS holds ._cat.jpg beside
+    # cat.jpg, and a checkout may hold pictures below .git.
     shards = array_shards(folder)
     pictures = tuple(
         sorted(
@@ -50,7 +52,7 @@ def open_folder(
             f"{folder} holds both arrays and pictures",
             why=f"{len(shards)} array file(s), such as {shards[0].name}, and {len(pictures)} "
             f"picture(s), such as {pictures[0].name}",
-            hint="keep arrays and pictures in folders of their own",
+            hint="keep arrays and pictures in separate folders",
         )
     if shards:
         return open_arrays(shards, inputs, origin=f"{origin} ({len(shards)} files)")
@@ -61,5 +63,5 @@ def open_folder(
         "samples-folder-empty",
         f"{folder} holds no samples",
         why="there is no .npz, .npy or picture in it",
-        hint=f"pictures are recognised by {', '.join(sorted(SUFFIXES))}",
+        hint=f"pictures are recognised by their suffix: {', '.join(sorted(SUFFIXES))}",
     )

@@ -1,4 +1,4 @@
-"""Samples from a function of the user's: `package.module:function` or `file.py:function`."""
+"""Samples from a user's function: `package.module:function` or `file.py:function`."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from edgepack.data.fit import (
     check_names,
     shape_error,
 )
-from edgepack.data.stream import Piece, SampleStream, add_array, exact_batch
+from edgepack.data.stream import Digest, Piece, SampleStream, add_array, exact_batch
 from edgepack.errors import DataError, EdgepackError
 from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import nearest
 
+# MODULE:NAME, split at the last colon, so that the colon of a drive letter is part of the path.
 FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
-"""How a function is written. The last colon counts, so that a drive letter is no module."""
 
 
 def open_function(
     spec: str, inputs: tuple[Tensor, ...], folders: Sequence[Path], *, same: bool = True
 ) -> SampleStream:
-    """The samples that a function yields, called anew for each pass.
+    """Open the samples that a function yields; the function is called again for each pass.
 
-    The function takes no argument and returns an iterable of dicts, an array for each input
+    The function takes no argument and returns an iterable of dicts with an array for each input
     by its name and optionally "label" or "labels". An array of one axis less than the input is
-    a sample without its batch axis; one of the input's rank is a whole feed, and counts as so
-    many samples where axis 0 is an axis that all inputs share.
+    a sample without its batch axis. An array of the input's rank is a complete feed; it counts as
+    several samples if axis 0 is the batch axis of all inputs.
 
     Args:
         spec: the function.
         inputs: the model's inputs.
-        folders: what a relative path starts from, and where modules are looked for as well.
-        same: refuse a pass that gives other samples than the first whole one did: the optimized
-            model would be judged on others than the original.
+        folders: import path of the modules; relative paths start from the first folder.
+        same: refuse a pass that yields different samples than the first complete pass did, since
+            the optimized model would be evaluated on other samples than the original.
 
     Raises:
         DataError: the function cannot be imported.
@@ -58,49 +58,53 @@ def open_function(
     try:
         exact, common = exact_batch(inputs, spec), True
     except DataError:
-        # Without a batch axis in common only whole feeds fit, and those are never gathered.
+        # Without a common batch axis only complete feeds fit, and those are never gathered.
         exact, common = None, False
 
+    # Running digests of the first complete pass: first[i] covers the items 0 to i, so that a
+    # later pass fails at the first item that differs and not at its end.
     first: list[bytes] = []
 
     def pieces(size: int) -> Iterator[Piece]:
-        digest, found = hashlib.blake2b(), []
+        digest, digests = hashlib.blake2b(), []
         for index, item in enumerate(_call(function, spec)):
             piece = _piece(item, inputs, f"{spec}, item {index}", common)
             if same:
                 _add(digest, piece)
-                found.append(digest.digest())
-                if first and found[-1] != (first[index] if index < len(first) else b""):
-                    raise _other_samples(spec, f"item {index} is not what it was")
+                digests.append(digest.digest())
+                if first and digests[-1:] != first[index : index + 1]:
+                    raise _changing_samples(spec, f"item {index} differs from")
             yield piece
-        if first and len(found) < len(first):
-            raise _other_samples(spec, f"{len(found)} items instead of {len(first)}")
-        first[:] = first or found
+        if first and len(digests) < len(first):
+            raise _changing_samples(spec, f"{len(digests)} items, after {len(first)} in")
+        # A pass that the caller abandons never gets here, so `first` always covers all items.
+        first[:] = first or digests
 
     return SampleStream(spec, pieces, exact)
 
 
-def _add(digest: Any, piece: Piece) -> None:
-    labels = {} if piece.labels is None else {LABELS: piece.labels}
-    for name, array in [*piece.inputs.items(), *labels.items()]:
+def _add(digest: Digest, piece: Piece) -> None:
+    for name, array in piece.inputs.items():
         add_array(digest, name, array)
+    if piece.labels is not None:
+        add_array(digest, LABELS, piece.labels)
 
 
-def _other_samples(spec: str, why: str) -> DataError:
+def _changing_samples(spec: str, difference: str) -> DataError:
     return DataError(
         "samples-function-changing",
-        f"{spec} gives other samples each time that it is called",
-        why=f"{why} in an earlier call",
-        hint="draw random numbers from a generator with a fixed seed, made in the function, "
-        "and keep nothing between the calls",
+        f"{spec} yields different samples each time it is called",
+        why=f"{difference} an earlier call",
+        hint="draw random numbers from a generator with a fixed seed, created in the function, "
+        "and keep no state between calls",
     )
 
 
 def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
     """Import `package.module:function` or `path/to/file.py:function`.
 
-    A relative path starts from the first folder. The module's own folder, or all of `folders` for
-    a dotted name, can be imported from meanwhile.
+    A relative path starts from the first folder. During the import `sys.path` begins with the
+    file's own folder, or with all of `folders` for a dotted name.
 
     Raises:
         DataError: `samples-function-import` or `samples-function-missing`.
@@ -110,7 +114,7 @@ def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
         raise DataError(
             "samples-function-import",
             f"{spec} does not name a function",
-            why="a function is written module:function",
+            why="the form is module:function",
             hint="for example data.py:calibration",
         )
     module = _import(match["module"], spec, folders)
@@ -122,7 +126,7 @@ def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
             "samples-function-missing",
             f"{match['module']} has no function {match['name']}",
             why=f"its functions: {', '.join(n for n in names if n[0] != '_') or '-'}",
-            hint=f"did you mean {near}?" if near else "define it, without arguments",
+            hint=f"did you mean {near}?" if near else "define it as a function without arguments",
         )
     return function  # type: ignore[no-any-return]
 
@@ -137,17 +141,17 @@ def _import(name: str, spec: str, folders: Sequence[Path]) -> ModuleType:
         if loader is None or loader.loader is None or not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
         module = importlib.util.module_from_spec(loader)
-        # Registered before it runs: dataclasses look their own module up there.
+        # Register the module before it runs: dataclasses look up their own module there.
         sys.modules[loader.name] = module
         with _importable([path.parent]):
             loader.loader.exec_module(module)
         return module
-    except Exception as error:  # whatever the user's module does when it is imported
+    except Exception as error:  # the user's module may raise anything on import
         raise DataError(
             "samples-function-import",
             f"{name} cannot be imported",
             why=_describe(error),
-            hint="give package.module:function with the package installed, "
+            hint="use package.module:function with the package installed, "
             "or path/to/file.py:function",
         ) from error
 
@@ -164,7 +168,7 @@ def _importable(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def _call(function: Callable[[], Any], spec: str) -> Iterator[Any]:
-    """What the function yields, its own errors turned into one that names its line."""
+    """Yield the function's items; convert its exceptions to one error that names the line."""
     try:
         items = function()
         if not isinstance(items, Iterable) or isinstance(items, (str, bytes, Mapping)):
@@ -177,23 +181,37 @@ def _call(function: Callable[[], Any], spec: str) -> Iterator[Any]:
         yield from items
     except EdgepackError:
         raise
-    except Exception as error:  # whatever the user's function does
+    except Exception as error:  # the user's function may raise anything
         raise DataError(
             "samples-function-failed",
             f"{spec} failed",
             why=_describe(error),
-            hint="call it by itself and mend it",
+            hint="call the function outside edgepack to reproduce the error",
         ) from error
 
 
 def _describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    text = f"{type(error).__name__}: {error}"
+    if not frames:
+        return text
+    return f"{text} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
-def _piece(item: Any, inputs: tuple[Tensor, ...], where: str, common: bool) -> Piece:
-    """One dict as a piece; `common`: the inputs share a batch axis at 0."""
+# For an input x:float32:batch,3,32,32:
+#   {"x": (3, 32, 32), "label": 5}           one sample; fed as (1, 3, 32, 32)
+#   {"x": (8, 3, 32, 32), "labels": (8,)}    8 samples, which may be cut and joined with others
+# For inputs x:float32:batch,3 and state:float32:1,64, which share no batch axis:
+#   {"x": (8, 3), "state": (1, 64)}          a complete feed, which counts as one sample
+def _piece(item: object, inputs: tuple[Tensor, ...], where: str, common: bool) -> Piece:
+    """Convert a dict to a piece.
+
+    Args:
+        item: as the function yields it.
+        inputs: the model's inputs.
+        where: function and item, as the start of a sentence.
+        common: the inputs share a batch axis at 0.
+    """
     if not isinstance(item, Mapping):
         raise DataError(
             "samples-function-result",
@@ -201,37 +219,44 @@ def _piece(item: Any, inputs: tuple[Tensor, ...], where: str, common: bool) -> P
             why=f"it is {type(item).__name__}",
             hint='yield {"INPUT": array, "label": number} for each sample',
         )
-    given = {str(name): np.asarray(value) for name, value in item.items()}
+    values = {str(name): np.asarray(value) for name, value in item.items()}
     names = {tensor.name for tensor in inputs}
-    found = [given.pop(key) for key in ("label", LABELS) if key in given and key not in names]
-    check_names(given, inputs, where)
-    arrays = {t.name: _converted(given[t.name], t, where) for t in inputs}
+    # Both keys are removed, so that check_names does not refuse the second.
+    label_arrays = [values.pop(key) for key in ("label", LABELS) if key in values.keys() - names]
+    check_names(values, inputs, where)
+    arrays = {t.name: _convert(values[t.name], t, where) for t in inputs}
     for tensor in inputs:
         if arrays[tensor.name].ndim not in (tensor.rank, tensor.rank - 1):
             raise shape_error(arrays[tensor.name].shape, tensor, where)
-    whole = {t.name for t in inputs if arrays[t.name].ndim == t.rank}
-    feed = {name: array if name in whole else array[None] for name, array in arrays.items()}
-    # Whole feeds can be cut into samples only where axis 0 is one axis that all inputs share.
+    complete = {t.name for t in inputs if arrays[t.name].ndim == t.rank}
+    feed = {name: arrays[name] if name in complete else arrays[name][None] for name in arrays}
+    # A complete feed can be cut into samples only if axis 0 is the batch axis of all inputs.
     lengths = {array.shape[0] for array in feed.values() if array.ndim}
-    divisible = common and (not whole or (_named_batch(inputs) and len(lengths) == 1))
-    count = feed[inputs[0].name].shape[0] if divisible else 1
+    divisible = common and (not complete or (_has_named_batch(inputs) and len(lengths) == 1))
+    count = 1
+    if divisible:
+        count = feed[inputs[0].name].shape[0]
     if count == 0:
         raise shape_error(feed[inputs[0].name].shape, inputs[0], where)
-    labels = np.atleast_1d(found[0]) if found else None
-    if labels is not None:
+    labels = None
+    if label_arrays:
+        labels = np.atleast_1d(label_arrays[0])
         check_labels(labels, count, where)
     shapes = {name: array.shape for name, array in feed.items()}
     check_feed(shapes, inputs, where, any_batch=divisible)
     return Piece(feed, labels, count, divisible)
 
 
-def _converted(array: np.ndarray, tensor: Tensor, where: str) -> np.ndarray:
+def _convert(array: np.ndarray, tensor: Tensor, where: str) -> np.ndarray:
     check_dtype(array.dtype, tensor, where)
     return array.astype(tensor.dtype, copy=False)
 
 
-def _named_batch(inputs: tuple[Tensor, ...]) -> bool:
-    """Whether axis 0 is the same axis in all inputs, and one that is the batch by its name."""
-    dims = {tensor.shape[0] if tensor.rank else None for tensor in inputs}
-    dim = next(iter(dims))
-    return len(dims) == 1 and (isinstance(dim, int) or (dim is not None and "batch" in dim.lower()))
+def _has_named_batch(inputs: tuple[Tensor, ...]) -> bool:
+    """Return True if axis 0 is the same axis in all inputs, and fixed or named like a batch."""
+    # (batch, 3) and (batch, 64): True. (length, 3): False, since axis 0 may be a sequence.
+    axes = {tensor.shape[:1] for tensor in inputs}
+    axis = axes.pop()
+    if axes or not axis:
+        return False
+    return isinstance(axis[0], int) or "batch" in axis[0].lower()

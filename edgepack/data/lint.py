@@ -1,6 +1,6 @@
-"""What is wrong or suspicious about samples, found before hours are spent on them.
+"""Checks for wrong or suspicious samples, before a build spends hours on them.
 
-One pass over each set. Memory is that of a few samples, and 8 bytes for each sample's digest.
+Each set is read once. Memory holds a few samples, and 8 bytes for each sample's digest.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ from edgepack.data.stream import Piece, SampleStream, add_array, pieces_of
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
+# Fewer calibration samples give a warning; other toolchains recommend 100 to 500.
 FEW = 100
-"""Calibration samples below which a warning is given: the peers' own advice is 100 to 500."""
 
+# Ratio of two sets' standard deviations above which one seems to be scaled differently. Pixels of
+# 0..255 against 0..1 give 255, against -1..1 128, against unit variance about 60.
 SPREAD_RATIO = 4.0
-"""Ratio of the two sets' standard deviations from which one seems to be scaled otherwise.
-Pixels of 0..255 against 0..1 give 255, against -1..1 128, against unit variance about 60."""
 
+# Distance of two sets' means, in units of the larger standard deviation, that is suspicious.
 MEAN_SHIFT = 3.0
-"""Distance of the two sets' means, in the larger standard deviation, that is suspicious."""
 
+# Share of the evaluation samples that may also be training samples: real collections repeat a few,
+# and a set that was never split shares nearly all.
 MAX_SHARED = 0.01
-"""Share of the evaluation samples that may also be training samples: real collections repeat a
-few, and a set that was not split shares nearly all."""
 
+# Samples per read.
 _ROWS = 16
-"""Samples read at once."""
 
 
 @dataclass(frozen=True)
 class LintReport:
-    """What was found.
+    """Result of `lint`.
 
     Attributes:
         counts: number of samples, by set ("calibration", "evaluation", "training").
         digests: SHA-256 over names, types, shapes and content of all arrays, labels included,
-            in order; by set. It does not depend on how the samples are stored in files.
-        statistics: by set and input.
-        warnings: what the user should look at, whole sentences.
-        notes: what was done to make the samples fit, whole sentences.
+            in order; by set. It does not depend on the files that hold the samples.
+        statistics: statistics of each input's values, by set and input.
+        warnings: suspicious properties of the samples, in sentences.
+        notes: conversions that made the samples fit, in sentences.
     """
 
     counts: Mapping[str, int]
@@ -58,7 +58,7 @@ class LintReport:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As the ledger holds it."""
+        """Return JSON values for the ledger."""
         return asdict(self)
 
 
@@ -69,83 +69,99 @@ def lint(
     *,
     training: Samples | None = None,
 ) -> LintReport:
-    """Look through every set once.
+    """Read every set once and check it.
 
     Args:
-        calibration: what the model is calibrated on.
-        evaluation: what it is judged on; None where that is the calibration set.
+        calibration: calibration samples.
+        evaluation: evaluation samples; None to evaluate on the calibration samples.
         inputs: the model's inputs.
-        training: what it is trained on.
+        training: training samples.
 
     Raises:
         DataError: samples do not fit the inputs, are not finite, or there are none;
-            `samples-training-judges` where the model would be judged on what trained it.
+            `samples-training-judges` if the model would be evaluated on training samples.
     """
-    given = {"calibration": calibration, "evaluation": evaluation, "training": training}
+    roles = {"calibration": calibration, "evaluation": evaluation, "training": training}
     sets = {
         role: _survey(samples, inputs, role)
-        for role, samples in given.items()
+        for role, samples in roles.items()
         if samples is not None
     }
-    warnings = [warning for survey in sets.values() for warning in survey.warnings(inputs)]
-    judging = sets.get("evaluation") or sets.get("calibration")
+    warnings: list[str] = []
+    notes: list[str] = []
     for survey in sets.values():
-        if judging is not None and survey is not judging:
-            warnings += _between(survey, judging)
+        warnings += survey.warnings(inputs)
+        notes += survey.notes
+    evaluated = sets.get("evaluation") or sets.get("calibration")
+    for survey in sets.values():
+        if evaluated is not None and survey is not evaluated:
+            warnings += _compare(survey, evaluated)
     return LintReport(
         counts={role: survey.count for role, survey in sets.items()},
         digests={role: survey.digest.hexdigest() for role, survey in sets.items()},
-        statistics={
-            role: {name: moments.statistics() for name, moments in survey.moments.items()}
-            for role, survey in sets.items()
-        },
+        statistics={role: survey.statistics() for role, survey in sets.items()},
         warnings=tuple(warnings),
-        notes=tuple(note for survey in sets.values() for note in survey.notes),
+        notes=tuple(notes),
     )
 
 
 @dataclass
 class _Survey:
-    """One pass over one set."""
+    """Result of reading one set.
+
+    Attributes:
+        role: "calibration", "evaluation" or "training".
+        count: number of samples.
+        dropped: number of samples at the end that do not fill a batch.
+        exact: number of samples in every batch; None for a dynamic batch axis.
+        digest: SHA-256 over all samples and labels.
+        fingerprints: first 8 bytes of each sample's digest.
+        moments: running statistics by input.
+        notes: conversions that made the samples fit, in sentences.
+    """
 
     role: str
     count: int = 0
-    left_over: int = 0
+    dropped: int = 0
     exact: int | None = None
     digest: Any = field(default_factory=hashlib.sha256)
-    prints: array[int] = field(default_factory=lambda: array("Q"))
+    fingerprints: array[int] = field(default_factory=lambda: array("Q"))
     moments: dict[str, Moments] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def print_array(self) -> np.ndarray:
-        """The first 8 bytes of each sample's digest, as uint64."""
-        return np.frombuffer(self.prints, np.uint64)
+    def fingerprint_array(self) -> np.ndarray:
+        """Return the first 8 bytes of each sample's digest, as uint64."""
+        return np.frombuffer(self.fingerprints, np.uint64)
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Return the statistics of each input's values."""
+        return {name: moments.statistics() for name, moments in self.moments.items()}
 
     def warnings(self, inputs: tuple[Tensor, ...]) -> Iterator[str]:
-        """What this set by itself gives reason to warn of."""
+        """Yield the warnings that concern this set alone."""
         if self.role == "calibration" and self.count < FEW:
             yield (
-                f"There are only {self.count} calibration samples; fewer than {FEW} seldom show "
-                "the ranges that activations reach."
+                f"{self.count} calibration samples; at least {FEW} are recommended to estimate "
+                "activation ranges"
             )
-        if self.left_over:
+        if self.dropped:
             yield (
-                f"{self.left_over} {self.role} sample(s) at the end are left out: the model takes "
-                f"exactly {self.exact} at a time."
+                f"{self.dropped} {self.role} sample(s) at the end are dropped: the model takes "
+                f"exactly {self.exact} at a time"
             )
-        if repeated := self.count - len(np.unique(self.print_array())):
-            yield f"{repeated} of {self.count} {self.role} samples repeat an earlier one."
+        if repeated := self.count - len(np.unique(self.fingerprint_array())):
+            yield f"{repeated} of {self.count} {self.role} samples repeat an earlier one"
         for tensor in inputs:
-            found = self.moments[tensor.name]
-            if not found.count:
-                yield f"{tensor.name} is empty in every {self.role} sample: its values are unseen"
-            elif found.minimum == found.maximum:
-                yield (f"{tensor.name} is {found.minimum:g} everywhere in the {self.role} samples.")
-            elif np.dtype(tensor.dtype).kind == "f" and found.whole and found.maximum > 1:
+            values = self.moments[tensor.name]
+            if not values.count:
+                yield f"{tensor.name} is empty in every {self.role} sample; its range is unknown"
+            elif values.minimum == values.maximum:
+                yield f"{tensor.name} is {values.minimum:g} everywhere in the {self.role} samples"
+            elif np.dtype(tensor.dtype).kind == "f" and values.integral and values.maximum > 1:
                 yield (
-                    f"All values of {tensor.name} in the {self.role} samples are whole numbers, "
-                    f"{found.minimum:g} to {found.maximum:g}: they look like raw data that were "
-                    "not normalised. Right only if the model does that itself."
+                    f"all values of {tensor.name} in the {self.role} samples are whole numbers, "
+                    f"{values.minimum:g} to {values.maximum:g}: raw data, which is correct only "
+                    "if the model normalises its input"
                 )
 
 
@@ -159,7 +175,7 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
             raise DataError(
                 "samples-labels-count",
                 f"some of the {role} samples have a label and some have none",
-                why=f"it changes at {where}",
+                why=f"this changes at {where}",
                 hint="label all samples or none",
             )
         labelled = piece.labels is not None
@@ -168,23 +184,37 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
         for tensor in inputs:
             survey.moments[tensor.name].add(piece.inputs[tensor.name])
         for index in range(piece.count):
-            _digest(survey, piece, inputs, index)
+            _add_digest(survey, piece, inputs, index)
         survey.count += piece.count
-        divisible += piece.count if piece.divisible else 0
+        if piece.divisible:
+            divisible += piece.count
     if isinstance(samples, SampleStream):
         survey.notes, survey.exact = samples.notes, samples.exact
-        survey.left_over = divisible % samples.exact if samples.exact else 0
-    if survey.count == survey.left_over:
+        if samples.exact:
+            # Complete feeds are never dropped: only divisible pieces are gathered into batches.
+            survey.dropped = divisible % samples.exact
+    _require_batch(survey, samples.origin)
+    return survey
+
+
+def _require_batch(survey: _Survey, origin: str) -> None:
+    """Refuse a set that does not fill a single batch."""
+    if survey.count > survey.dropped:
+        return
+    what = f"there are no {survey.role} samples to feed"
+    if survey.exact:
         raise DataError(
             "samples-empty",
-            f"there is no {role} sample to feed",
-            why=f"{samples.origin} gives {survey.count}"
-            + (f", and the model takes {survey.exact} at a time" if survey.exact else ""),
-            hint="give more samples, or export the model with a dynamic batch"
-            if survey.exact
-            else "check what the source yields",
+            what,
+            why=f"{origin} has {survey.count}, and the model takes {survey.exact} at a time",
+            hint="provide more samples, or export the model with a dynamic batch",
         )
-    return survey
+    raise DataError(
+        "samples-empty",
+        what,
+        why=f"{origin} has {survey.count}",
+        hint="check that the source yields samples",
+    )
 
 
 def _check(piece: Piece, inputs: tuple[Tensor, ...], where: str) -> None:
@@ -201,67 +231,81 @@ def _check_finite(piece: Piece, role: str, start: int) -> None:
     for name, values in piece.inputs.items():
         if values.dtype.kind != "f" or np.isfinite(values).all():
             continue
-        place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
-        sample, inner = (place[0], place[1:]) if piece.divisible else (0, place)
+        position = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+        sample, inner = (position[0], position[1:]) if piece.divisible else (0, position)
         raise DataError(
             "samples-not-finite",
             f"{name} is not finite in {role} sample {start + sample}, counted from 0",
-            why=f"the value at {inner} is {values[place]}",
-            hint="look at how the samples are made: a division by a zero spread, a log of 0",
+            why=f"the value at {inner} is {values[position]}",
+            hint="check the preparation of the samples for a division by a zero standard "
+            "deviation or a log of 0",
         )
 
 
-def _digest(survey: _Survey, piece: Piece, inputs: tuple[Tensor, ...], index: int) -> None:
-    """Add one sample to the set's digest, and its print to those that find duplicates."""
+def _add_digest(survey: _Survey, piece: Piece, inputs: tuple[Tensor, ...], index: int) -> None:
+    """Add one sample to the set's digest, and its fingerprint to the set's fingerprints."""
+    # Fingerprints leave labels out: the same picture with two labels is a duplicate. With 64 bits
+    # the chance that two of a million different samples collide is 3e-8.
     sample = hashlib.sha256()
     for tensor in inputs:
         values = piece.inputs[tensor.name]
         add_array(sample, tensor.name, values[index] if piece.divisible else values)
     survey.digest.update(sample.digest())
-    survey.prints.append(int.from_bytes(sample.digest()[:8], "little"))
+    survey.fingerprints.append(int.from_bytes(sample.digest()[:8], "little"))
     if piece.labels is not None:
         add_array(survey.digest, "labels", piece.labels[index])
 
 
-def _between(survey: _Survey, judging: _Survey) -> Iterator[str]:
-    """What a set together with the one that judges gives reason to warn of."""
-    shared = int(np.isin(judging.print_array(), survey.print_array()).sum())
+def _compare(survey: _Survey, evaluated: _Survey) -> Iterator[str]:
+    """Yield the warnings that concern a set together with the one that the model is evaluated on.
+
+    Raises DataError `samples-training-judges`.
+    """
+    shared = int(np.isin(evaluated.fingerprint_array(), survey.fingerprint_array()).sum())
     if survey.role == "training":
-        if shared > MAX_SHARED * judging.count:
-            raise _judged_by_training(shared, judging)
+        if shared > MAX_SHARED * evaluated.count:
+            raise _evaluated_on_training(shared, evaluated)
         if shared:
             yield (
-                f"{shared} of {judging.count} {judging.role} samples are training samples too: "
-                "the trained model knows their answers."
+                f"{shared} of {evaluated.count} {evaluated.role} samples are also training "
+                "samples, which makes the measured quality optimistic"
             )
     elif shared:
         yield (
-            f"{shared} sample(s) are in both sets: evaluation then flatters what was calibrated."
+            f"{shared} sample(s) are in both sets: quality measured on calibration samples is "
+            "optimistic"
         )
-    for name, moments in survey.moments.items():
-        ours, theirs = moments.statistics(), judging.moments[name].statistics()
+    for name, ours in survey.statistics().items():
+        theirs = evaluated.moments[name].statistics()
         small, large = sorted((ours.std, theirs.std))
-        # A constant has no spread to compare, and has been warned of.
+        # A constant has no spread to compare, and has its own warning.
         if small == 0:
             continue
+        # Pixels of 0..255 (mean 120, std 60) against 0..1 (mean 0.47, std 0.24): the ratio of the
+        # standard deviations is 255, above SPREAD_RATIO.
         shift = abs(ours.mean - theirs.mean)
         if large > SPREAD_RATIO * small or shift > MEAN_SHIFT * large:
             yield (
-                f"{name} is in another range for {survey.role} ({ours.minimum:g} to "
-                f"{ours.maximum:g}, mean {ours.mean:.3g}) than for {judging.role} "
+                f"{name} has another range for {survey.role} ({ours.minimum:g} to "
+                f"{ours.maximum:g}, mean {ours.mean:.3g}) than for {evaluated.role} "
                 f"({theirs.minimum:g} to {theirs.maximum:g}, mean {theirs.mean:.3g}): "
-                "was one of them normalised otherwise?"
+                "check that both are normalised alike"
             )
 
 
-def _judged_by_training(shared: int, judging: _Survey) -> DataError:
-    alone = judging.role == "evaluation"
+def _evaluated_on_training(shared: int, evaluated: _Survey) -> DataError:
+    what = "the model would be evaluated on its training samples"
+    why = f"{shared} of {evaluated.count} {evaluated.role} samples are also in the training set"
+    if evaluated.role == "evaluation":
+        return DataError(
+            "samples-training-judges",
+            what,
+            why=why,
+            hint="split the samples: those of --evaluation must not be among those of --training",
+        )
     return DataError(
         "samples-training-judges",
-        "the model would be judged on what it was trained on",
-        why=f"{shared} of {judging.count} {judging.role} samples are also in the training set"
-        + ("" if alone else ", and without evaluation samples they judge the model"),
-        hint="split the samples: those of --evaluation must not be among those of --training"
-        if alone
-        else "--evaluation PATH with samples that the training does not see",
+        what,
+        why=f"{why}, and without evaluation samples they measure the model's quality",
+        hint="--evaluation PATH with samples that are not in the training set",
     )

@@ -1,4 +1,4 @@
-"""Minimum, maximum, mean and spread of values that come in parts."""
+"""Minimum, maximum, mean and standard deviation of values that arrive in parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Statistics:
-    """An input's values over all samples of a set; the standard deviation is the population's."""
+    """Statistics of an input over all samples of a set; `std` is the population's."""
 
     minimum: float
     maximum: float
@@ -27,7 +27,7 @@ class Moments:
         deviations: sum of their squared deviations from the mean.
         minimum: the smallest.
         maximum: the largest.
-        whole: all of them are whole numbers.
+        integral: all values are whole numbers.
     """
 
     count: int = 0
@@ -35,12 +35,14 @@ class Moments:
     deviations: float = 0.0
     minimum: float = np.inf
     maximum: float = -np.inf
-    whole: bool = True
+    integral: bool = True
 
     def add(self, values: np.ndarray) -> None:
         """Merge by the pairwise formula of Chan, Golub and LeVeque (1979)."""
-        if not values.size:  # an empty KV cache, for one
+        # A decoder's first step has an empty KV cache.
+        if not values.size:
             return
+        # Sums in float64, since a float32 mean of 1e8 values keeps about two digits.
         mean = float(values.mean(dtype=np.float64))
         deviations = float(values.var(dtype=np.float64)) * values.size
         delta, total = mean - self.mean, self.count + values.size
@@ -49,10 +51,10 @@ class Moments:
         self.count = total
         self.minimum = min(self.minimum, float(values.min()))
         self.maximum = max(self.maximum, float(values.max()))
-        self.whole = self.whole and bool((np.rint(values) == values).all())
+        self.integral = self.integral and bool((np.rint(values) == values).all())
 
     def statistics(self) -> Statistics:
-        """Return the statistics of what has been added; zeros where that is nothing."""
+        """Return the statistics of all values added so far; zeros if there are none."""
         if not self.count:
             return Statistics(0.0, 0.0, 0.0, 0.0)
         std = (self.deviations / self.count) ** 0.5

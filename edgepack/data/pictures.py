@@ -1,4 +1,4 @@
-"""Samples in pictures: decoded, turned upright, resized, cropped, normalised."""
+"""Samples from pictures: decoded, turned upright, resized, cropped, normalised."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from edgepack.runtime.tensor import Tensor
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 LABEL_FILE = "labels.csv"
+# Largest picture accepted, since a file of a few kB can claim gigabytes of pixels.
 MAX_PIXELS = 64_000_000
-"""Largest picture taken. A file of a few kB can claim gigabytes of pixels."""
 
+# Pillow's modes of 16 and 32 bits per channel, "I;16" among them.
 _DEEP_MODES = ("I", "F")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 _CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
@@ -37,25 +38,25 @@ def open_pictures(
     *,
     origin: str,
 ) -> SampleStream:
-    """The pictures of a folder, with the labels of its `labels.csv` where there is one.
+    """Open the pictures of a folder, with the labels of its optional `labels.csv`.
 
     Args:
-        folder: what the files in `labels.csv` are relative to.
+        folder: base of the relative paths in `labels.csv`.
         paths: the pictures, in order.
         inputs: the model's inputs: one, of rank 4.
-        preprocessing: how a picture becomes that input.
-        origin: where they come from, in words.
+        preprocessing: conversion of a picture to that input.
+        origin: description of the source for the report.
 
     Raises:
         DataError: the model does not take one picture, the preprocessing is missing or
-            impossible, or the labels do not match the pictures.
+            invalid, or the labels do not match the pictures.
     """
     if preprocessing is None:
         raise DataError(
             "pictures-preprocessing-missing",
-            f"nothing says how the pictures in {folder} become an input",
-            why="size, colour order, scale, mean and std must be those of the training",
-            hint="state them in the manifest, in the table [pictures]",
+            f"there is no preprocessing for the pictures in {folder}",
+            why="size, colour order, scale, mean and std must match the training",
+            hint="declare them in the manifest, in the table [pictures]",
         )
     if len(inputs) != 1 or inputs[0].rank != 4:
         raise DataError(
@@ -77,19 +78,22 @@ def open_pictures(
             where = path.relative_to(folder).as_posix()
             check_dtype(array.dtype, tensor, where)
             check_feed({tensor.name: feed[tensor.name].shape}, inputs, where, any_batch=True)
-            label = None if labels is None else labels[index : index + 1]
+            label = None
+            if labels is not None:
+                label = labels[index : index + 1]
             yield Piece(feed, label, 1, divisible=True)
 
     return SampleStream(origin, pieces, exact_batch(inputs, origin))
 
 
 def to_array(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """One picture as the model takes it, without the batch axis.
+    """Convert a picture to the model's input, without the batch axis.
 
-    Turned upright by its EXIF orientation; transparency is dropped. `resize` as one number is
-    the shorter side's length, the longer one's is `int(resize * longer / shorter)`; Pillow's
-    filters, which average when they shrink. The crop's corner is half of what is left over,
-    rounded to the nearest even number of pixels at a tie. These are torchvision's rules.
+    The picture is turned upright by its EXIF orientation and loses its transparency. `resize` as
+    one number is the length of the shorter side; the longer one becomes
+    `int(resize * longer / shorter)`. Pillow's filters average when they shrink. The crop's corner
+    is half of the margin, rounded to the nearest even pixel at a tie. These are torchvision's
+    rules.
 
     Returns:
         float32 of shape (channels, height, width) or (height, width, channels).
@@ -97,6 +101,8 @@ def to_array(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         DataError: the picture is damaged, too large, too small, or deeper than 8 bits.
     """
+    # A picture of 640 x 480 with resize=256, crop=224 becomes 341 x 256, then 224 x 224 from the
+    # corner (58, 16): round(117 / 2) is 58, the even neighbour of 58.5.
     picture = _decode(path, preprocessing)
     if preprocessing.resize is not None:
         size = _resized(picture.size, preprocessing.resize)
@@ -111,10 +117,11 @@ def to_array(path: Path, preprocessing: Preprocessing) -> np.ndarray:
         pixels = pixels[:, :, ::-1]
     mean = np.asarray(preprocessing.mean, np.float32)
     std = np.asarray(preprocessing.std, np.float32)
+    # All in float32: a float64 scale would promote the array and round differently from training.
     array = (pixels.astype(np.float32) * np.float32(preprocessing.scale) - mean) / std
-    return np.ascontiguousarray(
-        array.transpose(2, 0, 1) if preprocessing.layout == "nchw" else array
-    )
+    if preprocessing.layout == "nchw":
+        array = array.transpose(2, 0, 1)
+    return np.ascontiguousarray(array)
 
 
 def _decode(path: Path, preprocessing: Preprocessing) -> Any:
@@ -124,7 +131,7 @@ def _decode(path: Path, preprocessing: Preprocessing) -> Any:
         raise missing_package("pillow", "pictures", "Reading pictures") from error
     try:
         with warnings.catch_warnings():
-            # Pillow warns of a bomb; the check below refuses it.
+            # Pillow only warns of a decompression bomb; the check below refuses it.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(path)
         with opened:
@@ -139,12 +146,14 @@ def _decode(path: Path, preprocessing: Preprocessing) -> Any:
                     hint="convert it to 8 bits, as in training, or write the samples as arrays",
                 )
             upright = ImageOps.exif_transpose(opened)
-            return upright.convert("L" if preprocessing.colour == "grey" else "RGB")
+            if preprocessing.colour == "grey":
+                return upright.convert("L")
+            return upright.convert("RGB")
     except Image.DecompressionBombError as error:
         raise DataError(
             "picture-too-large",
-            f"{path.name} is refused: it would take too much memory",
-            why=f"{error}; at most {MAX_PIXELS:,} pixels are taken",
+            f"{path.name} would take too much memory to decode",
+            why=f"{error}; at most {MAX_PIXELS:,} pixels are accepted",
             hint="shrink it before the build",
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -152,12 +161,12 @@ def _decode(path: Path, preprocessing: Preprocessing) -> Any:
             "picture-unreadable",
             f"{path} cannot be decoded",
             why=f"{type(error).__name__}: {error}",
-            hint="replace the file or take it out of the folder",
+            hint="replace the file or remove it from the folder",
         ) from error
 
 
 def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int, int]:
-    """Width and height after the resize."""
+    """Return width and height after the resize."""
     if isinstance(resize, tuple):
         return resize[1], resize[0]
     width, height = size
@@ -173,7 +182,7 @@ def _centre(picture: Any, crop: int | tuple[int, int], path: Path) -> Any:
             "picture-too-small",
             f"{path.name} is smaller than the crop",
             why=f"{picture.height} x {picture.width} pixels; the crop is {height} x {width}",
-            hint="state a resize that is at least as large as the crop",
+            hint="use a resize that is at least as large as the crop",
         )
     top = round((picture.height - height) / 2)
     left = round((picture.width - width) / 2)
@@ -188,21 +197,21 @@ def _filter(interpolation: str) -> Any:
 
 def _check(preprocessing: Preprocessing, tensor: Tensor) -> None:
     """Refuse a preprocessing that contradicts itself or the input's type."""
-    for key, value, known in (
+    for key, value, choices in (
         ("interpolation", preprocessing.interpolation, _INTERPOLATIONS),
         ("colour", preprocessing.colour, tuple(_CHANNELS)),
         ("layout", preprocessing.layout, _LAYOUTS),
     ):
-        if value not in known:
-            raise _invalid(f'{key} = "{value}" is not known', f"one of {', '.join(known)}")
+        if value not in choices:
+            raise _invalid(f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}")
     channels = _CHANNELS[preprocessing.colour]
     for key, numbers in (("mean", preprocessing.mean), ("std", preprocessing.std)):
         if len(numbers) not in (1, channels):
             raise _invalid(
-                f"{key} has {len(numbers)} values", f"give one, or {channels}: one per channel"
+                f"{key} has {len(numbers)} values", f"use one, or {channels}: one per channel"
             )
     if 0.0 in preprocessing.std:
-        raise _invalid("std is 0", "it is divided by")
+        raise _invalid("std is 0", "pixels are divided by std, so it must not be 0")
     raw = preprocessing.scale == 1 and not any(preprocessing.mean)
     if tensor.dtype == "uint8" and not (raw and set(preprocessing.std) == {1.0}):
         raise _invalid(
@@ -213,12 +222,12 @@ def _check(preprocessing: Preprocessing, tensor: Tensor) -> None:
 
 def _invalid(why: str, hint: str) -> DataError:
     return DataError(
-        "pictures-preprocessing-invalid", "the preprocessing cannot be done", why=why, hint=hint
+        "pictures-preprocessing-invalid", "the preprocessing is not valid", why=why, hint=hint
     )
 
 
 def _read_labels(folder: Path, paths: tuple[Path, ...]) -> np.ndarray | None:
-    """The label of each picture, from `labels.csv`, int64; None where there is no such file."""
+    """Read the label of each picture from `labels.csv`, int64; None if there is no such file."""
     path = folder / LABEL_FILE
     if not path.exists():
         return None
@@ -235,20 +244,24 @@ def _read_labels(folder: Path, paths: tuple[Path, ...]) -> np.ndarray | None:
             "pictures-labels",
             f"{path} is not a list of labels",
             why=f"{type(error).__name__}: {error}",
-            hint="a first line `file,label`, then a file relative to the folder and the index "
-            "of its class on each line",
+            hint="the first line is `file,label`; each other line has a file relative to the "
+            "folder and the index of its class",
         ) from error
     names = [picture.relative_to(folder).as_posix() for picture in paths]
-    lost = sorted(labels.keys() - set(names))
-    without = [name for name in names if name not in labels]
-    if lost or without:
+    absent = sorted(labels.keys() - set(names))
+    unlabelled = [name for name in names if name not in labels]
+    if absent or unlabelled:
         raise DataError(
             "pictures-labels",
             f"{path} and the pictures do not match",
-            why=f"{len(without)} picture(s) without a label"
-            + (f", such as {without[0]}" if without else "")
-            + f"; {len(lost)} label(s) without a picture"
-            + (f", such as {lost[0]}" if lost else ""),
-            hint="give each picture in the folder one line",
+            why=f"{_count_names(unlabelled, 'picture(s) without a label')}; "
+            f"{_count_names(absent, 'label(s) without a picture')}",
+            hint="write one line for each picture in the folder",
         )
     return np.array([labels[name] for name in names], np.int64)
+
+
+def _count_names(names: list[str], subject: str) -> str:
+    """Return "2 picture(s) without a label, such as a.png", or the count alone for 0."""
+    example = f", such as {names[0]}" if names else ""
+    return f"{len(names)} {subject}{example}"

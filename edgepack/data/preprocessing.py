@@ -1,4 +1,4 @@
-"""How a picture becomes an input, as a manifest states it."""
+"""Conversion of a picture to an input, as a manifest declares it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a decoded picture (8 bits a channel) to an array: resize, crop, then
-    `(pixel * scale - mean) / std`.
+    """Conversion of a decoded picture (8 bits per channel) to an array.
+
+    Resize, crop, then `(pixel * scale - mean) / std`.
 
     Attributes:
-        resize: length of the shorter side, or (height, width), in pixels; None leaves the size.
-        crop: centre crop, a side or (height, width), in pixels; None takes the whole picture.
+        resize: length of the shorter side, or (height, width), in pixels; None keeps the size.
+        crop: centre crop, a side or (height, width), in pixels; None keeps the entire picture.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         colour: "rgb", "bgr" or "grey".
         layout: "nchw" or "nhwc".
@@ -21,6 +22,8 @@ class Preprocessing:
         std: per channel, in units after `scale`.
     """
 
+    # ImageNet, as torchvision's models expect it: resize=256, crop=224,
+    # mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), and the defaults for the rest.
     resize: int | tuple[int, int] | None = None
     crop: int | tuple[int, int] | None = None
     interpolation: str = "bilinear"

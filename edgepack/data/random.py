@@ -1,4 +1,4 @@
-"""Random samples, for a build that is asked to do without real ones."""
+"""Random samples, for trial builds without real ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from edgepack.data.stream import Piece, SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
+# Random integers lie in [0, 2) by default: 0 and 1 are valid for nearly every input of indices,
+# and a larger index may read past the end of a table.
 INTEGER_BOUND = 2
-"""Random integers lie in [0, 2) unless told otherwise: 0 and 1 are valid nearly everywhere an
-integer is an index, and a larger one may read past a table's end."""
 
 
 def random_samples(
@@ -23,33 +23,40 @@ def random_samples(
     *,
     bounds: Mapping[str, int] | None = None,
 ) -> SampleStream:
-    """Samples that show that a model can be built, and nothing about its accuracy.
+    """Draw samples that show that a model can be built, and nothing about its accuracy.
 
     Floats are drawn from the normal distribution of mean 0 and standard deviation 1. Sample i
-    depends on `seed` and i alone, so each pass gives the same ones, in batches of any size.
+    depends on `seed` and i alone, so every pass yields the same samples in batches of any size.
 
     Args:
         inputs: the model's inputs.
         count: number of samples.
         seed: of the generator.
-        sizes: the size of each named axis, but for the batch axis: the name of axis 0 of the
-            first input.
-        bounds: by input name, the end of the range [0, bound) of its integers.
+        sizes: size of each named axis except the batch axis, which is axis 0 of the first input.
+        bounds: end of the range [0, bound) of the integers, by input name.
 
     Raises:
         DataError: `samples-size-unknown`, or `samples-dtype` for a type that cannot be drawn.
     """
+    # For x:float32:batch,3,height,width with sizes={"height": 32, "width": 32} a sample has the
+    # shape (1, 3, 32, 32), and samples are gathered into batches of any size. For x:float32:8,16
+    # it is (1, 16), gathered into batches of exactly 8.
     if count < 1:
         raise ValueError(f"at least one sample is drawn, not {count}")
     dims = [t.shape[0] if t.rank else None for t in inputs]
-    batch = dims[0] if dims else None
+    batch = next(iter(dims), None)
     divisible = batch is not None and set(dims) == {batch}
-    exact = batch if divisible and isinstance(batch, int) else None
-    known = {batch: 1} if isinstance(batch, str) else {}
-    known |= dict(sizes or {})
+    exact = None
+    if divisible and isinstance(batch, int):
+        exact = batch
+    axes: dict[str, int] = {}
+    if isinstance(batch, str):
+        axes[batch] = 1
+    axes |= dict(sizes or {})
     if divisible and isinstance(batch, str):
-        known[batch] = 1
-    shapes = {t.name: tuple(_size(dim, t, known) for dim in t.shape) for t in inputs}
+        # Samples are gathered later, so each has one row, whatever `sizes` says of the batch.
+        axes[batch] = 1
+    shapes = {t.name: tuple(_size(dim, t, axes) for dim in t.shape) for t in inputs}
     if exact is not None:
         shapes = {name: (1, *shape[1:]) for name, shape in shapes.items()}
     limits = {t.name: (bounds or {}).get(t.name, INTEGER_BOUND) for t in inputs}
@@ -68,16 +75,16 @@ def random_samples(
     return SampleStream(f"random values, seed {seed}", pieces, exact, notes)
 
 
-def _size(dim: int | str, tensor: Tensor, known: Mapping[str, int]) -> int:
+def _size(dim: int | str, tensor: Tensor, axes: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    if dim in known:
-        return known[dim]
+    if dim in axes:
+        return axes[dim]
     raise DataError(
         "samples-size-unknown",
         f"random samples of {tensor.name} need a size for its axis {dim}",
-        why=f"the input is {tensor}, and {dim} may be of any size",
-        hint="give real samples, or state the size",
+        why=f"the input is {tensor}, and {dim} may have any size",
+        hint="use real samples, or declare the size",
     )
 
 
@@ -95,5 +102,5 @@ def _draw(
         "samples-dtype",
         f"random values of the type of {tensor.name} cannot be drawn",
         why=f"its type is {tensor.dtype}",
-        hint="give real samples",
+        hint="use real samples",
     )

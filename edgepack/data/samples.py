@@ -11,12 +11,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Batch:
-    """What is fed to the model in one call.
+    """Feed of one call of the model, with its labels.
 
     Attributes:
-        inputs: one array per input of the model, each of the input's rank and dtype, ready to
-            be fed as it is.
-        labels: the labels of its samples (samples along axis 0), where there are any.
+        inputs: one array per input of the model, of the input's rank and dtype.
+        labels: labels of the samples along axis 0; None for unlabelled samples.
         count: number of samples in the batch.
     """
 
@@ -30,11 +29,11 @@ class Samples(Protocol):
 
     @property
     def origin(self) -> str:
-        """Where they come from, in words, for the report."""
+        """Describe the source for the report."""
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All samples from the first, at most `size` of them in a batch.
+        """Iterate over all samples from the first, at most `size` per batch.
 
-        Batches hold one sample each where the model's batch axis is fixed to 1 or an input has
-        no batch axis. Raises DataError where a sample does not fit the model's inputs.
+        Batches hold one sample each if the model's batch axis is fixed to 1 or an input has no
+        batch axis. Raises DataError if a sample does not fit the model's inputs.
         """

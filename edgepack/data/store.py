@@ -1,7 +1,7 @@
-"""Samples on disk in any order: what a training reads, epoch after epoch, shuffled.
+"""Random access to samples on disk, for training over shuffled epochs.
 
 A stream is written once, array by array, and read through memory maps: memory holds a batch and
-some 30 bytes for every sample. A folder that a killed build completed is opened again.
+about 30 bytes per sample. A folder that an interrupted build completed is opened again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgepack.errors import DataError
 
 INDEX = "index.npz"
 _ROWS = 64
-# No input is called so.
+# Name of the array of labels; an input's name cannot begin with a colon.
 LABELS = ":labels"
 
 
@@ -32,9 +32,9 @@ class Group:
     """Samples whose arrays have the same shapes, so that they can share a batch.
 
     Attributes:
-        shapes: by name; of one sample, or of a whole feed.
-        whole: whether each is a feed by itself, which cannot be joined with others.
-        members: their positions in the store, ascending.
+        shapes: shape of one sample, or of a complete feed, by array name.
+        whole: each member is a complete feed, which cannot be joined with others.
+        members: positions in the store, ascending.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -47,7 +47,7 @@ class Store:
 
     Attributes:
         count: number of samples.
-        groups: what can share a batch.
+        groups: sets of samples that can share a batch.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -56,20 +56,15 @@ class Store:
             self._offsets: np.ndarray = index["offsets"]
             group_of = index["groups"]
         self._dtypes = {name: np.dtype(text) for name, text in header["dtypes"].items()}
-        self._maps = {
-            name: np.memmap(folder / f"{i}.bin", np.uint8, mode="r")
-            if (folder / f"{i}.bin").stat().st_size
-            else np.empty(0, np.uint8)
-            for i, name in enumerate(self._dtypes)
-        }
+        self._maps = {name: _open_map(folder / f"{i}.bin") for i, name in enumerate(self._dtypes)}
         self.count = len(group_of)
         self.groups = tuple(
             Group(
-                {name: tuple(shape) for name, shape in found["shapes"].items()},
-                found["whole"],
+                {name: tuple(shape) for name, shape in group["shapes"].items()},
+                group["whole"],
                 np.flatnonzero(group_of == i),
             )
-            for i, found in enumerate(header["groups"])
+            for i, group in enumerate(header["groups"])
         )
         self._group_of = group_of
 
@@ -79,26 +74,40 @@ class Store:
         return tuple(self._dtypes)
 
     def is_whole(self, members: Sequence[int] | np.ndarray) -> bool:
-        """Whether samples of one group are feeds by themselves."""
+        """Return True if the samples, all of one group, are complete feeds."""
         return bool(self.groups[self._group_of[members[0]]].whole)
 
     def rows(self, name: str, members: Sequence[int] | np.ndarray) -> np.ndarray:
-        """One array of samples of one group, stacked along axis 0; a whole feed as it is."""
+        """Return one array of samples of one group, stacked along axis 0.
+
+        A complete feed is returned in its own shape.
+        """
+        # Rows ("x", [4, 9]) of a group with x of (3, 32, 32) are read from two ranges of the file
+        # of x and returned as (2, 3, 32, 32).
         group = self.groups[self._group_of[members[0]]]
         column = list(self._dtypes).index(name)
         shape, dtype = group.shapes[name], self._dtypes[name]
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        taken = self._maps[name]
+        stored = self._maps[name]
         parts = [
-            np.asarray(taken[start : start + length])
+            np.asarray(stored[start : start + length])
             for start in self._offsets[column, np.asarray(members)]
         ]
         joined: np.ndarray = np.concatenate(parts).view(dtype)
-        return joined.reshape(shape if group.whole else (len(parts), *shape))
+        if group.whole:
+            return joined.reshape(shape)
+        return joined.reshape(len(parts), *shape)
+
+
+def _open_map(path: Path) -> np.ndarray:
+    # numpy cannot map an empty file, which an input of size 0 has.
+    if not path.stat().st_size:
+        return np.empty(0, np.uint8)
+    return np.memmap(path, np.uint8, mode="r")
 
 
 class _Writer:
-    """Arrays by name, written one after the other."""
+    """Writer of a store's files, one per array name."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -110,7 +119,13 @@ class _Writer:
         self.group_of: list[tuple[np.ndarray, int]] = []
 
     def add(self, members: np.ndarray, arrays: Mapping[str, np.ndarray], whole: bool) -> None:
-        """Write the arrays of some samples, along axis 0; or one whole feed."""
+        """Write the arrays of several samples along axis 0, or of one complete feed.
+
+        Args:
+            members: positions of the samples in the store.
+            arrays: by name; the first call determines names and types.
+            whole: the arrays are one complete feed.
+        """
         if not self.streams:
             for i, (name, array) in enumerate(arrays.items()):
                 path = self.folder / f"{i}.bin"
@@ -124,12 +139,15 @@ class _Writer:
             self.streams[name].write(array.data)
             self.ends[name] += array.nbytes
         self.offsets.append((members, starts))
-        shapes = {n: list(a.shape if whole else a.shape[1:]) for n, a in arrays.items()}
+        # The key of a group is its description in the index:
+        #   {"shapes": {":labels": [], "x": [3, 32, 32]}, "whole": false}
+        first = int(not whole)
+        shapes = {name: list(array.shape[first:]) for name, array in arrays.items()}
         key = json.dumps({"shapes": shapes, "whole": whole}, sort_keys=True)
         self.group_of.append((members, self.groups.setdefault(key, len(self.groups))))
 
     def finish(self) -> None:
-        """Make everything durable, and the index visible: what is there is complete."""
+        """Sync the arrays, then publish the index: a store with an index is complete."""
         count = sum(len(members) for members, _ in self.offsets)
         offsets = np.empty((len(self.streams), count), np.int64)
         groups = np.empty(count, np.int32)
@@ -152,23 +170,23 @@ Rows = tuple[np.ndarray, Mapping[str, np.ndarray], bool]
 
 
 def store(folder: Path, rows: Callable[[], Iterator[Rows]]) -> Store:
-    """Write a store, or open the one that is there.
+    """Write a store, or open the existing one.
 
     Args:
-        folder: where it is to be.
-        rows: yields positions, the arrays of the samples there, and whether they are one whole
-            feed; every position once.
+        folder: folder of the store.
+        rows: yields positions, the arrays of the samples there, and True for a complete feed;
+            every position once.
 
-    Raises HostError where it cannot be written.
+    Raises HostError if the store cannot be written.
     """
     if not (folder / INDEX).exists():
-        # What goes wrong in reading the samples is told as a DataError already.
+        # Failures to read the samples are raised as DataError, so an OSError is the store's.
         try:
             with ExitStack() as stack:
                 folder.mkdir(parents=True, exist_ok=True)
                 writer = _Writer(folder, stack)
-                for members, arrays, whole in rows():
-                    writer.add(members, arrays, whole)
+                for row in rows():
+                    writer.add(*row)
                 writer.finish()
         except OSError as error:
             raise files.unwritable(folder, error) from error
@@ -176,11 +194,11 @@ def store(folder: Path, rows: Callable[[], Iterator[Rows]]) -> Store:
 
 
 def store_samples(folder: Path, samples: Samples) -> Store:
-    """The samples of a stream as a store; labels, where there are any, under `LABELS`.
+    """Write the samples of a stream to a store, with their labels under `LABELS`.
 
-    Labels are kept as int64 or float64, and must all be the one or the other.
+    Labels are stored as int64 or float64; a set may not mix the two.
 
-    Raises DataError `samples-labels-type`, and what reading the samples raises.
+    Raises DataError `samples-labels-type`, and any error of reading the samples.
     """
 
     def rows() -> Iterator[Rows]:
@@ -189,10 +207,12 @@ def store_samples(folder: Path, samples: Samples) -> Store:
         for piece in pieces_of(samples, _ROWS):
             arrays: dict[str, Any] = dict(piece.inputs)
             if piece.labels is not None:
-                kind = "float64" if piece.labels.dtype.kind == "f" else "int64"
+                kind = "int64"
+                if piece.labels.dtype.kind == "f":
+                    kind = "float64"
                 kinds.add(kind)
                 if len(kinds) > 1:
-                    raise _mixed(start)
+                    raise _mixed_labels(start)
                 arrays[LABELS] = piece.labels.astype(kind)
             count = piece.count if piece.divisible else 1
             yield np.arange(start, start + count), arrays, not piece.divisible
@@ -202,14 +222,16 @@ def store_samples(folder: Path, samples: Samples) -> Store:
 
 
 def exact_of(samples: Samples) -> int | None:
-    """The number of samples that every batch must have, where the model's batch is fixed."""
-    return samples.exact if isinstance(samples, SampleStream) else None
+    """Return the number of samples in every batch, or None if the model's batch is dynamic."""
+    if not isinstance(samples, SampleStream):
+        return None
+    return samples.exact
 
 
-def _mixed(where: int) -> DataError:
+def _mixed_labels(position: int) -> DataError:
     return DataError(
         "samples-labels-type",
         "some labels are whole numbers and some are not",
-        why=f"it changes at sample {where}, counted from 0",
+        why=f"the type changes at sample {position}, counted from 0",
         hint="-1 marks a sample without a class, NaN one without a value; do not mix them",
     )

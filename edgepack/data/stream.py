@@ -1,10 +1,10 @@
-"""Samples as a stream: pieces as a source stores them, gathered to what the model takes."""
+"""Sample streams: pieces as a source stores them, gathered into batches that the model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +13,14 @@ from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
 
-def add_array(digest: Any, name: str, values: np.ndarray) -> None:
+class Digest(Protocol):
+    """Hash object of `hashlib`."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Add bytes to the hash."""
+
+
+def add_array(digest: Digest, name: str, values: np.ndarray) -> None:
     """Add an array to a digest of `hashlib`: its name, type, shape and values."""
     values = np.ascontiguousarray(values)
     digest.update(f"{name}:{values.dtype.str}:{values.shape};".encode())
@@ -22,14 +29,14 @@ def add_array(digest: Any, name: str, values: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class Piece:
-    """Samples as a source gives them.
+    """Consecutive samples of a source, in one array per input.
 
     Attributes:
         inputs: one array per input, in the input's rank and dtype.
-        labels: along axis 0, one per sample, where there are any.
+        labels: one label per sample along axis 0; None for unlabelled samples.
         count: number of samples.
         divisible: axis 0 of every array is the batch, so that pieces can be cut and joined;
-            otherwise the piece is one whole feed and counts as one sample.
+            otherwise the piece is a complete feed and counts as one sample.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -38,7 +45,7 @@ class Piece:
     divisible: bool
 
     def split(self, count: int) -> tuple[Piece, Piece | None]:
-        """The first `count` samples, and the others, where there are any."""
+        """Return the first `count` samples and the remaining ones; None if none remain."""
         if count >= self.count:
             return self, None
         return self._cut(slice(None, count)), self._cut(slice(count, None))
@@ -52,7 +59,7 @@ class Piece:
         )
 
     def alike(self, other: Piece) -> bool:
-        """Whether the two can be joined."""
+        """Return True if the two pieces can be joined."""
         return (self.labels is None) == (other.labels is None) and all(
             array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items()
         )
@@ -60,14 +67,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class SampleStream:
-    """The `Samples` of every source.
+    """Implementation of `Samples` that every source returns.
 
     Attributes:
-        origin: where they come from, in words, for the report.
-        pieces: all samples from the first, at most so many in a divisible piece; each piece
-            is checked against the inputs.
-        exact: number of samples in every batch, where the model's batch axis is fixed.
-        notes: what was done to make them fit, whole sentences.
+        origin: description of the source for the report.
+        pieces: iterates over all samples from the first, with at most the number passed in a
+            divisible piece; each piece is checked against the inputs.
+        exact: number of samples in every batch; None for a dynamic batch axis.
+        notes: conversions that made the samples fit, in sentences.
     """
 
     origin: str
@@ -76,52 +83,57 @@ class SampleStream:
     notes: tuple[str, ...] = ()
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All samples from the first, at most `size` of them in a batch.
+        """Iterate over all samples from the first, at most `size` per batch.
 
-        Where the model's batch axis is fixed, every batch has exactly that many, and a rest
-        that does not fill one is left out (`lint` warns of it). Samples of different sizes
-        along a dynamic axis do not share a batch.
+        If the model's batch axis is fixed, every batch has exactly that many samples, and a
+        remainder that does not fill one is dropped (`lint` warns of it). Samples of different
+        sizes along a dynamic axis do not share a batch.
 
         Raises:
             DataError: a sample does not fit the model's inputs.
         """
+        # With size 4 and pieces of 3, 3 and 3 samples:
+        #   pending [3]; then 3 + 1 is a batch, pending [2]; then 2 + 2 is a batch, pending [1];
+        #   the last sample is a batch of 1, or is dropped if the model takes exactly 4.
         size = self.exact or size
         if size < 1:
             raise ValueError(f"a batch holds at least one sample, not {size}")
-        held: list[Piece] = []
+        pending: list[Piece] = []
         for piece in self.pieces(size):
-            if held and not (piece.divisible and piece.alike(held[0])):
-                yield from self._close(held, piece)
-                held = []
+            if pending and not (piece.divisible and piece.alike(pending[0])):
+                yield from self._close(pending, piece)
+                pending = []
             rest: Piece | None = piece
             while rest is not None:
-                room = size - sum(part.count for part in held)
+                room = size - sum(part.count for part in pending)
+                # A complete feed is a batch of its own; `pending` is empty at this point.
                 head, rest = rest.split(room) if piece.divisible else (rest, None)
-                held.append(head)
+                pending.append(head)
                 if not piece.divisible or head.count == room:
-                    yield _join(held)
-                    held = []
-        if held and self.exact is None:
-            yield _join(held)
+                    yield _join(pending)
+                    pending = []
+        if pending and self.exact is None:
+            yield _join(pending)
 
-    def _close(self, held: list[Piece], following: Piece) -> Iterator[Batch]:
-        """The batch that ends early because what follows is of another size."""
+    def _close(self, pending: list[Piece], following: Piece) -> Iterator[Batch]:
+        """Yield a batch that ends early because the following piece cannot join it."""
         if self.exact is not None:
-            shapes = [
-                {name: array.shape[1:] for name, array in piece.inputs.items()}
-                for piece in (held[0], following)
-            ]
+            before, after = _row_shapes(pending[0]), _row_shapes(following)
             raise DataError(
                 "samples-sizes-differ",
                 f"samples of different sizes cannot share the model's batch of {self.exact}",
-                why=f"{shapes[0]} is followed by {shapes[1]}",
+                why=f"{before} is followed by {after}",
                 hint="pad the samples to one size, or export the model with a dynamic batch",
             )
-        yield _join(held)
+        yield _join(pending)
+
+
+def _row_shapes(piece: Piece) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in piece.inputs.items()}
 
 
 def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
-    """The samples before they are gathered into batches, so that none is left out unseen."""
+    """Iterate over samples before they are gathered, including those that no batch will hold."""
     if isinstance(samples, SampleStream):
         yield from samples.pieces(size)
         return
@@ -142,24 +154,26 @@ def _join(pieces: list[Piece]) -> Batch:
 
 
 def exact_batch(sliced: tuple[Tensor, ...], where: str) -> int | None:
-    """The fixed size of the batch axis that the inputs share, or None where it is dynamic.
+    """Return the fixed size of the batch axis that the inputs share; None if it is dynamic.
 
     Args:
-        sliced: the inputs whose axis 0 is the batch.
-        where: whose samples they are, as the start of a sentence.
+        sliced: the inputs with the batch as axis 0.
+        where: source of the samples, as the start of a sentence.
 
     Raises:
-        DataError: `samples-batch-axis` where the inputs have no batch axis in common.
+        DataError: `samples-batch-axis` if the inputs have no common batch axis.
     """
+    # (batch, 3) and (batch, 64) give None; (8, 3) and (8, 64) give 8. (8, 3) and (batch, 64) give
+    # 8 too, since a dynamic axis takes any size. (batch, 3) and (length, 64) share no axis.
     dims = {tensor.shape[0] if tensor.rank else "none" for tensor in sliced}
     fixed = [dim for dim in dims if isinstance(dim, int)]
     if len(fixed) > 1 or len(dims) - len(fixed) > 1:
+        axes = [f"{t.shape[0] if t.rank else 'missing'} in {t.name}" for t in sliced]
         raise DataError(
             "samples-batch-axis",
-            f"{where}: the inputs do not share a batch axis to put samples along",
-            why="axis 0 is "
-            + ", ".join(f"{t.shape[0] if t.rank else 'missing'} in {t.name}" for t in sliced),
-            hint="give an input without a batch axis at 0 as whole feeds: an array with one "
-            "axis more, array[i] fed as it is",
+            f"{where}: the inputs do not share a batch axis to stack samples along",
+            why=f"axis 0 is {', '.join(axes)}",
+            hint="store an input without a batch axis at 0 as complete feeds: an array with one "
+            "axis more, array[i] fed unchanged",
         )
-    return fixed[0] if fixed else None
+    return next(iter(fixed), None)

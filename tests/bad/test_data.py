@@ -226,7 +226,7 @@ FUNCTIONS = [
     ("samples-function-result", "returned dict", "def samples(): return {}"),
     ("samples-function-result", "it is int", "def samples(): return [1]"),
     ("samples-function-failed", "mine.py, line 1", "def samples(): yield 1 / 0"),
-    ("samples-empty", "gives 0", "def samples(): return []"),
+    ("samples-empty", "mine.py:samples has 0", "def samples(): return []"),
     ("samples-missing-input", "found: x", "def samples(): yield {'x': 1.0}"),
     ("samples-dtype", "float64", "def samples(): yield {'image': [[[1.0]]]}"),
     (

@@ -71,7 +71,7 @@ def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
 
 def test_few_calibration_samples(tmp_path: Path) -> None:
     report = lint(saved(tmp_path / "c.npz", x=drawn(99, 0)), None, X)
-    assert "only 99 calibration samples" in warning(report)
+    assert "99 calibration samples; at least 100" in warning(report)
 
 
 def test_a_constant_input(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_duplicates_inside_and_between(tmp_path: Path) -> None:
     theirs = np.concatenate([values[10:14], drawn(20, 1)])
     report = lint(saved(tmp_path / "c.npz", x=ours), saved(tmp_path / "e.npz", x=theirs), X)
     assert report.warnings == (
-        "3 of 123 calibration samples repeat an earlier one.",
-        "4 sample(s) are in both sets: evaluation then flatters what was calibrated.",
+        "3 of 123 calibration samples repeat an earlier one",
+        "4 sample(s) are in both sets: quality measured on calibration samples is optimistic",
     )
 
 
@@ -109,7 +109,7 @@ def test_what_does_not_fill_a_fixed_batch(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", x=drawn(123, 0))
     report = lint(open_samples(str(tmp_path / "c.npz"), fixed), None, fixed)
     assert report.counts == {"calibration": 123}
-    assert "3 calibration sample(s) at the end are left out" in warning(report)
+    assert "3 calibration sample(s) at the end are dropped" in warning(report)
 
 
 def test_widening_is_noted(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def warning(report: LintReport) -> str:
 
 
 def test_training_samples_must_not_judge(tmp_path: Path) -> None:
-    """A few that occur twice in the world are told; a set that was not split is refused."""
+    """A few shared samples give a warning; a set that was never split is refused."""
     theirs, ours = drawn(200, 1), drawn(300, 2)
     evaluation = saved(tmp_path / "e.npz", x=theirs)
     apart = lint(None, evaluation, X, training=saved(tmp_path / "t.npz", x=ours))
@@ -134,7 +134,7 @@ def test_training_samples_must_not_judge(tmp_path: Path) -> None:
     assert len(apart.digests["training"]) == 64
     ours[:2] = theirs[7]
     few = lint(None, evaluation, X, training=saved(tmp_path / "few.npz", x=ours))
-    assert "1 of 200 evaluation samples are training samples too" in few.warnings[-1]
+    assert "1 of 200 evaluation samples are also training samples" in few.warnings[-1]
     ours[:3] = theirs[:3]
     with pytest.raises(DataError) as caught:
         lint(None, evaluation, X, training=saved(tmp_path / "many.npz", x=ours))
@@ -156,7 +156,7 @@ def test_training_samples_in_another_range(tmp_path: Path) -> None:
     evaluation = saved(tmp_path / "e.npz", x=drawn(200, 1))
     training = saved(tmp_path / "t.npz", x=drawn(200, 2) * 50)
     report = lint(None, evaluation, X, training=training)
-    assert "in another range for training" in report.warnings[-1]
+    assert "another range for training" in report.warnings[-1]
 
 
 def test_some_training_samples_without_a_label(tmp_path: Path) -> None:
