@@ -1,9 +1,9 @@
-"""Engines: from ONNX to what runs on the device. One module each, one line in the table.
+"""Engines, which turn an ONNX model into the artefact that runs on the device.
 
-A module has two functions:
+Each engine is one module and one line in the table. A module has two functions:
 
-    build(model, target, profiles) -> Built    what ships, and what was proved of it on this host
-    requirements() -> str                      what the device needs of it, as requirements.txt
+    build(model, target, profiles) -> Built    the artefact, checked on this host
+    requirements() -> str                      the device's packages, as requirements.txt
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ ENGINES: dict[str, ModuleType] = {
 
 
 def requirements(target: Target) -> str:
-    """requirements.txt of a target's device: of its engine, and of the one to fall back to."""
+    """Return requirements.txt of a target's device, for its engine and the fallback engine."""
+    # A target with the engine tensorrt and the fallback onnxruntime-cuda needs numpy for both and
+    # onnxruntime-gpu for the second. Each line is listed once.
     names = dict.fromkeys(filter(None, (target.engine, target.fallback)))
     if "onnxruntime-cuda" in names:
-        # It has the CPU provider as well, and the two packages overwrite each other's files.
+        # onnxruntime-gpu has the CPU provider too, and the two packages overwrite each other's
+        # files.
         names.pop("onnxruntime", None)
-    lines = [line for name in names for line in ENGINES[name].requirements().splitlines()]
-    return "".join(f"{line}\n" for line in dict.fromkeys(lines))
+    lines: dict[str, None] = {}
+    for name in names:
+        lines |= dict.fromkeys(ENGINES[name].requirements().splitlines())
+    return "".join(f"{line}\n" for line in lines)
 
 
 __all__ = ["ENGINES", "Built", "requirements"]

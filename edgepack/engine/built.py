@@ -1,4 +1,4 @@
-"""What an engine made of a model."""
+"""Result of building an engine from a model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Built:
-    """What ships, and what was proved of it on the build host.
+    """Artefact of an engine, and the result of checking it on the build host.
 
     Attributes:
         model: the serialised ONNX.
-        notes: what was done; whole sentences.
-        warnings: what could not be proved here.
+        notes: steps and checks of the build, in sentences.
+        warnings: properties that this host could not check.
         details: figures for the ledger, by name (JSON values).
     """
 

@@ -1,12 +1,13 @@
-"""onnxruntime's CUDA provider as an engine: it runs the ONNX itself, in fp16 where that is fp16.
+"""onnxruntime's CUDA provider as an engine: it runs the ONNX directly, fp16 tensors included.
 
-The CPU provider does not: it computes an fp16 graph in float32 and drops the roundings between.
-So the loader writes them out wherever a CPU stands in for the GPU (`runtime.session.rounding`);
-for that it has to know which tensors are fp16: here their types are written into the graph.
+The CPU provider computes an fp16 graph in float32 and drops the roundings between nodes. The
+loader therefore inserts them when a CPU stands in for the GPU (`runtime.session.rounding`). It
+needs the types of the fp16 tensors for that, so the build writes them into the graph.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from edgepack.engine import onnxruntime
@@ -18,67 +19,74 @@ from edgepack.spec.target import Target
 if TYPE_CHECKING:
     import onnx
 
-# The package's extras bring CUDA and cuDNN as wheels; releases before 1.21 have none, and pip
-# says so and goes on.
+# The extras install CUDA and cuDNN as wheels. Releases before 1.21 have no such extras, of which
+# pip only warns.
 PACKAGE = "onnxruntime-gpu[cuda,cudnn]"
 
 
 def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     """Check that the oldest supported onnxruntime reads this ONNX, and name its fp16 tensors.
 
-    Raises EngineError where its IR version or opset is too new.
+    Raises EngineError if its IR version or opset is too new.
     """
     import onnx
 
     onnxruntime.build(model, target, profiles)
     proto = onnx.load_model_from_string(model)
     count = name_half_tensors(proto)
-    told = (
-        f"on this host's CPU {count} fp16 tensors are computed in float32 and rounded, as a GPU "
-        "stores them"
-        if count
-        else "nothing in the ONNX is fp16: it runs in float32 on the GPU, too"
-    )
+    note = "the ONNX has no fp16 tensors: it runs in float32 on the GPU too"
+    if count:
+        note = (
+            f"this host's CPU computes {count} fp16 tensors in float32 and rounds them to fp16, "
+            "as a GPU stores them"
+        )
     return Built(
         proto.SerializeToString(deterministic=True),
-        ("onnxruntime's CUDA provider runs the ONNX itself", told),
+        ("onnxruntime's CUDA provider runs the ONNX itself", note),
         (
-            "no GPU has run this: the answers and the quality are those of this host's CPU; "
-            "verify on the GPU proves that it computes the same",
+            "not run on a GPU: answers and quality were measured on this host's CPU; "
+            "run verify on the device to check that its GPU agrees",
         ),
         {"half_tensors": count},
     )
 
 
 def name_half_tensors(model: onnx.ModelProto) -> int:
-    """Write every fp16 tensor that a node makes into `value_info`, in place; how many there are.
+    """Write the type of every fp16 tensor between nodes into `value_info`, in place.
 
-    Those among the outputs have their types there. onnxruntime tells the types: onnx's inference
-    knows no operators but its own, and stops at a node that stands before its inputs.
+    Graph outputs are skipped, since they carry their types already. onnxruntime infers the types:
+    onnx's own inference supports only standard operators, and stops at a node that precedes its
+    inputs.
+
+    Returns the number of fp16 tensors.
     """
     import onnx
 
+    # A copy of the model gets every tensor between nodes as an output without a type, and a
+    # session reports the types: for x -> Cast -> h -> MatMul -> y it adds h, of tensor(float16).
     graph = model.graph
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    known = {value.name for value in graph.output}
-    made = [name for node in graph.node for name in node.output if name and name not in known]
-    opened.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    outputs = {value.name for value in graph.output}
+    computed = itertools.chain.from_iterable(node.output for node in graph.node)
+    exposed.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in computed if name and name not in outputs
+    )
     ort = import_engine()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = ort.InferenceSession(
-        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     half = [
         value.name
         for value in session.get_outputs()
-        if value.type == "tensor(float16)" and value.name not in known
+        if value.type == "tensor(float16)" and value.name not in outputs
     ]
-    named = {value.name for value in graph.value_info}
+    typed = {value.name for value in graph.value_info}
     for name in half:
-        if name not in named:
+        if name not in typed:
             graph.value_info.append(
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None)
             )
@@ -86,9 +94,8 @@ def name_half_tensors(model: onnx.ModelProto) -> int:
 
 
 def requirements() -> str:
-    """requirements.txt of the device: exact versions for every Python that the loader supports.
+    """Return requirements.txt of the device: exact versions for every supported Python.
 
-    There are wheels for aarch64 too, but they hold kernels for data-centre GPUs alone and none
-    for the Jetson's.
+    The aarch64 wheels have kernels for data-centre GPUs only, and none for a Jetson's.
     """
     return onnxruntime.requirements(PACKAGE)

@@ -1,8 +1,8 @@
-"""TensorRT as an engine: the device builds it from the ONNX, whose every type it takes literally.
+"""TensorRT as an engine: the device builds it from the ONNX, as a strongly typed network.
 
-An engine is bound to its GPU and its TensorRT, so none is built here. What can be proved here is
-proved: that the ONNX keeps the rules of TensorRT's parser, and, where TensorRT-RTX is installed,
-that a TensorRT parses it and builds from it.
+An engine is bound to its GPU and its TensorRT, so none is built on this host. The build checks
+that the ONNX follows the rules of TensorRT's parser and, if TensorRT-RTX is installed, that a real
+TensorRT parses the ONNX and builds an engine from it.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from edgepack.spec.target import Target
 if TYPE_CHECKING:
     import onnx
 
-# The newest opset that the first parsers of a line of releases read, as their operators.md states.
+# Newest opset that the first parser of each major release reads, according to its operators.md.
 NEWEST_OPSET = {8: 17, 10: 20}
-# Quantized operators of ONNX that are no Q/DQ pairs.
+# Quantized operators of ONNX other than Q/DQ pairs, which TensorRT does not parse.
 INTEGER_OPERATORS = (
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
 )
+# Faults listed in a message; a network repeats the same fault in every layer.
 SHOWN = 4
 
 
 def build(model: bytes, target: Target, profiles: Profiles) -> Built:
-    """Check that TensorRT will take this ONNX, and give it back with its fp16 tensors named.
+    """Check that TensorRT can parse this ONNX, and return it with its fp16 tensors named.
 
-    Raises EngineError: engine-opset, engine-qdq, and what `tensorrt_rtx.check` raises.
+    Raises EngineError: engine-opset, engine-qdq, and the codes of `tensorrt_rtx.check`.
     """
     import onnx
 
@@ -43,45 +44,45 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     _check_opset(proto, target)
     _check_pairs(proto)
     count = name_half_tensors(proto)
-    named = proto.SerializeToString(deterministic=True)
+    serialised = proto.SerializeToString(deterministic=True)
     notes = ["TensorRT builds its engine from the ONNX on the device: python3 BUNDLE finish"]
     warnings = [
-        "no TensorRT has run this: the answers and the quality are those of onnxruntime on this "
-        "host's CPU, on the same Q/DQ pairs; finish on the device proves that its engine computes "
-        "the same"
+        "not run by TensorRT: answers and quality were measured with onnxruntime on this host's "
+        "CPU, on the same Q/DQ pairs; run finish on the device to check that its engine agrees"
     ]
     details: dict[str, Any] = {"half_tensors": count, "tensorrt_rtx": None}
     if tensorrt_rtx.installed():
         capability = tensorrt_rtx.capability_for(target.compute_capability)
-        found = tensorrt_rtx.check(named, profiles, capability)
-        details["tensorrt_rtx"] = asdict(found)
+        parsed = tensorrt_rtx.check(serialised, profiles, capability)
+        details["tensorrt_rtx"] = asdict(parsed)
         notes.append(
-            f"parsed and built by TensorRT-RTX {found.version} for compute capability "
-            f"{found.capability}, without a GPU, in {found.seconds:.1f} s"
+            f"parsed and built by TensorRT-RTX {parsed.version} for compute capability "
+            f"{parsed.capability}, without a GPU, in {parsed.seconds:.1f} s"
         )
     else:
         warnings.append(
-            "TensorRT-RTX is not installed: that TensorRT parses this ONNX was not proved "
+            "TensorRT-RTX is not installed: not verified that TensorRT parses this ONNX "
             f"({tensorrt_rtx.EXTRA})"
         )
-    return Built(named, tuple(notes), tuple(warnings), details)
+    return Built(serialised, tuple(notes), tuple(warnings), details)
 
 
 def requirements() -> str:
-    """requirements.txt of the device: numpy. TensorRT comes with its image, never from pip."""
+    """Return requirements.txt of the device: numpy alone, since its image brings TensorRT."""
     lines = onnxruntime.requirements().splitlines()
     return "".join(f"{line}\n" for line in lines if line.startswith("numpy"))
 
 
 def _check_opset(model: onnx.ModelProto, target: Target) -> None:
     opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    # ">=8.5" gives (8, 5), so the opset must be readable by the first parsers of TensorRT 8.
     oldest = version_tuple(target.engine_version.lstrip("<>="))
     newest = NEWEST_OPSET.get(oldest[0] if oldest else 10)
     if newest is not None and opset > newest:
         raise EngineError(
             "engine-opset",
             "the ONNX is too new for the target's TensorRT",
-            why=f"it is of opset {opset}; TensorRT {target.engine_version} reads up to {newest}",
+            why=f"it has opset {opset}; TensorRT {target.engine_version} reads up to {newest}",
             hint=f"engine.opset = {newest} in the profile",
         )
 
@@ -92,7 +93,7 @@ def _check_pairs(model: onnx.ModelProto) -> None:
         more = f"\nand {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise EngineError(
             "engine-qdq",
-            "TensorRT does not take the way in which this ONNX is quantized",
+            "TensorRT does not support the quantization of this ONNX",
             why="\n".join(faults[:SHOWN]) + more,
             hint="--chain quantize:scheme=tensorrt:range=full,half on the float model",
         )
@@ -106,12 +107,13 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
     for node in model.graph.node:
         title = f"{node.name} ({node.op_type})"
         if node.op_type in INTEGER_OPERATORS:
-            yield f"{title}: integer operators are to be Q/DQ pairs"
+            yield f"{title}: an integer operator; TensorRT needs Q/DQ pairs"
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
+        # The inputs of a Q or DQ node are x, the scale and, optionally, the zero point.
         stored = constants.get(node.input[0])
         if stored is not None and stored.data_type == onnx.TensorProto.INT32:
-            yield f"{title}: a bias is to be float"
-        zero = constants.get(node.input[2]) if len(node.input) > 2 else None
-        if zero is not None and numpy_helper.to_array(zero).any():
-            yield f"{title}: its zero point is not 0"
+            yield f"{title}: an int32 bias; TensorRT needs float"
+        for name in node.input[2:]:
+            if name in constants and numpy_helper.to_array(constants[name]).any():
+                yield f"{title}: its zero point is not 0"

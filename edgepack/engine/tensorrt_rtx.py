@@ -1,8 +1,8 @@
-"""TensorRT-RTX, where it is installed: proof that TensorRT takes an ONNX, without a GPU.
+"""Check with TensorRT-RTX, an optional package, that TensorRT parses an ONNX, without a GPU.
 
-It is a real TensorRT with the parser and the builder of the others, and builds for a GPU that is
-not there. What it builds is not kept: its engines are its own, and no kernel has run. It is native
-code that reads what it is given, so it works in a process of its own.
+TensorRT-RTX has the parser and the builder of the other TensorRTs, and can build for a GPU that is
+absent. The engine is discarded, since no other TensorRT loads it; no kernel runs. As native code
+that reads an untrusted model, it runs in a separate process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgepack.runtime.session.tensorrt_build import Options, Profiles, build
 
 MODULE = "tensorrt_rtx"
 EXTRA = "pip install 'edgepack[tensorrt-rtx]'"
-# The GPUs that it knows, those that stand in for others first.
+# Compute capabilities that it builds for, in the order in which they stand in for others.
 CAPABILITIES = ("8.6", "8.9", "8.0", "7.5", "12.0", "12.1")
 TIMEOUT_S = 1200.0
 MODEL, OPTIONS, RESULT = "model.onnx", "options.json", "result.json"
@@ -33,13 +33,13 @@ MODEL, OPTIONS, RESULT = "model.onnx", "options.json", "result.json"
 
 @dataclass(frozen=True)
 class Parsed:
-    """What the check found.
+    """Result of the check.
 
     Attributes:
-        version: of TensorRT-RTX.
-        capability: the GPU that it built for.
-        seconds: parsing and building.
-        engine_bytes: size of what it built.
+        version: version of TensorRT-RTX.
+        capability: compute capability of the GPU that it built for.
+        seconds: duration of parsing and building.
+        engine_bytes: size of the engine.
     """
 
     version: str
@@ -49,34 +49,37 @@ class Parsed:
 
 
 def installed() -> bool:
-    """Whether TensorRT-RTX is in this environment."""
+    """Return True if TensorRT-RTX is installed in this environment."""
     return find_spec(MODULE) is not None
 
 
 def capability_for(specifier: str) -> str:
-    """The GPU to build for: one that the target names, else the nearest of its generation."""
+    """Return the compute capability to build for: one that the target accepts, else 8.6."""
+    # "8.7" of a Jetson Orin is not in the list, so 8.6, of the same generation, stands in for it.
     return next((c for c in CAPABILITIES if satisfies(c, specifier)), CAPABILITIES[0])
 
 
 def check(model: bytes, profiles: Profiles, capability: str) -> Parsed:
-    """Parse an ONNX as a strongly typed network and build an engine from it, in a process apart.
+    """Parse an ONNX as a strongly typed network and build an engine, in a separate process.
 
     Args:
         model: the serialised ONNX.
         profiles: shapes of every input with a dynamic axis.
-        capability: of the GPU that it is built for: "8.9".
+        capability: compute capability of the GPU to build for: "8.9".
 
-    Raises EngineError: engine-parse with the node, engine-build, engine-profile, as the device
-    would; engine-check-failed where the process died or took too long.
+    Raises EngineError: engine-parse with the node, engine-build, engine-profile, as on the
+    device; engine-check-failed if the process died or took too long.
     """
-    with files.temporary_folder() as place:
-        (place / MODEL).write_bytes(model)
+    # The folder holds the request and the answer: model.onnx and options.json are written here,
+    # result.json by the process, with the fields of Parsed or {"error": {...}}.
+    with files.temporary_folder() as folder:
+        (folder / MODEL).write_bytes(model)
         options = {"profiles": {k: list(v) for k, v in profiles.items()}, "capability": capability}
-        (place / OPTIONS).write_text(json.dumps(options))
+        (folder / OPTIONS).write_text(json.dumps(options))
         try:
             done = subprocess.run(
-                [sys.executable, "-m", __name__, str(place)],
-                cwd=place,
+                [sys.executable, "-m", __name__, str(folder)],
+                cwd=folder,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -85,37 +88,37 @@ def check(model: bytes, profiles: Profiles, capability: str) -> Parsed:
                 timeout=TIMEOUT_S,
             )
         except subprocess.TimeoutExpired as error:
-            raise _failed(f"it was not done after {TIMEOUT_S:.0f} s") from error
-        if done.returncode or not (place / RESULT).is_file():
-            how = f"its process ended with {done.returncode}"
-            raise _failed("\n".join([how, *done.stderr.strip().splitlines()[-4:]]))
-        found: dict[str, Any] = json.loads((place / RESULT).read_text())
-    if "error" in found:
-        told = found["error"]
-        raise EngineError(told["code"], told["what"], why=told["why"], hint=told["hint"])
-    return Parsed(**found)
+            raise _check_failed(f"not finished after {TIMEOUT_S:.0f} s") from error
+        if done.returncode or not (folder / RESULT).is_file():
+            status = f"its process ended with {done.returncode}"
+            raise _check_failed("\n".join([status, *done.stderr.strip().splitlines()[-4:]]))
+        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    if "error" in result:
+        fault = result["error"]
+        raise EngineError(fault["code"], fault["what"], why=fault["why"], hint=fault["hint"])
+    return Parsed(**result)
 
 
-def _failed(why: str) -> EngineError:
+def _check_failed(why: str) -> EngineError:
     return EngineError(
         "engine-check-failed",
-        "TensorRT-RTX could not be asked whether it takes the ONNX",
+        "TensorRT-RTX could not check the ONNX",
         why=why,
-        hint="without it (pip uninstall tensorrt-rtx-cu13) the build goes on, and says that this "
-        "was not proved",
+        hint="pip uninstall tensorrt-rtx-cu13 to build without this check",
     )
 
 
-def _work(folder: Path) -> dict[str, Any]:
-    """The check itself, in its own process."""
+def _parse_and_build(folder: Path) -> dict[str, Any]:
+    """Run the check; called in the separate process."""
     import tensorrt_rtx as trt
 
-    read = json.loads((folder / OPTIONS).read_text())
+    request = json.loads((folder / OPTIONS).read_text())
+    # JSON has no tuples: {"x": [[1, 3], [4, 3], [8, 3]]} becomes {"x": ((1, 3), (4, 3), (8, 3))}.
     profiles: Profiles = {
         name: (tuple(least), tuple(usual), tuple(most))
-        for name, (least, usual, most) in read["profiles"].items()
+        for name, (least, usual, most) in request["profiles"].items()
     }
-    options = Options(profiles=profiles, compute_capability=read["capability"])
+    options = Options(profiles=profiles, compute_capability=request["capability"])
     started = time.perf_counter()
     try:
         engine, _ = build(trt, (folder / MODEL).read_bytes(), options, b"", lambda seconds: None)
@@ -123,7 +126,7 @@ def _work(folder: Path) -> dict[str, Any]:
         return {"error": error.to_json()}
     return {
         "version": trt.__version__,
-        "capability": read["capability"],
+        "capability": request["capability"],
         "seconds": round(time.perf_counter() - started, 3),
         "engine_bytes": len(engine),
     }
@@ -131,4 +134,4 @@ def _work(folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _folder = Path(sys.argv[1])
-    (_folder / RESULT).write_text(json.dumps(_work(_folder)))
+    (_folder / RESULT).write_text(json.dumps(_parse_and_build(_folder)))

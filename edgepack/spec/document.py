@@ -1,4 +1,4 @@
-"""TOML documents held against their JSON Schema, with every fault told at once."""
+"""TOML documents, validated against their JSON Schema with all faults in one error."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# A profile or a manifest is written by hand; a larger file is something else.
+# Profiles and manifests are written by hand; a larger file is something else.
 MAX_BYTES = 1 << 20
-# The tables that hold a pass's options, and the pass.
+# Name of a table of options in a document -> name of the pass.
 PASS_TABLES = {
     "prune": "prune",
     "factorize": "factorize",
@@ -34,10 +34,10 @@ PASS_TABLES = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises SpecError where it cannot be read or is not TOML."""
+    """Parse a TOML file. Raises SpecError if it cannot be read or is not TOML."""
     try:
         text = read_plain(path, MAX_BYTES).decode()
-        found = tomllib.loads(text, parse_float=_finite)
+        return tomllib.loads(text, parse_float=_parse_finite)
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise SpecError(
@@ -57,15 +57,14 @@ def read(path: Path) -> dict[str, Any]:
             "spec-not-toml",
             f"{path} is not valid TOML",
             why=str(error),
-            hint="edgepack targets show cpu-fbgemm prints one that is",
+            hint="edgepack targets show cpu-fbgemm prints a valid example",
         ) from error
-    return found
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        # A bound that nothing can miss, or everything must.
+        # TOML allows inf and nan, but a gate of inf never fails and a gate of nan always does.
         raise ValueError(f"{text} is not a finite number")
     return number
 
@@ -76,7 +75,8 @@ def _validator(name: str) -> Any:
     import referencing
     from referencing.exceptions import NoSuchResource
 
-    def nothing_from_outside(uri: str) -> Any:
+    # A reference to an unknown schema must fail and never be fetched.
+    def refuse(uri: str) -> Any:
         raise NoSuchResource(ref=uri)
 
     folder = resources.files("edgepack.spec") / "schema"
@@ -85,76 +85,88 @@ def _validator(name: str) -> Any:
         for entry in folder.iterdir()
         if entry.name.endswith(".json")
     }
-    registry: Any = referencing.Registry(retrieve=nothing_from_outside)
+    registry: Any = referencing.Registry(retrieve=refuse)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
     base = jsonschema.Draft202012Validator
-    # JSON takes 1.0 for an integer; an axis of that size is none.
+    # JSON Schema accepts 1.0 as an integer, but it cannot be the size of an axis.
     types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
-    # References between the schemas are relative: this one is known by its file's name.
+    # References between the schemas are relative to the file name, so that is the schema's id.
     return jsonschema.validators.extend(base, type_checker=types)(
         {**schema, "$id": f"{name}.schema.json"}, registry=registry
     )
 
 
 def faults(document: Mapping[str, Any], schema: str) -> list[str]:
-    """Every fault of a document, each with the path of its key; empty where it is valid.
+    """List the faults of a document, each with the path of its key; empty if it is valid.
 
     Args:
-        document: as parsed.
+        document: the parsed document.
         schema: "target" or "manifest".
     """
-    found = sorted(_validator(schema).iter_errors(document), key=lambda e: list(map(str, e.path)))
-    return [line for error in found for line in _tell(error)]
+    errors = sorted(_validator(schema).iter_errors(document), key=lambda e: list(map(str, e.path)))
+    lines: list[str] = []
+    for error in errors:
+        lines += _describe(error)
+    return lines
 
 
 def check(document: Mapping[str, Any], schema: str, origin: str) -> None:
     """Raise SpecError naming every fault of a document, if it has any."""
-    told = faults(document, schema)
-    if told:
+    lines = faults(document, schema)
+    if lines:
         raise SpecError(
             f"{schema}-invalid",
             f"{origin} is not a valid {schema}",
-            why="\n".join(told),
+            why="\n".join(lines),
             hint="correct the keys named above",
         )
 
 
 def passes(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The options of passes in a profile or a manifest, by pass; [quantization] is quantize's."""
-    named = {PASS_TABLES[key]: table for key, table in document.items() if key in PASS_TABLES}
-    return {name: dict(table) for name, table in named.items()}
+    """Return the options of each pass in a profile or a manifest, by pass."""
+    # {"quantization": {"range": "full"}, "gates": {...}} gives {"quantize": {"range": "full"}}.
+    return {PASS_TABLES[key]: dict(document[key]) for key in document if key in PASS_TABLES}
 
 
-def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """The known word that is most like this one; "" where none is like it.
+def nearest(word: str, candidates: Iterable[str], likeness: float = 0.6) -> str:
+    """Return the candidate most similar to a word; "" if none is similar enough.
 
     Args:
-        word: what was written.
-        known: what it may have meant.
-        likeness: the least, from 0 to 1, as `difflib` counts it.
+        word: the word as written.
+        candidates: the words that it may stand for.
+        likeness: least similarity, from 0 to 1, as `difflib` measures it.
     """
-    return next(iter(get_close_matches(word, list(known), n=1, cutoff=likeness)), "")
+    return next(iter(get_close_matches(word, list(candidates), n=1, cutoff=likeness)), "")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where a known word is near, else what there is."""
-    known = sorted(known)
-    near = nearest(word, known)
-    return f"; did you mean {near!r}?" if near else f"; there are: {', '.join(known)}"
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for a similar candidate, else a list of the candidates."""
+    candidates = sorted(candidates)
+    near = nearest(word, candidates)
+    if near:
+        return f"; did you mean {near!r}?"
+    return f"; there are: {', '.join(candidates)}"
 
 
-def _tell(error: Any) -> list[str]:
+# Lines for the message, with the path of the key in the document:
+#   inputs[0].dtype: 'float23' is not known; did you mean 'float32'?
+#   device.arc: unknown key; did you mean 'arch'?
+#   gates: 'quality' is a required property
+def _describe(error: Any) -> list[str]:
     path = ""
     for key in error.absolute_path:
-        path += f"[{key}]" if isinstance(key, int) else f".{key}"
+        if isinstance(key, int):
+            path += f"[{key}]"
+        else:
+            path += f".{key}"
     path = path.lstrip(".")
     if error.validator == "additionalProperties":
-        known = error.schema.get("properties", {})
-        unknown = [key for key in error.instance if key not in known]
+        properties = error.schema.get("properties", {})
+        unknown = [key for key in error.instance if key not in properties]
         prefix = path + "." if path else ""
-        return [f"{prefix}{key}: unknown key{did_you_mean(key, known)}" for key in unknown]
+        return [f"{prefix}{key}: unknown key{did_you_mean(key, properties)}" for key in unknown]
     if error.validator == "enum" and isinstance(error.instance, str):
-        known = [str(value) for value in error.validator_value]
-        return [f"{path}: {error.instance!r} is not known{did_you_mean(error.instance, known)}"]
+        choices = [str(value) for value in error.validator_value]
+        return [f"{path}: {error.instance!r} is not known{did_you_mean(error.instance, choices)}"]
     return [f"{path or 'the document'}: {error.message}"]

@@ -1,4 +1,4 @@
-"""Build manifests: what a model needs to be built. Everything in one can be given as flags."""
+"""Build manifests: the settings of a model's build, each also available as a flag."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from typing import Any
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
-from edgepack.spec.tensors import Span, cast_up, repeated
+from edgepack.spec.tensors import Span, cast_up, find_repeated
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """A `manifests/*.toml`, checked; empty fields are what it does not state.
+    """Validated `manifests/*.toml`; absent settings are empty.
 
     Attributes:
-        folder: what its relative paths start from.
-        path: its file.
+        folder: base of its relative paths.
+        path: file of the manifest.
         name: the model's name.
         arch: "package.module:factory" or "file.py:factory".
         arch_args: keyword arguments of the factory.
-        weights: the key under which a checkpoint holds the weights.
-        strip_prefix: what to remove from the front of their names.
+        weights: key of the weights in a checkpoint.
+        strip_prefix: prefix to remove from the names of the weights.
         inputs: name, type and shape of every input.
-        axes: the sizes of dynamic axes, by name.
-        output_kinds: by name, in order: one of `tensor.KINDS`, or None where it is not stated.
-        output_axes: by name, the axis of the classes, where it is stated.
-        calibration: where the calibration samples are.
-        evaluation: where the evaluation samples are.
-        training: where the training samples are.
+        axes: sizes of dynamic axes, by name.
+        output_kinds: kind of each output, by name and in order: one of `tensor.KINDS`, or None.
+        output_axes: axis of the classes, by output name.
+        calibration: source of the calibration samples, as `data.open_samples` takes it.
+        evaluation: source of the evaluation samples.
+        training: source of the training samples.
         metric: the task metric.
-        allow_chance: whether the original may be right no more often than by guessing.
-        pictures: how a picture becomes an input, as keyword arguments of Preprocessing; None
-            where the manifest says nothing of pictures.
-        chain: the passes, in place of the target's.
-        passes: options by pass, laid over the target's.
-        quality: gates laid over the target's.
-        reference_samples: how many samples the bundle carries.
-        emulate: whether the bundle is to be proved on the target's CPUs, emulated.
+        allow_chance: accept an original that is right no more often than by guessing.
+        pictures: conversion of a picture to an input, as keyword arguments of Preprocessing; None
+            without a table [pictures].
+        chain: the passes; overrides the target's.
+        passes: options by pass; each overrides the target's.
+        quality: gate to bound; each overrides the target's.
+        reference_samples: number of samples in the bundle.
+        emulate: verify the bundle on the target's CPUs, emulated.
     """
 
     folder: Path = Path()
@@ -69,55 +69,56 @@ class Manifest:
 
 def load(path: Path) -> Manifest:
     """Read and check a manifest. Raises SpecError naming every fault."""
-    found = document.read(path)
-    document.check(found, "manifest", str(path))
-    _check_named_once(found, path)
-    model, evaluation = found.get("model", {}), found.get("evaluation", {})
-    pictures = found.get("pictures")
+    table = document.read(path)
+    document.check(table, "manifest", str(path))
+    _refuse_repeated(table, path)
+    model, evaluation = table.get("model", {}), table.get("evaluation", {})
+    pictures = table.get("pictures")
     return Manifest(
         folder=path.parent,
         path=path,
-        name=found.get("name", ""),
+        name=table.get("name", ""),
         arch=model.get("arch", ""),
         arch_args=model.get("args", {}),
         weights=model.get("weights", ""),
         strip_prefix=model.get("strip_prefix", ""),
         inputs=tuple(
             Tensor(i["name"], cast_up(i["dtype"]), tuple(i["shape"]))
-            for i in found.get("inputs", ())
+            for i in table.get("inputs", ())
         ),
         axes={
             name: Span(axis["min"], axis["opt"], axis["max"])
-            for name, axis in found.get("axes", {}).items()
+            for name, axis in table.get("axes", {}).items()
         },
-        output_kinds={o["name"]: o.get("kind") for o in found.get("outputs", ())},
-        output_axes={o["name"]: o["axis"] for o in found.get("outputs", ()) if "axis" in o},
-        calibration=found.get("calibration", {}).get("samples", ""),
+        output_kinds={o["name"]: o.get("kind") for o in table.get("outputs", ())},
+        output_axes={o["name"]: o["axis"] for o in table.get("outputs", ()) if "axis" in o},
+        calibration=table.get("calibration", {}).get("samples", ""),
         evaluation=evaluation.get("samples", ""),
-        training=found.get("training", {}).get("samples", ""),
+        training=table.get("training", {}).get("samples", ""),
         metric=evaluation.get("metric", ""),
         allow_chance=evaluation.get("allow_chance", False),
-        pictures=None if pictures is None else _tuples(pictures),
-        chain=found.get("chain", ""),
-        passes=document.passes(found),
-        quality=found.get("gates", {}).get("quality", {}),
-        reference_samples=found.get("reference", {}).get("samples"),
-        emulate=found.get("emulate", True),
+        pictures=None if pictures is None else _convert_lists(pictures),
+        chain=table.get("chain", ""),
+        passes=document.passes(table),
+        quality=table.get("gates", {}).get("quality", {}),
+        reference_samples=table.get("reference", {}).get("samples"),
+        emulate=table.get("emulate", True),
     )
 
 
-def _check_named_once(found: Mapping[str, Any], path: Path) -> None:
-    """Refuse a list of inputs or outputs in which a name stands twice."""
+def _refuse_repeated(table: Mapping[str, Any], path: Path) -> None:
+    """Refuse a list of inputs or outputs that repeats a name, which a schema cannot express."""
     for key in ("inputs", "outputs"):
-        twice = repeated([entry["name"] for entry in found.get(key, ())])
-        if twice is not None:
+        name = find_repeated([entry["name"] for entry in table.get(key, ())])
+        if name is not None:
             raise SpecError(
                 "manifest-invalid",
                 f"{path} is not a valid manifest",
-                why=f"{key}: there are two of the name {twice!r}",
-                hint="give each a name of its own",
+                why=f"{key}: the name {name!r} is repeated",
+                hint="use a different name for each",
             )
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def _convert_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+    # Preprocessing is frozen and hashable, so its fields are tuples: mean = [0.5] becomes (0.5,).
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

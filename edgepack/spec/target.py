@@ -1,4 +1,4 @@
-"""Target profiles: which device, which engine, which chain, which gates."""
+"""Target profiles: device, engine, chain and gates of a build."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from typing import Any
 from edgepack.errors import SpecError
 from edgepack.spec import document
 
+# Longest chain of `extends`; a profile that extends itself exceeds it.
 MAX_EXTENDS = 8
 
 
 @dataclass(frozen=True)
 class Target:
-    """A device profile, as `targets/*.toml` states it.
+    """Device profile, as declared in `targets/*.toml`.
 
     Attributes:
-        name: what the user calls it.
-        summary: one line.
+        name: name of the profile on the command line.
+        summary: description in one line.
         arch: "x86_64" or "aarch64".
         isa: instruction sets that the device must have, as Linux names them.
-        python: the oldest Python of the loader.
-        compute_capability: of the GPU, a specifier (`runtime.device.machine.satisfies`) or "".
-        jetpack: the JetPack release of a Jetson; "" elsewhere.
-        engine: what executes on the device.
-        engine_version: which versions of it, as a specifier.
-        fallback: what executes where the engine is not to be had; "" where nothing may.
-        workspace_mb: memory that TensorRT may use while it works, in MiB; 0 for its own bound.
-        dla_core: the deep-learning accelerator of a Jetson that TensorRT shall use; None for none.
-        opset: of the ONNX.
+        python: the oldest Python that runs the loader.
+        compute_capability: specifier of the GPU's (`runtime.device.machine.satisfies`), or "".
+        jetpack: the JetPack release of a Jetson; "" for other devices.
+        engine: engine of the device.
+        engine_version: specifier of the engine's versions.
+        fallback: engine for devices that lack the first one; "" for none.
+        workspace_mb: memory that TensorRT may use as workspace, in MiB; 0 for its own bound.
+        dla_core: number of the Jetson's deep-learning accelerator for TensorRT; None for none.
+        opset: opset of the ONNX.
         chain: the default chain.
         passes: options by pass.
         quality: gate to bound, for quality.
-        strict: the bounds that `--strict` puts in their place.
-        fidelity: gate to bound, for fidelity. `bit_exact` holds for models whose arithmetic is
-            integer throughout, `snr_db` for the others, whose float sums round differently.
-        emulate: CPUs that qemu can stand in for.
+        strict: bounds that replace those of `quality` with `--strict`.
+        fidelity: gate to bound, for fidelity. `bit_exact` applies to models with integer
+            arithmetic throughout, `snr_db` to others, since float sums round differently.
+        emulate: CPUs to emulate with qemu.
         wheel_platforms: platform tags of the wheels that `--wheels` puts into the bundle.
-        wheel_python: the Python of the device that they are for; "" where the profile has none.
-        document: the profile as it was read, `extends` resolved.
-        path: its file.
+        wheel_python: Python version of those wheels; "" if the profile has none.
+        document: the profile as read, with `extends` resolved.
+        path: file of the profile.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Target:
 
 
 def folder() -> Path:
-    """Where the shipped profiles are: beside the package in a checkout, else in the install."""
+    """Return the folder of the shipped profiles, in the checkout or in the installation."""
     checkout = Path(__file__).resolve().parents[2] / "targets"
     if checkout.is_dir():
         return checkout
@@ -79,15 +80,15 @@ def folder() -> Path:
 
 
 def shipped() -> dict[str, Path]:
-    """Name to file of every shipped profile."""
+    """Return the file of every shipped profile, by name."""
     return {path.stem: path for path in sorted(folder().glob("*.toml"))}
 
 
 def find(target: str) -> Path:
-    """The file of a profile, by name or by path. Raises SpecError where there is none."""
-    known = shipped()
-    if target in known:
-        return known[target]
+    """Return the file of a profile by name or path. Raises SpecError if there is none."""
+    profiles = shipped()
+    if target in profiles:
+        return profiles[target]
     path = Path(target)
     if path.suffix == ".toml" or path.is_file():
         return path
@@ -95,52 +96,57 @@ def find(target: str) -> Path:
         "target-unknown",
         f"there is no target profile named {target!r}",
         why=f"it is neither a shipped profile nor a .toml file"
-        f"{document.did_you_mean(target, known)}",
+        f"{document.did_you_mean(target, profiles)}",
         hint="edgepack targets list",
     )
 
 
 def read(path: Path, _depth: int = 0) -> dict[str, Any]:
-    """A profile's document with `extends` resolved: its keys laid over those of its base."""
-    found = document.read(path)
-    base = found.pop("extends", None)
+    """Read a profile's document and resolve `extends`: its keys override those of its base."""
+    profile = document.read(path)
+    base = profile.pop("extends", None)
     if base is None:
-        return found
-    if not isinstance(base, str) or _depth >= MAX_EXTENDS:
-        raise SpecError(
-            "target-extends",
-            f"{path} extends something that cannot be extended",
-            why="extends names a profile, and not itself"
-            if isinstance(base, str)
-            else f"extends is {base!r}",
-            hint='extends = "cpu-fbgemm", or the path of a .toml beside it',
-        )
+        return profile
+    if not isinstance(base, str):
+        raise _cannot_extend(path, f"extends is {base!r}")
+    if _depth >= MAX_EXTENDS:
+        raise _cannot_extend(path, f"more than {MAX_EXTENDS} profiles extend each other")
     beside = path.parent / base
-    return _laid_over(read(beside if beside.is_file() else find(base), _depth + 1), found)
+    return _merge(read(beside if beside.is_file() else find(base), _depth + 1), profile)
 
 
-def _laid_over(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+def _cannot_extend(path: Path, why: str) -> SpecError:
+    return SpecError(
+        "target-extends",
+        f"{path} extends something that cannot be extended",
+        why=why,
+        hint='extends = "cpu-fbgemm", or the path of a .toml beside it',
+    )
+
+
+# {"engine": {"name": "onnxruntime", "opset": 17}} with {"engine": {"opset": 21}} over it gives
+# {"engine": {"name": "onnxruntime", "opset": 21}}. Lists are replaced, not joined.
+def _merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
-    for key, value in top.items():
+    for key, value in override.items():
         below = merged.get(key)
-        merged[key] = (
-            _laid_over(below, value)
-            if isinstance(below, dict) and isinstance(value, Mapping)
-            else value
-        )
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
 def load(target: str) -> Target:
-    """A profile by name or path, checked. Raises SpecError naming every fault."""
+    """Load and check a profile by name or path. Raises SpecError naming every fault."""
     path = find(target)
-    found = read(path)
-    document.check(found, "target", str(path))
-    device, engine, gates = found["device"], found["engine"], found["gates"]
-    wheels = found.get("wheels", {})
+    profile = read(path)
+    document.check(profile, "target", str(path))
+    device, engine, gates = profile["device"], profile["engine"], profile["gates"]
+    wheels = profile.get("wheels", {})
     return Target(
-        name=found["name"],
-        summary=found.get("summary", ""),
+        name=profile["name"],
+        summary=profile.get("summary", ""),
         arch=device["arch"],
         isa=tuple(device.get("isa", ())),
         python=device.get("python", "3.8"),
@@ -152,14 +158,14 @@ def load(target: str) -> Target:
         workspace_mb=engine.get("workspace_mb", 0),
         dla_core=engine.get("dla_core"),
         opset=engine["opset"],
-        chain=found["chain"]["default"],
-        passes=document.passes(found),
+        chain=profile["chain"]["default"],
+        passes=document.passes(profile),
         quality=gates["quality"],
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],
-        emulate=tuple(found.get("emulate", {}).get("cpus", ())),
+        emulate=tuple(profile.get("emulate", {}).get("cpus", ())),
         wheel_platforms=tuple(wheels.get("platforms", ())),
         wheel_python=wheels.get("python", ""),
-        document=found,
+        document=profile,
         path=path,
     )

@@ -1,4 +1,4 @@
-"""`name:dtype:dims` and `axis=min:opt:max`: inputs and axes as the command line takes them."""
+"""Parsers of inputs, `name:dtype:dims`, and axes, `axis=min:opt:max`, on the command line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import did_you_mean
 
-# TensorRT 8 counts an axis in 32 bits, and so do the kernels of the later ones.
+# TensorRT 8 stores the size of an axis in 32 bits, and so do the kernels of later releases.
 LARGEST = 2**31 - 1
-# numpy has no bfloat16: whoever feeds such an input feeds float32, and the network is cast up.
+# numpy has no bfloat16, so such an input is fed as float32 and the network is cast up.
 _CAST_UP = {"bfloat16": "float32"}
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _SIZE = re.compile(r"[0-9]{1,18}\Z")
@@ -21,13 +21,13 @@ _SIZE = re.compile(r"[0-9]{1,18}\Z")
 
 @dataclass(frozen=True)
 class Span:
-    """The sizes that a dynamic axis may have.
+    """Range of sizes of a dynamic axis.
 
-    Raises SpecError `axis-range` where they are not in order, below 1 or above LARGEST.
+    Raises SpecError `axis-range` if they are not in order, below 1 or above LARGEST.
 
     Attributes:
-        least, most: inclusive.
-        usual: the one to be fastest at.
+        least, most: bounds, inclusive.
+        usual: the size to optimize for.
     """
 
     least: int
@@ -45,58 +45,60 @@ class Span:
 
 
 def parse_axis(text: str) -> tuple[str, Span]:
-    """Read the range of an axis: "batch=1:1:16". Raises SpecError where it is not of this form."""
+    """Parse the range of an axis: "batch=1:1:16". Raises SpecError for any other form."""
     name, _, sizes = text.partition("=")
     parts = sizes.split(":")
     if not _AXIS.match(name) or len(parts) != 3 or not all(map(_SIZE.match, parts)):
         raise SpecError(
             "axis-spec",
-            f"this range of an axis cannot be understood: {text}",
-            why="it is not a name, then three whole numbers",
+            f"not a valid range of an axis: {text}",
+            why="it is not a name followed by three whole numbers",
             hint="--axis name=min:opt:max, for example --axis batch=1:1:16",
         )
     return name, Span(*map(int, parts))
 
 
-def repeated(names: Sequence[str]) -> str | None:
-    """The first of the names that stands twice."""
+def find_repeated(names: Sequence[str]) -> str | None:
+    """Return the first name that is repeated; None if all differ."""
     return next((name for name in names if names.count(name) > 1), None)
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, Span]:
-    """Read the ranges of several axes. Raises SpecError where one is stated twice."""
-    found = [parse_axis(text) for text in texts]
-    name = repeated([name for name, _ in found])
+    """Parse the ranges of several axes. Raises SpecError if one is repeated."""
+    ranges = [parse_axis(text) for text in texts]
+    name = find_repeated([name for name, _ in ranges])
     if name is not None:
         raise SpecError(
             "axis-twice",
-            f"the range of the axis {name!r} is stated twice",
-            why=", ".join(other for other in texts if other.startswith(f"{name}=")),
+            f"the range of the axis {name!r} is repeated",
+            why=", ".join(text for text in texts if text.startswith(f"{name}=")),
             hint="one --axis for each axis",
         )
-    return dict(found)
+    return dict(ranges)
 
 
 def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
-    """Read several inputs. Raises SpecError where two have one name."""
-    found = tuple(map(parse, texts))
-    name = repeated([tensor.name for tensor in found])
+    """Parse several inputs. Raises SpecError if a name is repeated."""
+    inputs = tuple(map(parse, texts))
+    name = find_repeated([tensor.name for tensor in inputs])
     if name is not None:
         raise SpecError(
             "inputs-twice",
             f"two inputs are called {name!r}",
-            why=f"stated: {', '.join(map(str, found))}",
-            hint="give each input a name of its own; inputs are bound by name",
+            why=f"--input: {', '.join(map(str, inputs))}",
+            hint="use a different name for each input; inputs are bound by name",
         )
-    return found
+    return inputs
 
 
 def parse(text: str) -> Tensor:
-    """Read an input: "image:float32:batch,3,224,224". Numbers are fixed axes, names dynamic ones.
+    """Parse an input: "image:float32:batch,3,224,224". Numbers are fixed axes, names dynamic ones.
 
-    No dims is a scalar. The name may hold colons. An input of bfloat16 is taken as float32. Raises
-    SpecError where it is not of this form.
+    Without dims the input is a scalar. The name may contain colons. An input of bfloat16 becomes
+    float32. Raises SpecError for any other form.
     """
+    # "serving:x:int64:" has the name "serving:x" and no axes: the text is split from the right,
+    # and padded in front, so that a text with too few parts has an empty name.
     name, dtype, dims = (["", "", *text.rsplit(":", 2)])[-3:]
     dtype = cast_up(dtype)
     if not name:
@@ -110,19 +112,19 @@ def parse(text: str) -> Tensor:
         elif _AXIS.match(dim):
             shape.append(dim)
         else:
-            raise _fault(text, f"{dim!r} is neither a size nor the name of an axis")
+            raise _fault(text, f"{dim!r} is neither the size nor the name of an axis")
     return Tensor(name, dtype, tuple(shape))
 
 
 def cast_up(dtype: str) -> str:
-    """Return the element type in which an input of a type without arrays is fed."""
+    """Return the element type of the arrays fed to an input: float32 for bfloat16."""
     return _CAST_UP.get(dtype, dtype)
 
 
 def _fault(text: str, why: str) -> SpecError:
     return SpecError(
         "input-spec",
-        f"this input cannot be understood: {text}",
+        f"not a valid input: {text}",
         why=why,
         hint="--input name:dtype:dims, for example image:float32:batch,3,224,224",
     )

@@ -46,7 +46,7 @@ def test_a_build_tells_what_was_proved_and_what_was_not() -> None:
     assert "for compute capability 8.6, without a GPU" in note
     assert built.details["tensorrt_rtx"]["engine_bytes"] > 0
     (warning,) = built.warnings
-    assert "no TensorRT has run this" in warning
+    assert "not run by TensorRT" in warning
     # What ships is the ONNX; the device builds its own engine.
     assert onnx.load_model_from_string(built.model).graph == model.graph
 
@@ -95,7 +95,7 @@ def test_a_quantized_bias_is_refused() -> None:
     conv.input[2] = "b"
     error = refused(model)
     assert error.code == "engine-qdq"
-    assert error.why == "bias_pair (DequantizeLinear): a bias is to be float"
+    assert error.why == "bias_pair (DequantizeLinear): an int32 bias; TensorRT needs float"
 
 
 def test_integer_operators_are_refused() -> None:

@@ -163,7 +163,7 @@ def test_a_check_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError) as caught:
         tensorrt_rtx.check(residual().SerializeToString(), {}, "8.9")
     assert caught.value.code == "engine-check-failed"
-    assert "not done after" in caught.value.why
+    assert "not finished after" in caught.value.why
 
 
 @pytest.mark.parametrize(
