@@ -1,4 +1,4 @@
-"""Where a bundle runs, behind one interface."""
+"""Devices that run a bundle, behind one interface."""
 
 from edgepack.device.cpus import CPUS
 from edgepack.device.device import Device, Finished, ask

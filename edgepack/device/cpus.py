@@ -1,9 +1,9 @@
-"""The processors that qemu can stand in for.
+"""Processors that qemu can emulate.
 
-qemu's user mode shows its guest the host's /proc/cpuinfo, where the loader would find instruction
-sets that the emulated processor lacks, and where the engine on ARM crashes for want of the lines
-that it looks for. A file below qemu's prefix is opened in place of the host's, so every processor
-here brings a /proc/cpuinfo that is true for it.
+qemu's user mode shows its guest the host's /proc/cpuinfo. The loader would read instruction sets
+from it that the emulated processor lacks, and the engine on ARM crashes without the lines that it
+expects. A file below qemu's prefix replaces the host's, so every processor here writes its own
+/proc/cpuinfo.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from edgepack.spec.document import did_you_mean
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor.
+    """Emulated processor.
 
     Attributes:
-        name: what the user calls it.
+        name: name on the command line.
         arch: "x86_64" or "aarch64".
-        model: what qemu calls it.
-        cpuinfo: what Linux tells of each of its cores.
+        model: qemu's name of it.
+        cpuinfo: lines of /proc/cpuinfo for each core, key to value.
     """
 
     name: str
@@ -33,12 +33,13 @@ class Cpu:
     cpuinfo: Mapping[str, str]
 
     def write(self, prefix: Path, cores: int) -> None:
-        """Write what Linux tells of a machine with so many of these cores, below a prefix."""
+        """Write Linux's description of a machine with this number of cores, below a prefix."""
+        # proc/cpuinfo has a block for each core, separated by empty lines:
+        #   processor       : 0
+        #   CPU part        : 0xd03
         (prefix / "proc").mkdir()
-        blocks = (
-            "".join(f"{key}\t: {value}\n" for key, value in fields.items())
-            for fields in ({"processor": str(core), **self.cpuinfo} for core in range(cores))
-        )
+        shared = "".join(f"{key}\t: {value}\n" for key, value in self.cpuinfo.items())
+        blocks = [f"processor\t: {core}\n{shared}" for core in range(cores)]
         (prefix / "proc" / "cpuinfo").write_text("\n".join(blocks) + "\n", encoding="ascii")
         lists = prefix / "sys" / "devices" / "system" / "cpu"
         lists.mkdir(parents=True)
@@ -46,7 +47,7 @@ class Cpu:
             (lists / name).write_text(f"0-{cores - 1}\n" if cores > 1 else "0\n", encoding="ascii")
 
 
-# As qemu's TCG has them: the instruction sets of the real parts, less those that it leaves out.
+# Instruction sets of the real parts, less those that qemu's TCG does not implement.
 _X86_64_V3 = (
     "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 "
     "syscall nx rdtscp lm pni pclmulqdq ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx "
@@ -96,8 +97,8 @@ CPUS: Mapping[str, Cpu] = {
         _arm("cortex-a72", "0x0", "0xd08", "3", _ARMV8_CRYPTO),
         _arm("cortex-a76", "0x4", "0xd0b", "1", _ARMV8_2),
         _arm("neoverse-n1", "0x4", "0xd0c", "1", _ARMV8_2),
-        # Products of int8 matrices, as Neoverse V1 has them. qemu's plain `max` would also have
-        # SME, which gives wrong int8 answers in qemu 7.2.
+        # Products of int8 matrices, as on Neoverse V1. qemu's plain `max` would also enable SME,
+        # whose int8 answers are wrong in qemu 7.2.
         _arm(
             "neoverse-i8mm",
             "0x0",
@@ -111,12 +112,12 @@ CPUS: Mapping[str, Cpu] = {
 
 
 def find(name: str) -> Cpu:
-    """A processor by name. Raises SpecError where there is none of that name."""
+    """Return a processor by name. Raises SpecError for an unknown name."""
     if name not in CPUS:
         raise SpecError(
             "cpu-unknown",
             f"there is no emulated CPU named {name!r}",
-            why=f"it was asked for{did_you_mean(name, CPUS)}",
+            why=f"{name!r} is not in the list{did_you_mean(name, CPUS)}",
             hint="one of " + ", ".join(CPUS),
         )
     return CPUS[name]

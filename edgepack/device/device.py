@@ -1,4 +1,4 @@
-"""A device: anything that can run the loader's `verify --json` on a bundle."""
+"""Interface of a device: anything that can run the loader's `verify --json` on a bundle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgepack.errors import DeviceError, EdgepackError
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended on a device.
+    """Result of a command on a device.
 
     Attributes:
-        status: its exit status; negative where a signal ended it.
-        stdout: what it wrote there.
-        stderr: the same of stderr.
+        status: exit status; negative if a signal ended the command.
+        stdout: its standard output.
+        stderr: its standard error.
     """
 
     status: int
@@ -27,34 +27,36 @@ class Finished:
 
 
 class Device(Protocol):
-    """Two methods: put a file there, run a command of a bundle there."""
+    """Machine that takes files and runs a bundle's commands."""
 
     @property
     def name(self) -> str:
-        """What the report calls it."""
+        """Return the device's name for the report."""
 
     @property
     def emulated(self) -> bool:
-        """Whether its answers are those of the device and its speed is not."""
+        """Return True if the answers are those of the device but the speed is not."""
 
     def put(self, file: Path) -> str:
-        """Make a local file available on the device; returns its path there."""
+        """Make a local file available on the device and return its path there."""
 
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
-        """Run a loader's command on a bundle there, its standard input fed piece by piece.
+        """Run a loader's command on a bundle, feeding its standard input piece by piece.
 
-        A device that is reached by ssh runs `python3 BUNDLE ARGUMENTS`; on this machine the bundle
-        is read by edgepack's own loader, and none of its code runs.
+        An ssh device runs `python3 BUNDLE ARGUMENTS`. On this machine edgepack's own loader reads
+        the bundle, and none of the bundle's code runs.
         """
 
 
 def ask(
     device: Device, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()
 ) -> tuple[dict[str, Any], int]:
-    """Run a command of a bundle with `--json`; returns its document and its exit status.
+    """Run a command of a bundle with `--json` and return its document and exit status.
 
-    Raises what the loader refused with, as it said it, and DeviceError where it died.
+    Raises the loader's own error with its code, and DeviceError if the loader died.
     """
+    # ask(device, "/tmp/m.edgepack", "verify", "--threads=1") runs `verify --json --threads=1`.
+    # Status 0 and 1 come with a verdict, 2 with {"error": {"code": ..., "what": ...}}.
     command, *rest = arguments
     finished = device.run(bundle, command, "--json", *rest, stdin=stdin)
     try:
@@ -62,8 +64,8 @@ def ask(
     except ValueError as error:
         raise _died(device, arguments, finished) from error
     if "error" in document:
-        told = document["error"]
-        raise EdgepackError(told["code"], told["what"], why=told["why"], hint=told["hint"])
+        fault = document["error"]
+        raise EdgepackError(fault["code"], fault["what"], why=fault["why"], hint=fault["hint"])
     if finished.status not in (0, 1):
         raise _died(device, arguments, finished)
     return document, finished.status
@@ -71,11 +73,12 @@ def ask(
 
 def _died(device: Device, arguments: Sequence[str], finished: Finished) -> DeviceError:
     status = finished.status
-    ended = f"signal {-status}" if status < 0 else f"exit status {status}"
+    reason = f"signal {-status}" if status < 0 else f"exit status {status}"
     return DeviceError(
         "loader-died",
         f"the loader died on {device.name} in `{' '.join(arguments)}`",
-        why="\n".join([ended, *finished.stderr.strip().splitlines()[-12:]]),
-        hint="a crash in native code is most often too little memory or an unfit engine wheel; "
-        "where neither is so, it is a fault of the engine's: leave out a pass, as `half` on a CPU",
+        why="\n".join([reason, *finished.stderr.strip().splitlines()[-12:]]),
+        hint="a crash in native code is most often caused by too little memory or an engine wheel "
+        "for another CPU; otherwise it is a bug of the engine: remove a pass, such as `half` on a "
+        "CPU",
     )

@@ -1,7 +1,7 @@
-"""A processor that is not here, emulated by qemu: its answers, never its speed.
+"""Devices emulated by qemu, which give a processor's answers but never its speed.
 
 An x86-64 CPU runs this host's own Python and packages. An ARM CPU runs an aarch64 Python that
-`edgepack emulator prepare` put into the cache; nothing is downloaded unless that is asked for.
+`edgepack emulator prepare` put into the cache; only that command downloads anything.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ PROGRAMS = {"x86_64": "qemu-x86_64", "aarch64": "qemu-aarch64"}
 
 
 class Emulated(Isolated):
-    """An emulated CPU as a device.
+    """Emulated CPU as a device.
 
     Args:
         cpu: a key of CPUS.
         options: further options of qemu.
         runs_bundle: execute the loader inside the bundle; see `Isolated`.
 
-    Raises SpecError where there is no such CPU, HostError where qemu is missing or the emulator
-    is not prepared.
+    Raises SpecError for an unknown CPU, HostError if qemu is missing or the emulator is not
+    prepared.
     """
 
     emulated = True
 
     def __init__(self, cpu: str, options: Sequence[str] = (), *, runs_bundle: bool = False) -> None:
-        found = find(cpu)
-        qemu = require_qemu(found)
-        prepared = _prepared(found)
-        packages = prepared.packages if prepared else installed()
+        processor = find(cpu)
+        qemu = require_qemu(processor)
+        foreign = _require_sysroot(processor)
+        packages = foreign.packages if foreign else installed()
         super().__init__(cpu, (), packages, runs_bundle=runs_bundle)
         prefix = self.folder / "prefix"
         prefix.mkdir()
-        found.write(prefix, os.cpu_count() or 1)
-        if prepared:
-            self._in_use = files.in_use(prepared.folder)
-            prepared.link(prefix)
-        python = str(prepared.python) if prepared else sys.executable
-        self.interpreter = (qemu, *options, "-cpu", found.model, "-L", str(prefix), python)
+        processor.write(prefix, os.cpu_count() or 1)
+        python = sys.executable
+        if foreign:
+            # Held until this device is gone, so that `cache clean --emulator` leaves the folder.
+            self._in_use = files.in_use(foreign.folder)
+            foreign.link(prefix)
+            python = str(foreign.python)
+        # qemu-aarch64 -cpu cortex-a53 -L /tmp/.../prefix .../root/usr/bin/python3
+        self.interpreter = (qemu, *options, "-cpu", processor.model, "-L", str(prefix), python)
 
 
 def require_qemu(cpu: Cpu) -> str:
-    """The emulator of a CPU's instructions. Raises HostError where there is none."""
+    """Return the path of the qemu that emulates a CPU. Raises HostError if there is none."""
     program = PROGRAMS[cpu.arch]
     qemu = shutil.which(program) or shutil.which(f"{program}-static")
     if qemu is None:
@@ -75,35 +78,35 @@ def require_qemu(cpu: Cpu) -> str:
     return qemu
 
 
-def _prepared(cpu: Cpu) -> Sysroot | None:
-    """The Python of a CPU's architecture; None where the host's own runs on it."""
+def _require_sysroot(cpu: Cpu) -> Sysroot | None:
+    """Return the Python of a CPU's architecture; None if the host's own Python runs on it."""
     if cpu.arch == "x86_64":
         return None
-    found = sysroot()
-    if not found.prepared:
+    foreign = sysroot()
+    if not foreign.prepared:
         raise HostError(
             "emulator-missing",
             f"the Python that runs on {cpu.name} is not prepared",
-            why=f"there is no {found.folder}",
+            why=f"there is no {foreign.folder}",
             hint=f"{PREPARE} {cpu.name}",
         )
-    return found
+    return foreign
 
 
 def ready(cpu: str) -> HostError | None:
-    """Why a CPU cannot be emulated here; None where it can."""
+    """Return the error that prevents this host from emulating a CPU; None if there is none."""
     try:
         require_qemu(find(cpu))
-        _prepared(find(cpu))
+        _require_sysroot(find(cpu))
     except HostError as error:
         return error
     return None
 
 
 def prepare(cpus: Iterable[str], ledger: Ledger) -> None:
-    """Make sure that CPUs can be emulated here; downloads what is missing.
+    """Make CPUs ready for emulation on this host, downloading missing parts.
 
-    Raises SpecError where a CPU is unknown, HostError where one cannot be prepared.
+    Raises SpecError for an unknown CPU, HostError if one cannot be prepared.
     """
     needed = [find(cpu) for cpu in cpus] or list(CPUS.values())
     emulators = {cpu.arch: require_qemu(cpu) for cpu in needed}

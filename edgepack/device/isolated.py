@@ -1,12 +1,11 @@
-"""A process that has nothing but what a device has.
+"""Processes isolated to the packages of a device.
 
-The loader runs in an interpreter without site-packages; a folder of links gives it numpy and the
-engine and nothing else, so neither torch nor edgepack can be imported, whatever is installed
-here. Where the kernel allows it the process also has a network namespace of its own, in which
-there is no network.
+The loader runs in an interpreter without site-packages. A folder of links provides numpy and the
+engine and nothing else, so neither torch nor edgepack can be imported even if they are installed
+on this host. If the kernel allows it, the process also runs in an empty network namespace.
 
-The loader is edgepack's own copy, and a bundle is data to it: whoever made the bundle runs no code
-on this machine. A build alone runs the file that it has just written, through the loader in it.
+The loader is edgepack's own copy and reads a bundle as data, so the bundle's author runs no code on
+this machine. Only a build executes a bundle: the file that it has just written.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ from edgepack.device.device import Finished
 from edgepack.errors import HostError
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
+# Without site-packages, without the user's site-packages, and without writing .pyc files.
 FLAGS = ("-S", "-s", "-B")
-# What `python3 BUNDLE` does, with the bundle as an argument: Python runs the folder of this file.
+# __main__.py of the folder that Python runs: the same as `python3 BUNDLE`, with the bundle as an
+# argument.
 MAIN = """\
 import sys
 
@@ -39,14 +40,14 @@ Self = TypeVar("Self", bound="Isolated")
 
 
 class Isolated:
-    """A device on this machine; a context manager, since it owns a temporary folder.
+    """Device on this machine; a context manager, since it owns a temporary folder.
 
     Args:
-        name: what the report calls it.
-        interpreter: the command that is Python.
+        name: the device's name for the report.
+        interpreter: the command that runs Python.
         packages: files and folders that Python may import.
-        runs_bundle: execute the loader inside the bundle, as a device does; for a file that this
-            process wrote, and for no other.
+        runs_bundle: execute the loader inside the bundle, as a device does; only for a file that
+            this process wrote.
     """
 
     emulated = False
@@ -67,8 +68,10 @@ class Isolated:
         importable.mkdir()
         for path in packages:
             (importable / path.name).symlink_to(path)
-        self._program = () if runs_bundle else (_write_program(self.folder / "loader"),)
-        self.network = _without_network()
+        self._program: tuple[str, ...] = ()
+        if not runs_bundle:
+            self._program = (_write_program(self.folder / "loader"),)
+        self.network = _probe_network()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self: Self) -> Self:
@@ -83,14 +86,15 @@ class Isolated:
         self._temporary.remove()
 
     def put(self, file: Path) -> str:
-        """Nothing to do here: the path itself."""
+        """Return the path of a file, which is on this machine already."""
         return str(file.resolve())
 
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
         """Run a loader's command on a bundle, isolated.
 
-        Raises HostError where no process can start.
+        Raises HostError if no process can start.
         """
+        # unshare --map-root-user --net -- python -S -s -B LOADER BUNDLE verify --json
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         if self.network == "namespace":
             command = [*NO_NETWORK, *command]
@@ -101,12 +105,15 @@ class Isolated:
             "HOME": str(self.folder),
             "LANG": "C.UTF-8",
         }
-        for kept in ("LD_LIBRARY_PATH", "OMP_NUM_THREADS"):
-            if kept in os.environ:
-                environment[kept] = os.environ[kept]
+        for variable in ("LD_LIBRARY_PATH", "OMP_NUM_THREADS"):
+            if variable in os.environ:
+                environment[variable] = os.environ[variable]
+        # Files rather than pipes for the output: the loader can then write any amount while its
+        # standard input is still being fed.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
-                # It inherits the lock on the folder, which it needs also when edgepack is killed.
+                # The process inherits the lock on the folder, which it still needs if edgepack is
+                # killed.
                 process = self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment,
                     pass_fds=(self._temporary.lock.descriptor,),
@@ -124,7 +131,7 @@ class Isolated:
             return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
 
     def stop(self) -> None:
-        """Kill what runs here; for another thread than that which runs it."""
+        """Kill the running process; called from another thread than `run`."""
         if self._process is not None:
             self._process.kill()
 
@@ -133,25 +140,26 @@ def _write_program(folder: Path) -> str:
     """Write the folder that Python runs as edgepack's own loader, and return its path."""
     folder.mkdir()
     (folder / "__main__.py").write_text(MAIN, encoding="ascii")
-    # A link, as of the packages, so that what Python compiled of it earlier is used again.
+    # A link, as for the packages, so that Python reuses the files that it compiled earlier.
     (folder / "runtime").symlink_to(Path(runtime.__file__).parent)
     return str(folder)
 
 
-def _without_network() -> str:
-    """How the network is kept away: "namespace", or "open" where the kernel refuses one."""
+def _probe_network() -> str:
+    """Return "namespace" if a process can be cut off from the network, else "open"."""
+    # Containers and hardened kernels refuse namespaces to unprivileged users.
     try:
-        probe = subprocess.run([*NO_NETWORK, "true"], capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        subprocess.run([*NO_NETWORK, "true"], capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return "open"
-    return "namespace" if probe.returncode == 0 else "open"
+    return "namespace"
 
 
 def _feed(process: subprocess.Popen[bytes], stdin: Iterable[bytes]) -> int:
-    """Write the pieces to a process as it takes them; returns its exit status."""
+    """Write the pieces to a process as it reads them and return its exit status."""
     with process:
         try:
-            # It may end before it has read everything; why, its status and stderr tell.
+            # The process may end before it has read everything; its status and stderr say why.
             with suppress(BrokenPipeError):
                 for piece in stdin:
                     process.stdin.write(piece)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""This machine, in a process that has nothing but what a device has."""
+"""This machine as a device, in an isolated process."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ PACKAGES = ("numpy", "onnxruntime")
 
 
 def _top_level(package: str) -> set[Path]:
-    """Files and folders that a distribution put at the top of site-packages."""
+    """List the files and folders of a distribution at the top of site-packages."""
+    # numpy's are numpy, numpy.libs and numpy-2.0.2.dist-info. Scripts are in ../../../bin.
     try:
-        found = metadata.distribution(package)
+        distribution = metadata.distribution(package)
     except metadata.PackageNotFoundError as error:
         raise missing_package(package, "all", "running a bundle on this machine") from error
-    names = {path.parts[0] for path in found.files or () if path.parts[0] not in ("..", "bin")}
-    return {Path(str(found.locate_file(name))) for name in names if name != "__pycache__"}
+    names = {path.parts[0] for path in distribution.files or ()} - {"..", "bin", "__pycache__"}
+    return {Path(str(distribution.locate_file(name))) for name in names}
 
 
 def installed() -> set[Path]:
-    """What this machine has of the packages that the loader needs."""
-    return {path for package in PACKAGES for path in _top_level(package)}
+    """List the installed files and folders of the packages that the loader needs."""
+    return set().union(*map(_top_level, PACKAGES))
 
 
 class Local(Isolated):
-    """This machine as a device.
+    """Machine that edgepack runs on, as a device.
 
     Args:
         python: the interpreter.

@@ -1,4 +1,4 @@
-"""One bundle, several devices: a column for each."""
+"""Verification of one bundle on several devices, with a column for each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from edgepack.device.device import Device, ask
 from edgepack.errors import EdgepackError
 
-# What an emulator says of these is true of the emulator.
+# Fields of a verdict that describe the emulator and not the device.
 NOT_EMULATED = ("seconds", "memory")
 
 
@@ -26,11 +26,11 @@ def verify(
         bundle: an intact bundle.
         devices: in the order of the columns.
         threads: threads within an operator; 0 takes every physical core.
-        begin: called when a device's turn comes.
+        begin: called with each device before its verification.
 
-    Returns {"devices": [column], "passed"}, a column being {"name", "emulated"} with the
-    "verdict", or with the "error" where the bundle could not run there. The verdict of an
-    emulated device has neither `seconds` nor `memory`.
+    Returns {"devices": [column], "passed"}. A column is {"name", "emulated"} with the "verdict",
+    or with the "error" if the bundle could not run there. The verdict of an emulated device has
+    neither `seconds` nor `memory`.
     """
     columns = []
     for device in devices:

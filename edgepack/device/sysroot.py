@@ -1,9 +1,9 @@
-"""An aarch64 Python with numpy and onnxruntime, prepared in the cache without root.
+"""Preparation of an aarch64 Python with numpy and onnxruntime in the cache, without root.
 
-Debian's arm64 packages of Python are unpacked beside the aarch64 wheels of just the numpy and the
-onnxruntime that this host has, so that what differs in their answers is the processor's. apt-get
-checks the packages' signatures; the host's own package state is not touched. The folder appears by
-one rename, once the Python in it has imported both packages.
+Debian's arm64 packages of Python are unpacked beside the aarch64 wheels of the same numpy and
+onnxruntime versions as this host's, so that any difference in their answers comes from the
+processor. apt-get checks the packages' signatures; the host's own package state is not touched. The
+folder appears by one rename, after its Python has imported both packages.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from edgepack.ledger import Ledger
 DEBIAN = ("python3-minimal", "libpython3-stdlib", "libstdc++6")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
 PREPARE = "edgepack emulator prepare"
-# Last into its folder, which is whole if it has one.
+# Written last, so that a folder with this file is complete.
 MARK = "emulator.json"
-# Everything but /etc/apt, which says where Debian is and whose signature to trust.
+# Replaces all of apt's settings except /etc/apt, with the mirrors and the trusted keys.
 _APT = """\
 APT::Architecture "arm64";
 APT::Architectures {{ "arm64"; }};
@@ -44,7 +44,7 @@ Dir::State::status "{folder}/status";
 Dir::Cache "{folder}/cache";
 Debug::NoLocking "true";
 """
-# Imports what the loader imports, which leaves it compiled for the runs to come.
+# Imports the loader's imports, so that they are compiled for later runs.
 _PROBE = (
     "import argparse, json, platform, tempfile, zipfile, numpy, onnxruntime; "
     "print(json.dumps({'python': platform.python_version(), 'numpy': numpy.__version__, "
@@ -54,55 +54,56 @@ _PROBE = (
 
 @dataclass(frozen=True)
 class Sysroot:
-    """A folder with an aarch64 Python (`root`) and its packages (`site`)."""
+    """Folder with an aarch64 Python (`root`) and its packages (`site`)."""
 
     folder: Path
 
     @property
     def prepared(self) -> bool:
-        """Whether it is there, whole."""
-        # Not `Path.is_file`, which raises where a folder above may not be looked into.
+        """Return True if the folder exists and is complete."""
+        # Path.is_file raises PermissionError if a parent folder is not readable.
         return os.path.isfile(self.folder / MARK)  # noqa: PTH113
 
     @property
     def python(self) -> Path:
-        """The aarch64 interpreter."""
+        """Return the path of the aarch64 interpreter."""
         return self.folder / "root" / "usr" / "bin" / "python3"
 
     @property
     def packages(self) -> list[Path]:
-        """What it may import."""
+        """List the files and folders that the interpreter may import."""
         return sorted((self.folder / "site").iterdir())
 
     def link(self, prefix: Path) -> None:
-        """Put what the emulated Python loads as /usr and /lib below a prefix of qemu's."""
+        """Link /usr and /lib of the emulated Python below a prefix for qemu."""
         for name in ("usr", "lib"):
             (prefix / name).symlink_to(self.folder / "root" / name)
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that the loader needs, as this host has them."""
+    """Return this host's versions of the packages that the loader needs."""
     return {package: metadata.version(package) for package in PACKAGES}
 
 
 def sysroot() -> Sysroot:
-    """Where the aarch64 Python for this host's versions stands, or would stand."""
+    """Return the aarch64 Python for this host's versions, prepared or not."""
+    # aarch64-numpy-2.2.6-onnxruntime-1.23.2: another version on this host gets another folder.
     name = "-".join(["aarch64", *(f"{name}-{version}" for name, version in versions().items())])
     return Sysroot(default_folder() / EMULATOR / name)
 
 
 def prepare(qemu: str, ledger: Ledger) -> Sysroot:
-    """Download and unpack the aarch64 Python, unless it is there already.
+    """Download and unpack the aarch64 Python, unless it is already prepared.
 
     Args:
-        qemu: the emulator of aarch64.
-        ledger: gets a stage for each step.
+        qemu: path of the emulator of aarch64.
+        ledger: records a stage for each step.
 
-    Raises HostError where this host lacks a program, a download fails, or what came does not run.
+    Raises HostError if this host lacks a program, a download fails, or the Python does not run.
     """
-    found = sysroot()
-    if found.prepared:
-        return found
+    target = sysroot()
+    if target.prepared:
+        return target
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
             raise HostError(
@@ -112,9 +113,9 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
                 hint="prepare it on Debian or in a container of it, and set EDGEPACK_CACHE here "
                 "to that cache folder",
             )
-    with files.new_folder(found.folder, MARK) as work:
+    with files.new_folder(target.folder, MARK) as work:
         _fill(Sysroot(work), qemu, ledger)
-    return found
+    return target
 
 
 def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
@@ -126,17 +127,17 @@ def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
         stage.set(bytes=sum(deb.stat().st_size for deb in debs))
         for deb in debs:
             _run(["dpkg-deb", "-x", str(deb), str(new.folder / "root")])
-        stage.note(f"{len(debs)} packages of Debian's arm64, unpacked")
+        stage.note(f"{len(debs)} arm64 packages of Debian unpacked")
     if not (new.folder / "root" / "lib").exists():
-        # Debian 13 and later have the link in a package that a running Python does not need.
+        # Debian 13 and later ship this link in a package that Python does not depend on.
         (new.folder / "root" / "lib").symlink_to("usr/lib")
     with ledger.stage("wheels") as stage:
-        _wheels(new)
+        _install_wheels(new)
         stage.note(", ".join(f"{name} {version}" for name, version in versions().items()))
     with ledger.stage("first run") as stage:
-        found = _first_run(new, qemu)
-        stage.note(f"Python {found['python']} for {found['arch']} runs")
-    document = {**found, "packages": [deb.name for deb in debs]}
+        facts = _run_first(new, qemu)
+        stage.note(f"Python {facts['python']} for {facts['arch']} runs")
+    document = {**facts, "packages": [deb.name for deb in debs]}
     mark = new.folder / MARK
     mark.write_text(json.dumps(document, sort_keys=True, indent=1), encoding="utf-8")
     files.sync(mark)
@@ -150,44 +151,46 @@ def _download(apt: Path) -> list[Path]:
     configuration = apt / "apt.conf"
     configuration.write_text(_APT.format(folder=apt), encoding="utf-8")
     environment = {"APT_CONFIG": str(configuration), "LC_ALL": "C.UTF-8"}
-    # It ends well also where it reached none of its sources: then no package is known.
+    # `update` succeeds even if it reached no mirror, and then `install` knows no package; so its
+    # messages are passed on to the error of `install`.
     updated = _run(["apt-get", "-qq", "update"], environment)
     install = ["apt-get", "-qq", "-y", "--download-only", "install", *DEBIAN]
     _run(install, environment, before=updated.stderr)
     return sorted(archives.glob("*.deb"))
 
 
-def _wheels(new: Sysroot) -> None:
-    # The link that Debian has as python3: "python3.11".
+def _install_wheels(new: Sysroot) -> None:
+    # Debian's python3 is a link to "python3.11".
     version = new.python.readlink().name.removeprefix("python")
     _run(
         [
             *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"),
             *("--target", str(new.folder / "site"), "--no-deps", "--no-compile"),
             *("--only-binary", ":all:", "--implementation", "cp", "--python-version", version),
-            *(flag for name in PLATFORMS for flag in ("--platform", f"{name}_aarch64")),
-            *(f"{name}=={wanted}" for name, wanted in versions().items()),
+            *(f"--platform={name}_aarch64" for name in PLATFORMS),
+            *(f"{name}=={release}" for name, release in versions().items()),
         ]
     )
     shutil.rmtree(new.folder / "site" / "bin", ignore_errors=True)
 
 
-def _first_run(new: Sysroot, qemu: str) -> dict[str, str]:
-    """Import what the loader imports; returns the versions that came."""
+def _run_first(new: Sysroot, qemu: str) -> dict[str, str]:
+    """Import the loader's imports under emulation and return their versions."""
+    # On cortex-a53, the CPU with the fewest instruction sets: a wheel that runs there runs on all.
     cpu = CPUS["cortex-a53"]
     with files.temporary_folder() as prefix:
         new.link(prefix)
         cpu.write(prefix, 1)
         command = [qemu, "-cpu", cpu.model, "-L", str(prefix), str(new.python), "-S", "-s"]
         done = _run([*command, "-c", _PROBE], {"PYTHONPATH": str(new.folder / "site")})
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    facts: dict[str, str] = json.loads(done.stdout)
+    return facts
 
 
 def _run(
     command: Sequence[str], environment: dict[str, str] | None = None, *, before: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program. Raises HostError where it fails, with what was said before, too."""
+    """Run a program. Raises HostError with `before` and the output if it fails."""
     done = subprocess.run(
         list(command),
         env={**os.environ, **(environment or {})},
@@ -197,18 +200,19 @@ def _run(
         errors="replace",
     )
     if done.returncode != 0:
-        said = [line for line in (before + done.stdout + done.stderr).splitlines() if line.strip()]
+        output = before + done.stdout + done.stderr
+        lines = [line for line in output.splitlines() if line.strip()]
         raise HostError(
             "emulator-failed",
-            "the emulated Python could not be prepared; nothing was left behind",
-            why="\n".join([f"{_told(command)} failed: {done.returncode}", *said[-6:]]),
-            hint="it needs the network, Debian's arm64 packages and the wheels of this host's "
-            "numpy and onnxruntime",
+            "the emulated Python could not be prepared; no files were left behind",
+            why="\n".join([f"{_summarize(command)} failed: {done.returncode}", *lines[-6:]]),
+            hint="the preparation needs the network, Debian's arm64 packages and the wheels of "
+            "this host's numpy and onnxruntime",
         )
     return done
 
 
-def _told(command: Sequence[str]) -> str:
-    """The program and what it was to do, without its options and paths."""
+def _summarize(command: Sequence[str]) -> str:
+    """Return the program and its subcommand, without options and paths: "apt-get update"."""
     words = [word for word in command[1:] if re.fullmatch(r"[a-z]{3,}", word)]
     return " ".join([Path(command[0]).name, *words[:2]])

@@ -1,4 +1,4 @@
-"""Engines, which turn an ONNX model into the artefact that runs on the device.
+"""Engines: builders of the artefact that runs on the device, from an ONNX model.
 
 Each engine is one module and one line in the table. A module has two functions:
 

@@ -78,27 +78,27 @@ def test_paths(url: str, path: str) -> None:
         ("ssh:///opt", "no host"),
         ("ssh://pi@", "no host"),
         ("ssh://:22", "no host"),
-        ("ssh://-oProxyCommand=touch x", "no host's name"),
-        ("ssh://-oProxyCommand=x/", "no host's name"),
-        ("ssh://-lroot@board", "no user's name"),
-        ("ssh://@board", "no user's name"),
-        ("ssh://$(id)@board", "no user's name"),
-        ("ssh://board;id", "no host's name"),
-        ("ssh://bo ard", "no host's name"),
-        ("ssh://b%6Frd", "no host's name"),
-        ("ssh://[::1", "form of a URL"),
-        ("ssh://[pi]", "no host's name"),
+        ("ssh://-oProxyCommand=touch x", "not a valid host name"),
+        ("ssh://-oProxyCommand=x/", "not a valid host name"),
+        ("ssh://-lroot@board", "not a valid user name"),
+        ("ssh://@board", "not a valid user name"),
+        ("ssh://$(id)@board", "not a valid user name"),
+        ("ssh://board;id", "not a valid host name"),
+        ("ssh://bo ard", "not a valid host name"),
+        ("ssh://b%6Frd", "not a valid host name"),
+        ("ssh://[::1", "not a valid URL"),
+        ("ssh://[pi]", "not a valid host name"),
         ("ssh://::1", "no host"),
-        ("ssh://board:", "no port"),
-        ("ssh://board:0", "no port"),
-        ("ssh://board:65536", "no port"),
-        ("ssh://board:-22", "no port"),
-        ("ssh://board:٢٢", "no port"),
+        ("ssh://board:", "not a valid port"),
+        ("ssh://board:0", "not a valid port"),
+        ("ssh://board:65536", "not a valid port"),
+        ("ssh://board:-22", "not a valid port"),
+        ("ssh://board:٢٢", "not a valid port"),
         ("ssh://board?x=1", "query or a fragment"),
         ("ssh://board#x", "query or a fragment"),
         ("ssh://board\n", "control character"),
         ("ssh://bo\tard", "control character"),
-        ("ssh://board/opt", "names a path"),
+        ("ssh://board/opt", "it has a path"),
     ],
 )
 def test_malformed_addresses(url: str, why: str) -> None:
@@ -114,7 +114,7 @@ def test_a_password_is_refused_and_not_repeated(url: str) -> None:
     for path in (False, True):
         with pytest.raises(SpecError) as caught:
             parse(url, path=path)
-        assert caught.value.why == "it holds a password"
+        assert caught.value.why == "it contains a password"
         assert "cret" not in str(caught.value)
         assert "ssh-copy-id board" in caught.value.hint
 
@@ -124,7 +124,7 @@ def test_a_password_is_refused_and_not_repeated(url: str) -> None:
     [
         ("ssh://board", "no path"),
         ("ssh://board/", "no path"),
-        ("ssh://board/a%2", "% that encodes nothing"),
+        ("ssh://board/a%2", "% without two hex digits"),
         ("ssh://board/a%ff", "not UTF-8"),
         ("ssh://board/a%00b", "no path"),
     ],

@@ -1,4 +1,4 @@
-"""Instructions of one inference on an emulated CPU, by class: a repeatable figure, and not time."""
+"""Count of the instructions of one inference on an emulated CPU: repeatable, but not a time."""
 
 from edgepack.device.instructions.counts import Counted, Counts, count
 from edgepack.device.instructions.plugin import countable

@@ -1,9 +1,9 @@
-"""How many instructions one inference takes on an emulated CPU, by class.
+"""Instructions of one inference on an emulated CPU, counted by class.
 
-The engine runs on one thread, and a plugin of qemu's counts between marks that the loader sets.
-The compute classes come out the same in every run. The rest is Python's and the memory
-allocator's too and moves by a fraction of a percent, so the smallest total of several inferences
-is told. How long an instruction takes is not known here, so this is not time.
+The engine runs on one thread, and a plugin of qemu counts between marks that the loader sets. The
+compute classes are the same in every run. The others include Python and the memory allocator and
+vary by a fraction of a percent, so the smallest total of several inferences is reported. The
+duration of an instruction is unknown, so the count is not a time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edgepack.errors import DeviceError, HostError
 
 REPEATS = 5
 UNIT = "instructions, emulated; not time"
-# Dot products and matrix products of int8, other SIMD products of integers, floating-point
-# multiply-adds: what a kernel is made of. Their instructions are told one by one.
+# Classes that kernels consist of: int8 dot products and matrix products, other SIMD products of
+# integers, floating-point multiply-adds. Their instructions are reported individually.
 COMPUTE = ("dot", "matrix", "intmul", "fma")
 
-# Class and kind of instruction, to how often it ran.
+# (class, kind) -> executions of the instruction, such as ("dot", "sdot") -> 18432.
 Region = Mapping[tuple[str, str], int]
 
 
@@ -37,11 +37,11 @@ class Counts:
     """Instructions of one inference.
 
     Attributes:
-        total: the smallest of several.
-        spread: by how much the largest exceeds it, as a share of it.
-        classes: of that inference, class to instructions; they add up to the total.
-        compute: of that inference, instruction to how often it ran, in the compute classes.
-        exact: whether these were the same in all.
+        total: smallest total of several inferences.
+        spread: excess of the largest total, as a fraction of the smallest.
+        classes: instructions of that inference by class; they add up to the total.
+        compute: executions in that inference by instruction, for the compute classes.
+        exact: the figures of `compute` were the same in all inferences.
     """
 
     total: int
@@ -51,19 +51,19 @@ class Counts:
     exact: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values; `dot_products` tells whether instructions made for int8 ran."""
-        made_for_int8 = self.classes["dot"] + self.classes["matrix"]
-        return {**asdict(self), "dot_products": made_for_int8 > 0}
+        """Return JSON values; `dot_products` is true if dedicated int8 instructions ran."""
+        dedicated = self.classes["dot"] + self.classes["matrix"]
+        return {**asdict(self), "dot_products": dedicated > 0}
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A bundle on an emulated CPU, and beside it another model.
+    """Counts of a bundle on an emulated CPU, and of a second model to compare with.
 
     Attributes:
         cpu: a key of CPUS.
-        model: the bundle's.
-        original: the other ONNX model's, where one was given.
+        model: counts of the bundle.
+        original: counts of the second ONNX model; None without one.
     """
 
     cpu: str
@@ -72,11 +72,13 @@ class Counted:
 
     @property
     def ratio(self) -> float | None:
-        """Instructions of the other model over the bundle's."""
-        return self.original.total / self.model.total if self.original else None
+        """Return the second model's instructions over the bundle's."""
+        if self.original is None:
+            return None
+        return self.original.total / self.model.total
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return JSON values."""
         return {
             "cpu": self.cpu,
             "arch": find(self.cpu).arch,
@@ -91,30 +93,32 @@ class Counted:
 
 
 def count(bundle: Path, cpu: str, against: Path | None = None) -> Counted:
-    """Count a bundle's instructions, and those of another ONNX model that takes the same inputs.
+    """Count a bundle's instructions, and those of another ONNX model with the same inputs.
 
-    Raises SpecError where there is no such CPU, HostError where this host cannot count, and what
-    the loader refuses with.
+    Raises SpecError for an unknown CPU, HostError if this host cannot count, and the loader's own
+    errors.
     """
     counter = plugin(cpu)
     model = _count(bundle, cpu, counter)
-    original = _count(bundle, cpu, counter, f"--against={against.resolve()}") if against else None
+    original = None
+    if against:
+        original = _count(bundle, cpu, counter, f"--against={against.resolve()}")
     return Counted(cpu, model, original)
 
 
 def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
-    # `cache clean --emulator` leaves it while it is in use.
+    # `cache clean --emulator` skips the plugin while it is in use.
     in_use = files.in_use(counter.parent)
     with files.temporary_folder() as folder, closing(in_use):
         out = folder / "regions"
-        named = f"file={_escaped(counter)},out={_escaped(out)}"
-        # The seed of Python's hashes changes what a look-up costs.
-        options = ("-plugin", named, "-E", "PYTHONHASHSEED=0")
+        specifier = f"file={_escape(counter)},out={_escape(out)}"
+        # A fixed hash seed, since the cost of a dictionary look-up depends on it.
+        options = ("-plugin", specifier, "-E", "PYTHONHASHSEED=0")
         with Emulated(cpu, options) as device:
-            place = device.put(bundle)
+            path = device.put(bundle)
             try:
-                marked, _ = ask(
-                    device, place, "marked", f"--repeats={REPEATS}", "--threads=1", *arguments
+                marks, _ = ask(
+                    device, path, "marked", f"--repeats={REPEATS}", "--threads=1", *arguments
                 )
             except DeviceError as error:
                 # The plugin opens its file before the first instruction.
@@ -122,39 +126,41 @@ def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
                     raise
                 raise HostError(
                     "plugin-refused",
-                    "qemu did not take the plugin that counts instructions",
+                    "qemu did not load the plugin that counts instructions",
                     why=error.why,
-                    hint=f"delete {counter.parent}, and it is compiled anew",
+                    hint=f"delete {counter.parent} to compile the plugin again",
                 ) from error
-        regions = [_region(line) for line in out.read_text(encoding="ascii").splitlines()]
-    empty, expected = marked["empty"], marked["empty"] + marked["inferences"]
+        regions = [_parse_region(line) for line in out.read_text(encoding="ascii").splitlines()]
+    # The loader marks empty regions first; the last of them holds the cost of a mark itself.
+    empty, expected = marks["empty"], marks["empty"] + marks["inferences"]
     if len(regions) != expected:
         raise HostError(
             "count-incomplete",
             f"the instructions on {cpu} were not counted",
             why=f"{expected} regions were marked and {len(regions)} counted",
-            hint="this is a fault of edgepack's own, or of this qemu; report it with its version",
+            hint="this is a bug of edgepack or of this qemu; report it with qemu's version",
         )
     return summary(regions[empty - 1], regions[empty:])
 
 
-def _escaped(path: Path) -> str:
-    """A path as a value among qemu's options, where a comma would end it."""
+def _escape(path: Path) -> str:
+    """Escape a path for qemu's options, in which a comma ends a value."""
     return str(path).replace(",", ",,")
 
 
-def _region(line: str) -> Region:
-    found = {}
+def _parse_region(line: str) -> Region:
+    # {"dot sdot": 18432, "other add": 52011} gives {("dot", "sdot"): 18432, ...}.
+    region = {}
     for name, instructions in json.loads(line).items():
         group, kind = name.split()
-        found[group, kind] = instructions
-    return found
+        region[group, kind] = instructions
+    return region
 
 
 def summary(empty: Region, inferences: Sequence[Region]) -> Counts:
-    """The smallest of several inferences, each less what an empty region holds."""
-    net = [{key: one[key] - empty[key] for key in one} for one in inferences]
-    totals = [sum(one.values()) for one in net]
+    """Return the counts of the smallest of several inferences, less those of an empty region."""
+    net = [{key: region[key] - empty[key] for key in region} for region in inferences]
+    totals = [sum(region.values()) for region in net]
     smallest = net[totals.index(min(totals))]
     classes: dict[str, int] = {}
     for (group, _), instructions in smallest.items():
@@ -165,9 +171,9 @@ def summary(empty: Region, inferences: Sequence[Region]) -> Counts:
         spread=max(totals) / min(totals) - 1,
         classes=classes,
         compute=compute,
-        exact=all(_compute(one) == compute for one in net),
+        exact=all(_compute(region) == compute for region in net),
     )
 
 
 def _compute(region: Region) -> dict[str, int]:
-    return {kind: found for (group, kind), found in region.items() if group in COMPUTE and found}
+    return {kind: n for (group, kind), n in region.items() if group in COMPUTE and n}

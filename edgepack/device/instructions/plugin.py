@@ -1,7 +1,7 @@
-"""The plugin that makes qemu count, compiled on demand and kept in the cache.
+"""Compilation of qemu's counting plugin, on demand, into the cache.
 
-It is C, shipped as source, since it is bound to the host's processor and to qemu's plugin
-interface. It needs a C compiler and no header of qemu's.
+The plugin is shipped as C source, since a binary would be bound to the host's processor and to
+qemu's plugin interface. It needs a C compiler but none of qemu's headers.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ SOURCES = tuple(Path(__file__).parent / name for name in ("plugin.c", "classes.h
 COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden")
 INSTALL_COMPILER = "apt-get install gcc libc6-dev"
-# From this version of qemu on, its plugin interface is 2 and takes no older plugin.
+# First version of qemu with plugin interface 2, which loads no older plugin.
 INTERFACE_2 = 9
 
 
 def plugin(cpu: str) -> Path:
-    """The compiled plugin for the qemu that emulates a CPU.
+    """Return the compiled plugin for the qemu that emulates a CPU.
 
-    Raises SpecError where there is no such CPU, HostError where its qemu takes no plugins, there
-    is no compiler, or the plugin does not compile.
+    Raises SpecError for an unknown CPU, HostError if its qemu loads no plugins, there is no
+    compiler, or the plugin does not compile.
     """
+    # The name covers all that the binary depends on, so an update of edgepack, qemu or the
+    # compiler's name compiles a new plugin beside the old one.
     qemu = require_qemu(find(cpu))
     interface = _interface(qemu)
     compiler = _compiler()
@@ -42,14 +44,14 @@ def plugin(cpu: str) -> Path:
     for source in SOURCES:
         digest.update(source.read_bytes())
     name = f"instructions-{digest.hexdigest()[:16]}"
-    place = default_folder() / EMULATOR / name / "plugin.so"
-    if not os.path.isfile(place):  # noqa: PTH113  # as in `Sysroot.prepared`
-        _compile(compiler, interface, place)
-    return place
+    path = default_folder() / EMULATOR / name / "plugin.so"
+    if not os.path.isfile(path):  # noqa: PTH113  # as in `Sysroot.prepared`
+        _compile(compiler, interface, path)
+    return path
 
 
 def countable(cpu: str) -> HostError | None:
-    """Why no instructions can be counted on a CPU here; None where they can."""
+    """Return the error that prevents counting on a CPU; None if there is none."""
     try:
         _interface(require_qemu(find(cpu)))
         _compiler()
@@ -59,35 +61,37 @@ def countable(cpu: str) -> HostError | None:
 
 
 def _compiler() -> str:
-    """The host's C compiler; not $CC, which in an embedded project is the device's."""
-    found = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if found is None:
+    """Return the host's C compiler; $CC is ignored, since it may be a cross compiler."""
+    path = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if path is None:
         raise HostError(
             "compiler-missing",
             "the plugin that counts instructions cannot be compiled",
             why="there is no C compiler on PATH: " + ", ".join(COMPILERS),
             hint=INSTALL_COMPILER,
         )
-    return found
+    return path
 
 
 @cache
 def _interface(qemu: str) -> int:
-    """The version of the plugin interface that qemu is to be given."""
+    """Return the version of qemu's plugin interface. Raises HostError if it has none."""
     if "-plugin " not in _output(qemu, "-h"):
         raise HostError(
             "qemu-without-plugins",
             f"{qemu} cannot count instructions",
-            why="it was built without plugins, as every static build is (Debian 13's qemu-user "
-            "among them)",
-            hint="put a qemu that was built with --enable-plugins on PATH, as Debian 12's is",
+            why="it was built without plugins, as every static build is, including Debian 13's "
+            "qemu-user",
+            hint="put a qemu built with --enable-plugins on PATH, such as Debian 12's",
         )
-    found = re.search(r"version (\d+)\.", _output(qemu, "--version"))
-    return 2 if found and int(found[1]) >= INTERFACE_2 else 1
+    version = re.search(r"version (\d+)\.", _output(qemu, "--version"))
+    if version and int(version[1]) >= INTERFACE_2:
+        return 2
+    return 1
 
 
 def _output(*command: str) -> str:
-    """What a program prints, whatever its exit status: `qemu -h` has one of its own."""
+    """Return a program's output and ignore its exit status, as `qemu -h` does not exit with 0."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -100,12 +104,12 @@ def _output(*command: str) -> str:
     return done.stdout
 
 
-def _compile(compiler: str, interface: int, place: Path) -> None:
+def _compile(compiler: str, interface: int, path: Path) -> None:
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise files.unwritable(place, error) from error
-    with files.temporary_beside(place) as temporary:
+        raise files.unwritable(path, error) from error
+    with files.temporary_beside(path) as temporary:
         version = f"-DPLUGIN_VERSION={interface}"
         done = subprocess.run(
             [compiler, *FLAGS, version, "-o", str(temporary), str(SOURCES[0])],
@@ -114,11 +118,11 @@ def _compile(compiler: str, interface: int, place: Path) -> None:
             errors="replace",
         )
         if done.returncode != 0:
-            said = done.stderr.strip().splitlines()
+            lines = done.stderr.strip().splitlines()
             raise HostError(
                 "plugin-failed",
                 "the plugin that counts instructions does not compile",
-                why="\n".join([f"{compiler} failed: {done.returncode}", *said[:6]]),
+                why="\n".join([f"{compiler} failed: {done.returncode}", *lines[:6]]),
                 hint=INSTALL_COMPILER,
             )
-        files.publish(temporary, place)
+        files.publish(temporary, path)

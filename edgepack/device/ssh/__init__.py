@@ -1,4 +1,4 @@
-"""A device that is reached through ssh: with sshd and Python 3.8 it has all that is needed."""
+"""Devices that are reached through ssh; they need sshd and Python 3.8 or newer."""
 
 from edgepack.device.ssh.address import Address, Settings, parse
 from edgepack.device.ssh.device import Ssh, ship

@@ -1,4 +1,4 @@
-"""How ssh and sftp are called: their options, and the one command that a device ever sees."""
+"""Command lines of ssh and sftp: their options, and the single command run on a device."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edgepack import files
 from edgepack.device.ssh.address import Address, Settings
 from edgepack.errors import HostError
 
-# Seconds: for a connection, and between signs of life, three of which may fail.
+# Seconds to connect, and between keep-alive messages; the third unanswered one cuts the link.
 CONNECT, ALIVE = 15, 5
-# Seconds that the connection outlives its last command, and so an edgepack that was killed.
+# Seconds that the connection stays open after its last command, also if edgepack was killed.
 IDLE = 60
-# Told on the command line, since the ssh_config may say otherwise and must not here.
+# On the command line, since these must override the ssh_config.
 OPTIONS = (
     "BatchMode=yes",
     f"ServerAliveInterval={ALIVE}",
@@ -35,21 +35,22 @@ OPTIONS = (
     "RemoteCommand=none",
     "RequestTTY=no",
 )
-# What a path may hold that ssh, its configuration and sftp all take as it is.
+# Paths that ssh, its configuration and sftp all accept without quoting.
 PLAIN = re.compile(r"[A-Za-z0-9_./@+-]+")
-# The longest name of a socket, less what ssh puts behind it while it makes one.
+# Longest path of a Unix socket, less the suffix that ssh appends while it creates one.
 LONGEST = 107 - 17
 REMOTE = Path(__file__).with_name("remote.py")
-# Reads the program from standard input, and leaves the rest of it to the program. A Python that
-# is too old for the program still reads this.
+# Reads the program from standard input, and leaves the rest of the input to the program. It must
+# also parse on Pythons that are too old for the program.
 _READ = (
     "import sys;sys.path.pop(0);import os;"
     'os.write(1,("\\n%s old %s\\n"%(sys.argv[2],sys.version.split()[0])).encode())'
     "and sys.exit() if sys.version_info<(3,8) else 0;n=int(sys.argv[3]);s=bytes();"
     'exec("while len(s)<n: s+=os.read(0,n-len(s)) or sys.exit(9)");exec(s)'
 )
-# Whatever the login shell is, it finds nothing here to change: all that stands between the single
-# quotes has no other, no newline and no backslash that any of them would take.
+# Safe with any login shell: the text between the single quotes has no other single quote, no
+# newline and no backslash that a shell would interpret. Its arguments are
+#   $1 Python, $2 token, $3 size of the program, $4 the reader above
 _COMMAND = (
     'exec sh -c \'p=$(command -v "$1") || {{ echo; echo "$2 absent"; exit; }}; '
     'exec "$p" -E -s -S -c "$4" "$p" "$2" "$3"\' sh {python} {token} {size} \'{read}\''
@@ -57,11 +58,11 @@ _COMMAND = (
 
 
 def command(python: str, token: str, request: Mapping[str, Any]) -> tuple[str, bytes]:
-    """What ssh is to run, and the program that it is to read first.
+    """Return the command for ssh to run, and the program to write to its standard input.
 
     Args:
-        python: the device's.
-        token: what its answer is known by.
+        python: the device's Python.
+        token: random text that marks the answer in the output.
         request: {"verb", and its arguments}; see `remote.main`.
     """
     call = f"\nmain({json.dumps(request)!r})\n"
@@ -70,36 +71,46 @@ def command(python: str, token: str, request: Mapping[str, Any]) -> tuple[str, b
 
 
 def options(address: Address, settings: Settings, folder: Path) -> list[str]:
-    """The options of ssh and of sftp.
+    """Return the options of ssh and of sftp.
 
     Args:
-        address: of the device.
-        settings: how it is used.
-        folder: for the socket of the connection that all commands share.
+        address: address of the device.
+        settings: settings for its use.
+        folder: folder for the socket of the connection that all commands share.
     """
-    told = [
+    # ssh and sftp share no short options for user and port (-p and -P), but both take -o.
+    assignments = [
         *OPTIONS,
         f"ConnectTimeout={max(1, min(CONNECT, int(settings.timeout)))}",
         f"ControlPath={folder}/c",
-        *([f"User={address.user}"] if address.user else []),
-        *([f"Port={address.port}"] if address.port else []),
     ]
-    file = ["-F", str(settings.config)] if settings.config else []
-    return [*file, *(word for option in told for word in ("-o", option))]
+    if address.user:
+        assignments.append(f"User={address.user}")
+    if address.port:
+        assignments.append(f"Port={address.port}")
+    words = []
+    if settings.config:
+        words += ["-F", str(settings.config)]
+    for assignment in assignments:
+        words += ["-o", assignment]
+    return words
 
 
-def by_hand(address: Address, settings: Settings) -> str:
-    """The arguments of ssh with which the user reaches the same device."""
-    file = f"-F {shlex.quote(str(settings.config))} " if settings.config else ""
-    port = f"-p {address.port} " if address.port else ""
+def format_arguments(address: Address, settings: Settings) -> str:
+    """Format the arguments of ssh for a message, so that users can reach the device themselves."""
+    words = []
+    if settings.config:
+        words += ["-F", shlex.quote(str(settings.config))]
+    if address.port:
+        words += ["-p", str(address.port)]
     user = f"{address.user}@" if address.user else ""
-    return f"{file}{port}{user}{address.host.strip('[]')}"
+    return " ".join([*words, f"{user}{address.host.strip('[]')}"])
 
 
 def private_folder() -> files.LockedFolder:
-    """Make a folder for a connection's socket, whose name is short and holds nothing unusual.
+    """Create a folder for a connection's socket, with a short name that needs no quoting.
 
-    Raises HostError where none can be made.
+    Raises HostError if no folder can be created.
     """
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108
         if base and PLAIN.fullmatch(base) and len(f"{base}/.edgepack-12345678/c") <= LONGEST:
@@ -108,6 +119,6 @@ def private_folder() -> files.LockedFolder:
     raise HostError(
         "folder-missing",
         "no folder can be made for the connection to a device",
-        why="neither $XDG_RUNTIME_DIR nor $TMPDIR nor /tmp takes one",
+        why="$XDG_RUNTIME_DIR, $TMPDIR and /tmp are not writable, or have long or unusual names",
         hint="set TMPDIR to a folder with a short name",
     )

@@ -1,4 +1,4 @@
-"""A device that is reached through ssh."""
+"""Device that is reached through ssh."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Self = TypeVar("Self", bound="Ssh")
 
 
 class Ssh:
-    """A device; a context manager, since it leaves neither files there nor a connection.
+    """Device; a context manager that removes its files there and closes the connection.
 
-    Nothing is connected before the first file or command.
+    The connection is opened by the first file or command.
 
     Args:
-        address: of it.
-        settings: how it is used.
-        tell: told in words what goes on.
+        address: address of the device.
+        settings: settings for its use.
+        tell: called with each progress message.
 
-    Raises HostError where this machine has no ssh.
+    Raises HostError if this machine has no ssh.
     """
 
     emulated = False
@@ -44,7 +44,7 @@ class Ssh:
         self.settings = settings or Settings()
         self.link = Link(address, self.settings)
         self._tell = tell
-        # What could not be deleted there, in words.
+        # Warning about files that could not be deleted there; "" if there are none.
         self.left = ""
         self._folders: list[str] = []
         self._files: list[str] = []
@@ -58,59 +58,64 @@ class Ssh:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        litter = [*self._folders, *([] if self.settings.keep else self._files)]
+        paths = list(self._folders)
+        if not self.settings.keep:
+            paths += self._files
         try:
-            if litter:
-                self.link.call("clean", paths=litter)
+            if paths:
+                self.link.call("clean", paths=paths)
         except DeviceError as fault:
-            self.left = f"left on {self.name}, for {fault.what}:\n" + "\n".join(litter)
+            self.left = f"files left on {self.name}, since {fault.what}:\n" + "\n".join(paths)
         finally:
             self.link.close()
 
     def tell(self, text: str) -> None:
-        """Tell what goes on here."""
+        """Report progress on this device."""
         self._tell(f"{self.name}: {text}")
 
     def put(self, file: Path) -> str:
-        """Send a file; returns its path there, where it has its own name.
+        """Send a file and return its path there, which ends in the file's own name.
 
-        Raises DeviceError; its codes stand in `faults` and `transfer`.
+        Raises DeviceError with the codes listed in `faults` and `transfer`.
         """
         return self.send(file).path
 
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
         """Run a command of a bundle with the device's Python.
 
-        Raises DeviceError where it took too long, and LinkDown where the link was cut meanwhile.
+        Raises DeviceError if it takes too long, and LinkDown if the link is cut meanwhile.
         """
-        stream = None if stdin == () else stdin
+        # Without input of its own, the command's standard input serves as its lifeline.
+        stream = stdin != ()
         self.tell(f"running `{arguments[0]}`")
         reply = self.link.call(
             "run",
             arguments=[bundle, *arguments],
             seconds=self.settings.timeout,
-            stream=stream is not None,
-            stdin=stream,
+            stream=stream,
+            stdin=stdin if stream else None,
         )
         return Finished(reply.answer["status"], reply.stdout, reply.stderr)
 
-    def send(self, file: Path, place: str = "") -> Sent:
-        """Send a file to edgepack's own folder there, or beside a place, where `publish` puts it.
+    def send(self, file: Path, target: str = "") -> Sent:
+        """Send a file to edgepack's own folder, or to a temporary name beside `target`.
 
-        Raises DeviceError; a file that came in part stays for the next command.
+        `publish` renames the latter to `target`.
+
+        Raises DeviceError; a partial file stays there for the next command to complete.
         """
         before = list(self._files)
         try:
-            sent = send(self.link, file.resolve(), place, self._files.extend, self.tell)
+            sent = send(self.link, file.resolve(), target, self._files.extend, self.tell)
         except LinkDown:
             self._files = before
             raise
-        if not place:
+        if not target:
             self._folders.append(sent.path.rpartition("/")[0])
         return sent
 
     def publish(self, sent: Sent, signature: str = "") -> None:
-        """Put a file that was sent in its place, by one rename; then its hash and signature."""
+        """Rename a sent file to its final path, then write its checksum and signature."""
         name = sent.final.rpartition("/")[2]
         beside = {
             checksum.SUFFIX: checksum.encode_checksum(sent.digest, name).decode(
@@ -133,21 +138,22 @@ def ship(
     digest: str = "",
     signature: str = "",
 ) -> dict[str, Any]:
-    """Put a bundle at a place on a device, where it appears only once it is proved there.
+    """Ship a bundle to a path on a device; it appears there only after it has been verified.
 
     Args:
-        device: where to.
+        device: the device.
         bundle: an intact bundle.
-        place: of the file there, or a folder for it; from the home where it begins with "~/".
+        place: path of the file there, or a folder for it; relative to the home if it begins with
+            "~/".
         threads: threads within an operator; 0 takes every physical core.
-        prove: verify it first, on the device, as the very bytes that then get their name.
+        prove: verify the sent bytes on the device before they are renamed.
         digest: SHA-256 that the file must still have; "" for any.
-        signature: text of the signature to put beside it; "" for none.
+        signature: text of the signature to write beside it; "" for none.
 
-    Returns {"device", "path", "sha256", "bytes", "sent" (bytes), "verdict", "shipped"}. Where the
-    verdict is a failure nothing is shipped, and what was at the place is untouched.
+    Returns {"device", "path", "sha256", "bytes", "sent" (bytes), "verdict", "shipped"}. If the
+    verdict is a failure nothing is shipped, and an older file at the path stays untouched.
 
-    Raises BundleError where the file changed since it was checked.
+    Raises BundleError if the file changed since it was checked.
     """
     sent = device.send(bundle, place)
     if digest and sent.digest != digest:
@@ -155,9 +161,11 @@ def ship(
             "bundle-changed",
             f"the bundle changed while it was shipped: {bundle}",
             why=f"its SHA-256 was {digest} and is {sent.digest}",
-            hint="ship it once whatever writes it is done",
+            hint="ship it after the process that writes it has finished",
         )
-    verdict = ask(device, sent.path, "verify", f"--threads={threads}")[0] if prove else None
+    verdict = None
+    if prove:
+        verdict, _ = ask(device, sent.path, "verify", f"--threads={threads}")
     shipped = verdict is None or bool(verdict["passed"])
     if shipped:
         device.publish(sent, signature)

@@ -1,4 +1,4 @@
-"""What ssh and the device said, as errors.
+"""Errors for the messages of ssh and of the device.
 
 Codes: device-unreachable, device-unknown-host, device-host-key, device-host-key-changed,
 device-denied, device-ssh-config, device-shell, device-no-python, device-python, device-timeout,
@@ -15,135 +15,142 @@ from edgepack.errors import DeviceError
 
 
 class LinkDown(DeviceError):
-    """There is no link to the device, or it was cut; it may be there again in a moment."""
+    """No link to the device, or a link that was cut; a later attempt may succeed."""
 
 
-# What ssh says on standard error; the first that fits. The message's own words are the why.
-_SAID = (
+# Pattern in ssh's standard error, code, error and hint; the first match counts. ssh's own lines
+# become the error's `why`.
+_SSH_MESSAGES = (
     (
         r"HOST IDENTIFICATION HAS CHANGED|^Host key for .* has changed",
         "device-host-key-changed",
-        "is not the one that it was: its host key has changed",
-        "find out why; if it was installed anew, ssh-keygen -R forgets the old key",
+        "has another host key than before",
+        "find out why; after a reinstallation, ssh-keygen -R removes the old key",
     ),
     (
         r"Host key verification failed|No \S+ host key is known",
         "device-host-key",
-        "is not known to ssh yet",
-        "look at its key and accept it, once: ssh {arguments}",
+        "has no known host key",
+        "check its key and accept it once: ssh {arguments}",
     ),
     (
         r"Permission denied \(|Too many authentication failures|No supported authentication",
         "device-denied",
         "does not let this user in without a password",
-        "ssh-copy-id {arguments}; passwords are never asked for",
+        "ssh-copy-id {arguments}; edgepack never prompts for a password",
     ),
     (
         r"Could not resolve hostname|Name or service not known",
         "device-unknown-host",
-        "has a name that leads nowhere",
-        "check the name, or give it a HostName in your ssh_config",
+        "has a host name that cannot be resolved",
+        "check the name, or set its HostName in your ssh_config",
     ),
     (
         r"[Bb]ad configuration option|bad configuration options|Can't open user config file"
         r"|Bad owner or permissions on|no argument after keyword|unsupported option|line \d+: ",
         "device-ssh-config",
-        "is not reached: ssh does not take its configuration",
+        "cannot be reached: ssh rejects its configuration",
         "ssh {arguments}",
     ),
 )
 _SPACE = ("ENOSPC", "EDQUOT", "EFBIG")
 _DENIED = ("EACCES", "EPERM", "EROFS")
-_PLACE = ("ENOENT", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG")
+_PATH = ("ENOENT", "ENOTDIR", "EEXIST", "EISDIR", "ENAMETOOLONG")
 
 
-def unconnected(address: Address, arguments: str, said: str) -> DeviceError:
-    """The error for a connection that did not come about.
+def unconnected(address: Address, arguments: str, stderr: str) -> DeviceError:
+    """Return the error for a connection that was not established.
 
     Args:
-        address: of the device.
-        arguments: of ssh, that reach it by hand.
-        said: what ssh wrote on standard error.
+        address: address of the device.
+        arguments: arguments of ssh for the user to try, for the hint.
+        stderr: standard error of ssh.
     """
-    lines = [line.strip() for line in said.splitlines() if line.strip(" @\r")]
-    why = "\n".join(lines[-6:]) or "ssh said nothing"
-    for pattern, code, what, hint in _SAID:
-        if re.search(pattern, said, re.MULTILINE):
+    # The warning of a changed host key is framed in lines of @, which are dropped.
+    lines = [line.strip() for line in stderr.splitlines() if line.strip(" @\r")]
+    why = "\n".join(lines[-6:]) or "ssh printed no message"
+    for pattern, code, what, hint in _SSH_MESSAGES:
+        if re.search(pattern, stderr, re.MULTILINE):
             hint = hint.format(arguments=arguments)
             return DeviceError(code, f"{address} {what}", why=why, hint=hint)
     return LinkDown(
         "device-unreachable",
         f"{address} cannot be reached",
         why=why,
-        hint=f"check that it is on, and that this works: ssh {arguments} true",
+        hint=f"check that it is switched on, and that this works: ssh {arguments} true",
     )
 
 
-def lost(address: Address, doing: str, said: str) -> LinkDown:
-    """The error for a link that was cut while something ran: that is no verdict."""
+def lost(address: Address, doing: str, stderr: str) -> LinkDown:
+    """Return the error for a link that was cut during a command, which gives no verdict."""
     return LinkDown(
         "device-link-lost",
         f"the link to {address} was lost while {doing}",
-        why=said.strip()[-600:] or "it ended before the device had answered",
-        hint="this tells nothing about the bundle; try again",
+        why=stderr.strip()[-600:] or "the link ended before the device answered",
+        hint="the bundle was neither accepted nor rejected; try again",
     )
 
 
 def late(address: Address, doing: str, seconds: float) -> DeviceError:
-    """The error for a command that took too long."""
+    """Return the error for a command that took too long."""
     return DeviceError(
         "device-timeout",
         f"{address} took too long: {doing}",
-        why=f"it may take {seconds:g} s; it was ended there",
+        why=f"the limit is {seconds:g} s; the command was ended there",
         hint="--timeout SECONDS",
     )
 
 
 def no_python(address: Address, python: str) -> DeviceError:
-    """The error for a device without a Python of that name."""
+    """Return the error for a device without a Python of that name."""
     return DeviceError(
         "device-no-python",
         f"{address} has no {python}",
-        why=f"{python} is not on the PATH that a command through ssh has there",
-        hint="install Python 3.8 or newer there, or name one: --python PATH",
+        why=f"{python} is not on the PATH of commands run through ssh",
+        hint="install Python 3.8 or newer there, or pass its path: --python PATH",
     )
 
 
 def old_python(address: Address, python: str, version: str) -> DeviceError:
-    """The error for a device whose Python cannot run any bundle."""
+    """Return the error for a Python that is too old for any bundle."""
     return DeviceError(
         "device-python",
-        f"the Python of {address} is older than every bundle needs",
-        why=f"it needs 3.8 or newer; {python} is {version}",
-        hint="name a newer one: --python PATH",
+        f"the Python of {address} is too old",
+        why=f"bundles need 3.8 or newer; {python} is {version}",
+        hint="pass the path of a newer one: --python PATH",
     )
 
 
-def mute(address: Address, arguments: str, status: int, said: str) -> DeviceError:
-    """The error for a device that let us in, and did not do what it was told."""
+def mute(address: Address, arguments: str, status: int, output: str) -> DeviceError:
+    """Return the error for a device that accepted the login but did not run the command."""
     return DeviceError(
         "device-shell",
         f"{address} did not run a command with its Python",
-        why="\n".join([f"exit status {status}", *said.strip().splitlines()[-6:]]),
+        why="\n".join([f"exit status {status}", *output.strip().splitlines()[-6:]]),
         hint=f"this should print hello: ssh {arguments} echo hello",
     )
 
 
 def refused(address: Address, faults: Sequence[Mapping[str, str]]) -> DeviceError:
-    """The error for what the device's system refused.
+    """Return the error for an operation that the device's system refused.
 
     Args:
-        faults: {"errno", "text", "path"}, one for each folder that was tried.
+        address: address of the device.
+        faults: {"errno", "text", "path"} of each folder that was tried.
     """
+    # "/root/.cache/edgepack: Permission denied", one line per folder; an errno alone has no path.
     kinds = {fault["errno"] for fault in faults}
-    why = "\n".join(
-        f"{fault['path']}: {fault['text']}" if fault["path"] else fault["text"] for fault in faults
-    )
+    why = "\n".join(": ".join(filter(None, (fault["path"], fault["text"]))) for fault in faults)
     for names, code, what, hint in (
-        (_SPACE, "device-disk-full", "has no room for the file", "make room there"),
-        (_DENIED, "device-unwritable", "lets the file be written nowhere", "check permissions"),
-        (_PLACE, "device-path", "has no such place for the file", "make the folder there first"),
+        (_SPACE, "device-disk-full", "has no space for the file", "free space there"),
+        (_DENIED, "device-unwritable", "has no writable folder", "check permissions"),
+        (_PATH, "device-path", "has no such path for the file", "create the folder there first"),
     ):
         if kinds & set(names):
             return DeviceError(code, f"{address} {what}", why=why, hint=hint)
-    return DeviceError("device-failed", f"{address} could not do it", why=why, hint="look there")
+    return DeviceError(
+        "device-failed",
+        f"{address} could not complete a file operation",
+        why=why,
+        hint="check the path on the device",
+    )

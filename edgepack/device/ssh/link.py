@@ -1,7 +1,7 @@
-"""One connection to a device, shared by every command: the system's ssh and sftp.
+"""Connection to a device, shared by all commands, through the system's ssh and sftp.
 
-The user's ssh_config, keys, agent and host key checking hold as they are; nothing is asked, and
-nothing waits without end.
+The user's ssh_config, keys, agent and host key checking apply unchanged. There are no prompts, and
+every wait has a limit.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from typing import IO, Any, cast
 
 from edgepack.device.ssh import faults
 from edgepack.device.ssh.address import Address, Settings
-from edgepack.device.ssh.command import PLAIN, by_hand, command, options, private_folder
+from edgepack.device.ssh.command import PLAIN, command, format_arguments, options, private_folder
 from edgepack.errors import HostError, SpecError
 from edgepack.runtime.plain import NOT_PLAIN
 
-# Seconds after the device's own limit, and for a goodbye.
+# Seconds after the device's own limit before ssh is killed, and to close the connection.
 GRACE, GOODBYE = 15, 10
-# What a verb does, as its errors tell it; `run` does what the bundle is told.
+# Activity of each verb for error messages; `run` names the bundle's command.
 DOING = {
-    "look": "looking at what is there",
+    "look": "checking for an existing file",
     "append": "sending a file",
     "settle": "checking a file",
-    "place": "putting a file in its place",
+    "place": "renaming a file",
     "clean": "cleaning up",
 }
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a command on the device gave: its answer, and what it printed meanwhile."""
+    """Answer of a command on the device, with the output of the bundle that it ran."""
 
     answer: dict[str, Any]
     stdout: bytes
@@ -48,13 +48,13 @@ class Reply:
 
 
 class Link:
-    """The connection to a device; opened by the first command, and again where it was cut.
+    """Connection to a device, opened by the first command and reopened after a cut.
 
     Args:
-        address: of the device.
-        settings: how it is used.
+        address: address of the device.
+        settings: settings for its use.
 
-    Raises HostError where this machine has no ssh.
+    Raises HostError if this machine has no ssh.
     """
 
     def __init__(self, address: Address, settings: Settings) -> None:
@@ -75,12 +75,17 @@ class Link:
         """Run a function of `remote.py` on the device.
 
         Args:
-            verb: its name.
-            stdin: what it reads there; None where it reads nothing.
-            arguments: of it, as JSON values.
+            verb: name of the function.
+            stdin: its standard input; None for none.
+            arguments: its keyword arguments, as JSON values.
 
-        Raises LinkDown where there is no link or it was cut, and DeviceError for the rest.
+        Raises LinkDown if there is no link or it was cut, and DeviceError for other failures.
         """
+        # The output on the device is, with a token of 32 hex digits in place of TOKEN:
+        #   a banner of the login shell
+        #   TOKEN                        begin of the output that counts
+        #   the bundle's standard output
+        #   TOKEN {"status": 0}          end, with the answer
         token = secrets.token_hex(16)
         python = self.settings.python
         line, program = command(python, token, {"verb": verb, **arguments})
@@ -89,32 +94,35 @@ class Link:
             status, late = self._exchange(line, program, stdin, out, err)
             out.seek(0)
             err.seek(0)
-            printed, said = out.read(), err.read().decode("utf-8", "replace")
+            output, stderr = out.read(), err.read().decode("utf-8", "replace")
         if late:
             raise faults.late(self.address, doing, self.settings.timeout)
         mark = f"\n{token}".encode()
-        _, begun, rest = printed.partition(mark + b"\n")
-        stdout, ended, last = rest.rpartition(mark + b" ")
-        said = said.rpartition(f"\n{token}\n")[2]
-        self.opened = self.opened or bool(begun)
-        # A cut may also go through the answer.
-        if ended and b"\n" in last:
+        _, begin, rest = output.partition(mark + b"\n")
+        stdout, end, last = rest.rpartition(mark + b" ")
+        stderr = stderr.rpartition(f"\n{token}\n")[2]
+        self.opened = self.opened or bool(begin)
+        # The link may be cut in the middle of the answer, which then has no newline.
+        if end and b"\n" in last:
             answer = json.loads(last.splitlines()[0])
             if "refused" in answer:
                 raise faults.refused(self.address, answer["refused"])
             if answer.get("late"):
                 raise faults.late(self.address, doing, self.settings.timeout)
-            return Reply(answer, stdout, said)
-        if begun:
-            raise faults.lost(self.address, doing, said)
-        if found := re.search(mark + rb" (absent|old (\S+))\n", printed):
-            if found[2]:
-                raise faults.old_python(self.address, python, found[2].decode("utf-8", "replace"))
+            return Reply(answer, stdout, stderr)
+        if begin:
+            raise faults.lost(self.address, doing, stderr)
+        if refusal := re.search(mark + rb" (absent|old (\S+))\n", output):
+            if refusal[2]:
+                version = refusal[2].decode("utf-8", "replace")
+                raise faults.old_python(self.address, python, version)
             raise faults.no_python(self.address, python)
+        manual = format_arguments(self.address, self.settings)
+        # 255 is ssh's own failure; any other status is that of the command on the device.
         if status == 255 or status < 0:
-            raise faults.unconnected(self.address, by_hand(self.address, self.settings), said)
-        said = printed.decode("utf-8", "replace") + said
-        raise faults.mute(self.address, by_hand(self.address, self.settings), status, said)
+            raise faults.unconnected(self.address, manual, stderr)
+        text = output.decode("utf-8", "replace") + stderr
+        raise faults.mute(self.address, manual, status, text)
 
     def _exchange(
         self,
@@ -124,7 +132,7 @@ class Link:
         out: IO[bytes],
         err: IO[bytes],
     ) -> tuple[int, bool]:
-        """Run ssh; returns its exit status, and whether it had to be ended."""
+        """Run ssh and return its exit status, and True if it was killed at the time limit."""
         host = self.address.host.strip("[]")
         process, pipe = self._start(["ssh", *self._options(), "--", host, line], out, err)
         late = Event()
@@ -137,7 +145,7 @@ class Link:
         timer.daemon = True
         timer.start()
         try:
-            # It may end before it has read everything; what it said tells why.
+            # ssh may end before it has read everything; its standard error says why.
             with suppress(BrokenPipeError):
                 pipe.write(program)
                 for piece in stdin or ():
@@ -157,13 +165,15 @@ class Link:
         return process.returncode, late.is_set()
 
     def upload(self, file: Path, path: str, watch: Callable[[int], None]) -> bool:
-        """Send what the device lacks of a file, by sftp; whether it says that it did.
+        """Send the missing end of a file by sftp; return True if sftp reports success.
 
         Args:
-            file: here.
-            path: there, of what it has of it already.
-            watch: told how many bytes are read, every now and then.
+            file: the local file.
+            path: path of the partial file on the device.
+            watch: called periodically with the number of bytes read.
         """
+        # sftp's batch commands have their own quoting, so the local file gets a plain name by a
+        # link, and a path on the device that would need quoting is sent by `append` instead.
         host = self.address.host
         if not (shutil.which("sftp") and PLAIN.fullmatch(path)):
             return False
@@ -205,7 +215,8 @@ class Link:
     def _start(
         self, command: list[str], out: IO[bytes], err: IO[bytes] | int
     ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
-        """Start a program, and the pipe into it; Ctrl-C is for edgepack alone, which cleans up."""
+        """Start a program and return it with the pipe to its standard input."""
+        # In a session of its own, so that Ctrl-C interrupts edgepack alone, which then cleans up.
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True
         )
@@ -213,17 +224,18 @@ class Link:
 
 
 def _position(process: int, file: Path) -> int:
-    """How far a process has read a file; 0 where the system does not tell."""
+    """Return a process's position in a file; 0 if the system does not provide it."""
+    # /proc/PID/fdinfo/3 begins with "pos:\t1048576".
     with suppress(OSError):
         for descriptor in Path(f"/proc/{process}/fd").iterdir():
             if descriptor.readlink() == file:
-                told = Path(f"/proc/{process}/fdinfo/{descriptor.name}").read_text(encoding="ascii")
-                return int(told.split("pos:")[1].split()[0])
+                info = Path(f"/proc/{process}/fdinfo/{descriptor.name}").read_text(encoding="ascii")
+                return int(info.split("pos:")[1].split()[0])
     return 0
 
 
 def _require_config(path: Path | None) -> None:
-    """Refuse what ssh would wait for. Raises SpecError."""
+    """Refuse a configuration that ssh would wait for, such as a pipe. Raises SpecError."""
     if path is not None and path.exists() and not path.is_file():
         raise SpecError(
             "spec-unreadable",

@@ -1,11 +1,11 @@
-"""What edgepack does on a device; sent through ssh to its Python, which may be 3.8.
+"""Program that runs edgepack's commands on a device; sent through ssh to Python 3.8 or newer.
 
-Every command prints a line with a random token before and after: what a login shell prints
-stands outside of the two, and where the second is missing the link was cut. The second line
-holds the answer as JSON.
+Every command prints a line with a random token before and after its output. Text of the login
+shell is outside the two lines, and a missing second line means that the link was cut. The second
+line holds the answer as JSON.
 
-The standard input of a command that needs none is its lifeline: when it ends, the link or
-edgepack is gone, and what runs is ended with it.
+The standard input of a command without input is its lifeline: at its end the link or edgepack is
+gone, and the command is killed.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ import time
 from contextlib import suppress
 from typing import Any
 
-# Imports that take a slow device long stand where they are needed.
+# Modules that are slow to import on small devices are imported by the functions that use them.
 
 CHUNK = 1 << 20
-# Seconds after which what an earlier command left belongs to nobody.
+# Age in seconds at which files of an earlier command are abandoned and may be deleted.
 ABANDONED = 86400
 PARTIAL = ".part"
 RUN = "run-"
-# Seconds between two looks at whether anybody still waits for a bundle.
+# Seconds between checks that the bundle still exists.
 POLL = 2
-# What a file system needs beside the bytes of a file.
+# Bytes that a file system needs in addition to a file's contents.
 MARGIN = 1 << 16
 
 
 def look(place: str, name: str, digest: str, size: int) -> dict[str, Any]:
-    """Find where a file goes, and what is there of it.
+    """Find the target of a file and the bytes of it that already exist.
 
     Args:
-        place: the file's place; "" for edgepack's own folder, the first that takes it.
-        name: of the file, where the place is a folder.
-        digest: its SHA-256.
-        size: in bytes.
+        place: path for the file; "" for the first usable folder of edgepack's own.
+        name: name of the file if `place` is a folder.
+        digest: SHA-256 of the file.
+        size: size of the file in bytes.
 
-    Returns {"final", "part", "have" (bytes of it in `part`), "whole" (`final` is it already)},
-    or {"refused": [fault]} where no folder takes it.
+    Returns {"final", "part", "have" (bytes of it in `part`), "whole" (`final` is the file)}, or
+    {"refused": [fault]} if no folder is usable.
     """
+    # For place="/opt/m.edgepack": final is /opt/m.edgepack, part /opt/.m.edgepack.3f9c….part.
+    # For place="": final is ~/.cache/edgepack/DIGEST, part the same with .part.
     if place:
         final = _target(place, name)
         folder, start = os.path.dirname(final), f".{os.path.basename(final)}."
@@ -65,7 +67,7 @@ def look(place: str, name: str, digest: str, size: int) -> dict[str, Any]:
 
 
 def append(part: str, offset: int) -> dict[str, Any]:
-    """Write what comes through standard input, from an offset on."""
+    """Append standard input to a partial file, from an offset on."""
     with open(part, "r+b") as file:
         file.seek(offset)
         while True:
@@ -76,16 +78,17 @@ def append(part: str, offset: int) -> dict[str, Any]:
 
 
 def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
-    """Check a whole file and make it durable; one with another SHA-256 is deleted.
+    """Verify a complete file and sync it to disk; delete it if its SHA-256 differs.
 
     Args:
-        part: the file; "" where it is in its place, checked.
-        final: its place.
-        digest: its SHA-256.
-        name: "" for a file that `place` is to put there. Another is put there now, and gets that
-            name in a folder of this command's alone: who else uses it may delete it meanwhile.
+        part: path of the file; "" if it is verified and at `final` already.
+        final: final path.
+        digest: expected SHA-256.
+        name: "" for a file that `place` renames later. Any other file is renamed here, and gets
+            this name in a folder for this command only, since another command may delete the
+            shared file meanwhile.
 
-    Returns {"held"}, with the "path" of what held.
+    Returns {"held"}, and the "path" of a file that is intact.
     """
     if part and _sha256(part) != digest:
         os.unlink(part)
@@ -102,7 +105,7 @@ def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
     try:
         os.link(final, path)
     except OSError:
-        # A file system without hard links.
+        # Not every file system has hard links: an SD card with FAT has none.
         import shutil
 
         shutil.copyfile(final, path)
@@ -110,13 +113,13 @@ def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
 
 
 def place(part: str, final: str, beside: dict[str, str]) -> dict[str, Any]:
-    """Put a settled file in its place, by one rename, and then what accompanies it.
+    """Rename a settled file to its final path, then write the files that accompany it.
 
     Args:
-        part: the file; "" where it is in its place already.
-        final: its place.
-        beside: suffix to text of the files beside it; one without text is deleted, since it would
-            belong to the file that was there before.
+        part: path of the file; "" if it is at `final` already.
+        final: final path.
+        beside: text of each accompanying file by suffix. An empty text deletes the file, which
+            would belong to an older bundle.
     """
     if part:
         _rename(part, final)
@@ -145,7 +148,7 @@ def _rename(part: str, final: str) -> None:
 
 
 def clean(paths: list[str]) -> dict[str, Any]:
-    """Delete files and folders, and edgepack's folder where nothing is left in it."""
+    """Delete files and folders, and edgepack's own folder if it becomes empty."""
     import shutil
 
     for path in paths:
@@ -161,12 +164,12 @@ def clean(paths: list[str]) -> dict[str, Any]:
 
 
 def run(arguments: list[str], seconds: float, stream: bool) -> dict[str, Any]:
-    """Run a bundle: {"status"}, negative where a signal ended it, or {"late": true}.
+    """Run a bundle: {"status"}, negative if a signal ended it, or {"late": true}.
 
     Args:
         arguments: the bundle and its command.
-        seconds: that it may take.
-        stream: whether standard input is for the bundle; it is the lifeline else.
+        seconds: time limit.
+        stream: pass standard input to the bundle; if False, it is the lifeline.
     """
     import subprocess
     import threading
@@ -175,54 +178,57 @@ def run(arguments: list[str], seconds: float, stream: bool) -> dict[str, Any]:
         [sys.argv[1], *arguments],
         stdin=None if stream else subprocess.DEVNULL,
         cwd=os.path.dirname(arguments[0]),
-        # A session of its own, so that all it starts can be ended with it.
+        # In a separate session, so that its child processes can be killed with it.
         start_new_session=True,
     )
     if not stream:
-        threading.Thread(target=_hold, args=(child.pid,), daemon=True).start()
+        threading.Thread(target=_watch_lifeline, args=(child.pid,), daemon=True).start()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with suppress(subprocess.TimeoutExpired):
             return {"status": child.wait(min(POLL, max(0, end - time.monotonic())))}
         if not os.path.exists(arguments[0]):
-            # A link that went silent was given up, and another has cleaned up.
+            # edgepack gave up a silent link and deleted the bundle over a new one.
             break
-    _end(child.pid)
+    _kill(child.pid)
     return {"late": True}
 
 
-def _hold(group: int) -> None:
+def _watch_lifeline(group: int) -> None:
     while os.read(0, CHUNK):
         pass
-    _end(group)
+    _kill(group)
 
 
-def _end(group: int) -> None:
+def _kill(group: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
 def _caches() -> list[str]:
-    """Folders that may be edgepack's, the best first."""
+    """List the candidates for edgepack's own folder, the best first."""
+    # For root without any variables: /root/.cache/edgepack, /tmp/edgepack-0, /var/tmp/edgepack-0.
     home = os.path.expanduser("~")
-    kept = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
-    own = f"edgepack-{os.geteuid()}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
+    user = f"edgepack-{os.geteuid()}"
     temporary = (os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp")  # noqa: S108
-    folders = [os.path.join(kept, "edgepack"), *(os.path.join(folder, own) for folder in temporary)]
+    folders = [os.path.join(cache, "edgepack")]
+    folders += [os.path.join(folder, user) for folder in temporary]
     return [folder for folder in dict.fromkeys(folders) if os.path.isabs(folder)]
 
 
 def _own(folder: str) -> None:
-    """Make a folder that is this user's alone; another's may stand at that name in /tmp."""
+    """Create a private folder; refuse one of another user's, who may create any name in /tmp."""
+    # lstat for a symbolic link of another user's, stat for its target.
     os.makedirs(folder, 0o700, exist_ok=True)
-    for found in (os.lstat(folder), os.stat(folder)):
-        if found.st_uid != os.geteuid():
+    for status in (os.lstat(folder), os.stat(folder)):
+        if status.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "it belongs to another user", folder)
     os.chmod(folder, 0o700)
 
 
 def _sweep(folder: str, start: str, end: str) -> None:
-    """Delete what commands left that were cut off for good, by how its name starts and ends."""
+    """Delete abandoned files of interrupted commands, by the start and the end of the name."""
     for entry in os.scandir(folder):
         if entry.name.startswith(start) and entry.name.endswith(end):
             with suppress(OSError):
@@ -231,43 +237,49 @@ def _sweep(folder: str, start: str, end: str) -> None:
 
 
 def _target(path: str, name: str) -> str:
-    """The file that a path means; where it is a folder, the file of that name in it."""
+    """Resolve a path to the path of a file; if it is a folder, to `name` in it."""
     path = os.path.expanduser(path)
     if path.endswith("/") or os.path.isdir(path):
         path = os.path.join(path, name)
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", folder)
+    # realpath of the folder alone: a symbolic link at the path itself is replaced, not followed.
     if os.path.exists(path) and not os.path.isfile(path):
         raise FileExistsError(errno.EEXIST, "it is neither a file nor a folder", path)
     return os.path.join(os.path.realpath(folder), os.path.basename(path))
 
 
 def _state(part: str, final: str, digest: str, size: int) -> dict[str, Any]:
-    whole = False
+    complete = False
     if os.path.isfile(final) and os.path.getsize(final) == size:
-        whole = _sha256(final) == digest
-    have = size if whole else _begun(part, size)
-    if not whole:
-        space = os.statvfs(os.path.dirname(part))
-        free = space.f_bavail * space.f_frsize
-        if free < size - have + MARGIN:
-            os.unlink(part)
-            told = f"{free / 1e6:.1f} MB are free, {(size - have + MARGIN) / 1e6:.1f} MB are needed"
-            raise OSError(errno.ENOSPC, told, os.path.dirname(part))
-    return {"final": final, "part": part, "have": have, "whole": whole}
+        complete = _sha256(final) == digest
+    if complete:
+        return {"final": final, "part": part, "have": size, "whole": True}
+    have = _open_partial(part, size)
+    space = os.statvfs(os.path.dirname(part))
+    free = space.f_bavail * space.f_frsize
+    required = size - have + MARGIN
+    if free < required:
+        os.unlink(part)
+        text = f"{free / 1e6:.1f} MB are free, {required / 1e6:.1f} MB are needed"
+        raise OSError(errno.ENOSPC, text, os.path.dirname(part))
+    return {"final": final, "part": part, "have": have, "whole": False}
 
 
-def _begun(part: str, size: int) -> int:
-    """How much of a file is there, after which it is one that only this user writes."""
+def _open_partial(part: str, size: int) -> int:
+    """Return the length of a partial file, creating it empty if it is absent or not usable."""
+    # A link, a file of another user's or one with a second name could be changed by others
+    # between the check of its SHA-256 and the renaming, so it is replaced.
     try:
-        found = os.lstat(part)
+        status = os.lstat(part)
     except FileNotFoundError:
         pass
     else:
-        own = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
-        if own and found.st_size <= size:
-            return found.st_size
+        regular = stat.S_ISREG(status.st_mode)
+        private = status.st_uid == os.geteuid() and status.st_nlink == 1
+        if regular and private and status.st_size <= size:
+            return status.st_size
         os.unlink(part)
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     return 0
@@ -303,7 +315,7 @@ VERBS = {verb.__name__: verb for verb in (look, append, settle, place, clean, ru
 
 
 def main(request: str) -> None:
-    """Carry out one command: {"verb", and its arguments}. The token is sys.argv[2]."""
+    """Run one command: {"verb", and its arguments}. The token is sys.argv[2]."""
     arguments = json.loads(request)
     for stream in (1, 2):
         _say(stream, "")
@@ -315,6 +327,6 @@ def main(request: str) -> None:
 
 
 def _say(stream: int, text: str) -> None:
-    # Nobody may be listening any more; what came until then is still of use.
+    # The link may be gone already; the command's effects are still useful to the next one.
     with suppress(BrokenPipeError):
         os.write(stream, f"\n{sys.argv[2]}{text}\n".encode())

@@ -1,4 +1,4 @@
-"""A file comes to a device whole, however often the link is cut."""
+"""Transfer of a file to a device, which resumes after each cut of the link."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgepack.device.ssh.faults import LinkDown
 from edgepack.device.ssh.link import Link
 from edgepack.errors import DeviceError
 
-# Attempts in a row that brought less than STEP bytes, after which it is given up.
+# Consecutive attempts with less than STEP bytes of progress before the transfer is given up.
 TRIES, STEP = 3, 1 << 16
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A file on a device, its SHA-256 checked there.
+    """File on a device, with its SHA-256 verified there.
 
     Attributes:
-        path: where it is.
-        part: the same, where it is still to be put in its place.
-        final: its place.
-        bytes: that had to be sent.
-        digest: its SHA-256, in hexadecimal.
+        path: current path.
+        part: the same path if the file is still to be renamed; else "".
+        final: path after the renaming.
+        bytes: number of bytes that had to be sent.
+        digest: SHA-256, in hexadecimal.
     """
 
     path: str
@@ -38,67 +38,77 @@ class Sent:
 def send(
     link: Link,
     file: Path,
-    place: str,
+    target: str,
     note: Callable[[list[str]], None],
     tell: Callable[[str], None],
 ) -> Sent:
-    """Send a file; what is there of it already is not sent again.
+    """Send a file, except the part of it that the device already has.
 
     Args:
-        link: to the device.
-        file: here.
-        place: there; "" for edgepack's own folder.
-        note: told of the files there that are to be deleted in the end.
-        tell: told in words how far it is.
+        link: connection to the device.
+        file: the local file.
+        target: path on the device; "" for edgepack's own folder.
+        note: called with paths on the device that are to be deleted in the end.
+        tell: called with each progress message.
 
-    Raises LinkDown with the code `transfer-cut` where it is given up, and DeviceError.
+    Raises LinkDown with the code `transfer-cut` after too many attempts, and DeviceError.
     """
+    # Each round asks for the state, sends the missing bytes and verifies the file:
+    #   look -> have 0        send all; the link is cut after 3 MB
+    #   look -> have 3 MB     progress, so the failures start from 0 again; send the rest
+    #   settle -> held        done
+    # A file with a wrong SHA-256 is deleted by `settle` and sent once more from the start.
     digest, size = files.sha256(file), file.stat().st_size
-    lost, mended, by_sftp = 0, False, True
+    failures, restarted, by_sftp = 0, False, True
     have, first = -STEP, -1
     while True:
         try:
-            tell("looking at what is there")
-            found = link.call("look", place=place, name=file.name, digest=digest, size=size).answer
-            part, final = ("" if found["whole"] else found["part"]), found["final"]
-            # What this command is to delete: never what stands at a place of the user's.
-            note([*([part] if part else []), *([] if place else [final])])
-            first = found["have"] if first < 0 else first
-            lost = 0 if found["have"] - have >= STEP else lost + 1
-            have = found["have"]
-            if have < size and lost >= TRIES:
-                raise _given_up(link, have, size)
-            # Where a login shell prints or sftp is not installed, it brings nothing.
-            by_sftp = by_sftp and not lost
+            tell("checking for an existing file")
+            state = link.call("look", place=target, name=file.name, digest=digest, size=size).answer
+            part, final = state["part"], state["final"]
+            if state["whole"]:
+                part = ""
+            # Files to delete in the end; a file at the user's own path is never among them.
+            note([path for path in (part, "" if target else final) if path])
+            if first < 0:
+                first = state["have"]
+            failures += 1
+            if state["have"] - have >= STEP:
+                failures = 0
+            have = state["have"]
+            if have < size and failures >= TRIES:
+                raise _give_up(link, have, size)
+            # sftp transfers nothing if it is not installed or the login shell prints text.
+            by_sftp = by_sftp and not failures
             if have < size and not _attempt(link, file, part, have, by_sftp, tell):
                 continue
-            name = "" if place else file.name
-            settled = link.call("settle", part=part, final=final, digest=digest, name=name).answer
-            if settled["held"]:
-                return Sent(settled["path"], part if place else "", final, size - first, digest)
-            if mended:
+            name = "" if target else file.name
+            result = link.call("settle", part=part, final=final, digest=digest, name=name).answer
+            if result["held"]:
+                return Sent(result["path"], part if target else "", final, size - first, digest)
+            if restarted:
                 raise DeviceError(
                     "transfer-damaged",
-                    f"{link.address} does not keep what it is sent",
-                    why=f"twice the file had another SHA-256 there than {digest[:16]}",
+                    f"{link.address} does not store the file intact",
+                    why=f"its SHA-256 there differed twice from {digest[:16]}",
                     hint="check its storage",
                 )
-            # What was there before was of no use.
-            mended, have, first = True, -STEP, -1
+            # The partial file was damaged, so the transfer starts again from 0.
+            restarted, have, first = True, -STEP, -1
         except LinkDown as down:
-            lost += 1
+            failures += 1
             if not link.opened or down.code == "transfer-cut":
                 raise
-            if lost >= TRIES:
-                raise _given_up(link, max(have, 0), size) from down
-            tell(f"the link was cut; attempt {lost + 1} of {TRIES}")
-            time.sleep(lost)
+            if failures >= TRIES:
+                raise _give_up(link, max(have, 0), size) from down
+            tell(f"the link was cut; attempt {failures + 1} of {TRIES}")
+            time.sleep(failures)
 
 
 def _attempt(
     link: Link, file: Path, part: str, have: int, by_sftp: bool, tell: Callable[[str], None]
 ) -> bool:
-    """Send the rest once; whether it seems to have come."""
+    """Try to send the missing end once; return True if it seems complete."""
     size = file.stat().st_size
 
     def watch(position: int) -> None:
@@ -110,7 +120,7 @@ def _attempt(
     try:
         link.call("append", part=part, offset=have, stdin=_rest(file, have, watch))
     except DeviceError as error:
-        # What came in that time is there; more may come.
+        # The bytes that arrived in time are stored, so another attempt can continue.
         if error.code == "device-timeout":
             return False
         raise
@@ -118,7 +128,7 @@ def _attempt(
 
 
 def _rest(file: Path, offset: int, watch: Callable[[int], None]) -> Iterator[bytes]:
-    """A file's bytes from an offset on, piece by piece."""
+    """Read a file from an offset on, piece by piece."""
     with file.open("rb") as source:
         source.seek(offset)
         while piece := source.read(STEP):
@@ -126,11 +136,10 @@ def _rest(file: Path, offset: int, watch: Callable[[int], None]) -> Iterator[byt
             watch(source.tell())
 
 
-def _given_up(link: Link, have: int, size: int) -> LinkDown:
+def _give_up(link: Link, have: int, size: int) -> LinkDown:
     return LinkDown(
         "transfer-cut",
         f"the file could not be sent to {link.address}",
-        why=f"the link was cut again and again; {TRIES} times in a row nothing more came through\n"
-        f"{have:,} of {size:,} bytes are there",
-        hint="when the link is better, the same command goes on where this one stopped",
+        why=f"{TRIES} consecutive attempts made no progress\n{have:,} of {size:,} bytes are there",
+        hint="run the same command again when the link is better; the transfer resumes",
     )
