@@ -89,6 +89,8 @@ def find(target: str) -> Path:
     profiles = shipped()
     if target in profiles:
         return profiles[target]
+    # A path to a .toml is returned even if it does not exist, so that `read` reports the file and
+    # not an unknown profile.
     path = Path(target)
     if path.suffix == ".toml" or path.is_file():
         return path
@@ -111,6 +113,7 @@ def read(path: Path, _depth: int = 0) -> dict[str, Any]:
         raise _cannot_extend(path, f"extends is {base!r}")
     if _depth >= MAX_EXTENDS:
         raise _cannot_extend(path, f"more than {MAX_EXTENDS} profiles extend each other")
+    # A profile beside this one takes precedence over a shipped profile of the same name.
     beside = path.parent / base
     return _merge(read(beside if beside.is_file() else find(base), _depth + 1), profile)
 

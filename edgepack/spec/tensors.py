@@ -16,6 +16,7 @@ LARGEST = 2**31 - 1
 # numpy has no bfloat16, so such an input is fed as float32 and the network is cast up.
 _CAST_UP = {"bfloat16": "float32"}
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# At most 18 digits, since Python converts longer numbers in quadratic time.
 _SIZE = re.compile(r"[0-9]{1,18}\Z")
 
 
@@ -30,6 +31,8 @@ class Span:
         usual: the size to optimize for.
     """
 
+    # Span(1, 8, 32) is the batch of a TensorRT engine that accepts 1 to 32 samples and is
+    # optimized for 8; Span(8, 8, 8) fixes it.
     least: int
     usual: int
     most: int

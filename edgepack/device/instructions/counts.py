@@ -149,7 +149,7 @@ def _escape(path: Path) -> str:
 
 
 def _parse_region(line: str) -> Region:
-    # {"dot sdot": 18432, "other add": 52011} gives {("dot", "sdot"): 18432, ...}.
+    # {"dot sdot": 18432, "memory other": 52011} gives {("dot", "sdot"): 18432, ...}.
     region = {}
     for name, instructions in json.loads(line).items():
         group, kind = name.split()
