@@ -1,4 +1,4 @@
-"""The loader: shipped inside every bundle; numpy and one engine, nothing else.
+"""Loader that ships inside every bundle; it needs numpy and one engine, nothing else.
 
     import sys
     sys.path.insert(0, "model.edgepack")
@@ -7,7 +7,7 @@
     model = load()
     outputs = model(image=array)
 
-Every error is one of `runtime.errors`.
+Errors are instances of `runtime.errors.EdgepackError`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["Model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # numpy is imported when a model is loaded, not when an error is named.
+    # `from runtime.errors import BundleError` must work without numpy, so numpy is imported only
+    # with `load` or `Model`.
     if name in __all__:
         from . import model
 

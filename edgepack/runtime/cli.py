@@ -1,6 +1,6 @@
-"""What `python3 BUNDLE` understands. Human text goes to stderr, `--json` to stdout.
+"""Command line of `python3 BUNDLE`: messages go to stderr, `--json` to stdout.
 
-Exit status: 0 done, 1 a gate was missed, 2 it could not run.
+Exit status: 0 done, 1 a gate was missed, 2 the command could not run.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .origin import origin
 from .parity.gates import describe_gate
 from .streams import flush_streams, printable, reserve_stdout, restore_streams, say, show, tell
 
-# `info` tells what to install, so it must run before anything is: all that needs numpy is
-# imported by the commands that compute.
+# `info` lists the packages to install, so it must work before any is installed: the modules that
+# need numpy are imported inside the commands that compute.
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option as an error, and its help as a result."""
+    """Parser that raises InputError for a wrong option and prints its help as a result."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError("usage", printable(message), hint="{} --help".format(self.prog))
@@ -57,46 +57,46 @@ def _threads(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python3 BUNDLE", description="An edgepack bundle: a model that proves itself."
+        prog="python3 BUNDLE", description="Run, verify and measure the model in this bundle."
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    add = commands.add_parser("verify", help="prove that this device computes what was built")
+    add = commands.add_parser("verify", help="check this device's answers against the build's")
     # The build streams its evaluation set through standard input.
     add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
     add.add_argument(
         "--samples", type=_samples, default=0, metavar="N", help="default: all reference samples"
     )
     add.set_defaults(act=_verify)
-    add = commands.add_parser("run", help="outputs on an .npz of samples")
+    add = commands.add_parser("run", help="compute the outputs for an .npz of samples")
     add.add_argument("--input", default="", metavar="NPZ", help="default: the reference samples")
     add.add_argument("--output", required=True, metavar="NPZ")
     add.set_defaults(act=_run)
-    add = commands.add_parser("bench", help="single-stream latency on this device")
+    add = commands.add_parser("bench", help="measure single-stream latency on this device")
     add.add_argument("--length", choices=sorted(LENGTHS), default="quick")
-    add.add_argument("--against", default="", metavar="ONNX", help="measure it side by side")
+    add.add_argument("--against", default="", metavar="ONNX", help="model to compare with")
     add.set_defaults(act=_bench)
-    add = commands.add_parser("info", help="what the bundle is and needs")
+    add = commands.add_parser("info", help="show the bundle's contents and requirements")
     add.add_argument("--requirements", action="store_true", help="print requirements.txt")
     add.set_defaults(act=_info)
-    add = commands.add_parser("setup", help="numpy and the engine from the bundle, no network")
+    add = commands.add_parser("setup", help="install the bundle's wheels, without network")
     add.add_argument("folder", metavar="DIR", help="the environment's folder")
     add.set_defaults(act=_setup)
     add = commands.add_parser("finish", help="build the TensorRT engine on this device")
-    add.add_argument("--force", action="store_true", help="also where there is one already")
+    add.add_argument("--force", action="store_true", help="rebuild an engine that exists")
     add.set_defaults(act=_finish)
     for name in ("verify", "run"):
-        # The build host runs what is meant for another processor, or for a GPU.
+        # The build host runs bundles for other processors and for GPUs on its own CPU.
         commands.choices[name].add_argument(
             "--stand-in", action="store_true", help=argparse.SUPPRESS
         )
     for name in ("verify", "run", "bench"):
         commands.choices[name].add_argument(
-            "--variant", default="", metavar="NAME", help="default: the best that fits (info)"
+            "--variant", default="", metavar="NAME", help="default: the best that fits, see info"
         )
-    # What the build asks; not for people, so it has no help.
+    # Called by the build, not by people, so it has no help.
     add = commands.add_parser("device")
     add.set_defaults(act=_device)
-    # What the counter of instructions asks.
+    # Called by the instruction counter of `edgepack bench --instructions`.
     add = commands.add_parser("marked")
     add.add_argument("--repeats", type=int, required=True)
     add.add_argument("--against", default="")
@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         sub.add_argument("--threads", type=_threads, default=0, help="default: every physical core")
-    # One turn of `bench`, in a process of its own.
+    # Each round of `bench` runs in a separate process.
     turn = commands.add_parser("bench-turn")
     turn.add_argument("--queries", type=int, required=True)
     turn.add_argument("--seconds", type=float, required=True)
@@ -116,47 +116,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _engine(variant: Dict[str, Any], here: Dict[str, Any]) -> str:
-    """The engine that ran, its version, and the GPU that it ran on."""
+def _engine(variant: Dict[str, Any], device: Dict[str, Any]) -> str:
+    """Return the engine that ran, its version, and its GPU, in words."""
     if variant["engine"] == TENSORRT:
-        return f"TensorRT {here['tensorrt']} on {here['gpu']}"
-    on = f" on {here['gpu']}" if variant["engine"] == CUDA else ""
-    return f"onnxruntime {here['onnxruntime']}{on}"
+        return f"TensorRT {device['tensorrt']} on {device['gpu']}"
+    if variant["engine"] == CUDA:
+        return f"onnxruntime {device['onnxruntime']} on {device['gpu']}"
+    return f"onnxruntime {device['onnxruntime']}"
 
 
 def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands.verify import verify
 
-    stream = sys.stdin.buffer if options.evaluation else None
     verdict = verify(
         bundle,
-        evaluation=stream,
+        evaluation=sys.stdin.buffer if options.evaluation else None,
         threads=options.threads,
         stand_in=options.stand_in,
         variant=options.variant,
         samples=options.samples,
     )
-    here = verdict["device"]
+    device = verdict["device"]
     say(
         *aloud(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
         f"SHA-256 {verdict['bundle']['sha256']}",
-        f"on {here['cpu']} ({here['arch']}), Python {here['python']}, "
-        + _engine(verdict["variant"], here),
+        f"on {device['cpu']} ({device['arch']}), Python {device['python']}, "
+        + _engine(verdict["variant"], device),
         f"integrity: {verdict['integrity']['files']} files, "
-        f"{verdict['integrity']['bytes']:,} bytes, every hash holds",
+        f"{verdict['integrity']['bytes']:,} bytes, all hashes match",
     )
     for question, subject in (("fidelity", "build host"), ("quality", "original model")):
-        found = verdict[question]
-        if found is None:
+        answers = verdict[question]
+        if answers is None:
             continue
-        say(f"{question}, against the {subject}, {found['samples']} {found['on']} samples:")
-        say(*("  " + describe_gate(gate) for gate in found["gates"]))
+        say(f"{question}, against the {subject}, {answers['samples']} {answers['on']} samples:")
+        say(*("  " + describe_gate(gate) for gate in answers["gates"]))
     say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
     if not verdict["proven"]:
         say(UNPROVEN)
-    return verdict, 0 if verdict["passed"] else 1
+    return verdict, int(not verdict["passed"])
 
 
 def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
@@ -167,44 +167,51 @@ def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int
     )
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
-    ran = choice.to_json()
-    say(*aloud(ran), *(f"{name}: {found[0]} {tuple(found[1:])}" for name, found in shapes.items()))
+    variant = choice.to_json()
+    say(*aloud(variant))
+    say(*(f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()))
     say(f"written: {options.output}")
-    return {"output": options.output, "outputs": shapes, "variant": ran}, 0
+    return {"output": options.output, "outputs": shapes, "variant": variant}, 0
 
 
 def _ms(value: Optional[float]) -> str:
-    return "too few queries" if value is None else f"{value:.3f} ms"
+    if value is None:
+        return "too few queries"
+    return f"{value:.3f} ms"
 
 
 def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    found = bench(
+    report = bench(
         bundle,
         length=options.length,
         against=options.against,
         threads=options.threads,
         variant=options.variant,
     )
-    say(*aloud(found["variant"]))
+    say(*aloud(report["variant"]))
     for name, title in (("model", "this bundle"), ("original", "the other model")):
-        if found[name]:
+        if report[name]:
             say(
-                f"{title}: p50 {_ms(found[name]['p50'])}, p90 {_ms(found[name]['p90'])}, "
-                f"{found[name]['queries']} queries"
+                f"{title}: p50 {_ms(report[name]['p50'])}, p90 {_ms(report[name]['p90'])}, "
+                f"{report[name]['queries']} queries"
             )
-    if found["ratio"]:
-        faster = "faster" if found["ratio"] >= 1 else "SLOWER"
-        about = "about " if found["disturbed"] else ""
-        digits = 1 if found["disturbed"] else 2
-        factor = max(found["ratio"], 1 / found["ratio"])
-        say(f"this bundle is {about}{factor:.{digits}f}x {faster}")
-    if found["disturbed"]:
-        say(f"disturbed: {'; '.join(found['disturbed'])}; measure again on a quiet machine")
-    return found, 0
+    if report["ratio"]:
+        say(_comparison(report["ratio"], bool(report["disturbed"])))
+    if report["disturbed"]:
+        say(f"disturbed: {'; '.join(report['disturbed'])}; measure again on an idle machine")
+    return report, 0
+
+
+def _comparison(ratio: float, disturbed: bool) -> str:
+    """Return the speed-up in words; a disturbed one with fewer digits."""
+    # A ratio of 0.5 reads better as "2.00x SLOWER".
+    factor = max(ratio, 1 / ratio)
+    about = f"about {factor:.1f}x" if disturbed else f"{factor:.2f}x"
+    return f"this bundle is {about} {'faster' if ratio >= 1 else 'SLOWER'}"
 
 
 def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    found = child(
+    turn = child(
         bundle,
         options.against,
         options.queries,
@@ -213,7 +220,7 @@ def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
         options.variant,
         options.cuda,
     )
-    return found, 0
+    return turn, 0
 
 
 def _marked(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
@@ -250,13 +257,14 @@ def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
 def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands.setup import setup
 
-    found = setup(bundle, options.folder)
+    report = setup(bundle, options.folder)
+    packages = sorted(report["packages"].items())
     say(
-        ("ready: " if found["made"] else "ready, as it was: ") + found["environment"],
-        "has    " + ", ".join(f"{k} {v}" for k, v in sorted(found["packages"].items())),
-        f"next:  {found['python']} {bundle} verify",
+        ("ready: " if report["made"] else "ready, unchanged: ") + report["environment"],
+        "has    " + ", ".join(f"{name} {version}" for name, version in packages),
+        f"next:  {report['python']} {bundle} verify",
     )
-    return found, 0
+    return report, 0
 
 
 def _require_numpy() -> None:
@@ -267,27 +275,28 @@ def _require_numpy() -> None:
             "numpy-missing",
             "numpy cannot be imported on this device",
             why=str(error),
-            hint="pip install the versions in the bundle's requirements.txt:\n"
+            hint="install the versions in the bundle's requirements.txt:\n"
             "python3 BUNDLE info --requirements > requirements.txt",
         ) from error
 
 
 def main(arguments: Optional[List[str]] = None, bundle: str = "") -> int:
-    """Run one command; returns the exit status.
+    """Run one command and return the exit status.
 
     Args:
-        arguments: of the command line; None takes the process's own.
-        bundle: the file to serve; "" takes the one that this loader came in.
+        arguments: of the command line; None for those of the process.
+        bundle: the file to serve; "" for the bundle that contains this loader.
     """
     restore_streams()
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
     return flush_streams(_run_command(arguments, bundle))
 
 
 def _run_command(arguments: List[str], bundle: str) -> int:
     """Run one command and report its error; every exception becomes an exit status.
 
-    Python would end with 1 where an exception goes unhandled, which means a missed gate.
+    Python exits with 1 after an unhandled exception, and here 1 means a missed gate.
     """
     bundle_state = BundleState.read(bundle or origin())
     as_json = "--json" in arguments or arguments[:1] == ["bench-turn"]
@@ -298,8 +307,8 @@ def _run_command(arguments: List[str], bundle: str) -> int:
             return 2
         with reserve_stdout():
             return _act(options, bundle)
-    except SystemExit as ended:  # after `--help`
-        return int(ended.code or 0)
+    except SystemExit as error:  # after `--help`
+        return int(error.code or 0)
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
@@ -320,7 +329,7 @@ def _act(options: argparse.Namespace, bundle: str) -> int:
 
 def _report_error(error: EdgepackError, as_json: bool) -> int:
     if as_json:
-        # If standard output is what failed, standard error alone carries the error.
+        # If standard output itself failed, only standard error can carry the error.
         with suppress(EdgepackError):
             show(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
     tell(str(error))

@@ -3,8 +3,8 @@
 EdgepackError                exit 2: could not run
 ├── BundleError              the file is not an intact bundle
 ├── DeviceError              this device cannot run the bundle
-├── InputError               what was fed does not fit the model's inputs
-└── GateError                exit 1: it ran, and a gate was missed
+├── InputError               the input does not fit the model
+└── GateError                exit 1: the bundle ran and missed a gate
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from typing import Dict
 
 
 class EdgepackError(Exception):
-    """Something that the user must know: what happened, why, and what to do.
+    """Error that is shown to the user with its cause and a remedy.
 
     Args:
         code: stable identifier, lower case with hyphens; scripts may match on it.
-        what: one sentence, what could not be done.
-        why: the cause, with the values that were found.
-        hint: the next thing to do.
+        what: one sentence that names the failure.
+        why: the cause, with the values that were measured or read.
+        hint: the next thing for the user to do.
     """
 
     exit_code = 2
 
     def __init__(self, code: str, what: str, *, why: str = "", hint: str = "") -> None:
-        # With these two, and the rest from its attributes, a copy is made in another process.
+        # Pickle rebuilds an exception from these arguments and then restores its attributes, so
+        # the error can cross to another process.
         super().__init__(code, what)
         self.code = code
         self.what = what
@@ -33,7 +34,8 @@ class EdgepackError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        # One line, so that no name in it can pass for a line of its own.
+        # A file name may contain a newline: joining the lines keeps it from imitating the
+        # "why:" or "hint:" line.
         lines = ["error[{}]: {}".format(self.code, " ".join(self.what.splitlines()))]
         for label, text in (("why: ", self.why), ("hint:", self.hint)):
             if text:
@@ -43,23 +45,23 @@ class EdgepackError(Exception):
         return "\n".join(lines)
 
     def to_json(self) -> Dict[str, str]:
-        """The same four fields, for `--json`."""
+        """Return the four fields for `--json`."""
         return {"code": self.code, "what": self.what, "why": self.why, "hint": self.hint}
 
 
 class BundleError(EdgepackError):
-    """The file is not an intact bundle."""
+    """Not an intact bundle."""
 
 
 class DeviceError(EdgepackError):
-    """This device cannot run the bundle."""
+    """Bundle that this device cannot run."""
 
 
 class InputError(EdgepackError):
-    """What was fed does not fit the model's inputs."""
+    """Input that does not fit the model."""
 
 
 class GateError(EdgepackError):
-    """The bundle ran, and a gate was missed."""
+    """Gate that was missed by a bundle that ran."""
 
     exit_code = 1

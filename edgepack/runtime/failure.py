@@ -1,4 +1,4 @@
-"""Which error to report for an exception that no command foresaw."""
+"""Choose the error to report for an exception that no command foresaw."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .errors import BundleError, DeviceError, EdgepackError
 
 
 class BundleState(NamedTuple):
-    """What tells one state of the bundle's file from another.
+    """Fingerprint of the bundle's file, to detect that it changed during a command.
 
     Attributes:
         path: the bundle's file.
-        stamp: its inode, size and time of change; empty where it cannot be read.
+        stamp: its inode, size and time of change; empty if it cannot be read.
     """
 
     path: str
@@ -24,7 +24,7 @@ class BundleState(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> BundleState:
-        """Look at the file as it is now."""
+        """Return the present state of a file."""
         try:
             status = os.stat(path)
         except OSError:
@@ -36,9 +36,9 @@ def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
     """Return the error to report in place of `error`.
 
     Args:
-        error: an exception that is no EdgepackError.
-        before: the bundle's file as it was when the command began. Modules are imported from it as
-            they are needed, so a file that was rewritten meanwhile fails in any of them.
+        error: an exception other than an EdgepackError.
+        before: state of the bundle's file when the command began. Modules are imported from it on
+            demand, so a file that was rewritten meanwhile can fail in any of them.
     """
     if isinstance(error, MemoryError):
         return DeviceError(
@@ -52,7 +52,7 @@ def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
             "bundle-changed",
             "the bundle was changed while it was in use",
             why="{}: {}".format(type(error).__name__, error),
-            hint="run it again once it is written; copy to another name, then rename",
+            hint="run the command again; to replace a bundle, copy to another name and rename",
         )
     return _damage(before.path) or EdgepackError(
         "internal-error",
@@ -63,7 +63,7 @@ def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
 
 
 def _damage(path: str) -> Optional[BundleError]:
-    """Return what is wrong with a bundle, if anything."""
+    """Return the error for a damaged bundle; None for an intact one."""
     if not os.path.isfile(path):
         return None
     try:
@@ -75,7 +75,7 @@ def _damage(path: str) -> Optional[BundleError]:
 
 
 def _raised_at(error: Exception) -> str:
-    """Return the line of the loader nearest to where an exception was raised."""
+    """Return the innermost line of the loader in the traceback of an exception."""
     trace, position = error.__traceback__, ""
     while trace is not None:
         name = trace.tb_frame.f_globals.get("__name__", "")

@@ -1,4 +1,4 @@
-"""`load`: from a bundle to something that can be called."""
+"""`load`: turn a bundle into a callable model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .device.here import Here, find_sealed
 from .device.variants import Choice, aloud, choose, standing_in
 from .errors import DeviceError, EdgepackError
 
-# Not once a call has failed: the bundle may have been moved or replaced by then.
+# Imported up front, not once a call has failed: the bundle may be moved or replaced by then.
 from .session.feeds import explain, ties
 from .tensor import Tensor
 
@@ -25,17 +25,17 @@ class Session(Protocol):
     """A model in its engine."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
-        """One inference: arrays by input name in, arrays by output name out."""
+        """Run one inference: arrays by input name in, arrays by output name out."""
 
 
 class Model:
-    """A model, loaded from its bundle: `outputs = model(image=array)`.
+    """Model loaded from its bundle: `outputs = model(image=array)`.
 
     Attributes:
         index: the bundle's index.
         inputs: name, element type and shape of every input.
         outputs: the same of every output.
-        choice: the variant that runs, and why no better one does.
+        choice: the variant that runs, and the reasons against better ones.
     """
 
     def __init__(self, index: Index, session: Session, choice: Choice) -> None:
@@ -48,31 +48,31 @@ class Model:
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
 
     def __call__(self, **inputs: np.ndarray) -> Dict[str, np.ndarray]:
-        """One inference, inputs by name; returns the outputs by name.
+        """Run one inference on inputs by name; return the outputs by name.
 
-        Raises InputError where an input is missing, unknown, or of another type or shape.
+        Raises InputError if an input is missing, unknown, or of another type or shape.
         """
         return self.run(inputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
-        """The same, for input names that are not Python identifiers.
+        """Run one inference; takes input names that are not Python identifiers too.
 
-        Raises InputError likewise, and DeviceError where the engine fails on inputs that fit.
+        Raises InputError as a call does, and DeviceError if the engine fails on inputs that fit.
         """
         try:
-            # The two things that the engine does not check. It would take bytes in the other order
-            # as they are, and crash on text that is no text;
+            # The engine leaves two faults unchecked. It would read a big-endian array as if it
+            # were little-endian, and crash on strings;
             for name, dtype in self._dtypes.items():
                 if inputs[name].dtype != dtype:
                     raise TypeError("an input has another element type")
-            # and a batch of 1 beside one of 2 goes through whatever repeats the shorter.
-            for one, axis, other, place in self._ties:
-                if inputs[one].shape[axis] != inputs[other].shape[place]:
+            # and a batch of 1 beside a batch of 2 passes every operator that broadcasts.
+            for name, axis, second, second_axis in self._ties:
+                if inputs[name].shape[axis] != inputs[second].shape[second_axis]:
                     raise TypeError("two axes of one name differ in size")
             return self._session.run(inputs)
         except Exception as error:
-            # The engine checks what it is fed, so the good call pays for no second check; only
-            # a failed one is looked at, to say what was wrong with it.
+            # The engine checks its feeds, so a valid call pays for no second check; a failed call
+            # is examined to name the input that is wrong.
             fault = explain(inputs, self.inputs)
             if fault is not None:
                 raise fault from error
@@ -82,8 +82,8 @@ class Model:
                 "engine-failed",
                 "{} failed on inputs that fit the model".format(self.choice.taken().engine),
                 why=str(error).strip(),
-                hint="python3 BUNDLE verify tells whether the bundle runs here at all; a batch of "
-                "another size may need less memory",
+                hint="python3 BUNDLE verify shows if the bundle runs here at all; a smaller batch "
+                "may need less memory",
             ) from error
 
 
@@ -95,18 +95,18 @@ def open_model(
     stand_in: bool = False,
     variant: str = "",
 ) -> Model:
-    """Take the best variant that fits this device, prove its bytes, and start its engine.
+    """Choose the best variant that fits this device, check its bytes, and start its engine.
 
     Args:
         archive: the open bundle.
         index: of it.
         threads: threads within an operator; 0 takes every physical core.
-        stand_in: this is the build host and stands in for the device: its processor may be another,
+        stand_in: this is the build host and stands in for the device: its processor may differ,
             and the ONNX runs in onnxruntime on the CPU.
-        variant: the name of the one that is to run; "" for the best.
+        variant: the name of the variant to run; "" for the best.
 
-    Raises BundleError where the file is not intact, DeviceError where this device cannot run it,
-    InputError where there is no such variant.
+    Raises BundleError if the file is not intact, DeviceError if this device cannot run it,
+    InputError if there is no such variant.
     """
     here = Here(index)
     machine.require(index.device, here, any_arch=stand_in)
@@ -121,7 +121,7 @@ def open_model(
         try:
             return Model(index, _start(choice, archive, index, threads), choice)
         except DeviceError as error:
-            # What does not start does not fit; the next is tried, and this one's reason told.
+            # A variant that does not start does not fit: record the reason and try the next one.
             refused[name] = error
 
 
@@ -135,8 +135,8 @@ def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Sess
         if for_gpu:
             from .session.rounding import rounded
 
-            # The CPU takes a GPU's place, and would leave out the roundings of fp16; its integer
-            # kernels would saturate where a GPU's do not.
+            # A CPU that replaces a GPU must round like one: by default onnxruntime skips the
+            # roundings of fp16, and its integer kernels saturate differently.
             model = rounded(model)
         session = OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
         session.require_signature(index.inputs, index.outputs)
@@ -153,15 +153,15 @@ def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Sess
 def load(
     path: "str | os.PathLike[str] | None" = None, *, threads: int = 0, variant: str = ""
 ) -> Model:
-    """Load a bundle.
+    """Load a bundle and start the best variant that fits this device.
 
     Args:
-        path: the .edgepack file; without it, the bundle that this loader came in.
+        path: the .edgepack file; None for the bundle that contains this loader.
         threads: threads within an operator; 0 takes every physical core.
-        variant: the name of the variant that is to run; "" for the best that fits.
+        variant: the name of the variant to run; "" for the best that fits.
 
-    Warns where it is not the engine that the bundle was made for. Raises BundleError where the
-    file is not intact, DeviceError where this device cannot run it.
+    Warns if the model runs in another engine than the bundle was built for. Raises BundleError if
+    the file is not intact, DeviceError if this device cannot run it.
     """
     with Archive(os.fspath(path) if path is not None else own_bundle()) as archive:
         model = open_model(archive, read_index(archive), threads, variant=variant)

@@ -7,7 +7,7 @@ from typing import List
 
 
 def origin() -> str:
-    """The bundle that holds this loader, or the folder that does: an entry of `sys.path`."""
+    """Return the bundle or folder that contains this loader: an entry of `sys.path`."""
     path = os.path.abspath(__file__)
     for _ in __name__.split("."):
         path = os.path.dirname(path)
@@ -15,10 +15,12 @@ def origin() -> str:
 
 
 def program(bundle: str) -> List[str]:
-    """Return what Python is to run, after its flags, so that this loader serves a bundle.
+    """Return the arguments, after Python's flags, that start this loader on a bundle.
 
-    A loader that came in a bundle is that file. The build host has its own in a folder, which
-    takes the bundle as the first argument and runs none of its code.
+    A loader inside a bundle is started by running that file. The build host's own copy lies in a
+    folder; it takes the bundle as its first argument and runs none of the bundle's code.
     """
     path = origin()
-    return [path] if os.path.isfile(path) else [path, bundle]
+    if os.path.isfile(path):
+        return [path]
+    return [path, bundle]

@@ -1,4 +1,4 @@
-"""Plain files, opened without ever waiting for a writer.
+"""Regular files, opened without ever waiting for a writer.
 
 A named pipe blocks whoever opens it until somebody writes into it, and a device such as /dev/zero
 never ends. Every path that a user or a model names is therefore opened here: without blocking, and
@@ -20,12 +20,12 @@ def open_descriptor(path: "os.PathLike[str] | str", flags: int = os.O_RDONLY) ->
 
     Raises OSError; with the text `NOT_PLAIN` for a folder, a named pipe, a socket or a device.
     """
-    # A device is not even opened: opening a tape rewinds it.
+    # A device is refused before it is opened: merely opening a tape rewinds it.
     _require_regular(path, os.stat(path).st_mode)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     descriptor = os.open(path, flags)
     try:
-        # Another file may have taken its place since.
+        # Another file may have replaced it between the check and the opening.
         _require_regular(path, os.fstat(descriptor).st_mode)
     except BaseException:
         os.close(descriptor)
@@ -39,7 +39,7 @@ def open_plain(path: "os.PathLike[str] | str") -> BinaryIO:
 
 
 def read_plain(path: "os.PathLike[str] | str", limit: Optional[int] = None) -> bytes:
-    """Read a regular file of at most `limit` bytes. Raises OSError, EFBIG where it is longer."""
+    """Read a regular file of at most `limit` bytes. Raises OSError, EFBIG if it is longer."""
     with open_plain(path) as file:
         if limit is None:
             return file.read()

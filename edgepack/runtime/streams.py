@@ -1,8 +1,8 @@
-"""Standard error speaks to people, standard output carries the result and nothing else.
+"""Standard streams: messages for people on standard error, only the result on standard output.
 
-Python flushes both once more when it ends, and exits with 120 where that fails: a status that no
-script expects. Whatever fails here is therefore pointed at the null device, and the exit status
-stays the one that the command returned.
+Python flushes both once more when it ends, and exits with 120 if that fails: a status that no
+script expects. A stream that fails is therefore redirected to the null device, and the exit
+status stays the one that the command returned.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, Dict, Iterator
 from .errors import EdgepackError, InputError
 
 _UNWRITABLE = 2
-# "stream": standard output, while `reserve_stdout` keeps everything else away from it.
+# Holds standard output under "stream" while `reserve_stdout` redirects all other writes.
 _RESERVED: Dict[str, Any] = {}
 
 
 def printable(text: str) -> str:
-    """Return one line of `text` without what steers a terminal or reorders a line.
+    """Return `text` as one line with terminal controls and reordering marks escaped.
 
-    Control characters (escape sequences among them), surrogates and the marks that change the
-    direction of text come out as `\\x1b`, `\\u202e` and so on; newlines and tabs as spaces.
+    Control characters (so also escape sequences), surrogates and the marks that change the
+    direction of text become `\\x1b`, `\\u202e` and so on; newlines and tabs become spaces.
     """
     return "".join(map(_printable, text))
 
@@ -40,17 +40,17 @@ def _printable(char: str) -> str:
 def restore_streams() -> None:
     """Replace every standard stream that was closed before this program began.
 
-    The next file that is opened would get the number of a closed one, and what an engine prints
-    would land in it. A closed output refuses what is written, as it did before.
+    Otherwise the next file to be opened would get the descriptor of a closed stream, and an
+    engine's messages would land in that file. A closed output still refuses to be written.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, flags)
-            if opened != descriptor:
-                os.dup2(opened, descriptor)
-                os.close(opened)
+            null = os.open(os.devnull, flags)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
             os.set_inheritable(descriptor, True)
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -58,20 +58,20 @@ def restore_streams() -> None:
             setattr(sys, name, stream)
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:
-        # A locale without a character must not cost the result.
+        # A character that the locale cannot encode must not lose the result.
         reconfigure(errors="backslashreplace")
 
 
 @contextmanager
 def reserve_stdout() -> Iterator[None]:
-    """Keep standard output for `show`; what others write there goes to standard error.
+    """Keep standard output for `show`; redirect all other writes to standard error.
 
-    onnxruntime prints there from Python, and engines do from native code: so it is the descriptor
-    itself that leads elsewhere while the block runs.
+    onnxruntime prints there from Python and engines do from native code, so the descriptor itself
+    is redirected while the block runs.
     """
     stdout = sys.stdout
     if not _is_descriptor(stdout, 1):
-        # The caller captures what Python prints; the descriptor is not ours to move.
+        # The caller captures Python's output (a test, a notebook): leave the descriptor alone.
         _RESERVED["stream"] = stdout
         try:
             with redirect_stdout(sys.stderr):
@@ -104,23 +104,23 @@ def _is_descriptor(stream: Any, descriptor: int) -> bool:
 
 
 def say(*lines: str) -> None:
-    """Print lines for people on standard error. Raises InputError where that cannot be written."""
+    """Print lines for people on standard error. Raises InputError if it cannot be written."""
     if not lines:
         return
     try:
         print("\n".join(map(printable, lines)), file=sys.stderr, flush=True)
     except OSError as error:
-        raise _unwritable("the account", "standard error", sys.stderr, error) from error
+        raise _unwritable("the messages", "standard error", sys.stderr, error) from error
 
 
 def tell(text: str) -> None:
-    """Print an error on standard error; if that fails, the exit status is all that is left."""
+    """Print an error on standard error; if that fails, only the exit status reports it."""
     with suppress(EdgepackError):
         say(*text.split("\n"))
 
 
 def show(text: str) -> None:
-    """Write the result on standard output, whole. Raises InputError where that fails."""
+    """Write the result to standard output and flush it. Raises InputError if that fails."""
     stream: Any = _RESERVED.get("stream", sys.stdout)
     try:
         stream.write(text)
@@ -130,7 +130,7 @@ def show(text: str) -> None:
 
 
 def flush_streams(status: int) -> int:
-    """Flush both streams; return `status`, or 2 where a success could not be written."""
+    """Flush both streams; return `status`, or 2 if a success could not be written."""
     for stream in (sys.stdout, sys.stderr):
         if not _flush(stream):
             status = status or _UNWRITABLE
@@ -147,7 +147,7 @@ def _flush(stream: Any) -> bool:
 
 
 def _discard(stream: Any) -> None:
-    """Send what a failed stream still holds to the null device."""
+    """Redirect a failed stream to the null device and flush its buffer there."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -160,5 +160,5 @@ def _unwritable(subject: str, name: str, stream: Any, error: OSError) -> InputEr
         "output-unwritable",
         "{} cannot be written to {}".format(subject, name),
         why=error.strerror or str(error),
-        hint="check what {} leads to, and the space left there".format(name),
+        hint="check the file or pipe behind {}, and its free space".format(name),
     )

@@ -1,4 +1,4 @@
-"""The name, type and shape of one input or output."""
+"""Name, type and shape of one input or output."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ KINDS = ("scores", "logit", "probability", "classes", "values")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a model.
+    """Input or output of a model.
 
     Attributes:
-        name: as the graph names it.
+        name: its name in the graph.
         dtype: numpy's name of the element type ("float32", "int64", ...).
         shape: a number for a fixed axis, a name for a dynamic one; axes of the same name are
             of the same size.
@@ -39,12 +39,14 @@ class Tensor:
         return len(self.shape)
 
     def to_json(self) -> Dict[str, Any]:
-        """As `bundle.json` and the report hold it."""
-        return {
+        """Return the entry of `bundle.json` and of the report."""
+        document: Dict[str, Any] = {
             "name": self.name,
             "dtype": self.dtype,
             "shape": list(self.shape),
             "kind": self.kind,
-            # The last is where it nearly always is.
-            **({} if self.axis == -1 else {"axis": self.axis}),
         }
+        # The last axis is the default, so it is left out.
+        if self.axis != -1:
+            document["axis"] = self.axis
+        return document

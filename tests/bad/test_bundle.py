@@ -256,7 +256,7 @@ def test_index_whose_digest_is_not_its_own(victim: Path) -> None:
     ("data", "why"),
     [
         (b"[" * 100_000, "nested"),
-        (b'{"format": "edgepack/2", "format": "edgepack/2"}', "twice"),
+        (b'{"format": "edgepack/2", "format": "edgepack/2"}', "repeated"),
         (b'{"format": NaN}', "NaN"),
         (b"\xff\xfe", "JSON"),
         (b"[]", "missing"),

@@ -59,7 +59,7 @@ WRONG: list[tuple[Callable[[dict], Any], str]] = [
     (lambda d: d["variants"].append(d["variants"][1]), "two variants have the same name"),
     (
         lambda d: d["variants"].append({**d["variants"][0], "name": "another"}),
-        "two variants would build their engine on the device",
+        "two variants build their engine on the device",
     ),
     (lambda d: tensorrt_of(d, name="../x"), "variants[0]: its name is '../x'"),
     (lambda d: tensorrt_of(d, name=""), "its name is ''"),
@@ -80,7 +80,7 @@ WRONG: list[tuple[Callable[[dict], Any], str]] = [
     (lambda d: needs_of(d, engine_version=""), "its engine_version is ''"),
     (lambda d: needs_of(d, engine_version=">=10,"), "its engine_version is '>=10,'"),
     (lambda d: needs_of(d, engine_version="10\n"), "its engine_version is '10\\n'"),
-    (lambda d: needs_of(d, driver="535"), "it asks for 'driver', which this loader cannot check"),
+    (lambda d: needs_of(d, driver="535"), "it requires 'driver', which this loader cannot check"),
     (lambda d: d.pop("engine_options"), "the key 'engine_options' is missing"),
     (lambda d: d["engine_options"].update(workspace_mb=-1), "a number is below 0"),
     (lambda d: d["engine_options"].update(dla_core=True), "dla_core: it has the wrong type"),
@@ -138,7 +138,7 @@ def test_a_built_engine_for_whatever_device(needs: dict, document: dict) -> None
     document["content_digest"] = content_digest(document)
     with pytest.raises(BundleError) as caught:
         parse(encode(document))
-    assert "a built engine needs one exact" in caught.value.why
+    assert "a built engine needs an exact" in caught.value.why
 
 
 @pytest.fixture
@@ -215,15 +215,15 @@ HOSTILE: list[tuple[Callable[[Path], Any], str, str]] = [
     (as_pipe, "engine-untrusted", "it is not a regular file"),
     (as_folder, "engine-untrusted", "it is not a regular file"),
     (as_socket, "engine-seal", ""),
-    (lambda path: path.chmod(0o664), "engine-untrusted", "others than its owner may write it"),
-    (lambda path: path.chmod(0o646), "engine-untrusted", "others than its owner may write it"),
+    (lambda path: path.chmod(0o664), "engine-untrusted", "users other than its owner may write it"),
+    (lambda path: path.chmod(0o646), "engine-untrusted", "users other than its owner may write it"),
     (owned_by_another, "engine-untrusted", "it belongs to user 12345"),
     (lambda path: path.write_bytes(b""), "engine-seal", "it has only 0 bytes"),
     (lambda path: path.write_bytes(b"PK" * 50), "engine-seal", "end record"),
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), "engine-seal", ""),
     (flipped, "engine-seal", "engine.plan: its hash is not the one that its key lists"),
     (with_entry("engine.plan", b"short"), "engine-seal", "their sizes are not those"),
-    (with_entry("evil.so", b"code"), "engine-seal", "it holds other files"),
+    (with_entry("evil.so", b"code"), "engine-seal", "its entries are not those of an engine"),
     (with_entry("../evil", b"code"), "engine-seal", "an entry has the name"),
     (key_bytes(b"{}"), "engine-seal", "the key 'format' is missing"),
     (key_bytes(b"[" * 9999), "engine-seal", "nested"),
@@ -234,7 +234,7 @@ HOSTILE: list[tuple[Callable[[Path], Any], str, str]] = [
     (key_with(multiprocessors="16"), "engine-seal", "multiprocessors: it has the wrong type"),
     (key_with(board=False), "engine-seal", "board: it has the wrong type"),
     (key_with(gpu="Another"), "engine-other", "gpu: it was built for Another"),
-    (key_with(tensorrt="10.3"), "engine-other", "tensorrt: it was built for 10.3; here is"),
+    (key_with(tensorrt="10.3"), "engine-other", "tensorrt: it was built for 10.3; this is"),
     (key_with(variant="other"), "engine-other", "variant: it was built for other"),
     (key_with(bundle="0" * 64), "engine-other", "bundle: it was built for 000"),
 ]

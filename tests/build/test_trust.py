@@ -198,7 +198,7 @@ def test_a_report_of_another_bundle_is_refused(signed: Path, tmp_path: Path) -> 
     for data, why in (
         (json.dumps(report).encode(), "of another bundle"),
         (b"[" * 10_000, "nested deeper"),
-        (b'{"bundle": 1, "bundle": 2}', "twice"),
+        (b'{"bundle": 1, "bundle": 2}', "repeated"),
         (b'{"bundle": NaN}', "NaN"),
     ):
         reseal(signed, path, {"report/report.json": data})

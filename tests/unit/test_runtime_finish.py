@@ -55,7 +55,7 @@ def test_finish_and_everything_after_it(gpu_standin: StandIn, tensorrt_bundle: P
     before = gpu_standin.run(tensorrt_bundle, "verify", "--json")
     assert before.returncode == 0
     assert json.loads(before.stdout)["variant"]["name"] == "onnxruntime"
-    assert before.stderr.startswith("FALLBACK: this runs in onnxruntime, not in the engine")
+    assert before.stderr.startswith("FALLBACK: running in onnxruntime, not in the engine")
     assert "python3 BUNDLE finish" in before.stderr
 
     done = gpu_standin.run(tensorrt_bundle, "finish", "--json")
@@ -109,7 +109,7 @@ def test_info_tells_which_and_why(gpu_standin: StandIn, tensorrt_bundle: Path) -
     variant = json.loads(done.stdout)["variant"]
     assert variant["name"] == "onnxruntime"
     assert [passed["code"] for passed in variant["passed_over"]] == ["engine-unfinished"]
-    assert "not taken: its engine has not been built on this device yet" in done.stderr
+    assert "skipped: its engine has not been built on this device yet" in done.stderr
     assert gpu_standin.run(tensorrt_bundle, "finish").returncode == 0
     done = gpu_standin.run(tensorrt_bundle, "info")
     assert "runs here, with the engine finished on this device" in done.stderr
@@ -126,7 +126,7 @@ def test_a_second_finish_does_nothing(
     again = gpu_standin.run(tensorrt_bundle, "finish", "--json", STANDIN_MARK=str(mark))
     assert again.returncode == 0
     assert not json.loads(again.stdout)["built"]
-    assert again.stderr.startswith("finished before: ")
+    assert again.stderr.startswith("already finished: ")
     assert marks(mark) == []
     assert sealed(tensorrt_bundle).read_bytes() == before
     assert not part(tensorrt_bundle).exists()
@@ -145,9 +145,9 @@ def test_force_builds_anew_with_the_timing_cache(
 @pytest.mark.parametrize(
     ("variables", "named", "cache"),
     [
-        ({"STANDIN_GPU": "Another"}, "gpu: it was built for Stand-in Orin; here is", "without"),
-        ({"STANDIN_SMS": "8"}, "multiprocessors: it was built for 16; here is 8", "without"),
-        ({"STANDIN_TENSORRT": "10.3.1"}, "tensorrt: it was built for 10.3.0; here is", "without"),
+        ({"STANDIN_GPU": "Another"}, "gpu: it was built for Stand-in Orin; this is", "without"),
+        ({"STANDIN_SMS": "8"}, "multiprocessors: it was built for 16; this is 8", "without"),
+        ({"STANDIN_TENSORRT": "10.3.1"}, "tensorrt: it was built for 10.3.0; this is", "without"),
         ({"STANDIN_CAPABILITY": "8.6"}, "compute_capability: it was built for 8.7", "without"),
         ({}, "", ""),
     ],
@@ -270,7 +270,7 @@ def test_load_warns_of_a_fallback(gpu_standin: StandIn, tensorrt_bundle: Path) -
 
     done = loaded("")
     assert done.stdout == "onnxruntime\n"
-    assert "RuntimeWarning: FALLBACK: this runs in onnxruntime" in done.stderr
+    assert "RuntimeWarning: FALLBACK: running in onnxruntime" in done.stderr
     assert gpu_standin.run(tensorrt_bundle, "finish").returncode == 0
     done = loaded("")
     assert (done.stdout, done.stderr) == ("tensorrt\n", "")

@@ -77,8 +77,8 @@ def test_without_a_driver() -> None:
     [
         ({"STANDIN_GPU": ""}, "cuInit: error 100 no CUDA-capable device is detected"),
         ({"STANDIN_FAIL": "cuInit"}, "cuInit: error 2 stand-in error"),
-        ({"STANDIN_CRASH": "cuInit"}, "looking ended with signal 11 (SIGSEGV)"),
-        ({"STANDIN_CRASH": "cuDeviceGetCount"}, "looking ended with signal 11 (SIGSEGV)"),
+        ({"STANDIN_CRASH": "cuInit"}, "the probe ended with signal 11 (SIGSEGV)"),
+        ({"STANDIN_CRASH": "cuDeviceGetCount"}, "the probe ended with signal 11 (SIGSEGV)"),
     ],
 )
 def test_no_usable_gpu(gpu_standin: StandIn, variables: dict[str, str], why: str) -> None:
@@ -91,13 +91,13 @@ def test_no_usable_gpu(gpu_standin: StandIn, variables: dict[str, str], why: str
 
 def test_a_driver_that_hangs(gpu_standin: StandIn) -> None:
     found = probe(gpu_standin, timeout=2, STANDIN_HANG="cuInit")
-    assert (found["gpu"], found["gpu_why"]) == (None, "looking took longer than 2 s")
+    assert (found["gpu"], found["gpu_why"]) == (None, "the probe took longer than 2 s")
 
 
 def test_a_tensorrt_that_crashes_does_not_hide_the_gpu(gpu_standin: StandIn) -> None:
     found = probe(gpu_standin, STANDIN_RUNTIME="crash")
     assert (found["gpu"], found["tensorrt"]) == (GPU, None)
-    assert found["tensorrt_why"] == "looking ended with signal 11 (SIGSEGV)"
+    assert found["tensorrt_why"] == "the probe ended with signal 11 (SIGSEGV)"
 
 
 def test_a_package_that_is_no_tensorrt(gpu_standin: StandIn, tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ def load(others: float | None, after: float | None = 0.5, cores: int = 2) -> dic
     ("measured", "spread", "threads", "reasons"),
     [
         (load(0.05), 0.03, 0, []),
-        (load(1.3, 3.9), 0.03, 0, ["other processes took 1.3 of 2 cores, load 3.9"]),
-        (load(1.0, None, 1), 0.0, 1, ["other processes took 1.0 of 1 core"]),
+        (load(1.3, 3.9), 0.03, 0, ["other processes used 1.3 of 2 cores, load 3.9"]),
+        (load(1.0, None, 1), 0.0, 1, ["other processes used 1.0 of 1 core"]),
         (load(0.05), 0.38, 0, ["rounds differ by 38 %"]),
-        (load(0.5, 2.0), 0.5, 2, ["other processes took 0.5 of 2 cores, load 2.0",
+        (load(0.5, 2.0), 0.5, 2, ["other processes used 0.5 of 2 cores, load 2.0",
                                   "rounds differ by 50 %"]),
         # What runs on cores that one thread leaves idle disturbs little.
         (load(1.5, cores=8), 0.02, 1, []),
-        (load(1.5, cores=8), 0.02, 0, ["other processes took 1.5 of 8 cores, load 0.5"]),
+        (load(1.5, cores=8), 0.02, 0, ["other processes used 1.5 of 8 cores, load 0.5"]),
         # Where the system counts nothing, the load average decides.
         (load(None, 3.9), 0.0, 0, ["load 3.9 on 2 cores"]),
         (load(None, 2.1), 0.0, 0, []),

@@ -116,7 +116,7 @@ def test_an_engine_that_is_not_finished(index: Index) -> None:
     assert choice.fallback
     assert codes(choice) == {"tensorrt": "engine-unfinished"}
     said = aloud(choice.to_json())
-    assert said[0].startswith("FALLBACK: this runs in onnxruntime")
+    assert said[0].startswith("FALLBACK: running in onnxruntime")
     assert "python3 BUNDLE finish" in said[1]
     json.dumps(choice.to_json(), allow_nan=False)
 
@@ -146,7 +146,7 @@ def test_an_engine_sealed_elsewhere(index: Index, changes: dict[str, Any], named
     assert codes(choice) == {"tensorrt": "engine-other"}
     fault = choice.passed_over[0].fault
     assert fault.why.startswith(
-        f"{named}: it was built for {changes[named]}; here is {ORIN[named]}"
+        f"{named}: it was built for {changes[named]}; this is {ORIN[named]}"
     )
     assert fault.hint == "python3 BUNDLE finish"
 
@@ -208,7 +208,7 @@ def test_where_the_system_does_not_tell_the_floor_is_taken(tmp_path: Path) -> No
     index = index_with(tmp_path, faster, floor)
     choice = choose(index, {**CPU, "isa": None})
     assert choice.taken() == floor
-    assert "does not tell" in choice.passed_over[0].fault.what
+    assert "does not report" in choice.passed_over[0].fault.what
     assert choose(index, {**CPU, "isa": ["avx2", "avx512_vnni"]}).taken() == faster
     # Both run in the engine that the bundle was made for.
     assert not choice.fallback

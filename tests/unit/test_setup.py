@@ -105,7 +105,7 @@ def test_the_same_again_changes_nothing(good: Path, tmp_path: Path) -> None:
     assert state(place) == before
     done = run_bundle(good, "setup", str(place), "--json")
     assert json.loads(done.stdout)["made"] is False
-    assert done.stderr.startswith("ready, as it was: ")
+    assert done.stderr.startswith("ready, unchanged: ")
 
 
 @pytest.mark.parametrize(

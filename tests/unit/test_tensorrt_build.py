@@ -120,7 +120,7 @@ def test_what_is_no_onnx_is_refused(junk: bytes) -> None:
 @pytest.mark.parametrize(
     ("profiles", "told"),
     [
-        ({}, "no shapes are stated for x"),
+        ({}, "there are no shapes for x"),
         ({"x": (SHAPES[1], SHAPES[0], SHAPES[2])}, "its shapes are"),
         ({"x": ((0, 3, 16, 16), SHAPES[1], SHAPES[2])}, "its shapes are"),
         ({"x": ((1, 3, 16), (2, 3, 16), (4, 3, 16))}, "its shapes are"),
@@ -158,7 +158,7 @@ def test_an_unknown_gpu_and_a_missing_accelerator_are_refused() -> None:
     assert refused(network(1), compute_capability="9.9").code == "engine-unusable"
     error = refused(network(1), dla_core=0)
     assert error.code == "engine-dla"
-    assert "drives 0 of them" in error.why
+    assert "supports 0 of them" in error.why
 
 
 # From here on stand-ins that record: of TensorRT 8.5, 10 and 11 there is none without a GPU.
@@ -352,7 +352,7 @@ def test_only_rtx_builds_for_a_gpu_that_is_not_there() -> None:
     with pytest.raises(DeviceError) as caught:
         run(recorded("10.3.0"), compute_capability="8.9")
     assert caught.value.code == "engine-unusable"
-    assert "the GPU of its machine alone" in caught.value.why
+    assert "only for the GPU of its machine" in caught.value.why
 
 
 def test_the_answers_are_bytes() -> None:

@@ -1,1 +1,1 @@
-"""The bundle as a file: its canonical zip, its index, and the engine sealed beside it."""
+"""Files of a bundle: the canonical zip, its index, and the engine sealed beside it."""

@@ -1,11 +1,14 @@
-"""The bundle as a file: a zip in one canonical form, read strictly.
+"""Strict reader for the bundle file, a zip in one canonical form.
 
 Zip readers disagree about duplicate names, overlapping entries, data before the first entry and
-names that local and central headers spell differently; each of those disagreements has been an
-attack. A bundle is written in exactly one form, so reading asks for exactly that form: entries
-stored without compression, back to back from byte 0, every field of their headers at the one value
-that it is written with, the central directory right after them in the same order, and the end
-record as the last 22 bytes. Whatever differs is refused, and no entry is read past its own bytes.
+names that local and central headers spell differently; each of those disagreements has been used
+in an attack. A bundle is written in exactly one form, so the reader accepts exactly that form:
+entries stored without compression, back to back from byte 0, each header field at its one fixed
+value, the central directory right after them in the same order, and the end record as the last 22
+bytes. Anything else is refused, and no entry is read past its own bytes:
+
+    | local header, name, bytes | ... | central header, name | ... | end record (22 bytes) |
+    0                                 offset                       size - 22
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ CHUNK = 1 << 20
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
-# What is the same in every header: the version of zip that reads it, flags, method, time and date
-# (1980-01-01); in the directory also the version and system (Unix) that made it, and the disk, the
-# attributes inside and those of the file (0644).
+# Header fields that never vary: the version of zip needed to read it, flags, method, time and date
+# (1980-01-01); in the directory also the version and system (Unix) of the writer, the disk number,
+# the internal attributes and the file's mode (0644).
 _LOCAL_FIXED = (20, 0, 0, 0, 33)
 _CENTRAL_FIXED = (3 << 8 | 20, *_LOCAL_FIXED, 0, 0, 0o644 << 16)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*\Z")
@@ -40,13 +43,13 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)
 
 @dataclass(frozen=True)
 class Entry:
-    """One file in the bundle.
+    """File in the bundle.
 
     Attributes:
         name: path inside the bundle, with forward slashes.
         start: offset of its first byte in the bundle.
         size: in bytes.
-        crc: CRC-32 of its bytes, as both headers tell it.
+        crc: CRC-32 of its bytes, as both headers record it.
     """
 
     name: str
@@ -56,7 +59,7 @@ class Entry:
 
 
 def own_bundle() -> str:
-    """The bundle that this very loader was imported from. Raises BundleError elsewhere."""
+    """Return the bundle that contains this loader. Raises BundleError if a folder does."""
     path = origin()
     if not os.path.isfile(path):
         raise BundleError(
@@ -73,22 +76,22 @@ def _refuse(why: str, code: str = "bundle-malformed") -> BundleError:
         code,
         "this file is not an intact edgepack bundle",
         why=why,
-        hint="fetch it again from where it was built; `edgepack build` makes a new one",
+        hint="copy it again from the build host, or build a new one: edgepack build",
     )
 
 
 class Archive:
-    """An open bundle; reads nothing until asked.
+    """Open bundle; entries are read on demand.
 
-    The file is read and not mapped: of a mapped file that is cut short meanwhile, the system ends
-    whoever reads it (SIGBUS), without a message.
+    The file is read, not mapped: if a mapped file is truncated meanwhile, the system kills the
+    reader (SIGBUS) without a message.
 
     Args:
         path: the file.
-        index: the entry that it cannot be without.
-        opener: opens the file, as `open` takes it.
+        index: the name of the entry that must be present.
+        opener: opens the file, like the argument of `open`.
 
-    Raises BundleError for whatever is not a bundle in its canonical form.
+    Raises BundleError for any file that is not in canonical form.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Archive:
         )
 
     def _bytes(self, start: int, size: int) -> bytes:
-        """Read so many bytes. Raises BundleError where the file ends before."""
+        """Read exactly `size` bytes. Raises BundleError if the file ends before."""
         try:
             self._file.seek(start)
             data = self._file.read(size)
@@ -127,11 +130,11 @@ class Archive:
         if len(data) != size:
             raise BundleError(
                 "bundle-changed",
-                "the bundle was cut short while it was read",
+                "the bundle was truncated while it was read",
                 why="it had {:,} bytes and now has {:,}".format(
                     self.size, os.fstat(self._file.fileno()).st_size
                 ),
-                hint="run it again once it is written; copy to another name, then rename",
+                hint="run the command again; to replace a bundle, copy to another name and rename",
             )
         return data
 
@@ -147,16 +150,19 @@ class Archive:
 
     def _scan(self) -> List[Entry]:
         end = self.size - _END.size
-        magic, disk, start_disk, here, total, length, offset, comment = _END.unpack(
+        magic, disk, start_disk, on_disk, total, length, offset, comment = _END.unpack(
             self._bytes(end, _END.size)
         )
         if magic != b"PK\5\6":
             raise _refuse("the end record of the archive is not at the end of the file")
-        if comment or disk or start_disk or here != total or not 0 < total <= MAX_ENTRIES:
+        if comment or disk or start_disk or on_disk != total or not 0 < total <= MAX_ENTRIES:
             raise _refuse("its end record is not in canonical form")
         if offset + length != end:
-            raise _refuse("bytes stand between the directory and the end record")
+            raise _refuse("there are bytes between the directory and the end record")
         entries: List[Entry] = []
+        # `cursor` walks the local headers and `position` the directory. Each directory entry must
+        # point at the cursor: with entries of 100 and 50 bytes (headers included) the second one
+        # has to start at 100, or bytes would be shared or hidden.
         cursor, position = 0, offset
         for _ in range(total):
             entry, header, position = self._central(position, end)
@@ -175,29 +181,29 @@ class Archive:
 
     def _central(self, position: int, end: int) -> Tuple[Entry, int, int]:
         if position + _CENTRAL.size > end:
-            raise _refuse("its directory is cut short")
+            raise _refuse("its directory is truncated")
         fields = _CENTRAL.unpack(self._bytes(position, _CENTRAL.size))
         crc, packed, size, name_length, extra, comment = fields[7:13]
         fixed, header = (*fields[1:7], *fields[13:16]), fields[16]
-        odd = fields[0] != b"PK\1\2" or fixed != _CENTRAL_FIXED
-        if odd or packed != size or extra or comment:
+        noncanonical = fields[0] != b"PK\1\2" or fixed != _CENTRAL_FIXED
+        if noncanonical or packed != size or extra or comment:
             raise _refuse("an entry of its directory is not stored in canonical form")
         name = self._name(position + _CENTRAL.size, name_length)
         return Entry(name, 0, size, crc), header, position + _CENTRAL.size + name_length
 
     def _local(self, entry: Entry, header: int, limit: int) -> Entry:
         if header + _LOCAL.size > limit:
-            raise _refuse("the entry {!r} is cut short".format(entry.name))
+            raise _refuse("the entry {!r} is truncated".format(entry.name))
         fields = _LOCAL.unpack(self._bytes(header, _LOCAL.size))
         name_length, extra = fields[9:]
-        odd = fields[0] != b"PK\3\4" or fields[1:6] != _LOCAL_FIXED
-        if odd or extra or fields[6:9] != (entry.crc, entry.size, entry.size):
+        noncanonical = fields[0] != b"PK\3\4" or fields[1:6] != _LOCAL_FIXED
+        if noncanonical or extra or fields[6:9] != (entry.crc, entry.size, entry.size):
             raise _refuse("the two headers of {!r} differ".format(entry.name))
         if self._name(header + _LOCAL.size, name_length) != entry.name:
             raise _refuse("{!r} has another name in its local header".format(entry.name))
         start = header + _LOCAL.size + name_length
         if start + entry.size > limit:
-            raise _refuse("the entry {!r} is cut short".format(entry.name))
+            raise _refuse("the entry {!r} is truncated".format(entry.name))
         return Entry(entry.name, start, entry.size, entry.crc)
 
     def _name(self, start: int, length: int) -> str:
@@ -211,19 +217,19 @@ class Archive:
         return name
 
     def read(self, name: str) -> bytes:
-        """The bytes of an entry. Raises BundleError where there is none."""
+        """Return the bytes of an entry. Raises BundleError if it does not exist."""
         entry = self._find(name)
         return self._bytes(entry.start, entry.size)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The bytes of an entry, piece by piece."""
+        """Yield the bytes of an entry, at most CHUNK at a time."""
         entry = self._find(name)
         end = entry.start + entry.size
         for start in range(entry.start, end, CHUNK):
             yield self._bytes(start, min(CHUNK, end - start))
 
     def hashes(self, name: str) -> Tuple[str, int]:
-        """SHA-256 of an entry, in hexadecimal, and its CRC-32, in one pass."""
+        """Return the SHA-256 of an entry, in hexadecimal, and its CRC-32, in one pass."""
         digest, crc = hashlib.sha256(), 0
         for chunk in self.chunks(name):
             digest.update(chunk)
@@ -231,20 +237,20 @@ class Archive:
         return digest.hexdigest(), crc
 
     def sha256(self) -> str:
-        """SHA-256 of the whole file, in hexadecimal: what `sha256sum` prints."""
+        """Return the SHA-256 of the whole file, in hexadecimal, as `sha256sum` prints it."""
         digest = hashlib.sha256()
         for start in range(0, self.size, CHUNK):
             digest.update(self._bytes(start, min(CHUNK, self.size - start)))
         return digest.hexdigest()
 
-    def require_crc(self, name: str, found: int) -> None:
-        """Hold the CRC-32 of an entry against the one in its headers. Raises BundleError.
+    def require_crc(self, name: str, crc: int) -> None:
+        """Raise BundleError unless a CRC-32 equals the one in the headers of an entry.
 
-        Only where no hash vouches for its bytes, or where the headers themselves are in question.
+        Needed only if no hash vouches for the bytes, or if the headers themselves are in question.
         """
-        if found != self._find(name).crc:
+        if crc != self._find(name).crc:
             raise _refuse(
-                "the checksum of the entry {!r} does not hold".format(name), "bundle-altered"
+                "the checksum of the entry {!r} does not match".format(name), "bundle-altered"
             )
 
     def _find(self, name: str) -> Entry:

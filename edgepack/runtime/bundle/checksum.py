@@ -1,8 +1,8 @@
-"""`BUNDLE.sha256`: the hash of the whole file, beside it, as `sha256sum` writes and checks it.
+"""`BUNDLE.sha256`: the hash of the whole bundle, in the format of `sha256sum`.
 
-The index in a bundle vouches for every entry, and nothing in a file can vouch that the file is not
-another one, or an empty one. The hash beside it does, against accidents: whoever can change the
-bundle can change the hash too.
+The index in a bundle vouches for every entry, but nothing inside a file can vouch that the file is
+not a different or an empty one. The separate hash does, against accidents only: anyone who can
+change the bundle can change the hash too.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ _LINE = re.compile(rb"\\?([0-9a-f]{64})[ \t][ *]?[^\n]+\n?\Z")
 
 
 def encode_checksum(digest: str, name: str) -> bytes:
-    """Return the file's one line, in sha256sum's format.
+    r"""Return the single line of the file, in sha256sum's format.
+
+    Like sha256sum, escape a name with special characters and mark the line with a backslash:
+
+        encode_checksum("ab12...", "x.edgepack")   b"ab12...  x.edgepack\n"
+        encode_checksum("ab12...", "a\nb")         b"\\ab12...  a\\nb\n"
 
     Args:
         digest: SHA-256 of the bundle, in hexadecimal.
-        name: of the bundle, without its folder.
+        name: file name of the bundle, without its folder.
     """
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     mark = "" if escaped == name else "\\"
@@ -33,9 +38,9 @@ def encode_checksum(digest: str, name: str) -> bytes:
 
 
 def read_checksum(bundle: str) -> Optional[str]:
-    """Return the hash that stands beside a bundle; None where there is none.
+    """Return the hash in the `.sha256` file of a bundle; None if there is no such file.
 
-    Raises BundleError where the file cannot be read or is not in sha256sum's format.
+    Raises BundleError if the file cannot be read or is not in sha256sum's format.
     """
     path = bundle + SUFFIX
     # NONBLOCK: opening a named pipe would wait for its writer.
@@ -51,41 +56,41 @@ def read_checksum(bundle: str) -> Optional[str]:
         raise _fault(path, error.strerror or str(error)) from error
     line = _LINE.match(data)
     if line is None:
-        raise _fault(path, "it is not one line of sha256sum")
+        raise _fault(path, "it is not a single line in the format of sha256sum")
     return line.group(1).decode("ascii")
 
 
 def require_checksum(archive: Archive) -> str:
-    """Hash the whole bundle, and hold that against the hash beside it where there is one.
+    """Hash the whole bundle and compare the result with the `.sha256` file, if there is one.
 
-    Returns the hash. Raises BundleError where the two differ.
+    Returns the hash. Raises BundleError if the two differ.
     """
-    found, listed = archive.sha256(), read_checksum(archive.path)
-    if listed is not None and found != listed:
-        raise mismatch(archive.path + SUFFIX, found, listed)
-    return found
+    digest, listed = archive.sha256(), read_checksum(archive.path)
+    if listed is not None and digest != listed:
+        raise mismatch(archive.path + SUFFIX, digest, listed)
+    return digest
 
 
-def mismatch(origin: str, found: str, expected: str) -> BundleError:
-    """Return the error for a bundle whose hash is not the expected one.
+def mismatch(origin: str, digest: str, expected: str) -> BundleError:
+    """Return the error for a bundle with another hash than expected.
 
     Args:
-        origin: who expects it: a file or an option.
-        found: the bundle's hash.
+        origin: the file or option that states the expected hash.
+        digest: the bundle's hash.
         expected: the hash that it should have.
     """
     return BundleError(
         "bundle-checksum",
-        "the bundle is not the file that is expected",
-        why="its SHA-256 is {}\n{} says {}".format(found, origin, expected),
-        hint="fetch the bundle and its .sha256 again from where it was built",
+        "the bundle is not the expected file",
+        why="its SHA-256 is {}\n{} says {}".format(digest, origin, expected),
+        hint="copy the bundle and its .sha256 again from the build host",
     )
 
 
 def _fault(path: str, why: str) -> BundleError:
     return BundleError(
         "bundle-checksum",
-        "the hash beside the bundle cannot be read",
+        "the bundle's .sha256 file cannot be read",
         why="{}: {}".format(path, why),
-        hint="fetch the bundle and its .sha256 again from where it was built",
+        hint="copy the bundle and its .sha256 again from the build host",
     )

@@ -1,8 +1,8 @@
-"""JSON that others wrote, read strictly.
+"""Strict reader for JSON from untrusted files.
 
-Python's reader takes what other readers do not: a key twice, NaN, numbers that no float holds,
-and nesting until its stack ends. Here each of those is a fault, and a wrong value is named by the
-path of its key.
+Python's reader accepts documents that others refuse: repeated keys, NaN, numbers beyond any float,
+and nesting down to a stack overflow. Each of those is a fault here, and a wrong value is named by
+the path of its key, as in `bundle.json: variants[0].needs.isa: it has the wrong type`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ MAX_DEPTH = 32
 MAX_DIGITS = 21
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
-# From the path of a key and what is wrong with it to the error.
+# Makes the error from the path of a key and the reason.
 Fault = Callable[[str, str], EdgepackError]
 
 
 class Reader:
-    """Typed access to a value; the error names the key that is wrong.
+    """Typed access to a JSON value; errors name the offending key.
 
     Attributes:
-        value: as `json` gave it.
-        path: of its keys, from the top.
+        value: the value from `json`.
+        path: the keys that lead to it, from the top: `variants[0].needs`.
     """
 
     def __init__(self, value: Any, path: str, fault: Fault) -> None:
@@ -36,14 +36,14 @@ class Reader:
         self._fault = fault
 
     def fault(self, why: str) -> EdgepackError:
-        """The error that lays a fault at this value."""
+        """Return the error for a fault in this value."""
         return self._fault(self.path, why)
 
     def _key(self, key: str) -> str:
         return "{}.{}".format(self.path, key).strip(".")
 
     def get(self, key: str, *types: type) -> Any:
-        """The value of a key that must be of one of those types. A bool is no number."""
+        """Return the value of a key, which must be of one of those types; a bool is no number."""
         if not isinstance(self.value, dict) or key not in self.value:
             raise self.fault("the key {!r} is missing".format(key))
         value = self.value[key]
@@ -52,11 +52,11 @@ class Reader:
         return value
 
     def at(self, key: str) -> Reader:
-        """The object that a key holds."""
+        """Return a reader for the object under a key."""
         return Reader(self.get(key, dict), self._key(key), self._fault)
 
     def each(self, key: str, read: Callable[[Reader], Any]) -> Tuple[Any, ...]:
-        """Every element of the list that a key holds, as `read` makes of it."""
+        """Return the elements of the list under a key, each converted by `read`."""
         path = self._key(key)
         return tuple(
             read(Reader(value, "{}[{}]".format(path, i), self._fault))
@@ -64,44 +64,44 @@ class Reader:
         )
 
     def text(self) -> str:
-        """The value, which must be a string."""
+        """Return the value, which must be a string."""
         if not isinstance(self.value, str):
             raise self.fault("it is not a string")
         return self.value
 
     def number(self) -> int:
-        """The value, which must be a whole number."""
+        """Return the value, which must be a whole number."""
         if type(self.value) is not int:
             raise self.fault("it is not a whole number")
         return self.value
 
 
 def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
-    """A JSON document. Raises what `fault` gives where it is none, or is not strict."""
+    """Parse a JSON document. Raises the error from `fault` if it is not strict JSON."""
 
     def no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
         keys = [key for key, _ in pairs]
         if len(set(keys)) != len(keys):
-            raise fault("", "a key stands twice")
+            raise fault("", "a key is repeated")
         return dict(pairs)
 
     def constant(text: str) -> Any:
-        raise fault("", "{} is not a number of JSON".format(text))
+        raise fault("", "{} is not a JSON number".format(text))
 
     def finite(text: str) -> float:
         number = float(text)
         if not math.isfinite(number):
-            raise fault("", "{} is too large a number".format(text))
+            raise fault("", "the number {} is too large".format(text))
         return number
 
     def whole(text: str) -> int:
-        # Python's integers have no end; what is computed from one may be a float.
+        # Python's integers have no limit, but computing with a huge one may overflow a float.
         if len(text) > MAX_DIGITS:
-            raise fault("", "{}... is too large a number".format(text[:MAX_DIGITS]))
+            raise fault("", "the number {}... is too large".format(text[:MAX_DIGITS]))
         return int(text)
 
     if len(data) > max_bytes:
-        raise fault("", "it has {} bytes; at most {} are read".format(len(data), max_bytes))
+        raise fault("", "it has {} bytes; the limit is {}".format(len(data), max_bytes))
     if _depth(data) > MAX_DEPTH:
         raise fault("", "it is nested deeper than {} levels".format(MAX_DEPTH))
     try:
@@ -118,17 +118,21 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
 
 
 def _depth(data: bytes) -> int:
-    """Deepest nesting of brackets outside strings, found without recursion."""
-    # Without escapes every other quote ends a string; what no string holds are the even parts.
+    """Return the deepest nesting of brackets outside strings, without recursion."""
+    # With the escapes removed, quotes alternate between opening and closing a string, so the even
+    # pieces lie outside strings: {"a{": [1]} splits into `{`, `a{` and `: [1]}`, of depth 2.
     parts = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
     depth = deepest = 0
     for bracket in b"".join(parts).translate(None, _NO_BRACKETS):
-        depth += 1 if bracket in b"{[" else -1
-        deepest = max(deepest, depth)
+        if bracket in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+        else:
+            depth -= 1
     return deepest
 
 
 def encode(document: Mapping[str, Any]) -> bytes:
-    """Canonical JSON: sorted keys, ASCII, no NaN."""
+    """Encode a document as canonical JSON: sorted keys, ASCII, no NaN."""
     text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
     return text.encode("ascii") + b"\n"

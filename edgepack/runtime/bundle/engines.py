@@ -1,4 +1,4 @@
-"""The ways in which a bundle's one model can run, as the index states them."""
+"""Variants of a bundle: the ways to run its one model, read from the index."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ CUDA = "onnxruntime-cuda"
 TENSORRT = "tensorrt"
 ENGINES = (ONNXRUNTIME, CUDA, TENSORRT)
 MAX_VARIANTS = 16
-# What builds and seals a TensorRT engine on the device.
+# Command that builds and seals a TensorRT engine on the device.
 FINISH = "python3 BUNDLE finish"
 
 Shape = Tuple[int, ...]
 
-# What a variant may need of a device, and how it is written. A need that this loader does not
-# know is refused: it could not be checked.
+# Format of each requirement that a variant may state. An unknown requirement is refused, since
+# this loader could not check it. Specifiers look like "1.18", "==8.7" or ">=10.3,<11".
 _SPECIFIER = r"(>=|<|==)?[0-9]+(\.[0-9]+)*(,(>=|<|==)[0-9]+(\.[0-9]+)*)*\Z"
 _NEEDS = {
     "arch": r"[a-z0-9_]+\Z",
@@ -29,22 +29,22 @@ _NEEDS = {
     "gpu": r"[ -~]+\Z",
 }
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
-# A built engine runs on just the GPU and the version that it was built on.
+# A built engine runs only on the GPU and the TensorRT version that it was built with.
 _EXACT = ("compute_capability", "engine_version", "gpu")
 
 
-# Named tuples and no dataclasses: a bundle's loader is compiled anew at every start, and making
-# the class of a dataclass takes longer than reading the index does.
+# Named tuples instead of dataclasses: a bundle's loader is compiled anew at every start, and
+# creating a dataclass takes longer than reading the index.
 class Variant(NamedTuple):
-    """One way to run the model.
+    """Way to run the model.
 
     Attributes:
-        name: what `--variant` and the verdict call it.
+        name: its name in `--variant` and in the verdict.
         engine: one of ENGINES.
         needs: arch, isa (a list), compute_capability and engine_version (specifiers, as
-            `device.satisfies` reads them) and gpu (its name); a key that is missing asks nothing.
-        file: the entry of a built engine, which TensorRT alone has; None where the engine takes
-            the ONNX, or builds itself from it on the device.
+            `machine.satisfies` reads them) and gpu (its name); an absent key requires nothing.
+            file: the entry of a built engine, which only TensorRT has; None if the engine runs the
+            ONNX, or is built from it on the device.
     """
 
     name: str
@@ -54,16 +54,16 @@ class Variant(NamedTuple):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it runs on an NVIDIA GPU."""
+        """True for an engine that runs on an NVIDIA GPU."""
         return self.engine in (CUDA, TENSORRT)
 
     @property
     def unfinished(self) -> bool:
-        """Whether its engine has to be built on the device."""
+        """True if the engine has yet to be built on the device."""
         return self.engine == TENSORRT and self.file is None
 
     def to_json(self) -> Dict[str, Any]:
-        """As `bundle.json` holds it."""
+        """Return the entry of `bundle.json`."""
         return {
             "name": self.name,
             "engine": self.engine,
@@ -73,12 +73,12 @@ class Variant(NamedTuple):
 
 
 class EngineOptions(NamedTuple):
-    """What an engine is built with on the device.
+    """Options for building an engine on the device.
 
     Attributes:
-        workspace_mb: memory that it may use while it works, in MiB; 0 for its own bound.
+        workspace_mb: memory limit for its kernels, in MiB; 0 for TensorRT's default.
         dla_core: the deep-learning accelerator to use; None for none.
-        profiles: input with a dynamic axis to its smallest, usual and largest shape.
+        profiles: input with a dynamic axis -> its smallest, usual and largest shape.
     """
 
     workspace_mb: int = 0
@@ -86,7 +86,7 @@ class EngineOptions(NamedTuple):
     profiles: Mapping[str, Tuple[Shape, Shape, Shape]] = {}
 
     def to_json(self) -> Dict[str, Any]:
-        """As `bundle.json` holds them."""
+        """Return the entry of `bundle.json`."""
         return {
             "workspace_mb": self.workspace_mb,
             "dla_core": self.dla_core,
@@ -98,19 +98,21 @@ class EngineOptions(NamedTuple):
 
 
 def read_variants(index: Reader, files: Mapping[str, Any]) -> Tuple[Variant, ...]:
-    """The variants of an index. Raises BundleError for what is not one.
+    """Read the variants of an index. Raises BundleError for an invalid one.
 
     Args:
         index: the whole document.
-        files: the names that it lists.
+        files: the files that it lists, by name.
     """
     variants = index.each("variants", lambda reader: _variant(reader, files))
     if not 0 < len(variants) <= MAX_VARIANTS:
-        raise index.fault("there are {} variants".format(len(variants)))
+        raise index.fault(
+            "it has {} variants; 1 to {} are allowed".format(len(variants), MAX_VARIANTS)
+        )
     if len({variant.name for variant in variants}) != len(variants):
         raise index.fault("two variants have the same name")
     if sum(variant.unfinished for variant in variants) > 1:
-        raise index.fault("two variants would build their engine on the device")
+        raise index.fault("two variants build their engine on the device")
     return tuple(variants)
 
 
@@ -121,9 +123,9 @@ def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
     if engine not in ENGINES:
         raise BundleError(
             "bundle-engine",
-            "the bundle asks for an engine that this loader does not have",
-            why="it asks for {!r}; this loader has {}".format(engine, ", ".join(ENGINES)),
-            hint="build it with a version of edgepack that ships this engine's loader",
+            "the bundle requires an engine that this loader does not support",
+            why="it requires {!r}; this loader supports {}".format(engine, ", ".join(ENGINES)),
+            hint="build it with a version of edgepack that supports this engine",
         )
     needs, file = _needs(reader.at("needs")), reader.get("file", str, type(None))
     if file is not None:
@@ -131,12 +133,14 @@ def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
             raise reader.fault("its file is {!r}".format(file))
         loose = [key for key in _EXACT if not _exact(key, needs.get(key, ""))]
         if loose:
-            raise reader.fault("a built engine needs one exact {}".format(", ".join(loose)))
+            raise reader.fault("a built engine needs an exact {}".format(", ".join(loose)))
     return Variant(name, engine, needs, file)
 
 
 def _exact(key: str, value: str) -> bool:
-    return bool(value) if key == "gpu" else value.startswith("==") and "," not in value
+    if key == "gpu":
+        return bool(value)
+    return value.startswith("==") and "," not in value
 
 
 def _needs(reader: Reader) -> Dict[str, Any]:
@@ -144,25 +148,25 @@ def _needs(reader: Reader) -> Dict[str, Any]:
         if key == "isa":
             reader.each(key, Reader.text)
         elif key not in _NEEDS:
-            raise reader.fault("it asks for {!r}, which this loader cannot check".format(key))
+            raise reader.fault("it requires {!r}, which this loader cannot check".format(key))
         elif not re.match(_NEEDS[key], reader.get(key, str)):
             raise reader.fault("its {} is {!r}".format(key, reader.value[key]))
     return dict(reader.value)
 
 
 def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
-    """The options of an index. Raises BundleError for what no engine can be built with."""
+    """Read the engine options of an index. Raises BundleError for invalid ones."""
     workspace = reader.get("workspace_mb", int)
     core = reader.get("dla_core", int, type(None))
     if workspace < 0 or (core is not None and core < 0):
         raise reader.fault("a number is below 0")
     tensors = {tensor.name: tensor for tensor in inputs}
-    stated = reader.at("profiles")
+    entries = reader.at("profiles")
     profiles = {}
-    for name in stated.value:
+    for name in entries.value:
         if name not in tensors:
-            raise stated.fault("{!r} is no input".format(name))
-        profiles[name] = _profile(stated.at(name), tensors[name])
+            raise entries.fault("{!r} is no input".format(name))
+        profiles[name] = _profile(entries.at(name), tensors[name])
     return EngineOptions(workspace, core, profiles)
 
 

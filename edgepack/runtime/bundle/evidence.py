@@ -1,4 +1,4 @@
-"""Read what the build measured: the parts of every output, and the quality on all samples."""
+"""Read the build's measurements: the parts of every output, and the quality on all samples."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from ..parity.parts import Part
 from ..tensor import Tensor
 from .document import Reader
 
-# Per part of an output.
+# Figures that the build records for each part of an output.
 _ERRORS = ("worst_error", "max_abs")
 
 
 def _part(tensor: Tensor) -> Any:
     def read(reader: Reader) -> Part:
+        # For example {"axis": 1, "ranges": [[0, 4]], "variance": 12.5} is `[:, 0:4]`, the boxes of
+        # a detector, and {"axis": null, "ranges": [], "variance": 1.0} is a whole output.
         variance = float(reader.get("variance", int, float))
         if variance < 0:
-            raise reader.fault("its variance is below zero")
-        ranges = tuple(tuple(each) for each in reader.get("ranges", list) if isinstance(each, list))
+            raise reader.fault("its variance is negative")
+        ranges = tuple(tuple(pair) for pair in reader.get("ranges", list) if isinstance(pair, list))
         if reader.value.get("axis") is None:
             return Part(None, (), variance)
         axis = reader.get("axis", int)
         size = tensor.shape[axis] if 0 <= axis < tensor.rank else None
         if not isinstance(size, int) or not ranges:
-            raise reader.fault("its axis is none of fixed size of {}".format(tensor))
-        for each in ranges:
-            if len(each) != 2 or any(type(bound) is not int for bound in each):
+            raise reader.fault("its axis is not an axis of fixed size of {}".format(tensor))
+        for pair in ranges:
+            if len(pair) != 2 or any(type(bound) is not int for bound in pair):
                 raise reader.fault("its ranges are not pairs of whole numbers")
-            if not 0 <= each[0] < each[1] <= size:
-                raise reader.fault("its range {} is none of {} slices".format(list(each), size))
+            if not 0 <= pair[0] < pair[1] <= size:
+                raise reader.fault(
+                    "its range {} does not lie in {} slices".format(list(pair), size)
+                )
         return Part(axis, ranges, variance)
 
     return read
@@ -37,7 +41,7 @@ def _part(tensor: Tensor) -> Any:
 def read_parts(top: Reader, outputs: Sequence[Tensor]) -> Dict[str, Tuple[Part, ...]]:
     """Return the parts of every output; integers have none.
 
-    Raises BundleError where the index does not state them.
+    Raises BundleError if the index does not state them.
     """
     parts = top.at("parts")
     return {tensor.name: parts.each(tensor.name, _part(tensor)) for tensor in outputs}
@@ -46,9 +50,9 @@ def read_parts(top: Reader, outputs: Sequence[Tensor]) -> Dict[str, Tuple[Part, 
 def check_quality(
     top: Reader, outputs: Sequence[Tensor], parts: Mapping[str, Sequence[Part]]
 ) -> Mapping[str, Any]:
-    """Return the index's `quality`, with a figure for every part of every output; or empty.
+    """Return the index's `quality` once each part of every output has a figure; empty in a draft.
 
-    Raises BundleError where a figure is missing.
+    Raises BundleError if a figure is missing.
     """
     quality = top.at("quality")
     if not quality.value:
@@ -60,7 +64,7 @@ def check_quality(
             output = metrics.at(tensor.name)
             figures = output.each("parts", _errors)
             if len(figures) != len(parts[tensor.name]):
-                raise output.fault("it has not the parts that the index states")
+                raise output.fault("its parts are not those that the index states")
             if output.get("decisions", int):
                 output.get("top1_agreement", int, float)
     return dict(quality.value)

@@ -1,4 +1,4 @@
-"""`bundle.json`: what the bundle is, what it needs, and the hash of every other file in it."""
+"""`bundle.json`: the bundle's contents, its requirements, and the hash of every other file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from .engines import EngineOptions, Variant, read_options, read_variants
 from .evidence import check_quality, read_parts
 
 FORMAT = "edgepack/2"
-# What two builds from the same inputs need not share: the report holds times, and vendors do not
-# build engines deterministically. The SHA-256 of the whole file covers them; see `checksum`.
+# Entries that may differ between two builds from the same inputs: the report contains times, and
+# vendors do not build engines deterministically. The SHA-256 of the whole file covers them; see
+# `checksum`.
 NOT_CONTENT = ("report/", "engine/")
-# The largest other size of an axis: about the double of what a reference sample has.
+# Limit for the other size of an axis, against absurd allocations; builds write about twice the size
+# of a reference sample.
 MAX_SIZE = 1 << 24
 DTYPES = (
     *("float16", "float32", "float64", "bool"),
     *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
-# The gates of each question, and the bounds that they can have.
+# Gates of each question, and below the range of each bound.
 GATES = {
     "quality": ("snr_db", "cosine", "agreement", "metric_ratio", "max_drop"),
     "fidelity": ("bit_exact", "snr_db"),
@@ -46,13 +48,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 @dataclass(frozen=True)
 class Reference:
-    """The samples that the bundle proves itself on.
+    """Samples that the bundle is verified on.
 
     Attributes:
-        samples: how many.
+        samples: their number.
         inputs: per input, the .npy file; its axis 0 counts the samples, each of them a whole feed.
-        original: per output, what the original fp32 model answered.
-        built: per output, what this artefact answered on the build host; empty in a draft.
+        original: per output, the answers of the original fp32 model.
+        built: per output, the answers of this artefact on the build host; empty in a draft.
     """
 
     samples: int
@@ -69,7 +71,7 @@ class OtherSize:
         axis: its name.
         size: other than in the reference samples.
         original: per output, the .npy file of the original's answer, along an axis 0 of size 1.
-        built: the same of this artefact on the build host; empty in a draft.
+        built: per output, the answer of this artefact on the build host; empty in a draft.
     """
 
     axis: str
@@ -79,32 +81,32 @@ class OtherSize:
 
     @property
     def label(self) -> str:
-        """The size in a few words, `batch = 2`."""
+        """Axis and size in words, `batch = 2`."""
         return "{} = {}".format(self.axis, self.size)
 
 
 @dataclass(frozen=True)
 class Index:
-    """A validated `bundle.json`.
+    """Validated `bundle.json`.
 
     Attributes:
         name: the model's name.
         target: the target profile's name.
-        device: what every device must be: arch, isa, python; a Jetson's jetpack.
+        device: requirements for every device: arch, isa, python; a Jetson's jetpack.
         inputs: of the model.
         outputs: of the model.
-        model: the ONNX, the entry that every engine runs or is built from.
+        model: name of the ONNX entry, from which every engine runs or is built.
         variants: the ways to run it, best first.
-        engine_options: what an engine is built with on the device.
-        reference: the samples that the bundle proves itself on.
+        engine_options: options for building an engine on the device.
+        reference: the samples that the bundle is verified on.
         sizes: one other size of every dynamic axis, the batch's among them.
-        gates: question ("quality", "fidelity") to gate to bound.
-        parts: per output, the parts that its errors are measured in.
-        quality: what the build measured on the whole evaluation set, and on the reference
-            samples; empty in a draft.
-        build: the host that gave `reference.built`: arch, cpu, isa, engine version.
-        files: name to (SHA-256, bytes) of every entry but `bundle.json`.
-        content_digest: SHA-256 of all that two builds from the same inputs share.
+        gates: question ("quality", "fidelity") -> gate -> bound.
+        parts: per output, the parts whose errors are measured separately.
+        quality: the build's metrics on the whole evaluation set, and on the reference samples;
+            empty in a draft.
+        build: the host that computed `reference.built`: arch, cpu, isa, engine version.
+        files: name -> (SHA-256, bytes) of every entry but `bundle.json`.
+        content_digest: SHA-256 of the content that two builds from the same inputs share.
         raw: the document as it was read.
     """
 
@@ -128,13 +130,13 @@ class Index:
 
     @property
     def proven(self) -> bool:
-        """False where the build had random numbers in place of samples."""
+        """False if the build calibrated on random numbers in place of samples."""
         provenance = self.raw.get("provenance")
         return not isinstance(provenance, dict) or provenance.get("proven") is not False
 
 
 def content_digest(index: Mapping[str, Any]) -> str:
-    """SHA-256 over the index without itself, the build host, and what is not content."""
+    """Return the SHA-256 over the index without this digest, `build` and NOT_CONTENT."""
     content = {k: v for k, v in index.items() if k not in ("content_digest", "build")}
     content["files"] = {
         name: entry for name, entry in index["files"].items() if not name.startswith(NOT_CONTENT)
@@ -147,7 +149,7 @@ def _fault(path: str, why: str) -> BundleError:
         "bundle-index",
         "the bundle's index is not valid",
         why="{}: {}".format(path or INDEX, why),
-        hint="fetch the bundle again from where it was built",
+        hint="copy the bundle again from the build host",
     )
 
 
@@ -185,7 +187,7 @@ def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
 
 def _bound(bounds: Reader, gate: str, names: Tuple[str, ...]) -> float:
     if gate not in names:
-        raise bounds.fault("the gate {!r} is none that this loader knows".format(gate))
+        raise bounds.fault("this loader has no gate {!r}".format(gate))
     if gate == "bit_exact":
         exact: float = bounds.get(gate, bool)
         return exact
@@ -206,14 +208,14 @@ def _device(reader: Reader) -> Dict[str, Any]:
 
 
 def parse(data: bytes) -> Index:
-    """Read and check an index. Raises BundleError, naming the key that is wrong."""
+    """Read and check an index. Raises BundleError that names the offending key."""
     top = document.parse(data, _fault, MAX_INDEX_BYTES)
     version = top.get("format", str)
     if version != FORMAT:
         raise BundleError(
             "bundle-format",
-            "the bundle has another format than this loader reads",
-            why="the bundle says {!r}, the loader reads {!r}".format(version, FORMAT),
+            "this loader does not read the bundle's format",
+            why="the bundle has {!r}, the loader reads {!r}".format(version, FORMAT),
             hint="run the bundle itself: python3 BUNDLE verify",
         )
     files: Dict[str, Tuple[str, int]] = {}
@@ -222,7 +224,7 @@ def parse(data: bytes) -> Index:
         entry = listed.at(name)
         sha256, size = entry.get("sha256", str), entry.get("bytes", int)
         if not _SHA256.match(sha256) or size < 0:
-            raise entry.fault("its hash or its size is not one")
+            raise entry.fault("its hash or its size is not valid")
         files[name] = (sha256, size)
     reference, inputs = top.at("reference"), top.each("inputs", _tensor)
     outputs = top.each("outputs", _tensor)
@@ -262,27 +264,27 @@ def _optional_text(reader: Reader, key: str) -> None:
 
 
 def _consistent(index: Index) -> None:
-    named = [index.model, *index.reference.inputs, *index.reference.original]
+    names = [index.model, *index.reference.inputs, *index.reference.original]
     for size in index.sizes:
-        named += [*size.original, *size.built]
-    for name in (*named, *index.reference.built):
+        names += [*size.original, *size.built]
+    for name in (*names, *index.reference.built):
         if name not in index.files:
-            raise _fault("files", "{!r} is used and not listed".format(name))
+            raise _fault("files", "{!r} is used but not listed".format(name))
     counts = (len(index.reference.inputs), len(index.reference.original))
     if counts != (len(index.inputs), len(index.outputs)):
         raise _fault("reference", "it does not have one file per input and output")
     if index.reference.samples < 1:
-        raise _fault("reference.samples", "there is nothing to prove the bundle on")
+        raise _fault("reference.samples", "there are no reference samples")
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
     axes = {dim for tensor in index.inputs for dim in tensor.shape if isinstance(dim, str)}
     for size in index.sizes:
         if size.axis not in axes:
-            raise _fault("sizes", "{!r} is no axis of an input".format(size.axis))
+            raise _fault("sizes", "no input has an axis {!r}".format(size.axis))
         if len(size.original) != len(index.outputs):
-            raise _fault("sizes", "{} has not one file per output".format(size.label))
+            raise _fault("sizes", "{} does not have one file per output".format(size.label))
         if len(size.built) != len(index.reference.built):
-            raise _fault("sizes", "{} has not one answer per output".format(size.label))
+            raise _fault("sizes", "{} does not have one answer per output".format(size.label))
     for key, tensors in (("inputs", index.inputs), ("outputs", index.outputs)):
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise _fault(key, "two of them have the same name")
@@ -291,53 +293,57 @@ def _consistent(index: Index) -> None:
 
 
 def read_index(archive: Archive) -> Index:
-    """The index of an open bundle, and the proof that it lists just what the bundle holds.
+    """Return the index of an open bundle after comparing it with the bundle's entries.
 
-    Raises BundleError where names or sizes differ. Contents are hashed by `check_file` as they
-    are used, and all of them by `verify`.
+    Raises BundleError if names or sizes differ. Contents are hashed by `check_file` when they are
+    used, and all of them by `verify`.
     """
-    # It holds everything else's hash, and nothing holds its own.
+    # The index holds the hash of every entry but its own, so its bytes rely on the CRC.
     data = archive.read(INDEX)
     archive.require_crc(INDEX, crc32(data))
     index = parse(data)
-    held = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
+    sizes = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
     listed = {name: size for name, (_, size) in index.files.items()}
-    if held != listed:
-        odd = sorted(name for name in set(held) | set(listed) if held.get(name) != listed.get(name))
+    if sizes != listed:
+        names = set(sizes) | set(listed)
+        different = sorted(name for name in names if sizes.get(name) != listed.get(name))
         raise BundleError(
             "bundle-altered",
-            "the bundle does not hold what its index lists",
-            why="differs: " + ", ".join(odd[:5]),
-            hint="do not use it; fetch it again from where it was built",
+            "the bundle's entries are not those that its index lists",
+            why="different: " + ", ".join(different[:5]),
+            hint="do not use it; copy it again from the build host",
         )
     return index
 
 
 def check_file(archive: Archive, index: Index, name: str) -> bytes:
-    """The bytes of one file, proved to be those that the index lists."""
+    """Return the bytes of an entry after comparing their hash with the index."""
     data = archive.read(name)
     _require(name, hashlib.sha256(data).hexdigest(), index)
     return data
 
 
 def check_all(archive: Archive, index: Index) -> int:
-    """Hash every file of the bundle; returns the bytes hashed. Raises BundleError.
+    """Check the hash of every file of the bundle and return the number of bytes.
 
-    With the form that the archive must have, no byte of the bundle is left that may differ.
+    Together with the archive's canonical form this covers each byte of the bundle. Raises
+    BundleError if a hash differs.
     """
     for name in index.files:
-        found, crc = archive.hashes(name)
-        _require(name, found, index)
+        digest, crc = archive.hashes(name)
+        _require(name, digest, index)
         archive.require_crc(name, crc)
     return sum(size for _, size in index.files.values())
 
 
-def _require(name: str, found: str, index: Index) -> None:
+def _require(name: str, digest: str, index: Index) -> None:
     listed = index.files[name][0]
-    if found != listed:
+    if digest != listed:
         raise BundleError(
             "bundle-altered",
             "the bundle was altered after it was built",
-            why="{} has SHA-256 {}..., the index lists {}...".format(name, found[:16], listed[:16]),
-            hint="do not use it; fetch it again from where it was built",
+            why="{} has SHA-256 {}..., the index lists {}...".format(
+                name, digest[:16], listed[:16]
+            ),
+            hint="do not use it; copy it again from the build host",
         )

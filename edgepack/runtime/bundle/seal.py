@@ -1,9 +1,9 @@
-"""A sealed engine: what `finish` built for this device, in a file beside the bundle.
+"""Sealed engine: the file beside the bundle that holds the engine built by `finish`.
 
-`BUNDLE.engine` is a zip in the bundle's own canonical form: the engine, the timing cache for the
-next build, and a key that says for which bundle, GPU and TensorRT the engine is, with the hash of
-both. A TensorRT engine is native code, so it is trusted as the bundle itself is: a file that
-somebody else could have put there or changed is not opened.
+`BUNDLE.engine` is a zip in the bundle's canonical form: the engine, the timing cache for the next
+build, and a key that names the engine's bundle, GPU and TensorRT, with the hash of both files. A
+TensorRT engine is native code, so it is trusted like a program: a file that another user could have
+created or changed is not opened.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Key:
-    """What an engine is for. All must be as it is on the device, to the letter.
+    """Bundle, GPU and TensorRT that an engine was built for; all must match the device exactly.
 
     Attributes:
         bundle: the content digest of the bundle.
-        variant: the name of the variant that it finishes.
+        variant: the name of the finished variant.
         gpu: the GPU's name.
         compute_capability: of the GPU.
-        multiprocessors: how many it has: GPUs of one name differ in it, and so do parts of one.
-        board: of a Jetson, since all of a family name their GPU alike; None elsewhere.
-        tensorrt: the whole version.
+        multiprocessors: their number, which differs between GPUs of the same name, and between
+            the partitions of one GPU.
+        board: of a Jetson, since a whole family shares one GPU name; None elsewhere.
+        tensorrt: the full version.
     """
 
     bundle: str
@@ -54,19 +55,19 @@ class Key:
 
     @classmethod
     def of(cls, index: Index, variant: Variant, device: Mapping[str, Any]) -> Key:
-        """The key of an engine that is built here; `device` as `here.Here`."""
+        """Return the key of an engine that is built on this device, a `here.Here`."""
         names = [field.name for field in fields(cls) if field.name not in ("bundle", "variant")]
         return cls(index.content_digest, variant.name, **{name: device[name] for name in names})
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """A sealed engine that may be trusted, not yet read.
+    """Sealed engine that passed the trust checks; its contents are not read yet.
 
     Attributes:
         path: its file.
-        key: what it is for.
-        files: name to (SHA-256, bytes).
+        key: its bundle, GPU and TensorRT.
+        files: name -> (SHA-256, bytes).
     """
 
     path: str
@@ -76,26 +77,28 @@ class Sealed:
     def other_than(
         self, index: Index, variant: Variant, device: Mapping[str, Any]
     ) -> Optional[DeviceError]:
-        """Why it is not for this bundle and device; None where it is."""
-        wanted = asdict(Key.of(index, variant, device))
-        found = asdict(self.key)
-        odd = [name for name in wanted if wanted[name] != found[name]]
-        if not odd:
+        """Return the error for a mismatch of bundle or device; None if both match."""
+        required = asdict(Key.of(index, variant, device))
+        recorded = asdict(self.key)
+        different = [name for name in required if required[name] != recorded[name]]
+        if not different:
             return None
+        subject = "device"
+        if different[0] in ("bundle", "variant"):
+            subject = "bundle"
         return DeviceError(
             "engine-other",
-            "the engine sealed beside the bundle is for another "
-            + ("bundle" if odd[0] in ("bundle", "variant") else "device"),
+            "the engine sealed beside the bundle is for another " + subject,
             why="\n".join(
-                "{}: it was built for {}; here is {}".format(name, found[name], wanted[name])
-                for name in odd
+                "{}: it was built for {}; this is {}".format(name, recorded[name], required[name])
+                for name in different
             ),
             hint=FINISH,
         )
 
     def read(self, name: str) -> bytes:
-        """One of its files. Raises DeviceError unless it is as its key lists it."""
-        with _opened(self.path) as archive:
+        """Return one of its files. Raises DeviceError unless size and hash match the key."""
+        with _open(self.path) as archive:
             data = archive.read(name)
         digest = hashlib.sha256(data).hexdigest()
         if (digest, len(data)) != self.files[name]:
@@ -104,26 +107,26 @@ class Sealed:
 
 
 def place_of(bundle: str) -> str:
-    """Where the sealed engine of a bundle is."""
+    """Return the path of a bundle's sealed engine."""
     return bundle + SUFFIX
 
 
 def find(bundle: str) -> Optional[Sealed]:
-    """The sealed engine of a bundle; None where there is none. Raises DeviceError for a bad one."""
+    """Open a bundle's sealed engine; None if there is none. Raises DeviceError for a bad one."""
     path = place_of(bundle)
     if not os.path.lexists(path):
         return None
-    with _opened(path) as archive:
+    with _open(path) as archive:
         if set(archive.entries) != {KEY, PLAN, TIMING}:
-            raise _fault("", "it holds other files than an engine's")
+            raise _fault("", "its entries are not those of an engine")
         if archive.entries[KEY].size > MAX_KEY_BYTES:
             raise _fault(KEY, "it is too large")
         top = parse(archive.read(KEY), _fault, MAX_KEY_BYTES)
         if top.get("format", str) != FORMAT:
             raise _fault(KEY, "its format is {!r}".format(top.value["format"]))
         listed = {name: _file(top.at("files").at(name)) for name in (PLAN, TIMING)}
-        held = {name: archive.entries[name].size for name in (PLAN, TIMING)}
-    if held != {name: size for name, (_, size) in listed.items()}:
+        sizes = {name: archive.entries[name].size for name in (PLAN, TIMING)}
+    if sizes != {name: size for name, (_, size) in listed.items()}:
         raise _fault("files", "their sizes are not those that its key lists")
     return Sealed(path, _key(top.at("engine")), listed)
 
@@ -144,12 +147,12 @@ def _fault(path: str, why: str) -> DeviceError:
     return DeviceError(
         "engine-seal",
         "the engine sealed beside the bundle is not intact",
-        why="{}: {}".format(path, why) if path else why,
+        why=": ".join(filter(None, (path, why))),
         hint=FINISH,
     )
 
 
-def _opened(path: str) -> Archive:
+def _open(path: str) -> Archive:
     try:
         return Archive(path, KEY, open_trusted)
     except BundleError as error:
@@ -157,9 +160,9 @@ def _opened(path: str) -> Archive:
 
 
 def open_trusted(path: str, flags: int) -> int:
-    """Open a sealed engine if nobody but this user and root could have made or changed it.
+    """Open a sealed engine if only this user and root could have created or changed it.
 
-    Raises DeviceError elsewhere, and OSError where the system refuses.
+    Raises DeviceError otherwise, and OSError if the system refuses.
     """
     # NONBLOCK: opening a named pipe would wait for its writer.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -176,39 +179,40 @@ def open_trusted(path: str, flags: int) -> int:
     return descriptor
 
 
-def suspicion(found: os.stat_result) -> str:
-    """Why a file is not to be trusted with native code; empty where it is."""
-    if not stat.S_ISREG(found.st_mode):
+def suspicion(status: os.stat_result) -> str:
+    """Return the reason to distrust a file that holds native code; empty if there is none."""
+    if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "others than its owner may write it (mode {:o})".format(stat.S_IMODE(found.st_mode))
-    user = os.geteuid() if hasattr(os, "geteuid") else found.st_uid
-    if found.st_uid not in (0, user):
-        return "it belongs to user {}, and this is user {}".format(found.st_uid, user)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        return "users other than its owner may write it (mode {:o})".format(mode)
+    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    if status.st_uid not in (0, user):
+        return "it belongs to user {}; this is user {}".format(status.st_uid, user)
     return ""
 
 
 def untrusted(path: str, why: str) -> DeviceError:
-    """The error for a file that somebody else could have put there or changed."""
+    """Return the error for a file that another user could have created or changed."""
     return DeviceError(
         "engine-untrusted",
-        "the engine sealed beside the bundle is not to be trusted, and was not opened",
+        "the engine sealed beside the bundle is not trusted and was not opened",
         why="{}: {}".format(path, why),
         hint=FINISH,
     )
 
 
 def write(
-    file: BinaryIO, key: Key, plan: bytes, timing_cache: bytes, told: Mapping[str, Any]
+    file: BinaryIO, key: Key, plan: bytes, timing_cache: bytes, details: Mapping[str, Any]
 ) -> None:
     """Write a sealed engine into an open, empty file.
 
     Args:
         file: binary, at its beginning.
-        key: what the engine is for.
+        key: the engine's bundle, GPU and TensorRT.
         plan: the engine.
         timing_cache: for the next build.
-        told: what else is worth knowing of it; nothing is decided by it.
+        details: further facts for people; the loader does not read them.
     """
     contents: List[Tuple[str, bytes]] = [(PLAN, plan), (TIMING, timing_cache)]
     document = {
@@ -218,7 +222,7 @@ def write(
             name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
             for name, data in contents
         },
-        "told": dict(told),
+        "told": dict(details),
     }
     try:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
@@ -230,7 +234,7 @@ def write(
     except zipfile.LargeZipFile as error:
         raise DeviceError(
             "engine-too-large",
-            "the engine is too large to be sealed",
-            why="it has {:,} bytes; the format holds 2 GiB".format(len(plan)),
-            hint="a smaller workspace_mb in the target profile, or a smaller model",
+            "the engine is too large to seal",
+            why="it has {:,} bytes; the limit of the format is 2 GiB".format(len(plan)),
+            hint="set a smaller workspace_mb in the target profile, or build a smaller model",
         ) from error

@@ -1,8 +1,8 @@
-"""A file that appears as a whole, written by one process at a time.
+"""Atomic replacement of a file, by one process at a time.
 
-The temporary file beside it has one fixed name and is locked while its writer lives. A writer that
-was killed leaves it behind, unlocked, and the next one takes it over: nothing piles up, and the
-file itself is always the old one or the new one.
+The temporary file beside it has a fixed name and is locked while its writer lives. A killed writer
+leaves it behind, unlocked, and the next one reuses it: nothing piles up, and readers see either the
+old file or the new one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Publish = Callable[[Callable[[BinaryIO], None]], None]
 
 
 def require_plain(path: str) -> None:
-    """Raise FileExistsError where something other than a file stands.
+    """Raise FileExistsError if a path names something other than a file.
 
-    A rename would put a file in the place of a device: of /dev/null, where root is at work.
+    A rename would replace a device by a file: /dev/null, for example, if root runs this.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        raise FileExistsError(errno.EEXIST, "it is there already, and no plain file")
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file")
 
 
 def file_mode() -> int:
     """Return the permissions of a new file: 0644, less what the user's umask denies."""
-    # The umask can be read by setting it alone; a file made in between is private.
+    # The umask can only be read by setting it; a file created in between is private.
     mask = os.umask(0o077)
     os.umask(mask)
     return 0o644 & ~mask
@@ -38,13 +38,16 @@ def file_mode() -> int:
 
 @contextmanager
 def place(path: str) -> Iterator[Publish]:
-    """Hold the temporary file of `path`, locked, for as long as the block takes.
+    """Hold the temporary file of `path`, locked, while the block runs.
 
-    Yields what publishes the file: given a function that writes into an open file, it writes,
-    syncs and renames. Unpublished, nothing is left of it when the block ends.
+    Yields the function that publishes the file: it calls its argument to write into the open
+    temporary file, syncs and renames it. An unpublished file is removed when the block ends:
 
-    Raises DeviceError where another process is writing, where the temporary name is taken by
-    something that this user did not make, or where the file cannot be written.
+        with place("m.engine") as publish:          # m.engine.part exists, locked
+            publish(lambda file: file.write(data))  # now m.engine does
+
+    Raises DeviceError if another process is writing, if the temporary name belongs to something
+    that this user did not create, or if the file cannot be written.
     """
     part = path + PART
     try:
@@ -77,7 +80,7 @@ def place(path: str) -> Iterator[Publish]:
 
 
 def sweep(path: str) -> None:
-    """Remove what a killed writer of `path` left, where that can be done."""
+    """Remove the temporary file that a killed writer of `path` left, if possible."""
     part = path + PART
     if os.path.lexists(part):
         with suppress(OSError, DeviceError):
@@ -87,7 +90,7 @@ def sweep(path: str) -> None:
 
 
 def _locked(part: str) -> int:
-    """The temporary file, locked. What a killed writer left is taken over."""
+    """Open and lock the temporary file, reusing one that a killed writer left."""
     import fcntl
 
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -99,13 +102,13 @@ def _locked(part: str) -> int:
                 raise _blocked(part) from error
             raise
         try:
-            here = os.fstat(descriptor)
-            if not stat.S_ISREG(here.st_mode) or here.st_uid != os.geteuid() or here.st_nlink > 1:
+            status = os.fstat(descriptor)
+            own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+            if not own or status.st_nlink > 1:
                 raise _blocked(part)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
-                there = os.lstat(part)
-                if (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev):
+                if os.path.samestat(os.lstat(part), status):
                     return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
@@ -118,7 +121,7 @@ def _locked(part: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        # Between the opening and the lock its writer published or removed it: try again.
+        # Its writer published or removed it between the opening and the lock: try again.
         os.close(descriptor)
 
 
@@ -133,9 +136,9 @@ def _sync_folder(path: str) -> None:
 def _blocked(part: str) -> DeviceError:
     return DeviceError(
         "output-unwritable",
-        "something stands where the engine is to be written",
-        why="{} is not a file of this user's own".format(part),
-        hint="look at it, and remove it",
+        "the engine's temporary file cannot be created",
+        why="{} exists and is not a file of this user".format(part),
+        hint="inspect it and remove it",
     )
 
 
@@ -144,5 +147,5 @@ def _unwritable(path: str, error: OSError) -> EdgepackError:
         "output-unwritable",
         "the engine cannot be written: {}".format(path),
         why=error.strerror or str(error),
-        hint="check the folder, its permissions and the space left",
+        hint="check the folder, its permissions and its free space",
     )

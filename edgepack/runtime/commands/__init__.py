@@ -1,1 +1,1 @@
-"""What `python3 BUNDLE` can do: a module for each command."""
+"""Commands of `python3 BUNDLE`, one module each."""

@@ -1,8 +1,7 @@
-"""`bench`: single-stream latency of the loader's own call, by MLPerf's rules.
+"""`bench`: single-stream latency of a loaded model, by MLPerf's rules.
 
-Each model is measured in a process of its own, since the threads of several sessions in one
-process disturb each other; against a second model the two take turns, so that a machine whose
-speed drifts is the same for both.
+Each model is measured in a separate process, since the threads of several sessions in one process
+disturb each other. Two models take turns, so that a drift of the machine's speed affects both.
 """
 
 from __future__ import annotations
@@ -27,16 +26,19 @@ from .load import LoadMonitor, disturbances, spread_of
 if TYPE_CHECKING:
     from ..device.variants import Choice
 
-# MLPerf Inference: at least so many queries and so many seconds.
+# Minimum queries and seconds, as in MLPerf Inference.
 LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
-# The fewest queries from which a percentile may be told (MLPerf Inference, early stopping).
+# Fewest queries that support each percentile (MLPerf Inference, early stopping).
 FEWEST = {"p50": 1, "p90": 64, "p95": 130, "p99": 662}
 ROUNDS = 3
 WARM_UP_SECONDS = 0.3
 
 
 def percentiles(nanoseconds: List[int]) -> Dict[str, Optional[float]]:
-    """p50, p90, p95 and p99 in ms by the nearest rank; None below the fewest queries."""
+    """Return p50, p90, p95 and p99 in ms by the nearest rank; None below the fewest queries.
+
+    Of [1, 2, 3, 4] ms the nearest rank of p50 is ceil(0.5 * 4) = 2, so p50 is 2 ms.
+    """
     ordered = sorted(nanoseconds)
 
     def at(share: float) -> float:
@@ -65,16 +67,16 @@ def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
 def open_call(
     path: str, against: str, threads: int, variant: str = "", cuda: bool = False
 ) -> Tuple[Callable[[], Any], float, Optional[Choice]]:
-    """One inference as a call, the seconds that loading took, and what of the bundle it runs.
+    """Return one inference as a call, the seconds that loading took, and the chosen variant.
 
     Args:
-        path: the bundle, of whose reference samples it takes the first.
+        path: the bundle; the call runs on its first reference sample.
         against: an ONNX file to run in its place, by bare onnxruntime; empty for none.
         threads: threads within an operator; 0 takes every physical core.
         variant: the name of the bundle's variant; "" for the best that fits.
-        cuda: whether `against` runs on the GPU.
+        cuda: run `against` on the GPU.
 
-    Raises InputError where that file cannot be read.
+    Raises InputError if that file cannot be read.
     """
     from ..model import open_model
     from ..session.onnx_session import OnnxSession
@@ -115,7 +117,7 @@ def child(
     variant: str = "",
     cuda: bool = False,
 ) -> Dict[str, Any]:
-    """One turn, in this process: the bundle's loader, or the bare engine on another ONNX."""
+    """Measure one turn in this process: the bundle, or the bare engine on another ONNX."""
     import numpy as np
 
     call, load_seconds, choice = open_call(path, against, threads, variant, cuda)
@@ -138,31 +140,31 @@ def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
         )
         if on
     ]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *flags, *program(path), "bench-turn", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:
-        turn: Dict[str, Any] = json.loads(done.stdout.decode("utf-8"))
+        turn: Dict[str, Any] = json.loads(process.stdout.decode("utf-8"))
     except ValueError as error:
         raise DeviceError(
             "bench-failed",
-            "a process that measures the latency failed",
-            why=done.stderr.decode("utf-8", "replace").strip()[-2000:]
-            or "exit status {}".format(done.returncode),
-            hint="python3 BUNDLE verify tells whether the bundle runs here at all",
+            "the process that measures the latency failed",
+            why=process.stderr.decode("utf-8", "replace").strip()[-2000:]
+            or "exit status {}".format(process.returncode),
+            hint="python3 BUNDLE verify shows if the bundle runs here at all",
         ) from error
     if "error" in turn:
-        refused = turn["error"]
-        raise EdgepackError(
-            refused["code"], refused["what"], why=refused["why"], hint=refused["hint"]
-        )
+        fields = turn["error"]
+        raise EdgepackError(fields["code"], fields["what"], why=fields["why"], hint=fields["hint"])
     return turn
 
 
 def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
-    times = [ns for turn in turns for ns in turn["ns"]]
+    times: List[int] = []
+    for turn in turns:
+        times += turn["ns"]
     return {
         **percentiles(times),
         "queries": len(times),
@@ -174,9 +176,9 @@ def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
 
 
 def _rounds(model: Mapping[str, Any], other: Optional[Mapping[str, Any]]) -> List[float]:
-    """Return the speed-up of each round, or its median where there is nothing to compare with.
+    """Return the speed-up of each round, or its median latency if there is no second model.
 
-    A machine that slows down slows both sides of a round, and their ratio stays.
+    A machine that slows down slows both sides of a round, so their ratio stays.
     """
     if other is None:
         return list(model["rounds_p50"])
@@ -187,19 +189,19 @@ def _rounds(model: Mapping[str, Any], other: Optional[Mapping[str, Any]]) -> Lis
 def bench(
     path: str, *, length: str, against: str = "", threads: int = 0, variant: str = ""
 ) -> Dict[str, Any]:
-    """Measure the bundle, and beside it in the same run another ONNX model.
+    """Measure the latency of the bundle and, in the same run, of another ONNX model.
 
     Args:
         path: the bundle.
         length: a key of LENGTHS.
-        against: an ONNX file that takes the same inputs; empty for none. It runs in onnxruntime,
-            on the GPU where the bundle does so, else on the CPU.
+        against: an ONNX file with the same inputs; empty for none. It runs in onnxruntime, on the
+            GPU if the bundle does so with onnxruntime, else on the CPU.
         threads: threads within an operator; 0 takes every physical core.
         variant: the name of the bundle's variant; "" for the best that fits.
 
-    Returns latencies in ms; `ratio` is the other model's p50 over the bundle's, `load` what else
-    ran meanwhile, `spread` by how much the rounds differ, and `disturbed` why the figures are not
-    to be relied on (empty where they are).
+    Returns latencies in ms; `ratio` is the other model's p50 over the bundle's, `load` the load by
+    other processes, `spread` the variation between rounds, and `disturbed` the reasons not to rely
+    on the figures (empty on a quiet machine).
     """
     queries, seconds = LENGTHS[length]
     share = (
@@ -212,9 +214,9 @@ def bench(
     for _ in range(ROUNDS):
         turns["model"].append(_turn(path, [*share, "--variant={}".format(variant)]))
         if against:
-            same = turns["model"][0]["variant"]["engine"] == CUDA
+            on_gpu = turns["model"][0]["variant"]["engine"] == CUDA
             other_file = "--against={}".format(os.path.abspath(against))
-            turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * same]))
+            turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * on_gpu]))
     load = monitor.result()
     model = _summary(turns["model"])
     other = _summary(turns["against"]) if against else None

@@ -1,9 +1,9 @@
-"""`finish`: build the engine that is bound to this GPU, prove it, and seal it beside the bundle.
+"""`finish`: build the engine for this GPU, verify it, and seal it beside the bundle.
 
-A TensorRT engine runs on the GPU and the version that it was built on and nowhere else, so it is
-built here, from the ONNX in the bundle. It is sealed once its answers on the reference samples
-hold the bundle's own gates, and not before. Done twice it does nothing the second time; killed, it
-leaves the engine that was there, or none.
+A TensorRT engine runs only on the GPU and with the version that it was built with, so it is built
+on the device, from the ONNX in the bundle. It is sealed only after its answers on the reference
+samples pass the bundle's gates. A second `finish` does nothing; a killed one leaves the previous
+engine, or none.
 """
 
 from __future__ import annotations
@@ -28,48 +28,48 @@ Say = Callable[[str], None]
 
 
 def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
-    """Build, prove and seal the engine of a bundle, unless it is there.
+    """Build, verify and seal the engine of a bundle, unless a fitting one exists.
 
     Args:
-        path: the bundle; the engine goes to `seal.place_of` it.
-        say: told of every step, and every few seconds of a long one.
-        force: build also where a fitting engine is there, with its timing cache.
+        path: the bundle; `seal.place_of` names the engine's file.
+        say: called with a line for every step, and every few seconds during a long one.
+        force: rebuild a fitting engine, with the help of its timing cache.
 
-    Returns what was done as JSON values. Raises GateError where the engine's answers miss a gate,
-    BundleError where the bundle is not intact, DeviceError where no engine can be built here.
+    Returns a report of JSON values. Raises GateError if the engine's answers miss a gate,
+    BundleError if the bundle is not intact, DeviceError if no engine can be built here.
     """
     with Archive(path) as archive:
         index = read_index(archive)
         check_all(archive, index)
         require_checksum(archive)
-        here = Here(index)
-        machine.require(index.device, here)
+        device = Here(index)
+        machine.require(index.device, device)
         variant = next((variant for variant in index.variants if variant.unfinished), None)
         if variant is None:
-            say("nothing to finish: this bundle builds no engine on the device")
+            say("nothing to finish: the bundle has no engine to build on the device")
             return {"built": False, "engine": None}
-        fault = unmet(variant, index, here)
+        fault = unmet(variant, index, device)
         if fault is not None:
             raise fault
-        key, engine = Key.of(index, variant, here), place_of(path)
+        key, engine = Key.of(index, variant, device), place_of(path)
         before = find_sealed(path, index)
-        if not force and _whole(before, key, say):
+        if not force and _fits(before, key, say):
             sweep(engine)
-            say("finished before: {} is for this bundle, GPU and TensorRT".format(engine))
+            say("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
             return {"built": False, "engine": engine, "key": asdict(key)}
         with place(engine) as publish:
             started = time.perf_counter()
-            plan, timing_cache = _build(archive, index, here, _timing_cache(before, key), say)
+            plan, timing_cache = _build(archive, index, device, _timing_cache(before, key), say)
             built = time.perf_counter()
-            proof = _prove(archive, index, variant, here, plan)
+            proof = _prove(archive, index, variant, device, plan)
             for question, gate in _gates(proof):
                 say("{}: {}".format(question, describe_gate(gate)))
             if not proof["passed"]:
                 raise _missed(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
-            told = {name: here[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
-            told["seconds"] = seconds
-            publish(lambda file: write(file, key, plan, timing_cache, told))
+            details = {name: device[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
+            details["seconds"] = seconds
+            publish(lambda file: write(file, key, plan, timing_cache, details))
     say("sealed: {} ({:,} bytes)".format(engine, len(plan)))
     return {
         "built": True,
@@ -82,8 +82,8 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
     }
 
 
-def _whole(before: Union[Sealed, DeviceError, None], key: Key, say: Say) -> bool:
-    """Whether the engine that is there is for this key, to the last byte."""
+def _fits(before: Union[Sealed, DeviceError, None], key: Key, say: Say) -> bool:
+    """Return True for an intact sealed engine with this key; say the fault of a damaged one."""
     if isinstance(before, DeviceError):
         say("{}: {}".format(before.what, before.why))
         return False
@@ -98,7 +98,10 @@ def _whole(before: Union[Sealed, DeviceError, None], key: Key, say: Say) -> bool
 
 
 def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
-    """What an earlier build measured on this GPU with this TensorRT, whatever the bundle."""
+    """Return the timing cache of an earlier build on this GPU and TensorRT; else b"".
+
+    Kernel timings do not depend on the bundle, so a cache from another one serves as well.
+    """
     if not isinstance(before, Sealed):
         return b""
     same = {**asdict(before.key), "bundle": key.bundle, "variant": key.variant}
@@ -107,19 +110,19 @@ def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
     try:
         return before.read(TIMING)
     except DeviceError:
-        # It only saves time, and this build makes a new one.
+        # A damaged cache is no loss: it only saves time, and this build writes a new one.
         return b""
 
 
 def _build(
-    archive: Archive, index: Index, here: Here, timing_cache: bytes, say: Say
+    archive: Archive, index: Index, device: Here, timing_cache: bytes, say: Say
 ) -> Tuple[bytes, bytes]:
     from ..session.tensorrt_build import Options, build
     from ..session.tensorrt_session import import_tensorrt
 
     say(
-        "building the engine for {} with TensorRT {}: on a small board this takes ten "
-        "minutes".format(here["gpu"], here["tensorrt"])
+        "building the engine for {} with TensorRT {}; on a small board this takes about ten "
+        "minutes".format(device["gpu"], device["tensorrt"])
     )
     options = index.engine_options
     return build(
@@ -132,15 +135,15 @@ def _build(
 
 
 def _prove(
-    archive: Archive, index: Index, variant: Variant, here: Here, plan: bytes
+    archive: Archive, index: Index, variant: Variant, device: Here, plan: bytes
 ) -> Dict[str, Any]:
-    """Both questions, asked of the engine on the reference samples."""
+    """Measure fidelity and quality of the engine on the reference samples."""
     from ..model import Model
     from ..session.tensorrt_session import TensorrtSession
     from .verify import on_samples
 
     session = TensorrtSession(plan, index.inputs, index.outputs, index.engine_options.dla_core)
-    return on_samples(archive, Model(index, session, Choice(variant, None, False, (), here)))
+    return on_samples(archive, Model(index, session, Choice(variant, None, False, (), device)))
 
 
 def _gates(proof: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
@@ -153,11 +156,11 @@ def _gates(proof: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
 def _missed(proof: Mapping[str, Any]) -> GateError:
     return GateError(
         "engine-gate-missed",
-        "the engine was built, and its answers are not good enough; it was not sealed",
+        "the engine missed a gate and was not sealed",
         why="\n".join(
             "{}: {}".format(question, describe_gate(gate))
             for question, gate in _gates(proof)
             if not gate["passed"]
         ),
-        hint="the bundle's other variants are not touched by this: python3 BUNDLE info",
+        hint="use another variant of the bundle: python3 BUNDLE info",
     )

@@ -1,4 +1,4 @@
-"""`info`: what the bundle is, what it needs, and what of it would run on this device."""
+"""`info`: show the bundle's contents, its requirements, and the variant that would run here."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from ..device.variants import choose, told
 from ..errors import DeviceError
 from .setup import describe_wheels
 
-# What the loader may need; `info` says what is here of it, so it runs before anything is there.
+# Packages that the loader may need. `info` lists the missing ones, so it must run without any.
 PACKAGES = ("numpy", "onnxruntime")
-UNPROVEN = "NOT PROVEN: calibrated on random numbers; this tells nothing about real inputs"
+UNPROVEN = "NOT PROVEN: calibrated on random numbers; accuracy on real inputs is unknown"
 
 
 def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
     """Describe a bundle: lines for people, and a document for machines.
 
-    The document is the index, with the "sha256" of the file and "variant" as the verdict has it.
-
-    Where the device is below the bundle's floor, "variant" has an "error" in addition.
+    The document is the index, with the "sha256" of the file and "variant" as in the verdict. If the
+    device is below the bundle's minimum requirements, "variant" has an "error" in addition.
     """
     with Archive(bundle) as archive:
         index, digest = read_index(archive), require_checksum(archive)
-    here = Here(index)
+    device = Here(index)
     lines = [
         f"{index.name} for {index.target}",
         f"content {index.content_digest}",
@@ -41,28 +40,33 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
         f"proof   {index.reference.samples} reference samples; gates "
         + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
     ]
-    taken, variant = _variants(bundle, index, here)
-    found = {**machine.describe(), **{package: _installed(package) for package in PACKAGES}}
-    found.update({key: value for key, value in here.items() if key not in found and value})
-    shown = (f"{k} {v}" for k, v in found.items() if k != "isa" and not k.endswith("_why"))
-    lines += [*taken, "here    " + ", ".join(shown)]
-    if here["isa"] is None:
+    variant_lines, variant = _variants(bundle, index, device)
+    facts = {**machine.describe(), **{package: _installed(package) for package in PACKAGES}}
+    facts.update({key: value for key, value in device.items() if key not in facts and value})
+    shown = (f"{k} {v}" for k, v in facts.items() if k != "isa" and not k.endswith("_why"))
+    lines += [*variant_lines, "here    " + ", ".join(shown)]
+    if device["isa"] is None:
         lines.append(
-            "isa     not told by this system: no variant is taken that needs more than the floor"
+            "isa     unknown on this system: variants above the minimum requirements are skipped"
         )
     return lines, {**index.raw, "sha256": digest, "variant": variant}
 
 
-def _variants(bundle: str, index: Index, here: Here) -> Tuple[List[str], Dict[str, Any]]:
+def _variants(bundle: str, index: Index, device: Here) -> Tuple[List[str], Dict[str, Any]]:
     try:
-        machine.require(index.device, here)
+        machine.require(index.device, device)
     except DeviceError as error:
-        nothing = {"name": None, "engine": None, "sealed": False, "fallback": False}
-        document: Dict[str, Any] = {**nothing, "passed_over": [], "error": error.to_json()}
+        document: Dict[str, Any] = {
+            "name": None,
+            "engine": None,
+            "sealed": False,
+            "fallback": False,
+        }
+        document.update(passed_over=[], error=error.to_json())
         return [f"variant none runs here: {error.what}: {error.why}"], document
-    choice = choose(index, here, find_sealed(bundle, index))
+    choice = choose(index, device, find_sealed(bundle, index))
     document = choice.to_json()
-    reasons = {passed["name"]: "not taken: " + told(passed) for passed in document["passed_over"]}
+    reasons = {passed["name"]: "skipped: " + told(passed) for passed in document["passed_over"]}
     if choice.variant is not None:
         sealed = ", with the engine finished on this device" if choice.sealed else ""
         reasons[choice.variant.name] = "runs here" + sealed

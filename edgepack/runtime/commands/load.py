@@ -1,4 +1,4 @@
-"""How busy a machine was while something was timed on it: what other processes took of it."""
+"""Measure the load that other processes put on the machine during a benchmark."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import os
 from typing import Any, Dict, List, Optional, Sequence
 
 STAT = "/proc/stat"
-# Of a line of /proc/stat: user, nice, system, irq, softirq and steal; not idle and iowait, and not
-# the guests' time, which is in user and nice already.
+# Columns of /proc/stat that count as busy: user, nice, system, irq, softirq and steal. Idle and
+# iowait do not, and the guests' time is already part of user and nice:
+#
+#     cpu0 4705 150 1120 16250 520 30 45 12 0 0
+#          user nice system idle iowait irq softirq steal guest guest_nice
 BUSY = (0, 1, 2, 5, 6, 7)
-# Cores that other processes may take unnoticed, and of those that the timed code leaves idle the
-# share that they may take.
+# Cores that other processes may use without a warning, plus a share of the cores that the timed
+# code leaves idle: with 8 cores and 2 threads they may use 0.2 + 0.5 * 6 = 3.2 cores.
 TAKEN, OF_IDLE = 0.2, 0.5
 # Largest round over smallest, less one, that still counts as steady.
 SPREAD = 0.2
-# Load average over the number of cores that counts as busy where the system tells no more.
+# Load average per core that counts as busy on systems without per-core counters.
 LOAD = 1.5
 
 
 class LoadMonitor:
-    """The load of the cores that this process may use, from its creation on.
+    """Measures the load of this process's cores, from its creation on.
 
     Args:
-        path: of the kernel's counters.
+        path: file with the kernel's counters.
     """
 
     def __init__(self, path: str = STAT) -> None:
@@ -37,8 +40,8 @@ class LoadMonitor:
         """Return the load so far.
 
         `before` and `after` are load averages of a minute, `cores` the number of cores, `others`
-        how many of them other processes took on average. Each is None where the system does not
-        tell.
+        the average number of them that other processes used. Each is None if the system does not
+        provide it.
         """
         busy = busy_seconds(self._cores, self._path)
         others = None
@@ -58,7 +61,7 @@ def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]
     """Return the reasons not to trust a measured latency, in words; empty on a quiet machine.
 
     Args:
-        load: as `LoadMonitor.result` gives it.
+        load: the result of `LoadMonitor.result`.
         spread: of the rounds: largest over smallest, less one.
         threads: of the timed code; 0 for every physical core.
     """
@@ -69,7 +72,7 @@ def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]
             reasons.append(f"load {load['after']:.1f} on {_plural(cores)}")
     elif load["others"] > TAKEN + OF_IDLE * idle:
         average = "" if load["after"] is None else f", load {load['after']:.1f}"
-        reasons.append(f"other processes took {load['others']:.1f} of {_plural(cores)}{average}")
+        reasons.append(f"other processes used {load['others']:.1f} of {_plural(cores)}{average}")
     if spread > SPREAD:
         reasons.append(f"rounds differ by {100 * spread:.0f} %")
     return reasons
@@ -89,7 +92,7 @@ def allowed_cores() -> List[int]:
 
 
 def load_average() -> Optional[float]:
-    """Return the load average of the last minute; None where the system does not tell."""
+    """Return the load average of the last minute; None if the system does not provide it."""
     try:
         return round(os.getloadavg()[0], 2)
     except (AttributeError, OSError):
@@ -97,17 +100,17 @@ def load_average() -> Optional[float]:
 
 
 def busy_seconds(cores: Sequence[int], path: str = STAT) -> Optional[float]:
-    """Return the time that some cores were busy since boot; None where it is not told."""
-    wanted = {f"cpu{core}" for core in cores}
-    ticks = seen = 0
+    """Return the busy time of some cores since boot, in seconds; None if it is unknown."""
+    names = {f"cpu{core}" for core in cores}
+    ticks = lines = 0
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             for line in file:
                 name, *fields = line.split()
-                if name in wanted:
-                    ticks += sum(int(fields[place]) for place in BUSY)
-                    seen += 1
-        return ticks / os.sysconf("SC_CLK_TCK") if seen else None
+                if name in names:
+                    ticks += sum(int(fields[column]) for column in BUSY)
+                    lines += 1
+        return ticks / os.sysconf("SC_CLK_TCK") if lines else None
     except (OSError, ValueError, IndexError, AttributeError):
         return None
 

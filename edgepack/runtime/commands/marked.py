@@ -1,7 +1,7 @@
-"""Inferences that whoever traces this process can tell from everything around them.
+"""Inferences that are marked for a tracer of this process.
 
-Each stands between two system calls that no program makes and that do nothing. The counter of
-instructions in `edgepack bench --instructions` looks for them.
+Each runs between two system calls that have no effect and that no other code makes. The
+instruction counter of `edgepack bench --instructions` looks for them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from typing import Any, Dict
 from ..errors import EdgepackError, InputError
 from .bench import open_call
 
-# Descriptors that none can be: close fails. "EP" stands in them.
+# Arguments of close(2) that are never valid descriptors, so the call fails; 0x4550 spells "EP".
 BEGIN, END = -0x45500001, -0x45500002
-# The engine lays out its memory at the first call, and Python adapts its code to the first few.
+# The engine plans its memory in the first call, and Python specializes its bytecode in the first
+# few; neither should be counted.
 WARM_UP = 8
-# Regions with nothing in them: what the marks themselves cost.
+# Empty regions, which measure the cost of the marks themselves.
 EMPTY = 2
 
 
-def _mark(which: int) -> None:
+def _mark(descriptor: int) -> None:
     try:
-        os.close(which)
+        os.close(descriptor)
     except OSError:
         pass
 
@@ -33,15 +34,15 @@ def _nothing() -> None:
 
 
 def child(path: str, against: str, repeats: int, threads: int) -> Dict[str, Any]:
-    """Mark the empty regions, then so many inferences, all on the first reference sample.
+    """Mark the empty regions, then `repeats` inferences on the first reference sample.
 
     Args:
         path: the bundle.
         against: an ONNX file to run in its place, by the bare engine; empty for none.
-        repeats: inferences.
-        threads: threads within an operator; what is counted is the calling one.
+        repeats: number of inferences.
+        threads: threads within an operator; only the calling thread is counted.
 
-    Raises InputError where the other model does not take the bundle's samples.
+    Raises InputError if the other model does not take the bundle's samples.
     """
     call, *_ = open_call(path, against, threads)
     try:

@@ -1,4 +1,4 @@
-"""`run`: outputs of the bundle on a file of samples."""
+"""`run`: compute the outputs of the bundle on a file of samples."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from .verify import answer, reference_feeds
 
 
 def read_npz(path: str) -> Dict[str, np.ndarray]:
-    """All arrays of an .npz, by name. Raises InputError where it is none; never unpickles."""
+    """Read all arrays of an .npz, by name; never unpickles. Raises InputError if it cannot."""
     try:
         with open_plain(path) as file:
             loaded = np.load(file, allow_pickle=False)
             if not hasattr(loaded, "files"):
                 raise ValueError("it is a single array, not an .npz")
-            twice = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
-            if twice:
-                raise ValueError("it has two arrays named {}".format(", ".join(twice)))
+            repeated = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
+            if repeated:
+                raise ValueError("it has two arrays named {}".format(", ".join(repeated)))
             arrays = {name: loaded[name] for name in loaded.files}
-        # What is no array comes as bytes: a note beside the arrays.
+        # An entry that is no array (a note, a README) is loaded as bytes: skip it.
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
-    except Exception as error:  # Of a broken file numpy, tokenize, zipfile and lzma raise anything
+    except Exception as error:  # numpy, tokenize, zipfile and lzma share no base for broken files
         raise InputError(
             "samples-unreadable",
             "the samples cannot be read: {}".format(path),
             why=str(error) or type(error).__name__,
-            hint="an .npz with one array per input: numpy.savez(file, name=array)",
+            hint="store one array per input in an .npz: numpy.savez(file, name=array)",
         ) from error
 
 
 def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
-    """Write an .npz as a whole or not at all: a temporary file beside it, fsync, rename."""
+    """Write an .npz atomically: into a temporary file beside it, then fsync and rename."""
     folder = os.path.dirname(os.path.abspath(path))
     try:
         require_plain(path)
@@ -53,7 +53,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
         raise _unwritable(path, error) from error
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # Not numpy.savez: it takes an output named `file` for an argument of its own.
+            # numpy.savez would mistake an output named `file` for its first parameter.
             with zipfile.ZipFile(file, "w", allowZip64=True) as archive:
                 for name, array in arrays.items():
                     with archive.open(name + ".npy", "w", force_zip64=True) as entry:
@@ -61,7 +61,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.chmod(temporary, file_mode())
-            # Still open, and so still locked: nothing sweeps it away before the rename.
+            # The file is still open and so still locked: no sweep removes it before the rename.
             os.replace(temporary, path)
     except OSError as error:
         os.unlink(temporary)
@@ -76,7 +76,7 @@ def _unwritable(path: str, error: OSError) -> InputError:
         "output-unwritable",
         "the outputs cannot be written: {}".format(path),
         why=error.strerror or str(error),
-        hint="check the folder, its permissions and the space left",
+        hint="check the folder, its permissions and its free space",
     )
 
 
@@ -88,36 +88,38 @@ def run(
     stand_in: bool = False,
     variant: str = "",
 ) -> Tuple[Dict[str, np.ndarray], Choice]:
-    """Outputs of the bundle, by name, samples along axis 0.
+    """Compute the outputs of the bundle, by name, with samples along axis 0.
 
     Args:
         path: the bundle.
-        source: an .npz of samples; empty for the bundle's own reference samples.
+        source: an .npz of samples; empty for the bundle's reference samples.
         threads: threads within an operator; 0 takes every physical core.
-        stand_in: this is the build host, and stands in for the device.
-        variant: the name of the one to run; "" for the best that fits.
+        stand_in: this is the build host and stands in for the device.
+        variant: the name of the variant to run; "" for the best that fits.
 
-    Returns the outputs, and what they ran in. An output without the model's batch axis in front
-    gets one more axis, one row for each call.
+    Returns the outputs and the chosen variant. An output whose first axis is not the batch gains
+    an axis with one row per call.
     """
     with Archive(path) as archive:
         index = read_index(archive)
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         if not source:
-            found = answer(model, reference_feeds(archive, index))
-            return _columns(index, found, stack=True), model.choice
+            answers = answer(model, reference_feeds(archive, index))
+            return _columns(index, answers, stack=True), model.choice
         arrays = read_npz(source)
-        found = answer(model, feeds(arrays, index.inputs))
-        return _columns(index, found, stack=whole_feeds(arrays, index.inputs)), model.choice
+        answers = answer(model, feeds(arrays, index.inputs))
+        return _columns(index, answers, stack=whole_feeds(arrays, index.inputs)), model.choice
 
 
 def _columns(
-    index: Index, found: Sequence[Sequence[np.ndarray]], stack: bool
+    index: Index, answers: Sequence[Sequence[np.ndarray]], stack: bool
 ) -> Dict[str, np.ndarray]:
+    # Calls of 32 and 8 samples give scores of shapes (32, 10) and (8, 10), which concatenate to
+    # (40, 10); an output without the batch, of shape (3,), is stacked to (2, 3).
     batch_axes = {tensor.shape[0] for tensor in index.inputs if tensor.shape}
     columns: Dict[str, np.ndarray] = {}
     for i, tensor in enumerate(index.outputs):
-        column: List[np.ndarray] = [outputs[i] for outputs in found]
+        column: List[np.ndarray] = [outputs[i] for outputs in answers]
         batched = bool(tensor.shape) and tensor.shape[0] in batch_axes
         if not column:
             continue
@@ -127,7 +129,7 @@ def _columns(
         except ValueError as error:
             raise InputError(
                 "output-ragged",
-                "the outputs of several samples do not make one array",
+                "the outputs of several samples differ in shape",
                 why="{}: {}".format(tensor.name, error),
                 hint="run samples of one size at a time",
             ) from error

@@ -1,7 +1,7 @@
-"""`setup`: an environment for the loader from the wheels in the bundle, without network.
+"""`setup`: create an environment from the wheels in the bundle, without network.
 
-Every wheel is checked before anything is written: that the index vouches for it, that it is for
-this Python, that it is whole, and that no two of them have different files of one name.
+Before anything is written, every wheel is checked: it must match the index and this Python, it must
+be intact, and no two wheels may have different files of the same name.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FOLDER = "wheels/"
 
 
 def wheels_of(index: Index) -> List[str]:
-    """The entries of a bundle that are wheels, in order of their names."""
+    """Return the wheel entries of a bundle, sorted by name."""
     return sorted(n for n in index.files if n.startswith(FOLDER) and n.endswith(".whl"))
 
 
 def describe_wheels(index: Index) -> List[str]:
-    """One line on the wheels of a bundle; none where it has none."""
+    """Describe the wheels of a bundle in one line; no line if it has none."""
     names = wheels_of(index)
     if not names:
         return []
@@ -39,17 +39,17 @@ def describe_wheels(index: Index) -> List[str]:
 
 
 def setup(bundle: str, folder: str) -> Dict[str, Any]:
-    """Make an environment in a folder from the wheels in a bundle.
+    """Create an environment in a folder from the wheels in a bundle.
 
     Args:
         bundle: its path.
-        folder: where the environment is to be. Taken as it is where it is whole and from the same
-            wheels; made anew where an earlier `setup` made it and it is not.
+        folder: the environment's folder. An intact one from the same wheels stays unchanged; any
+            other one from an earlier `setup` is replaced.
 
-    Returns {"environment", "python", "packages": name to version, "made": bool}.
+    Returns {"environment", "python", "packages": name -> version, "made": bool}.
 
-    Raises DeviceError where the bundle has no wheels, where they are for another Python, or where
-    the folder cannot be written; BundleError where they are not intact.
+    Raises DeviceError if the bundle has no wheels, if they are for another Python, or if the
+    folder cannot be written; BundleError if they are not intact.
     """
     with Archive(bundle) as archive, ExitStack() as stack:
         index = read_index(archive)
@@ -60,7 +60,7 @@ def setup(bundle: str, folder: str) -> Dict[str, Any]:
                 "bundle-without-wheels",
                 "this bundle has no wheels to set up an environment from",
                 why="it was built without --wheels",
-                hint="build it with --wheels, or where there is a network:\n"
+                hint="build it with --wheels, or install from the network:\n"
                 "python3 BUNDLE info --requirements > requirements.txt",
             )
         require([read_tags(os.path.basename(name)) for name in names], this_python())
@@ -74,28 +74,29 @@ def setup(bundle: str, folder: str) -> Dict[str, Any]:
             base_python(),
             {os.path.basename(name): index.files[name][0] for name in names},
             files_of(wheels),
-            # TensorRT's Python package comes with the device's system, and from no wheel.
+            # TensorRT's Python package comes with the device's system, not as a wheel.
             any(variant.engine == TENSORRT for variant in index.variants),
         )
-        place = os.path.realpath(folder)
-        made = environment.make(place)
+        target = os.path.realpath(folder)
+        created = environment.make(target)
     return {
-        "environment": place,
-        "python": os.path.join(place, "bin", "python3"),
+        "environment": target,
+        "python": os.path.join(target, "bin", "python3"),
         "packages": {wheel.tags.name: wheel.tags.version for wheel in wheels},
-        "made": made,
+        "made": created,
     }
 
 
 def files_of(wheels: List[Wheel]) -> Dict[str, Wheel]:
-    """Path below site-packages to the wheel that has it. Raises BundleError where two clash."""
+    """Map each path below site-packages to its wheel. Raises BundleError if two clash."""
     files: Dict[str, Wheel] = {}
     for wheel in wheels:
         for path in wheel.files:
             other = files.setdefault(path, wheel)
-            # Several packages may bring the same empty `__init__.py` of the folder they share.
+            # Several packages may contain the same empty `__init__.py` of a shared folder.
             if other is not wheel and other.digest(path) != wheel.digest(path):
                 raise _clash(other, wheel, path)
+    # A file of one wheel may not be a folder of another: `a` beside `a/b.py`.
     for path, wheel in files.items():
         parent = os.path.dirname(path)
         while parent:
@@ -105,10 +106,10 @@ def files_of(wheels: List[Wheel]) -> Dict[str, Wheel]:
     return files
 
 
-def _clash(one: Wheel, other: Wheel, path: str) -> BundleError:
+def _clash(first: Wheel, second: Wheel, path: str) -> BundleError:
     return BundleError(
         "wheels-clash",
-        "two wheels have different files of one name",
-        why="{}: in {} and in {}".format(path, one.name, other.name),
-        hint="build the bundle again; its requirements must not name two builds of one package",
+        "two wheels have different files of the same name",
+        why="{}: in {} and in {}".format(path, first.name, second.name),
+        hint="build the bundle again, with one build of each package in its requirements",
     )

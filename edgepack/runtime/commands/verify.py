@@ -1,4 +1,4 @@
-"""`verify`: does this device compute what was built, how near is that to what was trained?"""
+"""`verify`: compare this device's answers with the build host's and the original model's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..parity.metrics import Quality, compare
 from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, LARGEST_STACK, feed_at_size
 
 FORMAT = "edgepack-verdict/1"
-# What must not be needed on a device; the verdict tells whether it could have been imported.
+# Packages that a device must not need; the verdict lists those that were absent.
 HOST_ONLY = ("torch", "edgepack")
 
 _LENGTH = struct.Struct("<Q")
@@ -34,9 +34,9 @@ _LENGTH = struct.Struct("<Q")
 def read_arrays(
     archive: Archive, index: Index, names: Sequence[str], rows: int
 ) -> List[np.ndarray]:
-    """Return the .npy entries of those names, their hashes checked; never unpickles.
+    """Read .npy entries after checking their hashes; never unpickles.
 
-    Raises BundleError where one is damaged, or does not hold that many rows.
+    Raises BundleError if one is damaged, or does not have `rows` rows.
     """
     arrays = []
     for name in names:
@@ -53,7 +53,7 @@ def read_arrays(
                 "bundle-reference",
                 "the bundle's reference samples cannot be read",
                 why="{}: {}".format(name, str(error) or type(error).__name__),
-                hint="fetch the bundle again from where it was built",
+                hint="copy the bundle again from the build host",
             ) from error
     return arrays
 
@@ -61,32 +61,33 @@ def read_arrays(
 def reference_feeds(
     archive: Archive, index: Index, most: int = 0
 ) -> Iterator[Dict[str, np.ndarray]]:
-    """The reference inputs, call by call. Each row of the stored arrays is one whole feed.
+    """Yield the reference inputs, call by call. Each row of the stored arrays is one whole feed.
 
     Args:
         archive: the open bundle.
-        index: of it.
-        most: how many at most; 0 takes all.
+        index: its index.
+        most: the maximum number of samples; 0 for all.
     """
     arrays = read_arrays(archive, index, index.reference.inputs, index.reference.samples)
     for i in range(min(most or index.reference.samples, index.reference.samples)):
-        # An ellipsis, so that a feed of no axis stays an array.
+        # For a model whose input is a scalar, `array[i]` would be a number; `array[i, ...]` stays
+        # an array of no axis.
         yield {tensor.name: array[i, ...] for tensor, array in zip(index.inputs, arrays)}
 
 
 def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
-    """Per call, the outputs in the index's order."""
+    """Run every call; return its outputs in the index's order."""
     names = [tensor.name for tensor in model.outputs]
     return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
 
 
 def _question(on: str, metrics: Mapping[str, Any], gates: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """Return one kind of samples with its gates: `samples`, `outputs`, `metric` and the verdict."""
+    """Return the entry of fidelity or quality: samples, metrics, gates and the verdict on them."""
     return {
         "on": on,
         **metrics,
         "gates": gates,
-        # A question without a gate is not answered.
+        # Without a gate nothing was checked, so nothing passed.
         "passed": bool(gates) and all(gate["passed"] for gate in gates),
     }
 
@@ -94,33 +95,34 @@ def _question(on: str, metrics: Mapping[str, Any], gates: List[Dict[str, Any]]) 
 def _measure(
     index: Index, expected: Sequence[np.ndarray], answers: Sequence[Sequence[np.ndarray]]
 ) -> Dict[str, Any]:
-    """Return the metrics of answers, call by call, against the rows of the expected arrays."""
+    """Compare the answers of each call with one row of the expected arrays."""
     pairs = [([array[i] for array in expected], outputs) for i, outputs in enumerate(answers)]
     outputs = compare(index.outputs, index.parts, pairs, index.inputs)
     return {"samples": len(answers), "outputs": outputs, "metric": None}
 
 
 def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
-    """Shards of an evaluation set, as `frame` wrote them, one in memory at a time."""
+    """Yield the shards of an evaluation set that `frame` wrote, one in memory at a time."""
     while True:
         header = stream.read(_LENGTH.size)
         if not header:
             return
+        # A truncated header counts as an empty shard, which is an error too.
         length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else 0
         data = stream.read(length)
         if not data or len(data) != length:
             raise InputError(
                 "evaluation-cut",
-                "the evaluation samples end midway",
-                why="a shard of {} bytes has {}".format(length, len(data)),
-                hint="this stream comes from `edgepack build`; look there for its error",
+                "the evaluation samples are truncated",
+                why="a shard has {} of {} bytes".format(len(data), length),
+                hint="this stream comes from `edgepack build`; see its error",
             )
         with np.load(io.BytesIO(data), allow_pickle=False) as shard:
             yield {name: shard[name] for name in shard.files}
 
 
 def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """One shard of an evaluation set: an .npz with its length in front."""
+    """Encode one shard of an evaluation set: an .npz after its length."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return _LENGTH.pack(buffer.tell()) + buffer.getvalue()
@@ -129,15 +131,15 @@ def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
 def _on_evaluation(
     model: Model, stream: BinaryIO, metric: Optional[str], sizes: Sequence[_AtSize]
 ) -> Dict[str, Any]:
-    """Return the quality on a stream of shards, each one call, and at other sizes.
+    """Measure the quality on a stream of shards, one call each, and at other sizes.
 
-    A shard holds input-N and original-N, `count` and, where there are any, `labels`.
+    A shard holds input-N and original-N, `count` and, if the set has them, `labels`.
     """
     index = model.index
     quality = Quality(index.outputs, index.parts, metric or "", index.inputs)
     for shard in read_frames(stream):
         outputs = model.run(
-            {t.name: shard["input-{}".format(i)] for i, t in enumerate(index.inputs)}
+            {tensor.name: shard["input-{}".format(i)] for i, tensor in enumerate(index.inputs)}
         )
         quality.update(
             [shard["original-{}".format(i)] for i in range(len(index.outputs))],
@@ -149,8 +151,8 @@ def _on_evaluation(
         raise InputError(
             "evaluation-cut",
             "there are no evaluation samples",
-            why="the stream of them is empty",
-            hint="this stream comes from `edgepack build`; look there for its error",
+            why="the stream is empty",
+            hint="this stream comes from `edgepack build`; see its error",
         )
     metrics = quality.result()
     gates = judge(index.gates["quality"], metrics["outputs"], metrics["metric"])
@@ -160,13 +162,13 @@ def _on_evaluation(
 
 @dataclass(frozen=True)
 class _AtSize:
-    """Answers with one dynamic axis at another size.
+    """Answers to one sample with a dynamic axis at another size.
 
     Attributes:
-        label: of the size.
+        label: axis and size in words.
         original: per output, the original's answer.
-        built: the same of the build host; empty in a draft.
-        answers: the same of this device.
+        built: per output, the build host's answer; empty in a draft.
+        answers: per output, this device's answer.
     """
 
     label: str
@@ -175,15 +177,16 @@ class _AtSize:
     answers: Sequence[np.ndarray]
 
     def compare(self, index: Index, expected: Sequence[np.ndarray]) -> Dict[str, Dict[str, Any]]:
-        """Return the metrics of this device's answers, by output and size."""
+        """Compare this device's answers with others; return metrics by output and size."""
         outputs = compare(index.outputs, index.parts, [(expected, self.answers)], index.inputs)
-        return {"{} at {}".format(name, self.label): each for name, each in outputs.items()}
+        return {"{} at {}".format(name, self.label): metrics for name, metrics in outputs.items()}
 
 
 def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
     """Run the first reference sample at one other size of every dynamic axis.
 
-    A graph may be right for a single sample and wrong from the second row of a batch on.
+    A graph may be right for a single sample and wrong from the second row of a batch on: a
+    Reshape with a batch of 1 written into its shape, for example.
     """
     index = model.index
     if not index.sizes:
@@ -203,7 +206,10 @@ def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
 
 
 def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -> None:
-    """Refuse a size that no build writes, before so much memory is filled."""
+    """Refuse an absurd size before memory is allocated for it.
+
+    For samples of 100 tokens a build writes at most 2 * 100 + 32 = 232.
+    """
     usual = max(
         feed[tensor.name].shape[tensor.shape.index(size.axis)]
         for tensor in index.inputs
@@ -213,8 +219,8 @@ def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -
         raise BundleError(
             "bundle-reference",
             "the bundle's reference samples cannot be read",
-            why="{} is far from the {} of the samples".format(size.label, usual),
-            hint="fetch the bundle again from where it was built",
+            why="{} is too far from the samples' size of {}".format(size.label, usual),
+            hint="copy the bundle again from the build host",
         )
 
 
@@ -240,9 +246,9 @@ def _on_reference(
     answers: Sequence[Sequence[np.ndarray]],
     sizes: Sequence[_AtSize],
 ) -> Dict[str, Any]:
-    """Return the quality on the reference samples, within what the build measured.
+    """Judge the quality on the reference samples by the errors that the build measured.
 
-    Raises BundleError where the bundle's own answers are not those that the build measured.
+    Raises BundleError if the bundle's stored answers differ from the build's measurements.
     """
     metrics = _measure(index, original, answers)
     if not index.quality:
@@ -265,7 +271,7 @@ def _on_reference(
 
 
 def _not_accepted(index: Index) -> Dict[str, Any]:
-    """Return the gate that a draft misses, and a bundle that its build refused."""
+    """Return the gate that a draft and a bundle refused by its build miss."""
     gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
     return {**gate, "passed": False, "note": ""}
 
@@ -273,48 +279,51 @@ def _not_accepted(index: Index) -> Dict[str, Any]:
 def _check_recorded(
     index: Index, original: Sequence[np.ndarray], built: Sequence[np.ndarray]
 ) -> None:
-    """Refuse answers, the original's or the build host's, other than those that were measured."""
+    """Refuse stored answers, original or built, that do not reproduce the build's figures."""
     rows = _rows(built, index.reference.samples)
     measured = _measure(index, original, rows)["outputs"]
     for tensor in index.outputs:
         recorded = index.quality["reference"][tensor.name]
         figures = [(measured[tensor.name], recorded, "top1_agreement")]
-        for now, then in zip(measured[tensor.name]["parts"], recorded["parts"]):
-            figures += [(now, then, "worst_error"), (now, then, "max_abs")]
-        for now, then, key in figures:
-            if not _close(now[key], then.get(key)):
+        for measured_part, recorded_part in zip(measured[tensor.name]["parts"], recorded["parts"]):
+            figures += [
+                (measured_part, recorded_part, "worst_error"),
+                (measured_part, recorded_part, "max_abs"),
+            ]
+        for measured_part, recorded_part, key in figures:
+            if not _close(measured_part[key], recorded_part.get(key)):
                 raise BundleError(
                     "bundle-answers",
                     "the bundle's answers are not those that its build measured",
                     why="{}: {} is {}, the build recorded {}".format(
-                        tensor.name, key, now[key], then.get(key)
+                        tensor.name, key, measured_part[key], recorded_part.get(key)
                     ),
                     hint="do not use it; fetch it again from where it was built",
                 )
 
 
 def _rows(arrays: Sequence[np.ndarray], count: int) -> List[List[np.ndarray]]:
-    """Return the first answers of stored arrays, call by call."""
+    """Split stored arrays into the first `count` rows, one call each."""
     return [[array[i] for array in arrays] for i in range(count)]
 
 
 def _close(a: Optional[float], b: Any) -> bool:
     if a is None or b is None:
         return a is None and b is None
-    # The sum of squares depends on the order of its terms, and so on numpy's version.
+    # Sums of squares depend on the order of their terms, and so on numpy's version.
     return bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
 
 
 def on_samples(
     archive: Archive, model: Model, evaluation: Optional[BinaryIO] = None, most: int = 0
 ) -> Dict[str, Any]:
-    """Both questions, asked of a model that runs.
+    """Measure fidelity and quality of a running model.
 
     Args:
         archive: the open bundle.
-        model: of it.
-        evaluation: as `verify` takes it.
-        most: how many reference samples at most; 0 takes all.
+        model: its model.
+        evaluation: the stream of evaluation samples, see `verify`.
+        most: the maximum number of reference samples; 0 for all.
 
     Returns "quality", "fidelity", "passed" and the seconds that the reference samples took.
     """
@@ -326,15 +335,15 @@ def on_samples(
         read_arrays(archive, index, names, index.reference.samples)
         for names in (index.reference.original, index.reference.built)
     )
-    # An emulated device has time for a few samples alone.
+    # A limit means an emulated device, with time for only a few calls: skip the other sizes.
     sizes = [] if most else _at_sizes(archive, model)
     metric = index.raw.get("metric")
     if metric is not None and metric not in TOP:
         raise BundleError(
             "bundle-metric",
-            "the bundle names a metric that this loader does not have",
-            why="it names {!r}; there are {}".format(metric, ", ".join(TOP)),
-            hint="build it with the version of edgepack whose loader has it",
+            "the bundle names a metric that this loader does not support",
+            why="it names {!r}; this loader supports {}".format(metric, ", ".join(TOP)),
+            hint="build it with a version of edgepack that supports the metric",
         )
     fidelity = None
     if built:
@@ -366,22 +375,22 @@ def verify(
     variant: str = "",
     samples: int = 0,
 ) -> Dict[str, Any]:
-    """Prove a bundle on this device.
+    """Verify a bundle on this device.
 
-    Every byte is hashed; the reference inputs run through the loader; the answers are held
-    against the original model's (quality) and against those of the build host (fidelity).
+    Every byte is hashed, the reference inputs run through the loader, and the answers are compared
+    with the original model's (quality) and with the build host's (fidelity).
 
     Args:
         path: the bundle.
-        evaluation: a stream of samples with the original's answers (`frame`), for quality in
-            place of the reference samples; the build gives it.
+        evaluation: a stream of samples with the original's answers (`frame`), on which quality is
+            measured instead of the reference samples; only the build sends it.
         threads: threads within an operator; 0 takes every physical core.
-        stand_in: this is the build host, and stands in for the device.
-        variant: the name of the one to prove; "" for the best that fits.
-        samples: how many of the reference samples at most; 0 takes all.
+        stand_in: this is the build host and stands in for the device.
+        variant: the name of the variant to verify; "" for the best that fits.
+        samples: the maximum number of reference samples; 0 for all.
 
-    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` is the whole of it.
-    Raises BundleError, DeviceError or InputError where it could not run.
+    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` sums it up. Raises
+    BundleError, DeviceError or InputError if it could not run.
     """
     with Archive(path) as archive:
         index = read_index(archive)
@@ -389,10 +398,10 @@ def verify(
         started = time.perf_counter()
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         load_seconds = time.perf_counter() - started
-        found = on_samples(archive, model, evaluation, samples)
+        proof = on_samples(archive, model, evaluation, samples)
     return {
         "format": FORMAT,
-        "passed": found["passed"],
+        "passed": proof["passed"],
         "proven": index.proven,
         "bundle": {
             "name": index.name,
@@ -405,15 +414,15 @@ def verify(
         "variant": model.choice.to_json(),
         "integrity": {"files": len(index.files), "bytes": hashed},
         "device": {**model.choice.device, "numpy": np.__version__},
-        "quality": found["quality"],
-        "fidelity": found["fidelity"],
-        "seconds": {"load": load_seconds, "reference": found["seconds"]},
+        "quality": proof["quality"],
+        "fidelity": proof["fidelity"],
+        "seconds": {"load": load_seconds, "reference": proof["seconds"]},
         "memory": {"peak_rss_bytes": machine.peak_rss()},
         "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
     }
 
 
 def this_device() -> Dict[str, Any]:
-    """`machine.describe` with the versions of numpy and onnxruntime."""
+    """Return `machine.describe` with the versions of numpy and onnxruntime."""
     version = onnxruntime()["onnxruntime"]
     return {**machine.describe(), "numpy": np.__version__, "onnxruntime": version}

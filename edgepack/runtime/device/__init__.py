@@ -1,1 +1,1 @@
-"""The device: what is here, and which of the variants it can run."""
+"""Device info, and the choice of the variant that the device can run."""

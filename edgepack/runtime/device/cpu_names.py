@@ -1,7 +1,7 @@
-"""Names of ARM processors: Linux tells numbers where x86 tells a name.
+"""Names of ARM processors, for which Linux reports only numbers.
 
-The numbers are the fields `Implementer` and `PartNum` of the register MIDR_EL1; the names are those
-of the makers' manuals, as `arch/arm64/include/asm/cputype.h` of Linux and lscpu have them.
+The numbers are the fields `Implementer` and `PartNum` of the register MIDR_EL1; the names are from
+the vendors' manuals, as in `arch/arm64/include/asm/cputype.h` of Linux and in lscpu.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ARM = {
     0xD87: "Cortex-A725",
     0xD8E: "Neoverse-N3",
 }
-# By implementer, where that is not ARM itself.
+# Cores by other implementers than ARM.
 OTHERS = {
     0x42: {0x100: "Broadcom Brahma-B53"},
     0x43: {0x0A1: "Cavium ThunderX-88XX", 0x0AF: "Cavium ThunderX2-99xx"},
@@ -74,7 +74,9 @@ _PARTS = {0x41: ARM, **OTHERS}
 
 
 def arm_name(cpuinfo: Mapping[str, str]) -> str:
-    """The name of an ARM processor, its part number where that is not known, else "".
+    """Return the name of an ARM processor, its part number if unknown, or "" on other processors.
+
+    Implementer 0x41 and part 0xd0b, for example, are "Cortex-A76".
 
     Args:
         cpuinfo: the fields of /proc/cpuinfo for one processor, keys in lower case.

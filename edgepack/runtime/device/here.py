@@ -1,4 +1,4 @@
-"""What this device is, found out as far as it is asked for."""
+"""Device info, probed on demand."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Here(Dict[str, Any]):
-    """`machine.describe`; the GPU and onnxruntime are looked at once somebody asks for them.
+    """Mapping of `machine.describe` that probes the GPU and onnxruntime on first access.
 
-    So a bundle that needs no GPU looks for none, and a device that runs TensorRT does not load
-    onnxruntime beside it.
+    A bundle that needs no GPU therefore never probes for one, and a device that runs TensorRT
+    does not load onnxruntime as well.
     """
 
     def __init__(self, index: Index) -> None:
@@ -37,7 +37,7 @@ class Here(Dict[str, Any]):
 
 
 def onnxruntime() -> Dict[str, Any]:
-    """Version of onnxruntime; None where it cannot be imported, with `onnxruntime_why`."""
+    """Return the version of onnxruntime; None with `onnxruntime_why` if it cannot be imported."""
     try:
         return {"onnxruntime": str(_onnxruntime().__version__)}
     except DeviceError as error:
@@ -51,9 +51,9 @@ def _onnxruntime() -> Any:
 
 
 def find_sealed(bundle: str, index: Index) -> Union[Sealed, DeviceError, None]:
-    """The engine that was built on this device, or why it is not to be used.
+    """Return the engine that was built on this device, or the reason not to use it.
 
-    None where there is none, and where the bundle has no variant that needs one.
+    None if there is none, or if no variant of the bundle needs one.
     """
     if not any(variant.unfinished for variant in index.variants):
         return None

@@ -1,4 +1,4 @@
-"""The device this process runs on: what it is, and whether a bundle may run here."""
+"""Describe the device that runs this process, and check a bundle's requirements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPUINFO = "/proc/cpuinfo"
 
 
 def _cpuinfo(path: str) -> Dict[str, str]:
-    """The first processor's fields, keys in lower case; empty where there is no such file."""
+    """Read the first processor's fields, keys in lower case; empty if there is no such file."""
     fields: Dict[str, str] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -32,9 +32,9 @@ def _cpuinfo(path: str) -> Dict[str, str]:
 
 
 def describe() -> Dict[str, Any]:
-    """Arch, CPU, instruction sets, operating system and Python of this device.
+    """Return arch, CPU, instruction sets, operating system and Python of this device.
 
-    `isa` is None where the operating system does not tell.
+    `isa` is None if the operating system does not report it.
     """
     cpu = _cpuinfo(CPUINFO)
     flags = cpu.get("flags") or cpu.get("features")
@@ -50,56 +50,59 @@ def describe() -> Dict[str, Any]:
 
 
 def version_tuple(text: str) -> Tuple[int, ...]:
-    """The leading numbers of a version: "1.31.1+cu12" is (1, 31, 1), "2.0rc1" is (2, 0)."""
+    """Return the leading numbers of a version: "1.31.1+cu12" is (1, 31, 1), "2.0rc1" (2, 0)."""
     leading = re.match(r"[0-9]+(\.[0-9]+)*", text)
     return tuple(map(int, leading.group().split("."))) if leading else ()
 
 
 def satisfies(version: str, specifier: str) -> bool:
-    """Whether a version is one that a specifier names.
+    """Check a version against a specifier.
 
-    A specifier is one or more of ">=", "<" and "==" with a version, joined by commas; a bare
-    version is the oldest. As many numbers are compared as the specifier has: 10.3.0.30 is "==10.3".
+    A specifier is a comma-separated list of ">=", "<" and "==" with a version; a bare version is
+    the minimum. Only as many numbers are compared as the specifier has:
+
+        10.3.0.30 satisfies "==10.3" and ">=10,<11", but not "10.3.1"
     """
-    found = version_tuple(version)
+    numbers = version_tuple(version)
     for part in filter(None, specifier.split(",")):
-        wanted = version_tuple(part.lstrip("<>="))
-        given = (found + (0,) * len(wanted))[: len(wanted)]
+        bound = version_tuple(part.lstrip("<>="))
+        compared = (numbers + (0,) * len(bound))[: len(bound)]
         if part.startswith("<"):
-            fits = given < wanted
+            fits = compared < bound
         elif part.startswith("=="):
-            fits = given == wanted
+            fits = compared == bound
         else:
-            fits = given >= wanted
+            fits = compared >= bound
         if not fits:
             return False
     return True
 
 
 def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bool = False) -> None:
-    """Raise DeviceError unless this device meets the bundle's floor.
+    """Raise DeviceError unless this device meets the bundle's minimum requirements.
 
     Args:
         needs: the index's `device`: arch, isa, python.
-        device: as `describe` gives it.
-        any_arch: take another kind of processor all the same, as a build for one must.
+        device: the result of `describe`.
+        any_arch: accept another kind of processor, as the build host must.
     """
     arch = needs.get("arch")
-    other = bool(arch) and device["arch"] != arch
-    if other and not any_arch:
+    foreign = bool(arch) and device["arch"] != arch
+    if foreign and not any_arch:
         raise DeviceError(
             "device-arch",
             "this bundle is not for this kind of processor",
             why="it is for {}; this is {}".format(arch, device["arch"]),
             hint="build it for a target profile of this device: edgepack targets list",
         )
-    wanted = [flag for flag in needs.get("isa", ()) if flag not in (device["isa"] or [flag])]
-    if wanted and not other:
+    # A system that does not report its instruction sets is trusted to have them.
+    lacking = [flag for flag in needs.get("isa", ()) if flag not in (device["isa"] or [flag])]
+    if lacking and not foreign:
         raise DeviceError(
             "device-isa",
             "this processor is older than the bundle needs",
-            why="it lacks {}: {}".format(", ".join(wanted), device["cpu"]),
-            hint="build for a target profile with a lower floor",
+            why="it lacks {}: {}".format(", ".join(lacking), device["cpu"]),
+            hint="build for a target profile with lower requirements",
         )
     floor = str(needs.get("python", "3.8"))
     if version_tuple(platform.python_version()) < version_tuple(floor):
@@ -112,19 +115,20 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
 
 
 def peak_rss() -> int:
-    """Peak resident memory of this process so far, in bytes; 0 where the system does not tell."""
+    """Return the peak resident memory of this process, in bytes; 0 if it is unknown."""
     try:
-        # Linux hands ru_maxrss on through exec: it would tell of the process that started this
-        # one. The high-water mark is this program's own.
+        # Linux keeps ru_maxrss across exec, so it may belong to the process that started this
+        # one. VmHWM covers this program only.
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             for line in file:
                 if line.startswith("VmHWM:"):
                     return 1024 * int(line.split()[1])
     except OSError:
-        pass  # Not Linux; getrusage is what there is.
+        pass  # Not Linux: fall back to getrusage.
     try:
         import resource
     except ImportError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # macOS counts in bytes, other systems in KiB.
     return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""Which of a bundle's variants runs on this device, and why no better one does."""
+"""Choose the variant that runs on this device, and keep the reasons against better ones."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ PROVIDER = "CUDAExecutionProvider"
 
 
 class PassedOver(NamedTuple):
-    """A variant that was not taken, though it comes before the one that was."""
+    """Variant that was skipped although it ranks above the chosen one."""
 
     variant: Variant
     fault: DeviceError
 
     def to_json(self) -> Dict[str, Any]:
-        """As the verdict holds it."""
-        named = {"name": self.variant.name, "engine": self.variant.engine}
-        return {**named, **self.fault.to_json()}
+        """Return the entry of the verdict."""
+        return {
+            "name": self.variant.name,
+            "engine": self.variant.engine,
+            **self.fault.to_json(),
+        }
 
 
 class Choice(NamedTuple):
-    """What runs on a device.
+    """Variant that runs on a device, and the reasons for it.
 
     Attributes:
-        variant: the first that fits; None where none does.
-        sealed: the engine that `finish` built for it here; None where it has its own, or none.
-        fallback: whether it runs in another engine than the bundle was made for.
-        passed_over: every better one, with the reason.
-        device: as `here.Here`.
+        variant: the first that fits; None if none does.
+        sealed: the engine that `finish` built for it here; None if it needs none.
+        fallback: True if it runs in another engine than the bundle was built for.
+        passed_over: the better variants that were skipped, with the reasons.
+        device: device info, a `here.Here`.
     """
 
     variant: Optional[Variant]
@@ -49,7 +52,7 @@ class Choice(NamedTuple):
     device: Mapping[str, Any]
 
     def taken(self) -> Variant:
-        """The variant. Raises DeviceError with every reason where none fits."""
+        """Return the variant. Raises DeviceError with every reason if none fits."""
         if self.variant is not None:
             return self.variant
         faults = [passed.fault for passed in self.passed_over]
@@ -57,7 +60,7 @@ class Choice(NamedTuple):
             raise faults[0]
         raise DeviceError(
             "variant-none-fits",
-            "the bundle can run in {} ways, and none fits this device".format(len(faults)),
+            "none of the bundle's {} variants fits this device".format(len(faults)),
             why="\n".join(
                 "{}: {}: {}".format(passed.variant.name, passed.fault.what, passed.fault.why)
                 for passed in self.passed_over
@@ -66,7 +69,7 @@ class Choice(NamedTuple):
         )
 
     def to_json(self) -> Dict[str, Any]:
-        """As the verdict holds it."""
+        """Return the entry of the verdict."""
         return {
             "name": self.variant.name if self.variant else None,
             "engine": self.variant.engine if self.variant else None,
@@ -77,17 +80,17 @@ class Choice(NamedTuple):
 
 
 def told(passed: Mapping[str, Any]) -> str:
-    """Why a variant was passed over and what to do, in one line; from the verdict's JSON."""
+    """Format a skipped variant of the verdict's JSON: the reason and the remedy, in one line."""
     why, hint = (" ".join(passed[key].split()) for key in ("why", "hint"))
     return "{}: {} ({})".format(passed["what"], why, hint)
 
 
 def aloud(variant: Mapping[str, Any]) -> List[str]:
-    """What must be said of a fallback: a line, and one for every reason; from its JSON."""
+    """Format the warning for a fallback: a line, and one per skipped variant; from its JSON."""
     if not variant["fallback"]:
         return []
     return [
-        "FALLBACK: this runs in {}, not in the engine that the bundle was made for".format(
+        "FALLBACK: running in {}, not in the engine that the bundle was built for".format(
             variant["engine"]
         ),
         *("  not {}: {}".format(passed["name"], told(passed)) for passed in variant["passed_over"]),
@@ -102,16 +105,16 @@ def choose(
     only: str = "",
     refused: Optional[Mapping[str, DeviceError]] = None,
 ) -> Choice:
-    """The first variant that fits; a sealed engine that fits comes before all.
+    """Choose the first variant that fits; a sealed engine that fits comes before all.
 
     Args:
         index: of the bundle.
-        device: as `here.Here`.
-        sealed: the engine beside the bundle; None for none, the reason where it is not to be used.
-        only: the name of the one variant that may be taken; "" for any.
-        refused: variants that turned out not to start here, by name.
+        device: device info, a `here.Here`.
+        sealed: the engine beside the bundle; None for none, the reason if it cannot be used.
+        only: the name of the only variant to consider; "" for any.
+        refused: errors of variants that did not start here, by name.
 
-    Raises InputError where `only` names none. That none fits is told by `Choice.taken`.
+    Raises InputError if `only` is no variant's name. `Choice.taken` reports that none fits.
     """
     candidates = [variant for variant in index.variants if only in ("", variant.name)]
     if not candidates:
@@ -119,32 +122,37 @@ def choose(
             "variant-unknown",
             "the bundle has no variant named {!r}".format(only),
             why="it has {}".format(", ".join(variant.name for variant in index.variants)),
-            hint="python3 BUNDLE info",
+            hint="python3 BUNDLE info lists them",
         )
 
     def fault_of(variant: Variant) -> Optional[DeviceError]:
-        started = (refused or {}).get(variant.name)
-        return started or unfit(variant, index, device, sealed)
+        start_error = (refused or {}).get(variant.name)
+        return start_error or unfit(variant, index, device, sealed)
 
-    first = [variant for variant in candidates if variant.unfinished and not fault_of(variant)]
+    # With variants [cuda, tensorrt, cpu] and an engine finished for tensorrt, the order is
+    # tensorrt, cuda, tensorrt, cpu: the user built that engine here, so it ranks first.
+    finished = [variant for variant in candidates if variant.unfinished and not fault_of(variant)]
     passed: List[PassedOver] = []
-    for variant in first + candidates:
+    for variant in finished + candidates:
         fault = fault_of(variant)
         if fault is None:
-            own = sealed if variant.unfinished and not isinstance(sealed, DeviceError) else None
+            engine = None
+            if variant.unfinished and not isinstance(sealed, DeviceError):
+                engine = sealed
             fallback = variant.engine != index.variants[0].engine
-            return Choice(variant, own, fallback, tuple(passed), device)
+            return Choice(variant, engine, fallback, tuple(passed), device)
         passed.append(PassedOver(variant, fault))
     return Choice(None, None, False, tuple(passed), device)
 
 
 def standing_in(index: Index, device: Mapping[str, Any]) -> Choice:
-    """What a build host runs in the device's place: the ONNX in onnxruntime, on the CPU."""
-    same = [variant for variant in index.variants if variant.engine == ONNXRUNTIME]
-    variant = same[0] if same else Variant("stand-in", ONNXRUNTIME)
+    """Choose a build host's substitute for the device: the ONNX in onnxruntime, on the CPU."""
+    on_cpu = [variant for variant in index.variants if variant.engine == ONNXRUNTIME]
+    variant = on_cpu[0] if on_cpu else Variant("stand-in", ONNXRUNTIME)
     fault = _without_engine(variant, device)
-    passed = () if fault is None else (PassedOver(variant, fault),)
-    return Choice(None if fault else variant, None, False, passed, device)
+    if fault is not None:
+        return Choice(None, None, False, (PassedOver(variant, fault),), device)
+    return Choice(variant, None, False, (), device)
 
 
 def unfit(
@@ -153,7 +161,7 @@ def unfit(
     device: Mapping[str, Any],
     sealed: Union[Sealed, DeviceError, None],
 ) -> Optional[DeviceError]:
-    """Why a variant does not run on a device; None where it does."""
+    """Return the reason against running a variant on a device; None if it runs."""
     fault = unmet(variant, index, device)
     if fault is not None or not variant.unfinished:
         return fault
@@ -163,19 +171,18 @@ def unfit(
         return DeviceError(
             "engine-unfinished",
             "its engine has not been built on this device yet",
-            why="a TensorRT engine is bound to its GPU and version, so it is built where it runs",
+            why="a TensorRT engine only runs on the GPU and version that it was built with",
             hint=FINISH,
         )
     return sealed.other_than(index, variant, device)
 
 
 def unmet(variant: Variant, index: Index, device: Mapping[str, Any]) -> Optional[DeviceError]:
-    """What of a variant's needs a device does not meet, its engine's file aside."""
-    return (
-        _other_processor(variant, index, device)
-        or (_without_gpu(variant, device) if variant.on_gpu else None)
-        or _without_engine(variant, device)
-    )
+    """Return a requirement that a device does not meet, apart from the engine's file; or None."""
+    fault = _other_processor(variant, index, device)
+    if fault is None and variant.on_gpu:
+        fault = _without_gpu(variant, device)
+    return fault or _without_engine(variant, device)
 
 
 def _other_processor(
@@ -189,22 +196,19 @@ def _other_processor(
             why="it is for {}; this is {}".format(arch, device["arch"]),
             hint="build it for a target profile of this device: edgepack targets list",
         )
-    # The floor of the whole bundle was asked for before: what the system does not tell is held
-    # against a variant only where it needs more than that.
-    told = index.device.get("isa", ()) if device["isa"] is None else device["isa"]
-    lacking = [flag for flag in variant.needs.get("isa", ()) if flag not in told]
+    # `machine.require` has checked the whole bundle's minimum before. A system that does not
+    # report its instruction sets is assumed to have that minimum and nothing more.
+    available = index.device.get("isa", ()) if device["isa"] is None else device["isa"]
+    lacking = [flag for flag in variant.needs.get("isa", ()) if flag not in available]
     if not lacking:
         return None
-    unknown = device["isa"] is None
+    what = "this processor is older than it needs"
+    why = "it lacks {}: {}".format(", ".join(lacking), device["cpu"])
+    if device["isa"] is None:
+        what = "this system does not report the processor's instruction sets"
+        why = "it needs {}; the safest variant is used instead".format(", ".join(lacking))
     return DeviceError(
-        "device-isa",
-        "this system does not tell what its processor has"
-        if unknown
-        else "this processor is older than it needs",
-        why="it needs {}, and the safest variant is taken".format(", ".join(lacking))
-        if unknown
-        else "it lacks {}: {}".format(", ".join(lacking), device["cpu"]),
-        hint="build for a target profile with a lower floor",
+        "device-isa", what, why=why, hint="build for a target profile with lower requirements"
     )
 
 
@@ -214,53 +218,66 @@ def _without_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[Device
             "gpu-missing",
             "there is no usable NVIDIA GPU",
             why=device["gpu_why"],
-            hint="check the driver: nvidia-smi, on a Jetson tegrastats",
+            hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         )
-    wanted, found = variant.needs.get("compute_capability", ""), device["compute_capability"]
+    required, actual = variant.needs.get("compute_capability", ""), device["compute_capability"]
     name = variant.needs.get("gpu", device["gpu"])
-    if satisfies(found, wanted) and name == device["gpu"]:
+    if satisfies(actual, required) and name == device["gpu"]:
         return None
     return DeviceError(
         "gpu-other",
         "it is for another GPU",
         why="it needs {}; this is {} of compute capability {}".format(
             " and ".join(
-                filter(None, (variant.needs.get("gpu"), wanted and "capability " + wanted))
+                filter(None, (variant.needs.get("gpu"), required and "capability " + required))
             ),
             device["gpu"],
-            found,
+            actual,
         ),
         hint="build it for a target profile of this GPU: edgepack targets list",
     )
 
 
-def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
-    package = TENSORRT if variant.engine == TENSORRT else ONNXRUNTIME
-    title = "TensorRT" if package == TENSORRT else package
-    version, wanted = device[package], variant.needs.get("engine_version", "")
+def _without_tensorrt(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
+    version, required = device[TENSORRT], variant.needs.get("engine_version", "")
     if version is None:
         return DeviceError(
             "engine-missing",
-            "{} cannot be {} on this device".format(
-                title, "used" if package == TENSORRT else "imported"
-            ),
-            why=device[package + "_why"],
+            "TensorRT cannot be used on this device",
+            why=device["tensorrt_why"],
             hint="TensorRT comes with JetPack or from NVIDIA's packages; on a desktop: "
-            "pip install tensorrt"
-            if package == TENSORRT
-            else REQUIREMENTS,
+            "pip install tensorrt",
         )
-    if not satisfies(version, wanted):
+    if not satisfies(version, required):
         return DeviceError(
             "engine-version",
-            "this {} is not one that the bundle needs".format(title),
-            why="it needs {}; this is {}".format(wanted, version),
-            hint="build it for a target profile with this version"
-            if package == TENSORRT
-            else "pip install '{}{}'".format(
-                "onnxruntime-gpu" if variant.engine == CUDA else package,
-                wanted if wanted[:1] in "<>=" else ">=" + wanted,
-            ),
+            "the bundle needs another version of TensorRT",
+            why="it needs {}; this is {}".format(required, version),
+            hint="build it for a target profile with this version",
+        )
+    return None
+
+
+def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
+    if variant.engine == TENSORRT:
+        return _without_tensorrt(variant, device)
+    version, required = device[ONNXRUNTIME], variant.needs.get("engine_version", "")
+    if version is None:
+        return DeviceError(
+            "engine-missing",
+            "onnxruntime cannot be imported on this device",
+            why=device["onnxruntime_why"],
+            hint=REQUIREMENTS,
+        )
+    if not satisfies(version, required):
+        package = "onnxruntime-gpu" if variant.engine == CUDA else "onnxruntime"
+        # A bare version is the minimum: "1.18" installs as ">=1.18".
+        specifier = required if required[:1] in "<>=" else ">=" + required
+        return DeviceError(
+            "engine-version",
+            "the bundle needs another version of onnxruntime",
+            why="it needs {}; this is {}".format(required, version),
+            hint="pip install '{}{}'".format(package, specifier),
         )
     if variant.engine == CUDA and PROVIDER not in device["onnxruntime_providers"].split(", "):
         return DeviceError(

@@ -1,1 +1,1 @@
-"""How near one answer is to another, and whether that is near enough."""
+"""Distances between answers, and the gates that bound them."""

@@ -1,4 +1,4 @@
-"""Measure decisions: which class an output chooses, and how often the labels name the same one."""
+"""Measure decisions: the class that an output chooses, and its agreement with the labels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ..errors import InputError
 from ..tensor import Tensor
 
 TOP = {"top1": 1, "top5": 5}
-# Values that mark a position without a class, where a sample has a label for each of several
-# positions: -100 as in torch's losses, 255 as in segmentation data sets of fewer classes.
+# Labels for "no class" at a position of a sample with many positions: -100 as in torch's losses,
+# 255 as in segmentation data sets of fewer classes.
 UNLABELLED = (-100, -1, 255)
-# "No class", among decisions and labels.
+# Marks "no class" among decisions and labels.
 NONE = -1
-# Kinds of outputs that decide, in the order in which labels are taken to be theirs.
+# Kinds of outputs that decide, in the order in which labels are assigned to them.
 DECIDING = ("scores", "logit", "probability", "classes")
 
 
@@ -25,12 +25,14 @@ def class_scores(array: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def decisions(array: np.ndarray, kind: str, axis: int = -1) -> Optional[np.ndarray]:
-    """Return the class that an output chooses for each decision, int64; NONE where it is NaN.
+    """Return the class that an output chooses for each decision, int64; NONE for NaN.
 
-    "scores" chooses the largest along its class axis, which the result lacks; "logit" class 1
-    above 0, "probability" class 1 above 0.5, "classes" holds the choice itself. Scores of a
-    single class are taken as a logit: the largest of one is no choice. None for "values", and
-    for scores without a class axis.
+    "scores" choose the largest along the class axis, which the result lacks; "logit" chooses class
+    1 above 0, "probability" class 1 above 0.5, "classes" holds the choice itself. Scores of a
+    single class count as a logit: the largest of one is no choice. None for "values", and for
+    scores without a class axis.
+
+    Scores [[0.1, 0.7, 0.2], [nan, 1, 0]] decide [1, NONE]; logits [-2.0, 3.0] decide [0, 1].
     """
     if kind == "scores":
         if array.ndim == 0 or not array.size:
@@ -38,38 +40,40 @@ def decisions(array: np.ndarray, kind: str, axis: int = -1) -> Optional[np.ndarr
         scores = class_scores(array, axis)
         if scores.shape[-1] > 1:
             best = np.argmax(scores, axis=-1)
-            chosen = np.take_along_axis(scores, best[..., None], axis=-1)[..., 0]
-            return np.where(np.isnan(chosen), NONE, best)
+            score = np.take_along_axis(scores, best[..., None], axis=-1)[..., 0]
+            return np.where(np.isnan(score), NONE, best)
         return decisions(scores[..., 0], "logit")
     if kind in ("logit", "probability"):
-        above = array > (0.5 if kind == "probability" else 0.0)
-        return np.where(np.isnan(array), NONE, above.astype(np.int64))
-    return array.astype(np.int64) if kind == "classes" else None
+        threshold = 0.5 if kind == "probability" else 0.0
+        return np.where(np.isnan(array), NONE, (array > threshold).astype(np.int64))
+    if kind == "classes":
+        return array.astype(np.int64)
+    return None
 
 
 def agreement(
     original: np.ndarray, measured: np.ndarray, kind: str, axis: int = -1
 ) -> Tuple[int, int, int]:
-    """Count decisions, those that are the same, and those still among the five best measured.
+    """Count decisions, equal decisions, and those among the five best of the measured answer.
 
-    What is no scores of classes has one best: its two counts of agreement are the same.
+    Outputs other than scores of several classes have a single best, so the counts are equal.
     """
-    chosen, found = decisions(original, kind, axis), decisions(measured, kind, axis)
-    if chosen is None or found is None:
+    expected, actual = decisions(original, kind, axis), decisions(measured, kind, axis)
+    if expected is None or actual is None:
         return 0, 0, 0
-    same = int(np.count_nonzero((chosen == found) & (found != NONE)))
+    same = int(np.count_nonzero((expected == actual) & (actual != NONE)))
     if kind != "scores" or class_scores(original, axis).shape[-1] == 1:
-        return chosen.size, same, same
+        return expected.size, same, same
     scores = class_scores(measured, axis)
-    among = within_top(scores, np.maximum(chosen, 0), 5) & (chosen != NONE)
-    return chosen.size, same, int(np.count_nonzero(among))
+    among = within_top(scores, np.maximum(expected, 0), 5) & (expected != NONE)
+    return expected.size, same, int(np.count_nonzero(among))
 
 
 def within_top(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
-    """Tell where the chosen class is among the `k` best along the last axis.
+    """Return True for each chosen class that is among the `k` best along the last axis.
 
-    Ties go to the lower class, as numpy.argmax has it: scores that are all equal must not make
-    every class the best.
+    Ties go to the lower class, as in numpy.argmax; otherwise all-equal scores would make every
+    class the best. Of scores [3, 5, 5, 1] class 1 is the best, and class 2 is only in the top 2.
     """
     value = np.take_along_axis(scores, chosen[..., None], axis=-1)
     lower = np.arange(scores.shape[-1]) < chosen[..., None]
@@ -83,7 +87,10 @@ def _squeezed(shape: Sequence[int]) -> Tuple[int, ...]:
 
 
 def _decided_shape(shape: Sequence[int], kind: str, axis: int) -> Tuple[int, ...]:
-    """Return the shape of an output's decisions."""
+    """Return the shape of an output's decisions.
+
+    Scores of shape (8, 10, 64, 64) with the classes along axis 1 decide (8, 64, 64).
+    """
     if kind != "scores" or not shape:
         return tuple(shape)
     removed = axis % len(shape)
@@ -93,9 +100,9 @@ def _decided_shape(shape: Sequence[int], kind: str, axis: int) -> Tuple[int, ...
 def labels_fit(
     shape: Sequence[int], labels: Sequence[int], kind: str = "scores", axis: int = -1
 ) -> bool:
-    """Tell whether labels of a shape are one for each decision of an output, or one-hot.
+    """Return True if the shape of labels gives one per decision of an output, or one-hot rows.
 
-    Axes of size 1 do not matter. Labels of scores with the classes last may be flattened.
+    Axes of size 1 are ignored. Labels of scores with the classes last may be flattened.
     """
     decided = _decided_shape(shape, kind, axis)
     if _squeezed(labels) == _squeezed(decided):
@@ -110,10 +117,10 @@ def labels_fit(
 def labelled_output(
     outputs: Sequence[Tensor], shapes: Sequence[Sequence[int]], labels: Sequence[int]
 ) -> Optional[int]:
-    """Return the index of the output that labels of a shape are of: the first that they fit.
+    """Return the index of the first output that labels of a shape fit.
 
-    Class scores come before logits and probabilities, those before integer classes. Where the
-    labels fit none, the first that decides; None where no output decides.
+    Class scores come before logits and probabilities, and those before integer classes. If the
+    labels fit none, return the first output that decides; None if no output decides.
     """
     deciding = sorted(
         (i for i, tensor in enumerate(outputs) if tensor.kind in DECIDING),
@@ -126,7 +133,7 @@ def labelled_output(
 
 
 def is_one_hot(labels: np.ndarray, axis: int) -> bool:
-    """Tell whether labels hold a single 1 along an axis, and 0 beside it."""
+    """Return True if labels hold a single 1 along an axis, and 0 elsewhere."""
     binary = bool(((labels == 0) | (labels == 1)).all())
     return binary and bool((np.sum(labels, axis=axis) == 1).all())
 
@@ -137,11 +144,11 @@ def read_labels(
     """Return labels as int64 classes in the shape of an output's decisions.
 
     Args:
-        labels: a class for each decision, or one-hot in the shape of the scores. Where a sample
-            has several decisions, UNLABELLED marks those without a class, which are NONE here.
+        labels: a class for each decision, or one-hot in the shape of the scores. In samples with
+            several decisions, UNLABELLED marks those without a class; they become NONE.
         shape: of the output.
         kind: of the output; one that decides.
-        axis: of its classes, where it is scores.
+        axis: of the classes, for scores.
 
     Raises InputError `labels-shape` or `labels-range`.
     """
@@ -155,8 +162,9 @@ def read_labels(
         raise _misfit(labels, shape, "give one label for each decision, or one-hot labels")
     if kind == "scores" and labels.shape == tuple(shape) and shape[axis] > 1:
         if not is_one_hot(labels, axis):
-            raise _misfit(labels, shape, "labels of the shape of the scores must be one-hot")
+            raise _misfit(labels, shape, "make labels of the shape of the scores one-hot")
         labels = np.argmax(labels, axis=axis)
+    # With 3 classes, labels [[0, 2], [255, -1]] become [[0, 2], [NONE, NONE]], and a 3 is refused.
     with np.errstate(invalid="ignore"):
         classes = labels.astype(np.int64)
     unlabelled = np.zeros(labels.shape, dtype=bool)
@@ -167,18 +175,20 @@ def read_labels(
     if count is not None:
         wrong |= (classes >= count) & ~unlabelled
     if wrong.any():
-        raise InputError(
-            "labels-range",
-            "a label is none of the model's classes",
-            why="label {}; {}".format(
-                labels[wrong].flat[0],
-                "classes are whole numbers, counted from 0"
-                if count is None
-                else "there are {} classes, counted from 0".format(count),
-            ),
-            hint="labels are indices of classes, in the order in which the model scores them",
-        )
+        raise _out_of_range(labels[wrong].flat[0], count)
     return np.where(unlabelled, NONE, classes).reshape(decided)
+
+
+def _out_of_range(label: Any, count: Optional[int]) -> InputError:
+    classes = "classes are whole numbers, counted from 0"
+    if count is not None:
+        classes = "there are {} classes, counted from 0".format(count)
+    return InputError(
+        "labels-range",
+        "a label is not one of the model's classes",
+        why="label {}; {}".format(label, classes),
+        hint="labels are class indices in the order of the model's scores",
+    )
 
 
 def _misfit(labels: np.ndarray, shape: Tuple[int, ...], hint: str) -> InputError:
@@ -186,17 +196,17 @@ def _misfit(labels: np.ndarray, shape: Tuple[int, ...], hint: str) -> InputError
         "labels-shape",
         "the labels do not fit the model's output",
         why="labels of shape {} for an output of shape {}".format(labels.shape, shape),
-        hint=hint + "; a manifest names the class axis: [[outputs]] kind, axis",
+        hint=hint + "; set the class axis in the manifest: [[outputs]] kind, axis",
     )
 
 
 class Accuracy:
-    """Share of the labels that the original and the model decide right.
+    """Share of the labels that the original and the model predict correctly.
 
     Args:
-        metric: a key of TOP. Outputs that are no scores of classes have one best, whatever it is.
-        kind: of the output that the labels are of.
-        axis: of its classes, where it is scores.
+        metric: a key of TOP; outputs other than class scores always count the single best.
+        kind: of the labelled output.
+        axis: of its classes, for scores.
     """
 
     def __init__(self, metric: str, kind: str = "scores", axis: int = -1) -> None:
@@ -204,33 +214,33 @@ class Accuracy:
         self.samples = self.original = self.model = 0
 
     def update(self, original: np.ndarray, measured: np.ndarray, labels: np.ndarray) -> None:
-        """Take one batch of answers, and what `read_labels` takes.
+        """Add one batch of answers with its labels, in a form for `read_labels`.
 
-        Raises InputError where the labels do not fit these outputs.
+        Raises InputError if the labels do not fit these outputs.
         """
         classes = read_labels(labels, original.shape, self.kind, self.axis)
         self.samples += int(np.count_nonzero(classes != NONE))
         self.original += int(np.count_nonzero(self.right(original, classes)))
-        # An answer of another shape is right nowhere.
+        # An answer of another shape counts as wrong everywhere.
         if measured.shape == original.shape:
             self.model += int(np.count_nonzero(self.right(measured, classes)))
 
     def right(self, answers: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Tell which decisions are the classes of `read_labels`; none is where there is NONE."""
+        """Compare decisions with the classes of `read_labels`; NONE is never right."""
         labelled = classes != NONE
         k = TOP[self.metric]
         if self.kind == "scores" and k > 1 and answers.shape[self.axis] > 1:
             scores = class_scores(answers, self.axis)
             among: np.ndarray = labelled & within_top(scores, np.maximum(classes, 0), k)
             return among
-        chosen = decisions(answers, self.kind, self.axis)
-        if chosen is None:
+        decided = decisions(answers, self.kind, self.axis)
+        if decided is None:
             return np.zeros(classes.shape, dtype=bool)
-        right: np.ndarray = np.logical_and(labelled, chosen == classes)
+        right: np.ndarray = np.logical_and(labelled, decided == classes)
         return right
 
     def result(self) -> Optional[Dict[str, Any]]:
-        """As JSON; None where there were no labels."""
+        """Return the metric as JSON values; None without labels."""
         if not self.samples:
             return None
         return {
@@ -243,7 +253,7 @@ class Accuracy:
 
 
 class TaskMetric:
-    """Accuracy of the output that the labels are of.
+    """Accuracy of the labelled output.
 
     Args:
         outputs: of the model, in order; at least one decides.
@@ -261,7 +271,7 @@ class TaskMetric:
         measured: Sequence[np.ndarray],
         labels: np.ndarray,
     ) -> None:
-        """Take one batch of answers, output by output. Raises as `Accuracy.update` does."""
+        """Add one batch of answers, output by output. Raises as `Accuracy.update` does."""
         if self.accuracy is None:
             shapes = [array.shape for array in originals]
             self.index = labelled_output(self.outputs, shapes, labels.shape) or 0
@@ -270,5 +280,5 @@ class TaskMetric:
         self.accuracy.update(originals[self.index], measured[self.index], labels)
 
     def result(self) -> Optional[Dict[str, Any]]:
-        """As `Accuracy.result`; None where there were no labels."""
+        """Return `Accuracy.result`; None without labels."""
         return self.accuracy.result() if self.accuracy else None

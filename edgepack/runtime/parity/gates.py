@@ -1,4 +1,4 @@
-"""Gates: metrics held against their bounds, for host and device alike."""
+"""Gates: compare metrics with their bounds, for host and device alike."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .parts import SNR_LIMIT, Part, Parts
 
-# The least share of equal integers where no gate states one, as every profile's.
+# Minimum share of equal integers if no gate states one; the built-in profiles use the same.
 AGREEMENT = 0.97
-# The SNR in dB of fidelity where a bundle's gates state neither that nor the same bits.
+# SNR of fidelity in dB, for bundles whose gates state neither an SNR nor bit equality.
 FIDELITY_DB = 40.0
-# The SNR in dB at another size of an axis where no gate of quality states one.
+# SNR in dB at another size of an axis, if no gate of quality states one.
 SIZE_DB = 10.0
 
 
 def _allowed(count: float, share: float) -> int:
-    """Misses that a rate allows: one at least, since fewer samples cannot tell it; or none."""
-    return max(1, int(count * share + 1e-9)) if share > 0 else 0
+    """Return the number of misses that a rate allows.
+
+    At least one, unless the rate is 0: 3 % of 200 samples are 6, and of 10 samples 1, since so few
+    samples cannot resolve the rate.
+    """
+    if share <= 0:
+        return 0
+    return max(1, int(count * share + 1e-9))
 
 
 def _gate(
@@ -37,18 +43,18 @@ def judge(
     outputs: Mapping[str, Mapping[str, Any]],
     metric: Optional[Mapping[str, Any]] = None,
 ) -> List[Dict[str, Any]]:
-    """Hold metrics against gates.
+    """Compare metrics with their gates.
 
     Args:
-        bounds: gate to bound. `snr_db` and `cosine` are minima for every output, the SNR for
-            every part of it; `agreement` is the smallest share of equal top-1 decisions, for
-            outputs that are scores, and of equal elements, for integers; `bit_exact` asks for
-            the same bits; `metric_ratio` is the smallest share of the original's task metric
-            (MLPerf's rule); `max_drop` its largest loss in points.
+        bounds: gate -> bound. `snr_db` and `cosine` are minima for every output, the SNR for
+            every part of it; `agreement` is the minimum share of equal top-1 decisions for outputs
+            that decide, and of equal elements for integers; `bit_exact` requires the same bits;
+            `metric_ratio` is the minimum share of the original's task metric (MLPerf's rule);
+            `max_drop` its maximum loss in points.
         outputs: per output, the result of `Parity`.
-        metric: the result of `Accuracy`; without it the two gates on it are not applied.
+        metric: the result of `Accuracy`; its two gates are skipped without it.
 
-    Returns one record for each gate that was applied. A number that is not finite fails.
+    Returns one record for each applied gate. A value that is not finite fails.
     """
     gates: List[Dict[str, Any]] = []
     for output, metrics in outputs.items():
@@ -58,7 +64,7 @@ def judge(
             exact = metrics["bit_exact"]
             gates.append(_gate("bit_exact", output, True, exact, exact))
         if metrics["compared"] == "equality":
-            # No profile goes without a bound on agreement; a manifest that states none keeps this.
+            # Every profile bounds the agreement; a manifest without a bound gets AGREEMENT.
             if not bounds.get("bit_exact"):
                 gates.append(_judge_agreement(bounds.get("agreement", AGREEMENT), output, metrics))
             continue
@@ -83,6 +89,7 @@ def _judge_agreement(bound: float, output: str, metrics: Mapping[str, Any]) -> D
     count, share = metrics["decisions"], metrics["top1_agreement"]
     if not count:
         return _gate("agreement", output, bound, 1.0, True)
+    # With a bound of 0.97 and 200 decisions, up to _allowed(200, 0.03) = 6 may differ.
     passed = round(count * (1.0 - share)) <= _allowed(count, 1.0 - bound)
     return _gate("agreement", output, bound, share, passed, _few(count, 1.0 - bound))
 
@@ -94,21 +101,21 @@ def judge_reference(
     parts: Parts,
     fidelity: Mapping[str, Any],
 ) -> List[Dict[str, Any]]:
-    """Hold the answers to the reference samples against what the build measured.
+    """Compare the answers to the reference samples with the build's measurements.
 
-    A handful of samples cannot be held to rates of a whole evaluation set, but none of them may
-    be worse than the worst sample of it was, and no decision more may be wrong than on the build
-    host. Where fidelity allows another arithmetic, its noise is allowed here as well.
+    A few samples cannot be judged by rates of a whole evaluation set. Instead none of them may be
+    worse than the worst evaluation sample, and no more decisions may be wrong than on the build
+    host. If fidelity allows a different arithmetic, its noise is allowed here too.
 
     Args:
-        evaluated: per output, what the build measured on its evaluation set.
+        evaluated: per output, the build's metrics on its evaluation set.
         host: per output, the result of `Parity` for the build host's answers to these samples.
-        outputs: the same for the answers of this device.
+        outputs: per output, the result of `Parity` for this device's answers.
         parts: of every output.
         fidelity: the gates of fidelity.
 
-    Returns one record for each gate, `worst_db` and `agreement` among them: the SNR in dB of the
-    worst sample, and the share of equal decisions.
+    Returns one record for each gate, with `worst_db`, the SNR in dB of the worst sample, and
+    `agreement`, the share of equal decisions, among them.
     """
     gates: List[Dict[str, Any]] = []
     exact = bool(fidelity.get("bit_exact"))
@@ -116,12 +123,13 @@ def judge_reference(
     for output, metrics in outputs.items():
         if metrics["nonfinite"]:
             gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
-        errors = (each[output]["parts"] for each in (evaluated, host))
-        limits = zip(parts[output], metrics["parts"], *errors)
-        rows = [_judge_worst(output, part, noise, *each) for part, *each in limits]
+        limits = zip(
+            parts[output], metrics["parts"], evaluated[output]["parts"], host[output]["parts"]
+        )
+        rows = [_judge_worst(output, part, noise, *errors) for part, *errors in limits]
         if rows:
-            # The part with the least room decides; its figures are shown.
-            gates.append(min(rows, key=_room))
+            # The part with the smallest margin decides, and its figures are shown.
+            gates.append(min(rows, key=_margin))
         if metrics["decisions"]:
             gates.append(_judge_decisions(output, metrics, host[output], exact))
     return gates
@@ -135,10 +143,11 @@ def _judge_worst(
     evaluated: Mapping[str, Any],
     host: Mapping[str, Any],
 ) -> Dict[str, Any]:
-    """Hold the largest error of one sample against the largest that the build saw.
+    """Compare the largest error of one sample with the largest in the build.
 
-    Root mean squares add up at the most: the build's error, a hundredth more for the order of
-    sums, and the noise of another arithmetic, a share of the signal.
+    Root mean squares at most add up: the build's error, plus 1 % for the order of sums, and the
+    noise of a different arithmetic, a share of the signal. A worst error of 0.04 (RMS 0.2), noise
+    of 0.01 and a variance of 1 allow (1.01 * 0.2 + 0.01 * 1) ** 2 = 0.045.
     """
     largest = max(evaluated["worst_error"], host["worst_error"])
     allowed = (1.01 * largest**0.5 + noise * part.variance**0.5) ** 2
@@ -152,17 +161,17 @@ def judge_size(
     evaluated: Mapping[str, Any],
     parts: Sequence[Part],
 ) -> List[Dict[str, Any]]:
-    """Hold an answer at another size of an axis against what the evaluation samples showed.
+    """Compare an answer at another size of an axis with the errors on the evaluation samples.
 
-    It is one sample, and a made-up one: it may err twice as far as the worst of the evaluation
-    set, or as far as the gate lets all of them. A graph that is wrong at other sizes, or from the
-    second row of a batch on, errs by as much as the signal.
+    It is a single, synthetic sample: its error may be twice that of the worst evaluation sample,
+    or up to the gate on all of them. In a graph that is wrong at other sizes, or from the second
+    row of a batch on, the error is as large as the signal.
 
     Args:
         bounds: the gates of quality.
-        output: its name, with the size.
+        output: name of the output, with the size.
         metrics: the result of `Parity` for that answer.
-        evaluated: of this output, the metrics on the evaluation set.
+        evaluated: metrics of this output on the evaluation set.
         parts: of this output.
     """
     gates: List[Dict[str, Any]] = []
@@ -174,7 +183,7 @@ def judge_size(
         rms = max(2.0 * worst["worst_error"] ** 0.5, share * part.variance**0.5)
         rows.append(_judge_error(output, part, measured["worst_error"], rms**2))
     if rows:
-        gates.append(min(rows, key=_room))
+        gates.append(min(rows, key=_margin))
     elif metrics["decisions"]:
         gate = _judge_agreement(bounds.get("agreement", AGREEMENT), output, metrics)
         # Of so few decisions one may miss: the bound that this leaves is the one to show.
@@ -186,11 +195,11 @@ def judge_size(
 
 def _judge_error(output: str, part: Part, error: float, allowed: float) -> Dict[str, Any]:
     bound, snr = part.snr_db(allowed), part.snr_db(error)
-    shown = SNR_LIMIT if bound is None else bound
-    return {**_gate("worst_db", output, shown, snr, error <= allowed), "part": part.label}
+    finite_bound = SNR_LIMIT if bound is None else bound
+    return {**_gate("worst_db", output, finite_bound, snr, error <= allowed), "part": part.label}
 
 
-def _room(gate: Mapping[str, Any]) -> Tuple[bool, float]:
+def _margin(gate: Mapping[str, Any]) -> Tuple[bool, float]:
     measured = SNR_LIMIT if gate["measured"] is None else gate["measured"]
     return gate["passed"], measured - gate["bound"]
 
@@ -200,7 +209,7 @@ def _judge_decisions(
 ) -> Dict[str, Any]:
     count, share = metrics["decisions"], metrics["top1_agreement"]
     bound = host["top1_agreement"]
-    # Another arithmetic may tip what was undecided.
+    # A different arithmetic may flip near ties.
     slack = 0 if exact else _allowed(count, 1.0 - AGREEMENT)
     passed = round(count * (bound - share)) <= slack
     return _gate("agreement", output, bound, share, passed, "as on the build host")
@@ -213,7 +222,7 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
     if "metric_ratio" in bounds:
         right = metric["original"] * samples
         share = 1.0 - bounds["metric_ratio"]
-        # An original that is right nowhere bounds nothing: there is no share of 0 to hold.
+        # An original without a correct prediction fails the gate: a share of 0 bounds nothing.
         ratio = metric["model"] / metric["original"] if metric["original"] else 0.0
         note = _few(right, share)
         passed = metric["original"] > 0 and lost <= _allowed(right, share)
@@ -231,35 +240,39 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
 def _few(count: float, share: float) -> str:
     if share <= 0 or count * share >= 1 - 1e-9:
         return ""
-    return "one miss is allowed: {:.0f} samples are too few to tell this rate".format(count)
+    return "one miss is allowed: {:.0f} samples are too few to measure this rate".format(count)
 
 
 def _decibel(value: Optional[float]) -> str:
-    return "exact" if value is None else f"{value:.1f} dB"
+    if value is None:
+        return "exact"
+    return f"{value:.1f} dB"
 
 
 def describe_gate(gate: Dict[str, Any]) -> str:
-    """One gate in one line."""
-    bound, found = gate["bound"], gate["measured"]
+    """Format a gate in one line: `ok   scores: SNR 41.2 dB (at least 20 dB)`."""
+    bound, value = gate["bound"], gate["measured"]
     texts: Dict[str, Tuple[str, str, Callable[[Any], str]]] = {
         "snr_db": ("SNR {}", "at least {:.4g} dB", _decibel),
         "worst_db": ("SNR of the worst sample {}", "at least {:.4g} dB", _decibel),
         "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
         "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
-        "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "other bits"),
+        "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "different bits"),
         "metric_ratio": ("{} % of the original", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
         "max_drop": ("drop of {} points", "at most {:g}", "{:.2f}".format),
         "built": (
-            "the build missed its gates on its evaluation set{}",
+            "the build missed a gate on its evaluation set{}",
             "none missed",
             lambda v: "",
         ),
         "finite": ("{} values are not finite", "none", str),
     }
-    measured, asked, show = texts[gate["name"]]
+    measured, limit, show = texts[gate["name"]]
     if gate["name"] in ("agreement", "metric_ratio"):
         bound = 100 * bound
     mark = "ok  " if gate["passed"] else "FAIL"
     name = gate["output"] + gate.get("part", "")
-    line = f"{mark} {name}: {measured.format(show(found))} ({asked.format(bound)})"
-    return line + (f"; {gate['note']}" if gate["note"] else "")
+    line = f"{mark} {name}: {measured.format(show(value))} ({limit.format(bound)})"
+    if gate["note"]:
+        line += f"; {gate['note']}"
+    return line

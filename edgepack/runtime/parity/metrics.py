@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 from difflib import SequenceMatcher
+from itertools import chain
 from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
@@ -12,12 +14,12 @@ from ..tensor import Tensor
 from .accuracy import TaskMetric, agreement
 from .parts import SNR_LIMIT, Part, Parts
 
-# Rows of a list up to which its order may shift; matching takes up to the square of them.
+# Longest list that is matched row by row; matching takes quadratic time.
 _LONGEST_LIST = 2000
 
 
 class _PartErrors:
-    """Squared errors of one part, over batches."""
+    """Squared errors of one part, accumulated over batches."""
 
     def __init__(self, part: Part) -> None:
         self.part = part
@@ -27,7 +29,7 @@ class _PartErrors:
         self.max_abs = 0.0
 
     def update(self, error: np.ndarray, samples: Optional[int]) -> None:
-        """Add the errors of one batch, samples along the axis `samples`; None is one sample."""
+        """Add the errors of one batch with samples along axis `samples`; None for one sample."""
         error = _slices(error, self.part)
         if not error.size:
             return
@@ -45,11 +47,11 @@ class _PartErrors:
     def result(self) -> Dict[str, Any]:
         """Return the errors as JSON values.
 
-        `snr_db` of all samples together, `worst_error`, the largest mean squared error of one
-        sample, and `max_abs`, the largest error of one value.
+        `snr_db` is that of all samples together, `worst_error` the largest mean squared error of
+        one sample, and `max_abs` the largest error of one value.
         """
         error = self.squares / self.elements if self.elements else 0.0
-        # Squares of the smallest numbers are zero; that error is not.
+        # Tiny errors (below 1e-162) square to zero, yet the answers are not exact.
         if error == 0.0 and self.max_abs > 0.0:
             error = math.inf
         return {
@@ -61,28 +63,29 @@ class _PartErrors:
 
 
 def _slices(array: np.ndarray, part: Part) -> np.ndarray:
-    """Return the part of an array of the output's shape."""
+    """Return the slices of a part from an array of the output's shape."""
     if part.axis is None:
         return array
     if len(part.ranges) == 1:
         return array[(slice(None),) * part.axis + (slice(*part.ranges[0]),)]
-    chosen = np.concatenate([np.arange(*each) for each in part.ranges])
-    return np.take(array, chosen, axis=part.axis)
+    indices = np.concatenate([np.arange(*bounds) for bounds in part.ranges])
+    return np.take(array, indices, axis=part.axis)
 
 
 class Parity:
-    """Differences between reference and measured answers of one output, over batches.
+    """Differences between reference and measured answers of one output, accumulated over batches.
 
-    The SNR is `Part.snr_db` of the worst part; cosine is that of the answers taken as two long
-    vectors. Outputs that decide are compared by decision: top-1, both choose the same class;
-    top-5, of scores, the reference's best class is among the five best. Integers and booleans are
-    compared for equality: element by element, or, where the length of an axis depends on the
-    values (kept boxes), as lists along that axis, in which a row more or less shifts the rest.
+    The SNR is `Part.snr_db` of the worst part; the cosine is that of all answers as two long
+    vectors. Outputs that decide are also compared by decision: top-1 counts equal classes; top-5,
+    for scores, counts reference classes among the five best. Integers and booleans are compared
+    for equality, element by element. If the length of an axis depends on the values (detected
+    boxes), they are compared as lists along that axis, so that one row more does not shift the
+    rest.
 
     Args:
         tensor: the output.
         parts: of the output, from `find_parts`.
-        lists: axis whose length depends on the values; None where no axis does.
+        lists: axis whose length depends on the values; None for no axis.
     """
 
     def __init__(
@@ -100,13 +103,13 @@ class Parity:
         self._signal = self._power = self._dot = 0.0
 
     def update(self, reference: np.ndarray, measured: np.ndarray, count: int = 1) -> None:
-        """Add one batch of `count` samples. Another shape is as wrong as can be, save of a list."""
+        """Add one batch of `count` samples. Another shape is wrong everywhere, save of a list."""
         if reference.dtype != measured.dtype or reference.tobytes() != measured.tobytes():
             self.exact = False
         if reference.shape != measured.shape:
             self.exact = False
             if not (self.integers and _differ_in_one(reference, measured, self._lists)):
-                # An output that was empty is as wrong as one that was large.
+                # Count at least one element, so that an empty output of another shape fails too.
                 self.nonfinite += max(reference.size, measured.size, 1)
                 return
         if self.integers:
@@ -128,7 +131,7 @@ class Parity:
     def _add_errors(self, reference: np.ndarray, measured: np.ndarray, count: int) -> None:
         a = reference.astype(np.float64, copy=False)
         b = measured.astype(np.float64, copy=False)
-        # Equal infinities (masked scores) are no error; their difference would be NaN.
+        # Equal infinities (masked scores) are not an error, but their difference would be NaN.
         same = a == b
         with np.errstate(invalid="ignore"):
             error = np.where(same, 0.0, b - a)
@@ -159,8 +162,8 @@ class Parity:
         return None
 
     def result(self) -> Dict[str, Any]:
-        """Return the metrics as JSON values; `snr_db` is None where no error was measured."""
-        # One root of the product: of equal vectors the quotient is then 1, to the last bit.
+        """Return the metrics as JSON values; `snr_db` is None for exact answers."""
+        # A single root of the product makes the cosine of equal vectors exactly 1.
         norm = math.sqrt(self._signal * self._power)
         cosine = self._dot / norm if norm else float(self._signal == self._power)
         agreement = {
@@ -188,7 +191,7 @@ class Parity:
 
 
 def _worst(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the part with the lowest SNR; one without an error where all are."""
+    """Return the part with the lowest SNR; an exact one if all are exact."""
     lossy = [part for part in parts if part["snr_db"] is not None]
     if not lossy:
         return {"part": "", "snr_db": None}
@@ -196,37 +199,37 @@ def _worst(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _differ_in_one(a: np.ndarray, b: np.ndarray, axis: Optional[int]) -> bool:
-    """Return whether two lists have rows of the same shape."""
+    """Return True if two arrays differ at most in the length of one axis."""
     if axis is None or a.ndim != b.ndim or axis >= a.ndim:
         return False
     return a.shape[:axis] + a.shape[axis + 1 :] == b.shape[:axis] + b.shape[axis + 1 :]
 
 
 def _shared_rows(a: np.ndarray, b: np.ndarray, axis: int) -> Tuple[int, int]:
-    """Return how many rows two lists share in the same order, and the longer length.
+    """Return the number of rows that two lists share in the same order, and the longer length.
 
-    [3, 7, 9] and [3, 9, 4] share 2 of 3: one box more or less does not shift all that follow.
-    Two empty lists share the one thing that they say.
+    [3, 7, 9] and [3, 9, 4] share 2 of 3: one missing box does not shift all that follow. Two empty
+    lists count as 1 of 1, since they agree.
     """
-    rows = [[row.tobytes() for row in np.moveaxis(array, axis, 0)] for array in (a, b)]
-    longest = max(map(len, rows))
+    rows_a = [row.tobytes() for row in np.moveaxis(a, axis, 0)]
+    rows_b = [row.tobytes() for row in np.moveaxis(b, axis, 0)]
+    longest = max(len(rows_a), len(rows_b))
     if longest == 0:
         return 1, 1
     if longest > _LONGEST_LIST:
-        return sum(one == other for one, other in zip(*rows)), longest
-    blocks = SequenceMatcher(None, rows[0], rows[1], autojunk=False).get_matching_blocks()
+        return sum(map(operator.eq, rows_a, rows_b)), longest
+    blocks = SequenceMatcher(None, rows_a, rows_b, autojunk=False).get_matching_blocks()
     return sum(block.size for block in blocks), longest
 
 
 class Quality:
-    """Distances of a model from the original on a set of samples, shard by shard.
+    """Distances of a model from the original on a set of samples, accumulated by shard.
 
     Args:
         outputs: of the model, in order; the task metric is that of `labelled_output`.
         parts: of every output, from `find_parts`.
         metric: the task metric, a key of `accuracy.TOP`; "" for none.
-        inputs: of the model: an axis of an output that none of them has is as long as the values
-            decide.
+        inputs: of the model; a dynamic axis of an output that no input has depends on the values.
     """
 
     def __init__(
@@ -249,7 +252,7 @@ class Quality:
     ) -> None:
         """Add one shard of `count` samples: the original's answers, and this model's.
 
-        Raises InputError where a label is no class of the scores.
+        Raises InputError if a label is no class of the scores.
         """
         for parity, original, answer in zip(self._parities, originals, measured):
             parity.update(original, answer, count)
@@ -267,17 +270,15 @@ class Quality:
 
 
 def list_axis(output: Tensor, inputs: Sequence[Tensor]) -> Optional[int]:
-    """Return the axis of an output whose length depends on values, as of kept boxes; else None."""
+    """Return the axis of an output whose length depends on values (detected boxes); else None."""
     if not inputs:
         return None
-    stated = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
-    # `2*time` follows from an input's axis; a name of its own does not.
-    own = [
-        axis
-        for axis, dim in enumerate(output.shape)
-        if isinstance(dim, str) and dim.isidentifier() and dim not in stated
-    ]
-    return own[0] if own else None
+    input_dims = set(chain.from_iterable(tensor.shape for tensor in inputs))
+    for axis, dim in enumerate(output.shape):
+        # An expression such as `2*time` follows from an input's axis; a new name does not.
+        if isinstance(dim, str) and dim.isidentifier() and dim not in input_dims:
+            return axis
+    return None
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""The parts of an output: slices of one scale, with the signal that errors are held against."""
+"""Parts of an output: slices of one scale, with the signal that errors are compared with."""
 
 from __future__ import annotations
 
@@ -28,31 +28,34 @@ class Part:
 
     @property
     def label(self) -> str:
-        """The part in numpy's notation, `[:, 4:84]`; empty for the whole output."""
+        """Part in numpy's notation, `[:, 4:84]`; empty for the whole output."""
         if self.axis is None:
             return ""
-        spelled = "+".join("{}:{}".format(*each) for each in self.ranges[:_SPELLED])
+        spelled = "+".join("{}:{}".format(*bounds) for bounds in self.ranges[:_SPELLED])
         more = "+..." if len(self.ranges) > _SPELLED else ""
         return "[{}{}{}]".format(":, " * self.axis, spelled, more)
 
     def snr_db(self, error: float) -> Optional[float]:
-        """Return the SNR in dB of a mean squared error; None for no error at all."""
+        """Return the SNR in dB of a mean squared error; None for an exact answer.
+
+        A variance of 4 and an error of 0.04 give 10 * log10(4 / 0.04) = 20 dB.
+        """
         if error == 0.0:
             return None
-        # Squares of very small and very large values leave float64: nothing is claimed of those.
+        # Squares of very small and very large values overflow or underflow float64: claim nothing.
         if self.variance <= 0.0 or not math.isfinite(error):
             return -SNR_LIMIT
         snr = 10.0 * (math.log10(self.variance) - math.log10(error))
         return max(-SNR_LIMIT, min(SNR_LIMIT, snr))
 
     def to_json(self) -> Dict[str, Any]:
-        """As the bundle's index holds it."""
+        """Return the entry of the bundle's index."""
         return {
             "axis": self.axis,
-            "ranges": [list(each) for each in self.ranges],
+            "ranges": [list(bounds) for bounds in self.ranges],
             "variance": self.variance,
         }
 
 
-# Per output, the parts that its errors are measured in; integers have none.
+# Output -> the parts whose errors are measured separately; integers have none.
 Parts = Mapping[str, Sequence[Part]]

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..tensor import Tensor
 
-# Another size is at most so many times the usual one, or so much more.
+# Limits of another size: twice the usual one plus 32, so 232 for samples of 100 tokens.
 LARGEST_GROWTH, LARGEST_GROWTH_BY = 2, 32
 # Reference samples that make one batch.
 LARGEST_STACK = 8
@@ -53,29 +53,34 @@ def feed_at_size(
 def resized(
     inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], sizes: Mapping[str, int]
 ) -> Dict[str, np.ndarray]:
-    """Return the example with its dynamic axes brought to `sizes`.
+    """Return the example with its dynamic axes resized.
 
-    Axes are cut, or continued with the example's own values from their start, so that token
-    numbers stay valid and pictures stay natural; an empty axis is continued with zeros. Samples
-    along a new batch are not identical where the example has only one: each copy is turned by one
-    place along its last axis, so that a graph that mixes samples up is found out.
+    Axes are cut, or extended by repeating the example's values, so that token numbers stay valid
+    and images stay natural; an empty axis is extended with zeros. Copies along an axis other than
+    the last are rolled along the last one, so that a graph that mixes up samples shows an error:
+
+        [[1, 2, 3]] with a batch of 2 becomes [[1, 2, 3], [3, 1, 2]]
     """
     arrays: Dict[str, np.ndarray] = {}
     for tensor in inputs:
         array = example[tensor.name]
         for axis, dim in enumerate(tensor.shape):
-            size = sizes.get(dim, array.shape[axis]) if isinstance(dim, str) else array.shape[axis]
-            if size == array.shape[axis]:
-                continue
-            if not array.shape[axis]:
-                array = np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
-                continue
-            copies = -(-size // array.shape[axis])
-            blocks = [
-                np.roll(array, turn, axis=-1) if axis < array.ndim - 1 else array
-                for turn in range(copies)
-            ]
-            array = np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)
-        # Not `ascontiguousarray`, which makes an array of one axis of a single number.
+            if isinstance(dim, str) and dim in sizes:
+                array = _resize_axis(array, axis, sizes[dim])
+        # `ascontiguousarray` would turn a scalar into an array of one axis.
         arrays[tensor.name] = np.asarray(array, order="C")
     return arrays
+
+
+def _resize_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    old_size = array.shape[axis]
+    if size == old_size:
+        return array
+    if not old_size:
+        return np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
+    # From 3 to 8 rows takes ceil(8 / 3) = 3 copies, of which the first 8 rows stay.
+    copies = range(-(-size // old_size))
+    blocks = [array for _ in copies]
+    if axis < array.ndim - 1:
+        blocks = [np.roll(array, shift, axis=-1) for shift in copies]
+    return np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)

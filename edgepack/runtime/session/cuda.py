@@ -1,7 +1,7 @@
-"""GPU memory and streams: the few calls of CUDA's runtime that a TensorRT session needs.
+"""GPU memory and streams: open the CUDA runtime for a TensorRT session.
 
-They are made by ctypes on libcudart, which needs no package and no Python in particular; where
-there is no libcudart, NVIDIA's `cuda.bindings` or `pycuda` make them.
+The calls go through ctypes on libcudart, which needs no package and works with any Python. Without
+a libcudart, NVIDIA's `cuda.bindings` or `pycuda` serve instead.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .libcudart import Libcudart, libraries
 
 
 def open_cuda() -> Cuda:
-    """CUDA by the first of the three ways that works. Raises DeviceError with all that did not."""
-    ways: List[Callable[[], Cuda]] = [
+    """Open the first CUDA runtime that works. Raises DeviceError with every reason if none does."""
+    openers: List[Callable[[], Cuda]] = [
         *(lambda path=path: Libcudart(path) for path in libraries()),
         CudaBindings,
         PyCuda,
     ]
     reasons: List[str] = []
-    for way in ways:
+    for opener in openers:
         try:
-            return way()
+            return opener()
         except DeviceError as error:
             reasons.append(error.why)
         except (OSError, ImportError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""What a TensorRT session needs of CUDA, whoever makes the calls, and how they fail."""
+"""Interface of the CUDA calls that a TensorRT session needs, and their error."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from ..errors import DeviceError
 
 
 class Cuda(Protocol):
-    """Memory of the first GPU, as addresses; streams, as handles. Each call raises DeviceError."""
+    """Memory of the first GPU as addresses, streams as handles. Failed calls raise DeviceError."""
 
     name: str
 
     def malloc(self, size: int) -> int:
-        """Address of `size` bytes on the GPU."""
+        """Allocate `size` bytes on the GPU and return their address."""
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free memory that `malloc` returned."""
 
     def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
-        """A contiguous array to the GPU. It must live until the stream is synchronised."""
+        """Copy a contiguous array to the GPU; it must live until the stream is synchronised."""
 
     def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
-        """From the GPU into a contiguous array, filled once the stream is synchronised."""
+        """Copy from the GPU into a contiguous array, filled once the stream is synchronised."""
 
     def stream_create(self) -> int:
-        """A stream of its own."""
+        """Create a stream and return its handle."""
 
     def stream_synchronize(self, stream: int) -> None:
-        """Wait for all that was put into it, and raise what failed there."""
+        """Wait for the work in a stream, and raise its errors."""
 
     def stream_destroy(self, stream: int) -> None:
-        """Give it back."""
+        """Destroy a stream."""
 
 
 def failed(call: str, why: str) -> DeviceError:
-    """The error for a call of CUDA's that did not do what it should."""
+    """Return the error for a failed CUDA call."""
     return DeviceError(
         "cuda-failed",
-        "the GPU could not be used",
+        "the GPU cannot be used",
         why="{}: {}".format(call, why),
-        hint="check the driver and its memory: nvidia-smi, on a Jetson tegrastats",
+        hint="check the driver and the GPU's memory with nvidia-smi, or tegrastats on a Jetson",
     )

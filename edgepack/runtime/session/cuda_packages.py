@@ -1,4 +1,4 @@
-"""GPU memory and streams through a Python package, where libcudart itself is not to be found."""
+"""GPU memory and streams through a Python package, for machines without a libcudart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .cuda_calls import failed
 
 
 class CudaBindings:
-    """NVIDIA's own `cuda.bindings`. Raises ImportError, and DeviceError without a usable GPU."""
+    """NVIDIA's `cuda.bindings`. Raises ImportError, and DeviceError without a usable GPU."""
 
     name = "cuda.bindings"
 
@@ -24,47 +24,47 @@ class CudaBindings:
     def _call(self, function: str, *arguments: Any) -> int:
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status):
-            told = self._runtime.cudaGetErrorString(status)[1] or b""
+            text = self._runtime.cudaGetErrorString(status)[1] or b""
             raise failed(
-                function, "error {}: {}".format(int(status), told.decode("utf-8", "replace"))
+                function, "error {}: {}".format(int(status), text.decode("utf-8", "replace"))
             )
         return int(values[0]) if values else 0
 
     def malloc(self, size: int) -> int:
-        """Address of `size` bytes on the GPU."""
+        """Allocate `size` bytes on the GPU and return their address."""
         return self._call("cudaMalloc", size)
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free memory that `malloc` returned."""
         self._call("cudaFree", address)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
-        """A contiguous array to the GPU."""
+        """Copy a contiguous array to the GPU."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
     def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
-        """From the GPU into a contiguous array."""
+        """Copy from the GPU into a contiguous array."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
 
     def stream_create(self) -> int:
-        """A stream of its own."""
+        """Create a stream and return its handle."""
         return self._call("cudaStreamCreate")
 
     def stream_synchronize(self, stream: int) -> None:
-        """Wait for all that was put into it."""
+        """Wait for the work in a stream."""
         self._call("cudaStreamSynchronize", stream)
 
     def stream_destroy(self, stream: int) -> None:
-        """Give it back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
 
 class PyCuda:
-    """`pycuda`, in the primary context of the first GPU and on the thread that made this.
+    """`pycuda`, in the primary context of the first GPU and on the creating thread.
 
-    Its asynchronous copies ask for page-locked memory, so the plain ones are made. Raises
+    Its asynchronous copies require page-locked memory, so synchronous ones are used. Raises
     ImportError, and DeviceError without a usable GPU.
     """
 
@@ -80,41 +80,41 @@ class PyCuda:
         self._context = self._try("Device", lambda: driver.Device(0).retain_primary_context())
         self._try("push", self._context.push)
 
-    def _try(self, what: str, call: Callable[[], Any]) -> Any:
+    def _try(self, function: str, call: Callable[[], Any]) -> Any:
         try:
             return call()
         except Exception as error:
-            raise failed("pycuda {}".format(what), str(error)) from error
+            raise failed("pycuda {}".format(function), str(error)) from error
 
     def malloc(self, size: int) -> int:
-        """Address of `size` bytes on the GPU."""
+        """Allocate `size` bytes on the GPU and return their address."""
         memory = self._try("mem_alloc", lambda: self._driver.mem_alloc(size))
         self._memory[int(memory)] = memory
         return int(memory)
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free memory that `malloc` returned."""
         self._try("free", self._memory.pop(address).free)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
-        """A contiguous array to the GPU."""
+        """Copy a contiguous array to the GPU."""
         self._try("memcpy_htod", lambda: self._driver.memcpy_htod(address, array))
 
     def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
-        """From the GPU into a contiguous array, after all that was put into the stream."""
+        """Copy from the GPU into a contiguous array, after the work in the stream."""
         self.stream_synchronize(stream)
         self._try("memcpy_dtoh", lambda: self._driver.memcpy_dtoh(array, address))
 
     def stream_create(self) -> int:
-        """A stream of its own."""
+        """Create a stream and return its handle."""
         stream = self._try("Stream", self._driver.Stream)
         self._streams[int(stream.handle)] = stream
         return int(stream.handle)
 
     def stream_synchronize(self, stream: int) -> None:
-        """Wait for all that was put into it."""
+        """Wait for the work in a stream."""
         self._try("synchronize", self._streams[stream].synchronize)
 
     def stream_destroy(self, stream: int) -> None:
-        """Give it back."""
+        """Destroy a stream."""
         del self._streams[stream]

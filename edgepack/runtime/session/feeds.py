@@ -1,4 +1,4 @@
-"""From arrays with samples along axis 0 to what is fed to the model in one call, and its faults."""
+"""Split arrays of samples into the feeds of single calls, and explain invalid feeds."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import InputError
-from ..tensor import Tensor
+from ..tensor import Dim, Tensor
 
 
 def fixed_batch(inputs: Sequence[Tensor]) -> Optional[int]:
-    """The batch that the model is fixed to; None where its batch axis is dynamic."""
+    """Return the fixed batch of the model; None if its batch axis is dynamic."""
     sizes = [tensor.shape[0] for tensor in inputs if tensor.shape]
-    fixed = [size for size in sizes if isinstance(size, int)]
-    return fixed[0] if fixed else None
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def whole_feeds(arrays: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> bool:
-    """Whether each row is a whole feed: some array has one axis more than its input.
+    """Return True if each row is a whole feed: some array has one axis more than its input.
 
-    An array of its input's rank has its samples along the model's own batch axis, axis 0.
+    An array of the input's rank has its samples along the model's batch axis, axis 0. For an input
+    (batch, 3, 32, 32) an array (100, 3, 32, 32) holds 100 samples, and one of shape
+    (25, 4, 3, 32, 32) holds 25 feeds of 4 samples.
     """
     return any(arrays[tensor.name].ndim == tensor.rank + 1 for tensor in inputs)
 
@@ -28,10 +29,10 @@ def whole_feeds(arrays: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> b
 def feeds(
     arrays: Mapping[str, np.ndarray], inputs: Sequence[Tensor], size: int = 1
 ) -> Iterator[Dict[str, np.ndarray]]:
-    """What to feed, call by call, at most `size` samples at a time.
+    """Yield the feed of each call, at most `size` samples at a time.
 
-    Raises InputError where an input has no array, where the arrays hold different numbers of
-    samples, or where that number is no multiple of the model's fixed batch.
+    Raises InputError if an input has no array, if the arrays hold different numbers of samples, or
+    if that number is no multiple of the model's fixed batch.
     """
     missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
     if missing:
@@ -51,7 +52,7 @@ def feeds(
                 "input-shape",
                 "an input has the wrong shape",
                 why="{} is a single value".format(tensor.name),
-                hint="samples stand along axis 0 of every array",
+                hint="axis 0 of every array must count the samples",
             )
     counts = {tensor.name: len(arrays[tensor.name]) for tensor in inputs}
     if len(set(counts.values())) != 1:
@@ -59,7 +60,7 @@ def feeds(
             "input-counts",
             "the inputs hold different numbers of samples",
             why=", ".join("{}: {}".format(*item) for item in counts.items()),
-            hint="samples stand along axis 0 of every array",
+            hint="axis 0 of every array must count the samples",
         )
     count = next(iter(counts.values()))
     if count == 0:
@@ -67,17 +68,11 @@ def feeds(
             "input-counts",
             "there are no samples",
             why="every array has 0 rows",
-            hint="samples stand along axis 0 of every array",
+            hint="axis 0 of every array must count the samples",
         )
     if whole_feeds(arrays, inputs):
         for i in range(count):
-            # `[i, ...]` keeps an array also where a whole feed is a scalar.
-            yield {
-                t.name: arrays[t.name][
-                    (i, ...) if arrays[t.name].ndim > t.rank else slice(i, i + 1)
-                ]
-                for t in inputs
-            }
+            yield {tensor.name: _feed_row(arrays[tensor.name], i, tensor) for tensor in inputs}
         return
     fixed = fixed_batch(inputs)
     step = fixed or size
@@ -92,51 +87,64 @@ def feeds(
         yield {tensor.name: arrays[tensor.name][start : start + step] for tensor in inputs}
 
 
+def _feed_row(array: np.ndarray, row: int, tensor: Tensor) -> np.ndarray:
+    # `[row, ...]` stays an array even if the feed is a scalar.
+    if array.ndim > tensor.rank:
+        return array[row, ...]
+    return array[row : row + 1]
+
+
 def ties(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
-    """The axes that have one name, and so are to be of one size, by twos."""
+    """Return the pairs of axes that share a symbolic dimension.
+
+    Inputs a: (batch, 3) and b: (batch, time) give [("a", 0, "b", 0)].
+    """
     first: Dict[str, Tuple[str, int]] = {}
-    found = []
+    pairs = []
     for tensor in inputs:
         for axis, dim in enumerate(tensor.shape):
             if isinstance(dim, str):
-                one = first.setdefault(dim, (tensor.name, axis))
-                if one != (tensor.name, axis):
-                    found.append((*one, tensor.name, axis))
-    return found
+                name, first_axis = first.setdefault(dim, (tensor.name, axis))
+                if (name, first_axis) != (tensor.name, axis):
+                    pairs.append((name, first_axis, tensor.name, axis))
+    return pairs
 
 
 def explain(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
-    """What is wrong with a feed; None where nothing is."""
+    """Return the error for an invalid feed; None for a valid one."""
     names = [tensor.name for tensor in expected]
     signature = "the model takes " + "; ".join(map(str, expected))
     if not isinstance(inputs, Mapping):
-        found = "they are {}, not arrays by name".format(_describe(inputs))
-        return InputError("input-names", "the inputs do not fit", why=found, hint=signature)
+        why = "they are {}, not arrays by name".format(_describe(inputs))
+        return InputError("input-names", "the inputs do not fit", why=why, hint=signature)
     unknown = sorted(set(inputs) - set(names), key=str)
     missing = [name for name in names if name not in inputs]
     if unknown or missing:
-        told = ["{} is missing".format(n) for n in missing]
-        told += ["{} is unknown".format(n) for n in unknown]
+        faults = ["{} is missing".format(name) for name in missing]
+        faults += ["{} is unknown".format(name) for name in unknown]
         return InputError(
-            "input-names", "the inputs do not fit", why="; ".join(told), hint=signature
+            "input-names", "the inputs do not fit", why="; ".join(faults), hint=signature
         )
     sizes: Dict[str, int] = {}
     for tensor in expected:
         array = inputs[tensor.name]
-        found = "{} is {}".format(tensor.name, _describe(array))
+        why = "{} is {}".format(tensor.name, _describe(array))
         if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
+            return InputError("input-type", "an input has the wrong type", why=why, hint=signature)
+        if array.ndim != tensor.rank or not _dims_fit(tensor.shape, array.shape, sizes):
             return InputError(
-                "input-type", "an input has the wrong type", why=found, hint=signature
-            )
-        fits = array.ndim == tensor.rank and all(
-            (sizes.setdefault(dim, size) if isinstance(dim, str) else dim) == size
-            for dim, size in zip(tensor.shape, array.shape)
-        )
-        if not fits:
-            return InputError(
-                "input-shape", "an input has the wrong shape", why=found, hint=signature
+                "input-shape", "an input has the wrong shape", why=why, hint=signature
             )
     return None
+
+
+def _dims_fit(dims: Sequence[Dim], shape: Sequence[int], sizes: Dict[str, int]) -> bool:
+    """Compare a shape with dimensions; record the size of each new symbolic one in `sizes`."""
+    for dim, size in zip(dims, shape):
+        expected = sizes.setdefault(dim, size) if isinstance(dim, str) else dim
+        if expected != size:
+            return False
+    return True
 
 
 def _describe(array: Any) -> str:

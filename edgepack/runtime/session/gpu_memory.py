@@ -1,4 +1,4 @@
-"""The GPU memory of a session's tensors."""
+"""GPU memory of a session's tensors."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from .cuda_calls import Cuda
 
 
 class Memory:
-    """GPU memory by tensor name: it grows as shapes need it, and is reused while they do not."""
+    """GPU memory by tensor name, reused between calls and enlarged on demand."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
-        self._held: Dict[str, Tuple[int, int]] = {}
+        # Tensor name -> address and size of its memory.
+        self._blocks: Dict[str, Tuple[int, int]] = {}
 
     def of(self, name: str, size: int) -> int:
-        """Address of at least `size` bytes for a tensor."""
-        address, held = self._held.get(name, (0, 0))
-        if held < size:
+        """Return the address of at least `size` bytes for a tensor."""
+        address, capacity = self._blocks.get(name, (0, 0))
+        if capacity < size:
             if address:
-                del self._held[name]
+                del self._blocks[name]
                 self._cuda.free(address)
             address = self._cuda.malloc(size)
-            self._held[name] = (address, size)
+            self._blocks[name] = (address, size)
         return address
 
     def release(self) -> None:
-        """Give all of it back."""
-        while self._held:
-            self._cuda.free(self._held.popitem()[1][0])
+        """Free all of it."""
+        while self._blocks:
+            self._cuda.free(self._blocks.popitem()[1][0])
 
 
 def allocator_of(trt: Any) -> Any:
-    """The class that gives memory to an output whose shape depends on the values of the inputs."""
+    """Return the allocator class for outputs whose shape depends on the inputs' values."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
         def __init__(self, memory: Memory) -> None:
@@ -45,7 +46,7 @@ def allocator_of(trt: Any) -> Any:
         def reallocate_output(self, name: str, memory: Any, size: int, alignment: int) -> int:
             try:
                 return self.memory.of(name, max(size, 1))
-            except DeviceError as error:  # An exception does not pass through TensorRT.
+            except DeviceError as error:  # An exception cannot pass through TensorRT.
                 self.fault = error
                 return 0
 
@@ -61,7 +62,7 @@ def allocator_of(trt: Any) -> Any:
 
 
 def release(cuda: Cuda, memory: Memory, stream: int) -> None:
-    """Give back what a session held; at the end of the process CUDA may be gone before."""
+    """Free a session's memory and stream; CUDA may be gone already when the process ends."""
     try:
         memory.release()
         cuda.stream_destroy(stream)

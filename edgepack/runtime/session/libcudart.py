@@ -1,4 +1,4 @@
-"""GPU memory and streams by ctypes on libcudart, for which no package is needed."""
+"""GPU memory and streams through ctypes on libcudart, without any package."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy as np
 
 from .cuda_calls import failed
 
-# The newest first; a driver that is too old for one may run the next.
+# Newest first; a driver that is too old for one may run the next.
 SONAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
-# Where pip's packages and CUDA's own installer put it; neither is on the linker's path.
+# Folders of pip's packages and of CUDA's installer, neither of which is on the linker's path.
 _IN_PACKAGES = "nvidia/*/lib"
 _INSTALLED = "/usr/local/cuda/lib64"
 
@@ -22,12 +22,12 @@ HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2
 
 
 class Libcudart:
-    """libcudart itself.
+    """CUDA's runtime library, called through ctypes.
 
     Args:
         path: a file, or a name that the linker finds.
 
-    Raises OSError where it cannot be loaded, and DeviceError where it finds no usable GPU.
+    Raises OSError if it cannot be loaded, and DeviceError without a usable GPU.
     """
 
     def __init__(self, path: str) -> None:
@@ -56,52 +56,55 @@ class Libcudart:
     def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status:
-            told = self._library.cudaGetErrorString(status) or b""
-            raise failed(function, "error {}: {}".format(status, told.decode("utf-8", "replace")))
+            text = self._library.cudaGetErrorString(status) or b""
+            raise failed(function, "error {}: {}".format(status, text.decode("utf-8", "replace")))
 
     def malloc(self, size: int) -> int:
-        """Address of `size` bytes on the GPU."""
+        """Allocate `size` bytes on the GPU and return their address."""
         address = ctypes.c_void_p()
         self._call("cudaMalloc", ctypes.byref(address), size)
         return address.value or 0
 
     def free(self, address: int) -> None:
-        """Give them back."""
+        """Free memory that `malloc` returned."""
         self._call("cudaFree", address)
 
     def copy_in(self, address: int, array: np.ndarray, stream: int) -> None:
-        """A contiguous array to the GPU."""
+        """Copy a contiguous array to the GPU."""
         self._call(
             "cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, HOST_TO_DEVICE, stream
         )
 
     def copy_out(self, array: np.ndarray, address: int, stream: int) -> None:
-        """From the GPU into a contiguous array."""
+        """Copy from the GPU into a contiguous array."""
         self._call(
             "cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, DEVICE_TO_HOST, stream
         )
 
     def stream_create(self) -> int:
-        """A stream of its own."""
+        """Create a stream and return its handle."""
         stream = ctypes.c_void_p()
         self._call("cudaStreamCreate", ctypes.byref(stream))
         return stream.value or 0
 
     def stream_synchronize(self, stream: int) -> None:
-        """Wait for all that was put into it."""
+        """Wait for the work in a stream."""
         self._call("cudaStreamSynchronize", stream)
 
     def stream_destroy(self, stream: int) -> None:
-        """Give it back."""
+        """Destroy a stream."""
         self._call("cudaStreamDestroy", stream)
 
 
 def libraries() -> List[str]:
-    """Where libcudart may be: names for the linker, then files, the newest first."""
-    found = list(SONAMES)
+    """Return candidates for libcudart: names for the linker, then files, newest first.
+
+    For example libcudart.so.12, then .../site-packages/nvidia/cuda_runtime/lib/libcudart.so.12.
+    """
+    candidates = list(SONAMES)
     folders = [entry for entry in sys.path if os.path.isabs(entry)]
-    places = [os.path.join(glob.escape(folder), _IN_PACKAGES) for folder in folders]
+    patterns = [os.path.join(glob.escape(folder), _IN_PACKAGES) for folder in folders]
     for soname in SONAMES:
-        for place in [*places, _INSTALLED]:
-            found += sorted(glob.glob(os.path.join(place, soname)))
-    return list(dict.fromkeys(found))
+        for pattern in [*patterns, _INSTALLED]:
+            candidates += sorted(glob.glob(os.path.join(pattern, soname)))
+    return list(dict.fromkeys(candidates))

@@ -1,14 +1,17 @@
-"""An fp16 network on a CPU, with its roundings written out.
+"""Make the roundings of an fp16 network explicit, so that a CPU computes like a GPU.
 
-onnxruntime's CPU provider has hardly an fp16 kernel. It widens the weights of an fp16 graph,
-computes in float32 from one end to the other, and rounds nothing on the way: a value over 65504,
-which is infinity on a GPU, passes unseen. So that a CPU can stand in for a GPU, every fp16 tensor
-that a node makes is rounded here by two Casts, which onnxruntime keeps. That is what a GPU
-computes that sums in float32 and stores fp16, but for the order of its sums.
+onnxruntime's CPU provider has few fp16 kernels. It widens the weights of an fp16 graph, computes in
+float32 throughout, and rounds nothing: a value over 65504, which is infinity on a GPU, goes
+unnoticed. Here every fp16 tensor that a node produces is rounded by two Casts, which onnxruntime
+does not remove:
 
-The graph is edited as bytes: the device has no `onnx`. A message is a sequence of fields, each a
-tag and a value (https://protobuf.dev/programming-guides/encoding); the numbers of the fields are
-those of onnx.proto3.
+    x (fp16) -> Cast -> x#float32 -> Relu -> y#exact -> Cast -> y (fp16) -> Cast -> y#float32
+
+Except for the order of its sums this equals a GPU that sums in float32 and stores fp16.
+
+The graph is edited as bytes, since devices have no `onnx`. A message is a sequence of fields, each
+a tag and a value (https://protobuf.dev/programming-guides/encoding); the field numbers are those of
+onnx.proto3.
 """
 
 from __future__ import annotations
@@ -27,17 +30,19 @@ VALUE_NAME, VALUE_TYPE, TYPE_TENSOR, ELEM_TYPE = 1, 2, 1, 1
 # AttributeProto, and its kind for a whole number.
 ATTRIBUTE_NAME, ATTRIBUTE_I, ATTRIBUTE_TYPE, INT = 1, 3, 20, 2
 
+# Wire types, and the sizes of the fixed ones in bytes.
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 
 
 def rounded(model: bytes) -> bytes:
-    """The model with every fp16 tensor made in float32 and rounded; itself where there is none.
+    """Return the model with all fp16 tensors computed in float32 and rounded; else unchanged.
 
     Args:
-        model: a serialised ONNX whose `value_info` tells which tensors are fp16. Inputs and
-            outputs keep their names and types; what subgraphs make is left as it is.
+        model: a serialised ONNX whose `value_info` lists the types of its tensors. Inputs and
+            outputs keep their names and types; subgraphs are not changed.
 
-    Raises ValueError where the bytes are no protobuf message.
+    Raises ValueError if the bytes are not a protobuf message.
     """
     view = memoryview(model)
     for number, start, value, end in _fields(view):
@@ -50,21 +55,21 @@ def rounded(model: bytes) -> bytes:
 
 
 def _graph(graph: memoryview) -> bytes:
-    """The graph with its roundings; empty where no node makes an fp16 tensor."""
+    """Return the graph with its roundings; empty if no node produces an fp16 tensor."""
     fields = list(_fields(graph))
     half: Dict[int, Set[bytes]] = {INPUT: set(), OUTPUT: set(), VALUE_INFO: set()}
-    given: List[bytes] = []
+    sources: List[bytes] = []
     for number, _, value, end in fields:
         field = graph[value:end]
         if number in half and _elem_type(field) == FLOAT16:
             half[number].add(bytes(_first(field, VALUE_NAME)))
         if number == INITIALIZER and _whole(_first(field, TENSOR_TYPE)) == FLOAT16:
-            given.append(bytes(_first(field, TENSOR_NAME)))
+            sources.append(bytes(_first(field, TENSOR_NAME)))
     if not half[VALUE_INFO]:
         return b""
-    given += sorted(half[INPUT].difference(given))
-    wide = {name: name + b"#float32" for name in set(given).union(*half.values())}
-    parts: List[Bytes] = [_cast(name, wide[name], FLOAT) for name in given]
+    sources += sorted(half[INPUT].difference(sources))
+    wide = {name: name + b"#float32" for name in set(sources).union(*half.values())}
+    parts: List[Bytes] = [_cast(name, wide[name], FLOAT) for name in sources]
     others: List[Bytes] = []
     for number, start, value, end in fields:
         if number == NODE:
@@ -75,7 +80,7 @@ def _graph(graph: memoryview) -> bytes:
 
 
 def _node(node: memoryview, wide: Dict[bytes, bytes]) -> List[bytes]:
-    """A node that reads and makes float32, and the Casts that round what it makes."""
+    """Return the node on float32 tensors, and the Casts that round its outputs."""
     parts: List[Bytes] = []
     casts: List[bytes] = []
     for number, start, value, end in _fields(node):
@@ -100,38 +105,41 @@ def _cast(source: bytes, output: bytes, to: int) -> bytes:
 
 
 def _elem_type(value: memoryview) -> int:
-    """Of a ValueInfoProto; 0 where it is no tensor or has no type."""
+    """Return the element type of a ValueInfoProto; 0 if it is no tensor or has no type."""
     tensor = _first(_first(value, VALUE_TYPE), TYPE_TENSOR)
     return _whole(_first(tensor, ELEM_TYPE))
 
 
-def _first(message: memoryview, wanted: int) -> memoryview:
-    """The value of the first field of that number; empty where there is none."""
+def _first(message: memoryview, field_number: int) -> memoryview:
+    """Return the value of the first field with a number; empty if there is none."""
     for number, _, value, end in _fields(message):
-        if number == wanted:
+        if number == field_number:
             return message[value:end]
     return message[:0]
 
 
 def _fields(message: memoryview) -> Iterator[Tuple[int, int, int, int]]:
-    """Of each field its number, where it starts, where its value starts, and where it ends."""
-    place = 0
-    while place < len(message):
-        start = place
+    """Yield the number of each field, and the offsets of its tag, its value and its end.
+
+    The bytes 0a 03 61 62 63 are field 1, of three bytes "abc": (1, 0, 2, 5).
+    """
+    offset = 0
+    while offset < len(message):
+        start = offset
         key, value = _read(message, start)
         kind = key & 7
         if kind == VARINT:
-            _, place = _read(message, value)
+            _, offset = _read(message, value)
         elif kind == LENGTH:
             size, value = _read(message, value)
-            place = value + size
-        elif kind in (FIXED64, FIXED32):
-            place = value + (8 if kind == FIXED64 else 4)
+            offset = value + size
+        elif kind in FIXED_SIZES:
+            offset = value + FIXED_SIZES[kind]
         else:
             raise ValueError("field {} has the unknown wire type {}".format(key >> 3, kind))
-        if place > len(message):
+        if offset > len(message):
             raise ValueError("field {} ends after its message".format(key >> 3))
-        yield key >> 3, start, value, place
+        yield key >> 3, start, value, offset
 
 
 def _field(number: int, value: Bytes) -> bytes:
@@ -142,18 +150,21 @@ def _whole(value: memoryview) -> int:
     return _read(value, 0)[0] if len(value) else 0
 
 
-def _read(message: memoryview, place: int) -> Tuple[int, int]:
-    """A varint, and where it ends."""
+def _read(message: memoryview, offset: int) -> Tuple[int, int]:
+    """Decode a varint, seven bits a byte, lowest first; return it and the offset of its end.
+
+    The bytes ac 02 are 0x2c + (0x02 << 7) = 300.
+    """
     number = shift = 0
     while True:
-        if place >= len(message) or shift > 63:
+        if offset >= len(message) or shift > 63:
             raise ValueError("a number does not end")
-        byte = message[place]
-        place += 1
+        byte = message[offset]
+        offset += 1
         number |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            return number, place
+            return number, offset
 
 
 def _varint(number: int) -> bytes:

@@ -1,14 +1,13 @@
-"""A TensorRT engine from an ONNX whose types say everything.
+"""Build a TensorRT engine from an ONNX whose types fix all precision.
 
-One recipe for every TensorRT, told apart by what its module has and not by its number:
+One recipe serves every TensorRT; features are detected from the module, not from its version:
 
-    10, 11        a strongly typed network: all precision stands in the ONNX
-    TensorRT-RTX  the same, and it can build for a GPU that is not there
-    8.5           knows no strong typing: explicit batch, and the FP16 and INT8 builder flags, which
+    10, 11        a strongly typed network: the ONNX states all precision
+    TensorRT-RTX  likewise, and it can build for an absent GPU
+    8.5           has no strong typing: explicit batch, and the FP16 and INT8 builder flags, which
                   with Q/DQ in the ONNX quantize nothing else
 
-The module is a parameter, so that what runs on the device is tested with the TensorRT that a
-machine without a GPU can have.
+The module is a parameter, so that tests on machines without a GPU can pass another one.
 """
 
 from __future__ import annotations
@@ -23,23 +22,24 @@ from ..errors import DeviceError
 Shape = Tuple[int, ...]
 Profiles = Mapping[str, Tuple[Shape, Shape, Shape]]
 
-# A build on a Jetson can take ten minutes, and TensorRT says nothing meanwhile.
+# A build on a Jetson can take ten minutes without any output from TensorRT.
 BEAT_SECONDS = 10.0
-# Of everything that TensorRT complained of, what an error message can hold.
+# TensorRT's messages that are quoted in an error.
 SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a build may use, and for which shapes.
+    """Resources and shapes of a build.
 
     Attributes:
-        workspace_bytes: memory that TensorRT may use for its kernels; 0 for its own bound.
-        profiles: input -> the smallest, the usual and the largest shape; of every input with a
-            dynamic axis.
-        dla_core: the accelerator that takes what it can, the GPU taking the rest; None for none.
-        compute_capability: "8.9": the GPU to build for, where the builder can build for one that
-            is not there (TensorRT-RTX); "" for the GPU of this machine.
+        workspace_bytes: memory limit for TensorRT's kernels; 0 for its default.
+        profiles: input -> its smallest, usual and largest shape; for every input with a dynamic
+            axis.
+        dla_core: the accelerator that runs the layers that it supports, before the GPU; None for
+            none.
+        compute_capability: "8.9", the GPU to build for if the builder supports absent ones
+            (TensorRT-RTX); "" for the GPU of this machine.
     """
 
     workspace_bytes: int = 0
@@ -57,9 +57,9 @@ def build(
         trt: the module `tensorrt`, or `tensorrt_rtx`.
         model: the serialised ONNX.
         options: see there.
-        timing_cache: of an earlier build; b"" for none. One of another GPU or version is left
-            unused: it only saves time.
-        beat: called from another thread, every BEAT_SECONDS, with the seconds that have passed.
+        timing_cache: of an earlier build; b"" for none. One of another GPU or version is ignored,
+            since it only saves time.
+        beat: called from another thread, every BEAT_SECONDS, with the elapsed seconds.
 
     Returns:
         The engine, and the timing cache for the next build.
@@ -72,16 +72,16 @@ def build(
     del log.messages[:]
     try:
         builder = trt.Builder(log)
-    except Exception as error:  # What pybind raises for a library that cannot start
+    except Exception as error:  # pybind may raise anything if the library cannot start.
         raise DeviceError(
             "engine-unusable",
             "TensorRT {} cannot build here".format(trt.__version__),
-            why=_told(log, str(error)),
-            hint="check the driver: nvidia-smi, on a Jetson tegrastats",
+            why=_messages(log, str(error)),
+            hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         ) from error
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     # The parser owns the weights: it has to live until the engine is built.
-    network, parser = _parsed(trt, builder, model, typed, log)
+    network, parser = _parse(trt, builder, model, typed, log)
     config = builder.create_builder_config()
     if not typed:
         _allow_precisions(trt, network, config)
@@ -97,20 +97,22 @@ def build(
         raise DeviceError(
             "engine-build",
             "TensorRT {} could not build an engine".format(trt.__version__),
-            why=_told(log, "it gave no reason"),
-            hint="the same bundle runs in onnxruntime where its profile allows it",
+            why=_messages(log, "it gave no reason"),
+            hint="use a profile that allows onnxruntime too",
         )
     del parser
     cache = config.get_timing_cache()
-    return bytes(engine), b"" if cache is None else bytes(cache.serialize())
+    if cache is None:
+        return bytes(engine), b""
+    return bytes(engine), bytes(cache.serialize())
 
 
-# TensorRT keeps the first logger that a process gives it, and every later one says nothing.
+# TensorRT keeps the first logger of a process and ignores later ones, so it is shared.
 _LOGGERS: Dict[str, Any] = {}
 
 
 def logger(trt: Any) -> Any:
-    """This process's logger for a TensorRT module; `messages` holds errors since the last build."""
+    """Return the process's logger for a TensorRT module; its `messages` are the latest errors."""
     if trt.__name__ not in _LOGGERS:
 
         class Log(trt.ILogger):  # type: ignore[misc]
@@ -126,43 +128,47 @@ def logger(trt: Any) -> Any:
     return _LOGGERS[trt.__name__]
 
 
-def _told(log: Any, otherwise: str) -> str:
+def _messages(log: Any, otherwise: str) -> str:
     return "\n".join(dict.fromkeys(log.messages[:SHOWN])) or otherwise
 
 
-def _parsed(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple[Any, Any]:
+def _parse(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple[Any, Any]:
+    """Parse an ONNX; return the network, and the parser that owns its weights."""
     flags = trt.NetworkDefinitionCreationFlag
-    # The flag's number differs between 10 and 11; 8.5 wants its batch axis told.
-    network = builder.create_network(
-        1 << int(flags.STRONGLY_TYPED if typed else flags.EXPLICIT_BATCH)
-    )
+    # The value of STRONGLY_TYPED differs between 10 and 11, and 8.5 requires EXPLICIT_BATCH.
+    flag = flags.STRONGLY_TYPED if typed else flags.EXPLICIT_BATCH
+    network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
         faults = [parser.get_error(i) for i in range(parser.num_errors)]
         raise DeviceError(
             "engine-parse",
-            "TensorRT {} does not take this ONNX".format(trt.__version__),
-            why="\n".join(map(_fault, faults[:SHOWN])) or _told(log, "it gave no reason"),
-            hint="a quantized layer can stay float, --chain quantize:exclude=NODE,half; for an "
-            "operator that TensorRT lacks, take a profile of another engine",
+            "TensorRT {} refuses this ONNX".format(trt.__version__),
+            why="\n".join(map(_format_fault, faults[:SHOWN]))
+            or _messages(log, "it gave no reason"),
+            hint="keep a quantized layer in float with --chain quantize:exclude=NODE,half; for an "
+            "operator that TensorRT lacks, use a profile of another engine",
         )
     return network, parser
 
 
-def _fault(error: Any) -> str:
-    """One complaint of the parser, with the node; its name is told from TensorRT 10 on."""
+def _format_fault(error: Any) -> str:
+    """Format a parser error after its node: `conv1 (Conv): unsupported`, or `node 7: ...`."""
+    # TensorRT names the node only from version 10 on.
     name = error.node_name() if hasattr(error, "node_name") else ""
     operator = error.node_operator() if hasattr(error, "node_operator") else ""
-    where = "{} ({})".format(name, operator) if name and operator else name or operator
-    if not where and error.node() >= 0:
-        where = "node {}".format(error.node())
-    return ": ".join(filter(None, (where, error.desc().strip())))
+    node = name or operator
+    if name and operator:
+        node = "{} ({})".format(name, operator)
+    if not node and error.node() >= 0:
+        node = "node {}".format(error.node())
+    return ": ".join(filter(None, (node, error.desc().strip())))
 
 
 def _allow_precisions(trt: Any, network: Any, config: Any) -> None:
     config.set_flag(trt.BuilderFlag.FP16)
     kinds = {network.get_layer(index).type for index in range(network.num_layers)}
-    # Without Q/DQ the flag would ask for a calibrator.
+    # Without Q/DQ the INT8 flag would require a calibrator.
     if trt.LayerType.DEQUANTIZE in kinds:
         config.set_flag(trt.BuilderFlag.INT8)
 
@@ -170,34 +176,36 @@ def _allow_precisions(trt: Any, network: Any, config: Any) -> None:
 def _set_gpu(trt: Any, config: Any, capability: str) -> None:
     if not capability:
         return
-    known = getattr(trt, "ComputeCapability", None)
-    wanted = getattr(known, "SM" + capability.replace(".", ""), None)
-    if wanted is None:
+    capabilities = getattr(trt, "ComputeCapability", None)
+    # "8.9" is the member SM89.
+    gpu = getattr(capabilities, "SM" + capability.replace(".", ""), None)
+    if gpu is None:
+        why = "it does not support that GPU"
+        if capabilities is None:
+            why = "it builds only for the GPU of its machine"
         raise DeviceError(
             "engine-unusable",
             "TensorRT {} cannot build for compute capability {}".format(
                 trt.__version__, capability
             ),
-            why="it builds for the GPU of its machine alone"
-            if known is None
-            else "it does not know that GPU",
-            hint="leave the compute capability out on the device",
+            why=why,
+            hint="omit the compute capability on the device",
         )
     config.num_compute_capabilities = 1
-    config.set_compute_capability(wanted, 0)
+    config.set_compute_capability(gpu, 0)
 
 
 def _set_dla(trt: Any, builder: Any, config: Any, core: Optional[int]) -> None:
     if core is None:
         return
-    found = int(builder.num_DLA_cores)
-    if core >= found:
+    cores = int(builder.num_DLA_cores)
+    if core >= cores:
         raise DeviceError(
             "engine-dla",
-            "there is no deep-learning accelerator number {} here".format(core),
-            why="TensorRT {} drives {} of them on this device; of the releases from 10.8 on most "
-            "drive none".format(trt.__version__, found),
-            hint="leave engine.dla_core out of the profile: the GPU takes every layer",
+            "this device has no deep-learning accelerator number {}".format(core),
+            why="TensorRT {} supports {} of them on this device; most releases from 10.8 on "
+            "support none".format(trt.__version__, cores),
+            hint="remove engine.dla_core from the profile: the GPU then runs every layer",
         )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
@@ -209,10 +217,10 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     missing = [tensor.name for tensor in dynamic if tensor.name not in profiles]
     if missing:
-        raise _bad_profile("no shapes are stated for {}".format(", ".join(missing)))
+        raise _bad_profile("there are no shapes for {}".format(", ".join(missing)))
     by_value = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
     if by_value:
-        raise _bad_profile("the values of {} decide other shapes".format(", ".join(by_value)))
+        raise _bad_profile("other shapes depend on the values of {}".format(", ".join(by_value)))
     if not dynamic:
         return
     profile = builder.create_optimization_profile()
@@ -231,7 +239,7 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
             )
         profile.set_shape(tensor.name, smallest, usual, largest)
     if config.add_optimization_profile(profile) < 0:
-        raise _bad_profile(_told(log, "TensorRT refused them"))
+        raise _bad_profile(_messages(log, "TensorRT refused them"))
 
 
 def _bad_profile(why: str) -> DeviceError:
@@ -239,7 +247,7 @@ def _bad_profile(why: str) -> DeviceError:
         "engine-profile",
         "TensorRT cannot build for the shapes that the bundle states",
         why=why,
-        hint="state min, opt and max of every dynamic axis in the manifest, and build again",
+        hint="set min, opt and max of every dynamic axis in the manifest, and build again",
     )
 
 
@@ -250,7 +258,7 @@ def _set_timing_cache(config: Any, timing_cache: bytes) -> None:
 
 
 class _Heartbeat:
-    """Calls `beat` from a thread while its block runs; what `beat` raised is raised at the end."""
+    """Calls `beat` from a thread while its block runs; raises its exception at the end."""
 
     def __init__(self, beat: Callable[[float], None]) -> None:
         self._beat = beat
@@ -263,7 +271,7 @@ class _Heartbeat:
         try:
             while not self._done.wait(BEAT_SECONDS):
                 self._beat(time.monotonic() - started)
-        except BaseException as error:  # noqa: BLE001  A closed pipe ends the build that nobody hears
+        except BaseException as error:  # noqa: BLE001  Nobody waits for a build with a closed pipe.
             self._raised.append(error)
 
     def __enter__(self) -> _Heartbeat:

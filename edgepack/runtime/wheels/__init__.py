@@ -1,1 +1,1 @@
-"""The wheels in a bundle: an environment from them, without network, pip or trust."""
+"""Wheels in a bundle: create an environment from them, without network, pip or trust."""

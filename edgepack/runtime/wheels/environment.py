@@ -1,10 +1,10 @@
-"""The folder that `setup` makes: a virtual environment as Python itself understands it (PEP 405).
+"""Virtual environment that `setup` creates, in the layout of PEP 405.
 
-A link to the interpreter, a pyvenv.cfg beside it, and site-packages. Neither `venv` nor `ensurepip`
-nor pip is used, since the Pythons of small devices lack one or another; pip can be used on it from
-outside: pip --python DIR.
+It consists of a link to the interpreter, pyvenv.cfg and site-packages. Neither `venv` nor
+`ensurepip` nor pip is used, since the Pythons of small devices lack one or another; pip works on it
+from outside: pip --python DIR.
 
-The folder appears by one rename, whole. What a killed `setup` left goes with the next one.
+The folder appears complete, by one rename. The next `setup` removes the leftovers of a killed one.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional
 from ..errors import DeviceError
 from .wheel import Wheel
 
-# First into the new folder, where it is locked, and written last: a folder in which it says what
-# was installed is whole.
+# Created and locked first in the new folder, and written last: a folder whose mark lists the
+# installed wheels is complete.
 MARK = "edgepack.json"
 CONFIG = "pyvenv.cfg"
 SITE = os.path.join("lib", "python{}.{}".format(*sys.version_info[:2]), "site-packages")
 
 
 def base_python() -> str:
-    """The interpreter itself, where this one is a virtual environment's."""
+    """Return the interpreter, or the one behind it in a virtual environment."""
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What an environment is made of.
+    """Contents of an environment.
 
     Attributes:
         python: the interpreter that it links to.
-        wheels: name of each wheel to its SHA-256.
-        files: path below site-packages to the wheel that has it.
-        system_packages: whether the system's packages can be imported too.
+        wheels: name of each wheel -> its SHA-256.
+        files: path below site-packages -> the wheel that contains it.
+        system_packages: the system's packages can be imported too.
     """
 
     python: str
@@ -52,7 +52,7 @@ class Environment:
 
     @property
     def mark(self) -> Dict[str, Any]:
-        """What a whole folder says that it is made of."""
+        """Contents of the mark in a complete folder."""
         return {"wheels": dict(self.wheels), "python": self.python, "config": self._config()}
 
     def _config(self) -> str:
@@ -62,16 +62,16 @@ class Environment:
             *sys.version_info[:3],
         )
 
-    def make(self, place: str) -> bool:
-        """Make sure that it stands at a place; False where it did already, whole.
+    def make(self, folder: str) -> bool:
+        """Create the environment in a folder; return False if it was there already, intact.
 
-        Raises DeviceError where something else stands there, where another process is at it, or
-        where it cannot be written; then what was there before is untouched.
+        Raises DeviceError if the folder has other contents, if another process is creating it, or
+        if it cannot be written; the previous contents then stay.
         """
-        parent, name = os.path.split(place)
+        parent, name = os.path.split(folder)
         new, old = (os.path.join(parent, ".{}.{}".format(name, kind)) for kind in ("new", "old"))
         try:
-            if self._read_mark(place) == self.mark and self._intact(place):
+            if self._read_mark(folder) == self.mark and self._intact(folder):
                 _sweep(new, old)
                 return False
             os.makedirs(parent, exist_ok=True)
@@ -83,42 +83,42 @@ class Environment:
                     self._fill(new)
                     mark.write(json.dumps(self.mark, sort_keys=True).encode("ascii") + b"\n")
                     mark.flush()
-                    # Some thousand files: one sync of everything is sooner done than one of each.
+                    # One sync of everything is faster than an fsync of several thousand files.
                     os.sync()
-                    _put(new, place, old)
+                    _put(new, folder, old)
                 except BaseException:
                     shutil.rmtree(new, ignore_errors=True)
                     raise
                 shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            raise _unwritable(place, error) from error
+            raise _unwritable(folder, error) from error
         return True
 
-    def _read_mark(self, place: str) -> Optional[Dict[str, Any]]:
-        """What an earlier `setup` left; None where there is nothing."""
+    def _read_mark(self, folder: str) -> Optional[Dict[str, Any]]:
+        """Return the mark of an earlier `setup`; None if the folder is empty or missing."""
         try:
-            if not os.listdir(place):
+            if not os.listdir(folder):
                 return None
-            with open(os.path.join(place, MARK), encoding="utf-8") as file:
-                found = json.load(file)
-            if isinstance(found, dict) and set(found) == set(self.mark):
-                return found
+            with open(os.path.join(folder, MARK), encoding="utf-8") as file:
+                mark = json.load(file)
+            if isinstance(mark, dict) and set(mark) == set(self.mark):
+                return mark
         except (FileNotFoundError, NotADirectoryError):
-            if not os.path.lexists(place):
+            if not os.path.lexists(folder):
                 return None
         except (IsADirectoryError, ValueError, RecursionError):
-            pass  # Told below: whatever it is, `setup` did not make it.
-        raise _occupied(place)
+            pass  # Reported below: `setup` did not create it.
+        raise _occupied(folder)
 
-    def _intact(self, place: str) -> bool:
-        """Whether every file is there as the wheels have it."""
+    def _intact(self, folder: str) -> bool:
+        """Return True if every file is present and equal to the wheels' contents."""
         try:
-            link = os.readlink(os.path.join(place, "bin", "python3"))
-            with open(os.path.join(place, CONFIG), encoding="utf-8") as config:
+            link = os.readlink(os.path.join(folder, "bin", "python3"))
+            with open(os.path.join(folder, CONFIG), encoding="utf-8") as config:
                 if link != self.python or config.read() != self._config():
                     return False
             for path, wheel in self.files.items():
-                with open(os.path.join(place, SITE, path), "rb") as file:
+                with open(os.path.join(folder, SITE, path), "rb") as file:
                     if any(file.read(len(chunk)) != chunk for chunk in wheel.chunks(path)):
                         return False
                     if file.read(1):
@@ -143,8 +143,10 @@ class Environment:
 
 @contextmanager
 def _locked(new: str) -> Iterator[BinaryIO]:
-    """The mark of a new folder, empty, and locked while this process lives: so what a killed one
-    left can be told from what another one is making."""
+    """Create a new folder with an empty mark, locked while this process lives.
+
+    The lock tells a folder that another process is filling from the leftovers of a killed one.
+    """
     import fcntl
 
     path = os.path.join(new, MARK)
@@ -152,10 +154,10 @@ def _locked(new: str) -> Iterator[BinaryIO]:
         try:
             os.mkdir(new)
         except FileExistsError:
-            left = os.lstat(new)
-            # Its contents are about to be deleted: a link, or what another user put into a shared
-            # folder, is nothing that a killed `setup` left.
-            if not stat.S_ISDIR(left.st_mode) or left.st_uid != os.geteuid():
+            status = os.lstat(new)
+            # Its contents will be deleted, so be sure that a killed `setup` of this user left it:
+            # not a link, and not another user's folder in a shared parent.
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                 raise _occupied(new) from None
         with open(path, "ab") as mark:
             try:
@@ -167,7 +169,7 @@ def _locked(new: str) -> Iterator[BinaryIO]:
                     why="{} is locked".format(path),
                     hint="wait until it is done",
                 ) from error
-            # Between the opening and the lock its owner may have put it in its place.
+            # Its owner may have renamed it between the opening and the lock: try again.
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(mark.fileno())):
                 mark.truncate(0)
                 yield mark
@@ -184,43 +186,44 @@ def _clear(new: str) -> None:
 
 
 def _sweep(new: str, old: str) -> None:
-    """Delete what a killed `setup` left beside a whole folder, where that can be done."""
+    """Delete the leftovers of a killed `setup` beside a complete folder, if possible."""
     shutil.rmtree(old, ignore_errors=True)
     if os.path.lexists(new):
         with suppress(OSError, DeviceError), _locked(new):
             shutil.rmtree(new)
 
 
-def _put(new: str, place: str, old: str) -> None:
-    """Rename the new folder into its place, and what stood there out of it."""
-    replaced = os.path.isdir(place) and bool(os.listdir(place))
+def _put(new: str, folder: str, old: str) -> None:
+    """Rename the new folder to its target, moving previous contents aside."""
+    replaced = os.path.isdir(folder) and bool(os.listdir(folder))
     if replaced:
-        os.rename(place, old)
+        os.rename(folder, old)
     try:
-        os.rename(new, place)
+        os.rename(new, folder)
     except OSError:
         if replaced:
-            os.rename(old, place)
+            os.rename(old, folder)
         raise
     os.sync()
 
 
-def _occupied(place: str) -> DeviceError:
+def _occupied(folder: str) -> DeviceError:
     return DeviceError(
         "setup-occupied",
-        "there is something else in the way: {}".format(place),
-        why="`setup` did not make it, so it does not replace it",
+        "the folder is in use for something else: {}".format(folder),
+        why="`setup` did not create it and does not replace it",
         hint="name a folder that does not exist yet",
     )
 
 
-def _unwritable(place: str, error: OSError) -> DeviceError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _unwritable(folder: str, error: OSError) -> DeviceError:
+    code, hint = "setup-unwritable", "name a writable folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code = "setup-full"
+        hint = "free some space: unpacked wheels take three to four times their size"
     return DeviceError(
-        "setup-full" if full else "setup-unwritable",
-        "the environment cannot be written: {}".format(place),
+        code,
+        "the environment cannot be written: {}".format(folder),
         why=error.strerror or str(error),
-        hint="free some space: unpacked, wheels take three to four times their size"
-        if full
-        else "name a folder that may be written",
+        hint=hint,
     )

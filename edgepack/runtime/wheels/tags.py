@@ -1,11 +1,13 @@
-"""What a wheel's file name says of where it runs, held against the Python that is here.
+"""Check the tags in a wheel's file name against this Python.
 
-Names and tags are those of PEP 425, 427 and 600: NAME-VERSION-PYTHON-ABI-PLATFORM.whl, each of the
-last three one tag or several joined by dots.
+Names and tags follow PEP 425, 427 and 600: NAME-VERSION-PYTHON-ABI-PLATFORM.whl, each of the last
+three one tag or several joined by dots. `numpy-2.2.6-cp311-cp311-manylinux_2_17_x86_64.whl` is for
+CPython 3.11 on x86-64 with glibc 2.17 or newer.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import re
@@ -13,12 +15,12 @@ import struct
 import sys
 import sysconfig
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Set, Tuple
 
 from ..device.machine import ARCHS
 from ..errors import BundleError, DeviceError
 
-# Glibc of the platform tags that do not spell it (PEP 600).
+# Glibc of the platform tags that do not state it (PEP 600).
 LEGACY = {"manylinux1": (2, 5), "manylinux2010": (2, 12), "manylinux2014": (2, 17)}
 
 _NAME = re.compile(
@@ -32,11 +34,11 @@ _GLIBC = re.compile(r"manylinux_([0-9]+)_([0-9]+)_(.+)\Z")
 
 @dataclass(frozen=True)
 class Tags:
-    """What the file name of a wheel says.
+    """Parsed file name of a wheel.
 
     Attributes:
-        name: of the distribution, as the file spells it.
-        version: of it.
+        name: of the distribution, as spelled in the file name.
+        version: of the distribution.
         pythons: "py3", "cp311".
         abis: "none", "abi3", "cp311".
         platforms: "any", "manylinux_2_28_aarch64".
@@ -51,14 +53,14 @@ class Tags:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that wheels may run on.
+    """Python that wheels may run on.
 
     Attributes:
         version: as (3, 11).
         arch: "x86_64" or "aarch64".
-        glibc: as (2, 36); None where the C library is another.
-        abi: "cp311", and "cp313t" where Python has no global lock; "" of one that is not CPython.
-        bits: of its addresses: a 64-bit kernel may run a 32-bit Python.
+        glibc: as (2, 36); None for another C library.
+        abi: "cp311", or "cp313t" without a global lock; "" if it is not CPython.
+        bits: of an address, since a 64-bit kernel may run a 32-bit Python.
     """
 
     version: Tuple[int, int]
@@ -68,36 +70,34 @@ class Interpreter:
     bits: int = 64
 
     def __str__(self) -> str:
+        words = ["CPython" if self.abi else "a Python that is not CPython,"]
+        words.append("{}.{}".format(*self.version))
+        if self.abi.endswith("t"):
+            words.append("without a global lock")
+        words.append("on " + self.arch)
+        if self.bits != 64:
+            words.append("in {} bits".format(self.bits))
         libc = "glibc {}.{}".format(*self.glibc) if self.glibc else "no glibc"
-        return "{} {}.{}{} on {}{}, {}".format(
-            "CPython" if self.abi else "a Python that is not CPython,",
-            *self.version,
-            " without a global lock" if self.abi.endswith("t") else "",
-            self.arch,
-            "" if self.bits == 64 else " in {} bits".format(self.bits),
-            libc,
-        )
+        return "{}, {}".format(" ".join(words), libc)
 
 
 def this_python() -> Interpreter:
-    """The Python that runs this."""
+    """Return the Python that runs this process."""
     major, minor = sys.version_info[:2]
     machine = platform.machine().lower()
     cpython = sys.implementation.name == "cpython"
-    unlocked = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
+    abi = "cp{}{}".format(major, minor) if cpython else ""
+    if cpython and sysconfig.get_config_var("Py_GIL_DISABLED"):
+        abi += "t"
     return Interpreter(
-        (major, minor),
-        ARCHS.get(machine, machine),
-        _glibc(),
-        "cp{}{}{}".format(major, minor, unlocked) if cpython else "",
-        8 * struct.calcsize("P"),
+        (major, minor), ARCHS.get(machine, machine), _glibc(), abi, 8 * struct.calcsize("P")
     )
 
 
 def interpreter(python: str, platforms: Sequence[str]) -> Interpreter:
-    """A device's CPython, as a profile states it: "3.11", with platform tags of one processor."""
+    """Return the CPython of a profile: "3.11", with platform tags of one processor."""
     major, minor = (int(part) for part in python.split("."))
-    needs = [need for need in map(_needs, platforms) if need]
+    needs = [requirement for requirement in map(_needs, platforms) if requirement]
     glibc = max((glibc for glibc, _ in needs if glibc), default=None)
     arch = needs[0][1] if needs else ""
     return Interpreter((major, minor), arch, glibc, "cp{}{}".format(major, minor))
@@ -105,42 +105,44 @@ def interpreter(python: str, platforms: Sequence[str]) -> Interpreter:
 
 def _glibc() -> Optional[Glibc]:
     try:
-        told = os.confstr("CS_GNU_LIBC_VERSION") or ""
+        libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
     except (AttributeError, ValueError, OSError):
         return None  # musl, or not Linux: there is no such name.
-    found = re.match(r"glibc ([0-9]+)\.([0-9]+)", told)
-    return (int(found.group(1)), int(found.group(2))) if found else None
+    version = re.match(r"glibc ([0-9]+)\.([0-9]+)", libc)
+    if version is None:
+        return None
+    return int(version.group(1)), int(version.group(2))
 
 
 def read_tags(wheel: str) -> Tags:
-    """Read the file name of a wheel. Raises BundleError where it is none."""
-    found = _NAME.match(wheel)
-    if not found:
+    """Parse the file name of a wheel. Raises BundleError for any other name."""
+    match = _NAME.match(wheel)
+    if not match:
         raise BundleError(
             "wheel-malformed",
-            "a file among the bundle's wheels is none: {}".format(wheel),
+            "a file among the bundle's wheels is not a wheel: {}".format(wheel),
             why="its name is not that of a wheel",
-            hint="fetch the bundle again from where it was built",
+            hint="copy the bundle again from the build host",
         )
     python, abi, system = (
-        tuple(found.group(key).split(".")) for key in ("python", "abi", "platform")
+        tuple(match.group(key).split(".")) for key in ("python", "abi", "platform")
     )
-    return Tags(found.group("name"), found.group("version"), python, abi, system)
+    return Tags(match.group("name"), match.group("version"), python, abi, system)
 
 
 def require(wheels: Sequence[Tags], here: Interpreter) -> None:
-    """Raise DeviceError unless every wheel runs on this Python, saying which one they are for."""
+    """Raise DeviceError, naming the Python that they are for, unless every wheel runs here."""
     for fits, code, hint in (
         (
             _runs_on_python,
             "wheels-python",
-            "run it with that Python, or build with another under [wheels] in the target profile",
+            "run it with that Python, or set another under [wheels] in the target profile",
         ),
         (
             _runs_on_platform,
             "wheels-platform",
-            "build with this platform under [wheels] in the target profile, or install the "
-            "bundle's requirements.txt",
+            "set this platform under [wheels] in the target profile, or install the bundle's "
+            "requirements.txt",
         ),
     ):
         unfit = [wheel for wheel in wheels if not fits(wheel, here)]
@@ -157,24 +159,34 @@ def require(wheels: Sequence[Tags], here: Interpreter) -> None:
 
 
 def told(wheels: Sequence[Tags]) -> str:
-    """The Python that wheels are for, in words."""
-    exact = sorted({tag[2:] for wheel in wheels for tag in wheel.pythons if wheel.abis == (tag,)})
-    needs = [[need for need in map(_needs, wheel.platforms) if need] for wheel in wheels]
-    archs = sorted({arch for one in needs for _, arch in one})
-    glibcs = [min(filter(None, (glibc for glibc, _ in one)), default=None) for one in needs]
-    known = [glibc for glibc in glibcs if glibc]
-    return "{}{}{}".format(
-        " and ".join("CPython {}.{}".format(tag[0], tag[1:]) for tag in exact) or "any Python 3",
-        " on " + " and ".join(archs) if archs else "",
-        ", glibc {}.{} or newer".format(*max(known)) if known else "",
-    )
+    """Return the Python that wheels are for, in words: "CPython 3.11 on x86_64, glibc ..."."""
+    exact: Set[str] = set()
+    archs: Set[str] = set()
+    glibcs: List[Glibc] = []
+    for wheel in wheels:
+        # An ABI of a single version, such as cp311-cp311, excludes all others; cp38-abi3 does not.
+        exact.update(tag[2:] for tag in wheel.pythons if wheel.abis == (tag,))
+        needs = [need for need in map(_needs, wheel.platforms) if need]
+        archs.update(arch for _, arch in needs)
+        # A wheel needs the oldest of its tags, the set of wheels the newest of those.
+        glibcs += sorted(glibc for glibc, _ in needs if glibc)[:1]
+    text = " and ".join("CPython {}.{}".format(tag[0], tag[1:]) for tag in sorted(exact))
+    text = text or "any Python 3"
+    if archs:
+        text += " on " + " and ".join(sorted(archs))
+    if glibcs:
+        text += ", glibc {}.{} or newer".format(*max(glibcs))
+    return text
 
 
 def _runs_on_python(wheel: Tags, here: Interpreter) -> bool:
-    return any(_python_fits(python, abi, here) for python in wheel.pythons for abi in wheel.abis)
+    pairs = itertools.product(wheel.pythons, wheel.abis)
+    return any(_python_fits(python, abi, here) for python, abi in pairs)
 
 
 def _python_fits(python: str, abi: str, here: Interpreter) -> bool:
+    # On CPython 3.11 these run: py3-none, py38-none, cp38-abi3, cp311-cp311 and cp311-none; these
+    # do not: py2-none, cp312-abi3 and cp310-cp310.
     tag = re.match(r"(py|cp)3([0-9]*)\Z", python)
     if tag is None:
         return False
@@ -199,14 +211,16 @@ def _runs_on_platform(wheel: Tags, here: Interpreter) -> bool:
 
 
 def _needs(tag: str) -> Optional[Tuple[Optional[Glibc], str]]:
-    """Oldest glibc and architecture of a platform tag of Linux; None for any other.
+    """Return the minimum glibc and the architecture of a Linux platform tag; None for others.
 
-    A bare "linux_aarch64" says nothing of its C library.
+    A bare "linux_aarch64" does not state its C library.
     """
-    spelled = _GLIBC.match(tag)
-    if spelled:
-        return (int(spelled.group(1)), int(spelled.group(2))), spelled.group(3)
+    explicit = _GLIBC.match(tag)
+    if explicit:
+        return (int(explicit.group(1)), int(explicit.group(2))), explicit.group(3)
     kind, _, arch = tag.partition("_")
     if kind == "linux":
         return None, arch
-    return (LEGACY[kind], arch) if kind in LEGACY else None
+    if kind in LEGACY:
+        return LEGACY[kind], arch
+    return None

@@ -1,9 +1,8 @@
-"""One wheel, unpacked without pip and without trust.
+"""Unpack a wheel without pip and without trusting it.
 
-A wheel is a zip (PEP 427) whose RECORD lists every file in it with its hash. The bundle's index
-vouches for the wheel's bytes; what is in it is held against its own RECORD all the same, and no
-name leads out of the folder that it is unpacked in: no absolute or upward path, no link, no name
-twice, nothing that RECORD does not list.
+A wheel is a zip (PEP 427) whose RECORD lists each of its files with a hash. Although the bundle's
+index vouches for the wheel's bytes, its contents are checked against RECORD, and no name may lead
+out of the target folder: no absolute or upward path, no link, no repeated name, no unlisted file.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ from .tags import read_tags
 
 CHUNK = 1 << 20
 MAX_FILES = 50000
-# A wheel that unpacks to so many times its size is a bomb; libraries unpack to three or four.
+# Expansion beyond this factor is a zip bomb; libraries expand three- or fourfold.
 MAX_RATIO = 100
-# RECORD, WHEEL and METADATA are read whole.
+# Limit for RECORD, WHEEL and METADATA, which are read into memory.
 MAX_TEXT = 16 << 20
-# What RECORD lists without a hash: itself, and its signatures.
+# Files that RECORD lists without a hash: itself, and its signatures.
 UNHASHED = ("RECORD", "RECORD.jws", "RECORD.p7s")
 HASHES = ("sha256", "sha384", "sha512")
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\:]")
-# What a broken zip or a broken RECORD makes Python raise.
+# Exceptions that Python raises for a broken zip or a broken RECORD.
 _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, csv.Error),
     *(ValueError, EOFError, NotImplementedError, RuntimeError),
@@ -42,34 +41,37 @@ _BROKEN = (
 
 
 def safe(path: str) -> bool:
-    """Whether a path in a zip stays below the folder that it is unpacked in."""
+    """Return True if a path in a zip stays below the folder that it is unpacked in.
+
+    `a/b.py` does; `/a`, `a/../b`, `a//b`, `C:a` and `a\\b` do not.
+    """
     return not _UNSAFE.search(path) and all(part not in ("", ".", "..") for part in path.split("/"))
 
 
 class Wheel:
-    """An open wheel; a context manager.
+    """Open wheel; a context manager.
 
     Attributes:
         name: its file name.
-        tags: what that says.
-        files: path below site-packages to its entry in the zip. What a wheel keeps for other
-            places (commands, headers, manuals) is left out: the loader needs none of it.
+        tags: parsed file name.
+        files: path below site-packages -> its entry in the zip. Files for other locations
+            (commands, headers, manuals) are left out: the loader needs none of them.
 
-    Raises BundleError for whatever is not a wheel with just the files that RECORD lists. Their
+    Raises BundleError for anything but a wheel with exactly the files that RECORD lists. Their
     contents are hashed as they are read.
     """
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self.name = name
         self.tags = read_tags(name)
-        with self._told():
+        with self._as_fault():
             size = file.seek(0, io.SEEK_END)
             self._zip = zipfile.ZipFile(file)
             entries = self._scan()
             if sum(info.file_size for info in entries.values()) > MAX_RATIO * size:
                 raise self._fault("it unpacks to more than {} times its size".format(MAX_RATIO))
-            self._record = self._listed(entries)
-            self.files = self._places(entries)
+            self._record = self._read_record(entries)
+            self.files = self._targets(entries)
 
     def __enter__(self) -> "Wheel":
         return self
@@ -82,24 +84,25 @@ class Wheel:
             "wheel-malformed",
             "this wheel cannot be unpacked: {}".format(self.name),
             why=why,
-            hint="fetch the bundle again from where it was built",
+            hint="copy the bundle again from the build host",
         )
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_fault(self) -> Iterator[None]:
+        """Turn the exceptions of a broken zip into BundleError."""
         try:
             yield
         except _BROKEN as error:
             raise self._fault("{}: {}".format(type(error).__name__, error)) from error
 
     def _scan(self) -> Dict[str, zipfile.ZipInfo]:
-        """Every file by name; entries of folders are checked, and have no further meaning."""
+        """Return every file by name; folders are checked and then ignored."""
         entries: Dict[str, zipfile.ZipInfo] = {}
         infos = self._zip.infolist()
         if len(infos) > MAX_FILES:
             raise self._fault("it has {} files".format(len(infos)))
         for info in infos:
-            # As it is written: zipfile hides what follows a NUL in `filename`.
+            # The raw name: `filename` hides everything after a NUL.
             name = info.orig_filename
             folder = name.endswith("/")
             if not safe(name[:-1] if folder else name):
@@ -113,22 +116,25 @@ class Wheel:
                 zipfile.ZIP_STORED,
                 zipfile.ZIP_DEFLATED,
             ):
-                raise self._fault("{!r} is encrypted or packed in an unusual way".format(name))
+                raise self._fault("{!r} is encrypted or compressed in an unusual way".format(name))
             if name in entries:
-                raise self._fault("{!r} is there twice".format(name))
+                raise self._fault("{!r} is repeated".format(name))
             if not folder:
                 entries[name] = info
         return entries
 
-    def _listed(self, entries: Dict[str, zipfile.ZipInfo]) -> Dict[str, Tuple[str, bytes]]:
-        """RECORD: path to name and value of its hash; proved to list just what is there."""
+    def _read_record(self, entries: Dict[str, zipfile.ZipInfo]) -> Dict[str, Tuple[str, bytes]]:
+        """Read RECORD, path -> hash name and value, and check that it lists exactly the entries.
+
+        A row is `numpy/__init__.py,sha256=URL-safe base64 without padding,22388`.
+        """
         records = [path for path in entries if re.match(r"[^/]+\.dist-info/RECORD\Z", path)]
         if len(records) != 1:
-            raise self._fault("it has {} files RECORD".format(len(records)))
+            raise self._fault("it has {} RECORD files instead of one".format(len(records)))
         self._info = records[0].partition("/")[0]
         version = re.search(r"^Wheel-Version: *([0-9]+)\.", self.text("WHEEL"), re.MULTILINE)
         if not version or version.group(1) != "1":
-            raise self._fault("it is of a format that is not known here")
+            raise self._fault("its format is not Wheel-Version 1")
         unhashed = ["{}/{}".format(self._info, name) for name in UNHASHED]
         listed: Dict[str, Tuple[str, bytes]] = {}
         for row in csv.reader(io.StringIO(self.text("RECORD")), strict=True):
@@ -136,37 +142,42 @@ class Wheel:
                 continue
             if len(row) != 3 or row[0] in listed:
                 raise self._fault("RECORD has the line {!r}".format(",".join(row)[:200]))
-            path, told, size = row
+            path, stated_hash, size = row
             entry = entries.get(path)
             if entry is None or (size and int(size) != entry.file_size):
-                raise self._fault("{!r} is not as RECORD lists it".format(path))
-            kind, _, value = told.partition("=")
+                raise self._fault("{!r} does not match RECORD".format(path))
+            kind, _, value = stated_hash.partition("=")
             if path in unhashed:
                 kind, value = "", ""
             elif kind not in HASHES:
                 raise self._fault("RECORD has no hash of {!r}".format(path))
             listed[path] = kind, base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-        odd = sorted(set(entries) - set(listed))
-        if odd:
-            raise self._fault("RECORD does not list {!r}".format(odd[0]))
+        unlisted = sorted(set(entries) - set(listed))
+        if unlisted:
+            raise self._fault("RECORD does not list {!r}".format(unlisted[0]))
         return listed
 
-    def _places(self, entries: Dict[str, zipfile.ZipInfo]) -> Dict[str, zipfile.ZipInfo]:
-        places: Dict[str, zipfile.ZipInfo] = {}
+    def _targets(self, entries: Dict[str, zipfile.ZipInfo]) -> Dict[str, zipfile.ZipInfo]:
+        """Map each path below site-packages to its entry.
+
+        `numpy/core.py` and `numpy-1.0.data/purelib/core.py` go below site-packages,
+        `numpy-1.0.data/scripts/f2py` does not.
+        """
+        targets: Dict[str, zipfile.ZipInfo] = {}
         for path, info in entries.items():
-            place = path
+            target = path
             if path.partition("/")[0].endswith(".data"):
-                _, scheme, place = (*path.split("/", 2), "", "")[:3]
-                if scheme not in ("purelib", "platlib") or not place:
+                _, scheme, target = (*path.split("/", 2), "", "")[:3]
+                if scheme not in ("purelib", "platlib") or not target:
                     continue
-            if place in places:
-                raise self._fault("{!r} is there twice".format(place))
-            places[place] = info
-        return places
+            if target in targets:
+                raise self._fault("{!r} is repeated".format(target))
+            targets[target] = info
+        return targets
 
     def text(self, name: str) -> str:
-        """A text beside RECORD: METADATA, which says what the package requires."""
-        with self._told():
+        """Return a text file beside RECORD, such as METADATA with the package's requirements."""
+        with self._as_fault():
             try:
                 info = self._zip.getinfo("{}/{}".format(self._info, name))
             except KeyError:
@@ -175,20 +186,20 @@ class Wheel:
                 raise self._fault("{} has {} bytes".format(name, info.file_size))
             return self._zip.read(info).decode("utf-8")
 
-    def digest(self, place: str) -> Tuple[str, bytes]:
-        """Name and value of the hash that RECORD has of a file; ("", b"") of RECORD itself."""
-        return self._record[self.files[place].filename]
+    def digest(self, path: str) -> Tuple[str, bytes]:
+        """Return name and value of a file's hash in RECORD; ("", b"") for RECORD itself."""
+        return self._record[self.files[path].filename]
 
-    def chunks(self, place: str) -> Iterator[bytes]:
-        """The bytes of a file, piece by piece. Raises BundleError at its end if they differ."""
-        kind, wanted = self.digest(place)
-        found = hashlib.new(kind or "sha256")
-        with self._told(), self._zip.open(self.files[place]) as file:
+    def chunks(self, path: str) -> Iterator[bytes]:
+        """Yield the bytes of a file in pieces. Raises BundleError at the end for a wrong hash."""
+        kind, expected = self.digest(path)
+        digest = hashlib.new(kind or "sha256")
+        with self._as_fault(), self._zip.open(self.files[path]) as file:
             while True:
                 chunk = file.read(CHUNK)
                 if not chunk:
                     break
-                found.update(chunk)
+                digest.update(chunk)
                 yield chunk
-        if kind and found.digest() != wanted:
-            raise self._fault("{!r} has another hash than RECORD lists".format(place))
+        if kind and digest.digest() != expected:
+            raise self._fault("the hash of {!r} does not match RECORD".format(path))
