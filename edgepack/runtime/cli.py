@@ -142,6 +142,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
         f"SHA-256 {verdict['bundle']['sha256']}",
+        # With the engine, for example "on Cortex-A76 (aarch64), Python 3.11.2, onnxruntime 1.18".
         f"on {device['cpu']} ({device['arch']}), Python {device['python']}, "
         + _engine(verdict["variant"], device),
         f"integrity: {verdict['integrity']['files']} files, "
@@ -298,7 +299,9 @@ def _run_command(arguments: List[str], bundle: str) -> int:
 
     Python exits with 1 after an unhandled exception, and here 1 means a missed gate.
     """
+    # Read the state first, to detect a bundle that changes while the command runs.
     bundle_state = BundleState.read(bundle or origin())
+    # Not from `options`: an error in the arguments must be reported as JSON too.
     as_json = "--json" in arguments or arguments[:1] == ["bench-turn"]
     try:
         options = _parser().parse_args(arguments)
@@ -319,6 +322,7 @@ def _run_command(arguments: List[str], bundle: str) -> int:
 
 
 def _act(options: argparse.Namespace, bundle: str) -> int:
+    # `info` lists the missing packages and `setup` installs them, so neither may need numpy.
     if options.act not in (_info, _setup):
         _require_numpy()
     result, status = options.act(bundle or own_bundle(), options)

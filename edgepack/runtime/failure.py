@@ -78,6 +78,7 @@ def _raised_at(error: Exception) -> str:
     """Return the innermost line of the loader in the traceback of an exception."""
     trace, position = error.__traceback__, ""
     while trace is not None:
+        # Frames of numpy and of the engine are skipped.
         name = trace.tb_frame.f_globals.get("__name__", "")
         if name.startswith(__name__.rpartition(".")[0]):
             position = "in {}, line {}".format(name, trace.tb_lineno)

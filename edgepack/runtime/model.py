@@ -44,6 +44,7 @@ class Model:
         self.inputs: Tuple[Tensor, ...] = index.inputs
         self.outputs: Tuple[Tensor, ...] = index.outputs
         self._session = session
+        # Both are needed in every call, so they are computed once.
         self._ties = ties(index.inputs)
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
 
@@ -113,6 +114,8 @@ def open_model(
     if stand_in:
         choice = standing_in(index, here)
         return Model(index, _start(choice, archive, index, threads), choice)
+    # Each round removes one variant from the choice, so the loop ends: at the latest
+    # `choice.taken` raises once none is left.
     sealed = find_sealed(archive.path, index)
     refused: Dict[str, DeviceError] = {}
     while True:
@@ -163,7 +166,8 @@ def load(
     Warns if the model runs in another engine than the bundle was built for. Raises BundleError if
     the file is not intact, DeviceError if this device cannot run it.
     """
-    with Archive(os.fspath(path) if path is not None else own_bundle()) as archive:
+    bundle = own_bundle() if path is None else os.fspath(path)
+    with Archive(bundle) as archive:
         model = open_model(archive, read_index(archive), threads, variant=variant)
     if model.choice.fallback:
         warnings.warn("\n".join(aloud(model.choice.to_json())), RuntimeWarning, stacklevel=2)

@@ -148,6 +148,7 @@ def _flush(stream: Any) -> bool:
 
 def _discard(stream: Any) -> None:
     """Redirect a failed stream to the null device and flush its buffer there."""
+    # The buffer cannot be dropped, and Python would flush it again at exit.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

@@ -39,6 +39,7 @@ def create_folder(parent: Optional[str] = None) -> Tuple[str, int]:
         parent: the folder that will contain it; None for the system's own (TMPDIR).
     """
     while True:
+        # Another process's `sweep` may remove the folder before it is locked: then try again.
         path = tempfile.mkdtemp(dir=parent, prefix=PREFIX)
         with suppress(FileNotFoundError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -73,6 +74,7 @@ def remove_unused(path: str) -> bool:
     except FileNotFoundError:
         return True
     try:
+        # Another process may have removed or replaced the file before the lock was acquired.
         if not _lock(descriptor, exclusive=True) or not _same(descriptor, path):
             return False
         _remove(path)

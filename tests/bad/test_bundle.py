@@ -260,7 +260,7 @@ def test_index_whose_digest_is_not_its_own(victim: Path) -> None:
         (b'{"format": NaN}', "NaN"),
         (b"\xff\xfe", "JSON"),
         (b"[]", "missing"),
-        (b" " * (5 << 20), "at most"),
+        (b" " * (5 << 20), "the limit is"),
     ],
 )
 def test_index_that_is_not_one(data: bytes, why: str) -> None:

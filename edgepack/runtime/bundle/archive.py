@@ -30,6 +30,14 @@ MAX_ENTRIES = 4096
 MAX_INDEX_BYTES = 4 << 20
 CHUNK = 1 << 20
 
+# Layouts of the headers, little endian:
+#   local    signature | version, flags, method, time, date | CRC, packed size, size
+#            | lengths of name and extra field
+#   central  signature | version of the writer, then as local | CRC, packed size, size
+#            | lengths of name, extra field and comment | disk, attributes (internal, external)
+#            | offset of the local header
+#   end      signature | disk, disk of the directory, entries here, entries in all
+#            | size and offset of the directory | length of the comment
 _LOCAL = struct.Struct("<4s5H3I2H")
 _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -172,6 +180,7 @@ class Archive:
             cursor = entries[-1].start + entry.size
         if cursor != offset or position != end:
             raise _refuse("bytes in the archive belong to no entry")
+        # On file systems that ignore case, `A` would overwrite `a`.
         folded = [entry.name.lower() for entry in entries]
         if len(set(folded)) != len(folded):
             raise _refuse("two entries have the same name, or differ in case alone")
@@ -209,6 +218,7 @@ class Archive:
     def _name(self, start: int, length: int) -> str:
         raw = self._bytes(start, length)
         try:
+            # ASCII only: readers disagree on the encoding of other names.
             name = raw.decode("ascii")
         except UnicodeDecodeError:
             name = ""

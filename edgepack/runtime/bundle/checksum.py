@@ -33,8 +33,10 @@ def encode_checksum(digest: str, name: str) -> bytes:
         name: file name of the bundle, without its folder.
     """
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    mark = "" if escaped == name else "\\"
-    return os.fsencode("{}{}  {}\n".format(mark, digest, escaped))
+    line = "{}  {}\n".format(digest, escaped)
+    if escaped != name:
+        line = "\\" + line
+    return os.fsencode(line)
 
 
 def read_checksum(bundle: str) -> Optional[str]:

@@ -47,6 +47,7 @@ class Reader:
         if not isinstance(self.value, dict) or key not in self.value:
             raise self.fault("the key {!r} is missing".format(key))
         value = self.value[key]
+        # `isinstance(True, int)` holds in Python, so bools are excluded explicitly.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise self._fault(self._key(key), "it has the wrong type")
         return value
@@ -71,6 +72,7 @@ class Reader:
 
     def number(self) -> int:
         """Return the value, which must be a whole number."""
+        # Not `isinstance`, for which True is an int.
         if type(self.value) is not int:
             raise self.fault("it is not a whole number")
         return self.value

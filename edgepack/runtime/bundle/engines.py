@@ -131,6 +131,7 @@ def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
     if file is not None:
         if engine != TENSORRT or file not in files or not file.startswith("engine/"):
             raise reader.fault("its file is {!r}".format(file))
+        # A built engine runs on one GPU and one version, so ">=10" is not precise enough.
         loose = [key for key in _EXACT if not _exact(key, needs.get(key, ""))]
         if loose:
             raise reader.fault("a built engine needs an exact {}".format(", ".join(loose)))
@@ -172,6 +173,7 @@ def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
 
 def _profile(reader: Reader, tensor: Tensor) -> Tuple[Shape, Shape, Shape]:
     shapes = tuple(tuple(reader.each(key, Reader.number)) for key in ("min", "opt", "max"))
+    # A dimension "batch" admits any positive size, a fixed dimension 3 only the size 3.
     fits = all(
         len(shape) == tensor.rank
         and all(size > 0 and dim in (size, str(dim)) for size, dim in zip(shape, tensor.shape))

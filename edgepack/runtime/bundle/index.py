@@ -137,6 +137,7 @@ class Index:
 
 def content_digest(index: Mapping[str, Any]) -> str:
     """Return the SHA-256 over the index without this digest, `build` and NOT_CONTENT."""
+    # `build` names the host, on which the content must not depend.
     content = {k: v for k, v in index.items() if k not in ("content_digest", "build")}
     content["files"] = {
         name: entry for name, entry in index["files"].items() if not name.startswith(NOT_CONTENT)
@@ -164,6 +165,7 @@ def _tensor(reader: Reader) -> Tensor:
     kind, axis = reader.get("kind", str), reader.value.get("axis", -1)
     if kind not in KINDS:
         raise reader.fault("its kind is {!r}".format(kind))
+    # A bool is an int to isinstance, but no axis.
     if type(axis) is not int or (axis != -1 and not 0 <= axis < len(shape)):
         raise reader.fault("its class axis is {!r}".format(axis))
     return Tensor(reader.get("name", str), dtype, shape, kind, axis)
@@ -275,6 +277,7 @@ def _consistent(index: Index) -> None:
         raise _fault("reference", "it does not have one file per input and output")
     if index.reference.samples < 1:
         raise _fault("reference.samples", "there are no reference samples")
+    # A draft has no answers of the build host yet.
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
     axes = {dim for tensor in index.inputs for dim in tensor.shape if isinstance(dim, str)}
@@ -305,6 +308,7 @@ def read_index(archive: Archive) -> Index:
     sizes = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
     listed = {name: size for name, (_, size) in index.files.items()}
     if sizes != listed:
+        # An entry missing on one side has the size None there, and so differs.
         names = set(sizes) | set(listed)
         different = sorted(name for name in names if sizes.get(name) != listed.get(name))
         raise BundleError(

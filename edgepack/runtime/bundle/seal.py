@@ -165,6 +165,7 @@ def open_trusted(path: str, flags: int) -> int:
     Raises DeviceError otherwise, and OSError if the system refuses.
     """
     # NONBLOCK: opening a named pipe would wait for its writer.
+    # NOFOLLOW: a link in a shared folder could point at another user's file.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(path, flags)
@@ -227,6 +228,7 @@ def write(
     try:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             for name, data in [(KEY, encode(document)), *contents]:
+                # The fixed header fields of `archive`: Unix, mode 0644.
                 info = zipfile.ZipInfo(name, _EPOCH)
                 info.create_system = 3
                 info.external_attr = 0o644 << 16

@@ -59,6 +59,7 @@ def place(path: str) -> Iterator[Publish]:
     def publish(write: Callable[[BinaryIO], None]) -> None:
         nonlocal published
         try:
+            # A killed writer may have left bytes in the file.
             os.ftruncate(descriptor, 0)
             with os.fdopen(os.dup(descriptor), "wb") as file:
                 write(file)

@@ -52,8 +52,10 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
         if fault is not None:
             raise fault
         key, engine = Key.of(index, variant, device), place_of(path)
+        # An earlier engine is used if its key is equal; else its timing cache may still serve.
         before = find_sealed(path, index)
         if not force and _fits(before, key, say):
+            # A killed `finish --force` may have left its temporary file beside the good engine.
             sweep(engine)
             say("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
             return {"built": False, "engine": engine, "key": asdict(key)}
@@ -69,6 +71,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
             details = {name: device[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
             details["seconds"] = seconds
+            # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
     say("sealed: {} ({:,} bytes)".format(engine, len(plan)))
     return {
@@ -104,6 +107,7 @@ def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
     """
     if not isinstance(before, Sealed):
         return b""
+    # Compare only GPU and TensorRT: substitute the fields that may differ.
     same = {**asdict(before.key), "bundle": key.bundle, "variant": key.variant}
     if same != asdict(key):
         return b""

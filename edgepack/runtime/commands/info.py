@@ -40,6 +40,7 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
         f"proof   {index.reference.samples} reference samples; gates "
         + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
     ]
+    # `device` probes on access, so choose the variant first and list the collected facts after.
     variant_lines, variant = _variants(bundle, index, device)
     facts = {**machine.describe(), **{package: _installed(package) for package in PACKAGES}}
     facts.update({key: value for key, value in device.items() if key not in facts and value})
@@ -68,12 +69,13 @@ def _variants(bundle: str, index: Index, device: Here) -> Tuple[List[str], Dict[
     document = choice.to_json()
     reasons = {passed["name"]: "skipped: " + told(passed) for passed in document["passed_over"]}
     if choice.variant is not None:
-        sealed = ", with the engine finished on this device" if choice.sealed else ""
-        reasons[choice.variant.name] = "runs here" + sealed
+        reasons[choice.variant.name] = "runs here"
+        if choice.sealed:
+            reasons[choice.variant.name] += ", with the engine finished on this device"
     lines = []
     for variant in index.variants:
         needs = ", ".join(f"{k} {v}" for k, v in sorted(variant.needs.items()))
-        lines.append(f"variant {variant.name}" + (f", needs {needs}" if needs else ""))
+        lines.append(", needs ".join(filter(None, (f"variant {variant.name}", needs))))
         lines.append("        " + reasons.get(variant.name, "not needed: a better one fits"))
     return lines, document
 

@@ -47,6 +47,8 @@ class LoadMonitor:
         others = None
         elapsed = os.times().elapsed - self._started
         if busy is not None and self._busy is not None and elapsed > 0:
+            # Cores busy for 3.0 s, of which 2.0 s in this process and its children, over 2 s
+            # of wall-clock time: others used (3.0 - 2.0) / 2 = 0.5 cores.
             own = _own_seconds() - self._own
             others = round(max(0.0, busy - self._busy - own) / elapsed, 2)
         return {
@@ -66,7 +68,10 @@ def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]
         threads: of the timed code; 0 for every physical core.
     """
     cores, reasons = load["cores"], []
-    idle = max(0, cores - threads) if threads else 0
+    # With 0 threads the timed code uses every core and leaves none idle.
+    idle = 0
+    if threads:
+        idle = max(0, cores - threads)
     if load["others"] is None:
         if load["after"] is not None and load["after"] > LOAD * cores:
             reasons.append(f"load {load['after']:.1f} on {_plural(cores)}")
@@ -106,6 +111,7 @@ def busy_seconds(cores: Sequence[int], path: str = STAT) -> Optional[float]:
     try:
         with open(path, encoding="ascii", errors="replace") as file:
             for line in file:
+                # "cpu" sums all cores, "cpu0" is the first one.
                 name, *fields = line.split()
                 if name in names:
                     ticks += sum(int(fields[column]) for column in BUSY)

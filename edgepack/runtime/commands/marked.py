@@ -57,6 +57,7 @@ def child(path: str, against: str, repeats: int, threads: int) -> Dict[str, Any]
             why=str(error).strip(),
             hint="--against takes a model with the same inputs, by name, type and shape",
         ) from error
+    # A collection within a region would be counted with it.
     gc.collect()
     gc.disable()
     for work in [_nothing] * EMPTY + [call] * repeats:

@@ -58,6 +58,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
                 for name, array in arrays.items():
                     with archive.open(name + ".npy", "w", force_zip64=True) as entry:
                         np.lib.format.write_array(entry, array, allow_pickle=False)
+            # Otherwise a power cut after the rename could leave an empty file.
             file.flush()
             os.fsync(file.fileno())
             os.chmod(temporary, file_mode())

@@ -63,6 +63,7 @@ def setup(bundle: str, folder: str) -> Dict[str, Any]:
                 hint="build it with --wheels, or install from the network:\n"
                 "python3 BUNDLE info --requirements > requirements.txt",
             )
+        # From the names alone, before any wheel is read.
         require([read_tags(os.path.basename(name)) for name in names], this_python())
         wheels = [
             stack.enter_context(

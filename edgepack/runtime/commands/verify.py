@@ -43,6 +43,7 @@ def read_arrays(
         stream = io.BytesIO(check_file(archive, index, name))
         try:
             array = np.lib.format.read_array(stream, allow_pickle=False)
+            # bool, signed and unsigned integers, floats
             if array.dtype.kind not in "biuf":
                 raise ValueError("its elements are {}, not numbers".format(array.dtype))
             if array.shape[:1] != (rows,):
@@ -251,6 +252,7 @@ def _on_reference(
     Raises BundleError if the bundle's stored answers differ from the build's measurements.
     """
     metrics = _measure(index, original, answers)
+    # A draft, whose build has not measured anything yet.
     if not index.quality:
         gates = judge(index.gates["quality"], metrics["outputs"])
         gates += _judge_sizes(index, sizes, metrics["outputs"])
@@ -284,6 +286,7 @@ def _check_recorded(
     measured = _measure(index, original, rows)["outputs"]
     for tensor in index.outputs:
         recorded = index.quality["reference"][tensor.name]
+        # Integers have no parts, so only their agreement is compared.
         figures = [(measured[tensor.name], recorded, "top1_agreement")]
         for measured_part, recorded_part in zip(measured[tensor.name]["parts"], recorded["parts"]):
             figures += [
@@ -336,7 +339,9 @@ def on_samples(
         for names in (index.reference.original, index.reference.built)
     )
     # A limit means an emulated device, with time for only a few calls: skip the other sizes.
-    sizes = [] if most else _at_sizes(archive, model)
+    sizes: List[_AtSize] = []
+    if not most:
+        sizes = _at_sizes(archive, model)
     metric = index.raw.get("metric")
     if metric is not None and metric not in TOP:
         raise BundleError(
@@ -354,7 +359,9 @@ def on_samples(
         fidelity = _question("reference", metrics, gates)
     if evaluation is not None:
         quality = _on_evaluation(model, evaluation, metric, sizes)
-        rows = _rows(built, index.reference.samples if built else 0)
+        # The build records these figures in the index; `_check_recorded` compares them later.
+        # A draft has no built answers, so there is nothing to record.
+        rows = _rows(built, index.reference.samples) if built else []
         quality["reference"] = _measure(index, original, rows)["outputs"]
     else:
         quality = _on_reference(index, original, built, answers, sizes)

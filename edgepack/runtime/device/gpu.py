@@ -108,12 +108,12 @@ def _facts(out: bytes, err: bytes, ended: str) -> Dict[str, Any]:
 
 
 def _jetson() -> Dict[str, Optional[str]]:
+    # "# R36 (release), REVISION: 4.3, GCID: ..." is L4T 36.4.3.
     release = re.search(r"R([0-9]+).*REVISION: *([0-9.]+)", _text(L4T_RELEASE))
-    return {
-        "l4t": ".".join(release.groups()) if release else None,
-        # CUDA reports the same name, "Orin", for every board of that family.
-        "board": _text(BOARD).strip("\0\n ") or None if release else None,
-    }
+    if release is None:
+        return {"l4t": None, "board": None}
+    # CUDA reports the same GPU name, "Orin", for every board of that family.
+    return {"l4t": ".".join(release.groups()), "board": _text(BOARD).strip("\0\n ") or None}
 
 
 def _text(path: str) -> str:
@@ -144,6 +144,7 @@ def _driver() -> Dict[str, Any]:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         return {**_NOTHING, "gpu_why": "NVIDIA's driver is not installed: {}".format(error)}
+    # Output parameters of the calls below; `number` is reused.
     number, device, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
 
@@ -180,6 +181,7 @@ def _driver() -> Dict[str, Any]:
         "compute_capability": capability,
         "multiprocessors": multiprocessors,
         "gpu_memory_bytes": memory.value,
+        # 12060 is CUDA 12.6.
         "cuda_driver": "{}.{}".format(driver // 1000, driver % 1000 // 10),
     }
 

@@ -25,6 +25,7 @@ class Here(Dict[str, Any]):
         self._tensorrt = any(variant.engine == TENSORRT for variant in index.variants)
 
     def __missing__(self, key: str) -> Any:
+        # Each probe fills several keys at once; a later access to them costs nothing.
         if key == "onnxruntime_providers":
             self[key] = ", ".join(_onnxruntime().get_available_providers())
         elif key == "onnxruntime":

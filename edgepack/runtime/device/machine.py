@@ -21,6 +21,7 @@ def _cpuinfo(path: str) -> Dict[str, str]:
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
+                # Lines are "model name : Cortex-A76"; an empty line ends a processor's fields.
                 key, colon, value = line.partition(":")
                 if not colon and fields:
                     break
@@ -37,6 +38,7 @@ def describe() -> Dict[str, Any]:
     `isa` is None if the operating system does not report it.
     """
     cpu = _cpuinfo(CPUINFO)
+    # x86 calls its instruction sets "flags", ARM "features".
     flags = cpu.get("flags") or cpu.get("features")
     machine = platform.machine().lower()
     return {
@@ -52,7 +54,9 @@ def describe() -> Dict[str, Any]:
 def version_tuple(text: str) -> Tuple[int, ...]:
     """Return the leading numbers of a version: "1.31.1+cu12" is (1, 31, 1), "2.0rc1" (2, 0)."""
     leading = re.match(r"[0-9]+(\.[0-9]+)*", text)
-    return tuple(map(int, leading.group().split("."))) if leading else ()
+    if leading is None:
+        return ()
+    return tuple(map(int, leading.group().split(".")))
 
 
 def satisfies(version: str, specifier: str) -> bool:

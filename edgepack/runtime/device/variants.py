@@ -81,6 +81,7 @@ class Choice(NamedTuple):
 
 def told(passed: Mapping[str, Any]) -> str:
     """Format a skipped variant of the verdict's JSON: the reason and the remedy, in one line."""
+    # Collapse the line breaks of both texts into spaces.
     why, hint = (" ".join(passed[key].split()) for key in ("why", "hint"))
     return "{}: {} ({})".format(passed["what"], why, hint)
 

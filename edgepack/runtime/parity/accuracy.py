@@ -77,6 +77,7 @@ def within_top(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
     """
     value = np.take_along_axis(scores, chosen[..., None], axis=-1)
     lower = np.arange(scores.shape[-1]) < chosen[..., None]
+    # `ahead` counts the classes that rank before the chosen one.
     ahead = np.count_nonzero((scores > value) | ((scores == value) & lower), axis=-1)
     among: np.ndarray = (ahead < k) & ~np.isnan(value[..., 0])
     return among
@@ -93,6 +94,7 @@ def _decided_shape(shape: Sequence[int], kind: str, axis: int) -> Tuple[int, ...
     """
     if kind != "scores" or not shape:
         return tuple(shape)
+    # `axis` may be -1, the last one.
     removed = axis % len(shape)
     return (*shape[:removed], *shape[removed + 1 :])
 
@@ -109,6 +111,7 @@ def labels_fit(
         return True
     if kind != "scores":
         return False
+    # Scores (8, 100, 10) decide (8, 100): labels (8, 100), (800,) or one-hot (8, 100, 10) fit.
     flat = int(np.prod(labels)) == int(np.prod(decided))
     last = axis in (-1, len(shape) - 1) and len(shape) < 4
     return tuple(labels) == tuple(shape) or (flat and last)
@@ -126,6 +129,8 @@ def labelled_output(
         (i for i, tensor in enumerate(outputs) if tensor.kind in DECIDING),
         key=lambda i: DECIDING.index(outputs[i].kind),
     )
+    # Outputs of class scores (32, 10) and masks (32, 2, 64, 64): labels of shape (32,) belong to
+    # the first, labels (32, 64, 64) to the second.
     fitting = [
         i for i in deciding if labels_fit(shapes[i], labels, outputs[i].kind, outputs[i].axis)
     ]
@@ -171,6 +176,7 @@ def read_labels(
     if int(np.prod(decided[1:])) > 1:
         marks = [mark for mark in UNLABELLED if mark < 0 or (count is not None and mark >= count)]
         unlabelled = np.isin(classes, marks)
+    # A label such as 1.5 or NaN changes when it is converted to an integer.
     wrong = (classes != labels) | ((classes < 0) & ~unlabelled)
     if count is not None:
         wrong |= (classes >= count) & ~unlabelled
@@ -272,6 +278,7 @@ class TaskMetric:
         labels: np.ndarray,
     ) -> None:
         """Add one batch of answers, output by output. Raises as `Accuracy.update` does."""
+        # The first batch decides which output the labels belong to.
         if self.accuracy is None:
             shapes = [array.shape for array in originals]
             self.index = labelled_output(self.outputs, shapes, labels.shape) or 0

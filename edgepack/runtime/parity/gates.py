@@ -34,6 +34,7 @@ def _gate(
         "bound": bound,
         "measured": measured,
         "passed": bool(passed),
+        # Notes qualify a pass; a failure needs none.
         "note": note if passed else "",
     }
 
@@ -72,6 +73,7 @@ def judge(
             snr = metrics["snr_db"]
             passed = snr is None or snr >= bounds["snr_db"]
             gate = _gate("snr_db", output, bounds["snr_db"], snr, passed)
+            # The SNR is that of the worst part, so the record names it.
             gates.append({**gate, "part": metrics["part"]})
         if "cosine" in bounds:
             cosine = metrics["cosine"]
@@ -118,8 +120,9 @@ def judge_reference(
     `agreement`, the share of equal decisions, among them.
     """
     gates: List[Dict[str, Any]] = []
-    exact = bool(fidelity.get("bit_exact"))
-    noise = 0.0 if exact else 10.0 ** (-fidelity.get("snr_db", FIDELITY_DB) / 20.0)
+    exact, noise = bool(fidelity.get("bit_exact")), 0.0
+    if not exact:
+        noise = 10.0 ** (-fidelity.get("snr_db", FIDELITY_DB) / 20.0)
     for output, metrics in outputs.items():
         if metrics["nonfinite"]:
             gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
@@ -177,6 +180,7 @@ def judge_size(
     gates: List[Dict[str, Any]] = []
     if metrics["nonfinite"]:
         gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+    # An SNR of 20 dB is a noise of 10 ** (-20 / 20) = 0.1 of the signal's RMS.
     share = 10.0 ** (-bounds.get("snr_db", SIZE_DB) / 20.0)
     rows = []
     for part, measured, worst in zip(parts, metrics["parts"], evaluated["parts"]):
@@ -200,6 +204,7 @@ def _judge_error(output: str, part: Part, error: float, allowed: float) -> Dict[
 
 
 def _margin(gate: Mapping[str, Any]) -> Tuple[bool, float]:
+    # Failed gates sort before passed ones, and among equals the smaller margin comes first.
     measured = SNR_LIMIT if gate["measured"] is None else gate["measured"]
     return gate["passed"], measured - gate["bound"]
 
@@ -218,6 +223,7 @@ def _judge_decisions(
 def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[Dict[str, Any]]:
     gates: List[Dict[str, Any]] = []
     samples, name = metric["samples"], metric["name"]
+    # Accuracies of 0.90 and 0.88 on 500 samples are 10 lost ones.
     lost = round((metric["original"] - metric["model"]) * samples)
     if "metric_ratio" in bounds:
         right = metric["original"] * samples
@@ -252,6 +258,7 @@ def _decibel(value: Optional[float]) -> str:
 def describe_gate(gate: Dict[str, Any]) -> str:
     """Format a gate in one line: `ok   scores: SNR 41.2 dB (at least 20 dB)`."""
     bound, value = gate["bound"], gate["measured"]
+    # Gate -> text of the measured value, text of the bound, format of the value.
     texts: Dict[str, Tuple[str, str, Callable[[Any], str]]] = {
         "snr_db": ("SNR {}", "at least {:.4g} dB", _decibel),
         "worst_db": ("SNR of the worst sample {}", "at least {:.4g} dB", _decibel),

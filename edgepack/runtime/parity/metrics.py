@@ -34,6 +34,7 @@ class _PartErrors:
         if not error.size:
             return
         self.max_abs = max(self.max_abs, float(np.abs(error).max()))
+        # One row per sample, whose mean square is the error of that sample.
         with np.errstate(over="ignore"):
             if samples is None:
                 rows = error.reshape(1, -1)
@@ -42,6 +43,7 @@ class _PartErrors:
             squares = np.einsum("ij,ij->i", rows, rows)
         self.squares += float(squares.sum())
         self.elements += error.size
+        # Errors [[3, 4], [0, 1]] have the mean squares 12.5 and 0.5, of which 12.5 is the worst.
         self.worst = max(self.worst, float(squares.max()) / rows.shape[1])
 
     def result(self) -> Dict[str, Any]:
@@ -104,6 +106,7 @@ class Parity:
 
     def update(self, reference: np.ndarray, measured: np.ndarray, count: int = 1) -> None:
         """Add one batch of `count` samples. Another shape is wrong everywhere, save of a list."""
+        # Bytes, since NaN != NaN and 0.0 == -0.0.
         if reference.dtype != measured.dtype or reference.tobytes() != measured.tobytes():
             self.exact = False
         if reference.shape != measured.shape:
@@ -142,6 +145,7 @@ class Parity:
         samples = self._sample_axis(a.shape, count)
         for part in self._parts:
             part.update(error, samples)
+        # Infinities are counted above; they would make the cosine NaN.
         usable = np.isfinite(a) & np.isfinite(b)
         a_finite, b_finite = a[usable], b[usable]
         with np.errstate(over="ignore"):
@@ -156,6 +160,7 @@ class Parity:
     def _sample_axis(self, shape: Tuple[int, ...], count: int) -> Optional[int]:
         if count == 1 or len(shape) != self.tensor.rank:
             return None
+        # The batch is the first dynamic axis whose size is the number of samples.
         for axis, (dim, size) in enumerate(zip(self.tensor.shape, shape)):
             if isinstance(dim, str) and size == count:
                 return axis
@@ -166,10 +171,9 @@ class Parity:
         # A single root of the product makes the cosine of equal vectors exactly 1.
         norm = math.sqrt(self._signal * self._power)
         cosine = self._dot / norm if norm else float(self._signal == self._power)
-        agreement = {
-            name + "_agreement": hits / self.decisions if self.decisions else None
-            for name, hits in self._agree.items()
-        }
+        agreement: Dict[str, Optional[float]] = {}
+        for name, hits in self._agree.items():
+            agreement[name + "_agreement"] = hits / self.decisions if self.decisions else None
         if self.integers:
             agreement["top5_agreement"] = None
         parts = [part.result() for part in self._parts]

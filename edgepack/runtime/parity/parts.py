@@ -31,9 +31,11 @@ class Part:
         """Part in numpy's notation, `[:, 4:84]`; empty for the whole output."""
         if self.axis is None:
             return ""
-        spelled = "+".join("{}:{}".format(*bounds) for bounds in self.ranges[:_SPELLED])
-        more = "+..." if len(self.ranges) > _SPELLED else ""
-        return "[{}{}{}]".format(":, " * self.axis, spelled, more)
+        # Axis 1 with ranges (0, 4) and (5, 85) is `[:, 0:4+5:85]`.
+        texts = ["{}:{}".format(*bounds) for bounds in self.ranges[:_SPELLED]]
+        if len(self.ranges) > _SPELLED:
+            texts.append("...")
+        return "[{}{}]".format(":, " * self.axis, "+".join(texts))
 
     def snr_db(self, error: float) -> Optional[float]:
         """Return the SNR in dB of a mean squared error; None for an exact answer.

@@ -22,6 +22,7 @@ class CudaBindings:
             raise failed("cudaGetDeviceCount", "there is no GPU")
 
     def _call(self, function: str, *arguments: Any) -> int:
+        # Every function returns its status and then its results, of which there is at most one.
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status):
             text = self._runtime.cudaGetErrorString(status)[1] or b""
@@ -74,6 +75,7 @@ class PyCuda:
         import pycuda.driver as driver
 
         self._driver = driver
+        # pycuda frees an allocation with its Python object, so the objects are kept by address.
         self._memory: Dict[int, Any] = {}
         self._streams: Dict[int, Any] = {}
         self._try("init", driver.init)

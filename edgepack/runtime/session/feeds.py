@@ -99,6 +99,7 @@ def ties(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
 
     Inputs a: (batch, 3) and b: (batch, time) give [("a", 0, "b", 0)].
     """
+    # Symbolic dimension -> the first axis that has it, with which all others are paired.
     first: Dict[str, Tuple[str, int]] = {}
     pairs = []
     for tensor in inputs:

@@ -34,6 +34,7 @@ class Libcudart:
         self.name = path
         self._library = ctypes.CDLL(path)
         pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        # Without argument types ctypes would pass addresses as 32-bit integers.
         signatures: Dict[str, Tuple[Any, ...]] = {
             "cudaGetDeviceCount": (ctypes.POINTER(number),),
             "cudaMalloc": (ctypes.POINTER(pointer), size),
@@ -102,6 +103,7 @@ def libraries() -> List[str]:
     For example libcudart.so.12, then .../site-packages/nvidia/cuda_runtime/lib/libcudart.so.12.
     """
     candidates = list(SONAMES)
+    # Absolute paths only: a relative one could load a library from the working directory.
     folders = [entry for entry in sys.path if os.path.isabs(entry)]
     patterns = [os.path.join(glob.escape(folder), _IN_PACKAGES) for folder in folders]
     for soname in SONAMES:

@@ -57,6 +57,8 @@ def rounded(model: bytes) -> bytes:
 def _graph(graph: memoryview) -> bytes:
     """Return the graph with its roundings; empty if no node produces an fp16 tensor."""
     fields = list(_fields(graph))
+    # Names of the fp16 tensors by kind. Those from outside the graph's nodes (`sources`) are
+    # widened by a Cast at the start; those that a node produces get their Casts behind it.
     half: Dict[int, Set[bytes]] = {INPUT: set(), OUTPUT: set(), VALUE_INFO: set()}
     sources: List[bytes] = []
     for number, _, value, end in fields:
@@ -97,6 +99,7 @@ def _node(node: memoryview, wide: Dict[bytes, bytes]) -> List[bytes]:
 
 
 def _cast(source: bytes, output: bytes, to: int) -> bytes:
+    # A field's tag is its number times 8 plus its wire type, which is 0 for a varint.
     attribute = _field(ATTRIBUTE_NAME, b"to")
     attribute += _varint(ATTRIBUTE_I << 3) + _varint(to)
     attribute += _varint(ATTRIBUTE_TYPE << 3) + _varint(INT)
@@ -168,6 +171,7 @@ def _read(message: memoryview, offset: int) -> Tuple[int, int]:
 
 
 def _varint(number: int) -> bytes:
+    # 300 = 0b10_0101100: the low seven bits with the mark "more follow" (ac), then 02.
     parts = bytearray()
     while number > 0x7F:
         parts.append(number & 0x7F | 0x80)

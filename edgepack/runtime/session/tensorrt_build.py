@@ -79,6 +79,7 @@ def build(
             why=_messages(log, str(error)),
             hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         ) from error
+    # Absent in 8.5.
     typed = hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     # The parser owns the weights: it has to live until the engine is built.
     network, parser = _parse(trt, builder, model, typed, log)
@@ -207,6 +208,7 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: Optional[int]) -> None:
             "support none".format(trt.__version__, cores),
             hint="remove engine.dla_core from the profile: the GPU then runs every layer",
         )
+    # Layers that the accelerator does not support run on the GPU.
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
@@ -225,6 +227,7 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
         return
     profile = builder.create_optimization_profile()
     for tensor in dynamic:
+        # (-1, 3, 224, 224) accepts (1, 3, 224, 224), (8, ...), (16, ...), in this order of size.
         smallest, usual, largest = profiles[tensor.name]
         fits = all(
             len(shape) == len(tensor.shape)
@@ -252,6 +255,7 @@ def _bad_profile(why: str) -> DeviceError:
 
 
 def _set_timing_cache(config: Any, timing_cache: bytes) -> None:
+    # TensorRT refuses a cache of another GPU or version; an empty one always works.
     cache = config.create_timing_cache(timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
         config.set_timing_cache(config.create_timing_cache(b""), False)

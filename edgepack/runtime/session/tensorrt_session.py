@@ -166,6 +166,7 @@ class TensorrtSession:
 
     def _prepare(self, inputs: Mapping[str, np.ndarray]) -> None:
         """Check a feed; for new shapes, pass them to TensorRT and allocate every tensor."""
+        # The usual call repeats the last shapes and needs no further check.
         shapes = {name: getattr(array, "shape", None) for name, array in inputs.items()}
         dtypes = all(
             tensor.name in inputs and inputs[tensor.name].dtype == tensor.dtype
@@ -176,6 +177,7 @@ class TensorrtSession:
         fault = explain(inputs, self._inputs)
         if fault is not None:
             raise fault
+        # Until all of this succeeds, no shapes are valid.
         self._shapes = {}
         del self._log.messages[:]
         for name, array in inputs.items():
@@ -184,6 +186,7 @@ class TensorrtSession:
             self._allocate(name, array.shape)
         for name in self.output_names:
             shape = tuple(self._context.get_tensor_shape(name))
+            # -1 is a size that depends on the inputs' values.
             if -1 not in shape:
                 self._allocate(name, shape)
             elif name not in self._allocators:

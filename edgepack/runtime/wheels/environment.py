@@ -119,6 +119,7 @@ class Environment:
                     return False
             for path, wheel in self.files.items():
                 with open(os.path.join(folder, SITE, path), "rb") as file:
+                    # Compare with the wheel itself, not with hashes on the disk.
                     if any(file.read(len(chunk)) != chunk for chunk in wheel.chunks(path)):
                         return False
                     if file.read(1):
@@ -195,6 +196,7 @@ def _sweep(new: str, old: str) -> None:
 
 def _put(new: str, folder: str, old: str) -> None:
     """Rename the new folder to its target, moving previous contents aside."""
+    # An empty folder needs no backup: rename replaces it.
     replaced = os.path.isdir(folder) and bool(os.listdir(folder))
     if replaced:
         os.rename(folder, old)

@@ -166,6 +166,7 @@ def told(wheels: Sequence[Tags]) -> str:
     for wheel in wheels:
         # An ABI of a single version, such as cp311-cp311, excludes all others; cp38-abi3 does not.
         exact.update(tag[2:] for tag in wheel.pythons if wheel.abis == (tag,))
+        # "any" and the tags of other systems need no glibc and no architecture.
         needs = [need for need in map(_needs, wheel.platforms) if need]
         archs.update(arch for _, arch in needs)
         # A wheel needs the oldest of its tags, the set of wheels the newest of those.

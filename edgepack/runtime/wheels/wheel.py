@@ -151,6 +151,7 @@ class Wheel:
                 kind, value = "", ""
             elif kind not in HASHES:
                 raise self._fault("RECORD has no hash of {!r}".format(path))
+            # RECORD omits the padding of base64: 43 characters need one "=" to make 44.
             listed[path] = kind, base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
         unlisted = sorted(set(entries) - set(listed))
         if unlisted:
@@ -182,6 +183,7 @@ class Wheel:
                 info = self._zip.getinfo("{}/{}".format(self._info, name))
             except KeyError:
                 raise self._fault("it has no file {}".format(name)) from None
+            # `file_size` is the size after unpacking, so a bomb is refused before it unpacks.
             if info.file_size > MAX_TEXT:
                 raise self._fault("{} has {} bytes".format(name, info.file_size))
             return self._zip.read(info).decode("utf-8")
