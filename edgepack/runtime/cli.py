@@ -14,9 +14,9 @@ from typing import Any, Dict, List, NoReturn, Optional
 from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, TENSORRT
 from .bundle.index import check_file, read_index
-from .commands.bench import LENGTHS, bench, child
+from .commands.bench import LENGTHS, bench, measure_turn
 from .commands.info import UNPROVEN, info
-from .device.variants import aloud
+from .device.variants import format_fallback
 from .errors import DeviceError, EdgepackError, InputError
 from .failure import BundleState, explain_exception
 from .origin import origin
@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
         show(self.format_help())
 
 
-def _whole(text: str, least: int, most: int) -> int:
+def _parse_integer(text: str, least: int, most: int) -> int:
     try:
         number = int(text)
     except ValueError:
@@ -47,12 +47,12 @@ def _whole(text: str, least: int, most: int) -> int:
     return number
 
 
-def _samples(text: str) -> int:
-    return _whole(text, 1, 1 << 31)
+def _parse_samples(text: str) -> int:
+    return _parse_integer(text, 1, 1 << 31)
 
 
-def _threads(text: str) -> int:
-    return _whole(text, 0, 4096)
+def _parse_threads(text: str) -> int:
+    return _parse_integer(text, 0, 4096)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     # The build streams its evaluation set through standard input.
     add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
     add.add_argument(
-        "--samples", type=_samples, default=0, metavar="N", help="default: all reference samples"
+        "--samples",
+        type=_parse_samples,
+        default=0,
+        metavar="N",
+        help="default: all reference samples",
     )
     add.set_defaults(act=_verify)
     add = commands.add_parser("run", help="compute the outputs for an .npz of samples")
@@ -103,12 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     add.set_defaults(act=_marked)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
-        sub.add_argument("--threads", type=_threads, default=0, help="default: every physical core")
+        sub.add_argument(
+            "--threads", type=_parse_threads, default=0, help="default: every physical core"
+        )
     # Each round of `bench` runs in a separate process.
     turn = commands.add_parser("bench-turn")
     turn.add_argument("--queries", type=int, required=True)
     turn.add_argument("--seconds", type=float, required=True)
-    turn.add_argument("--threads", type=_threads, default=0)
+    turn.add_argument("--threads", type=_parse_threads, default=0)
     turn.add_argument("--against", default="")
     turn.add_argument("--variant", default="")
     turn.add_argument("--cuda", action="store_true")
@@ -138,7 +144,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
     )
     device = verdict["device"]
     say(
-        *aloud(verdict["variant"]),
+        *format_fallback(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
         f"SHA-256 {verdict['bundle']['sha256']}",
@@ -169,7 +175,7 @@ def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
     variant = choice.to_json()
-    say(*aloud(variant))
+    say(*format_fallback(variant))
     say(*(f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()))
     say(f"written: {options.output}")
     return {"output": options.output, "outputs": shapes, "variant": variant}, 0
@@ -189,7 +195,7 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
         threads=options.threads,
         variant=options.variant,
     )
-    say(*aloud(report["variant"]))
+    say(*format_fallback(report["variant"]))
     for name, title in (("model", "this bundle"), ("original", "the other model")):
         if report[name]:
             say(
@@ -212,7 +218,7 @@ def _comparison(ratio: float, disturbed: bool) -> str:
 
 
 def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    turn = child(
+    turn = measure_turn(
         bundle,
         options.against,
         options.queries,
@@ -227,7 +233,7 @@ def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
 def _marked(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands import marked
 
-    return marked.child(bundle, options.against, options.repeats, options.threads), 0
+    return marked.run_marked(bundle, options.against, options.repeats, options.threads), 0
 
 
 def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":

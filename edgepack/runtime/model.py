@@ -13,11 +13,11 @@ from .bundle.engines import CUDA, ONNXRUNTIME, TENSORRT
 from .bundle.index import Index, check_file, read_index
 from .device import machine
 from .device.here import Here, find_sealed
-from .device.variants import Choice, aloud, choose, standing_in
+from .device.variants import Choice, choose, choose_stand_in, format_fallback
 from .errors import DeviceError, EdgepackError
 
 # Imported up front, not once a call has failed: the bundle may be moved or replaced by then.
-from .session.feeds import explain, ties
+from .session.feeds import explain, tied_axes
 from .tensor import Tensor
 
 
@@ -45,7 +45,7 @@ class Model:
         self.outputs: Tuple[Tensor, ...] = index.outputs
         self._session = session
         # Both are needed in every call, so they are computed once.
-        self._ties = ties(index.inputs)
+        self._ties = tied_axes(index.inputs)
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
 
     def __call__(self, **inputs: np.ndarray) -> Dict[str, np.ndarray]:
@@ -81,7 +81,9 @@ class Model:
                 raise
             raise DeviceError(
                 "engine-failed",
-                "{} failed on inputs that fit the model".format(self.choice.taken().engine),
+                "{} failed on inputs that fit the model".format(
+                    self.choice.require_variant().engine
+                ),
                 why=str(error).strip(),
                 hint="python3 BUNDLE verify shows if the bundle runs here at all; a smaller batch "
                 "may need less memory",
@@ -109,18 +111,18 @@ def open_model(
     Raises BundleError if the file is not intact, DeviceError if this device cannot run it,
     InputError if there is no such variant.
     """
-    here = Here(index)
-    machine.require(index.device, here, any_arch=stand_in)
+    device = Here(index)
+    machine.require(index.device, device, any_arch=stand_in)
     if stand_in:
-        choice = standing_in(index, here)
+        choice = choose_stand_in(index, device)
         return Model(index, _start(choice, archive, index, threads), choice)
     # Each round removes one variant from the choice, so the loop ends: at the latest
-    # `choice.taken` raises once none is left.
+    # `choice.require_variant` raises once none is left.
     sealed = find_sealed(archive.path, index)
     refused: Dict[str, DeviceError] = {}
     while True:
-        choice = choose(index, here, sealed, only=variant, refused=refused)
-        name = choice.taken().name
+        choice = choose(index, device, sealed, only=variant, refused=refused)
+        name = choice.require_variant().name
         try:
             return Model(index, _start(choice, archive, index, threads), choice)
         except DeviceError as error:
@@ -129,7 +131,7 @@ def open_model(
 
 
 def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:
-    variant = choice.taken()
+    variant = choice.require_variant()
     if variant.engine != TENSORRT:
         from .session.onnx_session import OnnxSession
 
@@ -170,5 +172,7 @@ def load(
     with Archive(bundle) as archive:
         model = open_model(archive, read_index(archive), threads, variant=variant)
     if model.choice.fallback:
-        warnings.warn("\n".join(aloud(model.choice.to_json())), RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            "\n".join(format_fallback(model.choice.to_json())), RuntimeWarning, stacklevel=2
+        )
     return model

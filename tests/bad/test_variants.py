@@ -53,8 +53,8 @@ EXACT = {"gpu": "Orin", "compute_capability": "==8.7", "engine_version": "==10.3
 WRONG: list[tuple[Callable[[dict], Any], str]] = [
     (lambda d: d.pop("variants"), "the key 'variants' is missing"),
     (lambda d: d.update(variants={}), "variants: it has the wrong type"),
-    (lambda d: d.update(variants=[]), "there are 0 variants"),
-    (lambda d: d.update(variants=d["variants"] * 9), "there are 18 variants"),
+    (lambda d: d.update(variants=[]), "it has 0 variants"),
+    (lambda d: d.update(variants=d["variants"] * 9), "it has 18 variants"),
     (lambda d: d.update(variants=["tensorrt"]), "variants[0]: the key 'name' is missing"),
     (lambda d: d["variants"].append(d["variants"][1]), "two variants have the same name"),
     (

@@ -257,7 +257,7 @@ def test_load_warns_of_a_fallback(gpu_standin: StandIn, tensorrt_bundle: Path) -
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from runtime import load\n"
-        "print(load(variant=sys.argv[2]).choice.taken().engine)"
+        "print(load(variant=sys.argv[2]).choice.require_variant().engine)"
     )
 
     def loaded(variant: str) -> subprocess.CompletedProcess[str]:

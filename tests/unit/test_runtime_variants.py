@@ -17,7 +17,7 @@ from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.runtime.bundle.index import Index, read_index
 from edgepack.runtime.bundle.seal import Key, Sealed
-from edgepack.runtime.device.variants import Choice, aloud, choose, standing_in
+from edgepack.runtime.device.variants import Choice, choose, choose_stand_in, format_fallback
 from edgepack.runtime.errors import DeviceError, InputError
 from edgepack.spec import target
 
@@ -95,27 +95,27 @@ def test_the_index_gives_back_what_was_written(tmp_path: Path) -> None:
 
 def test_a_cpu_bundle_has_one_and_it_is_taken(tmp_path: Path) -> None:
     choice = choose(index_with(tmp_path, ONNX), CPU)
-    assert choice.taken() == ONNX
+    assert choice.require_variant() == ONNX
     assert (choice.fallback, choice.passed_over) == (False, ())
-    assert aloud(choice.to_json()) == []
+    assert format_fallback(choice.to_json()) == []
 
 
 def test_a_sealed_engine_comes_before_all(tmp_path: Path) -> None:
     index = index_with(tmp_path, CUDA, TENSORRT, ONNX)
     choice = choose(index, ORIN, sealed_for(index))
-    assert choice.taken() == TENSORRT
+    assert choice.require_variant() == TENSORRT
     assert choice.sealed is not None
     assert choice.passed_over == ()
     # Without it the order of the index holds.
-    assert choose(index, ORIN).taken() == CUDA
+    assert choose(index, ORIN).require_variant() == CUDA
 
 
 def test_an_engine_that_is_not_finished(index: Index) -> None:
     choice = choose(index, ORIN)
-    assert choice.taken() == ONNX
+    assert choice.require_variant() == ONNX
     assert choice.fallback
     assert codes(choice) == {"tensorrt": "engine-unfinished"}
-    said = aloud(choice.to_json())
+    said = format_fallback(choice.to_json())
     assert said[0].startswith("FALLBACK: running in onnxruntime")
     assert "python3 BUNDLE finish" in said[1]
     json.dumps(choice.to_json(), allow_nan=False)
@@ -125,7 +125,7 @@ def test_unfinished_and_nothing_to_fall_back_to(tmp_path: Path) -> None:
     choice = choose(index_with(tmp_path, TENSORRT), ORIN)
     assert choice.variant is None
     with pytest.raises(DeviceError) as caught:
-        choice.taken()
+        choice.require_variant()
     assert caught.value.code == "engine-unfinished"
     assert caught.value.hint == "python3 BUNDLE finish"
 
@@ -142,7 +142,7 @@ def test_unfinished_and_nothing_to_fall_back_to(tmp_path: Path) -> None:
 )
 def test_an_engine_sealed_elsewhere(index: Index, changes: dict[str, Any], named: str) -> None:
     choice = choose(index, ORIN, sealed_for(index, **changes))
-    assert choice.taken() == ONNX
+    assert choice.require_variant() == ONNX
     assert codes(choice) == {"tensorrt": "engine-other"}
     fault = choice.passed_over[0].fault
     assert fault.why.startswith(
@@ -198,7 +198,7 @@ def test_each_reason(
     assert passed.fault.code == code
     assert why in passed.fault.why
     assert passed.fault.hint
-    assert aloud(choice.to_json()) == [] or variant.engine != "onnxruntime"
+    assert format_fallback(choice.to_json()) == [] or variant.engine != "onnxruntime"
 
 
 def test_where_the_system_does_not_tell_the_floor_is_taken(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_where_the_system_does_not_tell_the_floor_is_taken(tmp_path: Path) -> No
     floor = Variant("floor", "onnxruntime", {"isa": ["avx2"]})
     index = index_with(tmp_path, faster, floor)
     choice = choose(index, {**CPU, "isa": None})
-    assert choice.taken() == floor
+    assert choice.require_variant() == floor
     assert "does not report" in choice.passed_over[0].fault.what
-    assert choose(index, {**CPU, "isa": ["avx2", "avx512_vnni"]}).taken() == faster
+    assert choose(index, {**CPU, "isa": ["avx2", "avx512_vnni"]}).require_variant() == faster
     # Both run in the engine that the bundle was made for.
     assert not choice.fallback
 
@@ -217,7 +217,7 @@ def test_where_the_system_does_not_tell_the_floor_is_taken(tmp_path: Path) -> No
 def test_where_none_fits_every_reason_is_told(index: Index) -> None:
     choice = choose(index, {**CPU, "onnxruntime": None, "onnxruntime_why": "No module"})
     with pytest.raises(DeviceError) as caught:
-        choice.taken()
+        choice.require_variant()
     assert caught.value.code == "variant-none-fits"
     told = caught.value.why.splitlines()
     assert [line.partition(":")[0] for line in told] == ["tensorrt", "onnxruntime"]
@@ -227,10 +227,10 @@ def test_where_none_fits_every_reason_is_told(index: Index) -> None:
 
 def test_one_by_name(index: Index) -> None:
     choice = choose(index, ORIN, sealed_for(index), only="onnxruntime")
-    assert choice.taken() == ONNX
+    assert choice.require_variant() == ONNX
     assert choice.fallback
     with pytest.raises(DeviceError) as caught:
-        choose(index, CPU, only="tensorrt").taken()
+        choose(index, CPU, only="tensorrt").require_variant()
     assert caught.value.code == "gpu-missing"
     with pytest.raises(InputError) as unknown:
         choose(index, ORIN, only="cuda")
@@ -242,7 +242,7 @@ def test_one_that_did_not_start_is_passed_over(tmp_path: Path) -> None:
     index = index_with(tmp_path, CUDA, ONNX)
     refused = {"onnxruntime-cuda": DeviceError("engine-provider", "did not start", why="no cuDNN")}
     choice = choose(index, ORIN, refused=refused)
-    assert choice.taken() == ONNX
+    assert choice.require_variant() == ONNX
     assert codes(choice) == {"onnxruntime-cuda": "engine-provider"}
 
 
@@ -250,7 +250,7 @@ def test_a_built_engine_in_the_bundle(tmp_path: Path) -> None:
     exact = {"gpu": "Orin", "compute_capability": "==8.7", "engine_version": "==10.3.0.30"}
     shipped = Variant("shipped", "tensorrt", exact, "engine/a.plan")
     index = index_with(tmp_path, shipped, TENSORRT, ONNX)
-    assert choose(index, ORIN).taken() == shipped
+    assert choose(index, ORIN).require_variant() == shipped
     for changes, code in (
         ({"gpu": "Thor"}, "gpu-other"),
         ({"tensorrt": "10.3.0.31"}, "engine-version"),
@@ -273,20 +273,23 @@ def test_nothing_is_looked_at_that_is_not_asked_for(tmp_path: Path) -> None:
     assert not [key for key in on_cpu.asked if key.startswith(("gpu", "tensorrt", "compute"))]
     index, on_gpu = index_with(tmp_path, TENSORRT, ONNX), Watched(ORIN)
     on_gpu.asked = set()
-    assert choose(index, on_gpu, sealed_for(index)).taken() == TENSORRT
+    assert choose(index, on_gpu, sealed_for(index)).require_variant() == TENSORRT
     assert not [key for key in on_gpu.asked if key.startswith("onnxruntime")]
 
 
 def test_the_build_host_stands_in(tmp_path: Path) -> None:
     """It runs the ONNX on the CPU, whether or not the device may."""
     for found, name in (((TENSORRT, ONNX), "onnxruntime"), ((TENSORRT,), "stand-in")):
-        choice = standing_in(index_with(tmp_path, *found), CPU)
-        assert (choice.taken().name, choice.taken().engine) == (name, "onnxruntime")
-    nothing = standing_in(
+        choice = choose_stand_in(index_with(tmp_path, *found), CPU)
+        assert (choice.require_variant().name, choice.require_variant().engine) == (
+            name,
+            "onnxruntime",
+        )
+    nothing = choose_stand_in(
         index_with(tmp_path, ONNX), {**CPU, "onnxruntime": None, "onnxruntime_why": "No module"}
     )
     with pytest.raises(DeviceError, match="onnxruntime cannot be imported"):
-        nothing.taken()
+        nothing.require_variant()
 
 
 def test_variants_of_a_profile(tmp_path: Path) -> None:

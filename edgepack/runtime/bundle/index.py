@@ -6,6 +6,7 @@ import hashlib
 import re
 from binascii import crc32
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Dict, Mapping, Tuple
 
 from ..errors import BundleError
@@ -280,7 +281,8 @@ def _consistent(index: Index) -> None:
     # A draft has no answers of the build host yet.
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
-    axes = {dim for tensor in index.inputs for dim in tensor.shape if isinstance(dim, str)}
+    # Fixed dimensions are in the set too, but no name equals a number.
+    axes = set(chain.from_iterable(tensor.shape for tensor in index.inputs))
     for size in index.sizes:
         if size.axis not in axes:
             raise _fault("sizes", "no input has an axis {!r}".format(size.axis))

@@ -74,7 +74,7 @@ class Sealed:
     key: Key
     files: Mapping[str, Tuple[str, int]]
 
-    def other_than(
+    def check_match(
         self, index: Index, variant: Variant, device: Mapping[str, Any]
     ) -> Optional[DeviceError]:
         """Return the error for a mismatch of bundle or device; None if both match."""
@@ -106,14 +106,14 @@ class Sealed:
         return data
 
 
-def place_of(bundle: str) -> str:
+def engine_path(bundle: str) -> str:
     """Return the path of a bundle's sealed engine."""
     return bundle + SUFFIX
 
 
 def find(bundle: str) -> Optional[Sealed]:
     """Open a bundle's sealed engine; None if there is none. Raises DeviceError for a bad one."""
-    path = place_of(bundle)
+    path = engine_path(bundle)
     if not os.path.lexists(path):
         return None
     with _open(path) as archive:
@@ -171,16 +171,16 @@ def open_trusted(path: str, flags: int) -> int:
         descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise untrusted(path, "it is a symbolic link") from error
+            raise untrusted_error(path, "it is a symbolic link") from error
         raise
-    reason = suspicion(os.fstat(descriptor))
+    reason = find_distrust_reason(os.fstat(descriptor))
     if reason:
         os.close(descriptor)
-        raise untrusted(path, reason)
+        raise untrusted_error(path, reason)
     return descriptor
 
 
-def suspicion(status: os.stat_result) -> str:
+def find_distrust_reason(status: os.stat_result) -> str:
     """Return the reason to distrust a file that holds native code; empty if there is none."""
     if not stat.S_ISREG(status.st_mode):
         return "it is not a regular file"
@@ -193,7 +193,7 @@ def suspicion(status: os.stat_result) -> str:
     return ""
 
 
-def untrusted(path: str, why: str) -> DeviceError:
+def untrusted_error(path: str, why: str) -> DeviceError:
     """Return the error for a file that another user could have created or changed."""
     return DeviceError(
         "engine-untrusted",

@@ -37,13 +37,13 @@ def file_mode() -> int:
 
 
 @contextmanager
-def place(path: str) -> Iterator[Publish]:
+def lock_part(path: str) -> Iterator[Publish]:
     """Hold the temporary file of `path`, locked, while the block runs.
 
     Yields the function that publishes the file: it calls its argument to write into the open
     temporary file, syncs and renames it. An unpublished file is removed when the block ends:
 
-        with place("m.engine") as publish:          # m.engine.part exists, locked
+        with lock_part("m.engine") as publish:      # m.engine.part exists, locked
             publish(lambda file: file.write(data))  # now m.engine does
 
     Raises DeviceError if another process is writing, if the temporary name belongs to something
@@ -51,7 +51,7 @@ def place(path: str) -> Iterator[Publish]:
     """
     part = path + PART
     try:
-        descriptor = _locked(part)
+        descriptor = _open_locked(part)
     except OSError as error:
         raise _unwritable(path, error) from error
     published = False
@@ -85,12 +85,12 @@ def sweep(path: str) -> None:
     part = path + PART
     if os.path.lexists(part):
         with suppress(OSError, DeviceError):
-            descriptor = _locked(part)
+            descriptor = _open_locked(part)
             os.unlink(part)
             os.close(descriptor)
 
 
-def _locked(part: str) -> int:
+def _open_locked(part: str) -> int:
     """Open and lock the temporary file, reusing one that a killed writer left."""
     import fcntl
 
@@ -100,13 +100,13 @@ def _locked(part: str) -> int:
             descriptor = os.open(part, flags, 0o600)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
-                raise _blocked(part) from error
+                raise _blocked_error(part) from error
             raise
         try:
             status = os.fstat(descriptor)
             own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
             if not own or status.st_nlink > 1:
-                raise _blocked(part)
+                raise _blocked_error(part)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.lstat(part), status):
@@ -134,7 +134,7 @@ def _sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
-def _blocked(part: str) -> DeviceError:
+def _blocked_error(part: str) -> DeviceError:
     return DeviceError(
         "output-unwritable",
         "the engine's temporary file cannot be created",

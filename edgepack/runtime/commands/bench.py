@@ -112,7 +112,7 @@ def _read(path: str) -> bytes:
         ) from error
 
 
-def child(
+def measure_turn(
     path: str,
     against: str,
     queries: int,

@@ -16,11 +16,11 @@ from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
 from ..bundle.engines import Variant
 from ..bundle.index import Index, check_all, check_file, read_index
-from ..bundle.seal import PLAN, TIMING, Key, Sealed, place_of, write
-from ..bundle.whole import place, sweep
+from ..bundle.seal import PLAN, TIMING, Key, Sealed, engine_path, write
+from ..bundle.whole import lock_part, sweep
 from ..device import machine
 from ..device.here import Here, find_sealed
-from ..device.variants import Choice, unmet
+from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
 
@@ -31,7 +31,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
     """Build, verify and seal the engine of a bundle, unless a fitting one exists.
 
     Args:
-        path: the bundle; `seal.place_of` names the engine's file.
+        path: the bundle; `seal.engine_path` names the engine's file.
         say: called with a line for every step, and every few seconds during a long one.
         force: rebuild a fitting engine, with the help of its timing cache.
 
@@ -48,10 +48,10 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
         if variant is None:
             say("nothing to finish: the bundle has no engine to build on the device")
             return {"built": False, "engine": None}
-        fault = unmet(variant, index, device)
+        fault = check_requirements(variant, index, device)
         if fault is not None:
             raise fault
-        key, engine = Key.of(index, variant, device), place_of(path)
+        key, engine = Key.of(index, variant, device), engine_path(path)
         # An earlier engine is used if its key is equal; else its timing cache may still serve.
         before = find_sealed(path, index)
         if not force and _fits(before, key, say):
@@ -59,7 +59,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
             sweep(engine)
             say("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
             return {"built": False, "engine": engine, "key": asdict(key)}
-        with place(engine) as publish:
+        with lock_part(engine) as publish:
             started = time.perf_counter()
             plan, timing_cache = _build(archive, index, device, _timing_cache(before, key), say)
             built = time.perf_counter()
@@ -67,7 +67,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
             for question, gate in _gates(proof):
                 say("{}: {}".format(question, describe_gate(gate)))
             if not proof["passed"]:
-                raise _missed(proof)
+                raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
             details = {name: device[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
             details["seconds"] = seconds
@@ -157,7 +157,7 @@ def _gates(proof: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
                 yield question, gate
 
 
-def _missed(proof: Mapping[str, Any]) -> GateError:
+def _gate_error(proof: Mapping[str, Any]) -> GateError:
     return GateError(
         "engine-gate-missed",
         "the engine missed a gate and was not sealed",

@@ -9,7 +9,7 @@ from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, read_index
 from ..device import machine
 from ..device.here import Here, find_sealed
-from ..device.variants import choose, told
+from ..device.variants import choose, format_skip_reason
 from ..errors import DeviceError
 from .setup import describe_wheels
 
@@ -42,7 +42,7 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
     ]
     # `device` probes on access, so choose the variant first and list the collected facts after.
     variant_lines, variant = _variants(bundle, index, device)
-    facts = {**machine.describe(), **{package: _installed(package) for package in PACKAGES}}
+    facts = {**machine.describe(), **{package: _installed_version(package) for package in PACKAGES}}
     facts.update({key: value for key, value in device.items() if key not in facts and value})
     shown = (f"{k} {v}" for k, v in facts.items() if k != "isa" and not k.endswith("_why"))
     lines += [*variant_lines, "here    " + ", ".join(shown)]
@@ -67,7 +67,10 @@ def _variants(bundle: str, index: Index, device: Here) -> Tuple[List[str], Dict[
         return [f"variant none runs here: {error.what}: {error.why}"], document
     choice = choose(index, device, find_sealed(bundle, index))
     document = choice.to_json()
-    reasons = {passed["name"]: "skipped: " + told(passed) for passed in document["passed_over"]}
+    reasons = {
+        passed["name"]: "skipped: " + format_skip_reason(passed)
+        for passed in document["passed_over"]
+    }
     if choice.variant is not None:
         reasons[choice.variant.name] = "runs here"
         if choice.sealed:
@@ -80,7 +83,7 @@ def _variants(bundle: str, index: Index, device: Here) -> Tuple[List[str], Dict[
     return lines, document
 
 
-def _installed(package: str) -> str:
+def _installed_version(package: str) -> str:
     try:
         return str(__import__(package).__version__)
     except ImportError:

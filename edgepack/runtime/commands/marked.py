@@ -33,7 +33,7 @@ def _nothing() -> None:
     pass
 
 
-def child(path: str, against: str, repeats: int, threads: int) -> Dict[str, Any]:
+def run_marked(path: str, against: str, repeats: int, threads: int) -> Dict[str, Any]:
     """Mark the empty regions, then `repeats` inferences on the first reference sample.
 
     Args:

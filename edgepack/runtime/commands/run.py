@@ -17,7 +17,7 @@ from ..model import open_model
 from ..plain import open_plain
 from ..session.feeds import feeds, whole_feeds
 from ..temporary import create_file, sweep
-from .verify import answer, reference_feeds
+from .verify import reference_feeds, run_calls
 
 
 def read_npz(path: str) -> Dict[str, np.ndarray]:
@@ -105,10 +105,10 @@ def run(
         index = read_index(archive)
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         if not source:
-            answers = answer(model, reference_feeds(archive, index))
+            answers = run_calls(model, reference_feeds(archive, index))
             return _columns(index, answers, stack=True), model.choice
         arrays = read_npz(source)
-        answers = answer(model, feeds(arrays, index.inputs))
+        answers = run_calls(model, feeds(arrays, index.inputs))
         return _columns(index, answers, stack=whole_feeds(arrays, index.inputs)), model.choice
 
 

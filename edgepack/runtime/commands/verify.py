@@ -25,7 +25,8 @@ from ..parity.metrics import Quality, compare
 from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, LARGEST_STACK, feed_at_size
 
 FORMAT = "edgepack-verdict/1"
-# Packages that a device must not need; the verdict lists those that were absent.
+# Packages that a device must not need; the verdict lists those that were absent, which proves that
+# the loader ran without them.
 HOST_ONLY = ("torch", "edgepack")
 
 _LENGTH = struct.Struct("<Q")
@@ -76,7 +77,7 @@ def reference_feeds(
         yield {tensor.name: array[i, ...] for tensor, array in zip(index.inputs, arrays)}
 
 
-def answer(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
+def run_calls(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
     """Run every call; return its outputs in the index's order."""
     names = [tensor.name for tensor in model.outputs]
     return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
@@ -197,7 +198,7 @@ def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
     for size in index.sizes:
         _check_size(index, size, feeds[0])
         feed = feed_at_size(index.inputs, feeds, size.axis, size.size)
-        (answers,) = answer(model, iter([feed]))
+        (answers,) = run_calls(model, iter([feed]))
         original, built = (
             [array[0] for array in read_arrays(archive, index, names, 1)]
             for names in (size.original, size.built)
@@ -256,7 +257,7 @@ def _on_reference(
     if not index.quality:
         gates = judge(index.gates["quality"], metrics["outputs"])
         gates += _judge_sizes(index, sizes, metrics["outputs"])
-        return _question("reference", metrics, [*gates, _not_accepted(index)])
+        return _question("reference", metrics, [*gates, _build_gate(index)])
     _check_recorded(index, original, built)
     host = _measure(index, original, _rows(built, len(answers)))["outputs"]
     gates = judge_reference(
@@ -268,11 +269,11 @@ def _on_reference(
     )
     gates += _judge_sizes(index, sizes, index.quality["outputs"])
     if index.quality["passed"] is not True:
-        gates.append(_not_accepted(index))
+        gates.append(_build_gate(index))
     return _question("reference", metrics, gates)
 
 
-def _not_accepted(index: Index) -> Dict[str, Any]:
+def _build_gate(index: Index) -> Dict[str, Any]:
     """Return the gate that a draft and a bundle refused by its build miss."""
     gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
     return {**gate, "passed": False, "note": ""}
@@ -332,7 +333,7 @@ def on_samples(
     """
     index = model.index
     started = time.perf_counter()
-    answers = answer(model, reference_feeds(archive, index, most))
+    answers = run_calls(model, reference_feeds(archive, index, most))
     seconds = time.perf_counter() - started
     original, built = (
         read_arrays(archive, index, names, index.reference.samples)

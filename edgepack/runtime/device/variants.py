@@ -51,7 +51,7 @@ class Choice(NamedTuple):
     passed_over: Tuple[PassedOver, ...]
     device: Mapping[str, Any]
 
-    def taken(self) -> Variant:
+    def require_variant(self) -> Variant:
         """Return the variant. Raises DeviceError with every reason if none fits."""
         if self.variant is not None:
             return self.variant
@@ -79,14 +79,14 @@ class Choice(NamedTuple):
         }
 
 
-def told(passed: Mapping[str, Any]) -> str:
+def format_skip_reason(passed: Mapping[str, Any]) -> str:
     """Format a skipped variant of the verdict's JSON: the reason and the remedy, in one line."""
     # Collapse the line breaks of both texts into spaces.
     why, hint = (" ".join(passed[key].split()) for key in ("why", "hint"))
     return "{}: {} ({})".format(passed["what"], why, hint)
 
 
-def aloud(variant: Mapping[str, Any]) -> List[str]:
+def format_fallback(variant: Mapping[str, Any]) -> List[str]:
     """Format the warning for a fallback: a line, and one per skipped variant; from its JSON."""
     if not variant["fallback"]:
         return []
@@ -94,7 +94,10 @@ def aloud(variant: Mapping[str, Any]) -> List[str]:
         "FALLBACK: running in {}, not in the engine that the bundle was built for".format(
             variant["engine"]
         ),
-        *("  not {}: {}".format(passed["name"], told(passed)) for passed in variant["passed_over"]),
+        *(
+            "  not {}: {}".format(passed["name"], format_skip_reason(passed))
+            for passed in variant["passed_over"]
+        ),
     ]
 
 
@@ -115,7 +118,7 @@ def choose(
         only: the name of the only variant to consider; "" for any.
         refused: errors of variants that did not start here, by name.
 
-    Raises InputError if `only` is no variant's name. `Choice.taken` reports that none fits.
+    Raises InputError if `only` is no variant's name. If none fits, `require_variant` raises later.
     """
     candidates = [variant for variant in index.variants if only in ("", variant.name)]
     if not candidates:
@@ -128,7 +131,7 @@ def choose(
 
     def fault_of(variant: Variant) -> Optional[DeviceError]:
         start_error = (refused or {}).get(variant.name)
-        return start_error or unfit(variant, index, device, sealed)
+        return start_error or check_variant(variant, index, device, sealed)
 
     # With variants [cuda, tensorrt, cpu] and an engine finished for tensorrt, the order is
     # tensorrt, cuda, tensorrt, cpu: the user built that engine here, so it ranks first.
@@ -146,7 +149,7 @@ def choose(
     return Choice(None, None, False, tuple(passed), device)
 
 
-def standing_in(index: Index, device: Mapping[str, Any]) -> Choice:
+def choose_stand_in(index: Index, device: Mapping[str, Any]) -> Choice:
     """Choose a build host's substitute for the device: the ONNX in onnxruntime, on the CPU."""
     on_cpu = [variant for variant in index.variants if variant.engine == ONNXRUNTIME]
     variant = on_cpu[0] if on_cpu else Variant("stand-in", ONNXRUNTIME)
@@ -156,14 +159,14 @@ def standing_in(index: Index, device: Mapping[str, Any]) -> Choice:
     return Choice(variant, None, False, (), device)
 
 
-def unfit(
+def check_variant(
     variant: Variant,
     index: Index,
     device: Mapping[str, Any],
     sealed: Union[Sealed, DeviceError, None],
 ) -> Optional[DeviceError]:
     """Return the reason against running a variant on a device; None if it runs."""
-    fault = unmet(variant, index, device)
+    fault = check_requirements(variant, index, device)
     if fault is not None or not variant.unfinished:
         return fault
     if isinstance(sealed, DeviceError):
@@ -175,10 +178,12 @@ def unfit(
             why="a TensorRT engine only runs on the GPU and version that it was built with",
             hint=FINISH,
         )
-    return sealed.other_than(index, variant, device)
+    return sealed.check_match(index, variant, device)
 
 
-def unmet(variant: Variant, index: Index, device: Mapping[str, Any]) -> Optional[DeviceError]:
+def check_requirements(
+    variant: Variant, index: Index, device: Mapping[str, Any]
+) -> Optional[DeviceError]:
     """Return a requirement that a device does not meet, apart from the engine's file; or None."""
     fault = _other_processor(variant, index, device)
     if fault is None and variant.on_gpu:

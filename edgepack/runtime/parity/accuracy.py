@@ -69,21 +69,21 @@ def agreement(
     return expected.size, same, int(np.count_nonzero(among))
 
 
-def within_top(scores: np.ndarray, chosen: np.ndarray, k: int) -> np.ndarray:
+def within_top(scores: np.ndarray, classes: np.ndarray, k: int) -> np.ndarray:
     """Return True for each chosen class that is among the `k` best along the last axis.
 
     Ties go to the lower class, as in numpy.argmax; otherwise all-equal scores would make every
     class the best. Of scores [3, 5, 5, 1] class 1 is the best, and class 2 is only in the top 2.
     """
-    value = np.take_along_axis(scores, chosen[..., None], axis=-1)
-    lower = np.arange(scores.shape[-1]) < chosen[..., None]
+    value = np.take_along_axis(scores, classes[..., None], axis=-1)
+    lower = np.arange(scores.shape[-1]) < classes[..., None]
     # `ahead` counts the classes that rank before the chosen one.
     ahead = np.count_nonzero((scores > value) | ((scores == value) & lower), axis=-1)
     among: np.ndarray = (ahead < k) & ~np.isnan(value[..., 0])
     return among
 
 
-def _squeezed(shape: Sequence[int]) -> Tuple[int, ...]:
+def _squeeze(shape: Sequence[int]) -> Tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
@@ -107,7 +107,7 @@ def labels_fit(
     Axes of size 1 are ignored. Labels of scores with the classes last may be flattened.
     """
     decided = _decided_shape(shape, kind, axis)
-    if _squeezed(labels) == _squeezed(decided):
+    if _squeeze(labels) == _squeeze(decided):
         return True
     if kind != "scores":
         return False

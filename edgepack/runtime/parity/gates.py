@@ -14,7 +14,7 @@ FIDELITY_DB = 40.0
 SIZE_DB = 10.0
 
 
-def _allowed(count: float, share: float) -> int:
+def _allowed_misses(count: float, share: float) -> int:
     """Return the number of misses that a rate allows.
 
     At least one, unless the rate is 0: 3 % of 200 samples are 6, and of 10 samples 1, since so few
@@ -92,7 +92,7 @@ def _judge_agreement(bound: float, output: str, metrics: Mapping[str, Any]) -> D
     if not count:
         return _gate("agreement", output, bound, 1.0, True)
     # With a bound of 0.97 and 200 decisions, up to _allowed(200, 0.03) = 6 may differ.
-    passed = round(count * (1.0 - share)) <= _allowed(count, 1.0 - bound)
+    passed = round(count * (1.0 - share)) <= _allowed_misses(count, 1.0 - bound)
     return _gate("agreement", output, bound, share, passed, _few(count, 1.0 - bound))
 
 
@@ -215,7 +215,7 @@ def _judge_decisions(
     count, share = metrics["decisions"], metrics["top1_agreement"]
     bound = host["top1_agreement"]
     # A different arithmetic may flip near ties.
-    slack = 0 if exact else _allowed(count, 1.0 - AGREEMENT)
+    slack = 0 if exact else _allowed_misses(count, 1.0 - AGREEMENT)
     passed = round(count * (bound - share)) <= slack
     return _gate("agreement", output, bound, share, passed, "as on the build host")
 
@@ -231,12 +231,12 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
         # An original without a correct prediction fails the gate: a share of 0 bounds nothing.
         ratio = metric["model"] / metric["original"] if metric["original"] else 0.0
         note = _few(right, share)
-        passed = metric["original"] > 0 and lost <= _allowed(right, share)
+        passed = metric["original"] > 0 and lost <= _allowed_misses(right, share)
         gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
     if "max_drop" in bounds:
         share = bounds["max_drop"] / 100.0
         note = _few(samples, share)
-        passed = lost <= _allowed(samples, share)
+        passed = lost <= _allowed_misses(samples, share)
         gates.append(
             _gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note)
         )

@@ -36,7 +36,7 @@ class Cuda(Protocol):
         """Destroy a stream."""
 
 
-def failed(call: str, why: str) -> DeviceError:
+def cuda_error(call: str, why: str) -> DeviceError:
     """Return the error for a failed CUDA call."""
     return DeviceError(
         "cuda-failed",

@@ -6,7 +6,7 @@ from typing import Any, Callable, Dict
 
 import numpy as np
 
-from .cuda_calls import failed
+from .cuda_calls import cuda_error
 
 
 class CudaBindings:
@@ -19,14 +19,14 @@ class CudaBindings:
 
         self._runtime = runtime
         if not self._call("cudaGetDeviceCount"):
-            raise failed("cudaGetDeviceCount", "there is no GPU")
+            raise cuda_error("cudaGetDeviceCount", "there is no GPU")
 
     def _call(self, function: str, *arguments: Any) -> int:
         # Every function returns its status and then its results, of which there is at most one.
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status):
             text = self._runtime.cudaGetErrorString(status)[1] or b""
-            raise failed(
+            raise cuda_error(
                 function, "error {}: {}".format(int(status), text.decode("utf-8", "replace"))
             )
         return int(values[0]) if values else 0
@@ -86,7 +86,7 @@ class PyCuda:
         try:
             return call()
         except Exception as error:
-            raise failed("pycuda {}".format(function), str(error)) from error
+            raise cuda_error("pycuda {}".format(function), str(error)) from error
 
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the GPU and return their address."""

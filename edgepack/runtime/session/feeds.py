@@ -94,7 +94,7 @@ def _feed_row(array: np.ndarray, row: int, tensor: Tensor) -> np.ndarray:
     return array[row : row + 1]
 
 
-def ties(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
+def tied_axes(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
     """Return the pairs of axes that share a symbolic dimension.
 
     Inputs a: (batch, 3) and b: (batch, time) give [("a", 0, "b", 0)].

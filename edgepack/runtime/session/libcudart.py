@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Tuple
 
 import numpy as np
 
-from .cuda_calls import failed
+from .cuda_calls import cuda_error
 
 # Newest first; a driver that is too old for one may run the next.
 SONAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
@@ -52,13 +52,15 @@ class Libcudart:
         count = number()
         self._call("cudaGetDeviceCount", ctypes.byref(count))
         if count.value == 0:
-            raise failed("cudaGetDeviceCount", "there is no GPU")
+            raise cuda_error("cudaGetDeviceCount", "there is no GPU")
 
     def _call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, function)(*arguments)
         if status:
             text = self._library.cudaGetErrorString(status) or b""
-            raise failed(function, "error {}: {}".format(status, text.decode("utf-8", "replace")))
+            raise cuda_error(
+                function, "error {}: {}".format(status, text.decode("utf-8", "replace"))
+            )
 
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the GPU and return their address."""

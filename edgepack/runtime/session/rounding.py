@@ -64,9 +64,9 @@ def _graph(graph: memoryview) -> bytes:
     for number, _, value, end in fields:
         field = graph[value:end]
         if number in half and _elem_type(field) == FLOAT16:
-            half[number].add(bytes(_first(field, VALUE_NAME)))
-        if number == INITIALIZER and _whole(_first(field, TENSOR_TYPE)) == FLOAT16:
-            sources.append(bytes(_first(field, TENSOR_NAME)))
+            half[number].add(bytes(_first_value(field, VALUE_NAME)))
+        if number == INITIALIZER and _decode_integer(_first_value(field, TENSOR_TYPE)) == FLOAT16:
+            sources.append(bytes(_first_value(field, TENSOR_NAME)))
     if not half[VALUE_INFO]:
         return b""
     sources += sorted(half[INPUT].difference(sources))
@@ -109,11 +109,11 @@ def _cast(source: bytes, output: bytes, to: int) -> bytes:
 
 def _elem_type(value: memoryview) -> int:
     """Return the element type of a ValueInfoProto; 0 if it is no tensor or has no type."""
-    tensor = _first(_first(value, VALUE_TYPE), TYPE_TENSOR)
-    return _whole(_first(tensor, ELEM_TYPE))
+    tensor = _first_value(_first_value(value, VALUE_TYPE), TYPE_TENSOR)
+    return _decode_integer(_first_value(tensor, ELEM_TYPE))
 
 
-def _first(message: memoryview, field_number: int) -> memoryview:
+def _first_value(message: memoryview, field_number: int) -> memoryview:
     """Return the value of the first field with a number; empty if there is none."""
     for number, _, value, end in _fields(message):
         if number == field_number:
@@ -149,7 +149,7 @@ def _field(number: int, value: Bytes) -> bytes:
     return b"".join((_varint(number << 3 | LENGTH), _varint(len(value)), value))
 
 
-def _whole(value: memoryview) -> int:
+def _decode_integer(value: memoryview) -> int:
     return _read(value, 0)[0] if len(value) else 0
 
 

@@ -75,7 +75,7 @@ class Environment:
                 _sweep(new, old)
                 return False
             os.makedirs(parent, exist_ok=True)
-            with _locked(new) as mark:
+            with _lock_folder(new) as mark:
                 try:
                     _clear(new)
                     if os.path.lexists(old):
@@ -108,7 +108,7 @@ class Environment:
                 return None
         except (IsADirectoryError, ValueError, RecursionError):
             pass  # Reported below: `setup` did not create it.
-        raise _occupied(folder)
+        raise _occupied_error(folder)
 
     def _intact(self, folder: str) -> bool:
         """Return True if every file is present and equal to the wheels' contents."""
@@ -143,7 +143,7 @@ class Environment:
 
 
 @contextmanager
-def _locked(new: str) -> Iterator[BinaryIO]:
+def _lock_folder(new: str) -> Iterator[BinaryIO]:
     """Create a new folder with an empty mark, locked while this process lives.
 
     The lock tells a folder that another process is filling from the leftovers of a killed one.
@@ -159,7 +159,7 @@ def _locked(new: str) -> Iterator[BinaryIO]:
             # Its contents will be deleted, so be sure that a killed `setup` of this user left it:
             # not a link, and not another user's folder in a shared parent.
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
-                raise _occupied(new) from None
+                raise _occupied_error(new) from None
         with open(path, "ab") as mark:
             try:
                 fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -190,7 +190,7 @@ def _sweep(new: str, old: str) -> None:
     """Delete the leftovers of a killed `setup` beside a complete folder, if possible."""
     shutil.rmtree(old, ignore_errors=True)
     if os.path.lexists(new):
-        with suppress(OSError, DeviceError), _locked(new):
+        with suppress(OSError, DeviceError), _lock_folder(new):
             shutil.rmtree(new)
 
 
@@ -209,7 +209,7 @@ def _put(new: str, folder: str, old: str) -> None:
     os.sync()
 
 
-def _occupied(folder: str) -> DeviceError:
+def _occupied_error(folder: str) -> DeviceError:
     return DeviceError(
         "setup-occupied",
         "the folder is in use for something else: {}".format(folder),
