@@ -62,6 +62,7 @@ def check_quality(
         metrics = quality.at(key)
         for tensor in outputs:
             output = metrics.at(tensor.name)
+            # One entry per part, in the order of `parts`, or the figures would be assigned wrongly.
             figures = output.each("parts", _errors)
             if len(figures) != len(parts[tensor.name]):
                 raise output.fault("its parts are not those that the index states")

@@ -118,6 +118,7 @@ def explain(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
     if not isinstance(inputs, Mapping):
         why = "they are {}, not arrays by name".format(_describe(inputs))
         return InputError("input-names", "the inputs do not fit", why=why, hint=signature)
+    # Sorted as strings: the keys of a user's mapping may be of any type.
     unknown = sorted(set(inputs) - set(names), key=str)
     missing = [name for name in names if name not in inputs]
     if unknown or missing:
