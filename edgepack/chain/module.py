@@ -1,14 +1,14 @@
-"""What a pass on the torch module is given, and what it gives back.
+"""Interface of the passes on the torch module: their context and their result.
 
-`apply(module, options, context)` may change the module that it is given, a copy, and returns a
-`ModuleResult`. Its recipe says in JSON how the structure was changed: which layers were left,
-which channels were cut, which ranks were chosen. `replay(module, recipe, context)` does the same
-to another copy of the module that `apply` was given, weights aside: the parameters and buffers
-have the same names and shapes afterwards, and whatever else the forward reads is the same.
+`apply(module, options, context)` may change its module, which is a copy, and returns a
+`ModuleResult`. The recipe of the result records in JSON how the structure changed: remaining
+layers, removed channels, ranks. `replay(module, recipe, context)` repeats that on another copy of
+the same module, except for the weights: afterwards the parameters and buffers have the same names
+and shapes, and anything else that the forward reads is equal.
 
-The build keeps the recipe and the state dict, never a pickled module, and goes on with the
-replayed one, whether it was computed now or taken from the cache: what is cached and what is not
-cannot differ. That both answer alike is checked right after the pass.
+The build stores the recipe and the state dict, never a pickled module, and continues with the
+replayed module whether the pass ran now or came from the cache, so that a cached build cannot
+differ from an uncached one. Right after the pass the build checks that both give the same outputs.
 """
 
 from __future__ import annotations
@@ -30,44 +30,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModuleResult(PassResult[Any]):
-    """What a pass on the module returns.
+    """Result of a pass on the module.
 
     Attributes:
-        model: the torch module, as it was changed, on the CPU.
-        recipe: JSON values from which `replay` makes its structure again.
+        model: the changed torch module, on the CPU.
+        recipe: JSON values from which `replay` rebuilds its structure.
     """
 
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Code(Protocol):
-    """The user's own code, named as `--arch` names it: "module:function" or "file.py:function"."""
+    """Access to the user's code by the names of `--arch`: "module:function", "file.py:function"."""
 
     def build(self, spec: str, arguments: Mapping[str, Any]) -> Any:
-        """The torch module that a factory builds, in eval mode. Raises SourceError."""
+        """Return the torch module that a factory builds, in eval mode. Raises SourceError."""
 
     def function(self, spec: str) -> Callable[..., Any]:
-        """A function. Raises SourceError."""
+        """Return the named function. Raises SourceError."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a pass on the module has besides the module.
+    """Inputs of a pass on the module besides the module.
 
     Attributes:
-        original: the trained network before any pass, in eval mode: the teacher. Not to be
-            changed; it is called with its inputs by position, as is every module here, and returns
-            a tensor or a tuple of tensors.
-        inputs: name, type and shape of each input, in the order in which the module takes them.
-        outputs: of each output, in order; kind is "scores" or "values".
+        original: the trained network before any pass, in eval mode; it is the teacher and must not
+            be changed. Like every module here it takes its inputs by position and returns a tensor
+            or a tuple of tensors.
+        inputs: name, type and shape of each input, in the order of the module's arguments.
+        outputs: the same of each output, in order; kind is "scores" or "values".
         example: one feed, by input name.
-        calibration: the calibration samples, where the pass's options say that it needs them.
-        training: the training samples, likewise.
-        gates: the quality gates that the bundle will be held to, by name, likewise.
-        code: the user's functions that options name.
-        work: a folder that survives a killed build, for checkpoints; gone once the pass is done.
-        progress: told how far it is.
-        quantize: the options of the `quantize` later in the chain, likewise.
+        calibration: the calibration samples; None unless the options need them.
+        training: the training samples; None unless the options need them.
+        gates: bounds of the bundle's quality gates by name; empty unless the options need them.
+        code: access to the user's functions that options name.
+        work: folder for checkpoints; it survives an interrupted build and is deleted after the
+            pass.
+        progress: receives progress messages.
+        quantize: the options of a later `quantize`; None unless the options need them.
     """
 
     original: Any

@@ -1,4 +1,4 @@
-"""What the passes that cut a torch module ask of it. Only importable where torch is."""
+"""Helpers for the passes that restructure a torch module. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -18,56 +18,59 @@ from edgepack.chain.module import Context
 from edgepack.errors import ChainError
 from edgepack.spec.document import did_you_mean
 
-# Names of layers that a note spells out.
+# A note lists at most this many layer names.
 SPELT = 6
-# A score this far off is that of a class that is masked, and no measure of the others.
+# Larger scores mark masked classes; they say nothing about the scale of the other scores.
 MASKED = 1e4
 
 
 def arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
-    """A feed by input name as the module is called with it."""
+    """Return the positional arguments of the module for a feed by input name."""
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
 
 
 def ask(module: Any, example: Sequence[Any]) -> list[Any]:
-    """The outputs of one call, of a module that returns a tensor or a tuple of them.
+    """Call a module without gradients and return its outputs as a list.
 
-    It is given copies: a network may write into its inputs.
+    The inputs are cloned, since a network may write into them.
     """
     with torch.no_grad():
         answer = module(*[argument.clone() for argument in example])
     return list(answer) if isinstance(answer, (tuple, list)) else [answer]
 
 
-def alike(one: Any, other: Any, tolerance: float) -> bool:
-    """Whether two outputs are the same up to rounding.
+def alike(expected: Any, actual: Any, tolerance: float) -> bool:
+    """Return True if two outputs are equal up to rounding.
 
-    Infinities and NaN must be the same. Of the finite values each may differ by that share of the
-    largest; masked ones, which would hide all others so, by that share of themselves.
+    Infinities and NaN must agree exactly. Finite values may differ by `tolerance` times the largest
+    magnitude below `MASKED`; larger ones by `tolerance` times their own magnitude.
     """
-    if one.shape != other.shape:
+    if expected.shape != actual.shape:
         return False
-    one, other = one.double(), other.double()
-    finite = one.isfinite()
-    if not torch.equal(finite, other.isfinite()):
+    expected, actual = expected.double(), actual.double()
+    finite = expected.isfinite()
+    if not torch.equal(finite, actual.isfinite()):
         return False
-    if not torch.allclose(one[~finite], other[~finite], equal_nan=True):
+    if not torch.allclose(expected[~finite], actual[~finite], equal_nan=True):
         return False
-    one, other = one[finite], other[finite]
-    size = one.abs()
+    # With scores [2, -1, -1e9] and tolerance 1e-4 the first two may differ by 2e-4. If the mask
+    # value -1e9 set the scale, a difference of 1e5 would pass for all of them.
+    expected, actual = expected[finite], actual[finite]
+    size = expected.abs()
     usual = size < MASKED
     largest = size[usual].max() if bool(usual.any()) else 0.0
-    return bool(((one - other).abs() <= tolerance * torch.where(usual, largest, size)).all())
+    bound = tolerance * torch.where(usual, largest, size)
+    return bool(((expected - actual).abs() <= bound).all())
 
 
 def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
-    """Multiplications with an addition of one call, by name of the part; the whole under "".
+    """Count the multiply-accumulates of one call by submodule name; the total is under "".
 
-    Those of matrix products, convolutions and attention, as torch counts them.
+    Counts matrix products, convolutions and attention, as torch's FLOP counter does.
     """
-    # The counter hooks on to the gradients of whatever parts are given, parameters too.
+    # The counter registers hooks on gradients; without gradients there are none to leave behind.
     module = copy.deepcopy(module).requires_grad_(False)
-    # torch counts neither its fused layers of inference nor its fused attention on a CPU.
+    # torch counts neither its fused inference layers nor fused attention on a CPU: disable both.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -77,21 +80,21 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
         torch.backends.mha.set_fastpath_enabled(fused)
     counts = counter.get_flop_counts()
     top = type(module).__name__
-    found = {"": counter.get_total_flops() // 2}
+    counts_by_name = {"": counter.get_total_flops() // 2}
     for name, flops in counts.items():
         if name.startswith(f"{top}."):
-            found[name[len(top) + 1 :]] = sum(flops.values()) // 2
-    return found
+            counts_by_name[name[len(top) + 1 :]] = sum(flops.values()) // 2
+    return counts_by_name
 
 
 def is_transposed(module: Any) -> bool:
-    """Whether it is the Conv1D of Hugging Face's GPT-2: y = x W + b."""
+    """Return True for the Conv1D of Hugging Face's GPT-2, which computes y = x W + b."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
 def shared_weights(module: Any) -> set[int]:
-    """The ids of the parameters that have several names."""
+    """Return the ids of the parameters that have several names."""
     names = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     return {key for key, count in names.items() if count > 1}
 
@@ -99,40 +102,42 @@ def shared_weights(module: Any) -> set[int]:
 def select(
     name: str, names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
 ) -> set[str]:
-    """The names that a pass may touch, by its options include and exclude.
+    """Return the layer names that the options include and exclude leave to a pass.
 
     Args:
         name: of the pass.
-        names: of all layers that it could touch, as in `named_modules()`.
-        include: patterns as of `fnmatch`, of which a name must fit one, where there are any.
-        exclude: patterns, of which it must fit none.
+        names: of all layers that the pass supports, as in `named_modules()`.
+        include: `fnmatch` patterns; a name must match one of them. Empty means every name.
+        exclude: `fnmatch` patterns; a name must match none of them.
 
     Raises:
-        ChainError: the pass's name and `-layers`, for a pattern that fits none.
+        ChainError: `NAME-layers` for a pattern that matches no layer.
     """
     for pattern in (*include, *exclude):
-        if not any(fnmatchcase(known, pattern) for known in names):
+        if not any(fnmatchcase(layer_name, pattern) for layer_name in names):
             near = did_you_mean(pattern, names)
             raise ChainError(
                 f"{name}-layers",
-                f"no layer that {name} could touch fits {pattern!r}",
-                why=f"there are {len(names)} of them" + (near if near.startswith("; did") else ""),
-                hint=f"* fits anything; names are as in named_modules(): {', '.join(names[:5])}",
+                f"no layer that {name} supports matches {pattern!r}",
+                why=f"{len(names)} layers are supported"
+                + (near if near.startswith("; did") else ""),
+                hint=f"* matches any text; names are those of named_modules(): "
+                f"{', '.join(names[:5])}",
             )
 
-    def fits(known: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(known, pattern) for pattern in patterns)
+    def matches(layer_name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(layer_name, pattern) for pattern in patterns)
 
     return {
-        known
-        for known in names
-        if (not include or fits(known, include)) and not fits(known, exclude)
+        layer_name
+        for layer_name in names
+        if (not include or matches(layer_name, include)) and not matches(layer_name, exclude)
     }
 
 
 @contextmanager
 def in_place_of(module: Any, parts: Mapping[str, Any]) -> Iterator[None]:
-    """Let other modules stand where some of a module's parts do, for a while."""
+    """Substitute submodules within the context, and restore them on exit."""
     before = {name: module.get_submodule(name) for name in parts}
     try:
         for name, part in parts.items():
@@ -144,19 +149,24 @@ def in_place_of(module: Any, parts: Mapping[str, Any]) -> Iterator[None]:
 
 
 def put(module: Any, name: str, part: Any) -> None:
-    """Put a module where the one of this name stands."""
+    """Replace the submodule of this name."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, part)
 
 
-def grouped(left: Mapping[str, str]) -> list[str]:
-    """Layers and why each is left, as sentences: the layers of a reason, then the reason."""
-    names: dict[str, list[str]] = defaultdict(list)
-    for name, reason in left.items():
-        names[reason].append(name or "the network")
-    return [
-        ", ".join(found[:SPELT])
-        + (f" and {len(found) - SPELT} more" if len(found) > SPELT else "")
-        + f": {reason}"
-        for reason, found in names.items()
-    ]
+def grouped(reasons: Mapping[str, str]) -> list[str]:
+    """Group layers by the reason for which they were skipped, one sentence per reason.
+
+    {"a": "its weights are shared", "b": "its weights are shared"} gives
+    ["a, b: its weights are shared"].
+    """
+    layers: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons.items():
+        layers[reason].append(name or "the network")
+    sentences = []
+    for reason, names in layers.items():
+        listed = ", ".join(names[:SPELT])
+        if len(names) > SPELT:
+            listed += f" and {len(names) - SPELT} more"
+        sentences.append(f"{listed}: {reason}")
+    return sentences

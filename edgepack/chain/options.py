@@ -1,4 +1,4 @@
-"""The options of passes: what all of them share, and how a mistake in one is told."""
+"""Options of passes: their common base class and the checks of their values."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from edgepack.spec.document import did_you_mean
 
 
 class PassOptions:
-    """What the options of every pass answer. A pass's own are a frozen dataclass over this."""
+    """Base class of the options of a pass, each of which is a frozen dataclass over it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the pass depends on with these options.
+        """Return the inputs that the pass needs with these options.
 
-        Of "calibration", "training", "gates", and "quantize": the options of that pass later on.
+        They are some of "calibration", "training", "gates", and "quantize" (the options of a later
+        quantize).
         """
         return ()
 
     @property
     def code(self) -> tuple[tuple[str, Mapping[str, object] | None], ...]:
-        """The user's own functions that the options name; factories with their arguments."""
+        """Return the user's functions that the options name; factories with their arguments."""
         return ()
 
     @property
     def repairs(self) -> bool:
-        """Whether the pass gives up part of itself where a gate is missed (`Pass.trials`)."""
+        """Return True if layers may be returned to float when a gate fails (`Pass.trials`)."""
         return False
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
-        """Why the pass cannot stand after the others, as a sentence; "" where it can.
+        """Return the reason for which the pass cannot follow the others; "" if it can.
 
         Args:
             earlier: name and options of every pass before it, in order.
@@ -41,7 +42,7 @@ class PassOptions:
         return ""
 
     def unmet(self, later: Sequence[tuple[str, PassOptions]]) -> str:
-        """Why the pass cannot stand before the others, as a sentence; "" where it can.
+        """Return the reason for which the pass cannot precede the others; "" if it can.
 
         Args:
             later: name and options of every pass after it, in order.
@@ -53,30 +54,30 @@ Options = TypeVar("Options", bound=PassOptions)
 
 
 def read(name: str, kind: type[Options], options: Mapping[str, object]) -> Options:
-    """The options of a pass as its dataclass.
+    """Return the options of a pass as its dataclass.
 
-    Raises ChainError: `chain-option` for one that the pass does not have, and what the dataclass
-    raises for a value that it cannot take.
+    Raises ChainError: `chain-option` for an unknown option, and the dataclass's own error for an
+    invalid value.
     """
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     for key in options:
-        if key not in known:
+        if key not in names:
             raise ChainError(
                 "chain-option",
                 f"the pass {name!r} has no option {key!r}",
-                why=f"it was asked for{did_you_mean(key, known)}",
-                hint=f"--chain {name}:{min(known)}=..., or its table in the manifest",
+                why=f"the chain or the manifest sets it{did_you_mean(key, names)}",
+                hint=f"--chain {name}:{min(names)}=..., or its table in the manifest",
             )
     return kind(**options)
 
 
 def wrong(name: str, option: str, value: object, why: str, hint: str = "") -> ChainError:
-    """The error for a value that an option cannot take; its code is the pass's name and -option."""
+    """Return the error for an invalid value of an option; its code is `NAME-option`."""
     return ChainError(
         f"{name}-option",
         f"the option {option} of {name} cannot be {value!r}",
         why=why,
-        hint=hint or "leave it out for the default",
+        hint=hint or "remove it to use the default",
     )
 
 
@@ -89,42 +90,47 @@ def number(
     *,
     whole: bool = False,
 ) -> None:
-    """Refuse what is no number from `low` to `high`; `whole` takes integers alone."""
-    kinds = (int,) if whole else (int, float)
-    # A bool is an int to Python, not to the reader of a manifest; and NaN passes no comparison.
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "a whole number" if whole else "a number"
-        upto = f"from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
-        raise wrong(name, option, value, f"it takes {kind} {upto}")
+    """Raise unless the value is a number from `low` to `high`; `whole` accepts integers only."""
+    kinds: tuple[type, ...] = (int, float)
+    kind = "a number"
+    if whole:
+        kinds, kind = (int,), "a whole number"
+    # Python counts a bool as an int, the reader of a manifest does not; NaN fails any comparison.
+    valid = isinstance(value, (int, float)) and isinstance(value, kinds) and low <= value <= high
+    if isinstance(value, bool) or not valid:
+        bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        raise wrong(name, option, value, f"it must be {kind} {bounds}")
 
 
 def flag(name: str, option: str, value: object) -> None:
-    """Refuse what is not true or false."""
+    """Raise unless the value is true or false."""
     if not isinstance(value, bool):
-        raise wrong(name, option, value, "it takes true or false")
+        raise wrong(name, option, value, "it must be true or false")
 
 
 def text(name: str, option: str, value: object) -> None:
-    """Refuse what is not text."""
+    """Raise unless the value is text."""
     if not isinstance(value, str):
-        raise wrong(name, option, value, "it takes a name")
+        raise wrong(name, option, value, "it must be text")
 
 
-def one_of(name: str, option: str, value: object, known: Iterable[str]) -> None:
-    """Refuse what is none of the known words."""
-    known = tuple(known)
-    if value not in known:
+def one_of(name: str, option: str, value: object, choices: Iterable[str]) -> None:
+    """Raise unless the value is one of the choices."""
+    choices = tuple(choices)
+    if value not in choices:
         raise wrong(
             name,
             option,
             value,
-            f"it was asked for{did_you_mean(str(value), known)}",
-            "one of " + ", ".join(known),
+            f"it is not one of its values{did_you_mean(str(value), choices)}",
+            "one of " + ", ".join(choices),
         )
 
 
 def several(value: object) -> tuple[object, ...]:
-    """A list as it is written: "a,b" on the command line, a list in TOML, or a single thing."""
+    """Return an option's values: "a,b" on the command line, a TOML list, or a single value."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    return (value,)
