@@ -81,7 +81,7 @@ def test_tied_weights_count_once(tmp_path: Path) -> None:
     found = prune(network, PruneOptions(unstructured=0.5), given(tmp_path, network))
     assert found.details["zeros"]["weights"] == 432 * 432
     assert found.model[2].weight is found.model[1].weight
-    assert "a layer before it" in found.details["zeros"]["left"]["2"]
+    assert "an earlier layer" in found.details["zeros"]["left"]["2"]
 
 
 @pytest.mark.parametrize("zeros", [{"unstructured": 0.5}, {"pattern": "2:4"}], ids=str)

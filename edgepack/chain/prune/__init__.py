@@ -1,18 +1,18 @@
-"""Pruning: channels, filters and attention heads that matter least go; or single weights become 0.
+"""Pruning: remove the least important channels, filters and attention heads, or zero weights.
 
-structured    whole channels go: the network is smaller and faster everywhere
-pattern       two weights of every four become 0: faster where the device has a kernel for it
-unstructured  single weights become 0: no file is smaller for it and no kernel of ours faster
+structured    removes whole channels: the network becomes smaller and faster on any device
+pattern       zeroes two of every four weights: faster on devices with a kernel for that pattern
+unstructured  zeroes single weights: the file is no smaller and no kernel of ours is faster
 
-options     what can be asked for
-graph       which channels of which layers go together (torch-pruning's dependency graph)
-follow      its groups, followed to their end
-cut         the slices of layers that go, and how they are taken out
-trial       whether a group of channels can really go: tried out, on the network itself
-importance  what the network loses with a channel
-search      which channels go, until the budget is met
-structured  all of that
-zeros       single weights
+options     the options of the pass
+graph       groups of channels that must be removed together (torch-pruning's dependency graph)
+follow      bounded traversal of that graph
+cut         the slices of layers to remove, and their removal
+trial       test of a cut on the network itself
+importance  importance scores of channels
+search      selection of channels until the budget is met
+structured  structured pruning, from groups to figures
+zeros       pruning of single weights
 run         the pass
 """
 
@@ -28,11 +28,11 @@ __all__ = ["PruneOptions", "prune", "replay"]
 
 
 def prune(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
-    """Take out channels, and make weights zero, as the options say.
+    """Remove channels, zero weights, or both, according to the options.
 
     Raises:
         ChainError: prune-layers, prune-nothing, prune-budget, prune-graph, prune-labels.
-        HostError: package-missing, where torch-pruning is not installed and channels shall go.
+        HostError: package-missing if channels are to be pruned without torch-pruning.
     """
     from edgepack.chain.prune.run import run
 
@@ -40,7 +40,7 @@ def prune(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
 
 
 def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
-    """The same channels taken out; zeros are in the weights."""
+    """Remove the channels of a recipe; zeros are stored with the weights."""
     from edgepack.chain.prune.cut import Cut, cut
 
     cut(module, Cut.from_json(recipe))

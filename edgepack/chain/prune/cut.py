@@ -1,4 +1,4 @@
-"""The slices of layers that go, and how they are taken out. Only importable where torch is."""
+"""Slices of layers to remove, and their removal. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 
-class Bound(Exception):
-    """Channels that cannot be taken out; the message is the reason."""
+class CutError(Exception):
+    """Raised for channels that cannot be removed; the message is the reason."""
 
 
 @dataclass
 class Cut:
-    """What is taken out of a network, counted as it was before.
+    """Slices to remove from a network, by their indices before the removal.
 
     Attributes:
-        outputs: output channels that go, by name of the layer.
-        inputs: input channels that go, by name of the layer.
-        parameters: by name of a parameter that belongs to no known layer, its axis and what goes.
-        attributes: by name of a module, the sizes that it keeps as attributes, and their values.
+        outputs: output channels to remove, by layer name.
+        inputs: input channels to remove, by layer name.
+        parameters: axis and indices to remove, by name of a parameter outside supported layers.
+        attributes: new values of the sizes that a module stores as attributes, by module name.
     """
 
     outputs: dict[str, set[int]] = field(default_factory=dict)
@@ -34,54 +34,58 @@ class Cut:
     parameters: dict[str, tuple[int, set[int]]] = field(default_factory=dict)
     attributes: dict[str, dict[str, int]] = field(default_factory=dict)
 
-    def add(self, other: Cut) -> None:
-        """Take that out as well."""
-        for mine, others in ((self.outputs, other.outputs), (self.inputs, other.inputs)):
-            for name, channels in others.items():
-                mine.setdefault(name, set()).update(channels)
-        for name, (axis, channels) in other.parameters.items():
+    def add(self, extra: Cut) -> None:
+        """Add the slices of another cut to this one."""
+        for target, additions in ((self.outputs, extra.outputs), (self.inputs, extra.inputs)):
+            for name, channels in additions.items():
+                target.setdefault(name, set()).update(channels)
+        for name, (axis, channels) in extra.parameters.items():
             self.parameters.setdefault(name, (axis, set()))[1].update(channels)
-        for name, values in other.attributes.items():
+        for name, values in extra.attributes.items():
             self.attributes.setdefault(name, {}).update(values)
 
     def to_json(self) -> dict[str, Any]:
-        """As the recipe holds it."""
+        """Return the JSON form that a recipe stores."""
         return {
-            "outputs": {name: sorted(found) for name, found in self.outputs.items()},
-            "inputs": {name: sorted(found) for name, found in self.inputs.items()},
+            "outputs": {name: sorted(channels) for name, channels in self.outputs.items()},
+            "inputs": {name: sorted(channels) for name, channels in self.inputs.items()},
             "parameters": {n: [axis, sorted(x)] for n, (axis, x) in self.parameters.items()},
             "attributes": self.attributes,
         }
 
     @classmethod
     def from_json(cls, recipe: Mapping[str, Any]) -> Cut:
-        """Of a recipe; nothing of an empty one."""
+        """Read the cut of a recipe; an empty recipe removes nothing."""
         return cls(
-            {name: set(found) for name, found in recipe.get("outputs", {}).items()},
-            {name: set(found) for name, found in recipe.get("inputs", {}).items()},
-            {n: (axis, set(found)) for n, (axis, found) in recipe.get("parameters", {}).items()},
+            {name: set(channels) for name, channels in recipe.get("outputs", {}).items()},
+            {name: set(channels) for name, channels in recipe.get("inputs", {}).items()},
+            {
+                n: (axis, set(channels))
+                for n, (axis, channels) in recipe.get("parameters", {}).items()
+            },
             {name: dict(values) for name, values in recipe.get("attributes", {}).items()},
         )
 
 
-def cut(module: Any, what: Cut) -> None:
-    """Take slices out of a network. Raises Bound where a layer is of an unknown kind."""
-    for name in dict.fromkeys((*what.outputs, *what.inputs)):
+def cut(module: Any, slices: Cut) -> None:
+    """Remove slices from a network, in place. Raises CutError for an unsupported layer."""
+    for name in dict.fromkeys((*slices.outputs, *slices.inputs)):
         layer = module.get_submodule(name)
-        _cut_layer(layer, what.outputs.get(name, set()), what.inputs.get(name, set()))
-    for name, (axis, channels) in what.parameters.items():
+        _cut_layer(layer, slices.outputs.get(name, set()), slices.inputs.get(name, set()))
+    for name, (axis, channels) in slices.parameters.items():
         parent, _, last = name.rpartition(".")
         _keep(module.get_submodule(parent), last, axis, channels)
-    for name, values in what.attributes.items():
+    for name, values in slices.attributes.items():
         for attribute, value in values.items():
             setattr(module.get_submodule(name), attribute, value)
 
 
 def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
+    """Remove channels of one layer, and adjust its size attributes."""
     if is_parametrized(layer):
-        raise Bound(f"the weights of a {type(layer).__name__} are computed from others")
+        raise CutError(f"the weights of a {type(layer).__name__} are computed from others")
     if is_channelwise(layer):
-        # What comes in goes out: both are the same channels.
+        # Input and output channels are the same ones here, so either side removes both.
         channels = outputs | inputs
         for name in ("weight", "bias", "running_mean", "running_var"):
             _keep(layer, name, 0, channels)
@@ -101,34 +105,36 @@ def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
     elif isinstance(layer, _ConvNd):
         transposed = isinstance(layer, _ConvTransposeNd)
         if transposed and layer.groups > 1:
-            raise Bound("a transposed convolution in groups is not pruned")
+            raise CutError("a transposed convolution in groups is not pruned")
         _cut_matrix(layer, outputs, within(layer, inputs), (1, 0) if transposed else (0, 1))
         layer.out_channels -= len(outputs)
         layer.in_channels -= len(inputs)
         if layer.groups > 1 and layer.out_channels % layer.groups:
-            raise Bound("its groups would no longer be of one size")
+            raise CutError("its groups would differ in size")
     else:
-        raise Bound(f"channels cannot be taken out of a {type(layer).__name__}")
+        raise CutError(f"channels of a {type(layer).__name__} cannot be removed")
 
 
 def is_channelwise(layer: Any) -> bool:
-    """Whether every output channel is one input channel's alone."""
+    """Return True if each output channel depends on exactly one input channel."""
     if isinstance(layer, _ConvNd):
         return bool(layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels)
     return isinstance(layer, (_BatchNorm, _InstanceNorm))
 
 
 def within(layer: Any, inputs: set[int]) -> set[int]:
-    """Input channels of a grouped convolution, counted within a group: in each the same.
+    """Return input channels of a grouped convolution as indices within one group.
 
-    Raises Bound where they are not.
+    The weight [outputs, inputs / groups, window] has one input axis for all groups, so every group
+    must lose the same channels: with 8 inputs in 2 groups, {1, 5} is index 1 of both and gives {1},
+    while {1, 6} raises CutError.
     """
     if layer.groups == 1:
         return inputs
     size = layer.in_channels // layer.groups
     local = {channel % size for channel in inputs}
     if len(local) * layer.groups != len(inputs):
-        raise Bound("its groups would lose different channels")
+        raise CutError("its groups would lose different channels")
     return local
 
 
@@ -138,18 +144,18 @@ def _cut_matrix(layer: Any, outputs: set[int], inputs: set[int], axes: tuple[int
     _keep(layer, "weight", axes[1], inputs)
 
 
-def _keep(layer: Any, name: str, axis: int, gone: Iterable[int]) -> None:
-    """Put a parameter or buffer without some of its slices in its own place."""
+def _keep(layer: Any, name: str, axis: int, removed: Iterable[int]) -> None:
+    """Replace a parameter or buffer by itself without some slices along an axis."""
     before = getattr(layer, name, None)
-    gone = set(gone)
-    if before is None or not gone:
+    removed = set(removed)
+    if before is None or not removed:
         return
-    kept = [channel for channel in range(before.shape[axis]) if channel not in gone]
-    if max(gone) >= before.shape[axis]:
-        raise Bound(f"it is told to lose channel {max(gone)} of {before.shape[axis]}")
-    if not kept:
-        raise Bound("nothing of it would be left")
-    after = before.detach().index_select(axis, torch.tensor(kept))
+    remaining = [channel for channel in range(before.shape[axis]) if channel not in removed]
+    if max(removed) >= before.shape[axis]:
+        raise CutError(f"channel {max(removed)} is out of range, it has {before.shape[axis]}")
+    if not remaining:
+        raise CutError("no channel would remain")
+    after = before.detach().index_select(axis, torch.tensor(remaining))
     if isinstance(before, nn.Parameter):
         after = nn.Parameter(after, requires_grad=before.requires_grad)
     setattr(layer, name, after)

@@ -1,7 +1,7 @@
-"""Which channels of which layers go together. Only importable where torch is.
+"""Groups of channels that must be removed together. Importing this module needs torch.
 
-The dependency graph (Fang et al., "DepGraph", arXiv:2301.12900) is torch-pruning's; what it says
-is taken as a proposal, which `trial` tries out.
+The dependency graph (Fang et al., "DepGraph", arXiv:2301.12900) is torch-pruning's; its groups are
+proposals, which `trial` tests.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from edgepack.chain.prune.cut import Cut, is_channelwise
 from edgepack.chain.prune.follow import ENDLESS, proposed_by
 from edgepack.errors import ChainError, missing_package
 
-# How attention modules name the number of their heads, the size of one, and that of all.
+# Attribute names of attention modules: number of heads, size of a head, size of all heads.
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
 HEAD_SIZES = ("attention_head_size", "head_dim", "head_size", "dim_head")
 ALL_HEADS = ("all_head_size", "inner_dim", "inner_size", "embed_dim", "dim", "split_size")
@@ -29,14 +29,14 @@ ALL_HEADS = ("all_head_size", "inner_dim", "inner_size", "embed_dim", "dim", "sp
 
 @dataclass(frozen=True)
 class Slice:
-    """Channels of one layer that belong to a group's.
+    """Channels of one layer within a group.
 
     Attributes:
         name: of the layer or parameter.
         side: "outputs", "inputs", or "parameter".
-        axis: of a parameter.
-        channels: of the layer.
-        roots: the group's channel that each belongs to.
+        axis: the axis of a parameter.
+        channels: indices of channels of the layer.
+        roots: for each of them, the index of the root layer's output channel that it depends on.
     """
 
     name: str
@@ -48,15 +48,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels of several layers that go together.
+    """Channels of several layers that must be removed together.
 
     Attributes:
-        root: the layer whose output channels they are counted by.
-        channels: number of them.
-        slices: of all layers, that one too.
-        units: channels that only go together: single ones, one of every group, or heads.
-        heads: whether the units are attention heads.
-        sizes: attributes that count heads or their channels: module, attribute, value of a unit.
+        root: name of the layer whose output channels index the group.
+        channels: number of these output channels.
+        slices: the channels of all layers, including the root.
+        units: smallest removable sets of root channels: single channels, one channel of each group
+            of a grouped convolution, or the channels of an attention head.
+        heads: True if the units are attention heads.
+        sizes: attributes that count heads or their channels: module, attribute, value per unit.
     """
 
     root: str
@@ -68,13 +69,13 @@ class Group:
 
     @property
     def producers(self) -> tuple[str, ...]:
-        """The layers whose output channels they are."""
+        """Return the names of the layers whose output channels belong to the group."""
         return tuple(part.name for part in self.slices if part.side == "outputs")
 
-    def cut(self, gone: Sequence[int]) -> Cut:
-        """What is taken out where some units go, by their positions."""
-        roots = {channel for unit in gone for channel in self.units[unit]}
-        found = Cut()
+    def cut(self, removed: Sequence[int]) -> Cut:
+        """Return the cut that removes some units, by their indices."""
+        roots = set().union(*(self.units[unit] for unit in removed))
+        result = Cut()
         for part in self.slices:
             channels = {
                 channel
@@ -82,31 +83,37 @@ class Group:
                 if root in roots
             }
             if part.side == "parameter":
-                found.parameters[part.name] = (part.axis, channels)
+                result.parameters[part.name] = (part.axis, channels)
+            elif part.side == "outputs":
+                result.outputs.setdefault(part.name, set()).update(channels)
             else:
-                side = found.outputs if part.side == "outputs" else found.inputs
-                side.setdefault(part.name, set()).update(channels)
-        left = len(self.units) - len(gone)
+                result.inputs.setdefault(part.name, set()).update(channels)
+        remaining = len(self.units) - len(removed)
         for name, attribute, size in self.sizes:
-            found.attributes.setdefault(name, {})[attribute] = left * size
-        return found
+            result.attributes.setdefault(name, {})[attribute] = remaining * size
+        return result
 
 
 @dataclass
-class Found:
-    """The groups of a network, and by layer why others cannot be pruned."""
+class Grouping:
+    """Result of the search for groups.
+
+    Attributes:
+        groups: the groups that can be pruned.
+        skipped: for each layer that cannot, the reason.
+    """
 
     groups: list[Group] = field(default_factory=list)
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
-    def leave(self, names: Sequence[str], reason: str) -> None:
-        """Note the reason for layers that have none yet."""
+    def skip(self, names: Sequence[str], reason: str) -> None:
+        """Record the reason for layers that have none yet."""
         for name in names:
-            self.left.setdefault(name, reason)
+            self.skipped.setdefault(name, reason)
 
 
-def find_groups(module: Any, example: Sequence[Any]) -> Found:
-    """The groups that the dependency graph proposes.
+def find_groups(module: Any, example: Sequence[Any]) -> Grouping:
+    """Return the groups that the dependency graph proposes.
 
     Args:
         module: the network.
@@ -114,13 +121,14 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
 
     Raises:
         HostError: package-missing.
-        ChainError: prune-graph where the network cannot be traced.
+        ChainError: prune-graph if the network cannot be traced.
     """
     try:
         import torch_pruning
         from torch_pruning.dependency import graph as inner
     except ImportError as error:
         raise missing_package("torch-pruning", "prune", "Pruning channels") from error
+    # torch-pruning follows gradient functions, so every parameter of the copy needs a gradient.
     traced = copy.deepcopy(module)
     for parameter in traced.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -136,60 +144,66 @@ def find_groups(module: Any, example: Sequence[Any]) -> Found:
     except Exception as error:
         raise ChainError(
             "prune-graph",
-            "it cannot be told which channels of the network go together",
+            "the dependencies between the network's channels cannot be traced",
             why=f"torch-pruning: {type(error).__name__}: {error}",
-            hint="prune:unstructured=0.5 or pattern=2:4 asks nothing of the network's structure",
+            hint="prune:unstructured=0.5 or pattern=2:4, which need no dependency graph",
         ) from error
     names = {id(part): name for name, part in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
     shared = shared_weights(traced)
-    found = Found()
-    found.leave([names[id(part)] for part in endless], ENDLESS)
+    grouping = Grouping()
+    grouping.skip([names[id(part)] for part in endless], ENDLESS)
     foreign = [name for name, part in traced.named_modules() if is_transposed(part)]
-    found.leave(foreign, "torch-pruning does not know a Conv1D")
-    taken: set[tuple[str, str, int]] = set()
-    for group in proposed:
-        read, reason = _read(group, graph, names)
-        where = {(s.name, s.side, channel) for s in read.slices for channel in s.channels}
-        parts = [graph_part for graph_part, *_ in group.items]
-        if not reason and any(_shares(part.target.module, shared) for part in parts):
-            reason = "its channels are those of weights that several layers share"
-        if not reason and where & taken:
-            reason = "its channels go with those of another group"
+    grouping.skip(foreign, "torch-pruning does not support Conv1D")
+    # No channel may belong to two groups: their cuts are made independently of each other.
+    occupied: set[tuple[str, str, int]] = set()
+    for proposal in proposed:
+        group, reason = _read(proposal, graph, names)
+        members: set[tuple[str, str, int]] = set()
+        for part in group.slices:
+            members.update((part.name, part.side, channel) for channel in part.channels)
+        dependencies = [dependency for dependency, *_ in proposal.items]
+        if not reason and any(_shares(dep.target.module, shared) for dep in dependencies):
+            reason = "its channels belong to weights that several layers share"
+        if not reason and members & occupied:
+            reason = "its channels also belong to another group"
         if not reason:
-            read, reason = _in_units(read, traced)
+            group, reason = _in_units(group, traced)
         if reason:
-            found.leave(read.producers, reason)
+            grouping.skip(group.producers, reason)
         else:
-            taken |= where
-            found.groups.append(read)
-    return found
+            occupied |= members
+            grouping.groups.append(group)
+    return grouping
 
 
 def _differentiable(answer: Any) -> tuple[Any, ...]:
+    """Return the outputs that have a gradient, which are those that torch-pruning can follow."""
     outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
-    found = tuple(output for output in outputs if output.grad_fn is not None)
-    if not found:
-        raise ValueError("no output of the network has a gradient, from which it tells them")
-    return found
+    result = tuple(output for output in outputs if output.grad_fn is not None)
+    if not result:
+        raise ValueError("no output of the network has a gradient to trace")
+    return result
 
 
 def _shares(part: Any, shared: set[int]) -> bool:
-    parameters = part.parameters(recurse=False) if isinstance(part, nn.Module) else (part,)
-    return any(id(parameter) in shared for parameter in parameters)
+    """Return True if a module or parameter of the graph has shared weights."""
+    if not isinstance(part, nn.Module):
+        return id(part) in shared
+    return any(id(parameter) in shared for parameter in part.parameters(recurse=False))
 
 
 def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]:
-    """A group of the graph with names for layers, and why it is bound, if it is."""
+    """Convert a group of the graph; return it with the reason why it cannot be pruned, or ""."""
     reason = ""
     slices: dict[tuple[str, str], Slice] = {}
     for item in group.items:
         part = item.dep.target.module
         kind = item.dep.target.type.name
         if kind == "OUTPUT":
-            reason = reason or "its channels are the network's answer"
+            reason = reason or "its channels are an output of the network"
         elif kind in ("LN", "GN"):
-            reason = reason or f"a {type(part).__name__} reads all of its channels together"
+            reason = reason or f"a {type(part).__name__} normalizes over all of its channels"
         elif kind in ("MHA", "LSTM"):
             reason = reason or f"a {type(part).__name__} is not pruned"
         if kind not in ("CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN", "PRELU", "EMBED",
@@ -204,7 +218,7 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
         else:
             axis %= part.ndim
         name = names[id(part)]
-        # The same layer is met twice where the network calls it twice.
+        # A layer that the network calls twice occurs twice in the group.
         if (name, side) in slices:
             reason = reason or f"{name} is called more than once"
         slices[name, side] = Slice(name, side, axis, tuple(item.idxs), tuple(item.root_idxs))
@@ -214,7 +228,11 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
 
 
 def _in_units(group: Group, module: Any) -> tuple[Group, str]:
-    """The group with its units, or why it has none."""
+    """Return the group with its units, and the reason if it has none.
+
+    For 8 channels that feed a convolution in 2 groups, the units are (0, 4), (1, 5), (2, 6) and
+    (3, 7): each takes one channel from both groups, so that the groups stay equal in size.
+    """
     layers = [module.get_submodule(s.name) for s in group.slices if s.side != "parameter"]
     groups = [
         layer.groups
@@ -222,10 +240,10 @@ def _in_units(group: Group, module: Any) -> tuple[Group, str]:
         if isinstance(layer, _ConvNd) and layer.groups > 1 and not is_channelwise(layer)
     ]
     if not any(part.side == "inputs" for part in group.slices):
-        return group, "no layer reads its channels, which are a part of the answer"
+        return group, "no layer reads its channels, they are an output of the network"
     step = math.lcm(*groups)
     if group.channels % step:
-        return group, "the groups of its convolutions do not fit each other"
+        return group, "the groups of its convolutions have incompatible sizes"
     size, sizes = _heads(group, module)
     if size:
         units = [range(start, start + size) for start in range(0, group.channels, size)]
@@ -234,15 +252,17 @@ def _in_units(group: Group, module: Any) -> tuple[Group, str]:
         period = group.channels // step
         units = [range(first, group.channels, period) for first in range(period)]
     if len(units) < 2:
-        return group, "it has one channel, or one head"
-    made = Group(
-        group.root, group.channels, group.slices, tuple(tuple(u) for u in units), bool(size), sizes
-    )
-    return made, ""
+        return group, "it has a single channel or head"
+    members = tuple(tuple(unit) for unit in units)
+    return replace(group, units=members, heads=bool(size), sizes=sizes), ""
 
 
 def _heads(group: Group, module: Any) -> tuple[int, tuple[tuple[str, str, int], ...]]:
-    """Channels of one attention head, 0 where there are none; and attributes that count them."""
+    """Return the channels of an attention head (0 without heads) and the attributes to adjust.
+
+    With num_heads=12 and 768 channels a head has 64; the result is (64, ((name, "num_heads", 1),
+    (name, "embed_dim", 64))): the values per head of the attributes to update after a cut.
+    """
     matrices = [n for n in group.producers if isinstance(module.get_submodule(n), nn.Linear)]
     parents = {name.rpartition(".")[0] for name in matrices}
     if len(matrices) < 2 or len(parents) > 1:
@@ -250,16 +270,18 @@ def _heads(group: Group, module: Any) -> tuple[int, tuple[tuple[str, str, int], 
     name = parents.pop()
     parent = module.get_submodule(name)
 
-    def counts(attribute: str) -> int:
+    def read_count(attribute: str) -> int:
+        """Return the attribute if it divides the channels, else 0."""
         value = getattr(parent, attribute, 0)
-        whole = isinstance(value, int) and value > 1 and group.channels % value == 0
-        return value if whole else 0
+        if isinstance(value, int) and value > 1 and group.channels % value == 0:
+            return value
+        return 0
 
-    numbers = [attribute for attribute in HEADS if counts(attribute)]
-    sizes = [counts(attribute) for attribute in HEAD_SIZES if counts(attribute)]
+    numbers = [attribute for attribute in HEADS if read_count(attribute)]
+    sizes = [read_count(attribute) for attribute in HEAD_SIZES if read_count(attribute)]
     if not numbers and not sizes:
         return 0, ()
-    size = sizes[0] if sizes else group.channels // counts(numbers[0])
-    kept = [(name, a, 1) for a in numbers if counts(a) == group.channels // size]
-    kept += [(name, a, size) for a in ALL_HEADS if counts(a) == group.channels]
-    return size, tuple(kept)
+    size = sizes[0] if sizes else group.channels // read_count(numbers[0])
+    updates = [(name, a, 1) for a in numbers if read_count(a) == group.channels // size]
+    updates += [(name, a, size) for a in ALL_HEADS if read_count(a) == group.channels]
+    return size, tuple(updates)

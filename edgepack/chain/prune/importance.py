@@ -1,13 +1,13 @@
-"""What the network loses with a channel. Only importable where torch is.
+"""Importance scores of channels. Importing this module needs torch.
 
-l1, l2   of a channel's weights in every layer of its group, those that make it and those that
-         read it, each relative to its layer's mean; then the mean over the layers (Fang et al.,
-         arXiv:2301.12900)
-taylor   E[(sum of w dL/dw over the weights that read the channel)^2], to first order the square of
-         what the loss L changes without it (Molchanov et al., arXiv:1906.10771). Without labels L
-         is the answer along a random direction of unit variance for each sample, of which that
-         mean is the expected squared change of the answer itself. Relative to the parameters or
-         multiply-accumulates that go with the channel: what the budget is paid with.
+l1, l2   norm of a channel's weights in each layer of its group, both the layers that produce it and
+         those that read it, relative to the layer's mean; then the mean over the layers (Fang et
+         al., arXiv:2301.12900)
+taylor   E[(sum of w dL/dw over the weights that read the channel)^2], which is to first order the
+         squared change of the loss L when the channel is removed (Molchanov et al.,
+         arXiv:1906.10771). Without labels, L is the projection of the outputs on a random direction
+         of unit variance per sample, and the mean is the expected squared change of the outputs.
+         The score is divided by the parameters or multiply-accumulates that the channel costs.
 """
 
 from __future__ import annotations
@@ -33,40 +33,49 @@ LABELS, ANSWERS = "the loss on labelled training samples", "the answers to train
 
 
 def by_weights(module: Any, groups: Sequence[Group], power: int) -> list[Any]:
-    """The importance of every unit of every group: tensors [units]."""
-    found = []
+    """Return the importance of the units of each group: tensors [units]."""
+    scores = []
     for group in groups:
         layers = []
         for part in group.slices:
             weights = _by_channel(module, part)
             if weights is not None:
+                # Several channels of a layer may depend on the same root channel, as behind a
+                # flatten of a 7 x 7 window, where 49 inputs of a Linear do: sum over them.
                 size = weights.double().abs().pow(power).sum(1)[list(part.channels)]
-                each = torch.zeros(group.channels, dtype=torch.float64)
-                each.index_add_(0, torch.tensor(part.roots), size)
-                layers.append(each / each.mean().clamp(min=1e-30))
-        # A head's channels compete as single ones do: by their mean.
+                totals = torch.zeros(group.channels, dtype=torch.float64)
+                totals.index_add_(0, torch.tensor(part.roots), size)
+                layers.append(totals / totals.mean().clamp(min=1e-30))
+        # Heads compete with single channels by the mean of their channels.
         total = _of_units(group, torch.stack(layers).mean(0))
-        found.append(total / len(group.units[0]))
-    return found
+        scores.append(total / len(group.units[0]))
+    return scores
 
 
 def costs(module: Any, groups: Sequence[Group], macs: Mapping[str, int] | None) -> list[float]:
-    """What a unit of each group costs: weights, or with `macs` (by layer) their multiplications."""
-    found = []
+    """Return the cost of a unit of each group: weights, or multiplications if `macs` is given.
+
+    Args:
+        module: the network.
+        groups: groups of channels.
+        macs: multiply-accumulates of each layer by name, or None.
+    """
+    result = []
     for group in groups:
         cost = 0.0
         for part in group.slices:
             weights = _by_channel(module, part)
             if weights is not None:
+                # Each weight of a layer is used equally often, once per output position.
                 share = len(part.channels) / group.channels * weights.shape[1]
                 uses = 1.0 if macs is None else macs.get(part.name, 0) / weights.numel()
                 cost += share * uses
-        found.append(cost * len(group.units[0]))
-    return found
+        result.append(cost * len(group.units[0]))
+    return result
 
 
 def _by_channel(module: Any, part: Slice) -> Any:
-    """A layer's weights as [channels, ...] of one side; None where they say nothing."""
+    """Return a layer's weights as [channels, ...] of one side; None for layers without a matrix."""
     if part.side == "parameter":
         return None
     layer = module.get_submodule(part.name)
@@ -77,7 +86,11 @@ def _by_channel(module: Any, part: Slice) -> Any:
 
 
 def _matrix(layer: Any, weight: Any, side: str) -> Any:
-    """[channels of that side, the rest], of the weights or their gradients."""
+    """Reshape weights, or their gradients, to [channels of one side, rest].
+
+    For example the weight [8, 2, 3, 3] of a convolution 4 -> 8 in 2 groups becomes [8, 18] for its
+    outputs, and [4, 36] for its inputs: each is read by the 4 outputs of its own group.
+    """
     if isinstance(layer, _BatchNorm) or is_channelwise(layer):
         return weight.reshape(len(weight), -1)
     if isinstance(layer, _ConvTransposeNd):
@@ -91,36 +104,41 @@ def _matrix(layer: Any, weight: Any, side: str) -> Any:
 
 
 def _of_units(group: Group, channels: Any) -> Any:
+    """Sum values per root channel over the channels of each unit."""
     return torch.stack([channels[list(unit)].sum() for unit in group.units])
 
 
 def by_taylor(
     module: Any, groups: Sequence[Group], options: PruneOptions, context: Context
 ) -> tuple[list[Any], str]:
-    """The importance of every unit of every group, and what it was measured by.
+    """Return the importance of the units of each group, and a description of the measure.
 
-    Raises ChainError `prune-labels` for a label that is none of the classes.
+    Raises ChainError `prune-labels` for a label outside the classes.
     """
     if context.training is None:
         raise ValueError("importance by Taylor needs the training samples")
-    # What a network keeps of a call with gradients cannot be copied afterwards.
+    # A network may store tensors of a call, and those with gradients cannot be copied later.
     module = copy.deepcopy(module).requires_grad_(False)
     readers = [
         [part for part in group.slices if part.side == "inputs" and _reads(module, part)]
         for group in groups
     ]
     sums = [torch.zeros(len(group.units), dtype=torch.float64) for group in groups]
-    layers = {part.name: module.get_submodule(part.name) for parts in readers for part in parts}
+    # A layer may read the channels of several groups; its gradient is computed once per batch.
+    layers: dict[str, Any] = {}
+    for parts in readers:
+        layers.update((part.name, module.get_submodule(part.name)) for part in parts)
     for layer in layers.values():
         layer.weight.requires_grad_()
     names, weights = list(layers), [layer.weight for layer in layers.values()]
     generator = torch.Generator().manual_seed(options.seed)
-    seen, by_labels = 0, None
+    count, by_labels = 0, None
     for batch in context.training.batches(options.batch_size):
         with torch.enable_grad():
             answer = module(*arguments(context, batch.inputs))
             outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
             loss = _loss_of_labels(outputs, batch.labels, context)
+            # The first batch decides: losses and projections are not on the same scale.
             if by_labels is None:
                 by_labels = loss is not None
             if not by_labels:
@@ -131,14 +149,15 @@ def by_taylor(
                                  strict=True))  # fmt: skip
         for index, (group, parts) in enumerate(zip(groups, readers, strict=True)):
             sums[index] += _of_units_squared(group, parts, layers, gradients)
-        seen += batch.count
-        context.progress.tell(f"{seen:,} training samples")
-        if seen >= options.samples:
+        count += batch.count
+        context.progress.tell(f"{count:,} training samples")
+        if count >= options.samples:
             break
-    return [found / max(seen, 1) for found in sums], LABELS if by_labels else ANSWERS
+    return [total / max(count, 1) for total in sums], LABELS if by_labels else ANSWERS
 
 
 def _reads(module: Any, part: Slice) -> bool:
+    """Return True if the layer mixes its input channels."""
     layer = module.get_submodule(part.name)
     return isinstance(layer, (nn.Linear, _ConvNd)) and not is_channelwise(layer)
 
@@ -146,18 +165,19 @@ def _reads(module: Any, part: Slice) -> bool:
 def _of_units_squared(
     group: Group, parts: Sequence[Slice], layers: Mapping[str, Any], gradients: Mapping[str, Any]
 ) -> Any:
-    each = torch.zeros(group.channels, dtype=torch.float64)
+    """Return the squared first-order change of the loss per unit, for one batch."""
+    totals = torch.zeros(group.channels, dtype=torch.float64)
     for part in parts:
         layer, gradient = layers[part.name], gradients[part.name]
         if gradient is not None:
             product = _matrix(layer, layer.weight.detach() * gradient, "inputs")
             change = product.double().sum(1)[list(part.channels)]
-            each.index_add_(0, torch.tensor(part.roots), change)
-    return _of_units(group, each).square()
+            totals.index_add_(0, torch.tensor(part.roots), change)
+    return _of_units(group, totals).square()
 
 
 def _loss_of_labels(outputs: Sequence[Any], labels: Any, context: Context) -> Any:
-    """The cross entropy of the first output of scores; None where labels are of something else."""
+    """Return the cross entropy of the first output of scores; None if the labels do not fit it."""
     if labels is None or labels.dtype.kind not in "iu":
         return None
     index = next((i for i, t in enumerate(context.outputs) if t.kind == "scores"), None)
@@ -168,25 +188,26 @@ def _loss_of_labels(outputs: Sequence[Any], labels: Any, context: Context) -> An
         return None
     scores = scores.flatten(0, -2)
     classes = torch.from_numpy(labels.astype("int64")).flatten()
-    known = classes >= 0
-    if not bool(known.any()):
+    labelled = classes >= 0
+    if not bool(labelled.any()):
         return None
     if int(classes.max()) >= scores.shape[-1]:
         raise ChainError(
             "prune-labels",
-            f"a label is none of the {scores.shape[-1]} classes of {context.outputs[index].name}",
-            why=f"there is a label {int(classes.max())}; classes count from 0",
-            hint="-1 marks a sample without a label; importance=l2 needs none",
+            f"a label is outside the {scores.shape[-1]} classes of {context.outputs[index].name}",
+            why=f"the largest label is {int(classes.max())}; classes count from 0",
+            hint="-1 marks a sample without a label; importance=l2 needs no labels",
         )
-    return F.cross_entropy(scores[known], classes[known], reduction="sum")
+    return F.cross_entropy(scores[labelled], classes[labelled], reduction="sum")
 
 
 def _along(outputs: Sequence[Any], generator: Any) -> Any:
-    """The answers along random directions, each output relative to its spread."""
+    """Project the outputs on random directions, each output relative to its standard deviation."""
     total: Any = 0.0
     for output in outputs:
         if output.requires_grad:
             direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)
+            # Masked scores are infinite, and would turn the sum and its gradient into NaN.
             finite = torch.where(output.detach().isfinite(), output, 0.0)
             spread = finite.detach().std(correction=0).clamp(min=1e-12)
             total = total + (finite * direction).sum() / spread

@@ -1,4 +1,4 @@
-"""What `prune` can be asked for."""
+"""Options of `prune`."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ DEFAULT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class PruneOptions(PassOptions):
-    """The options of `prune`; structured = 0.5 where none of the first three is said.
+    """Options of `prune`; structured = 0.5 if none of the first three is set.
 
     Attributes:
-        structured: the share of the network's parameters or multiply-accumulates that goes, with
-            whole channels, filters and attention heads.
-        unstructured: the share of the weights of layers that becomes zero, the smallest.
-        pattern: "2:4": of every four weights along the input the two smallest become zero.
-        of: what `structured` is a share of, "parameters" or "macs".
-        importance: how channels are compared: "l1" or "l2" of their weights, relative to their
-            layer's; "taylor", by what the network's answers change without them on training
-            samples: by the loss where these have labels of classes.
-        per_layer: every layer loses the same share; else the least important of the whole network
-            go.
-        round_to: channels stay a multiple of this, as kernels like them to be. Heads are counted.
-        include: patterns of names of layers; others keep their output channels and weights.
-        exclude: patterns of names of layers that keep theirs.
-        samples: how many training samples "taylor" looks at, the first.
-        batch_size: of these at once.
-        seed: of the directions that "taylor" looks along without labels.
+        structured: share of the network's parameters or multiply-accumulates to remove, as whole
+            channels, filters and attention heads.
+        unstructured: share of the layers' weights to zero, smallest magnitudes first.
+        pattern: "2:4" zeroes the two smallest of every four weights along the input.
+        of: the quantity that `structured` is a share of, "parameters" or "macs".
+        importance: score of a channel: "l1" or "l2", the norm of its weights relative to its layer;
+            "taylor", the change of the network's outputs on training samples without it, or of the
+            loss if these have class labels.
+        per_layer: remove the same share of every layer; by default the least important channels of
+            the whole network are removed.
+        round_to: keep channels a multiple of this, for the kernels. Does not apply to heads.
+        include: layer name patterns; other layers keep their output channels and weights.
+        exclude: layer name patterns of layers that keep theirs.
+        samples: number of training samples for "taylor", from the first on.
+        batch_size: number of these per batch.
+        seed: of the random directions of "taylor" without labels.
     """
 
     structured: float = 0.0
@@ -72,25 +72,25 @@ class PruneOptions(PassOptions):
                 self.NAME,
                 "unstructured",
                 self.unstructured,
-                f"the pattern {self.pattern} says already which weights become zero",
-                "leave one of them out",
+                f"the pattern {self.pattern} already determines the weights to zero",
+                "remove one of them",
             )
         if not (self.structured or self.zeros):
             object.__setattr__(self, "structured", DEFAULT_SHARE)
 
     @property
     def zeros(self) -> bool:
-        """Whether single weights become zero."""
+        """Return True if single weights are zeroed."""
         return bool(self.unstructured or self.pattern)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Samples to measure what the network's answers lose."""
+        """Return "training" if the importance is measured on training samples."""
         return ("training",) if self.structured and self.importance == "taylor" else ()
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
-        """Taking channels out moves what a pattern of four counts."""
+        """Reject structured pruning after a pattern, whose groups of four it would shift."""
         before = [options for _, options in earlier if isinstance(options, PruneOptions)]
         if self.structured and any(options.pattern for options in before):
-            return "without some channels, the weights no longer stand in the pattern's fours"
+            return "removing channels would shift the weights out of the pattern's groups of four"
         return ""

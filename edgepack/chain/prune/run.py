@@ -1,4 +1,4 @@
-"""The pass: channels first, then single weights. Only importable where torch is."""
+"""Run the pass: channels first, then single weights. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from edgepack.chain.module import Context, ModuleResult
 from edgepack.chain.network import grouped
 from edgepack.chain.prune.options import PruneOptions
-from edgepack.chain.prune.structured import Structured, prune_channels
-from edgepack.chain.prune.zeros import Zeros, prune_weights
+from edgepack.chain.prune.structured import PrunedChannels, prune_channels
+from edgepack.chain.prune.zeros import PrunedWeights, prune_weights
 
 
 def run(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
@@ -20,50 +20,55 @@ def run(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
     if options.structured:
         channels = prune_channels(module, options, context)
         recipe = channels.cut.to_json()
-        details["structured"] = {**channels.figures, "left": dict(channels.left)}
-        notes += _of_channels(channels, options)
+        details["structured"] = {**channels.figures, "left": dict(channels.skipped)}
+        notes += _format_channels(channels, options)
     if options.zeros:
         zeros = prune_weights(module, options)
         details["zeros"] = _figures(zeros)
-        notes += _of_zeros(zeros, options, details["zeros"])
+        notes += _format_weights(zeros, options, details["zeros"])
     return ModuleResult(module, True, tuple(notes), details, recipe)
 
 
-def _of_channels(found: Structured, options: PruneOptions) -> list[str]:
-    parameters, macs = found.figures["parameters"], found.figures["macs"]
-    layers, heads = found.figures["layers"], found.figures["heads"]
-    gone = sum(before - after for before, after in layers.values())
-    where = "of every layer the same share," if options.per_layer else "of the whole network"
+def _format_channels(result: PrunedChannels, options: PruneOptions) -> list[str]:
+    """Return the notes about channels and heads."""
+    parameters, macs = result.figures["parameters"], result.figures["macs"]
+    layers, heads = result.figures["layers"], result.figures["heads"]
+    removed = sum(before - after for before, after in layers.values())
+    scope = "the same share of each layer" if options.per_layer else "across the network"
     notes = [
-        f"{gone:,} channels of {len(layers)} layers went, {where} those that matter least by "
-        f"{found.figures['by']}: {parameters[0]:,} parameters became {parameters[1]:,}, "
-        f"{macs[0]:,} multiply-accumulates {macs[1]:,}"
+        f"removed the {removed:,} least important channels of {len(layers)} layers ({scope}), by "
+        f"{result.figures['by']}: parameters {parameters[0]:,} -> {parameters[1]:,}, "
+        f"multiply-accumulates {macs[0]:,} -> {macs[1]:,}"
     ]
     if heads:
         lost = sum(before - after for before, after in heads.values())
         total = sum(before for before, _ in heads.values())
-        notes.append(f"{lost} of {total} attention heads went, in {len(heads)} layers")
-    return notes + [f"channels stay: {sentence}" for sentence in grouped(found.left)]
+        notes.append(f"removed {lost} of {total} attention heads in {len(heads)} layers")
+    return notes + [f"channels not pruned: {sentence}" for sentence in grouped(result.skipped)]
 
 
-def _figures(found: Zeros) -> dict[str, Any]:
-    weights = sum(total for total, _ in found.layers.values())
-    zeros = sum(count for _, count in found.layers.values())
+def _figures(result: PrunedWeights) -> dict[str, Any]:
+    """Return the figures on zeroed weights for the ledger."""
+    weights = sum(total for total, _ in result.layers.values())
+    zeros = sum(count for _, count in result.layers.values())
     return {
         "weights": weights,
         "zeros": zeros,
-        "layers": {name: list(counts) for name, counts in found.layers.items()},
-        "left": found.left,
+        "layers": {name: list(counts) for name, counts in result.layers.items()},
+        "left": result.skipped,
     }
 
 
-def _of_zeros(found: Zeros, options: PruneOptions, figures: Mapping[str, Any]) -> list[str]:
-    share = f"{figures['zeros']:,} of {figures['weights']:,} weights of {len(found.layers)} layers"
+def _format_weights(
+    result: PrunedWeights, options: PruneOptions, figures: Mapping[str, Any]
+) -> list[str]:
+    """Return the notes about single weights."""
+    share = f"{figures['zeros']:,} of {figures['weights']:,} weights of {len(result.layers)} layers"
     if options.pattern:
         notes = [
-            f"{share} are zero, two of every four: faster only where the device's engine has "
-            "kernels for that; the file is no smaller"
+            f"{share} are zero, two of every four: faster only if the device's engine has kernels "
+            "for that pattern; the file is no smaller"
         ]
     else:
-        notes = [f"{share} are zero: the file is no smaller for it, and no kernel faster"]
-    return notes + [f"weights stay: {sentence}" for sentence in grouped(found.left)]
+        notes = [f"{share} are zero: the file is no smaller, and no kernel is faster"]
+    return notes + [f"weights not pruned: {sentence}" for sentence in grouped(result.skipped)]

@@ -1,4 +1,4 @@
-"""Which channels go, until the budget is met. Only importable where torch is."""
+"""Selection of the channels to remove within a budget. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -12,67 +12,78 @@ import numpy as np
 from edgepack.chain.prune.cut import Cut, cut
 from edgepack.chain.prune.graph import Group
 
-# The share of a group that stays whatever its importance: a layer of few channels is a bottleneck.
+# Share of a group that always remains: a layer with very few channels becomes a bottleneck.
 LEAST = 0.1
 
 
 class Ranking:
-    """The units of all groups, the least important first.
+    """Units of all groups, ordered from the least important.
+
+    A cut is addressed by a step, the number of units to remove from the whole network. With two
+    groups of importance [3, 1] and [2], step 1 removes unit 1 of the first group, step 2 also
+    unit 0 of the second.
 
     Args:
-        groups: what can go.
-        importance: of each group's units.
-        per_layer: whether every group loses the same share.
-        round_to: channels stay a multiple of it; heads do not count.
+        groups: groups of channels that can be removed.
+        importance: tensors [units] of each group.
+        per_layer: remove the same share of every group.
+        round_to: keep channels a multiple of this; does not apply to heads.
     """
 
     def __init__(
         self, groups: Sequence[Group], importance: Sequence[Any], per_layer: bool, round_to: int
     ) -> None:
         self.groups, self.per_layer, self.round_to = groups, per_layer, round_to
-        self.order = [np.argsort(found.numpy(), kind="stable") for found in importance]
-        pairs = [(float(x), i) for i, found in enumerate(importance) for x in found]
-        # Of equals those of the earlier group; nothing is left to chance.
+        self.order = [np.argsort(scores.numpy(), kind="stable") for scores in importance]
+        pairs: list[tuple[float, int]] = []
+        for index, scores in enumerate(importance):
+            pairs += [(float(score), index) for score in scores]
+        # Ties are broken by the index of the group, so that the order is deterministic.
         self.owners = np.array([owner for _, owner in sorted(pairs)])
 
     @property
     def steps(self) -> int:
-        """How far it can go."""
+        """Return the largest step, the number of all units."""
         return len(self.owners)
 
     def gone(self, step: int) -> list[list[int]]:
-        """The units of every group that are gone after so many of all."""
+        """Return the units of each group that a step removes."""
         if self.per_layer:
             share = step / self.steps
-            wanted = [math.floor(share * len(group.units)) for group in self.groups]
+            counts = [math.floor(share * len(group.units)) for group in self.groups]
         else:
-            wanted = np.bincount(self.owners[:step], minlength=len(self.groups)).tolist()
+            counts = np.bincount(self.owners[:step], minlength=len(self.groups)).tolist()
         return [
             sorted(order[: self._rounded(group, count)].tolist())
-            for group, order, count in zip(self.groups, self.order, wanted, strict=True)
+            for group, order, count in zip(self.groups, self.order, counts, strict=True)
         ]
 
     def cut(self, step: int) -> Cut:
-        """What is taken out then."""
-        found = Cut()
-        for group, gone in zip(self.groups, self.gone(step), strict=True):
-            if gone:
-                found.add(group.cut(gone))
-        return found
+        """Return the cut of a step."""
+        result = Cut()
+        for group, units in zip(self.groups, self.gone(step), strict=True):
+            if units:
+                result.add(group.cut(units))
+        return result
 
     def _rounded(self, group: Group, count: int) -> int:
-        """How many units of a group can go where so many should."""
+        """Round the number of units to remove from a group down to a permitted one.
+
+        With 64 channels, one per unit, and round_to = 8, removing 13 would leave 51; 56 is the next
+        multiple, so 8 are removed.
+        """
         units = len(group.units)
-        multiple = 1 if group.heads else self.round_to // math.gcd(
-            self.round_to, group.channels // units
-        )  # fmt: skip
-        kept = max(units - count, math.ceil(LEAST * units), 1)
-        kept = math.ceil(kept / multiple) * multiple
-        return max(units - kept, 0)
+        multiple = 1
+        if not group.heads:
+            # A unit of 2 channels needs only multiples of 4 units for a multiple of 8 channels.
+            multiple = self.round_to // math.gcd(self.round_to, group.channels // units)
+        remaining = max(units - count, math.ceil(LEAST * units), 1)
+        remaining = math.ceil(remaining / multiple) * multiple
+        return max(units - remaining, 0)
 
 
 def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
-    """The least that meets a budget, by bisection; None where even everything does not."""
+    """Return the smallest step that meets a budget, by bisection; None if no step does."""
     low, high = 0, ranking.steps
     if not fits(high):
         return None
@@ -82,8 +93,8 @@ def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     return high
 
 
-def without(module: Any, what: Cut) -> Any:
-    """A copy of a network without some channels."""
-    made = copy.deepcopy(module)
-    cut(made, what)
-    return made
+def without(module: Any, slices: Cut) -> Any:
+    """Return a copy of a network without some channels."""
+    network = copy.deepcopy(module)
+    cut(network, slices)
+    return network

@@ -1,4 +1,4 @@
-"""Channels, filters and heads that go. Only importable where torch is."""
+"""Structured pruning of channels, filters and heads. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from edgepack.chain.module import Context
 from edgepack.chain.network import arguments, count_macs, select
 from edgepack.chain.prune.cut import Cut, cut
-from edgepack.chain.prune.graph import Found, find_groups
+from edgepack.chain.prune.graph import Group, Grouping, find_groups
 from edgepack.chain.prune.importance import by_taylor, by_weights, costs
 from edgepack.chain.prune.options import PruneOptions
 from edgepack.chain.prune.search import Ranking, smallest_step, without
@@ -21,131 +21,144 @@ from edgepack.errors import ChainError
 
 
 @dataclass(frozen=True)
-class Structured:
-    """What went.
+class PrunedChannels:
+    """Result of structured pruning.
 
     Attributes:
-        cut: all of it.
+        cut: the slices that were removed.
         figures: for the ledger.
-        left: by layer, why its channels stay.
+        skipped: for each layer that was not pruned, the reason.
     """
 
     cut: Cut
     figures: Mapping[str, Any]
-    left: Mapping[str, str]
+    skipped: Mapping[str, str]
 
 
-def prune_channels(module: Any, options: PruneOptions, context: Context) -> Structured:
-    """Take the least important channels out of the module until the budget is met.
+def prune_channels(module: Any, options: PruneOptions, context: Context) -> PrunedChannels:
+    """Remove the least important channels of the module until the budget is met, in place.
 
     Raises what `prune` raises.
     """
     example = arguments(context, context.example)
-    found = find_groups(module, example)
-    _choose(found, module, options)
+    grouping = find_groups(module, example)
+    _select_groups(grouping, module, options)
     trial = Trial(module, example)
-    _try_out(found, trial, options, context)
-    if not found.groups:
+    _test_groups(grouping, trial, options, context)
+    if not grouping.groups:
+        reasons = [f"{name}: {why}" for name, why in list(grouping.skipped.items())[:6]]
         raise ChainError(
             "prune-nothing",
-            "the network has no channels that could go",
-            why="; ".join(f"{name}: {why}" for name, why in list(found.left.items())[:6])
-            or "it has no Linear and no convolution",
-            hint="prune:unstructured=0.5 or pattern=2:4, or leave prune out of the chain",
+            "no channel of the network can be removed",
+            why="; ".join(reasons) or "it has no Linear and no convolution",
+            hint="prune:unstructured=0.5 or pattern=2:4, or remove prune from the chain",
         )
-    if options.importance == "taylor":
-        importance, measured = by_taylor(module, found.groups, options, context)
-        macs = count_macs(module, example) if options.of == "macs" else None
-        paid = costs(module, found.groups, macs)
-        importance = [lost / max(cost, 1.0) for lost, cost in zip(importance, paid, strict=True)]
-    else:
-        importance = by_weights(module, found.groups, 1 if options.importance == "l1" else 2)
-        measured = f"the {options.importance} norm of their weights"
-    ranking = Ranking(found.groups, importance, options.per_layer, options.round_to)
-    what = _search(module, ranking, options, example, found)
-    reason = trial.reason(what)
+    importance, measure = _measure_importance(module, grouping, options, context)
+    ranking = Ranking(grouping.groups, importance, options.per_layer, options.round_to)
+    slices = _search(module, ranking, options, example, grouping)
+    # Every group passed on its own; the cut of all of them together has to pass as well.
+    reason = trial.reason(slices)
     if reason:
         raise ChainError(
             "prune-graph",
-            "the channels that should go cannot go together",
+            "the selected channels cannot be removed together",
             why=reason,
-            hint="leave some layers out, with exclude=, or use prune:unstructured=0.5",
+            hint="exclude some layers with exclude=, or use prune:unstructured=0.5",
         )
-    before = _figures(module, example)
-    kept = _layers(module)
-    cut(module, what)
-    after, now = _figures(module, example), _layers(module)
-    figures = {
-        name: [before[name], after[name]] for name in before
-    } | {
-        "by": measured,
-        "layers": {name: [kept[name], now[name]] for name in kept if kept[name] != now[name]},
-        "heads": {
-            group.root.rpartition(".")[0]: [len(group.units), len(group.units) - _gone(what, group)]
-            for group in found.groups
-            if group.heads and _gone(what, group)
-        },
-    }  # fmt: skip
-    return Structured(what, figures, found.left)
+    before, widths = _figures(module, example), _layers(module)
+    cut(module, slices)
+    after, widths_after = _figures(module, example), _layers(module)
+    figures: dict[str, Any] = {name: [before[name], after[name]] for name in before}
+    figures["by"] = measure
+    figures["layers"] = {
+        name: [width, widths_after[name]]
+        for name, width in widths.items()
+        if width != widths_after[name]
+    }
+    figures["heads"] = {
+        group.root.rpartition(".")[0]: [len(group.units), len(group.units) - removed]
+        for group in grouping.groups
+        if group.heads and (removed := _count_removed(slices, group))
+    }
+    return PrunedChannels(slices, figures, grouping.skipped)
 
 
-def _gone(what: Cut, group: Any) -> int:
-    """Units of a group that a cut takes."""
-    return len(what.outputs.get(group.root, ())) // len(group.units[0])
+def _measure_importance(
+    module: Any, grouping: Grouping, options: PruneOptions, context: Context
+) -> tuple[list[Any], str]:
+    """Return the importance of the units of each group, and a description of the measure."""
+    if options.importance != "taylor":
+        power = 1 if options.importance == "l1" else 2
+        norms = by_weights(module, grouping.groups, power)
+        return norms, f"the {options.importance} norm of their weights"
+    importance, measure = by_taylor(module, grouping.groups, options, context)
+    macs = None
+    if options.of == "macs":
+        macs = count_macs(module, arguments(context, context.example))
+    # Per unit of the budget: a channel that costs little is worth keeping for a small effect.
+    paid = costs(module, grouping.groups, macs)
+    return [loss / max(cost, 1.0) for loss, cost in zip(importance, paid, strict=True)], measure
 
 
-def _choose(found: Found, module: Any, options: PruneOptions) -> None:
-    """Leave the groups that the options leave."""
+def _count_removed(slices: Cut, group: Group) -> int:
+    """Count the units of a group that a cut removes."""
+    return len(slices.outputs.get(group.root, ())) // len(group.units[0])
+
+
+def _select_groups(grouping: Grouping, module: Any, options: PruneOptions) -> None:
+    """Drop the groups that include and exclude rule out."""
     names = [n for n, part in module.named_modules() if isinstance(part, (nn.Linear, _ConvNd))]
-    chosen = select(options.NAME, names, options.include, options.exclude)
-    for group in list(found.groups):
+    selection = select(options.NAME, names, options.include, options.exclude)
+    for group in list(grouping.groups):
         layers = [name for name in group.producers if name in names]
-        if not chosen.issuperset(layers):
-            found.groups.remove(group)
-            found.leave(layers, "the options leave it, or what goes with it")
+        if not selection.issuperset(layers):
+            grouping.groups.remove(group)
+            grouping.skip(layers, "it, or a layer of its group, is excluded by the options")
 
 
-def _try_out(found: Found, trial: Trial, options: PruneOptions, context: Context) -> None:
-    """Leave the groups that cannot go, or not by a whole multiple."""
-    context.progress.expect(len(found.groups))
-    for group in list(found.groups):
+def _test_groups(grouping: Grouping, trial: Trial, options: PruneOptions, context: Context) -> None:
+    """Drop the groups that fail the trial, or have no smaller multiple of round_to channels."""
+    context.progress.expect(len(grouping.groups))
+    for group in list(grouping.groups):
         context.progress.tell(group.root)
-        # Every other one: what mixes channels up shows.
+        # Remove every second unit: a cut of a contiguous half could hide a permutation.
         reason = trial.reason(group.cut(range(0, len(group.units), 2)))
         if not reason and not group.heads and group.channels <= options.round_to:
-            reason = f"of its {group.channels} channels no smaller multiple of {options.round_to}"
+            reason = f"its {group.channels} channels have no smaller multiple of {options.round_to}"
         if reason:
-            found.groups.remove(group)
-            found.leave(group.producers, reason)
+            grouping.groups.remove(group)
+            grouping.skip(group.producers, reason)
         context.progress.advance()
 
 
 def _search(
-    module: Any, ranking: Ranking, options: PruneOptions, example: Sequence[Any], found: Found
+    module: Any, ranking: Ranking, options: PruneOptions, example: Sequence[Any], grouping: Grouping
 ) -> Cut:
-    """The least that meets the budget, measured on the network without it."""
+    """Return the smallest cut that meets the budget, measured on the network without it."""
 
-    def measured(step: int) -> int:
+    def measure(step: int) -> int:
         return _figures(without(module, ranking.cut(step)), example)[options.of]
 
-    whole = _figures(module, example)[options.of]
-    budget = (1 - options.structured) * whole
-    step = smallest_step(ranking, lambda step: measured(step) <= budget)
+    total = _figures(module, example)[options.of]
+    budget = (1 - options.structured) * total
+    step = smallest_step(ranking, lambda step: measure(step) <= budget)
     if step is None:
-        least = measured(ranking.steps)
-        bound = "; ".join(f"{name}: {why}" for name, why in list(found.left.items())[:4])
+        least = measure(ranking.steps)
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(grouping.skipped.items())[:4])
+        alternative = "macs" if options.of == "parameters" else "parameters"
         raise ChainError(
             "prune-budget",
-            f"{options.structured:g} of the network's {options.of} cannot go",
-            why=f"without all channels that can go, {least:,} of {whole:,} stay"
-            + (f"; bound are {bound}" if bound else ""),
-            hint=f"structured={int(100 * (1 - least / whole)) / 100:g} at most, a smaller round_to,"
-            " or of=" + ("macs" if options.of == "parameters" else "parameters"),
+            f"{options.structured:g} of the network's {options.of} cannot be removed",
+            why=f"{least:,} of {total:,} remain without every removable channel"
+            + (f"; not removable: {reasons}" if reasons else ""),
+            hint=f"structured={int(100 * (1 - least / total)) / 100:g} at most, a smaller round_to,"
+            f" or of={alternative}",
         )
     return ranking.cut(step)
 
 
 def _figures(module: Any, example: Sequence[Any]) -> dict[str, int]:
+    """Return the parameters and the multiply-accumulates of a network."""
     return {
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "macs": count_macs(module, example)[""],
@@ -153,7 +166,7 @@ def _figures(module: Any, example: Sequence[Any]) -> dict[str, int]:
 
 
 def _layers(module: Any) -> dict[str, int]:
-    """Output channels by name of the layer."""
+    """Return the output channels of each layer by name."""
     return {
         name: getattr(part, "out_channels", None) or part.out_features
         for name, part in module.named_modules()

@@ -1,8 +1,9 @@
-"""Whether channels can really go: tried out, on the network itself. Only importable where torch is.
+"""Test of cuts on the network itself. Importing this module needs torch.
 
-A channel that the layers after it read with weights of zero is not there for them. So a network
-without some channels must answer as the whole one does whose readers of those channels are zero:
-for any weights, which are stirred here, so that none of them hides a mistake by being zero.
+Zero weights on a channel have the same effect as its absence. So a network without some channels
+must give the same outputs as the complete network with zero weights in the layers that read those
+channels. That must hold for any weights; they are perturbed randomly here, so that weights that
+happen to be zero cannot hide a mistake.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgepack.chain.network import alike, ask
-from edgepack.chain.prune.cut import Bound, Cut, cut, is_channelwise, within
+from edgepack.chain.prune.cut import Cut, CutError, cut, is_channelwise, within
 
-# How far the two answers may lie from each other, of the largest value: rounding in another order.
+# Permitted difference of the outputs relative to the largest value: the order of sums differs.
 TOLERANCE = 1e-4
-# How far weights are stirred, of their mean size, and at least.
+# Standard deviation of the perturbation: relative to the mean magnitude, and its minimum.
 STIR, LEAST = 0.1, 1e-3
 
 
 class Trial:
-    """Tries cuts on copies of a network.
+    """Tests cuts on copies of a network.
 
     Args:
         module: the network.
         example: the arguments of one call.
-        seed: of the stirring.
+        seed: of the perturbation.
     """
 
     def __init__(self, module: Any, example: Sequence[Any], seed: int = 0) -> None:
@@ -42,34 +43,38 @@ class Trial:
                     size = STIR * float(parameter.abs().mean()) + LEAST
                     parameter += size * torch.randn(parameter.shape, generator=generator)
 
-    def reason(self, what: Cut) -> str:
-        """Why that cannot be taken out; "" where it can."""
-        whole, less = copy.deepcopy(self.module), copy.deepcopy(self.module)
+    def reason(self, slices: Cut) -> str:
+        """Return the reason for which the slices cannot be removed; "" if they can."""
+        masked, pruned = copy.deepcopy(self.module), copy.deepcopy(self.module)
         try:
-            cut(less, what)
-            _blind(whole, what)
-        except Bound as error:
+            cut(pruned, slices)
+            _blind(masked, slices)
+        except CutError as error:
             return str(error)
-        expected = ask(whole, self.example)
-        if not all(bool(one.isfinite().any()) for one in expected if one.numel()):
-            return "it cannot be tried out: with other weights the answer is no number"
+        expected_outputs = ask(masked, self.example)
+        if not all(
+            bool(expected_output.isfinite().any())
+            for expected_output in expected_outputs
+            if expected_output.numel()
+        ):
+            return "it cannot be tested: with perturbed weights the output is not finite"
         try:
-            answer = ask(less, self.example)
+            outputs = ask(pruned, self.example)
         except Exception as error:  # noqa: BLE001  whatever a forward raises with another shape
-            words = str(error).strip().splitlines()
-            return f"the network does not run with fewer ({words[-1] if words else error!r})"
-        for one, other in zip(expected, answer, strict=True):
-            if one.shape != other.shape:
-                return "the network's answer would have another shape"
-            if not alike(one, other, TOLERANCE):
-                return "other parts of the network read its channels than those that weigh them"
+            lines = str(error).strip().splitlines()
+            return f"the network fails with fewer channels ({lines[-1] if lines else error!r})"
+        for expected_output, output in zip(expected_outputs, outputs, strict=True):
+            if expected_output.shape != output.shape:
+                return "the shape of the network's output would change"
+            if not alike(expected_output, output, TOLERANCE):
+                return "its channels are also read by parts of the network other than its layers"
         return ""
 
 
-def _blind(module: Any, what: Cut) -> None:
-    """Make the weights zero with which layers read those channels."""
+def _blind(module: Any, slices: Cut) -> None:
+    """Zero the weights with which layers read the removed channels."""
     with torch.no_grad():
-        for name, channels in what.inputs.items():
+        for name, channels in slices.inputs.items():
             layer = module.get_submodule(name)
             if not channels or is_channelwise(layer):
                 continue

@@ -1,4 +1,4 @@
-"""Single weights become zero. Only importable where torch is."""
+"""Pruning of single weights. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from edgepack.errors import ChainError
 
 
 @dataclass
-class Zeros:
-    """What became zero.
+class PrunedWeights:
+    """Result of zeroing weights.
 
     Attributes:
-        layers: by name of the layer, number of its weights and of the zeros among them.
-        left: by name of the layer, why it keeps its weights.
+        layers: number of weights, and of zeros among them, by layer name.
+        skipped: for each layer that was not pruned, the reason.
     """
 
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def prune_weights(module: Any, options: PruneOptions) -> Zeros:
-    """Make the smallest weights of Linears and convolutions zero, biases aside.
+def prune_weights(module: Any, options: PruneOptions) -> PrunedWeights:
+    """Zero the smallest weights of Linears and convolutions, in place; biases are unchanged.
 
     Raises ChainError: prune-layers, prune-nothing.
     """
-    found = Zeros()
-    layers = _layers(module, options, found)
+    result = PrunedWeights()
+    layers = _layers(module, options, result)
     if options.pattern:
         masks = {name: _two_of_four(layer) for name, layer in layers.items()}
     elif options.per_layer:
@@ -44,55 +44,58 @@ def prune_weights(module: Any, options: PruneOptions) -> Zeros:
     with torch.no_grad():
         for name, layer in layers.items():
             layer.weight.masked_fill_(masks[name], 0)
-            found.layers[name] = (layer.weight.numel(), int((layer.weight == 0).sum()))
-    return found
+            result.layers[name] = (layer.weight.numel(), int((layer.weight == 0).sum()))
+    return result
 
 
-def _layers(module: Any, options: PruneOptions, found: Zeros) -> dict[str, Any]:
-    """The layers whose weights become zero."""
-    known = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
-    chosen = select(options.NAME, list(known), options.include, options.exclude)
+def _layers(module: Any, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
+    """Return the layers to prune by name, and record why others are skipped."""
+    candidates = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+    selection = select(options.NAME, list(candidates), options.include, options.exclude)
     layers: dict[str, Any] = {}
-    seen: set[int] = set()
-    for name, layer in known.items():
+    weight_ids: set[int] = set()
+    for name, layer in candidates.items():
         reason = ""
-        if name not in chosen:
-            reason = "the options leave it"
+        if name not in selection:
+            reason = "the options exclude it"
         elif "weight" not in layer._parameters:
             reason = "its weights are computed from others"
-        elif id(layer.weight) in seen:
-            reason = "it has the weights of a layer before it"
+        elif id(layer.weight) in weight_ids:
+            reason = "it shares the weights of an earlier layer"
         elif options.pattern:
-            reason = _patternless(layer)
+            reason = _reject_pattern(layer)
         if reason:
-            found.left[name] = reason
+            result.skipped[name] = reason
         else:
             layers[name] = layer
-            seen.add(id(layer.weight))
+            weight_ids.add(id(layer.weight))
     if not layers:
         raise ChainError(
             "prune-nothing",
-            "the network has no weights that could become zero",
-            why="; ".join(f"{name}: {why}" for name, why in list(found.left.items())[:6])
+            "no weight of the network can be zeroed",
+            why="; ".join(f"{name}: {why}" for name, why in list(result.skipped.items())[:6])
             or "it has no Linear and no convolution",
-            hint="leave prune out of the chain",
+            hint="remove prune from the chain",
         )
     return layers
 
 
-def _patternless(layer: Any) -> str:
-    """Why no kernel takes a layer's weights in fours; "" where one does."""
+def _reject_pattern(layer: Any) -> str:
+    """Return the reason for which no kernel supports the pattern in a layer; "" if one does."""
     if isinstance(layer, _ConvTransposeNd):
-        return "a transposed convolution has no pattern"
+        return "no kernel supports the pattern in a transposed convolution"
     inputs = layer.weight.shape[1]
     if inputs % 4:
-        return f"its {inputs} input channels (of a group) are no multiple of 4"
+        return f"its {inputs} input channels (of a group) are not a multiple of 4"
     return ""
 
 
 def _two_of_four(layer: Any) -> Any:
-    """Where the two smallest of every four weights along the input stand; of equals the later."""
-    # [outputs, window..., inputs]: a kernel sums over input channels first.
+    """Return the mask of the two smallest of every four weights along the input.
+
+    |w| = [3, 1, 2, 2] gives [False, True, False, True]: the later one of equal weights is zeroed.
+    """
+    # [outputs, window..., inputs]: kernels sum over input channels first, so fours lie along them.
     weights = layer.weight.detach().abs().movedim(1, -1)
     fours = weights.reshape(-1, 4)
     order = fours.argsort(dim=1, descending=True, stable=True)
@@ -101,7 +104,10 @@ def _two_of_four(layer: Any) -> Any:
 
 
 def _smallest(weights: list[Any], share: float) -> list[Any]:
-    """Where the smallest of all weights stand, exactly that share; of equals the earlier."""
+    """Return masks of the smallest of all weights, exactly that share of them.
+
+    The earlier one of equal weights is zeroed: the sort is stable.
+    """
     sizes = torch.cat([weight.detach().abs().double().flatten() for weight in weights])
     order = sizes.argsort(stable=True)
     mask = torch.zeros(len(sizes), dtype=torch.bool)
