@@ -254,7 +254,7 @@ def test_what_cannot_be_folded_stays_with_its_reason() -> None:
         "unused": "no", "rows": "its",
     }  # fmt: skip
     assert "called more than once" in left["again"]
-    assert "not alone" in left["seen"]
+    assert "not the only reader" in left["seen"]
     assert "several owners" in left["shared"]
     assert "no statistics" in left["loose"]
 
@@ -274,7 +274,7 @@ def test_a_fold_that_changes_the_answers_is_refused() -> None:
     made = seeded(Sly)
     example = (torch.from_numpy(pictures(1)),)
     folds, _ = find_folds(made, example)
-    with pytest.raises(ChainError, match="without its batch norms") as caught:
+    with pytest.raises(ChainError, match="batch norms are folded") as caught:
         fold(made, folds, example)
     assert caught.value.code == "distill-fold"
 
@@ -294,7 +294,7 @@ def test_pairs_stand_where_quantize_puts_them() -> None:
     assert find_sites(made, example, "weights").outputs == ()
     dynamic = find_sites(made, example, "dynamic")
     assert dynamic.layers == ("hidden.0", "head")
-    assert "convolution" in dynamic.left["conv1"]
+    assert "convolution" in dynamic.skipped["conv1"]
 
 
 def test_volumes_train_as_quantize_will_run_them() -> None:
@@ -325,8 +325,8 @@ def test_layers_that_cannot_be_quantized_are_left() -> None:
 
     sites = find_sites(Odd().eval(), (torch.from_numpy(drawn(2)),), "static")
     assert sites.layers == ("plain",)
-    assert set(sites.left) == {"attention.out_proj", "normed", "own"}
-    assert "computed from others" in sites.left["normed"]
+    assert set(sites.skipped) == {"attention.out_proj", "normed", "own"}
+    assert "computed from others" in sites.skipped["normed"]
 
 
 def attached(made: nn.Module, x: np.ndarray, options: QuantizeOptions = NEAREST) -> Attached:
@@ -463,7 +463,9 @@ def test_it_learns_what_rounding_took(tmp_path: Path) -> None:
 def test_every_scheme_can_be_trained_for(tmp_path: Path, scheme: str) -> None:
     options = QuantizeOptions(scheme=scheme, range="full", calibrator="minmax")
     result, _ = run_pass(tmp_path, seeded(Residual), quantize=options)
-    assert scheme in next(note for note in result.notes if note.startswith("It computed"))
+    assert scheme in next(
+        note for note in result.notes if note.startswith("Trained in the arithmetic")
+    )
     assert all(torch.isfinite(t).all() for t in result.model.state_dict().values())
 
 

@@ -177,7 +177,7 @@ def test_whole_networks(name: str, options: dict[str, object], tmp_path: Path) -
             assert layer["lost"] <= 0.1
         assert layer["rank"] % asked.round_to == 0
     assert found.details["macs"][1] < found.details["macs"][0]
-    said = any("left as they are" in note for note in found.notes)
+    said = any("not factorized: " in note for note in found.notes)
     assert said == bool(found.details["left"])
 
 
@@ -285,7 +285,7 @@ def test_what_cannot_be_factorized_is_left_with_the_reason(tmp_path: Path) -> No
     assert set(found.recipe["ranks"]) == {"good", "named"}
     left = found.details["left"]
     for name, words in {
-        "read": "takes more from it than its output",
+        "read": "uses more of it than its output",
         "twice": "several names",
         "tied": "shares its weights",
         "tied2": "shares its weights",
@@ -296,7 +296,7 @@ def test_what_cannot_be_factorized_is_left_with_the_reason(tmp_path: Path) -> No
         "groups": "its groups",
         "turned": "transposed",
         "small": "no rank that is a multiple of 8",
-        "encoder.linear1": "takes more from it",
+        "encoder.linear1": "uses more of it",
         "encoder.self_attn.out_proj": "",
     }.items():
         assert words in left[name], (name, left.get(name))
@@ -309,7 +309,7 @@ def test_include_and_exclude(tmp_path: Path) -> None:
     options = FactorizeOptions(include=("one", "t*"), exclude=("two",), parameters=0.4)
     found = factorize(copy.deepcopy(network), options, data)
     assert set(found.recipe["ranks"]) == {"one", "three"}
-    assert found.details["left"]["two"] == "the options leave it"
+    assert found.details["left"]["two"] == "the options exclude it"
     assert FactorizeOptions(include="a, b").include == ("a", "b")  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""A network that computes in 8 bits while it trains. Only importable where torch is."""
+"""Attachment of fake quantization to a network. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from edgepack.chain.quantize.unranged.blocks import BESIDE
 
 # Steps on either side of a weight's zero at reduced range.
 REDUCED = 63.5
-# Names of the parts that a layer has meanwhile.
+# Names of the submodules that a layer has while fake quantization is attached.
 INPUT, OUTPUT = "aware_input", "aware_output"
-# A layer, and whether what it gives is meant rather than what it reads.
+# Name of a layer, and True for its output or False for its input.
 Point = tuple[str, bool]
 
 
 class Attached:
-    """Fake quantization in a network, until it is closed.
+    """Fake quantization in a network, until `close` is called.
 
-    Ranges are buffers of parts that the network has meanwhile: a checkpoint keeps them.
+    Ranges are buffers of submodules added to the network, so checkpoints include them.
 
     Args:
         network: float, in eval mode, on the CPU.
-        sites: what is quantized.
+        sites: the layers to quantize.
         options: of the `quantize` that follows.
-        batches: gives the arguments of some calls, the same ones each time.
+        batches: returns the arguments of some calls, the same ones each time.
     """
 
     def __init__(
@@ -50,57 +50,69 @@ class Attached:
         points = [(name, False) for name in sites.layers] + [(name, True) for name in sites.outputs]
         parts: dict[Point, Any] = {}
         if options.mode == "static":
-            seen = self._observed(network, points, batches)
-            parts = {point: _static(*found, options) for point, found in seen.items()}
+            records = self._observe(network, points, batches)
+            parts = {point: _static(*record, options) for point, record in records.items()}
         elif options.mode == "dynamic":
             parts = {(name, False): Dynamic() for name in sites.layers}
         self._parts: list[tuple[Any, str]] = []
         self._hooks: list[Any] = []
         for (name, output), part in parts.items():
-            self._layers[name].add_module(OUTPUT if output else INPUT, part)
-            self._parts.append((self._layers[name], OUTPUT if output else INPUT))
+            attribute = OUTPUT if output else INPUT
+            self._layers[name].add_module(attribute, part)
+            self._parts.append((self._layers[name], attribute))
         for layer in self._layers.values():
-            hooked = layer.register_forward_pre_hook(_before(_weights(layer, options)))
-            self._hooks += [hooked, layer.register_forward_hook(_after, always_call=True)]
+            hook = layer.register_forward_pre_hook(_make_pre_hook(_weights(layer, options)))
+            # always_call: the quantized weight has to be removed even after an error.
+            self._hooks += [hook, layer.register_forward_hook(_after, always_call=True)]
 
     def close(self) -> None:
-        """The network as it was, with the weights that it has learnt."""
+        """Remove the fake quantization; the network keeps the weights that it has learnt."""
         for hook in self._hooks:
             hook.remove()
         for layer, part in self._parts:
             delattr(layer, part)
 
-    def _observed(
+    def _observe(
         self, network: Any, points: list[Point], batches: Callable[[], Iterable[Any]]
     ) -> dict[Point, tuple[Histogram, tuple[float, float]]]:
-        """By point, a histogram and the mean extremes of a batch: two runs of the samples."""
+        """Return a histogram and the mean extremes of the batches for each point.
+
+        Runs the samples twice: the bins of a histogram need the extremes of all of them.
+        """
         extremes: dict[Point, list[Any]] = {point: [] for point in points}
 
-        def extreme(point: Point, values: Any) -> None:
+        def record_extremes(point: Point, values: Any) -> None:
             extremes[point].append(torch.stack(torch.aminmax(values)).numpy())
 
         def count(point: Point, values: Any) -> None:
             histograms[point].add(values.numpy())
 
-        self._run(network, points, batches, extreme)
-        seen = {point: np.stack(found).astype(float) for point, found in extremes.items()}
+        self._run(network, points, batches, record_extremes)
+        # [batches, 2]: the smallest and the largest value of each batch.
+        tables = {point: np.stack(rows).astype(float) for point, rows in extremes.items()}
         histograms = {
-            p: Histogram(found[:, 0].min(), found[:, 1].max()) for p, found in seen.items()
+            point: Histogram(table[:, 0].min(), table[:, 1].max())
+            for point, table in tables.items()
         }
         self._run(network, points, batches, count)
-        return {p: (histograms[p], tuple(found.mean(axis=0).tolist())) for p, found in seen.items()}
+        return {
+            point: (histograms[point], tuple(table.mean(axis=0).tolist()))
+            for point, table in tables.items()
+        }
 
     def _run(
         self,
         network: Any,
         points: list[Point],
         batches: Callable[[], Iterable[Any]],
-        look: Callable[[Point, Any], None],
+        record: Callable[[Point, Any], None],
     ) -> None:
-        def looking(point: Point) -> Callable[[Any, Any, Any], None]:
-            return lambda _layer, given, made: look(point, made if point[1] else given[0])
+        """Run the batches, and pass the values at each point to `record`."""
 
-        hooks = [self._layers[p[0]].register_forward_hook(looking(p)) for p in points]
+        def make_hook(point: Point) -> Callable[[Any, Any, Any], None]:
+            return lambda _layer, inputs, result: record(point, result if point[1] else inputs[0])
+
+        hooks = [self._layers[p[0]].register_forward_hook(make_hook(p)) for p in points]
         try:
             with torch.no_grad():
                 for feed in batches():
@@ -110,20 +122,20 @@ class Attached:
                 hook.remove()
 
 
-def _static(counts: Histogram, seen: tuple[float, float], options: QuantizeOptions) -> Static:
-    """The quantization that the calibrator of `quantize` chooses, to begin with."""
+def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeOptions) -> Static:
+    """Return fake quantization that starts from the range of the calibrator of `quantize`."""
     if options.calibrator == "minmax":
-        found = of_range(Range(counts.low, counts.high, 0), options.scheme)
+        limits = of_range(Range(counts.low, counts.high, 0), options.scheme)
     else:
-        found = of_histogram(counts, options)
-    low = -found.high if options.scheme in SYMMETRIC else found.low
-    return Static(low, found.high, seen, options.scheme)
+        limits = of_histogram(counts, options)
+    low = -limits.high if options.scheme in SYMMETRIC else limits.low
+    return Static(low, limits.high, extremes, options.scheme)
 
 
 def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
-    """How the weights of a layer are quantized."""
+    """Return the fake quantization of a layer's weights."""
     if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
-        # As `quantize.unranged.blocks.in_blocks` says it.
+        # Same condition as `quantize.unranged.blocks.in_blocks`: blocks have to save memory.
         width = layer.in_features
         if -(-width // options.block) * (options.block / 2 + BESIDE) < width:
             return partial(fake_blocks, block=options.block)
@@ -133,20 +145,21 @@ def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
     return partial(fake_weights, steps=steps, lowest=lowest)
 
 
-def _before(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Quantize what a layer reads, and its weights for this one call."""
+def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a pre-hook that quantizes a layer's input, and its weights for this call."""
 
-    def quantize(layer: Any, given: Any) -> Any:
-        # An attribute of its own stands before the parameter of that name, which stays what is
-        # trained, stored and counted.
+    def quantize(layer: Any, inputs: Any) -> Any:
+        # An instance attribute takes precedence over the parameter of the same name; the parameter
+        # remains the one that is trained, stored and counted.
         layer.__dict__["weight"] = weights(layer._parameters["weight"])
         read = layer._modules.get(INPUT)
-        return given if read is None else (read(given[0]), *given[1:])
+        return inputs if read is None else (read(inputs[0]), *inputs[1:])
 
     return quantize
 
 
-def _after(layer: Any, _given: Any, made: Any) -> Any:
+def _after(layer: Any, _inputs: Any, result: Any) -> Any:
+    """Remove the quantized weight, and quantize the output."""
     layer.__dict__.pop("weight", None)
     rounded = layer._modules.get(OUTPUT)
-    return made if rounded is None else rounded(made)
+    return result if rounded is None else rounded(result)

@@ -1,4 +1,4 @@
-"""Quantize and dequantize, with a gradient. Only importable where torch is."""
+"""Quantize and dequantize, with a gradient. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from edgepack.chain.quantize.unranged.blocks import HIGHEST, SHRINKS
 
 
 class _Fake(torch.autograd.Function):  # type: ignore[misc]
-    """QuantizeLinear and DequantizeLinear of ONNX; the gradient goes straight through inside the
-    range and stops where a value was clipped (Bengio et al., "Estimating or propagating gradients
-    through stochastic neurons", 2013)."""
+    """QuantizeLinear and DequantizeLinear of ONNX with a straight-through gradient.
+
+    The gradient is 1 inside the range and 0 for clipped values (Bengio et al., "Estimating or
+    propagating gradients through stochastic neurons", 2013).
+    """
 
     @staticmethod
     def forward(
@@ -32,6 +34,8 @@ class _Fake(torch.autograd.Function):  # type: ignore[misc]
 def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) -> Any:
     """Quantize and dequantize: (clip(round(x / s) + z, lowest, highest) - z) s, ties to even.
 
+    With s = 0.5, z = 0 and integers from -128 to 127, 0.8 becomes 1.0 and 100 becomes 63.5.
+
     Args:
         values: float32.
         scale: float32, a scalar or one that broadcasts.
@@ -42,47 +46,53 @@ def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) ->
 
 
 def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
-    """s8 weights, symmetric, a scale for every output channel (axis 0): `scheme.symmetric`.
+    """Round weights to symmetric s8 with a scale per output channel, as `scheme.symmetric` does.
 
     Args:
-        weight: float32, of a convolution or a linear layer.
-        steps: on either side of zero.
-        lowest: integer.
+        weight: float32, of a convolution or a linear layer; output channels are axis 0.
+        steps: number of steps on either side of zero.
+        lowest: the smallest integer.
     """
     largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
     scale = (largest / steps).clamp(min=LEAST_SCALE)
-    # The largest weight of a row lies halfway between two steps: float64, as `quantize` divides,
-    # or it goes one way here and the other way there.
+    # With 63.5 steps the largest weight of a row lies halfway between two integers. In float64, in
+    # which `quantize` divides, it rounds to the same one here as there.
     exact = fake(_exact(weight), _exact(scale), torch.zeros_like(scale), lowest, 127)
     return exact.to(weight.dtype)
 
 
 def fake_blocks(weight: Any, block: int) -> Any:
-    """Four-bit weights of a linear layer, a scale and a zero point for every `block` of a row.
+    """Round the weights of a linear layer to four bits, a scale and zero point per block of a row.
 
-    The grid of each block is the one at which rounding loses least, as `unranged.blocks` chooses it
-    where it rounds to the nearest.
+    The grid of each block minimizes the rounding error, as in `unranged.blocks` for rounding to the
+    nearest.
 
     Args:
         weight: (outputs, inputs) float32.
-        block: weights that share a scale.
+        block: number of weights that share a scale.
     """
+    # Rows are padded to whole blocks: 70 inputs in blocks of 32 become 96, as 3 blocks.
     outputs, inputs = weight.shape
     padded = torch.nn.functional.pad(_exact(weight), (0, -inputs % block))
     padded = padded.reshape(outputs, -1, block)
     with torch.no_grad():
         scale, zero_point = _grid(padded.detach())
-    made = fake(padded, scale, zero_point, 0, HIGHEST)
-    return made.reshape(outputs, -1)[:, :inputs].to(weight.dtype)
+    rounded = fake(padded, scale, zero_point, 0, HIGHEST)
+    return rounded.reshape(outputs, -1)[:, :inputs].to(weight.dtype)
 
 
 def _grid(blocks: Any) -> tuple[Any, Any]:
-    """(outputs, blocks, 1) the scale and zero point of each block."""
+    """Return the scale and zero point of each block, (outputs, blocks, 1).
+
+    Tries grids over shrinking shares of each block's range: a smaller step rounds most weights more
+    finely, and clips the largest.
+    """
     low = blocks.amin(-1, keepdim=True).clamp(max=0)
     high = blocks.amax(-1, keepdim=True).clamp(min=0)
     best = torch.full_like(low, torch.inf)
     scales, zeros = torch.ones_like(low), torch.zeros_like(low)
     for shrink in SHRINKS.tolist():
+        # `quantize` stores scales as float32; rounding them here keeps both grids identical.
         scale = _exact(((high - low) * shrink / HIGHEST).float())
         scale = torch.where(scale > 0, scale, 1.0)
         zero = torch.round(-low * shrink / scale).clamp(0, HIGHEST)
@@ -96,5 +106,5 @@ def _grid(blocks: Any) -> tuple[Any, Any]:
 
 
 def _exact(values: Any) -> Any:
-    """In float64, where the device has that (Apple's has not)."""
+    """Convert to float64 if the device supports it, which Apple's does not."""
     return values if values.device.type == "mps" else values.double()

@@ -1,8 +1,8 @@
-"""Batch norms into the layers before them. Only importable where torch is.
+"""Folding of batch norms into the layers before them. Importing this module needs torch.
 
-In eval mode a batch norm is y = gamma (x - mean) / sqrt(variance + eps) + beta: another weight
-and another bias of the layer that gives x. The export does the same; training the network so lets
-weights and ranges be those that are quantized, with the statistics as they are.
+In eval mode a batch norm is y = gamma (x - mean) / sqrt(variance + eps) + beta, which changes only
+the weight and bias of the layer that produces x. The export folds it in the same way; training the
+folded network trains the weights and ranges that will be quantized. The statistics stay fixed.
 """
 
 from __future__ import annotations
@@ -19,51 +19,52 @@ from edgepack.chain.network import alike, ask, put, shared_weights
 from edgepack.errors import ChainError
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-# Of the largest value: what folding may change, rounding alone.
+# Permitted change of the outputs by folding, relative to the largest value: rounding alone.
 TOLERANCE = 1e-5
 
 
 def find_folds(network: Any, example: Sequence[Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Which batch norms can be folded.
+    """Find the batch norms that can be folded.
 
     Returns:
-        layer -> the batch norm behind it, and of every other batch norm why it stays.
+        layer -> the batch norm behind it, and for every other batch norm the reason.
     """
     parts = dict(network.named_modules())
     followed = {n: p for n, p in parts.items() if isinstance(p, (*LAYERS, _BatchNorm))}
-    seen = trace(network, followed, example)
+    record = trace(network, followed, example)
     shared = shared_weights(network)
     folds: dict[str, str] = {}
-    left: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     for name, norm in followed.items():
         if isinstance(norm, _BatchNorm):
-            source = seen.made[name].source if name in seen.made else None
+            output = record.outputs.get(name)
+            source = output.source if output is not None else None
             layer = source.layer if source is not None else ""
-            reason = _bound(name, norm, source, parts.get(layer), seen, shared)
+            reason = _reject(name, norm, source, parts.get(layer), record, shared)
             if reason:
-                left[name] = reason
+                skipped[name] = reason
             else:
                 folds[layer] = name
-    return folds, left
+    return folds, skipped
 
 
-def _bound(
-    name: str, norm: Any, source: Value | None, layer: Any, seen: Trace, shared: set[int]
+def _reject(
+    name: str, norm: Any, source: Value | None, layer: Any, record: Trace, shared: set[int]
 ) -> str:
-    """Why a batch norm cannot be folded, or ""."""
+    """Return the reason for which a batch norm cannot be folded; "" if it can."""
     if norm.running_mean is None:
-        return "it keeps no statistics"
+        return "it has no statistics"
     if source is None or not isinstance(layer, LAYERS):
-        return "no convolution or linear layer stands before it"
-    if seen.calls[name] != 1 or seen.calls[source.layer] != 1:
+        return "no convolution or linear layer precedes it"
+    if record.calls[name] != 1 or record.calls[source.layer] != 1:
         return f"it or {source.layer} is called more than once"
-    if source.readers != ["batch_norm"] or id(source) in seen.answered:
-        return f"it is not alone to read what {source.layer} gives"
+    if source.readers != ["batch_norm"] or id(source) in record.returned:
+        return f"it is not the only reader of the output of {source.layer}"
     if isinstance(layer, nn.Linear) and source.axes != 2:
         return f"its channels are not those of {source.layer}"
     if type(layer).forward not in {kind.forward for kind in LAYERS}:
-        return f"{source.layer} computes in a way of its own"
-    if any(id(p) in shared for part in (layer, norm) for p in part.parameters()):
+        return f"{source.layer} overrides forward"
+    if any(id(p) in shared for p in (*layer.parameters(), *norm.parameters())):
         return f"its weights or those of {source.layer} have several owners"
     if "weight" not in layer._parameters:
         return f"the weights of {source.layer} are computed from others"
@@ -79,9 +80,10 @@ def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None
         example: the arguments of one call.
 
     Raises:
-        ChainError: distill-fold where the network answers otherwise afterwards.
+        ChainError: distill-fold if the outputs of the network change.
     """
     before = ask(network, example)
+    # y = f (W x + b - mean) + beta = (f W) x + (f (b - mean) + beta), f = gamma / sqrt(var + eps)
     with torch.no_grad():
         for name, norm_name in folds.items():
             layer, norm = network.get_submodule(name), network.get_submodule(norm_name)
@@ -89,31 +91,34 @@ def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None
             factor = (variance + norm.eps).rsqrt()
             if norm.weight is not None:
                 factor = factor * norm.weight.double()
-            bias = (0 if layer.bias is None else layer.bias.double()) - mean
-            bias = bias * factor + (0 if norm.bias is None else norm.bias.double())
+            bias = 0 - mean if layer.bias is None else layer.bias.double() - mean
+            bias = bias * factor
+            if norm.bias is not None:
+                bias = bias + norm.bias.double()
             weight = layer.weight.double() * factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
             _fold_one(network, name, norm_name)
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
     after = ask(network, example)
     if not all(alike(*pair, TOLERANCE) for pair in zip(before, after, strict=True)):
-        worst = [float((one - other).abs().max()) for one, other in zip(before, after, strict=True)]
+        worst = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
         raise ChainError(
             "distill-fold",
-            "the network does not compute the same without its batch norms",
-            why=f"folded into the layers before them, they change the answers by up to "
+            "the network's outputs change when its batch norms are folded",
+            why=f"folded into the layers before them, they change the outputs by up to "
             f"{max(worst):.3g}",
-            hint="distill:aware=false; something reads a layer's weights past the layer",
+            hint="distill:aware=false; some code reads a layer's weights without calling the layer",
         )
 
 
 def fold_structure(network: Any, folds: Mapping[str, str]) -> None:
-    """The same, without the values of the weights."""
+    """Fold the structure of batch norms, without the values of the weights."""
     for name, norm in folds.items():
         _fold_one(network, name, norm)
 
 
 def _fold_one(network: Any, name: str, norm: str) -> None:
+    """Add a bias to a layer that has none, and replace its batch norm by an identity."""
     layer = network.get_submodule(name)
     if layer.bias is None:
         zeros = layer.weight.detach().new_zeros(len(layer.weight))

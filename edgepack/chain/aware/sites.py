@@ -1,4 +1,4 @@
-"""What of a network is computed in 8 bits while it trains. Only importable where torch is."""
+"""Layers of a network to quantize while it trains. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -14,62 +14,64 @@ from edgepack.chain.aware.trace import Value, trace
 from edgepack.chain.quantize.layers import SLOW_VOLUME
 from edgepack.chain.quantize.unranged.choose import NOT_DYNAMIC
 
-# What the quantization behind a convolution absorbs.
+# The quantization behind a convolution absorbs these functions.
 CLAMPS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip"))
-# Whose readers quantize what they read themselves.
+# These functions quantize their own inputs.
 LINEAR = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Names of layers.
+    """Names of layers to quantize.
 
     Attributes:
-        layers: those whose weights and inputs are quantized.
-        outputs: of them, those whose outputs are quantized too.
-        left: by name, why others are not.
+        layers: layers with quantized weights and inputs.
+        outputs: those of them with quantized outputs as well.
+        skipped: for each other layer, the reason.
     """
 
     layers: tuple[str, ...]
     outputs: tuple[str, ...]
-    left: dict[str, str]
+    skipped: dict[str, str]
 
 
 def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "static") -> Sites:
-    """Where `quantize` will place pairs around the layers of a network, as far as it can be told.
+    """Predict the layers around which `quantize` will insert Q/DQ pairs.
 
     Args:
-        network: in eval mode, its batch norms folded.
+        network: in eval mode, with its batch norms folded.
         example: the arguments of one call.
         mode: of `quantize`.
         conv3d: form of three-dimensional convolutions; only static ones compute in 8 bits.
     """
     followed = {name: p for name, p in network.named_modules() if isinstance(p, LAYERS)}
-    seen = trace(network, followed, example)
-    left = {name: _bound(layer, seen.made.get(name)) for name, layer in followed.items()}
+    record = trace(network, followed, example)
+    skipped = {name: _reject(layer, record.outputs.get(name)) for name, layer in followed.items()}
     if mode == "dynamic":
         convolutions = [name for name, p in followed.items() if not isinstance(p, nn.Linear)]
-        left |= dict.fromkeys(convolutions, NOT_DYNAMIC["Conv"])
+        skipped |= dict.fromkeys(convolutions, NOT_DYNAMIC["Conv"])
     if mode == "static" and conv3d != "static":
         volumes = [name for name, p in followed.items() if isinstance(p, nn.Conv3d)]
-        left |= dict.fromkeys(volumes, SLOW_VOLUME)
-    layers = tuple(name for name, reason in left.items() if not reason)
+        skipped |= dict.fromkeys(volumes, SLOW_VOLUME)
+    layers = tuple(name for name, reason in skipped.items() if not reason)
     outputs = [
         name
         for name in layers
         if mode == "static"
         and not isinstance(followed[name], nn.Linear)
-        and _rounded(seen.made[name], id(seen.made[name]) in seen.answered)
+        and _has_quantized_output(record.outputs[name], id(record.outputs[name]) in record.returned)
     ]
-    return Sites(layers, tuple(outputs), {name: reason for name, reason in left.items() if reason})
+    return Sites(
+        layers, tuple(outputs), {name: reason for name, reason in skipped.items() if reason}
+    )
 
 
-def _bound(layer: Any, made: Value | None) -> str:
-    """Why a layer is left as it is, or ""."""
-    if made is None:
+def _reject(layer: Any, output: Value | None) -> str:
+    """Return the reason for which a layer is not quantized; "" if it is."""
+    if output is None:
         return "the network reads its weights without calling it, or does not use it"
     if type(layer).forward not in {kind.forward for kind in LAYERS}:
-        return "it computes in a way of its own"
+        return "its class overrides forward"
     if "weight" not in layer._parameters:
         return "its weights are computed from others"
     if layer.weight.dtype != torch.float32:
@@ -77,7 +79,11 @@ def _bound(layer: Any, made: Value | None) -> str:
     return ""
 
 
-def _rounded(made: Value, answered: bool) -> bool:
-    """Whether what a convolution gives is quantized as it is, not behind a clamp."""
-    readers = set(made.readers)
-    return answered or not readers or not (readers <= CLAMPS or readers <= LINEAR)
+def _has_quantized_output(output: Value, returned: bool) -> bool:
+    """Return True if a convolution's output is quantized itself, not behind a clamp or by readers.
+
+    An output that relu alone reads is quantized behind the relu; one that conv2d alone reads is
+    quantized as that layer's input. One that an addition reads is quantized here.
+    """
+    readers = set(output.readers)
+    return returned or not readers or not (readers <= CLAMPS or readers <= LINEAR)

@@ -1,4 +1,4 @@
-"""Who reads what in one call of a network. Only importable where torch is."""
+"""Readers and producers of the tensors in one call of a network. Importing this needs torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass
 class Value:
-    """A tensor at one time: what is written over in place is another value afterwards.
+    """State of a tensor; an in-place operation gives the tensor a new value.
 
     Attributes:
-        axes: number of them.
-        layer: the followed layer that gave it, or "".
-        source: of a followed layer's output, the value that the layer read.
+        axes: number of axes.
+        layer: the followed layer that produced it, or "".
+        source: the value that this layer read; None without such a layer.
         readers: names of the functions that read it, in order.
     """
 
@@ -30,30 +30,30 @@ class Value:
 
 @dataclass
 class Trace:
-    """One call.
+    """Record of one call.
 
     Attributes:
-        calls: how often each followed layer was called.
-        made: what each gave, the last time.
-        answered: ids of the values that the network returned.
+        calls: number of calls of each followed layer.
+        outputs: output of the last call of each.
+        returned: ids of the values that the network returned.
     """
 
     calls: Counter[str] = field(default_factory=Counter)
-    made: dict[str, Value] = field(default_factory=dict)
-    answered: set[int] = field(default_factory=set)
+    outputs: dict[str, Value] = field(default_factory=dict)
+    returned: set[int] = field(default_factory=set)
 
 
 def trace(network: Any, followed: Mapping[str, Any], example: Sequence[Any]) -> Trace:
-    """Call a network and look on.
+    """Call a network and record its functions.
 
     Args:
         network: in eval mode.
-        followed: layers of it, by name; each reads one tensor and gives one.
+        followed: some of its layers by name; each maps one tensor to one.
         example: the arguments of the call.
     """
-    found, recorder = Trace(), _Recorder()
+    record, recorder = Trace(), _Recorder()
     hooks = [
-        layer.register_forward_hook(_noting(name, found, recorder))
+        layer.register_forward_hook(_make_hook(name, record, recorder))
         for name, layer in followed.items()
     ]
     fed = [argument.clone() for argument in example]
@@ -63,36 +63,38 @@ def trace(network: Any, followed: Mapping[str, Any], example: Sequence[Any]) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    found.answered = {id(recorder.value(tensor)) for tensor in _tensors(answer)}
-    return found
+    record.returned = {id(recorder.value(tensor)) for tensor in _tensors(answer)}
+    return record
 
 
-def _noting(name: str, found: Trace, recorder: _Recorder) -> Any:
-    def note(_layer: Any, given: Any, output: Any) -> None:
-        found.calls[name] += 1
-        if isinstance(output, torch.Tensor) and given and isinstance(given[0], torch.Tensor):
+def _make_hook(name: str, record: Trace, recorder: _Recorder) -> Any:
+    """Return a forward hook that records a call of a followed layer."""
+
+    def note(_layer: Any, inputs: Any, output: Any) -> None:
+        record.calls[name] += 1
+        if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
             value = recorder.value(output)
             value.layer, value.source = name, recorder.read.get(id(output))
-            found.made[name] = value
+            record.outputs[name] = value
 
     return note
 
 
 class _Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """Notes every function of torch that reads tensors and gives some."""
+    """Records each torch function that reads and returns tensors."""
 
     def __init__(self) -> None:
         super().__init__()
         self._values: dict[int, Value] = {}
-        # First operand of the function that gave a tensor.
+        # First operand of the function that returned a tensor, by the tensor's id.
         self.read: dict[int, Value] = {}
-        # Alive until the end, so that no id is given twice.
-        self._kept: list[Any] = []
+        # References to all tensors, so that Python does not reuse an id.
+        self._alive: list[Any] = []
 
     def value(self, tensor: Any) -> Value:
-        """What a tensor is now."""
+        """Return the current value of a tensor."""
         if id(tensor) not in self._values:
-            self._kept.append(tensor)
+            self._alive.append(tensor)
             self._values[id(tensor)] = Value(tensor.ndim)
         return self._values[id(tensor)]
 
@@ -100,28 +102,28 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = function(*args, **(kwargs or {}))
-        made = list(_tensors(output))
-        # Whatever asks for a size or a type reads no values.
-        if not made:
+        outputs = list(_tensors(output))
+        # A function that returns no tensor, such as size() or dim(), reads no values.
+        if not outputs:
             return output
         read = [self.value(tensor) for tensor in _tensors((args, kwargs or {}))]
         for value in {id(value): value for value in read}.values():
             value.readers.append(getattr(function, "__name__", str(function)))
-        for tensor in made:
-            self._kept.append(tensor)
+        for tensor in outputs:
+            self._alive.append(tensor)
             self._values[id(tensor)] = Value(tensor.ndim)
             if read:
                 self.read[id(tensor)] = read[0]
         return output
 
 
-def _tensors(found: Any) -> Iterator[Any]:
-    """Every tensor in nested tuples, lists and dicts."""
-    if isinstance(found, torch.Tensor):
-        yield found
-    elif isinstance(found, Mapping):
-        for part in found.values():
+def _tensors(nested: Any) -> Iterator[Any]:
+    """Yield the tensors in nested tuples, lists and dicts."""
+    if isinstance(nested, torch.Tensor):
+        yield nested
+    elif isinstance(nested, Mapping):
+        for part in nested.values():
             yield from _tensors(part)
-    elif isinstance(found, (tuple, list)):
-        for part in found:
+    elif isinstance(nested, (tuple, list)):
+        for part in nested:
             yield from _tensors(part)

@@ -1,15 +1,15 @@
-"""Distillation: a student learns to answer as the original network does.
+"""Distillation: train a student to reproduce the outputs of the original network.
 
-options    what can be asked for
-student    the user's, or the network with fewer layers, or the network as it is (recovery)
-loss       soft and hard targets, squared error of values, cosines
-features   inner outputs that shall point the same way
-teacher    the original, asked each time or once
-aware      the student computes in int8 while it learns
-labels     which output the labels are of
-objective  what the training loop is given
+options    the options of the pass
+student    the student: built by the user, or the network with fewer layers, or unchanged (recovery)
+loss       soft and hard targets, squared error of values, cosine distance
+features   outputs of inner parts of both networks, and their distance
+teacher    outputs of the original network, computed for each batch or once
+aware      int8 arithmetic of the student during training
+labels     choice of the output that the labels refer to
+objective  objective of the training loop
 
-The loop is `chain.training`'s.
+The loop itself is `chain.training`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from edgepack.chain.module import Context, ModuleResult
 
 
 def distill(module: Any, options: DistillOptions, context: Context) -> ModuleResult:
-    """Train a student on the teacher's answers, and on labels where there are any.
+    """Train a student on the teacher's outputs, and on the labels of samples that have one.
 
     Args:
-        module: the network as the passes before left it: the student, or what it is made of.
-        options: which student, which loss, and how it is trained.
-        context: the original network, which teaches, and the training samples.
+        module: the network after the passes before; it is the student, or becomes it.
+        options: of the student, its loss and its training.
+        context: the original network, which is the teacher, and the training samples.
 
     Raises:
         ChainError: distill-layers, distill-student, distill-outputs, distill-labels,
@@ -47,14 +47,14 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
     recipe = recipe_of(module, options)
     student = make_student(module, recipe, context)
     if options.student:
-        # What is zero in it was not pruned: it is as its factory begins it.
+        # Zeros of a new network were set by its factory, not by prune.
         options = replace(options, keep_zeros=False)
-    aware = None
+    awareness = None
     if options.aware:
         from edgepack.chain.distill.aware import Aware
 
-        aware = Aware(student, context)
-        recipe |= aware.recipe
+        awareness = Aware(student, context)
+        recipe |= awareness.recipe
         options = replace(options, precision="fp32")
     accelerator = make_accelerator(options)
     data = TrainingSet(context, options, accelerator)
@@ -62,7 +62,7 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
     if accelerator.device.type != "cpu":
         teacher = copy.deepcopy(teacher).to(accelerator.device)
     objective = Distillation(teacher, student, data, context, options)
-    attached = aware.attach(data) if aware else None
+    attached = awareness.attach(data) if awareness else None
     try:
         loop = Loop(
             student, objective, data.plan, options, accelerator, context.work, context.progress
@@ -74,14 +74,14 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
             attached.close()
     details = _details(student, data, objective, trained)
     notes = _notes(options, recipe, data, details)
-    if aware:
-        details["aware"] = aware.details()
-        notes += aware.notes()
+    if awareness:
+        details["aware"] = awareness.details()
+        notes += awareness.notes()
     return ModuleResult(student, True, notes, details, recipe)
 
 
 def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
-    """The student that was trained, weights aside."""
+    """Rebuild the structure of the trained student, without its weights."""
     student = make_student(module, recipe, context)
     if "folded" in recipe:
         from edgepack.chain.aware.fold import fold_structure
@@ -91,7 +91,7 @@ def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
 
 
 def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str, Any]:
-    """The figures for the ledger."""
+    """Return the figures for the ledger."""
     return {
         "parameters": sum(parameter.numel() for parameter in student.parameters()),
         "samples": data.store.count,
@@ -115,31 +115,33 @@ def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str,
 def _notes(
     options: DistillOptions, recipe: Mapping[str, Any], data: Any, details: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    who = "The network as it was"
+    """Return the notes of the pass."""
+    student = "the network"
     if "student" in recipe:
-        who = f"The student of {recipe['student'].rpartition(':')[2]}"
+        student = f"the student of {recipe['student'].rpartition(':')[2]}"
     elif "keep" in recipe:
-        who = f"The layers {', '.join(map(str, recipe['keep']))} of {recipe['list']}"
-    soft = "the original's answers" if options.alpha > 0 else "labels alone"
+        student = f"layers {', '.join(map(str, recipe['keep']))} of {recipe['list']}"
+    targets = "the original's outputs" if options.alpha > 0 else "labels only"
     notes = [
-        f"{who} learnt from {soft}: {details['samples']:,} samples, {details['labelled']:,} with a "
-        f"label, {details['epochs']} epochs."
+        f"Trained {student} on {targets}: {details['samples']:,} samples, {details['labelled']:,} "
+        f"with a label, {details['epochs']} epochs."
     ]
     if details["scores"]:
-        kept = details["scores"][details["kept_epoch"] - 1]
-        found = f"Its {details['score']} is {kept:.4g} on {details['held_out']:,} samples held out"
+        # Epochs count from 1.
+        score = details["scores"][details["kept_epoch"] - 1]
+        sentence = f"{details['score']} on {details['held_out']:,} held-out samples: {score:.4g}"
         if details["teacher_score"] is not None:
-            found += f", the original's {details['teacher_score']:.4g}"
-        notes.append(found + ".")
+            sentence += f", original {details['teacher_score']:.4g}"
+        notes.append(sentence + ".")
     if details["epochs"] < options.epochs or details["kept_epoch"] < details["epochs"]:
         notes.append(
-            f"It ended after epoch {details['epochs']} of {options.epochs} (stop={options.stop}); "
-            f"the weights are those after epoch {details['kept_epoch']}."
+            f"Training ended after epoch {details['epochs']} of {options.epochs} "
+            f"(stop={options.stop}); the weights are those of epoch {details['kept_epoch']}."
         )
     if details["pruned_tensors"]:
         notes.append(f"The zeros of {details['pruned_tensors']} pruned tensors stayed zero.")
     if details["processes"] > 1:
         notes.append(
-            f"Trained by {details['processes']} processes: their number decides the last bits."
+            f"Trained by {details['processes']} processes; another number changes the last bits."
         )
     return tuple(notes)

@@ -1,4 +1,4 @@
-"""The student computes in int8 while it learns."""
+"""Int8 arithmetic of the student during training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBSERVED = 512
 
 
 class Aware:
-    """A student prepared for int8: its batch norms are folded, and stay so.
+    """Prepares a student for int8 training; its batch norms are folded for good.
 
     Args:
         student: in eval mode, on the CPU.
@@ -44,17 +44,18 @@ class Aware:
             raise ChainError(
                 "distill-aware",
                 "no layer of the network can be trained for int8",
-                why="; ".join(grouped(self.sites.left)) or "it has no convolution or linear layer",
+                why="; ".join(grouped(self.sites.skipped))
+                or "it has no convolution or linear layer",
                 hint="aware=false: quantize needs no training",
             )
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What was done to the structure."""
+        """Return the part of the recipe that records the folded batch norms."""
         return {"folded": dict(self.folds)}
 
     def attach(self, data: TrainingSet) -> Attached:
-        """Let the student compute in int8, until what is returned is closed."""
+        """Attach fake quantization to the student, until the result is closed."""
 
         def batches() -> Iterator[tuple[Any, ...]]:
             count = 0
@@ -68,28 +69,28 @@ class Aware:
         return Attached(self.student, self.sites, self.options, batches)
 
     def details(self) -> dict[str, Any]:
-        """The figures for the ledger."""
+        """Return the figures for the ledger."""
         return {
             "layers": len(self.sites.layers),
             "outputs": len(self.sites.outputs),
             "folded": len(self.folds),
-            "left": {**self.sites.left, **self.unfolded},
+            "left": {**self.sites.skipped, **self.unfolded},
         }
 
     def notes(self) -> tuple[str, ...]:
-        """The same in sentences."""
+        """Return the notes on the layers trained for int8, and on the others."""
         folded = len(self.folds)
         done = (
-            f"It computed as quantize makes it ({self.options.mode}, {self.options.scheme}): "
+            f"Trained in the arithmetic of quantize ({self.options.mode}, {self.options.scheme}): "
             f"{len(self.sites.layers)} layers in integers, "
             f"{folded} batch norm{'s' * (folded != 1)} folded into the layers before."
         )
-        left = [f"Trained as float: {found}." for found in grouped(self.sites.left)]
-        stay = [f"Batch norm not folded: {found}." for found in grouped(self.unfolded)]
-        return (done, *left, *stay, *self._advice())
+        skipped = [f"Trained as float: {sentence}." for sentence in grouped(self.sites.skipped)]
+        stay = [f"Batch norm not folded: {sentence}." for sentence in grouped(self.unfolded)]
+        return (done, *skipped, *stay, *self._advice())
 
     def _advice(self) -> tuple[str, ...]:
-        """What the `quantize` that follows undoes of what was learnt."""
+        """Return a note if options of the later `quantize` undo part of the training."""
         undone = []
         if self.options.rounding != "nearest":
             undone.append("rounding=nearest")
@@ -98,6 +99,6 @@ class Aware:
         if not undone:
             return ()
         return (
-            "quantize rounds for the float weights anew, which loses a part of what was learnt: "
-            f"--chain ...,quantize:{':'.join(undone)} keeps it.",
+            "quantize rounds the float weights again, which undoes part of the training: "
+            f"--chain ...,quantize:{':'.join(undone)} preserves it.",
         )

@@ -1,4 +1,4 @@
-"""Which output the labels are of, and whether they fit it."""
+"""Choice of the output that the labels refer to, and a check of the labels."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ BY_TEACHER = "alpha=1 learns from the teacher alone"
 def labelled_head(
     heads: Sequence[Head], data: TrainingSet, teacher: Teacher, options: DistillOptions
 ) -> Head | None:
-    """Return the output that the labels are of: the first of scores, of two classes, or of all.
+    """Return the output that the labels refer to: the first of scores, of two classes, or of all.
 
-    None where there are no labels, or where they do not count. Raises ChainError distill-labels.
+    None if there are no labels, or if alpha = 1 ignores them. Raises ChainError distill-labels.
     """
-    without = data.store.count - data.labelled
-    if options.alpha == 0 and without:
+    unlabelled = data.store.count - data.labelled
+    if options.alpha == 0 and unlabelled:
         raise ChainError(
             "distill-labels",
-            "samples without a label have nothing to teach",
-            why=f"alpha is 0, which leaves the teacher out, and {without:,} of "
+            "samples without a label have no training target",
+            why=f"alpha is 0, which ignores the teacher, and {unlabelled:,} of "
             f"{data.store.count:,} training samples have no label",
-            hint=f"{BY_TEACHER}; or give samples that all have a label",
+            hint=f"{BY_TEACHER}; or label all samples",
         )
     if not data.labelled or options.alpha == 1:
         return None
@@ -41,18 +41,18 @@ def labelled_head(
     labels = data.labels(members)
     if head.scores:
         fits = not labels.is_floating_point() and labels.shape == output.shape[:-1]
-        wanted = f"a class for each of {list(output.shape[:-1])}, as a whole number"
+        requirement = f"a class for each of {list(output.shape[:-1])}, as a whole number"
     elif head.binary:
         fits = labels.numel() == output.numel()
-        wanted = f"0 or 1 for each of {list(output.shape)}"
+        requirement = f"0 or 1 for each of {list(output.shape)}"
     else:
         fits = labels.is_floating_point() and labels.numel() == output.numel()
-        wanted = f"a value for each of {list(output.shape)}, as floating point"
+        requirement = f"a value for each of {list(output.shape)}, as floating point"
     if not fits:
         raise ChainError(
             "distill-labels",
             f"the labels do not fit the output {head.tensor.name}",
-            why=f"they are {labels.dtype} {list(labels.shape)}; it takes {wanted}",
+            why=f"they are {labels.dtype} {list(labels.shape)}; the output requires {requirement}",
             hint=BY_TEACHER,
         )
     if head.scores or head.binary:
@@ -61,12 +61,13 @@ def labelled_head(
 
 
 def _check_classes(head: Head, data: TrainingSet, classes: int) -> None:
+    """Raise ChainError distill-labels for a label outside the classes."""
     for members in data.batches(np.arange(data.store.count)):
         highest = np.nanmax(data.store.rows(LABELS, members), initial=-1)
         if highest >= classes:
             raise ChainError(
                 "distill-labels",
-                f"a label is none of the {classes} classes of {head.tensor.name}",
-                why=f"there is a label {highest:g}; classes count from 0",
+                f"a label is outside the {classes} classes of {head.tensor.name}",
+                why=f"the label is {highest:g}; classes count from 0",
                 hint="-1 marks a sample without a label",
             )

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher and from the labels.
+"""Losses between a student and its teacher, and between a student and the labels.
 
 For each sample, over all outputs:
 
@@ -6,17 +6,17 @@ For each sample, over all outputs:
            + (mean s - mean t)^2 / 2
     soft = mean (s - t)^2 / variance of the teacher's     of "values"
     hard = cross entropy, binary of a "logit" or "probability",
-           or (s - label)^2 / variance of "values"        where the sample has a label
+           or (s - label)^2 / variance of "values"        if the sample has a label
 
     loss = alpha soft + (1 - alpha) hard,                 soft alone without a label
 
-A softmax does not see what is added to all scores alike: without the second term the student's
-would lie anywhere, and miss the SNR gate though its decisions are right. For large T the two
+A softmax ignores a constant added to all scores: without the second term the student's scores could
+have any offset, and fail the SNR gate although its decisions are right. For large T the two terms
 together tend to half the mean squared error of the scores. Outputs that are probabilities have no
-such freedom.
+such offset.
 
-Scores of several positions (tokens, pixels) count as their mean. Outputs that are probabilities
-already (not negative, sum 1) are taken back to logits by their logarithm.
+The loss of scores at several positions (tokens, pixels) is their mean. Outputs that already are
+probabilities (non-negative, sum 1) are converted to logits by their logarithm.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from edgepack.chain.distill.options import DistillOptions
 from edgepack.chain.training.data import has_label
 from edgepack.runtime.tensor import Tensor
 
-# Smallest logit: masked classes have minus infinity, of which there is no difference.
+# Smallest logit: masked classes have minus infinity, and the difference of two of them is NaN.
 FLOOR = -1e4
 
 
 @dataclass(frozen=True)
 class Head:
-    """One output that is learnt.
+    """Output to learn.
 
     Attributes:
         index: its position among the outputs.
         tensor: its name and kind.
-        probabilities: whether its scores went through a softmax in the network.
-        scale: of values, the variance of the teacher's; of scores 1.
+        probabilities: True if the network applies a softmax to its scores.
+        scale: variance of the teacher's values; 1 for scores.
     """
 
     index: int
@@ -51,12 +51,12 @@ class Head:
 
     @property
     def scores(self) -> bool:
-        """Whether it is class scores."""
+        """Return True for class scores."""
         return self.tensor.kind == "scores"
 
     @property
     def binary(self) -> bool:
-        """Whether each of its values decides between two classes."""
+        """Return True if each value decides between two classes."""
         return self.tensor.kind in ("logit", "probability")
 
     def arrange(self, output: Any) -> Any:
@@ -69,7 +69,7 @@ def soft_loss(
     heads: Sequence[Head], student: Sequence[Any], teacher: Mapping[int, Any], count: int,
     options: DistillOptions,
 ) -> Any:  # fmt: skip
-    """The soft loss of each of `count` samples: a tensor [count]."""
+    """Return the soft loss of each of `count` samples: a tensor [count]."""
     total: Any = 0.0
     for head in heads:
         ours, theirs = head.arrange(student[head.index]), head.arrange(teacher[head.index])
@@ -83,51 +83,56 @@ def soft_loss(
 
 
 def _divergence(head: Head, ours: Any, theirs: Any, count: int, temperature: float) -> Any:
+    """Return the soft loss of scores per sample: the divergence, and the offset of logits."""
     from torch.nn import functional as F
 
     log_s = F.log_softmax(_logits(ours, head.probabilities) / temperature, dim=-1)
     log_t = F.log_softmax(_logits(theirs, head.probabilities) / temperature, dim=-1)
-    found = temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
+    loss = temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
     if not head.probabilities:
+        # Masked classes would dominate the mean of the difference.
         allowed = theirs > FLOOR
-        apart = (ours - theirs).where(allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
-        found = found + apart.square() / 2
-    return _mean(found, count)
+        offset = (ours - theirs).where(allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
+        loss = loss + offset.square() / 2
+    return _mean(loss, count)
 
 
 def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tuple[Any, Any]:
-    """The loss against the labels of each sample, 0 where there is none; and whether there is one.
+    """Return the hard loss of each sample, 0 without a label, and a mask of labelled samples.
 
     Args:
-        head: the output that the labels are of.
-        student: its outputs.
-        labels: [count] or [count, positions...]; of what is no scores also the output's own
-            shape.
+        head: the output that the labels refer to.
+        student: the student's outputs.
+        labels: [count] or [count, positions...]; except for scores, also the output's shape.
         count: number of samples.
     """
     from torch.nn import functional as F
 
     ours = head.arrange(student[head.index])
-    known = has_label(labels)
+    labelled = has_label(labels)
     if head.scores:
         logits = _logits(ours, head.probabilities)
         classes = labels.clamp(min=0).reshape(-1)
-        found = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), classes, reduction="none")
-        found = found.reshape(labels.shape)
+        loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), classes, reduction="none")
+        loss = loss.reshape(labels.shape)
     elif head.binary:
         classes, ours = labels.nan_to_num().clamp(0, 1).float(), ours.reshape(labels.shape)
         if head.tensor.kind == "probability":
             ours = ours.clamp(1e-6, 1 - 1e-6).logit()
-        found = F.binary_cross_entropy_with_logits(ours, classes, reduction="none")
+        loss = F.binary_cross_entropy_with_logits(ours, classes, reduction="none")
     else:
-        found = (ours.reshape(labels.shape) - labels.nan_to_num()).square() / head.scale
-    found, known = (found * known).reshape(count, -1), known.reshape(count, -1)
-    number = known.sum(1)
-    return found.sum(1) / number.clamp(min=1), number > 0
+        loss = (ours.reshape(labels.shape) - labels.nan_to_num()).square() / head.scale
+    loss, labelled = (loss * labelled).reshape(count, -1), labelled.reshape(count, -1)
+    # The mean over the labelled positions of each sample: of 8 tokens with 3 labels, over 3.
+    number = labelled.sum(1)
+    return loss.sum(1) / number.clamp(min=1), number > 0
 
 
 def opposed(ours: Any, theirs: Any, count: int) -> Any:
-    """1 - cosine of each sample, mean over positions; along channels, or else the last axis."""
+    """Return 1 - cosine of each sample, averaged over positions.
+
+    The cosine is taken along the channels of images, and along the last axis otherwise.
+    """
     from torch.nn import functional as F
 
     axis = 1 if ours.ndim > 3 else -1
@@ -135,16 +140,18 @@ def opposed(ours: Any, theirs: Any, count: int) -> Any:
 
 
 def are_probabilities(scores: Any) -> bool:
-    """Whether scores went through a softmax already."""
+    """Return True if scores are the output of a softmax."""
     total = scores.float().sum(-1)
     return bool((scores >= 0).all() and (total - 1).abs().max() < 1e-3)
 
 
 def _logits(scores: Any, probabilities: bool) -> Any:
+    """Convert scores to finite logits."""
     if probabilities:
         return scores.clamp(min=1e-12).log()
     return scores.clamp(min=FLOOR)
 
 
 def _mean(values: Any, count: int) -> Any:
+    """Average values per sample."""
     return values.reshape(count, -1).mean(1)

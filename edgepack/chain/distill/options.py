@@ -1,4 +1,4 @@
-"""What `distill` can be asked for."""
+"""Options of `distill`."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any, ClassVar
 from edgepack.chain.options import PassOptions, flag, number, several, text, wrong
 from edgepack.chain.training.options import TrainingOptions
 
-# Peak learning rate of a training for int8 where none is given.
+# Default peak learning rate of quantization-aware training.
 AWARE_LR = 1e-4
 
 
 @dataclass(frozen=True)
 class DistillOptions(TrainingOptions):
-    """The options of `distill`, besides those of the training loop.
+    """Options of `distill`, besides those of the training loop.
 
-    The student is what `student` builds, or the network with some of its layers, or, where neither
-    is said, the network as the passes before left it.
+    The student is the network that `student` builds, or the network with some of its layers, or, if
+    neither is set, the network after the passes before.
 
     Attributes:
         student: "module:factory" or "file.py:factory", which builds the student.
         student_args: keyword arguments of the factory (in a manifest).
-        layers: the layers of a transformer that stay, counted from 0; the others are left out.
-        drop: in place of `layers`, the share of layers to leave out, spread evenly.
-        temperature: T, by which scores are divided before the softmax.
-        alpha: the weight of the soft targets in a sample that has a label; the label has the rest.
-            A sample without one is taught by the soft targets alone.
-        cosine: weight of 1 - cosine, for outputs of kind "values", beside their squared error.
-        features: a part of the network whose output the student's shall point the same way as,
-            "name" or "teacher's=student's"; names as in `named_modules()`.
-        feature_weight: weight of that.
-        aware: the network computes as the `quantize` after it will make it, and learns so (see
-            `chain.aware`); batch norms are folded first. The peak learning rate is then 1e-4
-            where none is given, and layers compute in fp32.
+        layers: the layers of a transformer to keep, counted from 0; the others are removed.
+        drop: instead of `layers`, the share of layers to remove, spread evenly.
+        temperature: T, the divisor of scores before the softmax.
+        alpha: weight of the soft targets for a sample with a label; the label has the weight
+            1 - alpha. A sample without a label is trained on the soft targets alone.
+        cosine: weight of 1 - cosine for outputs of kind "values", in addition to squared error.
+        features: parts of teacher and student whose outputs are aligned by cosine distance, "name"
+            or "teacher's=student's"; names as in `named_modules()`.
+        feature_weight: weight of that distance.
+        aware: train in the arithmetic of the `quantize` after it (see `chain.aware`), with batch
+            norms folded first. The default peak learning rate is then 1e-4, and layers compute in
+            fp32.
     """
 
     student: str = ""
@@ -57,7 +57,7 @@ class DistillOptions(TrainingOptions):
             text(self.NAME, option, getattr(self, option))
         if not isinstance(self.student_args, Mapping):
             raise wrong(
-                self.NAME, "student_args", self.student_args, "it takes a table", "{ width = 8 }"
+                self.NAME, "student_args", self.student_args, "it must be a table", "{ width = 8 }"
             )
         number(self.NAME, "drop", self.drop, 0, 0.99)
         number(self.NAME, "temperature", self.temperature, 0.1, 100)
@@ -65,22 +65,22 @@ class DistillOptions(TrainingOptions):
         number(self.NAME, "cosine", self.cosine, 0, math.inf)
         number(self.NAME, "feature_weight", self.feature_weight, 0, math.inf)
         flag(self.NAME, "aware", self.aware)
-        object.__setattr__(self, "layers", self._kept(self.layers))
+        object.__setattr__(self, "layers", self._read_layers(self.layers))
         students = [option for option in ("student", "layers", "drop") if getattr(self, option)]
         if len(students) > 1:
             raise wrong(
                 self.NAME,
                 students[1],
                 getattr(self, students[1]),
-                f"{students[0]} says already what the student is",
-                "leave one of them out",
+                f"{students[0]} already determines the student",
+                "remove one of them",
             )
         if self.student_args and not self.student:
             raise wrong(
                 self.NAME,
                 "student_args",
                 dict(self.student_args),
-                "there is no factory to give them to",
+                "there is no factory to pass them to",
                 'student = "file.py:factory"',
             )
         if self.aware and self.student:
@@ -88,7 +88,7 @@ class DistillOptions(TrainingOptions):
                 self.NAME,
                 "aware",
                 self.aware,
-                f"{self.student} has learnt nothing yet that int8 could lose",
+                f"{self.student} builds an untrained network",
                 "train it first: --chain distill:student=...,distill:aware=true,quantize",
             )
         if self.aware and self.precision not in ("auto", "fp32"):
@@ -96,47 +96,52 @@ class DistillOptions(TrainingOptions):
                 self.NAME,
                 "precision",
                 self.precision,
-                "aware=true rounds to 256 steps, of which a half precision float would lose some",
+                "aware=true rounds to 256 steps, which need more precision than a half",
                 "precision=fp32",
             )
 
-    def _kept(self, value: object) -> tuple[int, ...]:
-        """ "0,2,4", one number, or a list of them, as ascending positions."""
-        found = []
+    def _read_layers(self, value: object) -> tuple[int, ...]:
+        """Convert "0,2,4", a number, or a list of numbers to ascending positions."""
+        positions = []
         for part in several(value):
             if isinstance(part, str) and part.isdecimal():
                 part = int(part)
             number(self.NAME, "layers", part, 0, whole=True)
-            found.append(part)
-        if found != sorted(set(found)):  # type: ignore[type-var]
-            raise wrong(self.NAME, "layers", value, "each stands once, in ascending order", "0,2,4")
-        return tuple(found)  # type: ignore[arg-type]
+            positions.append(part)
+        if positions != sorted(set(positions)):  # type: ignore[type-var]
+            raise wrong(
+                self.NAME, "layers", value, "it must ascend and not repeat a layer", "0,2,4"
+            )
+        return tuple(positions)  # type: ignore[arg-type]
 
     @property
     def code(self) -> tuple[tuple[str, Mapping[str, object] | None], ...]:
-        """The functions that augment and that build the student."""
-        built = ((self.student, dict(self.student_args)),) if self.student else ()
-        return (*super().code, *built)
+        """Return the user's functions that augment, and that build the student."""
+        factory = ((self.student, dict(self.student_args)),) if self.student else ()
+        return (*super().code, *factory)
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the loop needs; and what will be quantized, where that is trained for."""
+        """Return the needs of the loop, and "quantize" for quantization-aware training."""
         return (*super().needs, "quantize") if self.aware else super().needs
 
     @property
     def peak(self) -> float:
-        """The peak learning rate: small steps where trained weights are to move to the next int."""
+        """Return the peak learning rate; its default is smaller for quantization-aware training.
+
+        There, trained weights only have to move to a neighbouring integer.
+        """
         return AWARE_LR if self.aware and not self.lr else super().peak
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
-        """A student of its own throws away what was cut out of the network before."""
+        """Reject a new student after passes whose changes it would discard."""
         names = [name for name, _ in earlier if name in ("prune", "factorize", "distill")]
         if self.student and names:
-            return f"{self.student} is another network: what {names[-1]} did would be lost"
+            return f"{self.student} is another network: the changes of {names[-1]} would be lost"
         return ""
 
     def unmet(self, later: Sequence[tuple[str, PassOptions]]) -> str:
-        """What is trained for int8 must become int8, as it is."""
+        """Reject quantization-aware training unless quantize follows it directly."""
         names = [name for name, _ in later]
         if not self.aware:
             return ""

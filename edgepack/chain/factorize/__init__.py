@@ -1,18 +1,18 @@
-"""Low rank: a layer becomes two smaller ones, r channels between them.
+"""Low-rank factorization: replace a layer by two smaller ones with r channels between them.
 
     Linear          k -> o         k -> r, r -> o
     convolution     c -> o, k x k  k x k convolution c -> r, 1 x 1 convolution r -> o
 
-A k x k and a 1 x 1 convolution, rather than k x 1 and 1 x k ones: its r channels are the best r
-directions of the layer's own outputs, so what is lost is known exactly; and kernels for int8 are
-made for square windows and for 1 x 1.
+A k x k followed by a 1 x 1 convolution, rather than k x 1 and 1 x k: the r channels are the best r
+directions of the layer's own outputs, so the error is known exactly, and int8 kernels are optimized
+for square and 1 x 1 windows.
 
-options    what can be asked for
-layers     which layers can be factorized, and why others cannot
-moments    mean and second moments of what layers read or give, streamed
-spectrum   the directions, and what each is worth
-ranks      how many of them stay
-split      the two layers in place of one
+options    the options of the pass
+layers     search for layers that can be factorized
+moments    streamed mean and second moments of layer inputs or outputs
+spectrum   the directions and the energy of each
+ranks      choice of the ranks
+split      construction of the two layers
 run        the pass
 """
 
@@ -28,7 +28,7 @@ __all__ = ["FactorizeOptions", "factorize", "replay"]
 
 
 def factorize(module: Any, options: FactorizeOptions, context: Context) -> ModuleResult:
-    """Put two layers of low rank in the place of one, where that is smaller.
+    """Replace layers by two layers of low rank each if that saves parameters.
 
     Raises:
         ChainError: factorize-layers, factorize-nothing, factorize-budget, factorize-not-finite.
@@ -39,7 +39,7 @@ def factorize(module: Any, options: FactorizeOptions, context: Context) -> Modul
 
 
 def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
-    """The layers of low rank, weights aside."""
+    """Rebuild the layers of low rank of a recipe, without their weights."""
     from edgepack.chain.factorize.split import split_all
 
     return split_all(module, recipe["ranks"], recipe["bias"])

@@ -1,4 +1,4 @@
-"""Mean and covariance of what layers read or give, streamed over the calibration samples."""
+"""Mean and covariance of layer inputs or outputs, streamed over the calibration samples."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from edgepack.errors import ChainError
 class Moments:
     """Sums over the positions of all samples, float64.
 
-    For outputs y = W x + b the covariance is W C W^T, C that of x, whichever window x is cut with:
-    for a convolution no window has to be cut. A Linear with fewer inputs than outputs is looked at
-    by its inputs.
+    For outputs y = W x + b the covariance is W C W^T with C that of x, so measuring y of a
+    convolution avoids extracting its windows. A Linear with fewer inputs than outputs is measured
+    at its inputs, whose covariance is smaller.
 
     Attributes:
-        of_inputs: whether it is of x; else of y.
+        of_inputs: True for moments of x, False for those of y.
         count: number of positions.
-        origin: [n] near the mean, so that the squares lose no digits.
+        origin: [n] the first batch's mean, subtracted so that the squares lose no precision.
         total: [n] sum of values - origin.
         square: [n, n] sum of their products.
     """
@@ -37,7 +37,7 @@ class Moments:
     square: Any = 0.0
 
     def add(self, values: Any) -> None:
-        """Add [positions, n]."""
+        """Add values [positions, n]."""
         if self.origin is None:
             self.origin = values.double().mean(0)
         values = values.double() - self.origin
@@ -47,12 +47,12 @@ class Moments:
 
     @property
     def mean(self) -> Any:
-        """[n]."""
+        """Return the mean [n]."""
         return self.origin + self.total / self.count
 
     @property
     def covariance(self) -> Any:
-        """[n, n]."""
+        """Return the covariance [n, n]."""
         off = self.total / self.count
         return self.square / self.count - torch.outer(off, off)
 
@@ -60,49 +60,53 @@ class Moments:
 def observe(
     module: Any, layers: Sequence[Layer], context: Context, batch_size: int
 ) -> dict[str, Moments]:
-    """The moments of every layer, by its name.
+    """Return the moments of each layer by name.
 
-    Raises ChainError `factorize-not-finite` for a layer that reads or gives infinities or NaN.
+    Raises ChainError `factorize-not-finite` for a layer with infinite or NaN activations.
     """
     samples = context.calibration
     if samples is None:
-        raise ValueError("what is measured needs the calibration samples")
-    found = {layer.name: Moments(_by_inputs(layer)) for layer in layers}
+        raise ValueError("the moments of layers need the calibration samples")
+    moments = {layer.name: Moments(_by_inputs(layer)) for layer in layers}
     hooks = [
-        layer.module.register_forward_hook(_adder(layer, found[layer.name])) for layer in layers
+        layer.module.register_forward_hook(_make_hook(layer, moments[layer.name]))
+        for layer in layers
     ]
-    seen = 0
+    count = 0
     try:
-        with torch.no_grad():  # what the network keeps of it may be asked for a gradient later
+        # Not inference_mode: tensors that the network stores may need gradients in a later pass.
+        with torch.no_grad():
             for batch in samples.batches(batch_size):
                 module(*arguments(context, batch.inputs))
-                seen += batch.count
-                context.progress.tell(f"{seen:,} calibration samples")
+                count += batch.count
+                context.progress.tell(f"{count:,} calibration samples")
     finally:
         for hook in hooks:
             hook.remove()
-    for name, moments in found.items():
-        if moments.count and not bool(torch.isfinite(moments.square).all()):
+    for name, sums in moments.items():
+        if sums.count and not bool(torch.isfinite(sums.square).all()):
             raise ChainError(
                 "factorize-not-finite",
-                f"the layer {name} meets infinities or NaN",
-                why="so it was on the calibration samples",
-                hint=f"--chain factorize:exclude={name}, or method=svd, which looks at the weights",
+                f"the layer {name} has infinite or NaN activations",
+                why="measured on the calibration samples",
+                hint=f"--chain factorize:exclude={name}, or method=svd, which reads only weights",
             )
-    return found
+    return moments
 
 
 def _by_inputs(layer: Layer) -> bool:
+    """Return True if the covariance of the inputs is the smaller one, and cheap to measure."""
     return layer.inputs < layer.outputs and not isinstance(layer.module, CONVOLUTIONS)
 
 
-def _adder(layer: Layer, moments: Moments) -> Any:
-    """The hook that adds one call's positions."""
+def _make_hook(layer: Layer, moments: Moments) -> Any:
+    """Return a forward hook that adds the positions of one call."""
 
     def add(_module: Any, inputs: Any, output: Any) -> None:
         values = inputs[0] if moments.of_inputs else output
         if isinstance(layer.module, CONVOLUTIONS):
-            # [batch, channels, positions...], or without a batch: channels before the positions.
+            # [batch, channels, positions...] or [channels, positions...]: counting from the end
+            # finds the channel axis of both.
             values = values.movedim(-len(layer.module.kernel_size) - 1, -1)
         moments.add(values.reshape(-1, values.shape[-1]))
 

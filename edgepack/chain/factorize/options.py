@@ -1,4 +1,4 @@
-"""What `factorize` can be asked for."""
+"""Options of `factorize`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ DEFAULT_SHARE = 0.5
 
 @dataclass(frozen=True)
 class FactorizeOptions(PassOptions):
-    """The options of `factorize`. One of parameters, energy and snr_db says how small ranks are.
+    """Options of `factorize`. At most one of parameters, energy and snr_db determines the ranks.
 
     Attributes:
-        parameters: the share of the parameters of all layers that can be factorized that stays,
-            together: it goes where least is lost for it. 0.5 where nothing else is said.
-        energy: the share of each layer's energy that must stay: of the variance of its output
-            (activation), or of its squared singular values (svd).
-        snr_db: how far, in dB, the variance of each layer's output on the calibration samples must
-            lie above its error. With the method activation 20 dB is energy = 0.99.
-        method: "activation", the directions that the layer's outputs vary along on the
-            calibration samples; "svd", those of its weights alone.
-        round_to: ranks are multiples of this, as kernels like channels to be.
-        include: patterns of names of layers; others are left. All where none is given.
-        exclude: patterns of names of layers that are left.
-        batch_size: calibration samples that are run at once.
+        parameters: share of the parameters to retain, over all layers that can be factorized; it is
+            distributed to minimize the error. 0.5 if neither energy nor snr_db is set.
+        energy: share of each layer's energy to retain: of the variance of its output (activation),
+            or of its squared singular values (svd).
+        snr_db: smallest ratio, in dB, of the variance of each layer's output on the calibration
+            samples to its error. With the method activation 20 dB is energy = 0.99.
+        method: "activation", the principal directions of the layer's outputs on the calibration
+            samples; "svd", those of its weights alone.
+        round_to: ranks are multiples of this, for the kernels.
+        include: layer name patterns; other layers are skipped. Empty means every layer.
+        exclude: layer name patterns of layers to skip.
+        batch_size: calibration samples per batch.
     """
 
     parameters: float = 0.0
@@ -55,33 +55,33 @@ class FactorizeOptions(PassOptions):
             for pattern in patterns:
                 text(self.NAME, option, pattern)
             object.__setattr__(self, option, patterns)
-        said = [option for option in BOUNDS if getattr(self, option)]
-        if len(said) > 1:
+        bounds = [option for option in BOUNDS if getattr(self, option)]
+        if len(bounds) > 1:
             raise wrong(
                 self.NAME,
-                said[1],
-                getattr(self, said[1]),
-                f"{said[0]} says already how small the ranks are",
-                "leave one of them out",
+                bounds[1],
+                getattr(self, bounds[1]),
+                f"{bounds[0]} already determines the ranks",
+                "remove one of them",
             )
-        if not said:
+        if not bounds:
             object.__setattr__(self, "parameters", DEFAULT_SHARE)
 
     @property
     def measured(self) -> bool:
-        """Whether the layers' outputs are looked at."""
+        """Return True if activations are measured on the calibration samples."""
         return self.method == "activation" or self.snr_db > 0
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Samples for the layers' outputs, unless the weights alone decide."""
+        """Return "calibration" unless the ranks depend on the weights alone."""
         return ("calibration",) if self.measured else ()
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
-        """Factors are not factorized again, and zeros do not outlive it."""
+        """Reject a second factorization, and one that would undo the zeros of prune."""
         for name, options in earlier:
             if name == self.NAME:
-                return "what it would factorize was factorized already"
+                return "the layers are already factorized"
             if name == "prune" and getattr(options, "zeros", False):
-                return "the zeros that prune makes would be lost: factors of zeros are none"
+                return "prune's zeros would be lost, since the factors of sparse weights are dense"
         return ""

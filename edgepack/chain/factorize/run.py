@@ -1,4 +1,4 @@
-"""The pass: look at the layers, choose ranks, split. Only importable where torch is."""
+"""Run the pass: measure the layers, choose ranks, split. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from edgepack.errors import ChainError
 def run(module: Any, options: FactorizeOptions, context: Context) -> ModuleResult:
     """Factorize the module's layers; see `factorize`."""
     example = arguments(context, context.example)
-    layers, left = find_layers(module, example)
-    chosen = select(options.NAME, [x.name for x in layers], options.include, options.exclude)
-    left |= {x.name: "the options leave it" for x in layers if x.name not in chosen}
-    layers = [layer for layer in layers if layer.name in chosen]
+    layers, skipped = find_layers(module, example)
+    selection = select(options.NAME, [x.name for x in layers], options.include, options.exclude)
+    skipped |= {x.name: "the options exclude it" for x in layers if x.name not in selection}
+    layers = [layer for layer in layers if layer.name in selection]
     if not layers:
         raise ChainError(
             "factorize-nothing",
-            "the network has no layer that could be factorized",
-            why="; ".join(grouped(left)) or "it has no Linear and no convolution",
-            hint="leave factorize out of the chain",
+            "no layer of the network can be factorized",
+            why="; ".join(grouped(skipped)) or "it has no Linear and no convolution",
+            hint="remove factorize from the chain",
         )
     spectra = _spectra(module, layers, options, context)
     choices = [_choice(layer, spectra[layer.name], options) for layer in layers]
-    ranks, more = _ranks(choices, options)
-    left |= more
+    ranks, unprofitable = _ranks(choices, options)
+    skipped |= unprofitable
     if not ranks:
         return ModuleResult(
-            module, False, _left(left), {"left": left}, {"ranks": {}, "bias": False}
+            module, False, _format_skipped(skipped), {"left": skipped}, {"ranks": {}, "bias": False}
         )
 
     macs = count_macs(module, example)
@@ -49,36 +49,37 @@ def run(module: Any, options: FactorizeOptions, context: Context) -> ModuleResul
     details = _details(choices, ranks, macs, count_macs(module, example), options)
     recipe = {"ranks": ranks, "bias": options.measured}
     return ModuleResult(
-        module, True, _notes(details, left, options), {**details, "left": left}, recipe
+        module, True, _format_notes(details, skipped, options), {**details, "left": skipped}, recipe
     )
 
 
 def _spectra(
     module: Any, layers: Sequence[Layer], options: FactorizeOptions, context: Context
 ) -> dict[str, Spectrum]:
-    """The directions of every layer."""
+    """Return the spectrum of each layer by name."""
     moments = {}
     if options.measured:
         moments = observe(module, layers, context, options.batch_size)
-    found = {}
+    result = {}
     context.progress.expect(len(layers))
     for layer in layers:
         context.progress.tell(layer.name)
-        found[layer.name] = spectrum(layer, moments.pop(layer.name, None), options.method)
+        # Moments hold an [n, n] matrix per layer: popping them frees each one after its use.
+        result[layer.name] = spectrum(layer, moments.pop(layer.name, None), options.method)
         context.progress.advance()
-    return found
+    return result
 
 
-def _choice(layer: Layer, found: Spectrum, options: FactorizeOptions) -> Choice:
-    """The ranks of a layer that would make it smaller."""
-    # Where outputs were looked at, a bias keeps their mean.
+def _choice(layer: Layer, result: Spectrum, options: FactorizeOptions) -> Choice:
+    """Return the ranks of a layer that save parameters."""
+    # With measured outputs a bias preserves their mean, and counts as parameters.
     bias, step = options.measured, options.round_to
     ranks = [
         rank
-        for rank in range(step, len(found.energy) + 1, step)
+        for rank in range(step, len(result.energy) + 1, step)
         if layer.factorized(rank, bias) < layer.parameters
     ]
-    lost = found.lost()
+    lost = result.lost()
     return Choice(
         layer.name,
         layer.parameters,
@@ -91,19 +92,22 @@ def _choice(layer: Layer, found: Spectrum, options: FactorizeOptions) -> Choice:
 def _ranks(
     choices: Sequence[Choice], options: FactorizeOptions
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """The rank of every layer that is cut, and the reason of each that is not."""
-    unit = f" that is a multiple of {options.round_to}" if options.round_to > 1 else ""
-    left = {x.name: f"no rank{unit} makes it smaller" for x in choices if not x.ranks}
+    """Return the rank of each layer to factorize, and for each other layer the reason."""
+    rank = "rank"
+    if options.round_to > 1:
+        rank = f"rank that is a multiple of {options.round_to}"
+    skipped = {x.name: f"no {rank} saves parameters" for x in choices if not x.ranks}
     choices = [choice for choice in choices if choice.ranks]
     if options.parameters and choices:
         ranks = by_budget(choices, options.parameters)
-        reason = "the budget is met without it: others lose less"
+        reason = "the budget is met by layers with less error"
     else:
+        # An SNR of 20 dB permits an error of 10^(-20/10) = 0.01 of the variance.
         allowed = 1 - options.energy if options.energy else 10 ** (-options.snr_db / 10)
-        found = {choice.name: by_loss(choice, allowed) for choice in choices}
-        ranks = {name: rank for name, rank in found.items() if rank is not None}
-        reason = "it would grow: no rank that saves parameters keeps as much of it as was asked for"
-    return ranks, left | {x.name: reason for x in choices if x.name not in ranks}
+        result = {choice.name: by_loss(choice, allowed) for choice in choices}
+        ranks = {name: rank for name, rank in result.items() if rank is not None}
+        reason = "no rank that saves parameters meets the bound on its error"
+    return ranks, skipped | {x.name: reason for x in choices if x.name not in ranks}
 
 
 def _details(
@@ -113,7 +117,7 @@ def _details(
     after: Mapping[str, int],
     options: FactorizeOptions,
 ) -> dict[str, Any]:
-    """The figures for the ledger."""
+    """Return the figures for the ledger."""
     layers = {}
     for choice in choices:
         if choice.name in ranks:
@@ -124,35 +128,38 @@ def _details(
                 "parameters": [choice.whole, choice.sizes[index]],
                 "macs": [before.get(choice.name, 0), after.get(choice.name, 0)],
                 "lost": float(f"{lost:.4g}"),
-                # Of the output's variance, where outputs were looked at.
+                # Relative to the output's variance if it was measured, else to the weights' energy.
                 "snr_db": round(-10 * math.log10(lost), 2) if lost > 0 else None,
             }
-    touched = [layer["parameters"] for layer in layers.values()]
+    sizes = [layer["parameters"] for layer in layers.values()]
+    multiplications = [layer["macs"] for layer in layers.values()]
     return {
         "method": options.method,
         "measured": options.measured,
         "layers": layers,
-        "touched_parameters": [sum(x) for x in zip(*touched, strict=True)],
-        "touched_macs": [sum(x) for x in zip(*(y["macs"] for y in layers.values()), strict=True)],
+        "touched_parameters": [sum(x) for x in zip(*sizes, strict=True)],
+        "touched_macs": [sum(x) for x in zip(*multiplications, strict=True)],
         "macs": [before[""], after[""]],
     }
 
 
-def _notes(
-    details: Mapping[str, Any], left: Mapping[str, str], options: FactorizeOptions
+def _format_notes(
+    details: Mapping[str, Any], skipped: Mapping[str, str], options: FactorizeOptions
 ) -> tuple[str, ...]:
+    """Return the notes of the pass."""
     parameters, macs = details["touched_parameters"], details["touched_macs"]
     ranks = [layer["rank"] for layer in details["layers"].values()]
     worst_name, worst = max(details["layers"].items(), key=lambda item: item[1]["lost"])
-    of = "variance of its output" if options.measured else "energy of its weights"
+    quantity = "variance of its output" if options.measured else "energy of its weights"
     return (
-        f"{len(ranks)} layers became two each, of rank {min(ranks)} to {max(ranks)}: "
-        f"{parameters[0]:,} parameters became {parameters[1]:,}, "
-        f"{macs[0]:,} multiply-accumulates {macs[1]:,}",
-        f"{worst_name} lost most, {100 * worst['lost']:.3g} % of the {of}",
-        *_left(left),
+        f"factorized {len(ranks)} layers with ranks from {min(ranks)} to {max(ranks)}: "
+        f"parameters {parameters[0]:,} -> {parameters[1]:,}, "
+        f"multiply-accumulates {macs[0]:,} -> {macs[1]:,}",
+        f"largest error: {worst_name}, {100 * worst['lost']:.3g} % of the {quantity}",
+        *_format_skipped(skipped),
     )
 
 
-def _left(left: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(f"left as they are: {sentence}" for sentence in grouped(left))
+def _format_skipped(skipped: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a note for each reason for which layers were skipped."""
+    return tuple(f"not factorized: {sentence}" for sentence in grouped(skipped))

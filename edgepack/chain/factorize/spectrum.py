@@ -1,7 +1,7 @@
-"""The directions along which a layer's output is kept, and what each is worth.
+"""Directions of a layer's output, and the energy of each.
 
-Rank r keeps V = U_r U_r^T W for U_r [o, r] with orthonormal columns, so that of an output y = W x
-what is lost is (1 - U_r U_r^T) y. With the bias b' = b + (1 - U_r U_r^T) E[y] the mean is kept, and
+Rank r replaces W by U_r U_r^T W for U_r [o, r] with orthonormal columns, so that an output y = W x
+loses (1 - U_r U_r^T) y. The bias b' = b + (1 - U_r U_r^T) E[y] preserves the mean, and
 
     E|y - y'|^2 = sum over i > r of u_i^T C u_i,      C = cov(y) = W cov(x) W^T
 
@@ -10,7 +10,7 @@ activation   U: eigenvectors of C, i.e. left singular vectors of W cov(x)^1/2. B
              layers on the calibration samples. That is SVD-LLM's whitening (Wang et al.,
              arXiv:2403.07378, there with E[x x^T]), which ASVD (Yuan et al., arXiv:2312.05821)
              approximates with a diagonal; for convolutions it is the response reconstruction of
-             Zhang et al., arXiv:1505.06798. Written by outputs, nothing has to be inverted.
+             Zhang et al., arXiv:1505.06798. In terms of outputs, no matrix has to be inverted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Spectrum:
 
     Attributes:
         basis: [o, n] orthonormal columns, float64.
-        energy: [n] what each direction holds: variance of the output, or a squared singular value.
-        mean: [o] of W x on the calibration samples; None where only the weights were looked at.
+        energy: [n] variance of the output along each direction, or its squared singular value.
+        mean: [o] of W x on the calibration samples; None if only the weights were read.
     """
 
     basis: Any
@@ -40,18 +40,24 @@ class Spectrum:
     mean: Any
 
     def lost(self) -> np.ndarray:
-        """[n + 1] the share of the energy that rank 0, 1, ... n loses, falling from 1 to 0."""
-        after = np.append(np.cumsum(self.energy[::-1])[::-1], 0.0)
-        # A layer whose output never changes loses nothing.
-        return after / after[0] if after[0] > 0 else np.zeros_like(after)
+        """Return the share of the energy that ranks 0 to n lose: [n + 1], from 1 down to 0.
+
+        The energy [6, 3, 1] gives [1, 0.4, 0.1, 0].
+        """
+        remainder = np.append(np.cumsum(self.energy[::-1])[::-1], 0.0)
+        # A constant output has no variance to lose.
+        if remainder[0] <= 0:
+            return np.zeros_like(remainder)
+        shares: np.ndarray = remainder / remainder[0]
+        return shares
 
 
 def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
-    """The directions of a layer.
+    """Return the directions of a layer.
 
     Args:
         layer: the layer.
-        moments: of its inputs or outputs; None to go by the weights alone.
+        moments: of its inputs or outputs; None to use the weights alone.
         method: "activation" or "svd".
     """
     matrix = layer.matrix
@@ -60,12 +66,13 @@ def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
         return Spectrum(basis, values.square().numpy(), None)
     covariance, mean = moments.covariance, moments.mean
     if moments.of_inputs:
-        # W C^1/2 is narrower than W C W^T.
+        # The left singular vectors of W C^1/2 [o, k] are the eigenvectors of W C W^T [o, o], and
+        # k < o here.
         values, vectors = torch.linalg.eigh(covariance)
         root = matrix @ (vectors * values.clamp(min=0).sqrt())
         mean = matrix @ mean
-    else:
-        mean = mean if layer.bias is None else mean - layer.bias
+    elif layer.bias is not None:
+        mean = mean - layer.bias
     if method == "svd":
         basis, _, _ = torch.linalg.svd(matrix, full_matrices=False)
         if moments.of_inputs:
@@ -76,6 +83,7 @@ def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
         basis, values, _ = torch.linalg.svd(root, full_matrices=False)
         energy = values.square()
     else:
-        energy, basis = (found.flip(-1) for found in torch.linalg.eigh(covariance))
+        # eigh sorts ascending; W has rank k at most, so at most k directions carry energy.
+        energy, basis = (part.flip(-1) for part in torch.linalg.eigh(covariance))
         energy, basis = energy[: layer.inputs], basis[:, : layer.inputs]
     return Spectrum(basis, energy.clamp(min=0).numpy(), mean)

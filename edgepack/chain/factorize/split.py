@@ -1,4 +1,4 @@
-"""The two layers that stand in the place of one. Only importable where torch is."""
+"""Construction of the two layers that replace one. Importing this module needs torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from edgepack.chain.network import is_transposed, put
 
 
 def split_all(module: Any, ranks: Mapping[str, int], bias: bool) -> Any:
-    """Put two layers in the place of each, without weights worth anything.
+    """Replace each layer by two with uninitialized weights, in place.
 
     Args:
-        module: the network, which is changed.
-        ranks: by name of the layer.
-        bias: whether a layer without a bias gets one.
+        module: the network.
+        ranks: rank by layer name.
+        bias: True to add a bias to layers that have none.
     """
     for name, rank in ranks.items():
         put(module, name, split(module.get_submodule(name), rank, bias))
@@ -27,7 +27,11 @@ def split_all(module: Any, ranks: Mapping[str, int], bias: bool) -> Any:
 
 
 def split(layer: Any, rank: int, bias: bool) -> nn.Sequential:
-    """Two layers of the shapes that a rank gives, their values whatever the memory holds."""
+    """Return two layers for a rank, with uninitialized weights.
+
+    A convolution 64 -> 128 with a 3 x 3 window at rank 16 becomes a 3 x 3 convolution 64 -> 16
+    without a bias and a 1 x 1 convolution 16 -> 128.
+    """
     weight = layer.weight
     last = bias or layer.bias is not None
     layers: list[tuple[Any, ...]]
@@ -42,15 +46,16 @@ def split(layer: Any, rank: int, bias: bool) -> nn.Sequential:
     else:
         inputs, outputs = weight.shape if is_transposed(layer) else weight.shape[::-1]
         layers = [(nn.Linear, inputs, rank, False), (nn.Linear, rank, outputs, last)]
-    # skip_init draws no random numbers.
-    made = [nn.utils.skip_init(*arguments, dtype=weight.dtype) for arguments in layers]
-    return nn.Sequential(*made).train(layer.training).requires_grad_(weight.requires_grad)
+    # skip_init allocates without initializing, so that the global random state does not advance.
+    pair = [nn.utils.skip_init(*arguments, dtype=weight.dtype) for arguments in layers]
+    return nn.Sequential(*pair).train(layer.training).requires_grad_(weight.requires_grad)
 
 
 def fill(pair: nn.Sequential, layer: Layer, spectrum: Spectrum) -> None:
-    """Give two layers their weights: U_r s and U_r^T W / s, and the bias that keeps the mean.
+    """Set the weights of two layers to U_r^T W / s and U_r s, and the bias to preserve the mean.
 
-    s, the root of each row's norm in U_r^T W, shares the scale out evenly, as a quantizer likes.
+    The factor s, the square root of each row's norm in U_r^T W, balances the scale between the two
+    layers, so that neither loses precision when it is quantized.
     """
     first, last = pair
     rank = first.weight.shape[0]
