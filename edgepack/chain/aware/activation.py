@@ -56,11 +56,13 @@ class Static(nn.Module):  # type: ignore[misc]
 
 def _share(end: float, extreme: float) -> float:
     """Return the ratio of one end of the range to the extreme; 0 if their signs differ."""
-    return end / extreme if end * extreme > 0 else 0.0
+    if end * extreme <= 0:
+        return 0.0
+    return end / extreme
 
 
 class Dynamic(nn.Module):  # type: ignore[misc]
-    """Quantizes to u8 with the range of each sample, which a device that runs one at a time has."""
+    """Quantizes to u8 with the range of each sample, as on a device that runs one at a time."""
 
     def forward(self, values: Any) -> Any:
         """Quantize and dequantize."""
@@ -68,7 +70,7 @@ class Dynamic(nn.Module):  # type: ignore[misc]
             flat = values.detach().reshape(len(values), -1)
             low, high = torch.aminmax(flat, dim=1)
             shape = [-1] + [1] * (values.ndim - 1)
-            # [batch] -> [batch, 1, ...], which broadcasts against the values.
+            # [batch] -> [batch, 1, ...], to broadcast against the values.
             scale, zero_point = (factor.reshape(shape) for factor in _compute_affine(low, high))
         return fake(values, scale, zero_point, 0, LEVELS)
 

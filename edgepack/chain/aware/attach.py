@@ -128,7 +128,9 @@ def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeO
         limits = of_range(Range(counts.low, counts.high, 0), options.scheme)
     else:
         limits = of_histogram(counts, options)
-    low = -limits.high if options.scheme in SYMMETRIC else limits.low
+    low = limits.low
+    if options.scheme in SYMMETRIC:
+        low = -limits.high
     return Static(low, limits.high, extremes, options.scheme)
 
 
@@ -153,7 +155,9 @@ def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
         # remains the one that is trained, stored and counted.
         layer.__dict__["weight"] = weights(layer._parameters["weight"])
         read = layer._modules.get(INPUT)
-        return inputs if read is None else (read(inputs[0]), *inputs[1:])
+        if read is None:
+            return inputs
+        return (read(inputs[0]), *inputs[1:])
 
     return quantize
 
@@ -162,4 +166,6 @@ def _after(layer: Any, _inputs: Any, result: Any) -> Any:
     """Remove the quantized weight, and quantize the output."""
     layer.__dict__.pop("weight", None)
     rounded = layer._modules.get(OUTPUT)
-    return result if rounded is None else rounded(result)
+    if rounded is None:
+        return result
+    return rounded(result)

@@ -106,5 +106,7 @@ def _grid(blocks: Any) -> tuple[Any, Any]:
 
 
 def _exact(values: Any) -> Any:
-    """Convert to float64 if the device supports it, which Apple's does not."""
-    return values if values.device.type == "mps" else values.double()
+    """Convert to float64 unless the device is Apple's, without support for it."""
+    if values.device.type == "mps":
+        return values
+    return values.double()

@@ -32,14 +32,16 @@ def find_folds(network: Any, example: Sequence[Any]) -> tuple[dict[str, str], di
     parts = dict(network.named_modules())
     followed = {n: p for n, p in parts.items() if isinstance(p, (*LAYERS, _BatchNorm))}
     record = trace(network, followed, example)
+    # Folding a shared weight would change the output of its other owner.
     shared = shared_weights(network)
     folds: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, norm in followed.items():
         if isinstance(norm, _BatchNorm):
             output = record.outputs.get(name)
-            source = output.source if output is not None else None
-            layer = source.layer if source is not None else ""
+            source, layer = None, ""
+            if output is not None and output.source is not None:
+                source, layer = output.source, output.source.layer
             reason = _reject(name, norm, source, parts.get(layer), record, shared)
             if reason:
                 skipped[name] = reason
@@ -51,7 +53,7 @@ def find_folds(network: Any, example: Sequence[Any]) -> tuple[dict[str, str], di
 def _reject(
     name: str, norm: Any, source: Value | None, layer: Any, record: Trace, shared: set[int]
 ) -> str:
-    """Return the reason for which a batch norm cannot be folded; "" if it can."""
+    """Return the reason why a batch norm cannot be folded; "" if it can."""
     if norm.running_mean is None:
         return "it has no statistics"
     if source is None or not isinstance(layer, LAYERS):

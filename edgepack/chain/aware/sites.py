@@ -67,7 +67,7 @@ def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "s
 
 
 def _reject(layer: Any, output: Value | None) -> str:
-    """Return the reason for which a layer is not quantized; "" if it is."""
+    """Return the reason why a layer is not quantized; "" if it is."""
     if output is None:
         return "the network reads its weights without calling it, or does not use it"
     if type(layer).forward not in {kind.forward for kind in LAYERS}:

@@ -62,7 +62,10 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
     if accelerator.device.type != "cpu":
         teacher = copy.deepcopy(teacher).to(accelerator.device)
     objective = Distillation(teacher, student, data, context, options)
-    attached = awareness.attach(data) if awareness else None
+    attached = None
+    if awareness:
+        # After the objective, which compares the student's float outputs with the teacher's.
+        attached = awareness.attach(data)
     try:
         loop = Loop(
             student, objective, data.plan, options, accelerator, context.work, context.progress
@@ -102,7 +105,7 @@ def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str,
         "teacher_score": objective.teacher_score,
         "loss": round(trained.loss, 6),
         "epochs": trained.epochs,
-        "kept_epoch": trained.kept,
+        "kept_epoch": trained.weights_epoch,
         "steps": trained.steps,
         "resumed_at": trained.resumed,
         "precision": trained.precision,

@@ -34,6 +34,7 @@ def labelled_head(
         )
     if not data.labelled or options.alpha == 1:
         return None
+    # Class labels refer to scores, or else to an output of two classes.
     deciding = [head for head in heads if head.scores] + [head for head in heads if head.binary]
     head = next(iter(deciding or heads))
     members = next(data.batches(np.arange(data.store.count)))

@@ -62,7 +62,9 @@ class Head:
     def arrange(self, output: Any) -> Any:
         """Return this output of a network in float32, the classes of scores along the last axis."""
         values = output.float()
-        return values.movedim(self.tensor.axis, -1) if self.scores else values
+        if self.scores:
+            values = values.movedim(self.tensor.axis, -1)
+        return values
 
 
 def soft_loss(
@@ -70,6 +72,7 @@ def soft_loss(
     options: DistillOptions,
 ) -> Any:  # fmt: skip
     """Return the soft loss of each of `count` samples: a tensor [count]."""
+    # Each output's loss is relative to its own scale, so they add up without weights.
     total: Any = 0.0
     for head in heads:
         ours, theirs = head.arrange(student[head.index]), head.arrange(teacher[head.index])
@@ -108,6 +111,7 @@ def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tu
     """
     from torch.nn import functional as F
 
+    # Missing labels get an arbitrary valid value here, and the mask removes their loss.
     ours = head.arrange(student[head.index])
     labelled = has_label(labels)
     if head.scores:
@@ -117,6 +121,7 @@ def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tu
         loss = loss.reshape(labels.shape)
     elif head.binary:
         classes, ours = labels.nan_to_num().clamp(0, 1).float(), ours.reshape(labels.shape)
+        # The logit of 0 or 1 is infinite.
         if head.tensor.kind == "probability":
             ours = ours.clamp(1e-6, 1 - 1e-6).logit()
         loss = F.binary_cross_entropy_with_logits(ours, classes, reduction="none")
@@ -135,6 +140,7 @@ def opposed(ours: Any, theirs: Any, count: int) -> Any:
     """
     from torch.nn import functional as F
 
+    # [batch, channels, height, width] compares channels, [batch, tokens, width] the last axis.
     axis = 1 if ours.ndim > 3 else -1
     return _mean(1 - F.cosine_similarity(ours.float(), theirs.float(), dim=axis), count)
 

@@ -52,7 +52,10 @@ class Distillation:
         self.score_name = TOP1 if by_label else AGREEMENT
         if self.judged is None:
             self.score_name = SNR
-        self.teacher_score = self._score(self.teacher.answers) if self.score_name == TOP1 else None
+        # The gates of top-1 are relative to the teacher's.
+        self.teacher_score: float | None = None
+        if self.score_name == TOP1:
+            self.teacher_score = self._score(self.teacher.answers)
         if options.stop != "none" and next(data.batches(data.held), None) is None:
             batch, count = data.exact or 1, data.store.count
             raise ChainError(
@@ -68,7 +71,9 @@ class Distillation:
                 why=f"the held-out samples measure the {self.score_name}, which has no gate",
                 hint="stop=plateau, or stop=none",
             )
-        self.features = Features(options, network, student) if options.features else None
+        self.features: Features | None = None
+        if options.features:
+            self.features = Features(options, network, student)
 
     def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
         """Return the sum of the losses of some samples."""
@@ -108,10 +113,12 @@ class Distillation:
 
         A teacher with a top-1 of 0.90 and max_drop = 1 (percent) gives 0.89.
         """
+        # Each kind of score has its own gates, in the unit of the score.
         if self.score_name == SNR:
             return self.gates.get("snr_db")
         if self.score_name == AGREEMENT or self.teacher_score is None:
             return self.gates.get("agreement")
+        # Both gates have to pass, hence the larger bound.
         bounds = []
         if "max_drop" in self.gates:
             bounds.append(self.teacher_score - self.gates["max_drop"] / 100)
@@ -126,6 +133,7 @@ class Distillation:
 
     def _score(self, answers: Callable[[np.ndarray, tuple[Any, ...]], Any]) -> float | None:
         """Score the outputs of a network on the held-out samples; None without any."""
+        # Sums over all batches first, so that the size of the batches does not matter.
         good = total = 0.0
         for members in self.data.batches(self.data.held):
             feed = self.data.feed(members)

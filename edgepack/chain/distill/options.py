@@ -117,13 +117,16 @@ class DistillOptions(TrainingOptions):
     @property
     def code(self) -> tuple[tuple[str, Mapping[str, object] | None], ...]:
         """Return the user's functions that augment, and that build the student."""
-        factory = ((self.student, dict(self.student_args)),) if self.student else ()
-        return (*super().code, *factory)
+        if not self.student:
+            return super().code
+        return (*super().code, (self.student, dict(self.student_args)))
 
     @property
     def needs(self) -> tuple[str, ...]:
         """Return the needs of the loop, and "quantize" for quantization-aware training."""
-        return (*super().needs, "quantize") if self.aware else super().needs
+        if self.aware:
+            return (*super().needs, "quantize")
+        return super().needs
 
     @property
     def peak(self) -> float:
@@ -131,7 +134,9 @@ class DistillOptions(TrainingOptions):
 
         There, trained weights only have to move to a neighbouring integer.
         """
-        return AWARE_LR if self.aware and not self.lr else super().peak
+        if self.aware and not self.lr:
+            return AWARE_LR
+        return super().peak
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject a new student after passes whose changes it would discard."""
@@ -147,6 +152,7 @@ class DistillOptions(TrainingOptions):
             return ""
         if "quantize" not in names:
             return "aware=true trains for int8, and no quantize follows"
+        # Another aware distill may follow, as it continues the same training.
         between = [
             name
             for name, options in later[: names.index("quantize")]

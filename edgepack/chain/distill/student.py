@@ -57,6 +57,7 @@ def spread(count: int, drop: float) -> tuple[int, ...]:
     Of 12 layers, 0.5 leaves 0, 2, 4, 7, 9, 11. At least one remains.
     """
     remaining = max(round(count * (1 - drop)), 1)
+    # The first and the last layer remain; those between are at equal distances.
     if remaining == 1:
         return (0,)
     return tuple(round(i * (count - 1) / (remaining - 1)) for i in range(remaining))
@@ -71,6 +72,7 @@ def find_layers(module: Any) -> tuple[str, Any]:
 
     candidates: list[tuple[int, str, Any]] = []
     for name, part in module.named_modules():
+        # A list of equal parts, as BertEncoder.layer; a Sequential of different ones is no stack.
         kinds = {type(layer) for layer in part.children()}
         listed = isinstance(part, (torch.nn.ModuleList, torch.nn.Sequential))
         if listed and len(kinds) == 1 and len(part) > 1:
@@ -98,6 +100,7 @@ def keep_layers(module: Any, name: str, keep: Sequence[int]) -> None:
         del layers[i]
     for i, layer in enumerate(remaining):
         layers[i] = layer
+    # The forward of some Hugging Face networks iterates over the configured number of layers.
     for part in module.modules():
         config = getattr(part, "config", None)
         for option in COUNTS:

@@ -58,6 +58,7 @@ class Teacher:
 
     def keep(self, heads: Sequence[Head], folder: Path, progress: Progress) -> None:
         """Store the outputs for all samples, unless they exceed `ANSWERS_BYTES`."""
+        # Bytes per sample, measured on the first batch.
         first = next(self.data.batches(self.everything))
         size = sum(array.nbytes for array in self._arrays(first, heads).values()) / len(first)
         if size * self.data.store.count > ANSWERS_BYTES:
@@ -89,12 +90,14 @@ class Teacher:
         theirs = [output.cpu() for output in self.ask(feed)]
         with torch.no_grad():
             ours = answer_of(student, [tensor.cpu() for tensor in feed])
+        # Inputs and outputs of the bundle are those of the original, so the student's must match.
         shapes = [[list(output.shape) for output in answer] for answer in (ours, theirs)]
         if shapes[0] != shapes[1]:
             raise _unlike(f"for a batch its outputs are {shapes[0]}, the teacher's {shapes[1]}")
         heads = []
         for index, outputs in enumerate(zip(tensors, ours, theirs, strict=True)):
             tensor, student_output, teacher_output = outputs
+            # Integer outputs, such as an argmax, have no gradient.
             if not teacher_output.is_floating_point():
                 continue
             if not self.data.store.is_whole(members):

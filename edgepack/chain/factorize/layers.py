@@ -38,7 +38,10 @@ class Layer:
     def matrix(self) -> Any:
         """Return the weights [o, k], float64."""
         weight = self.module.weight.detach().double()
-        return weight.t() if is_transposed(self.module) else weight.flatten(1)
+        if is_transposed(self.module):
+            return weight.t()
+        # A convolution's [o, c, window...] is the matrix [o, c * window] of its unfolded inputs.
+        return weight.flatten(1)
 
     @property
     def bias(self) -> Any:
@@ -70,6 +73,7 @@ def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[
         example: the arguments of one call.
     """
     shared = shared_weights(module)
+    # A module may be registered under several names; its factors would replace only one of them.
     occurrences = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
@@ -82,6 +86,7 @@ def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[
         if reason:
             skipped[name] = reason
             continue
+        # Conv1D of Hugging Face stores [inputs, outputs], all other layers [outputs, inputs, ...].
         linear = not isinstance(part, CONVOLUTIONS)
         outputs, inputs = part.weight.shape[0], part.weight[0].numel()
         if linear and is_transposed(part):

@@ -75,7 +75,9 @@ class FactorizeOptions(PassOptions):
     @property
     def needs(self) -> tuple[str, ...]:
         """Return "calibration" unless the ranks depend on the weights alone."""
-        return ("calibration",) if self.measured else ()
+        if self.measured:
+            return ("calibration",)
+        return ()
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject a second factorization, and one that would undo the zeros of prune."""

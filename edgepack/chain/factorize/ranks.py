@@ -66,6 +66,7 @@ def by_budget(choices: Sequence[Choice], share: float) -> dict[str, int]:
     ranks: dict[str, int] = {}
     by_name = {choice.name: choice for choice in choices}
     size = {choice.name: choice.whole for choice in choices}
+    # Parameters still to be saved.
     over = total - budget
     for _, name, index in steps:
         if over <= 0:
@@ -90,6 +91,7 @@ def _steps(choice: Choice) -> list[tuple[float, str, int]]:
     """
     steps = []
     size, lost, index = choice.whole, 0.0, len(choice.ranks)
+    # From the current point, the flattest slope to any smaller rank is the next edge of the hull.
     while index:
         slopes = [((choice.lost[i] - lost) / (size - choice.sizes[i]), i) for i in range(index)]
         slope, index = min(slopes)

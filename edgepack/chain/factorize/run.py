@@ -40,6 +40,7 @@ def run(module: Any, options: FactorizeOptions, context: Context) -> ModuleResul
             module, False, _format_skipped(skipped), {"left": skipped}, {"ranks": {}, "bias": False}
         )
 
+    # Counted before the split; afterwards a layer's name refers to its pair.
     macs = count_macs(module, example)
     for layer in layers:
         if layer.name in ranks:
@@ -97,13 +98,16 @@ def _ranks(
     if options.round_to > 1:
         rank = f"rank that is a multiple of {options.round_to}"
     skipped = {x.name: f"no {rank} saves parameters" for x in choices if not x.ranks}
+    # A Linear 8 -> 8 has 64 weights and two factors of rank 4 have as many: nothing is saved.
     choices = [choice for choice in choices if choice.ranks]
     if options.parameters and choices:
         ranks = by_budget(choices, options.parameters)
         reason = "the budget is met by layers with less error"
     else:
         # An SNR of 20 dB permits an error of 10^(-20/10) = 0.01 of the variance.
-        allowed = 1 - options.energy if options.energy else 10 ** (-options.snr_db / 10)
+        allowed = 10 ** (-options.snr_db / 10)
+        if options.energy:
+            allowed = 1 - options.energy
         result = {choice.name: by_loss(choice, allowed) for choice in choices}
         ranks = {name: rank for name, rank in result.items() if rank is not None}
         reason = "no rank that saves parameters meets the bound on its error"

@@ -73,6 +73,7 @@ def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
         mean = matrix @ mean
     elif layer.bias is not None:
         mean = mean - layer.bias
+    # With method = svd, snr_db still needs the variance along the directions of the weights.
     if method == "svd":
         basis, _, _ = torch.linalg.svd(matrix, full_matrices=False)
         if moments.of_inputs:

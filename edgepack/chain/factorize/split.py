@@ -33,6 +33,7 @@ def split(layer: Any, rank: int, bias: bool) -> nn.Sequential:
     without a bias and a 1 x 1 convolution 16 -> 128.
     """
     weight = layer.weight
+    # Stride, padding and dilation belong to the first layer; the second acts on single positions.
     last = bias or layer.bias is not None
     layers: list[tuple[Any, ...]]
     if isinstance(layer, CONVOLUTIONS):
@@ -69,6 +70,7 @@ def fill(pair: nn.Sequential, layer: Layer, spectrum: Spectrum) -> None:
             bias = torch.zeros(layer.outputs, dtype=torch.float64)
             if layer.bias is not None:
                 bias = bias + layer.bias
+            # The mean of the part of the output that the rank cannot represent.
             if spectrum.mean is not None:
                 bias = bias + spectrum.mean - basis @ (basis.t() @ spectrum.mean)
             last.bias.copy_(bias)

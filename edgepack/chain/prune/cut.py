@@ -39,6 +39,7 @@ class Cut:
         for target, additions in ((self.outputs, extra.outputs), (self.inputs, extra.inputs)):
             for name, channels in additions.items():
                 target.setdefault(name, set()).update(channels)
+        # A parameter is cut along one axis only, so its indices from several groups add up.
         for name, (axis, channels) in extra.parameters.items():
             self.parameters.setdefault(name, (axis, set()))[1].update(channels)
         for name, values in extra.attributes.items():
@@ -69,6 +70,7 @@ class Cut:
 
 def cut(module: Any, slices: Cut) -> None:
     """Remove slices from a network, in place. Raises CutError for an unsupported layer."""
+    # Both sides of a layer at once: a channelwise layer loses the union of both only once.
     for name in dict.fromkeys((*slices.outputs, *slices.inputs)):
         layer = module.get_submodule(name)
         _cut_layer(layer, slices.outputs.get(name, set()), slices.inputs.get(name, set()))
@@ -93,6 +95,7 @@ def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
             if hasattr(layer, name):
                 setattr(layer, name, getattr(layer, name) - len(channels))
     elif isinstance(layer, nn.PReLU):
+        # A single slope applies to all channels and remains as it is.
         if layer.num_parameters > 1:
             _keep(layer, "weight", 0, outputs | inputs)
             layer.num_parameters = len(layer.weight)
@@ -103,10 +106,13 @@ def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
         _cut_matrix(layer, outputs, inputs, (0, 1))
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, _ConvNd):
-        transposed = isinstance(layer, _ConvTransposeNd)
-        if transposed and layer.groups > 1:
-            raise CutError("a transposed convolution in groups is not pruned")
-        _cut_matrix(layer, outputs, within(layer, inputs), (1, 0) if transposed else (0, 1))
+        # The weight is [outputs, inputs, window], or [inputs, outputs, window] if transposed.
+        axes = (0, 1)
+        if isinstance(layer, _ConvTransposeNd):
+            if layer.groups > 1:
+                raise CutError("a transposed convolution in groups is not pruned")
+            axes = (1, 0)
+        _cut_matrix(layer, outputs, within(layer, inputs), axes)
         layer.out_channels -= len(outputs)
         layer.in_channels -= len(inputs)
         if layer.groups > 1 and layer.out_channels % layer.groups:

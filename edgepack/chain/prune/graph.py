@@ -108,6 +108,7 @@ class Grouping:
 
     def skip(self, names: Sequence[str], reason: str) -> None:
         """Record the reason for layers that have none yet."""
+        # Several groups may reject the same layer; the first reason is reported.
         for name in names:
             self.skipped.setdefault(name, reason)
 
@@ -209,6 +210,7 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
         if kind not in ("CONV", "DEPTHWISE_CONV", "LINEAR", "BN", "IN", "PRELU", "EMBED",
                         "PARAMETER"):  # fmt: skip
             continue
+        # Grouped-query attention shares a key channel among heads, without a single root.
         if any(root is None for root in item.root_idxs):
             reason = reason or "several heads share its channels"
             continue
@@ -222,6 +224,7 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
         if (name, side) in slices:
             reason = reason or f"{name} is called more than once"
         slices[name, side] = Slice(name, side, axis, tuple(item.idxs), tuple(item.root_idxs))
+    # torch-pruning puts the layer from which the group was traced first.
     root = group.items[0].dep.target.module
     channels = graph.get_out_channels(root)
     return Group(names[id(root)], channels, tuple(slices.values())), reason
@@ -241,6 +244,7 @@ def _in_units(group: Group, module: Any) -> tuple[Group, str]:
     ]
     if not any(part.side == "inputs" for part in group.slices):
         return group, "no layer reads its channels, they are an output of the network"
+    # Every grouped convolution must keep groups of equal size, so the units respect all of them.
     step = math.lcm(*groups)
     if group.channels % step:
         return group, "the groups of its convolutions have incompatible sizes"
@@ -265,6 +269,7 @@ def _heads(group: Group, module: Any) -> tuple[int, tuple[tuple[str, str, int], 
     """
     matrices = [n for n in group.producers if isinstance(module.get_submodule(n), nn.Linear)]
     parents = {name.rpartition(".")[0] for name in matrices}
+    # Attention has queries and keys (and values) in one parent; a single Linear has no heads.
     if len(matrices) < 2 or len(parents) > 1:
         return 0, ()
     name = parents.pop()

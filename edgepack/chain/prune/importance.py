@@ -46,7 +46,8 @@ def by_weights(module: Any, groups: Sequence[Group], power: int) -> list[Any]:
                 totals = torch.zeros(group.channels, dtype=torch.float64)
                 totals.index_add_(0, torch.tensor(part.roots), size)
                 layers.append(totals / totals.mean().clamp(min=1e-30))
-        # Heads compete with single channels by the mean of their channels.
+        # Heads compete with single channels by the mean of their channels, since a sum over 64
+        # channels would favour heads.
         total = _of_units(group, torch.stack(layers).mean(0))
         scores.append(total / len(group.units[0]))
     return scores
@@ -153,7 +154,8 @@ def by_taylor(
         context.progress.tell(f"{count:,} training samples")
         if count >= options.samples:
             break
-    return [total / max(count, 1) for total in sums], LABELS if by_labels else ANSWERS
+    measure = LABELS if by_labels else ANSWERS
+    return [total / max(count, 1) for total in sums], measure
 
 
 def _reads(module: Any, part: Slice) -> bool:
@@ -186,6 +188,7 @@ def _loss_of_labels(outputs: Sequence[Any], labels: Any, context: Context) -> An
     scores = outputs[index].movedim(context.outputs[index].axis, -1)
     if scores.shape[:-1] != labels.shape:
         return None
+    # [batch, positions..., classes] -> [all positions, classes]
     scores = scores.flatten(0, -2)
     classes = torch.from_numpy(labels.astype("int64")).flatten()
     labelled = classes >= 0

@@ -86,7 +86,9 @@ class PruneOptions(PassOptions):
     @property
     def needs(self) -> tuple[str, ...]:
         """Return "training" if the importance is measured on training samples."""
-        return ("training",) if self.structured and self.importance == "taylor" else ()
+        if self.structured and self.importance == "taylor":
+            return ("training",)
+        return ()
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject structured pruning after a pattern, whose groups of four it would shift."""

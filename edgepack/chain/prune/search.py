@@ -84,12 +84,16 @@ class Ranking:
 
 def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     """Return the smallest step that meets a budget, by bisection; None if no step does."""
+    # Steps above `low` may fit, `high` always does.
     low, high = 0, ranking.steps
     if not fits(high):
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
+        if fits(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 

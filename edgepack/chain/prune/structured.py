@@ -14,7 +14,7 @@ from edgepack.chain.network import arguments, count_macs, select
 from edgepack.chain.prune.cut import Cut, cut
 from edgepack.chain.prune.graph import Group, Grouping, find_groups
 from edgepack.chain.prune.importance import by_taylor, by_weights, costs
-from edgepack.chain.prune.options import PruneOptions
+from edgepack.chain.prune.options import BUDGETS, PruneOptions
 from edgepack.chain.prune.search import Ranking, smallest_step, without
 from edgepack.chain.prune.trial import Trial
 from edgepack.errors import ChainError
@@ -65,6 +65,7 @@ def prune_channels(module: Any, options: PruneOptions, context: Context) -> Prun
             why=reason,
             hint="exclude some layers with exclude=, or use prune:unstructured=0.5",
         )
+    # The figures list only layers whose width changed, and the heads that were removed.
     before, widths = _figures(module, example), _layers(module)
     cut(module, slices)
     after, widths_after = _figures(module, example), _layers(module)
@@ -141,11 +142,13 @@ def _search(
 
     total = _figures(module, example)[options.of]
     budget = (1 - options.structured) * total
+    # The size falls monotonically with the step, which bisection relies on: about 12 measurements
+    # for 4,096 units.
     step = smallest_step(ranking, lambda step: measure(step) <= budget)
     if step is None:
         least = measure(ranking.steps)
         reasons = "; ".join(f"{name}: {why}" for name, why in list(grouping.skipped.items())[:4])
-        alternative = "macs" if options.of == "parameters" else "parameters"
+        (alternative,) = set(BUDGETS) - {options.of}
         raise ChainError(
             "prune-budget",
             f"{options.structured:g} of the network's {options.of} cannot be removed",

@@ -37,6 +37,7 @@ class Trial:
         self.example = example
         self.module = copy.deepcopy(module)
         generator = torch.Generator().manual_seed(seed)
+        # Relative to the mean magnitude, so that the activations keep their order of magnitude.
         with torch.no_grad():
             for parameter in self.module.parameters():
                 if parameter.is_floating_point() and parameter.numel():
@@ -78,6 +79,7 @@ def _blind(module: Any, slices: Cut) -> None:
             layer = module.get_submodule(name)
             if not channels or is_channelwise(layer):
                 continue
+            # Axis of the input channels in the weight.
             axis = 0 if isinstance(layer, _ConvTransposeNd) else 1
             if isinstance(layer, _ConvNd):
                 channels = within(layer, channels)

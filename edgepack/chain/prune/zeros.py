@@ -34,6 +34,7 @@ def prune_weights(module: Any, options: PruneOptions) -> PrunedWeights:
     """
     result = PrunedWeights()
     layers = _layers(module, options, result)
+    # Masks of all layers first: a share of the whole network compares weights across layers.
     if options.pattern:
         masks = {name: _two_of_four(layer) for name, layer in layers.items()}
     elif options.per_layer:
@@ -109,6 +110,7 @@ def _smallest(weights: list[Any], share: float) -> list[Any]:
     The earlier one of equal weights is zeroed: the sort is stable.
     """
     sizes = torch.cat([weight.detach().abs().double().flatten() for weight in weights])
+    # A sort rather than a threshold: ties at a threshold would zero more than the share.
     order = sizes.argsort(stable=True)
     mask = torch.zeros(len(sizes), dtype=torch.bool)
     mask[order[: round(share * len(sizes))]] = True

@@ -1,14 +1,14 @@
-"""The training loop that passes share, on Hugging Face accelerate.
+"""Training loop of the passes that train, on Hugging Face accelerate.
 
-options     what can be asked for
-processes   one process, or as many as accelerate started
-batches     which samples every step learns from
-schedule    learning rate and momentum, by the step
-optimizer   the optimizer, and the zeros that it must leave alone
-device      the device, the precision
-data        the training samples in any order, as tensors
-checkpoint  where a training is, so that a killed one goes on
+options     the options of the loop
+processes   the processes of a training, one or as many as accelerate started
+batches     the samples of each step
+schedule    learning rate and momentum of each step
+optimizer   the optimizer, and the masks of pruned weights
+device      the device and the precision
+data        the training samples as tensors, in any order
+checkpoint  the state of a training, from which an interrupted build resumes
 loop        the loop itself
 
-Labels are optional, for each sample: a class of -1, or a value of NaN, says that there is none.
+Labels are optional for each sample: a class of -1 or a value of NaN marks a missing label.
 """

@@ -1,4 +1,4 @@
-"""Which samples every step learns from: a function of the seed and the epoch alone."""
+"""Samples of each training step, as a function of the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from edgepack.data.store import Group
 
 @dataclass(frozen=True)
 class Plan:
-    """How the samples are cut into steps.
+    """Division of the samples into steps.
 
     Attributes:
-        groups: what can share a batch, the held-out samples taken out.
+        groups: samples that can share a batch, without the held-out ones.
         batch_size: samples of a step, over all processes.
-        parts: processes times the parts in which each computes its share.
-        exact: the number of samples that every part must have, where the model says so.
+        parts: number of processes times the accumulated parts of each.
+        exact: number of samples of each part if the model has a fixed batch size, else None.
         seed: of the order.
     """
 
@@ -29,11 +29,12 @@ class Plan:
     seed: int
 
     def steps(self) -> int:
-        """Number of steps in every epoch."""
+        """Return the number of steps per epoch."""
         return sum(len(self._cuts(len(group.members), group.whole)) for group in self.groups)
 
     def epoch(self, epoch: int) -> list[list[np.ndarray]]:
-        """The steps of an epoch, each the parts that it is computed in, over all processes."""
+        """Return the steps of an epoch, each as a list of its parts over all processes."""
+        # Shuffled twice: samples within each group, then the steps of all groups.
         generator = np.random.default_rng([self.seed, epoch])
         steps = []
         for group in self.groups:
@@ -43,12 +44,16 @@ class Plan:
         return [steps[i] for i in generator.permutation(len(steps))]
 
     def _cuts(self, count: int, whole: bool) -> list[tuple[int, int]]:
-        """Where the batches of a group begin and end.
+        """Return the bounds of the batches of a group, each divisible into the parts.
 
-        A rest of half a batch or more is one too; a smaller one only where it is all there is. Each
-        can be cut into the parts.
+        A remainder of at least half a batch is a batch too; a smaller one only if the group has no
+        other. With batches of 16 in 2 parts, 43 samples give (0, 16), (16, 32) and (32, 42); the
+        last sample is left out, since the remainder of 11 is odd.
         """
-        unit = self.parts * (1 if whole else self.exact or 1)
+        unit = self.parts
+        if not whole:
+            unit *= self.exact or 1
+        # With 3 parts of exactly 8 samples a step of 128 becomes 120, a multiple of 24.
         size = max(self.batch_size // unit, 1) * unit
         cuts = [(start, start + size) for start in range(0, count - size + 1, size)]
         rest = (count - len(cuts) * size) // unit * unit
@@ -57,37 +62,43 @@ class Plan:
         return cuts
 
     def _parts(self, members: np.ndarray, whole: bool) -> list[np.ndarray]:
-        length = 1 if whole else self.exact or len(members) // self.parts
+        """Divide a batch into its parts; a whole feed is a part of its own."""
+        length = self.exact or len(members) // self.parts
+        if whole:
+            length = 1
         return [members[i : i + length] for i in range(0, len(members), length)]
 
 
 def hold_out(groups: Sequence[Group], share: float, seed: int) -> tuple[np.ndarray, list[Group]]:
-    """Take a share of the samples out, at random; the others stay in their groups.
+    """Hold out a random share of the samples; the others remain in their groups.
 
     Returns:
-        The positions that were taken, ascending, and what is left of each group.
+        Positions of the held-out samples, ascending, and the groups without them.
     """
     count = sum(len(group.members) for group in groups)
     generator = np.random.default_rng([seed, count])
-    taken = np.zeros(count, bool)
-    taken[generator.permutation(count)[: int(share * count)]] = True
-    left = [
-        Group(group.shapes, group.whole, group.members[~taken[group.members]]) for group in groups
+    held_out = np.zeros(count, bool)
+    held_out[generator.permutation(count)[: int(share * count)]] = True
+    remaining = [
+        Group(group.shapes, group.whole, group.members[~held_out[group.members]])
+        for group in groups
     ]
-    return np.flatnonzero(taken), [group for group in left if len(group.members)]
+    return np.flatnonzero(held_out), [group for group in remaining if len(group.members)]
 
 
 def in_groups(
     groups: Sequence[Group], members: np.ndarray, size: int, exact: int | None
 ) -> Iterator[np.ndarray]:
-    """Some samples in batches for running alone: at most `size`, or exactly what the model takes.
+    """Yield batches of some samples for inference: at most `size`, or the model's fixed batch size.
 
-    Where the model takes an exact number, a rest that does not fill a batch is left out.
+    With a fixed batch size, a remainder that does not fill a batch is dropped.
     """
     for group in groups:
-        found = np.intersect1d(group.members, members, assume_unique=True)
-        length = 1 if group.whole else exact or size
-        for start in range(0, len(found), length):
-            batch = found[start : start + length]
+        positions = np.intersect1d(group.members, members, assume_unique=True)
+        length = exact or size
+        if group.whole:
+            length = 1
+        for start in range(0, len(positions), length):
+            batch = positions[start : start + length]
             if group.whole or exact is None or len(batch) == exact:
                 yield batch

@@ -1,7 +1,7 @@
-"""Where a training is, in one file: a killed build goes on from it with the same bits.
+"""Checkpoint of a training in one file; an interrupted build resumes from it bit for bit.
 
-Weights, what the optimizer remembers and the counters; safetensors, nothing pickled. Order,
-augmentation and dropout follow from the seed and the step, so that no random state is kept.
+It contains the weights, the state of the optimizer and the counters, as safetensors without pickle.
+Order, augmentation and dropout depend on the seed and the step only, so no random state is stored.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ NAME = "checkpoint.safetensors"
 
 @dataclass
 class Position:
-    """How far a training is.
+    """Progress of a training.
 
     Attributes:
-        step: optimizer steps that were made.
-        best: the best held-out score, and `best_epoch` the epoch after which it was found.
-        loss: sum of the losses of this epoch's steps, and `losses` how many they are.
-        scores: the held-out score after every epoch.
-        scaler: what the fp16 scaler remembers.
+        step: number of completed optimizer steps.
+        best: the best held-out score.
+        best_epoch: the epoch of that score, counted from 1.
+        loss: sum of the losses of this epoch's steps.
+        losses: number of these losses.
+        scores: the held-out score of each epoch.
+        scaler: state of the fp16 scaler.
     """
 
     step: int = 0
@@ -40,17 +42,17 @@ class Position:
 
 
 def tensors_of(module: Any) -> dict[str, Any]:
-    """Every parameter and buffer, those that no state dict holds too."""
+    """Return all parameters and buffers, including the ones that a state dict omits."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def copied(module: Any) -> dict[str, Any]:
-    """The values of `tensors_of`, on the CPU."""
+def copy_tensors(module: Any) -> dict[str, Any]:
+    """Return copies of the parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in tensors_of(module).items()}
 
 
-def put_back(module: Any, values: Mapping[str, Any]) -> None:
-    """Give a module the values that `copied` took."""
+def restore(module: Any, values: Mapping[str, Any]) -> None:
+    """Restore the values that `copy_tensors` returned."""
     import torch
 
     with torch.no_grad():
@@ -61,25 +63,26 @@ def put_back(module: Any, values: Mapping[str, Any]) -> None:
 def save(
     folder: Path, position: Position, module: Any, optimizer: Any, best: Mapping[str, Any] | None
 ) -> None:
-    """Write the checkpoint, whole or not at all; the main process alone. Raises HostError."""
+    """Write the checkpoint atomically, in the main process only. Raises HostError."""
     if not processes.is_main():
         return
-    from safetensors.torch import save as written
+    from safetensors.torch import save as serialize
 
-    tensors = {f"module/{name}": value for name, value in copied(module).items()}
-    for index, remembered in optimizer.state_dict()["state"].items():
-        for key, value in remembered.items():
+    # One flat file: names carry a prefix for the module, the optimizer or the best weights.
+    tensors = {f"module/{name}": value for name, value in copy_tensors(module).items()}
+    for index, states in optimizer.state_dict()["state"].items():
+        for key, value in states.items():
             if value is not None:
                 tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().clone()
     tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    files.write(folder / NAME, written(tensors, {"position": json.dumps(vars(position))}))
+    files.write(folder / NAME, serialize(tensors, {"position": json.dumps(vars(position))}))
 
 
 def load(folder: Path, module: Any, optimizer: Any) -> tuple[Position, dict[str, Any] | None]:
-    """Put module and optimizer where the checkpoint was; its position and best weights.
+    """Restore module and optimizer; return the position and the best weights of the checkpoint.
 
-    Without one, the beginning. Every process gets what the main one finds.
+    Without a checkpoint the position is the beginning. Other processes get the main one's file.
     """
     path = folder / NAME
     data = path.read_bytes() if processes.is_main() and path.exists() else None
@@ -89,17 +92,20 @@ def load(folder: Path, module: Any, optimizer: Any) -> tuple[Position, dict[str,
     from safetensors.torch import load as read
 
     tensors = read(data)
+    # A safetensors file begins with the length of its JSON header, as a little-endian u64.
     length = int.from_bytes(data[:8], "little")
     position = json.loads(data[8 : 8 + length])["__metadata__"]["position"]
-    put_back(module, _under("module/", tensors))
-    remembered: dict[int, dict[str, Any]] = {}
+    restore(module, _under("module/", tensors))
+    states: dict[int, dict[str, Any]] = {}
     for name, tensor in _under("optimizer/", tensors).items():
         index, _, key = name.partition("/")
-        remembered.setdefault(int(index), {})[key] = tensor
+        states.setdefault(int(index), {})[key] = tensor
+    # The parameter groups follow from the options, so the new optimizer's are the same.
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
     return Position(**json.loads(position)), _under("best/", tensors) or None
 
 
 def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tensors whose names have a prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""The device that accelerate picks, the precision on it, and the same bits each time."""
+"""Device and precision of a training, and its reproducibility."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgepack.errors import ChainError, missing_package
 
 
 def make_accelerator(options: TrainingOptions) -> Any:
-    """accelerate's Accelerator for the device that it picks.
+    """Create accelerate's Accelerator for the device that it selects.
 
     Raises HostError package-missing, ChainError training-precision.
     """
@@ -23,8 +23,9 @@ def make_accelerator(options: TrainingOptions) -> Any:
     except ImportError as error:
         raise missing_package("accelerate", "training", "Training") from error
     processes.state()
-    # It keeps the first precision of a process for good, and two steps may ask for two.
+    # The state stores the first precision of a process, and a chain may train in two.
     AcceleratorState._reset_state()
+    # A network may not use all of its parameters in every call, as with layer dropout.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     precision = _precision(options.precision)
     return Accelerator(
@@ -34,29 +35,34 @@ def make_accelerator(options: TrainingOptions) -> Any:
     )
 
 
-def _precision(asked: str) -> str:
+def _precision(precision: str) -> str:
+    """Resolve "auto" to the precision of the device. Raises ChainError training-precision."""
     import torch
 
-    if asked == "fp16" and processes.on_cpu():
+    if precision == "fp16" and processes.on_cpu():
         raise ChainError(
             "training-precision",
             "fp16 cannot be trained on a CPU",
             why="its gradients vanish without a GPU's loss scaling kernels",
             hint="precision=bf16, or fp32",
         )
-    if asked != "auto" or processes.on_cpu():
-        return "fp32" if asked == "auto" else asked
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp16"
+    if precision != "auto":
+        return precision
+    if processes.on_cpu():
+        return "fp32"
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        return "bf16"
+    return "fp16"
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """The same bits each time, as far as the device's kernels can."""
+    """Make results reproducible bit for bit, as far as the device's kernels allow."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    # Read when cuBLAS starts; without it torch warns that its sums are not reproducible.
+    # cuBLAS reads this when it starts; without it torch warns that sums are not reproducible.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -67,9 +73,9 @@ def deterministic() -> Iterator[None]:
 
 @contextmanager
 def recomputing(module: Any) -> Iterator[None]:
-    """Activations are computed a second time in place of being kept, where the model can.
+    """Recompute activations in the backward pass instead of storing them.
 
-    Raises ChainError training-no-checkpointing where it cannot.
+    Raises ChainError training-no-checkpointing if the network does not support it.
     """
     part = next(
         (part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable")), None
@@ -77,7 +83,7 @@ def recomputing(module: Any) -> Iterator[None]:
     if part is None or not getattr(part, "supports_gradient_checkpointing", True):
         raise ChainError(
             "training-no-checkpointing",
-            "the network cannot do without its activations",
+            "the network does not support gradient checkpointing",
             why=f"{type(module).__name__} has no gradient_checkpointing_enable()",
             hint="gradient_checkpointing=false; accumulate=4 saves memory too",
         )

@@ -1,4 +1,4 @@
-"""The training loop: step after step, from wherever an earlier build was killed."""
+"""Training loop; it resumes from the checkpoint of an interrupted build."""
 
 from __future__ import annotations
 
@@ -20,53 +20,53 @@ from edgepack.chain.training.options import TrainingOptions
 from edgepack.errors import ChainError
 from edgepack.ledger import Progress
 
-# Steps after which the loss is looked at.
+# Steps between checks of the loss, each of which waits for the device.
 LOOK = 20
 
 
 class Objective(Protocol):
-    """What a training is to reach."""
+    """Loss and score of a training."""
 
     score_name: str
 
     def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
-        """The sum of the losses of some samples, a scalar tensor.
+        """Return the sum of the losses of some samples, a scalar tensor.
 
         Args:
-            model: what is trained, called with its inputs by position.
-            members: the samples' positions.
-            generator: on the CPU, for whatever is drawn at random.
+            model: the network in training; it takes its inputs by position.
+            members: positions of the samples.
+            generator: on the CPU, the source of random numbers.
         """
 
     def score(self, model: Any) -> float | None:
-        """How good the model is on the held-out samples, more is better; None without any."""
+        """Score the model on the held-out samples, higher is better; None without any."""
 
     def reached(self, score: float) -> bool:
-        """Whether the score holds the quality gate."""
+        """Return True if the score passes the quality gate."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training ended with; the module holds the weights.
+    """Result of a training; the module holds the weights.
 
     Attributes:
-        steps: optimizer steps that were made.
-        epochs: epochs that they are.
+        steps: number of optimizer steps.
+        epochs: number of epochs.
         loss: mean loss of the last epoch's steps.
-        scores: held-out score after every epoch.
-        kept: the epoch whose weights were kept.
-        resumed: the step from which an earlier build's training went on.
-        precision: what the layers were computed in.
-        device: where.
-        processes: how many processes trained.
-        masks: how many parameters kept their zeros.
+        scores: held-out score of each epoch.
+        weights_epoch: the epoch of the final weights, counted from 1.
+        resumed: the step at which this build resumed; 0 from the beginning.
+        precision: precision of the layers.
+        device: device of the training.
+        processes: number of processes.
+        masks: number of parameters with preserved zeros.
     """
 
     steps: int
     epochs: int
     loss: float
     scores: tuple[float, ...]
-    kept: int
+    weights_epoch: int
     resumed: int
     precision: str
     device: str
@@ -75,16 +75,16 @@ class Trained:
 
 
 class Loop:
-    """One training of one module.
+    """Training of a module.
 
     Args:
-        module: what is trained, in place; in eval mode before and afterwards.
-        objective: what it is to reach.
-        plan: which samples every step learns from.
+        module: the network to train, in place; in eval mode before and afterwards.
+        objective: its loss and score.
+        plan: the samples of each step.
         options: of the loop.
         accelerator: from `make_accelerator`.
-        work: the folder of the checkpoint.
-        progress: told every step, the loss and the score.
+        work: folder of the checkpoint.
+        progress: receives each step, the loss and the score.
     """
 
     def __init__(
@@ -97,18 +97,20 @@ class Loop:
         self.per_epoch = plan.steps()
         self.steps = self.per_epoch * options.epochs
         if not self.steps:
+            size = ""
+            if plan.exact:
+                size = f" of {plan.exact} samples"
             raise ChainError(
                 "training-too-few",
-                "there are too few training samples for a single step",
-                why=f"they must be cut into {plan.parts} parts"
-                + (f" of {plan.exact}" if plan.exact else ""),
-                hint="give more samples, or train with fewer processes or accumulate=1",
+                "too few training samples for a single step",
+                why=f"a step is divided into {plan.parts} parts{size}",
+                hint="provide more samples, or train with fewer processes or accumulate=1",
             )
         self.masks: list[tuple[Any, Any]] = []
         self.best: Mapping[str, Any] | None = None
 
     def run(self) -> Trained:
-        """Train.
+        """Train the module, and return the figures.
 
         Raises ChainError: training-diverged, training-failed, training-memory, training-nothing,
             training-no-checkpointing.
@@ -119,6 +121,7 @@ class Loop:
         with deterministic(), torch.random.fork_rng(), thrifty:
             self.optimizer = make_optimizer(self.module, self.options)
             self.model, self.optimizer = self.accelerator.prepare(self.module, self.optimizer)
+            # Before a checkpoint is restored: the masks are those of the network before training.
             if self.options.keep_zeros:
                 self.masks = pruned(self.module)
             try:
@@ -130,123 +133,135 @@ class Loop:
                 self.module.zero_grad(set_to_none=True)
 
     def _run(self) -> Trained:
-        at, self.best = checkpoint.load(self.work, self.module, self.optimizer.optimizer)
-        if self.accelerator.scaler is not None and at.scaler:
-            self.accelerator.scaler.load_state_dict(dict(at.scaler))
-        resumed = at.step
+        """Restore the checkpoint, run the remaining epochs, and select the weights."""
+        position, self.best = checkpoint.load(self.work, self.module, self.optimizer.optimizer)
+        if self.accelerator.scaler is not None and position.scaler:
+            self.accelerator.scaler.load_state_dict(dict(position.scaler))
+        resumed = position.step
         self.progress.expect(self.steps)
-        self.progress.advance(at.step)
-        while at.step < self.steps and not self._ended(at):
-            self._epoch(at)
+        self.progress.advance(position.step)
+        while position.step < self.steps and not self._has_ended(position):
+            self._epoch(position)
         if self.options.stop != "none" and self.best is not None:
-            checkpoint.put_back(self.module, self.best)
+            checkpoint.restore(self.module, self.best)
         if self.accelerator.num_processes > 1:
-            # What no gradient moves (the statistics of batch norms) each process has of its own.
-            checkpoint.put_back(self.module, processes.broadcast(checkpoint.copied(self.module)))
+            # Buffers without a gradient, such as batch norm statistics, differ between processes.
+            checkpoint.restore(
+                self.module, processes.broadcast(checkpoint.copy_tensors(self.module))
+            )
+        precision = self.accelerator.mixed_precision
+        epochs = position.step // self.per_epoch
         return Trained(
-            steps=at.step,
-            epochs=at.step // self.per_epoch,
-            loss=at.loss / max(at.losses, 1),
-            scores=tuple(at.scores),
-            kept=at.best_epoch if self.best is not None else at.step // self.per_epoch,
+            steps=position.step,
+            epochs=epochs,
+            loss=position.loss / max(position.losses, 1),
+            scores=tuple(position.scores),
+            weights_epoch=epochs if self.best is None else position.best_epoch,
             resumed=resumed,
-            precision={"no": "fp32"}.get(
-                self.accelerator.mixed_precision, self.accelerator.mixed_precision
-            ),
+            precision="fp32" if precision == "no" else precision,
             device=str(self.accelerator.device),
             processes=self.accelerator.num_processes,
             masks=len(self.masks),
         )
 
-    def _ended(self, at: Position) -> bool:
-        """Whether the held-out score says that it is enough."""
-        if not at.scores or at.step % self.per_epoch:
+    def _has_ended(self, position: Position) -> bool:
+        """Return True if the held-out score ends the training at the end of an epoch."""
+        if not position.scores or position.step % self.per_epoch:
             return False
         if self.options.stop == "gate":
-            return self.objective.reached(at.scores[-1])
-        waited = len(at.scores) - at.best_epoch
+            return self.objective.reached(position.scores[-1])
+        waited = len(position.scores) - position.best_epoch
         return self.options.stop == "plateau" and waited >= self.options.patience
 
-    def _epoch(self, at: Position) -> None:
-        """The rest of an epoch, its score and a checkpoint."""
+    def _epoch(self, position: Position) -> None:
+        """Run the rest of an epoch, score the model, and write a checkpoint."""
         import torch
 
-        epoch, first = divmod(at.step, self.per_epoch)
+        # A checkpoint within an epoch resumes at its next step; the order of steps is seeded.
+        epoch, first = divmod(position.step, self.per_epoch)
         if first == 0:
-            at.loss, at.losses = 0.0, 0
+            position.loss, position.losses = 0.0, 0
         losses: list[Any] = []
         self.model.train()
         for parts in self.plan.epoch(epoch)[first:]:
-            losses.append(self._step(at.step, parts))
-            at.step += 1
+            losses.append(self._step(position.step, parts))
+            position.step += 1
             self.progress.advance()
-            ends = at.step % self.per_epoch == 0
-            saves = at.step % self.options.checkpoint_steps == 0 and not ends
-            # At the same steps in every process, since each takes part.
+            ends = position.step % self.per_epoch == 0
+            saves = position.step % self.options.checkpoint_steps == 0 and not ends
+            # Reading the loss is collective: every process does so at the same steps.
             if ends or saves or len(losses) == LOOK:
-                self._add(at, torch.stack(losses))
+                self._add_losses(position, torch.stack(losses))
                 losses = []
-                self._tell(at, epoch)
+                self._tell(position, epoch)
             if saves:
-                self._save(at)
+                self._save(position)
         self.model.eval()
-        score = processes.broadcast(
-            self.objective.score(self.module) if processes.is_main() else None
-        )
+        # The main process decides, so that rounding cannot end the training in only some of them.
+        score = self.objective.score(self.module) if processes.is_main() else None
+        score = processes.broadcast(score)
         if score is not None:
-            at.scores.append(score)
-            if at.best is None or score > at.best:
-                at.best, at.best_epoch = score, len(at.scores)
+            position.scores.append(score)
+            if position.best is None or score > position.best:
+                position.best, position.best_epoch = score, len(position.scores)
                 if self.options.stop != "none":
-                    self.best = checkpoint.copied(self.module)
-        self._tell(at, epoch)
-        self._save(at)
+                    self.best = checkpoint.copy_tensors(self.module)
+        self._tell(position, epoch)
+        self._save(position)
 
-    def _add(self, at: Position, losses: Any) -> None:
+    def _add_losses(self, position: Position, losses: Any) -> None:
+        """Add losses to the position. Raises ChainError training-diverged."""
         with processes.together():
             total = self.accelerator.reduce(losses.sum(), "mean").item()
         if not math.isfinite(total):
             import torch
 
-            halves = any(weights.dtype == torch.float16 for weights in self.module.parameters())
+            hint = f"a smaller learning rate than {self.options.peak:g}, or clip=1"
+            if any(weights.dtype == torch.float16 for weights in self.module.parameters()):
+                hint = "float16 weights cannot be trained: convert them to float32"
             raise ChainError(
                 "training-diverged",
-                "the loss is no longer a finite number",
-                why=f"it was lost in the last {len(losses)} steps up to step {at.step}",
-                hint="float16 weights do not train: hand them over in float32"
-                if halves
-                else f"a smaller learning rate than {self.options.peak:g}, or clip=1",
+                "the loss is not finite",
+                why=f"it became infinite or NaN in {len(losses)} steps up to step {position.step}",
+                hint=hint,
             )
-        at.loss += total
-        at.losses += len(losses)
+        position.loss += total
+        position.losses += len(losses)
 
-    def _tell(self, at: Position, epoch: int) -> None:
-        score = f", {self.objective.score_name} {at.scores[-1]:.4g}" if at.scores else ""
-        loss = at.loss / max(at.losses, 1)
-        self.progress.tell(f"epoch {epoch + 1}/{self.options.epochs}, loss {loss:.4g}{score}")
+    def _tell(self, position: Position, epoch: int) -> None:
+        """Report the epoch, the mean loss and the last score."""
+        loss = position.loss / max(position.losses, 1)
+        message = f"epoch {epoch + 1}/{self.options.epochs}, loss {loss:.4g}"
+        if position.scores:
+            message += f", {self.objective.score_name} {position.scores[-1]:.4g}"
+        self.progress.tell(message)
 
-    def _save(self, at: Position) -> None:
+    def _save(self, position: Position) -> None:
+        """Write a checkpoint."""
         if self.accelerator.scaler is not None:
-            at.scaler = self.accelerator.scaler.state_dict()
-        checkpoint.save(self.work, at, self.module, self.optimizer.optimizer, self.best)
+            position.scaler = self.accelerator.scaler.state_dict()
+        checkpoint.save(self.work, position, self.module, self.optimizer.optimizer, self.best)
 
     def _step(self, step: int, parts: Sequence[np.ndarray]) -> Any:
-        """One optimizer step; its mean loss, on the device."""
+        """Run one optimizer step, and return its mean loss on the device."""
         import torch
 
         count = sum(len(part) for part in parts)
-        mine = parts[self.accelerator.process_index :: self.accelerator.num_processes]
+        # With 4 parts and 2 processes the first one computes parts 0 and 2, the second 1 and 3.
+        own_parts = parts[self.accelerator.process_index :: self.accelerator.num_processes]
         set_rates(self.optimizer.optimizer, self.options, step, self.steps)
-        # What is random follows from step and process: a resumed training draws the same.
+        # Random numbers depend on step and process only, so a resumed training draws the same.
         seed = [self.options.seed, step, self.accelerator.process_index]
-        drawn = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        torch.manual_seed(drawn)
-        generator = torch.Generator().manual_seed(drawn)
+        random_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        torch.manual_seed(random_seed)
+        generator = torch.Generator().manual_seed(random_seed)
         total = 0.0
-        for index, members in enumerate(mine):
-            last = index == len(mine) - 1
-            # The processes' gradients are averaged: over `count` samples that is their sum.
+        for index, members in enumerate(own_parts):
+            last = index == len(own_parts) - 1
+            # Gradients are averaged over processes. With 2 processes and 8 samples each loss sum is
+            # scaled by 2 / 8, and the average of both is the mean over the 8 samples.
             scale = self.accelerator.num_processes / count
+            # Gradients are exchanged only once per step, with the last part.
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self._backward(members, generator, scale)
             total = total + loss.detach()
@@ -254,24 +269,30 @@ class Loop:
             self.accelerator.clip_grad_norm_(self.module.parameters(), self.options.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        # The optimizer moves pruned weights too, by momentum and weight decay.
         with torch.no_grad():
             for parameter, mask in self.masks:
                 parameter.mul_(mask)
         return total
 
     def _backward(self, members: np.ndarray, generator: Any, scale: float) -> Any:
+        """Compute the loss and gradients of a part. Raises ChainError for the user's network."""
         try:
             with processes.together():
                 loss = self.objective.loss(self.model, members, generator) * scale
                 self.accelerator.backward(loss)
                 return loss
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            full = "out of memory" in str(error) or "can't allocate memory" in str(error)
+            if "out of memory" in str(error) or "can't allocate memory" in str(error):
+                raise ChainError(
+                    "training-memory",
+                    "the training does not fit into memory",
+                    why=f"{type(error).__name__}: {error}".strip(),
+                    hint="accumulate=4, or gradient_checkpointing=true: less memory, more time",
+                ) from error
             raise ChainError(
-                "training-memory" if full else "training-failed",
+                "training-failed",
                 "the network cannot be trained on these samples",
                 why=f"{type(error).__name__}: {error}".strip(),
-                hint="accumulate=4, or gradient_checkpointing=true: less memory, more time"
-                if full
-                else "check the labels, the outputs' kinds and the batch size",
+                hint="check the labels, the outputs' kinds and the batch size",
             ) from error

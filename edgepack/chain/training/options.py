@@ -1,4 +1,4 @@
-"""What a training can be asked for, whatever it teaches."""
+"""Options of the training loop."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "constant")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 STOPS = ("none", "plateau", "gate")
-# Peak learning rate and weight decay where none are given: what torch's own examples start from.
+# Default peak learning rate and weight decay, those of torch's own examples.
 DEFAULTS = {"adamw": (2e-3, 1e-2), "sgd": (0.05, 5e-4)}
 
 
 @dataclass(frozen=True)
 class TrainingOptions(PassOptions):
-    """The options of the training loop; a pass that trains adds its own.
+    """Options of the training loop; a pass that trains adds its own.
 
     Attributes:
         epochs: passes over the training samples.
         batch_size: samples of one optimizer step, over all processes and accumulated parts.
         optimizer: "adamw" (Loshchilov and Hutter, 2019) or "sgd", with Nesterov momentum.
-        lr: the peak learning rate; 0 takes the optimizer's default, 2e-3 or 0.05.
+        lr: the peak learning rate; 0 selects the optimizer's default, 2e-3 or 0.05.
         momentum: of "sgd".
-        weight_decay: -1 takes the optimizer's default, 1e-2 or 5e-4. Not applied to parameters
+        weight_decay: -1 selects the optimizer's default, 1e-2 or 5e-4. Not applied to parameters
             with fewer than two axes (biases, norms).
-        schedule: "onecycle" (Smith and Topin, 2017), "cosine" with a linear rise (Loshchilov and
-            Hutter, 2017), or "constant" with one.
+        schedule: "onecycle" (Smith and Topin, 2017), "cosine" with a linear warmup (Loshchilov and
+            Hutter, 2017), or "constant" with a linear warmup.
         warmup: share of the steps in which the learning rate rises.
-        accumulate: parts in which a batch is computed one after the other, to save memory.
-        precision: "auto" takes bf16 or fp16 on a GPU and fp32 on a CPU; "bf16" and "fp16" compute
-            the layers in that, weights and their updates stay fp32.
-        gradient_checkpointing: compute activations twice instead of keeping them, where the model
-            can (`gradient_checkpointing_enable`).
-        clip: largest norm of a step's gradient; 0 for none.
-        holdout: share of the training samples that is held out, to tell how far it is.
-        stop: "none" runs every epoch and takes the last weights; "plateau" ends after `patience`
-            epochs without a better held-out score, "gate" once that score holds the bundle's
-            quality gate; both take the best weights.
+        accumulate: number of parts in which a batch is computed one by one, to save memory.
+        precision: "auto" selects bf16 or fp16 on a GPU and fp32 on a CPU; "bf16" and "fp16" apply
+            to the layers' arithmetic, while weights and their updates remain fp32.
+        gradient_checkpointing: recompute activations instead of storing them; the model must
+            support it (`gradient_checkpointing_enable`).
+        clip: largest norm of a step's gradient; 0 for no limit.
+        holdout: share of the training samples to hold out for the score.
+        stop: "none" runs every epoch and uses the last weights; "plateau" ends after `patience`
+            epochs without a better held-out score, "gate" once that score passes the bundle's
+            quality gate; both use the best weights.
         patience: of "plateau", in epochs.
-        keep_zeros: weights that were pruned stay zero: those of a parameter of two or more axes
-            of which a tenth or more is exactly zero, but not all of it.
-        augment: "module:function" that changes a batch before it is learnt from: called with a
-            dict of input tensors by name and a torch.Generator, it returns such a dict.
-        checkpoint_steps: steps between checkpoints, from which a killed build goes on; one is
-            also written after every epoch.
+        keep_zeros: preserve the zeros of pruned parameters: those with two or more axes and at
+            least a tenth, but not all, of their weights exactly zero.
+        augment: "module:function" that augments a batch: called with a dict of input tensors by
+            name and a torch.Generator, it returns such a dict.
+        checkpoint_steps: steps between the checkpoints from which an interrupted build resumes; one
+            is also written after every epoch.
         seed: of the order, the augmentation and dropout.
     """
 
@@ -97,7 +97,7 @@ class TrainingOptions(PassOptions):
                 name,
                 "accumulate",
                 self.accumulate,
-                f"a batch of {self.batch_size} cannot be cut into so many equal parts",
+                f"a batch of {self.batch_size} is not divisible into as many equal parts",
                 f"a divisor of {self.batch_size}",
             )
         if self.stop != "none" and not self.holdout:
@@ -105,27 +105,32 @@ class TrainingOptions(PassOptions):
                 name,
                 "stop",
                 self.stop,
-                "it is judged on training samples that are held out, and holdout is 0",
+                "it needs held-out training samples, and holdout is 0",
                 "holdout=0.02",
             )
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Training samples; and the gates, where one of them ends the training."""
-        return ("training", "gates") if self.stop == "gate" else ("training",)
+        """Return "training", and "gates" if one of them ends the training."""
+        if self.stop == "gate":
+            return ("training", "gates")
+        return ("training",)
 
     @property
     def code(self) -> tuple[tuple[str, Mapping[str, object] | None], ...]:
-        """The function that augments."""
-        return ((self.augment, None),) if self.augment else ()
+        """Return the user's function that augments, if any."""
+        if not self.augment:
+            return ()
+        return ((self.augment, None),)
 
     @property
     def peak(self) -> float:
-        """The peak learning rate."""
+        """Return the peak learning rate."""
         return float(self.lr or DEFAULTS[self.optimizer][0])
 
     @property
     def decay(self) -> float:
-        """The weight decay."""
-        given = self.weight_decay >= 0
-        return float(self.weight_decay if given else DEFAULTS[self.optimizer][1])
+        """Return the weight decay."""
+        if self.weight_decay >= 0:
+            return float(self.weight_decay)
+        return DEFAULTS[self.optimizer][1]

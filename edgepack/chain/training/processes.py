@@ -1,7 +1,7 @@
-"""The processes of one training: one, or as many as `accelerate launch` or `torchrun` started.
+"""Processes of a training: one, or as many as `accelerate launch` or `torchrun` started.
 
-Every process runs the build up to its last pass on the module; the main one alone writes, prints
-and goes on after that. What the others would compute they wait for, or are told.
+Every process runs the build up to its last pass on the module; only the main one writes, prints and
+continues after that. The others wait for its results, or receive them.
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from typing import Any
 
 from edgepack.errors import ChainError, missing_package
 
-# One process may export and measure for long while the others wait for it.
+# The main process may export and measure for hours while the others wait.
 PATIENCE = timedelta(hours=12)
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Return True in the process that writes and prints."""
     return count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def on_cpu() -> bool:
-    """Whether training runs on the CPU: where there is nothing else, or as accelerate was told."""
+    """Return True if training runs on the CPU: without an accelerator, or by ACCELERATE_USE_CPU."""
     import torch
 
-    told = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return told or not torch.accelerator.is_available()
+    forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return forced or not torch.accelerator.is_available()
 
 
 def environment() -> dict[str, Any]:
-    """What the result of a training depends on besides its inputs: processes, device, threads.
+    """Return the settings besides its inputs that the result of a training depends on.
 
-    The same inputs give the same bits only on as many processes, on the same device and, where
-    that is the CPU, on as many threads of each: sums are split between them.
+    The same inputs give the same bits only with the same number of processes, on the same device
+    and, on the CPU, with the same number of threads, since sums are divided among them.
     """
     import torch
 
-    cuda = not on_cpu() and torch.cuda.is_available()
-    name = torch.cuda.get_device_name() if cuda else "cpu" if on_cpu() else "accelerator"
-    threads = {"threads": torch.get_num_threads()} if on_cpu() else {}
-    return {"processes": count(), "device": name, **threads}
+    if on_cpu():
+        return {"processes": count(), "device": "cpu", "threads": torch.get_num_threads()}
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "accelerator"
+    return {"processes": count(), "device": name}
 
 
 def state() -> Any:
-    """accelerate's state; the first call of each process joins it with the others.
+    """Return accelerate's state; the first call of each process joins the process group.
 
     Raises HostError package-missing.
     """
@@ -60,21 +60,21 @@ def state() -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise missing_package("accelerate", "training", "Training") from error
-    # accelerate takes several processes for one where there is no GPU, unless it is told so.
+    # Without a GPU, accelerate recognizes several processes only with cpu=True.
     if count() == 1:
         return PartialState(cpu=on_cpu())
-    joined = PartialState(cpu=on_cpu(), timeout=PATIENCE)
-    # Once is enough, and taking it back first keeps it so.
+    group = PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    # Unregister first, so that repeated calls register it only once.
     atexit.unregister(leave)
     atexit.register(leave)
-    return joined
+    return group
 
 
 def leave() -> None:
-    """Part from the other processes.
+    """Leave the process group.
 
-    A group still open when Python ends is taken down after its own threads are gone, and now and
-    then aborts the process.
+    Python would destroy an open group at exit after the group's own threads have ended, which
+    sometimes aborts the process.
     """
     from torch import distributed
 
@@ -84,7 +84,7 @@ def leave() -> None:
 
 @contextmanager
 def in_turn() -> Iterator[None]:
-    """The main process first, then the others: on one machine they find its work in the cache."""
+    """Run the main process first, then the others, which find its results in the cache."""
     if count() == 1:
         yield
         return
@@ -93,7 +93,7 @@ def in_turn() -> Iterator[None]:
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's value, in every process. It must be one that pickle takes."""
+    """Return the main process's value in every process. It must be picklable."""
     if count() == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -105,7 +105,7 @@ def broadcast(value: Any) -> Any:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Work that every process must take part in; that one was lost is an error of its own.
+    """Run a collective operation, and recognize the loss of another process.
 
     Raises ChainError process-lost.
     """
@@ -114,12 +114,13 @@ def together() -> Iterator[None]:
     try:
         yield
     except (distributed.DistBackendError, distributed.DistNetworkError, RuntimeError) as error:
+        # gloo raises a plain RuntimeError for a lost peer; only its text identifies it.
         lost = ("Connection closed by peer", "Connection reset by peer", "Timed out", "Socket")
         if count() == 1 or not any(word in str(error) for word in lost):
             raise
         raise ChainError(
             "process-lost",
-            "another process of this training is gone",
+            "another process of this training has ended",
             why=str(error).strip().splitlines()[0],
-            hint="its own message tells why; started again, training goes on where it was",
+            hint="see the error message of that process; a restarted training resumes",
         ) from error

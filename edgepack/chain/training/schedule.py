@@ -1,4 +1,4 @@
-"""Learning rate and momentum as functions of the step alone, so that a resumed training has them.
+"""Learning rate and momentum as functions of the step alone, so that a training can resume.
 
 The formulas are those of torch.optim.lr_scheduler.OneCycleLR and CosineAnnealingLR.
 """
@@ -9,14 +9,14 @@ import math
 
 from edgepack.chain.training.options import TrainingOptions
 
-# Of the peak: where OneCycle starts, and of that again where it ends (torch's defaults).
+# First and last learning rate of OneCycle relative to the peak (torch's defaults).
 START, END = 1 / 25, 1 / 25 / 1e4
-# OneCycle moves the momentum against the learning rate, between these (torch's defaults).
+# OneCycle lowers the momentum while the learning rate rises, between these (torch's defaults).
 MOMENTUM = (0.95, 0.85)
 
 
 def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
-    """The learning rate of a step, 0 to `steps` - 1."""
+    """Return the learning rate of a step, 0 to `steps` - 1."""
     peak = options.peak
     if options.schedule == "onecycle":
         return _cycle(options, step, steps, peak * START, peak, peak * END)
@@ -29,7 +29,7 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
 
 
 def momentum(options: TrainingOptions, step: int, steps: int) -> float | None:
-    """The momentum of a step (Adam's first beta); None where it stays what it is."""
+    """Return the momentum of a step (Adam's first beta); None if the schedule keeps it."""
     if options.schedule != "onecycle":
         return None
     high, low = MOMENTUM
@@ -39,6 +39,8 @@ def momentum(options: TrainingOptions, step: int, steps: int) -> float | None:
 def _cycle(
     options: TrainingOptions, step: int, steps: int, start: float, peak: float, end: float
 ) -> float:
+    """Interpolate from start to peak over the warmup, then to the end."""
+    # The peak is at the last step of the warmup, as in torch: step 29 of 100 for warmup = 0.3.
     top = options.warmup * steps - 1
     if step < top:
         return _between(start, peak, step / top)
@@ -46,5 +48,5 @@ def _cycle(
 
 
 def _between(start: float, end: float, share: float) -> float:
-    """Half a cosine from `start` at 0 to `end` at 1."""
+    """Interpolate along half a cosine from `start` at share 0 to `end` at share 1."""
     return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
