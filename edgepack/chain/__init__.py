@@ -1,4 +1,4 @@
-"""Optimization chain: an ordered list of passes, each of which maps a model to a `PassResult`.
+"""Optimization chain: an ordered list of passes, each from a model to a `PassResult`.
 
 A chain is written as `pass:option=value:option=value,pass,...`. Passes work in one of two domains:
 
@@ -144,6 +144,7 @@ def check(steps: Iterable[Step]) -> None:
                 why=f"{step.name} reads float32 tensors, and {later[-1]} converts some of them",
                 hint=f"put {step.name} before it: --chain {step.name},{later[0]}",
             )
+        # Conflicts between particular options are the business of the pass itself.
         reason = options.conflict(earlier)
         if step.name in graphs:
             reason = f"{step.name} was already applied to the graph"
@@ -155,6 +156,7 @@ def check(steps: Iterable[Step]) -> None:
                 hint="remove one of them, or change their order",
             )
         earlier.append((step.name, options))
+    # Some passes require a later one, such as distill:aware=true a quantize.
     for index, (name, options) in enumerate(earlier):
         reason = options.unmet(earlier[index + 1 :])
         if reason:

@@ -1,14 +1,14 @@
 """Interface of the passes on the torch module: their context and their result.
 
-`apply(module, options, context)` may change its module, which is a copy, and returns a
-`ModuleResult`. The recipe of the result records in JSON how the structure changed: remaining
-layers, removed channels, ranks. `replay(module, recipe, context)` repeats that on another copy of
-the same module, except for the weights: afterwards the parameters and buffers have the same names
-and shapes, and anything else that the forward reads is equal.
+`apply(module, options, context)` may change its module, a copy, and returns a `ModuleResult`. The
+recipe of the result records in JSON how the structure changed: remaining layers, removed channels,
+ranks. `replay(module, recipe, context)` repeats that on another copy of the same module, except for
+the weights: afterwards the parameters and buffers have the same names and shapes, and anything else
+that the forward reads is equal.
 
-The build stores the recipe and the state dict, never a pickled module, and continues with the
-replayed module whether the pass ran now or came from the cache, so that a cached build cannot
-differ from an uncached one. Right after the pass the build checks that both give the same outputs.
+The build stores the recipe and the state dict, never a pickled module, and always continues with
+the replayed module, so that a cached build cannot differ from an uncached one. Right after the pass
+the build checks that both give the same outputs.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
     counts = counter.get_flop_counts()
     top = type(module).__name__
     counts_by_name = {"": counter.get_total_flops() // 2}
+    # Names begin with the class of the module, as in "ResNet.layer1.0.conv1"; 2 FLOPs per MAC.
     for name, flops in counts.items():
         if name.startswith(f"{top}."):
             counts_by_name[name[len(top) + 1 :]] = sum(flops.values()) // 2
@@ -88,7 +89,8 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
 
 
 def is_transposed(module: Any) -> bool:
-    """Return True for the Conv1D of Hugging Face's GPT-2, which computes y = x W + b."""
+    """Return True for the Conv1D of Hugging Face's GPT-2: y = x W + b, W stored [in, out]."""
+    # Compared by name, since transformers need not be installed.
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
@@ -113,6 +115,7 @@ def select(
     Raises:
         ChainError: `NAME-layers` for a pattern that matches no layer.
     """
+    # A pattern without a match is a typing error more often than intended.
     for pattern in (*include, *exclude):
         if not any(fnmatchcase(layer_name, pattern) for layer_name in names):
             near = did_you_mean(pattern, names)
