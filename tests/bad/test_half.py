@@ -144,4 +144,4 @@ def test_a_model_that_is_int8_throughout_before_opset_19() -> None:
     with pytest.raises(ChainError) as error:
         half(int8, samples, HalfOptions(), Steps())
     assert code(error) == "half-nothing-to-do"
-    assert "quantized already" in error.value.why
+    assert "already quantized" in error.value.why

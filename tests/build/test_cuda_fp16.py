@@ -103,7 +103,7 @@ def test_half_keeps_the_loud_layers_and_passes(made: tuple[Path, Answer]) -> Non
     loudest = max(node["value"] or 0 for node in stage["details"]["kept"])
     assert loudest > 65504
     assert f"reaches {loudest:.3g}" in " ".join(reasons.values())
-    assert any(note.startswith("Kept fp32: ") for note in stage["notes"])
+    assert any(note.startswith("Kept in fp32: ") for note in stage["notes"])
     assert stage["details"]["nodes_half"] > 0
     # What the stage tells of parity is what a GPU would give, not what a CPU computes by itself.
     assert stage["parity"]["gemm_10"]["snr_db"] == pytest.approx(output["snr_db"], abs=3)

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
 
 from edgepack.chain.half import HalfOptions, half
-from edgepack.chain.half.measure import of_array
+from edgepack.chain.half.measure import measure_array
 from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.engine import tensorrt_rtx
 
@@ -165,9 +165,9 @@ def test_a_divisor_that_fp16_would_round_to_nothing() -> None:
     y = np.ones((4, 4), np.float32)
     y[2, 1] = 1e-5
     reasons = kept(converted(model, {"x": np.full((4, 4), 0.01, np.float32), "y": y}))
-    assert reasons["n_div_2"] == "its input matmul_1 is divided by and falls to 1e-05"
+    assert reasons["n_div_2"] == "its input matmul_1 is a divisor as small as 1e-05"
     # What makes the divisor must not round it either.
-    assert reasons["n_matmul_1"] == "its output matmul_1 is divided by and falls to 1e-05"
+    assert reasons["n_matmul_1"] == "its output matmul_1 is a divisor as small as 1e-05"
     assert set(reasons) == {"n_div_2", "n_matmul_1"}
 
 
@@ -178,7 +178,7 @@ def test_a_negative_power_divides_too() -> None:
     model = net.model({"x": ["n", 4]}, [net.op("MatMul", root, net.constant(net.weights(4, 4)))])
     x = np.ones((4, 4), np.float32)
     x[1, 2] = 1e-6
-    assert "is divided by and falls to 1e-06" in kept(converted(model, {"x": x}))["n_pow_1"]
+    assert "is a divisor as small as 1e-06" in kept(converted(model, {"x": x}))["n_pow_1"]
     assert kept(converted(model, {"x": x + 1})) == {}
 
 
@@ -206,8 +206,8 @@ def test_rotary_angles_are_not_rounded() -> None:
         "positions": np.arange(900)[:, None],
     }
     result = converted(model, feed)
-    assert "is an angle up to 899" in kept(result)["n_cos_2"]
-    assert "is an angle up to 899" in kept(result)["n_mul_1"]
+    assert "is an angle of up to 899" in kept(result)["n_cos_2"]
+    assert "is an angle of up to 899" in kept(result)["n_mul_1"]
     assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55
     assert snr_db(run(model, feed)[0], as_on_gpu(naive(model), feed)[0]) < 30
 
@@ -219,7 +219,7 @@ def test_whole_numbers_that_fp16_does_not_count_to() -> None:
     model = counting(net, {"count": ["n", 2]}, y, whole="count")
     feed = {"count": np.array([[2049, 1], [4, 3000]])}
     assert kept(converted(model, feed))["n_cast_0"] == (
-        "its output cast_0 counts to 3000, and fp16 not beyond 2048"
+        "its output cast_0 counts to 3000; fp16 counts only to 2048"
     )
     assert kept(converted(model, {"count": feed["count"] // 2})) == {}
 
@@ -304,7 +304,7 @@ def test_branches_stay_float32_and_see_what_they_took_from_outside() -> None:
     model = net.model({"x": ["n", 8]}, [net.op("MatMul", branch, net.constant(net.weights(8, 8)))])
     feed = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
     result = converted(model, feed)
-    assert kept(result) == {"n_if_3": "what its subgraphs hold is not measured"}
+    assert kept(result) == {"n_if_3": "the tensors in its subgraphs are not measured"}
     assert types(result.model)[x] == FLOAT
     assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 55
 
@@ -330,8 +330,8 @@ def test_nodes_can_be_kept_by_name() -> None:
 
 def test_light_work_between_float32_layers_is_not_worth_its_casts() -> None:
     result = converted(residual(), {"x": images(8)}, keep=("n_conv_3", "n_conv_5"))
-    assert kept(result)["n_relu_4"] == "it stands between nodes that stay float32"
-    assert any(note.startswith("1 more between those") for note in result.notes)
+    assert kept(result)["n_relu_4"] == "Casts around it would cost more than fp16 saves"
+    assert any(note.startswith("1 more nodes stay in fp32") for note in result.notes)
 
 
 def test_operators_without_a_kernel_and_those_that_decide() -> None:
@@ -351,8 +351,8 @@ def test_operators_without_a_kernel_and_those_that_decide() -> None:
     model = net.model({"x": ["n", 8]}, [y])
     feed = {"x": np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)}
     reasons = kept(converted(model, feed))
-    assert reasons["n_floor_1"] == "it decides between values that fp16 may make equal"
-    assert reasons["n_det_3"] == "no fp16 kernel of it is known on CUDA and TensorRT"
+    assert reasons["n_floor_1"] == "it compares or truncates values that fp16 may make equal"
+    assert reasons["n_det_3"] == "it has no known fp16 kernel in CUDA and TensorRT"
 
 
 def test_what_is_measured_of_a_tensor_is_what_numpy_finds() -> None:
@@ -360,7 +360,7 @@ def test_what_is_measured_of_a_tensor_is_what_numpy_finds() -> None:
     values = np.random.default_rng(0).standard_normal((64, 8)).astype(np.float32)
     values[:, 0] *= np.float32(1e-5)
     for scale in (1e-6, 1e-3, 1.0):
-        seen = of_array(values * np.float32(scale))
+        seen = measure_array(values * np.float32(scale))
         stored = (values * np.float32(scale)).astype(np.float16).astype(np.float64)
         real = (values * np.float32(scale)).astype(np.float64)
         assert seen.snr_db == pytest.approx(snr_db(real, stored), abs=1e-6)
@@ -422,7 +422,7 @@ def test_before_opset_19_the_quantized_part_stays_as_it_is() -> None:
     inside = {(a, b) for a, b in neighbours(int8) if "Quantize" in a and b == "Conv"}
     assert inside <= neighbours(result.model)
     assert result.details["nodes_quantized"] > 0
-    assert any("quantized part stay as they are" in note for note in result.notes)
+    assert any("quantized nodes are unchanged" in note for note in result.notes)
     assert snr_db(run(int8, feed)[0], as_on_gpu(result.model, feed)[0]) > 40
     assert snr_db(run(model, feed)[0], as_on_gpu(result.model, feed)[0]) > 20
 
@@ -448,7 +448,7 @@ def test_a_scale_that_fp16_does_not_hold_keeps_its_whole_pattern() -> None:
     result = converted(int8, {"x": images(32)})
     reasons = kept(result)
     assert any("is a scale of" in reason for reason in reasons.values())
-    assert "a part of its quantized node stays float32" in reasons.values()
+    assert "another node of its Q/DQ pattern stays float32" in reasons.values()
     made = {name: node for node in result.model.graph.node for name in node.output}
     for node in result.model.graph.node:
         if node.op_type == "Conv":

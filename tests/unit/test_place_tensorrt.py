@@ -81,7 +81,7 @@ def test_excluded_layers_read_float() -> None:
     model = net.model(IMAGE, [last])
     (name,) = (node.name for node in model.graph.node if node.output[0] == last)
     assert reads(model, (name,)) == {("Conv", "x")}
-    assert placed(model, (name,)).left == ((name, "Conv", "excluded by name"),)
+    assert placed(model, (name,)).float_layers == ((name, "Conv", "excluded by name"),)
 
 
 def test_what_tensorrt_has_no_integers_for_stays_float_with_the_reason() -> None:
@@ -90,7 +90,7 @@ def test_what_tensorrt_has_no_integers_for_stays_float_with_the_reason() -> None
     product = net.op("MatMul", x, x)
     found = placed(net.model({"x": [1, 3, 16, 16]}, [net.conv(product, 8, 4)]))
     assert [layer.op for layer in found.layers] == ["Conv"]
-    reasons = {kind: reason for _, kind, reason in found.left}
+    reasons = {kind: reason for _, kind, reason in found.float_layers}
     assert "transposed" in reasons["ConvTranspose"]
     assert "both operands are activations" in reasons["MatMul"]
 

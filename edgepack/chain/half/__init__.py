@@ -1,15 +1,15 @@
-"""fp16 with float32 inputs and outputs: from a float32 ONNX model and samples.
+"""Convert a float32 ONNX model to fp16, with float32 inputs and outputs.
 
-operators   which operators have fp16 kernels, and what each of them sums up
-sums        the graph that measures the largest partial sum of a node
+operators   operators with fp16 kernels, and the sums that they compute
+sums        a graph that bounds the largest partial sum of a node
 measure     ranges, rounding losses and sums over the samples, streamed
-place       what becomes fp16, and what stays float32 with the reason
-emit        the graph, with Casts where the two meet
+place       nodes that become fp16, and the reason for every node that stays float32
+emit        the mixed graph, with Casts between the two types
 
-fp16 has 11 bits of precision like nothing else, and a range that networks really leave: above
-65504 there is infinity, below 6e-5 bits are lost, below 6e-8 there is 0. A node stays float32
-where a sample comes near that in what it reads, makes or sums up on the way, and is named with
-the number that was measured. Nothing is clamped.
+fp16 has 11 bits of precision and a range that networks do exceed: values above 65504 become
+infinity, values below 6e-5 lose bits, values below 6e-8 become 0. A node stays float32 if a sample
+brings its inputs, outputs or partial sums near those limits; the report names the node and the
+measured number. Nothing is clamped.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 def half(
     model: onnx.ModelProto, samples: Samples | None, options: HalfOptions, progress: Progress
 ) -> PassResult[Any]:
-    """Bring a model to fp16 where its values allow it; the model given is left as it is.
+    """Convert a model to fp16 wherever its values allow; the argument is not modified.
 
     Args:
         model: float32 or quantized (Q/DQ), opset 13 to 21, weights in the proto.
-        samples: calibration samples, held a batch at a time.
-        options: margin, nodes that stay float32.
-        progress: told the samples that were run.
+        samples: calibration samples; one batch is in memory at a time.
+        options: margin, and nodes that stay float32.
+        progress: receives the number of samples run.
 
     Returns:
-        The model with inputs and outputs as before, whose `value_info` names every fp16 tensor
-        (the loader needs to know them, see `runtime.session.rounding`), and the figures for the
-        ledger (see `summary.details`).
+        The model with unchanged inputs and outputs, and the figures for the ledger (see
+        `summary.details`). Its `value_info` names every fp16 tensor, since the loader needs them
+        (see `runtime.session.rounding`).
 
     Raises:
         ChainError: calibration-missing, half-opset, half-keep-unknown, half-nothing-to-do,
@@ -52,9 +52,9 @@ def half(
         raise ChainError(
             "calibration-missing",
             "half needs calibration samples",
-            why="it measures on them what would overflow in fp16, and none were given",
-            hint="--calibration PATH, 100 or more samples as the device will see them\n"
-            "(--random-calibration builds without, and marks the report as not proven)",
+            why="none were given, and without them values that overflow in fp16 go unnoticed",
+            hint="--calibration PATH, with 100 or more samples like those on the device\n"
+            "(--random-calibration builds without them and marks the report as not proven)",
         )
     return convert(model, samples, options, progress)
 

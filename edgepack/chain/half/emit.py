@@ -1,4 +1,4 @@
-"""The graph in two types: each tensor in the one that its maker makes, Casts where they meet."""
+"""Emit a graph of mixed types: each tensor in its producer's type, Casts between the two."""
 
 from __future__ import annotations
 
@@ -17,45 +17,52 @@ from edgepack.chain.half.place import Placement
 
 
 def emit(
-    model: onnx.ModelProto, graph: Graph, placement: Placement, own: Iterable[str]
+    model: onnx.ModelProto, graph: Graph, placement: Placement, existing: Iterable[str]
 ) -> tuple[onnx.ModelProto, int]:
-    """The model with the placed nodes in fp16, and the number of Casts that were put in.
+    """Return the model with the placed nodes in fp16, and the number of inserted Casts.
 
-    `own` are the tensors that nodes of the model made in fp16 before.
+    Args:
+        model: float32 or quantized.
+        graph: of that model.
+        placement: nodes that become fp16.
+        existing: tensors that are fp16 in the model already.
     """
-    emitter = _Emitter(model, graph, placement, own)
+    emitter = _Emitter(model, graph, placement, existing)
     return emitter.model(), emitter.casts
 
 
 class _Emitter:
-    """A tensor keeps its name in float32, its fp16 form is called after it.
+    """Copies the nodes in order and inserts a Cast before the first reader of the other type.
 
-    A constant that is read as fp16 alone keeps its name there, too.
+    A float32 tensor `x` keeps its name, and its fp16 form is called `x_half`. A constant that is
+    read only as fp16 keeps its name as well.
     """
 
     def __init__(
-        self, model: onnx.ModelProto, graph: Graph, placement: Placement, own: Iterable[str]
+        self, model: onnx.ModelProto, graph: Graph, placement: Placement, existing: Iterable[str]
     ) -> None:
         self.graph, self.view, self.placement = graph, graph.view, placement
-        self.own = tuple(own)
+        self.existing = tuple(existing)
         self.result = onnx.ModelProto()
         self.result.CopyFrom(model)
         self.nodes: list[onnx.NodeProto] = []
         self.casts = 0
         self.names = FreeNames(self.view)
-        # The fp16 form of a tensor, and which tensors are there in float32, as the nodes go by.
+        # Tensors that exist so far: float32 name -> fp16 name, and the float32 ones.
         self.halves: dict[str, str] = {}
         self.floats = set(self.view.inputs)
         self._constants()
 
     def _constants(self) -> None:
-        """Store what is read as fp16 as fp16, and as float32 beside it where that is read too."""
+        """Store constants as fp16 if fp16 nodes read them, and as float32 if others do."""
         read_half: set[str] = set()
         read_float = {*self.view.outputs, *self.view.captured}
         for index, node in enumerate(self.view.nodes):
-            for place, name in enumerate(node.input):
-                as_half = self._becomes_half(index, place)
-                (read_half if as_half else read_float).add(name)
+            for slot, name in enumerate(node.input):
+                if self._is_read_as_half(index, slot):
+                    read_half.add(name)
+                else:
+                    read_float.add(name)
         for tensor in list(self.result.graph.initializer):
             name = str(tensor.name)
             if name not in read_half or not self.view.is_constant(name):
@@ -70,23 +77,26 @@ class _Emitter:
                 tensor.CopyFrom(stored)
             self.halves[name] = str(stored.name)
 
-    def _becomes_half(self, index: int, place: int) -> bool:
+    def _is_read_as_half(self, index: int, slot: int) -> bool:
         node = self.view.nodes[index]
-        if index not in self.placement.half or place in FLOAT_INPUTS.get(node.op_type, ()):
+        if index not in self.placement.half or slot in FLOAT_INPUTS.get(node.op_type, ()):
             return False
-        return node.input[place] in self.graph.inputs(index)
+        return node.input[slot] in self.graph.inputs(index)
 
     def model(self) -> onnx.ModelProto:
+        # Example, with Gemm in fp16: x -> Gemm -> y -> Floor becomes
+        # x -> Cast -> x_half -> Gemm -> y_half -> Cast -> y -> Floor.
         for index, node in enumerate(self.view.nodes):
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            for place, name in enumerate(node.input):
-                if self._becomes_half(index, place):
-                    copy.input[place] = self._half(name)
-                elif self.graph.indifferent(index) and name not in self.floats:
-                    copy.input[place] = self.halves.get(name, name)
+            for slot, name in enumerate(node.input):
+                if self._is_read_as_half(index, slot):
+                    copy.input[slot] = self._half(name)
+                elif self.graph.accepts_either_type(index) and name not in self.floats:
+                    copy.input[slot] = self.halves.get(name, name)
                 else:
                     self._float(name)
+            # Subgraphs are not rewritten and read float32.
             for name in captured_names(node):
                 self._float(name)
             if index in self.placement.half:
@@ -94,13 +104,14 @@ class _Emitter:
             else:
                 self.floats.update(node.output)
             self.nodes.append(copy)
+        # Outputs of the model keep their type.
         for value in self.result.graph.output:
             self._float(value.name)
         graph = self.result.graph
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
-        made = [half for name, half in self.halves.items() if not self.view.is_constant(name)]
-        for name in (*self.own, *made):
+        halves = [half for name, half in self.halves.items() if not self.view.is_constant(name)]
+        for name in (*self.existing, *halves):
             if name not in self.view.outputs:
                 value = helper.make_tensor_value_info(name, TensorProto.FLOAT16, None)
                 graph.value_info.append(value)
@@ -108,9 +119,9 @@ class _Emitter:
         return self.result
 
     def _make_half(self, node: onnx.NodeProto) -> None:
-        for place, name in enumerate(node.output):
+        for slot, name in enumerate(node.output):
             if name in self.graph.floats:
-                self.halves[name] = node.output[place] = self.names.tensor(f"{name}_half")
+                self.halves[name] = node.output[slot] = self.names.tensor(f"{name}_half")
             else:
                 self.floats.add(name)
         for item in node.attribute:
@@ -119,26 +130,26 @@ class _Emitter:
             elif node.op_type == "ConstantOfShape" and item.name == "value":
                 item.t.CopyFrom(_as_half(item.t))
         if node.op_type == "ConstantOfShape" and not node.attribute:
-            # What it gives where nothing is said: a float32 zero.
+            # The default value is a float32 zero.
             zero = numpy_helper.from_array(np.zeros(1, np.float16))
             node.attribute.append(helper.make_attribute("value", zero))
 
     def _half(self, name: str) -> str:
-        """The fp16 form of a tensor, by a Cast where it was made in float32."""
+        """Return the name of a tensor's fp16 form, inserting a Cast if needed."""
         if name not in self.halves:
             self.halves[name] = self.names.tensor(f"{name}_half")
             self._cast(name, self.halves[name], TensorProto.FLOAT16)
         return self.halves[name]
 
     def _float(self, name: str) -> None:
-        """See to it that a tensor that was made in fp16 is there in float32, too."""
+        """Insert a Cast if the tensor is also needed in float32."""
         if name in self.halves and name not in self.floats:
             self._cast(self.halves[name], name, TensorProto.FLOAT)
             self.floats.add(name)
 
     def _cast(self, source: str, output: str, kind: int) -> None:
-        written = f"{source}_to_{'half' if kind == TensorProto.FLOAT16 else 'float'}"
-        name = self.names.node(written)
+        target = {TensorProto.FLOAT16: "half", TensorProto.FLOAT: "float"}[kind]
+        name = self.names.node(f"{source}_to_{target}")
         self.nodes.append(helper.make_node("Cast", [source], [output], name=name, to=kind))
         self.casts += 1
 

@@ -1,4 +1,4 @@
-"""A float32 graph as `half` sees it, before anything is measured."""
+"""Sort the nodes of a float32 graph into fp16 candidates and others, before measuring."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SCALES_OPSET = 19
 
 
 @dataclass(frozen=True)
-class Kept:
+class FloatNode:
     """A node that stays float32.
 
     Attributes:
         name: of the node.
         operator: its type.
-        reason: what speaks against fp16, with the number that was measured.
-        value: that number; None where the reason is none of range.
+        reason: why it cannot be fp16, with the measured number if there is one.
+        value: that number; None if the reason is not a range.
     """
 
     name: str
@@ -32,20 +32,20 @@ class Kept:
 
 
 def title(node: onnx.NodeProto, index: int) -> str:
-    """The name of a node, or its type and place where it has none."""
+    """Return the name of a node, or its type and position if it has none."""
     return node.name or f"{node.op_type}_{index}"
 
 
 class Graph:
-    """The nodes of a graph by what half can do with them.
+    """Nodes of a graph, sorted by what `half` can do with them.
 
     Attributes:
         view: of the graph.
-        floats: names of all float32 tensors that are no constants.
+        floats: names of all float32 tensors except constants.
         opset: of the graph.
-        integer: indices of Q/DQ nodes and of what integer kernels take together with them.
+        integer: indices of Q/DQ nodes and of nodes that integer kernels fuse with them.
         candidates: indices of the nodes that could become fp16.
-        rest: of the other nodes that compute in float32, the reason.
+        excluded: by index, the other nodes that compute in float32, with the reason.
     """
 
     def __init__(
@@ -54,44 +54,47 @@ class Graph:
         self.view, self.floats, self.opset = view, floats, opset
         self.integer = frozenset(self._integer())
         self.candidates: list[int] = []
-        self.rest: dict[int, Kept] = {}
+        self.excluded: dict[int, FloatNode] = {}
         for index, node in enumerate(view.nodes):
-            if not self._computes(index) or self._as_it_is(index):
+            if not self._computes_in_float(index) or self._stays_quantized(index):
                 continue
-            reason = self._against(index, keep)
+            reason = self._reason_against(index, keep)
             if reason:
-                self.rest[index] = Kept(title(node, index), node.op_type, reason)
+                self.excluded[index] = FloatNode(title(node, index), node.op_type, reason)
             else:
                 self.candidates.append(index)
 
-    def indifferent(self, index: int) -> bool:
-        """Whether a node takes a float of either type as it comes, and makes none."""
+    def accepts_either_type(self, index: int) -> bool:
+        """Return True if a node reads fp16 or float32 alike and outputs neither."""
         node = self.view.nodes[index]
         return node.op_type in operators.READERS or (
             node.op_type == "Cast" and node.output[0] not in self.floats
         )
 
-    def _computes(self, index: int) -> bool:
-        """Whether a node reads or makes float32 in a way that its type matters to."""
+    def _computes_in_float(self, index: int) -> bool:
+        """Return True if a node reads or outputs float32 and has to have one of the types."""
         node = self.view.nodes[index]
-        if self.indifferent(index) or node.op_type == "Constant":
+        if self.accepts_either_type(index) or node.op_type == "Constant":
             return False
         return bool(self.inputs(index)) or any(name in self.floats for name in node.output)
 
-    def _against(self, index: int, keep: Collection[str]) -> str:
+    def _reason_against(self, index: int, keep: Collection[str]) -> str:
         node = self.view.nodes[index]
         if title(node, index) in keep:
             return "kept by name"
         if set(attribute(node, "activations", ())) - {b"Sigmoid", b"Tanh"}:
-            return "its activations are not bounded"
+            return "its activation functions are unbounded"
         return operators.why_not(node.domain, node.op_type)
 
-    def _as_it_is(self, index: int) -> bool:
-        """Before opset 19 the scales of Q and DQ, and so what is between them, are float32."""
+    def _stays_quantized(self, index: int) -> bool:
+        """Return True for a quantized node before opset 19, where Q and DQ take float32 only."""
         return index in self.integer and self.opset < SCALES_OPSET
 
+    # In the pattern DQ, DQ -> Gemm -> Relu -> Q the Gemm is fused, since its weights come from a
+    # DQ. The Relu is not: none of its inputs comes from one. An Add between two DQ and a Q is fused
+    # too; if one of its inputs is float, no integer kernel takes it.
     def _integer(self) -> Iterator[int]:
-        """Q, DQ, layers with weights behind DQ, and what has DQ before it and Q behind it."""
+        """Yield Q, DQ, layers whose weights come from DQ, and nodes between a DQ and a Q."""
         view = self.view
         quantizers = {
             i for i, node in enumerate(view.nodes) if node.op_type in operators.QUANTIZERS
@@ -101,21 +104,25 @@ class Graph:
             if index in quantizers or node.op_type not in operators.HALF:
                 continue
             makers = [view.producer.get(name) for name in node.input if name in self.floats]
-            fed = [m for m in makers if m is not None and m in quantizers]
-            weighted = node.op_type in operators.LAYERS and len(makers) > 1 and makers[1] in fed
-            readers = [r for name in node.output for r in view.readers.get(name, [])]
-            wanted = bool(readers) and all(r in quantizers for r in readers)
-            if fed and (weighted or (wanted and len(fed) == len(makers))):
+            dequantized = [m for m in makers if m is not None and m in quantizers]
+            weighted = (
+                node.op_type in operators.LAYERS and len(makers) > 1 and makers[1] in dequantized
+            )
+            readers: list[int] = []
+            for name in node.output:
+                readers += view.readers.get(name, [])
+            requantized = bool(readers) and all(r in quantizers for r in readers)
+            if dequantized and (weighted or (requantized and len(dequantized) == len(makers))):
                 yield index
 
     def inputs(self, index: int) -> list[str]:
-        """The float32 inputs of a node that become fp16 with it, constants among them."""
+        """List the float32 inputs of a node that become fp16 with it, constants included."""
         node = self.view.nodes[index]
         fixed = operators.FLOAT_INPUTS.get(node.op_type, ())
         return [
             name
-            for place, name in enumerate(node.input)
-            if place not in fixed and (name in self.floats or self._float_constant(name))
+            for slot, name in enumerate(node.input)
+            if slot not in fixed and (name in self.floats or self._float_constant(name))
         ]
 
     def _float_constant(self, name: str) -> bool:
@@ -127,11 +134,11 @@ class Graph:
         )
 
     def constants(self, index: int) -> list[str]:
-        """The float32 constants that a node reads."""
+        """List the float32 constants that a node reads."""
         return [name for name in self.inputs(index) if name not in self.floats]
 
-    def touched(self, index: int) -> list[str]:
-        """The float32 tensors that a node reads and makes, constants aside."""
+    def float_tensors(self, index: int) -> list[str]:
+        """List the float32 inputs and outputs of a node, except constants."""
         node = self.view.nodes[index]
         return [
             name
@@ -140,19 +147,26 @@ class Graph:
         ]
 
     def angle(self, index: int) -> str:
-        """What a node takes the sine or cosine of; "" for other nodes."""
+        """Return the tensor whose sine or cosine a node computes; "" for other nodes."""
         node = self.view.nodes[index]
-        return str(node.input[0]) if node.op_type in operators.ANGLES else ""
+        if node.op_type in operators.ANGLES:
+            return str(node.input[0])
+        return ""
 
     def divisor(self, index: int) -> str:
-        """What a node divides by; "" where it does not."""
+        """Return the tensor that a node divides by; "" if it divides by none."""
         node = self.view.nodes[index]
         if node.op_type == "Pow":
+            # x ** -2 is 1 / x ** 2. An unknown exponent is taken for positive.
             exponent = self.view.constant(node.input[1])
-            return str(node.input[0]) if exponent is not None and (exponent < 0).any() else ""
-        place = operators.DIVISORS.get(node.op_type)
-        return "" if place is None else str(node.input[place])
+            if exponent is not None and (exponent < 0).any():
+                return str(node.input[0])
+            return ""
+        slot = operators.DIVISORS.get(node.op_type)
+        if slot is None:
+            return ""
+        return str(node.input[slot])
 
     def divisors(self) -> set[str]:
-        """Measured tensors that a candidate divides by."""
+        """Return the measured tensors that candidates divide by."""
         return {self.divisor(index) for index in self.candidates} & set(self.floats)

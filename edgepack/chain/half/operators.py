@@ -1,7 +1,7 @@
-"""Which operators compute in fp16, and how.
+"""Tables of the operators that compute in fp16.
 
-Those that have fp16 kernels in onnxruntime's CUDA provider (docs/OperatorKernels.md of its
-sources) and in TensorRT as well. An operator that stands in no table here stays float32.
+They have fp16 kernels both in onnxruntime's CUDA provider (docs/OperatorKernels.md in its sources)
+and in TensorRT. An operator in none of these tables stays float32.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Values are moved or chosen, not computed.
+# Operators that move or select values and compute nothing.
 MOVES = _names(
     "Concat ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND "
     "GlobalMaxPool Identity MaxPool Pad ReduceMax ReduceMin Reshape ScatterElements ScatterND "
     "Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Where"
 )
-# One value from one value, or from two: what can overflow is what goes in or comes out.
+# Each output value depends on one or two input values, so only inputs and outputs can overflow.
 ELEMENTWISE = _names(
     "Abs Add BatchNormalization Cast Clip Cos Div Elu Erf Exp Gelu HardSigmoid HardSwish LeakyRelu "
     "Log Max Min Mul Neg PRelu Pow Reciprocal Relu Resize Selu Sigmoid Sign Sin Softplus Softsign "
     "Sqrt Sub Tanh ThresholdedRelu"
 )
-# Sums of many values, which may overflow on the way to a small result: `sums` bounds them.
+# Sums of many values may overflow before they reach a small result; `sums` bounds them.
 LAYERS = _names("Conv ConvTranspose Einsum GRU Gemm LSTM MatMul RNN")
 SUMS = LAYERS | _names(
     "AveragePool GlobalAveragePool InstanceNormalization LayerNormalization LogSoftmax "
@@ -38,36 +38,36 @@ SUMS = LAYERS | _names(
 QUANTIZERS = _names("QuantizeLinear DequantizeLinear")
 HALF = MOVES | ELEMENTWISE | SUMS | QUANTIZERS
 
-# What they read may be of either type: they make no float of it.
+# Readers of either type: their outputs are not floats.
 READERS = _names("IsNaN Shape Size")
-# Which input makes a huge result where it is tiny; that of Pow does where its exponent is negative.
+# Input slot whose tiny values give a huge result. Pow is handled apart: it depends on the exponent.
 DIVISORS = {"Div": 1, "Reciprocal": 0, "Log": 0}
-# A tiny constant keeps the result of these from 0: the epsilon of a norm.
+# A tiny constant keeps the result of these away from 0, like the epsilon of a norm.
 FLOORS = _names("Add Clip Max")
-# An angle beyond this is rounded by more than 2**-9, a ninth of a degree: rotary embeddings.
+# A larger angle is rounded by more than 2**-9, a ninth of a degree (seen in rotary embeddings).
 ANGLES = _names("Cos Sin")
 LARGEST_ANGLE = 8.0
-# Whole numbers beyond this are not all fp16 numbers.
+# fp16 skips some whole numbers above this one.
 LARGEST_WHOLE = 2048.0
-# Inputs that are float32 whatever the others are: Resize's region and scales.
+# Input slots that are always float32: the region and the scales of Resize.
 FLOAT_INPUTS = {"Resize": (1, 2)}
 
 WHY_NOT = {
-    **dict.fromkeys(_names("If Loop Scan"), "what its subgraphs hold is not measured"),
+    **dict.fromkeys(_names("If Loop Scan"), "the tensors in its subgraphs are not measured"),
     **dict.fromkeys(
         _names(
             "ArgMax ArgMin Ceil CumSum Equal Floor Greater GreaterOrEqual Less LessOrEqual Mod "
             "NonMaxSuppression Round TopK"
         ),
-        "it decides between values that fp16 may make equal",
+        "it compares or truncates values that fp16 may make equal",
     ),
 }
 
 
 def why_not(domain: str, operator: str) -> str:
-    """Why an operator stays float32; "" where it need not."""
+    """Return the reason why an operator stays float32; "" if it need not."""
     if domain not in ("", "ai.onnx"):
-        return f"{domain}.{operator} is no operator of ONNX itself"
+        return f"{domain}.{operator} is not a standard ONNX operator"
     if operator in HALF:
         return ""
-    return WHY_NOT.get(operator, "no fp16 kernel of it is known on CUDA and TensorRT")
+    return WHY_NOT.get(operator, "it has no known fp16 kernel in CUDA and TensorRT")

@@ -1,9 +1,8 @@
-"""What becomes fp16, and what stays float32 with the reason.
+"""Decide which nodes become fp16, and give the reason for every node that stays float32.
 
-A tensor is stored as fp16 only where fp16 holds what was measured of it; a node that reads or
-makes another stays float32 and so does one whose constants or partial sums fp16 does not hold.
-What is left standing alone between float32 nodes joins them: its Casts would cost more than its
-fp16 saves.
+A tensor is stored as fp16 only if its measured values fit. A node stays float32 if one of its
+tensors, constants or partial sums does not fit. Groups of fp16 nodes that are too small to pay for
+the Casts around them stay float32 as well.
 """
 
 from __future__ import annotations
@@ -15,212 +14,246 @@ import numpy as np
 from onnx import numpy_helper
 
 from edgepack.chain.half import operators
-from edgepack.chain.half.graph import Graph, Kept, title
-from edgepack.chain.half.measure import Measured, Seen, of_array
+from edgepack.chain.half.graph import FloatNode, Graph, title
+from edgepack.chain.half.measure import Measurements, TensorStatistics, measure_array
 from edgepack.chain.half.options import HalfOptions
 from edgepack.chain.half.sums import Sum
 
-# A float32 rounded to fp16 keeps 73 dB of a signal; values that underflow keep less. Below this,
-# a rounding error is no longer small beside the 60 dB or so of a whole fp16 network.
+# A float32 signal rounded to fp16 has an SNR of 73 dB, and less if values underflow. Below this
+# limit the rounding error is no longer small beside the 60 dB or so of a complete fp16 network.
 LEAST_SNR_DB = 50.0
-# Relative rounding error of a normal fp16 number, at most.
+# Largest relative rounding error of a normal fp16 number.
 UNIT = 2.0**-11
 
-# A constant of so many values is worth its Casts in bytes.
+# Number of values from which halving a constant saves more bytes than its Casts cost.
 LARGE = 4096
 
-ALONE = "it stands between nodes that stay float32"
+ISOLATED = "Casts around it would cost more than fp16 saves"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What becomes fp16.
+    """Nodes that become fp16.
 
     Attributes:
         half: indices of the nodes that compute in fp16.
-        kept: the nodes that could not, in the graph's order.
+        float_nodes: nodes that stay float32, in the graph's order.
         integer: indices of nodes that a quantized engine runs in integers.
-        limit: largest magnitude that a measured value may have.
+        limit: largest magnitude allowed for a measured value.
     """
 
     half: frozenset[int]
-    kept: tuple[Kept, ...]
+    float_nodes: tuple[FloatNode, ...]
     integer: frozenset[int]
     limit: float
 
 
 def place(
-    graph: Graph, sums: Mapping[int, Sum], measured: Measured, options: HalfOptions
+    graph: Graph, sums: Mapping[int, Sum], measured: Measurements, options: HalfOptions
 ) -> Placement:
-    """Decide what becomes fp16."""
+    """Decide which nodes become fp16."""
     return _Placer(graph, sums, measured, operators.LARGEST / options.margin).placement()
 
 
 class _Placer:
     def __init__(
-        self, graph: Graph, sums: Mapping[int, Sum], measured: Measured, limit: float
+        self, graph: Graph, sums: Mapping[int, Sum], measured: Measurements, limit: float
     ) -> None:
         self.graph, self.sums, self.measured, self.limit = graph, sums, measured, limit
         self.constants: dict[str, tuple[str, float] | None] = {}
         self.tensors: dict[str, tuple[str, float] | None] = {
-            name: self._of_values(seen) for name, seen in measured.tensors.items()
+            name: self._check_tensor(statistics) for name, statistics in measured.tensors.items()
         }
-        # A tensor that one reader needs in float32 is not stored as fp16 before it.
+        # If one reader needs a tensor in float32, the tensor is not stored as fp16 at all.
         for index in graph.candidates:
-            for name, fault in self._demands(index):
+            for name, fault in self._check_inputs(index):
                 if name in self.tensors and self.tensors[name] is None:
                     self.tensors[name] = fault
 
     def placement(self) -> Placement:
-        kept = dict(self.graph.rest)
+        float_nodes = dict(self.graph.excluded)
         for index in self.graph.candidates:
-            found = self._against(index)
-            if found is not None:
-                kept[index] = self._kept(index, *found)
-        self._keep_patterns_whole(kept)
-        half = {index for index in self.graph.candidates if index not in kept}
-        for part in self._parts(half):
-            if not any(self._worth_casts(index) for index in part):
+            fault = self._check_node(index)
+            if fault is not None:
+                float_nodes[index] = self._float_node(index, *fault)
+        self._exclude_broken_patterns(float_nodes)
+        half = {index for index in self.graph.candidates if index not in float_nodes}
+        # A Relu between two float32 layers would need two Casts and save nothing.
+        for part in self._connected_parts(half):
+            if not any(self._justifies_casts(index) for index in part):
                 half -= part
-                kept.update((index, self._kept(index, ALONE)) for index in part)
+                float_nodes.update((index, self._float_node(index, ISOLATED)) for index in part)
         return Placement(
             half=frozenset(half),
-            kept=tuple(kept[index] for index in sorted(kept)),
+            float_nodes=tuple(float_nodes[index] for index in sorted(float_nodes)),
             integer=self.graph.integer,
             limit=self.limit,
         )
 
-    def _kept(self, index: int, reason: str, value: float | None = None) -> Kept:
+    def _float_node(self, index: int, reason: str, value: float | None = None) -> FloatNode:
         node = self.graph.view.nodes[index]
-        return Kept(title(node, index), node.op_type, reason, value)
+        return FloatNode(title(node, index), node.op_type, reason, value)
 
-    def _worth_casts(self, index: int) -> bool:
-        """Whether a node's arithmetic or its bytes are worth Casts around it."""
+    def _justifies_casts(self, index: int) -> bool:
+        """Return True if fp16 saves a node enough time or bytes to pay for Casts around it."""
         if self.graph.view.nodes[index].op_type in operators.LAYERS or index in self.graph.integer:
             return True
         constants = (self.graph.view.constant(n) for n in self.graph.inputs(index))
         return any(values is not None and values.size >= LARGE for values in constants)
 
     def _neighbours(self, index: int) -> set[int]:
-        """The nodes that a node shares a float32 tensor with, as its maker or its reader."""
+        """Return the nodes that produce a float32 input of a node or read one of its outputs."""
         view, node = self.graph.view, self.graph.view.nodes[index]
         makers = {view.producer[n] for n in self.graph.inputs(index) if n in view.producer}
         return makers.union(*(view.readers.get(name, ()) for name in node.output))
 
-    def _parts(self, half: set[int]) -> Iterator[set[int]]:
-        """The nodes in parts that hang together."""
-        left = set(half)
-        while left:
-            part, edge = set(), {left.pop()}
+    def _around(self, indices: set[int]) -> set[int]:
+        """Return the neighbours of several nodes."""
+        return set().union(*map(self._neighbours, indices))
+
+    def _connected_parts(self, half: set[int]) -> Iterator[set[int]]:
+        """Yield the connected groups of the nodes."""
+        remaining = set(half)
+        while remaining:
+            part, edge = set(), {remaining.pop()}
+            # Grow the group from one node, a ring of neighbours at a time.
             while edge:
                 part |= edge
-                edge = {n for index in edge for n in self._neighbours(index)} & left
-                left -= edge
+                edge = self._around(edge) & remaining
+                remaining -= edge
             yield part
 
-    def _keep_patterns_whole(self, kept: dict[int, Kept]) -> None:
-        """A Cast between Q, DQ and their node would hide the pattern from integer kernels."""
-        integer = self.graph.integer.intersection(self.graph.candidates)
-        edge: set[int] = set(integer.intersection(kept))
-        while edge:
-            around = {n for index in edge for n in self._neighbours(index)}
-            edge = (around & integer).difference(kept)
-            for index in edge:
-                kept[index] = self._kept(index, "a part of its quantized node stays float32")
+    def _exclude_broken_patterns(self, float_nodes: dict[int, FloatNode]) -> None:
+        """Return quantized nodes to float32 if a neighbour of theirs stays float32.
 
-    def _of_values(self, seen: Seen) -> tuple[str, float] | None:
-        """What speaks against storing a measured tensor as fp16, after its name."""
-        if not seen.elements:
-            return "was empty on every sample", float("nan")
-        if seen.nan:
+        A Cast between Q, DQ and their node would hide the pattern from integer kernels.
+        """
+        integer = self.graph.integer.intersection(self.graph.candidates)
+        edge: set[int] = set(integer.intersection(float_nodes))
+        while edge:
+            edge = (self._around(edge) & integer).difference(float_nodes)
+            for index in edge:
+                float_nodes[index] = self._float_node(
+                    index, "another node of its Q/DQ pattern stays float32"
+                )
+
+    def _check_tensor(self, statistics: TensorStatistics) -> tuple[str, float] | None:
+        """Return why a measured tensor cannot be fp16, to be read after its name."""
+        if not statistics.elements:
+            return "is empty on every sample", float("nan")
+        if statistics.nan:
             return "holds NaN", float("nan")
-        if seen.peak > self.limit:
-            return f"reaches {seen.peak:.3g}", seen.peak
-        if seen.snr_db < LEAST_SNR_DB:
+        if statistics.peak > self.limit:
+            return f"reaches {statistics.peak:.3g}", statistics.peak
+        if statistics.snr_db < LEAST_SNR_DB:
             return (
-                f"underflows: fp16 keeps {max(seen.snr_db, 0.0):.0f} dB of values up to "
-                f"{seen.peak:.2g}",
-                seen.peak,
+                f"underflows: fp16 keeps {max(statistics.snr_db, 0.0):.0f} dB of values up to "
+                f"{statistics.peak:.2g}",
+                statistics.peak,
             )
         return None
 
-    def _demands(self, index: int) -> Iterator[tuple[str, tuple[str, float]]]:
-        """What a node needs of single tensors beyond their range."""
+    # The range alone does not settle whether fp16 is accurate enough: 1 / 1e-7 overflows, sin(900)
+    # is off by up to 0.4, and 2049 becomes 2048 when an index is cast to fp16.
+    def _check_inputs(self, index: int) -> Iterator[tuple[str, tuple[str, float]]]:
+        """Yield tensors whose values are too small or too large for this node, with the reason."""
         divisor = self.graph.divisor(index)
-        seen = self._seen(divisor)
-        if seen is not None and seen.smallest < operators.SMALLEST_NORMAL:
-            yield divisor, (f"is divided by and falls to {seen.smallest:.2g}", seen.smallest)
+        statistics = self._statistics(divisor)
+        if statistics is not None and statistics.smallest < operators.SMALLEST_NORMAL:
+            yield (
+                divisor,
+                (f"is a divisor as small as {statistics.smallest:.2g}", statistics.smallest),
+            )
         angle = self.graph.angle(index)
-        seen = self._seen(angle)
-        if seen is not None and seen.peak > operators.LARGEST_ANGLE:
-            off = seen.peak * UNIT
-            yield angle, (f"is an angle up to {seen.peak:.3g}: fp16 is off by {off:.1g}", seen.peak)
+        statistics = self._statistics(angle)
+        if statistics is not None and statistics.peak > operators.LARGEST_ANGLE:
+            error = statistics.peak * UNIT
+            yield (
+                angle,
+                (
+                    f"is an angle of up to {statistics.peak:.3g}, rounded by up to {error:.1g}",
+                    statistics.peak,
+                ),
+            )
         node = self.graph.view.nodes[index]
-        made = node.output[0]
-        for name in self.graph.constants(index) if node.op_type in operators.FLOORS else ():
-            fault = self._constant(name)
+        output = node.output[0]
+        # In x / (std + 1e-8) fp16 rounds the epsilon to 0, so the sum may become 0.
+        floors = self.graph.constants(index) if node.op_type in operators.FLOORS else []
+        for name in floors:
+            fault = self._check_constant(name)
             if fault is not None and fault[1] < operators.SMALLEST_NORMAL:
-                yield made, (f"is kept from 0 by {name}, which {fault[0]}", fault[1])
+                yield output, (f"is bounded away from 0 by {name}, which {fault[0]}", fault[1])
         if node.op_type == "Cast" and node.input[0] not in self.graph.floats:
-            seen = self._seen(made)
-            if seen is not None and seen.peak > operators.LARGEST_WHOLE:
-                yield made, (f"counts to {seen.peak:.6g}, and fp16 not beyond 2048", seen.peak)
+            statistics = self._statistics(output)
+            if statistics is not None and statistics.peak > operators.LARGEST_WHOLE:
+                yield (
+                    output,
+                    (f"counts to {statistics.peak:.6g}; fp16 counts only to 2048", statistics.peak),
+                )
 
-    def _seen(self, name: str) -> Seen | None:
+    def _statistics(self, name: str) -> TensorStatistics | None:
         if not name:
             return None
         values = self.graph.view.constant(name)
         if values is not None and values.dtype == np.float32:
-            return of_array(values)
+            return measure_array(values)
         return self.measured.tensors.get(name)
 
-    def _against(self, index: int) -> tuple[str, float] | None:
-        """Why a candidate stays float32: its constants, its tensors, its sums."""
+    def _check_node(self, index: int) -> tuple[str, float] | None:
+        """Return why a candidate stays float32: a constant, a tensor or a partial sum; or None."""
         node = self.graph.view.nodes[index]
         for name in self.graph.constants(index):
-            fault = self._constant(name, scale=node.op_type in operators.QUANTIZERS)
+            fault = self._check_constant(name, scale=node.op_type in operators.QUANTIZERS)
             if fault is not None:
                 return f"its constant {name} {fault[0]}", fault[1]
-        for name, fault in self._demands(index):
+        for name, fault in self._check_inputs(index):
             if name not in self.tensors:
                 return f"its constant {name} {fault[0]}", fault[1]
-        for name in self.graph.touched(index):
+        for name in self.graph.float_tensors(index):
             fault = self.tensors[name]
             if fault is not None:
-                what = "its output" if name in node.output else "its input"
-                return f"{what} {name} {fault[0]}", fault[1]
+                side = "output" if name in node.output else "input"
+                return f"its {side} {name} {fault[0]}", fault[1]
         bound, reached = self.sums.get(index), self.measured.sums.get(index, 0.0)
         if bound is not None and reached > self.limit:
             return f"{bound.what} may reach {reached:.3g}", reached
         return None
 
-    def _constant(self, name: str, scale: bool = False) -> tuple[str, float] | None:
+    # Constants are checked once, since many nodes may read one.
+    def _check_constant(self, name: str, scale: bool = False) -> tuple[str, float] | None:
         if name not in self.constants:
             values = numpy_helper.to_array(self.graph.view.initializers[name])
-            self.constants[name] = _of_scale(values) if scale else _of_constant(values)
+            self.constants[name] = _check_scale(values) if scale else _check_values(values)
         return self.constants[name]
 
 
-def _of_constant(values: np.ndarray) -> tuple[str, float] | None:
-    """What speaks against storing a constant as fp16. It is what it is: no margin is needed."""
-    seen = of_array(values)
-    if seen.nan:
+def _check_values(values: np.ndarray) -> tuple[str, float] | None:
+    """Return why a constant cannot be fp16; its values are final and need no margin."""
+    statistics = measure_array(values)
+    if statistics.nan:
         return "holds NaN", float("nan")
-    if seen.peak > operators.LARGEST:
-        return f"reaches {seen.peak:.3g}", seen.peak
-    if seen.snr_db < LEAST_SNR_DB:
+    if statistics.peak > operators.LARGEST:
+        return f"reaches {statistics.peak:.3g}", statistics.peak
+    if statistics.snr_db < LEAST_SNR_DB:
         if values.size == 1:
-            return f"is {seen.peak:.2g}, which fp16 holds as {np.float16(seen.peak):.2g}", seen.peak
-        kept = max(seen.snr_db, 0.0)
-        return f"underflows: fp16 keeps {kept:.0f} dB of values up to {seen.peak:.2g}", seen.peak
+            return (
+                f"is {statistics.peak:.2g}, which fp16 holds as {np.float16(statistics.peak):.2g}",
+                statistics.peak,
+            )
+        snr_db = max(statistics.snr_db, 0.0)
+        return (
+            f"underflows: fp16 keeps {snr_db:.0f} dB of values up to {statistics.peak:.2g}",
+            statistics.peak,
+        )
     return None
 
 
-def _of_scale(values: np.ndarray) -> tuple[str, float] | None:
-    """A scale counts for each channel by itself."""
+def _check_scale(values: np.ndarray) -> tuple[str, float] | None:
+    """Return why quantization scales cannot be fp16; each channel's scale has to be accurate."""
     stored = values.astype(np.float16).astype(np.float32)
-    off = np.abs(stored / np.where(values == 0, 1, values) - 1)
-    if not np.isfinite(stored).all() or np.any(off > 2 * UNIT):
-        worst = float(values.ravel()[int(np.argmax(off))])
+    # A zero scale has no relative error; any other may be off by two roundings.
+    error = np.abs(stored / np.where(values == 0, 1, values) - 1)
+    if not np.isfinite(stored).all() or np.any(error > 2 * UNIT):
+        worst = float(values.ravel()[int(np.argmax(error))])
         return f"is a scale of {worst:.2g}, which fp16 does not hold", worst
     return None

@@ -1,4 +1,4 @@
-"""What the pass `half` tells the ledger."""
+"""Figures and notes of the pass `half` for the ledger."""
 
 from __future__ import annotations
 
@@ -8,63 +8,75 @@ from typing import Any
 
 from edgepack.chain.half.graph import Graph
 from edgepack.chain.half.options import HalfOptions
-from edgepack.chain.half.place import ALONE, Placement
+from edgepack.chain.half.place import ISOLATED, Placement
 
-# Reasons that are told in full; the details hold all.
+# Reasons listed in the notes; the figures hold all of them.
 SHOWN = 8
 
 
 def details(
     graph: Graph, placement: Placement, options: HalfOptions, samples: int, casts: int
 ) -> dict[str, Any]:
-    """The figures, as JSON values: how many nodes compute in what, and why."""
+    """Return the figures as JSON values: nodes by type, with reasons."""
     return {
         "margin": options.margin,
         "limit": placement.limit,
         "calibration_samples": samples,
         "nodes_half": len(placement.half),
-        "nodes_float": len(placement.kept),
+        "nodes_float": len(placement.float_nodes),
         "nodes_quantized": len(placement.integer.difference(graph.candidates)),
         "casts": casts,
         "kept": [
             {
-                "name": kept.name,
-                "operator": kept.operator,
-                "reason": kept.reason,
-                "value": kept.value
-                if kept.value is not None and math.isfinite(kept.value)
-                else None,
+                "name": node.name,
+                "operator": node.operator,
+                "reason": node.reason,
+                "value": _json_number(node.value),
             }
-            for kept in placement.kept
+            for node in placement.float_nodes
         ],
         "opset": graph.opset,
     }
 
 
+def _json_number(value: float | None) -> float | None:
+    """Return a finite number as it is, and None otherwise: JSON has no NaN or infinity."""
+    if value is None or not math.isfinite(value):
+        return None
+    return value
+
+
 def notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same in sentences."""
-    count, kept = figures["nodes_half"], figures["kept"]
-    said = [
-        f"{count} of {count + len(kept)} float nodes compute in fp16, {figures['casts']} Casts "
-        f"where types meet; ranges measured on {figures['calibration_samples']} samples, each at "
-        f"least {figures['margin']:g} times below 65504."
+    """Return the figures as sentences."""
+    count, float_nodes = figures["nodes_half"], figures["kept"]
+    sentences = [
+        f"{count} of {count + len(float_nodes)} float nodes compute in fp16, with "
+        f"{figures['casts']} Casts; their values on {figures['calibration_samples']} samples stay "
+        f"below 65504 / {figures['margin']:g}."
     ]
     quantized = figures["nodes_quantized"]
     if quantized:
-        said.append(
-            f"{quantized} nodes of the quantized part stay as they are: before opset 19 the "
-            "scales of Q and DQ are float32."
+        sentences.append(
+            f"{quantized} quantized nodes are unchanged: before opset 19 the scales of Q and DQ "
+            "are float32."
         )
+    # Nodes that share a reason share a sentence.
     reasons: dict[str, list[str]] = {}
-    for node in kept:
-        if node["reason"] != ALONE:
+    for node in float_nodes:
+        if node["reason"] != ISOLATED:
             reasons.setdefault(node["reason"], []).append(node["name"])
     for reason, names in list(reasons.items())[:SHOWN]:
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        said.append(f"Kept fp32: {shown}: {reason}.")
+        listing = ", ".join(names[:4])
+        if len(names) > 4:
+            listing += f" and {len(names) - 4} more"
+        sentences.append(f"Kept in fp32: {listing}: {reason}.")
     if len(reasons) > SHOWN:
-        said.append(f"Kept fp32 for {len(reasons) - SHOWN} more reasons; the details hold them.")
-    alone = sum(node["reason"] == ALONE for node in kept)
-    if alone:
-        said.append(f"{alone} more between those stay fp32: Casts would cost more than they save.")
-    return tuple(said)
+        sentences.append(
+            f"Kept in fp32 for {len(reasons) - SHOWN} more reasons, listed in the details."
+        )
+    isolated = sum(node["reason"] == ISOLATED for node in float_nodes)
+    if isolated:
+        sentences.append(
+            f"{isolated} more nodes stay in fp32: Casts would cost more than fp16 saves."
+        )
+    return tuple(sentences)

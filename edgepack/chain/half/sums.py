@@ -1,8 +1,8 @@
-"""Bounds on the partial sums of a node: the node itself, on absolute values.
+"""Bound the partial sums of a node by running the node on absolute values.
 
-|x1 w1| + |x2 w2| + ... bounds every partial sum of x1 w1 + x2 w2 + ..., whatever the order in
-which a kernel adds them up, and in however many parts. onnxruntime's CUDA provider adds up in
-float32; TensorRT may add up in fp16.
+|x1 w1| + |x2 w2| + ... bounds every partial sum of x1 w1 + x2 w2 + ..., regardless of the order
+and the number of parts in which a kernel adds. onnxruntime's CUDA provider accumulates in float32;
+TensorRT may accumulate in fp16.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ RECURRENT = ("GRU", "LSTM", "RNN")
 
 @dataclass
 class Sum:
-    """How the largest partial sum of one node is measured.
+    """Nodes that compute a bound on the partial sums of one node.
 
     Attributes:
-        what: what is summed up, as the subject of "... reaches 1e5".
-        output: the tensor whose largest value it is.
-        factor: that value times this.
-        nodes: what makes the tensor.
+        what: the summed quantity, as the subject of "... may reach 1e5".
+        output: tensor whose largest value, times `factor`, is the bound.
+        factor: of that value.
+        nodes: nodes that compute the tensor.
     """
 
     what: str
@@ -38,7 +38,7 @@ class Sum:
 
 
 def partial_sum(view: GraphView, index: int, opset: int) -> Sum | None:
-    """The bound of a node; None where it sums up nothing that its output does not show.
+    """Build the bound of a node; None if its sums never exceed its outputs.
 
     Args:
         view: of the graph that the node is in.
@@ -55,7 +55,7 @@ def partial_sum(view: GraphView, index: int, opset: int) -> Sum | None:
 
 
 class _Bound:
-    """Builds the nodes of one bound. The methods of an operator set `sum.what` and its output."""
+    """Builds the nodes of one bound; one method per kind of operator."""
 
     def __init__(self, node: onnx.NodeProto, prefix: str, opset: int) -> None:
         self.node, self.prefix, self.opset = node, prefix, opset
@@ -72,15 +72,20 @@ class _Bound:
         return self.op("Constant", value=tensor)
 
     def reduced(self, kind: str, source: str, axes: str | list[int], keep: int = 0) -> str:
-        """A reduction, its axes an attribute or an input as the opset has it."""
-        as_input = self.opset >= (13 if kind == "ReduceSum" else 18)
-        if not as_input and isinstance(axes, list):
-            return self.op(kind, source, keepdims=keep, axes=axes)
-        name = self.number(onnx.TensorProto.INT64, axes) if isinstance(axes, list) else axes
-        return self.op(kind, source, name, keepdims=keep)
+        """Append a reduction, with axes as attribute or input depending on the opset."""
+        if isinstance(axes, list):
+            # ReduceSum takes its axes as an input from opset 13 on, other reductions from 18.
+            if self.opset < {"ReduceSum": 13}.get(kind, 18):
+                return self.op(kind, source, keepdims=keep, axes=axes)
+            axes = self.number(onnx.TensorProto.INT64, axes)
+        return self.op(kind, source, axes, keepdims=keep)
 
     def absolute(self) -> None:
-        """The node itself, on absolute values; what is no float stays."""
+        """Append the node itself, on absolute values.
+
+        Example: y = Conv(x, w) becomes Conv(|x|, |w|).
+        """
+        # An absent optional input stays absent.
         inputs = [self.op("Abs", name) if name else "" for name in self.node.input]
         output = f"{self.prefix}_absolute"
         copy = onnx.NodeProto()
@@ -96,31 +101,36 @@ class _Bound:
         self.sum.output = output
 
     def average(self) -> None:
+        # The mean over a 3 x 3 window times 9 is the sum, provided that padding counts as well.
         self.absolute()
         self.sum.factor = float(prod(attribute(self.node, "kernel_shape")))
         copy = self.sum.nodes[-1]
-        kept = [item for item in copy.attribute if item.name != "count_include_pad"]
+        attributes = [item for item in copy.attribute if item.name != "count_include_pad"]
         del copy.attribute[:]
-        copy.attribute.extend([*kept, helper.make_attribute("count_include_pad", 1)])
+        copy.attribute.extend([*attributes, helper.make_attribute("count_include_pad", 1)])
 
-    def everywhere(self) -> None:
+    def global_sum(self) -> None:
+        # With p = 1 the pool is the sum of absolute values over all positions.
         self.op("GlobalLpPool", self.node.input[0], p=1)
 
     def reduction(self) -> None:
-        squares = self.node.op_type in ("ReduceL2", "ReduceSumSquare")
-        if squares:
-            self.sum.what = "its sum of squares"
         source = self.node.input[0]
-        source = self.op("Mul", source, source) if squares else self.op("Abs", source)
-        given = list(self.node.input)[1:2]
-        axes: str | list[int] = given[0] if given and given[0] else attribute(self.node, "axes", [])
+        if self.node.op_type in ("ReduceL2", "ReduceSumSquare"):
+            self.sum.what = "its sum of squares"
+            source = self.op("Mul", source, source)
+        else:
+            source = self.op("Abs", source)
+        axis_inputs = list(self.node.input)[1:2]
+        axes: str | list[int] = (
+            axis_inputs[0] if axis_inputs and axis_inputs[0] else attribute(self.node, "axes", [])
+        )
         if axes:
             self.reduced("ReduceSum", source, axes)
         elif not attribute(self.node, "noop_with_empty_axes", 0):
             self.op("ReduceSum", source, keepdims=0)
 
     def variance(self) -> None:
-        """The mean of squares: no less than the variance, and than the mean of a RMSNorm."""
+        """Append the mean of squares, which bounds the variance and the mean of an RMSNorm."""
         self.sum.what = "its variance"
         source = self.node.input[0]
         squares = self.op("Mul", source, source)
@@ -131,11 +141,11 @@ class _Bound:
         if axis == -1:
             self.reduced("ReduceMean", squares, [-1])
             return
-        # Rows of all that is normalized together: (rows, values).
+        # (rows, values): values that are normalized together form a row.
         self.reduced("ReduceMean", self.op("Flatten", squares, axis=axis), [1])
 
     def softmax(self) -> None:
-        """exp(x - max) sums up to one over the largest probability."""
+        """Append 1 / max(p): the sum of exp(x - max(x)) equals it."""
         self.sum.what = "its sum of exponentials"
         output = self.node.output[0]
         axis = attribute(self.node, "axis", -1)
@@ -145,24 +155,30 @@ class _Bound:
         self.op("Reciprocal", largest)
 
     def recurrent(self) -> None:
-        """|W x| + |R h| + |b|, with |h| <= 1 or what it starts from, beside the cell's growth.
+        """Append |W x| + |R h| + |b|, and a bound on the cell; |h| is at most 1 or its start.
 
-        A gate lets at most its input through, so a cell grows by at most 1 with each step.
+        A gate passes at most its input, so a cell grows by at most 1 per step: after n steps from
+        a start of s it is at most s + n.
         """
         self.sum.what = "its gates or its cell"
         inputs = [*self.node.input, *[""] * 8]
         x, weights, recurrent, bias = inputs[0], inputs[1], inputs[2], inputs[3]
         initial = [self.op("ReduceMax", self.op("Abs", n), keepdims=0) for n in inputs[5:7] if n]
         start = self.op("Max", self.number(onnx.TensorProto.FLOAT, [1.0]), *initial)
-        turned = self.op("Transpose", self.op("Abs", weights), perm=[0, 2, 1])
-        wide = self.reduced("ReduceMax", turned, [0])
+        # |W x| is at most |x| times the largest |W| over the directions: with two directions,
+        # W is (2, gates, inputs), `transposed` (2, inputs, gates) and `wide` (inputs, gates).
+        transposed = self.op("Transpose", self.op("Abs", weights), perm=[0, 2, 1])
+        wide = self.reduced("ReduceMax", transposed, [0])
         gates = self.op("ReduceMax", self.op("MatMul", self.op("Abs", x), wide), keepdims=0)
+        # |R h| is at most the largest row sum of |R| times the largest |h|.
         rows = self.reduced("ReduceSum", self.op("Abs", recurrent), [2])
-        back = self.op("Mul", self.op("ReduceMax", rows, keepdims=0), start)
-        total = self.op("Add", gates, back)
+        state_sum = self.op("Mul", self.op("ReduceMax", rows, keepdims=0), start)
+        total = self.op("Add", gates, state_sum)
         if bias:
+            # B holds the biases of W and of R one after the other.
             both = self.op("ReduceMax", self.op("Abs", bias), keepdims=0)
             total = self.op("Add", total, self.op("Add", both, both))
+        # The largest dimension of x (steps, batch, inputs) is at least the number of steps.
         steps = self.op("Cast", self.op("Shape", x), to=onnx.TensorProto.FLOAT)
         cell = self.op("Add", start, self.op("ReduceMax", steps, keepdims=0))
         if self.node.op_type == "LSTM" and inputs[7]:
@@ -178,7 +194,7 @@ _BOUNDS: dict[str, Callable[[_Bound], None]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax"), _Bound.softmax),
     **dict.fromkeys(RECURRENT, _Bound.recurrent),
     "AveragePool": _Bound.average,
-    "GlobalAveragePool": _Bound.everywhere,
+    "GlobalAveragePool": _Bound.global_sum,
     "InstanceNormalization": _Bound.variance,
     "ReduceSumSquare": _Bound.reduction,
 }

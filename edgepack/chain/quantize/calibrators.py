@@ -20,7 +20,7 @@ def minmax(histogram: Histogram) -> tuple[float, float]:
 
 def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
     """The range between the two tails that leave `percent` of all values inside."""
-    return _without_tails(histogram, 1.0 - percent / 100.0)
+    return _cut_tails(histogram, 1.0 - percent / 100.0)
 
 
 def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
@@ -32,7 +32,7 @@ def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     """
     best, least = (histogram.low, histogram.high), np.inf
     for tail in TAILS:
-        low, high = _without_tails(histogram, tail)
+        low, high = _cut_tails(histogram, tail)
         divergence = _divergence(histogram, low, high, levels)
         if divergence < least:
             best, least = (low, high), divergence
@@ -68,14 +68,16 @@ def _clipping(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How many values lie below each limit, and the sum of their squared distances to it."""
     order = np.argsort(centres)
-    where = centres[order]
-    moments = [np.concatenate([[0], np.cumsum(counts[order] * where**p)]) for p in (0, 1, 2)]
-    place = np.searchsorted(where, limits)
-    zeroth, first, second = (m[place] for m in moments)
+    sorted_centres = centres[order]
+    moments = [
+        np.concatenate([[0], np.cumsum(counts[order] * sorted_centres**p)]) for p in (0, 1, 2)
+    ]
+    position = np.searchsorted(sorted_centres, limits)
+    zeroth, first, second = (m[position] for m in moments)
     return zeroth, np.maximum(second - 2 * limits * first + limits**2 * zeroth, 0)
 
 
-def _without_tails(histogram: Histogram, share: float) -> tuple[float, float]:
+def _cut_tails(histogram: Histogram, share: float) -> tuple[float, float]:
     counts = histogram.counts.astype(np.float64)
     edges = histogram.edges
     if histogram.high <= histogram.low or share <= 0:
@@ -97,11 +99,11 @@ def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> f
         return np.inf
     centres = (edges[:-1] + edges[1:]) / 2
     counts = histogram.counts.astype(np.float64)
-    kept = (centres >= low) & (centres <= high)
-    clipped = np.where(kept, counts, 0.0)
+    within = (centres >= low) & (centres <= high)
+    clipped = np.where(within, counts, 0.0)
     if not clipped.any():
         return np.inf
-    inside = np.flatnonzero(kept)
+    inside = np.flatnonzero(within)
     quantized = np.zeros_like(clipped)
     level = np.rint((centres - low) / (high - low) * levels).astype(np.int64)
     sums = np.bincount(level[inside], clipped[inside], levels + 1)

@@ -35,12 +35,12 @@ class Channels:
         self._view = view
         self._ties = Ties()
         # Axes whose order something sees that no permutation of constants makes up for.
-        self._seen: set[Axis] = set()
+        self._fixed: set[Axis] = set()
         outside = {value.name for value in view.graph.input} | view.outputs | view.captured
         for name in outside:
             self._fix(name)
         for node in view.nodes:
-            if not self._tied(node):
+            if not self._tie_node(node):
                 for name in (*node.input, *node.output):
                     self._fix(name)
 
@@ -49,64 +49,64 @@ class Channels:
         classes: dict[Axis, list[Axis]] = {}
         for axis in self._ties:
             classes.setdefault(self._ties.root(axis), []).append(axis)
-        found = {}
+        result = {}
         for members in classes.values():
-            if not self._seen.intersection(members):
+            if not self._fixed.intersection(members):
                 constants = [axis for axis in members if axis[0] in self._view.initializers]
-                found.update(dict.fromkeys(members, constants))
-        return found
+                result.update(dict.fromkeys(members, constants))
+        return result
 
     def _fix(self, name: str, but: Collection[int] = ()) -> None:
         for axis in range(len(self._view.shapes.get(name, ()))):
             if axis not in but:
                 self._ties.root((name, axis))
-                self._seen.add((name, axis))
+                self._fixed.add((name, axis))
 
-    def _tied(self, node: onnx.NodeProto) -> bool:
+    def _tie_node(self, node: onnx.NodeProto) -> bool:
         """Tie what a node's operator ties; whether it is one whose ties are known."""
         shapes = self._view.shapes
-        known = all(name in shapes for name in (*node.input, *node.output) if name)
-        if not known or node.domain not in ("", "ai.onnx"):
+        has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
+        if not has_shapes or node.domain not in ("", "ai.onnx"):
             return False
         if node.op_type in ELEMENTWISE:
             self._tie_elementwise(node)
             return True
         if node.op_type in POOLS:
-            return len(node.output) == 1 and self._through(node, 1, 1)
+            return len(node.output) == 1 and self._tie_through(node, 1, 1)
         if node.op_type in SQUEEZES:
-            source, made = shapes[node.input[0]], shapes[node.output[0]]
+            source, output = shapes[node.input[0]], shapes[node.output[0]]
             # Channels of one value each stay channels; more would interleave.
-            flat = len(made) == 2 <= len(source) and all(size == 1 for size in source[2:])
-            same = flat and isinstance(source[1], int) and source[1] == made[1]
+            flat = len(output) == 2 <= len(source) and all(size == 1 for size in source[2:])
+            same = flat and isinstance(source[1], int) and source[1] == output[1]
             for name in node.input[1:]:
                 self._fix(name)
-            return same and self._through(node, 1, 1)
+            return same and self._tie_through(node, 1, 1)
         if node.op_type == "LayerNormalization":
             last = len(shapes[node.input[0]]) - 1
             if len(node.output) > 1 or attribute(node, "axis", -1) not in (-1, last):
                 return False
             for name in filter(None, node.input[1:]):
                 self._broadcast(name, node.output[0])
-            return self._through(node, last, last)
+            return self._tie_through(node, last, last)
         if node.op_type == "Gather":
             self._tie_gathered(node)
             return True
-        return self._tied_weights(node)
+        return self._tie_weights(node)
 
     def _tie_gathered(self, node: onnx.NodeProto) -> None:
         """All axes but the one along which the indices choose."""
         data, indices = node.input
-        made, rank = node.output[0], len(self._view.shapes[data])
-        chosen, more = attribute(node, "axis", 0) % rank, len(self._view.shapes[indices]) - 1
-        kept = [axis for axis in range(rank) if axis != chosen]
-        places = [axis if axis < chosen else axis + more for axis in kept]
-        for axis, place in zip(kept, places, strict=True):
-            self._ties.tie((data, axis), (made, place))
-        self._fix(data, but=kept)
-        self._fix(made, but=places)
+        output, rank = node.output[0], len(self._view.shapes[data])
+        gathered, more = attribute(node, "axis", 0) % rank, len(self._view.shapes[indices]) - 1
+        data_axes = [axis for axis in range(rank) if axis != gathered]
+        output_axes = [axis if axis < gathered else axis + more for axis in data_axes]
+        for axis, target in zip(data_axes, output_axes, strict=True):
+            self._ties.tie((data, axis), (output, target))
+        self._fix(data, but=data_axes)
+        self._fix(output, but=output_axes)
         self._fix(indices)
 
-    def _tied_weights(self, node: onnx.NodeProto) -> bool:
+    def _tie_weights(self, node: onnx.NodeProto) -> bool:
         """The same of operators with a matrix of weights."""
         shapes, inputs = self._view.shapes, list(node.input)
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
@@ -114,57 +114,57 @@ class Channels:
         if not all(self._view.is_constant(name) for name in inputs[1:] if name):
             return False
         if node.op_type == "Conv":
-            return self._tied_convolution(node)
+            return self._tie_convolution(node)
         if len(shapes[inputs[1]]) != 2 or attribute(node, "transA", 0):
             return False
         columns = 0 if attribute(node, "transB", 0) else 1
-        source, made = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
+        source, output = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
         self._ties.tie((inputs[1], 1 - columns), source)
-        self._ties.tie((inputs[1], columns), made)
+        self._ties.tie((inputs[1], columns), output)
         for name in filter(None, inputs[2:]):
-            self._broadcast(name, made[0])
+            self._broadcast(name, output[0])
         self._fix(source[0], but=(source[1],))
-        self._fix(made[0], but=(made[1],))
+        self._fix(output[0], but=(output[1],))
         return True
 
-    def _tied_convolution(self, node: onnx.NodeProto) -> bool:
+    def _tie_convolution(self, node: onnx.NodeProto) -> bool:
         source, weights, *biases = filter(None, node.input)
         outputs, inputs = self._view.shapes[weights][:2]
         groups = attribute(node, "group", 1)
-        made = (node.output[0], 1)
+        output = (node.output[0], 1)
         if groups == outputs and inputs == 1:
             # Each channel by itself, unless it makes several of each.
             if self._view.shapes[source][1] != outputs:
                 return False
-            self._ties.tie((source, 1), made)
+            self._ties.tie((source, 1), output)
         elif groups == 1:
             self._ties.tie((weights, 1), (source, 1))
         else:
             return False
-        self._ties.tie((weights, 0), made)
+        self._ties.tie((weights, 0), output)
         for name in biases:
-            self._ties.tie((name, 0), made)
-        for name in (source, made[0]):
+            self._ties.tie((name, 0), output)
+        for name in (source, output[0]):
             self._fix(name, but=(1,))
         return True
 
-    def _through(self, node: onnx.NodeProto, source: int, made: int) -> bool:
+    def _tie_through(self, node: onnx.NodeProto, source: int, target: int) -> bool:
         """One axis goes through in its order, the others are left as they are."""
-        self._ties.tie((node.input[0], source), (node.output[0], made))
+        self._ties.tie((node.input[0], source), (node.output[0], target))
         self._fix(node.input[0], but=(source,))
-        self._fix(node.output[0], but=(made,))
+        self._fix(node.output[0], but=(target,))
         return True
 
     def _tie_elementwise(self, node: onnx.NodeProto) -> None:
         for name in filter(None, node.input):
             self._broadcast(name, node.output[0])
 
-    def _broadcast(self, name: str, made: str) -> None:
+    def _broadcast(self, name: str, output: str) -> None:
         """The axes of an operand lie along the last axes of the result."""
-        shape, result = self._view.shapes[name], self._view.shapes[made]
+        shape, result = self._view.shapes[name], self._view.shapes[output]
         for axis, size in enumerate(shape):
             if size != 1:
-                self._ties.tie((name, axis), (made, axis + len(result) - len(shape)))
+                self._ties.tie((name, axis), (output, axis + len(result) - len(shape)))
 
 
 __all__ = ["Axis", "Channels"]

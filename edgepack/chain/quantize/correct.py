@@ -14,15 +14,15 @@ from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.moments import Moments
 
 
-def mean_error(layer: Layer, used: np.ndarray, moments: Moments) -> np.ndarray:
+def mean_error(layer: Layer, effective: np.ndarray, moments: Moments) -> np.ndarray:
     """(outputs,) E[W x - V q], to be added to the bias.
 
     Args:
         layer: with its real weights W as rows.
-        used: (outputs, K) the weights V that the integers stand for.
+        effective: (outputs, K) the weights V that the integers stand for.
         moments: of the layer's input: the means of x and of q.
     """
-    real, seen = moments.real / moments.count, moments.seen / moments.count
-    wanted = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
-    given = np.einsum("grk,gk->gr", layer.per_group(used), seen)
-    return np.asarray((wanted - given).ravel())
+    real, quantized = moments.real / moments.count, moments.quantized / moments.count
+    float_output = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
+    integer_output = np.einsum("grk,gk->gr", layer.per_group(effective), quantized)
+    return np.asarray((float_output - integer_output).ravel())

@@ -73,9 +73,9 @@ class _Emitter:
                 continue
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
-            for place, name in enumerate(copy.input):
+            for slot, name in enumerate(copy.input):
                 if (index, name) in self.placement.reads:
-                    copy.input[place] = self.dequantized[name]
+                    copy.input[slot] = self.dequantized[name]
             self._rewrite(index, copy)
             self._append(copy)
         graph = self.result.graph
@@ -88,7 +88,7 @@ class _Emitter:
 
     def _rewrite(self, index: int, node: onnx.NodeProto) -> None:
         if index in self.layers:
-            self._weigh(self.layers[index], node)
+            self._write_weights(self.layers[index], node)
         elif index in self.added:
             self._correct_added(self.added[index], node)
         elif index in self.placement.arithmetic and node.op_type == "Relu":
@@ -98,24 +98,24 @@ class _Emitter:
 
     def _correct_added(self, layer: Layer, node: onnx.NodeProto) -> None:
         """The Add behind a MatMul takes that layer's corrected bias."""
-        name, found = f"{layer.name}_bias", self.weights[layer.index]
-        bias = as_half(found.real_bias) if found.bias is None else found.real_bias
+        name, weights = f"{layer.name}_bias", self.weights[layer.index]
+        bias = as_half(weights.real_bias) if weights.bias is None else weights.real_bias
         self._constant(name, bias.astype(np.float32))
-        for place, old in enumerate(node.input):
+        for slot, old in enumerate(node.input):
             if old == layer.bias_name:
-                node.input[place] = self.constants[name].name
+                node.input[slot] = self.constants[name].name
 
     def _append(self, node: onnx.NodeProto) -> None:
         """A node, and Q and DQ behind what of it is quantized."""
         pairs = []
-        for place, made in enumerate(node.output):
-            name = self.clamped.get(made, made)
+        for slot, output in enumerate(node.output):
+            name = self.clamped.get(output, output)
             if name not in self.placement.points:
                 continue
             # The DQ takes the name where the outside sees what is behind it.
-            rounded = name in self.placement.rounded
-            node.output[place] = self.names.tensor(f"{name}_real") if rounded else name
-            pairs.append((name, node.output[place]))
+            is_rounded = name in self.placement.rounded
+            node.output[slot] = self.names.tensor(f"{name}_real") if is_rounded else name
+            pairs.append((name, node.output[slot]))
         self.nodes.append(node)
         for name, real in pairs:
             self._quantize(name, real)
@@ -137,51 +137,53 @@ class _Emitter:
 
     def _parameters(self, root: str) -> tuple[str, str]:
         if root not in self.parameters:
-            found = self.quantization[root]
-            value = np.array(found.scale, dtype=np.float32)
+            affine = self.quantization[root]
+            value = np.array(affine.scale, dtype=np.float32)
             self.parameters[root] = (
                 numpy_helper.from_array(value, self.names.tensor(f"{root}_scale")),
-                numpy_helper.from_array(found.stored_zero, self.names.tensor(f"{root}_zero_point")),
+                numpy_helper.from_array(
+                    affine.stored_zero, self.names.tensor(f"{root}_zero_point")
+                ),
             )
         scale, zero_point = self.parameters[root]
         return scale.name, zero_point.name
 
-    def _weigh(self, layer: Layer, node: onnx.NodeProto) -> None:
-        found = self.weights[layer.index]
-        read = (layer.weight, layer.transposed, found.scale.tobytes(), found.rows.tobytes())
+    def _write_weights(self, layer: Layer, node: onnx.NodeProto) -> None:
+        weights = self.weights[layer.index]
+        read = (layer.weight, layer.transposed, weights.scale.tobytes(), weights.rows.tobytes())
         if read not in self.stored:
             # The first reader of shared weights stores them for all that read them alike.
-            known = set(self.stored.values())
-            base = layer.weight if layer.weight not in known else f"{layer.weight}_{layer.name}"
+            bases = set(self.stored.values())
+            base = layer.weight if layer.weight not in bases else f"{layer.weight}_{layer.name}"
             self.stored[read] = base
-            self._constant(f"{base}_quantized", layer.stored(found.rows))
-            self._constant(f"{base}_scale", found.scale.astype(np.float32))
+            self._constant(f"{base}_quantized", layer.stored(weights.rows))
+            self._constant(f"{base}_scale", weights.scale.astype(np.float32))
         base = self.stored[read]
         node.input[1] = self._dequantize_constant(base, layer.axis, f"{layer.name}_weight")
         if layer.op == "MatMul":
             return
-        bias = found.real_bias if found.bias is None else found.bias
+        bias = weights.real_bias if weights.bias is None else weights.bias
         if layer.bias_name is not None or bias.any():
             del node.input[2:]
-            node.input.append(self._bias(layer, found))
+            node.input.append(self._bias(layer, weights))
         if layer.op == "Gemm":
             # Both are in the integers already.
             for item in node.attribute:
                 if item.name in ("alpha", "beta"):
                     item.f = 1.0
 
-    def _bias(self, layer: Layer, found: Quantized) -> str:
+    def _bias(self, layer: Layer, weights: Quantized) -> str:
         """The name of a layer's bias: float, or int32 behind a DQ."""
         name = layer.bias_name or f"{layer.name}_bias"
-        if found.bias is None:
-            self._constant(f"{layer.name}_bias", as_half(found.real_bias).astype(np.float32))
+        if weights.bias is None:
+            self._constant(f"{layer.name}_bias", as_half(weights.real_bias).astype(np.float32))
             return str(self.constants[f"{layer.name}_bias"].name)
         if f"{name}_quantized" in self.constants:
             # A bias that layers share has another scale in each.
             name = f"{layer.name}_bias"
         source = self.quantization[self.placement.points[layer.input]]
-        self._constant(f"{name}_quantized", found.bias)
-        self._constant(f"{name}_scale", np.float32(source.scale) * found.scale.astype(np.float32))
+        self._constant(f"{name}_quantized", weights.bias)
+        self._constant(f"{name}_scale", np.float32(source.scale) * weights.scale.astype(np.float32))
         return self._dequantize_constant(name, 0, f"{layer.name}_bias")
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:

@@ -19,7 +19,12 @@ from edgepack.chain.quantize.layers import FLOAT_LAYERS, SLOW_VOLUME, is_volume
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.unranged.choose import RECURRENT, Choice, Constant, read_weights
 from edgepack.chain.quantize.unranged.dynamic import DynamicEmitter
-from edgepack.chain.quantize.unranged.emit import Found, Integers, WeightEmitter, integers_of
+from edgepack.chain.quantize.unranged.emit import (
+    Integers,
+    IntegerWeights,
+    WeightEmitter,
+    integers_of,
+)
 from edgepack.chain.quantize.unranged.weights_only import WeightsEmitter
 
 # What writes each form, in the order in which they are written.
@@ -95,14 +100,14 @@ def store_forms(
         floats: names of layers that stay float.
     """
     for kind, emitter in EMITTERS.items():
-        chosen = [f for f in forms.values() if f.kind == kind and f.name not in floats]
-        if not chosen:
+        selected = [f for f in forms.values() if f.kind == kind and f.name not in floats]
+        if not selected:
             continue
         view = GraphView(model)
-        places = {node.name: index for index, node in enumerate(view.nodes)}
-        choice = Choice((), {places[f.name]: f.constants for f in chosen}, {}, ())
-        found = Found(0, {places[form.name]: form.integers for form in chosen})
-        model = emitter(model, view, choice, found).model()
+        indices = {node.name: index for index, node in enumerate(view.nodes)}
+        choice = Choice((), {indices[f.name]: f.constants for f in selected}, {}, ())
+        integers = IntegerWeights(0, {indices[form.name]: form.integers for form in selected})
+        model = emitter(model, view, choice, integers).model()
     return model
 
 

@@ -45,7 +45,7 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
     """How many nodes of each operator still round in floating point, subgraphs included."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     graphs = [graph]
     while graphs:
         for node in graphs.pop().node:
@@ -54,5 +54,5 @@ def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
             kind = node.op_type
             if kind in ROUNDLESS or kind in INTEGER or kind.startswith("QLinear"):
                 continue
-            found[kind] = found.get(kind, 0) + 1
-    return dict(sorted(found.items()))
+            counts[kind] = counts.get(kind, 0) + 1
+    return dict(sorted(counts.items()))

@@ -114,8 +114,8 @@ class Layer:
         """Rows back in the order in which the node stores its weights."""
         if self.op == "Conv":
             outputs, inputs, *kernel = self.shape
-            back = rows.reshape(outputs, *kernel, inputs)
-            return np.ascontiguousarray(np.moveaxis(back, -1, 1))
+            kernels = rows.reshape(outputs, *kernel, inputs)
+            return np.ascontiguousarray(np.moveaxis(kernels, -1, 1))
         return np.ascontiguousarray(rows if self.transposed else rows.T)
 
 

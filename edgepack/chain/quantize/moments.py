@@ -34,7 +34,7 @@ class Moments:
     Attributes:
         count: number of positions.
         real: (groups, K) sum of x.
-        seen: (groups, K) sum of q.
+        quantized: (groups, K) sum of q.
         origin: (groups, K) near the mean of q, so that the squares lose no digits.
         square: (groups, K, K) sum of (q - origin) (q - origin)^T; empty where only means were
             asked for.
@@ -42,20 +42,20 @@ class Moments:
 
     count: int
     real: np.ndarray
-    seen: np.ndarray
+    quantized: np.ndarray
     origin: np.ndarray
     square: np.ndarray
 
     @property
     def covariance(self) -> np.ndarray:
         """(groups, K, K) of q."""
-        off = self.seen / self.count - self.origin
-        return np.asarray(self.square / self.count - off[:, :, None] * off[:, None, :])
+        offset = self.quantized / self.count - self.origin
+        return np.asarray(self.square / self.count - offset[:, :, None] * offset[:, None, :])
 
     @property
     def second(self) -> np.ndarray:
         """(groups, K, K) E[q q^T]."""
-        mean = self.seen / self.count
+        mean = self.quantized / self.count
         return np.asarray(self.covariance + mean[:, :, None] * mean[:, None, :])
 
 
@@ -64,22 +64,22 @@ def key(layer: Layer) -> tuple[str, Window | None, int]:
     return layer.input, layer.window, layer.groups
 
 
-def passes(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]:
+def group_by_memory(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]:
     """Layers in lots whose moments fit `MOMENT_BYTES` together."""
     if not squares:
         return [list(layers)]
     lots: list[list[Layer]] = []
-    room = 0
-    known: set[tuple[str, Window | None, int]] = set()
+    available = 0
+    keys: set[tuple[str, Window | None, int]] = set()
     for layer in layers:
-        size = 0 if key(layer) in known else 8 * layer.groups * layer.rows.shape[1] ** 2
-        if not lots or size > room:
+        size = 0 if key(layer) in keys else 8 * layer.groups * layer.rows.shape[1] ** 2
+        if not lots or size > available:
             lots.append([])
-            room, known = MOMENT_BYTES, set()
+            available, keys = MOMENT_BYTES, set()
             size = 8 * layer.groups * layer.rows.shape[1] ** 2
         lots[-1].append(layer)
-        known.add(key(layer))
-        room -= size
+        keys.add(key(layer))
+        available -= size
     return lots
 
 
@@ -98,7 +98,7 @@ def observe_moments(
 
     Args:
         model: float32, prepared.
-        layers: one of `passes`.
+        layers: one of `group_by_memory`.
         groups: their inputs, in groups that fit memory together.
         quantization: of every layer's input that the device sees quantized.
         samples: the calibration samples.
@@ -114,38 +114,38 @@ def observe_moments(
     share = POSITIONS * batch_size // count
     most = min(max(share, FEWEST_A_BATCH), MOST_A_BATCH)
     runs = tensors(model, groups, samples, batch_size, advance)
-    for number, found in runs:
-        for name, values in found.items():
-            for where, layer in readers[name].items():
+    for number, arrays in runs:
+        for name, values in arrays.items():
+            for layer_key, layer in readers[name].items():
                 real = columns(layer, values, most, number)
                 # The zeros of a padded border are stored exactly.
-                seen = quantization[name].fake(real) if name in quantization else real
-                _add(moments, where, real, seen, squares)
+                quantized = quantization[name].fake(real) if name in quantization else real
+                _add(moments, layer_key, real, quantized, squares)
     return moments
 
 
 def _add(
     moments: dict[tuple[str, Window | None, int], Moments],
-    where: tuple[str, Window | None, int],
+    layer_key: tuple[str, Window | None, int],
     real: np.ndarray,
-    seen: np.ndarray,
+    quantized: np.ndarray,
     squares: bool,
 ) -> None:
-    groups, count, width = seen.shape
+    groups, count, width = quantized.shape
     if not count:
         # Nothing was found on these samples: there is no mean to begin with.
         return
-    if where not in moments:
+    if layer_key not in moments:
         square = np.zeros((groups, width, width) if squares else (0, 0, 0))
         sums = np.zeros((2, groups, width))
-        origin = seen.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64)
-        moments[where] = Moments(0, sums[0], sums[1], origin, square)
-    into = moments[where]
+        origin = quantized.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64)
+        moments[layer_key] = Moments(0, sums[0], sums[1], origin, square)
+    into = moments[layer_key]
     into.count += count
     into.real += real.sum(axis=1, dtype=np.float64)
-    into.seen += seen.sum(axis=1, dtype=np.float64)
+    into.quantized += quantized.sum(axis=1, dtype=np.float64)
     if squares:
-        centred = seen - into.origin[:, None, :].astype(np.float32)
+        centred = quantized - into.origin[:, None, :].astype(np.float32)
         into.square += centred.transpose(0, 2, 1) @ centred
 
 
@@ -169,9 +169,9 @@ def columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndar
     # (batch, positions..., kernel..., channels)
     view = np.moveaxis(view, 1, -1)
     sizes = view.shape[: len(axes) + 1]
-    chosen = spread(np.arange(int(np.prod(sizes))), most, offset)
-    patches = view[np.unravel_index(chosen, sizes)]
-    patches = patches.reshape(len(chosen), -1, layer.groups, layer.channels // layer.groups)
+    positions = spread(np.arange(int(np.prod(sizes))), most, offset)
+    patches = view[np.unravel_index(positions, sizes)]
+    patches = patches.reshape(len(positions), -1, layer.groups, layer.channels // layer.groups)
     return np.ascontiguousarray(
-        patches.transpose(2, 0, 1, 3).reshape(layer.groups, len(chosen), -1)
+        patches.transpose(2, 0, 1, 3).reshape(layer.groups, len(positions), -1)
     )

@@ -63,10 +63,10 @@ class Histogram:
             self.zeros += flat.size
             return
         bins = len(self.counts)
-        places = (flat - np.float32(self.low)) * np.float32(bins / (self.high - self.low))
-        places = np.clip(places, 0, bins - 1).astype(np.int32)
+        bin_indices = (flat - np.float32(self.low)) * np.float32(bins / (self.high - self.low))
+        bin_indices = np.clip(bin_indices, 0, bins - 1).astype(np.int32)
         zero = int(flat.size - np.count_nonzero(flat))
-        self.counts += np.bincount(places, minlength=bins)
+        self.counts += np.bincount(bin_indices, minlength=bins)
         if zero:
             home = (np.float32(0) - np.float32(self.low)) * np.float32(
                 bins / (self.high - self.low)
@@ -91,26 +91,26 @@ def observe_ranges(
     ranges: dict[str, Range] = {}
     count = 0
     for batch in samples.batches(batch_size):
-        fed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-        results = iter(runner.run(None, fed))
+        feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+        results = iter(runner.run(None, feed))
         for name in names:
             low, high, mean, size = (next(results).item() for _ in range(4))
             if size == 0:
                 continue
             if not np.isfinite([low, high, mean]).all():
                 raise _nonfinite(name, count, batch.count, samples.origin)
-            seen = ranges.setdefault(name, Range(low, high, 0))
-            seen.low, seen.high = min(seen.low, low), max(seen.high, high)
-            seen.elements = max(seen.elements, size)
+            observed = ranges.setdefault(name, Range(low, high, 0))
+            observed.low, observed.high = min(observed.low, low), max(observed.high, high)
+            observed.elements = max(observed.elements, size)
         count += batch.count
         advance(batch.count)
-    missing = [name for name in names if name not in ranges]
-    if not count or missing:
+    unobserved = [name for name in names if name not in ranges]
+    if not count or unobserved:
         raise ChainError(
             "quantize-calibration-empty",
             "there are no calibration samples",
             why=f"{samples.origin} held {count} samples"
-            + (f", and {missing[0]!r} was empty on all of them" if count else ""),
+            + (f", and {unobserved[0]!r} was empty on all of them" if count else ""),
             hint="give samples that are like what the device will see; 100 or more",
         )
     return ranges, count
@@ -124,11 +124,11 @@ def observe_histograms(
     advance: Callable[[int], None],
 ) -> dict[str, Histogram]:
     """A histogram of each tensor over its exact range."""
-    histograms = {name: Histogram(seen.low, seen.high) for name, seen in ranges.items()}
-    groups = grouped(list(ranges), {name: seen.elements for name, seen in ranges.items()})
+    histograms = {name: Histogram(observed.low, observed.high) for name, observed in ranges.items()}
+    groups = grouped(list(ranges), {name: observed.elements for name, observed in ranges.items()})
     runs = tensors(model, groups, samples, batch_size, advance)
-    for number, found in runs:
-        for name, values in found.items():
+    for number, arrays in runs:
+        for name, values in arrays.items():
             histograms[name].add(spread(values.ravel(), COUNTED, number))
     return histograms
 
@@ -144,24 +144,24 @@ def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:
 
 def _reducing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """A copy that gives minimum, maximum, mean and size of each tensor, in that order."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    graph = opened.graph
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
     del graph.output[:]
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         for kind in ("ReduceMin", "ReduceMax", "ReduceMean", "Size"):
-            output = f"edgepack_{kind}_{place}"
+            output = f"edgepack_{kind}_{position}"
             settings = {} if kind == "Size" else {"keepdims": 0}
             graph.node.append(helper.make_node(kind, [name], [output], **settings))
             graph.output.append(onnx.ValueInfoProto(name=output))
-    return opened
+    return result
 
 
 def _nonfinite(name: str, first: int, count: int, origin: str) -> ChainError:
-    where = f"sample {first}" if count == 1 else f"samples {first} to {first + count - 1}"
+    position = f"sample {first}" if count == 1 else f"samples {first} to {first + count - 1}"
     return ChainError(
         "quantize-calibration-nonfinite",
         "the model gave NaN or infinity while it was calibrated",
-        why=f"in the tensor {name!r} on {where} of {origin}",
+        why=f"in the tensor {name!r} on {position} of {origin}",
         hint="check those samples and the preprocessing; the float model itself is at fault there",
     )

@@ -101,17 +101,17 @@ class QuantizeOptions(PassOptions):
 
     def __post_init__(self) -> None:
         # One name on the command line, a list in TOML.
-        given: object = self.exclude
-        names = (given,) if isinstance(given, str) else tuple(self.exclude)
+        exclude: object = self.exclude
+        names = (exclude,) if isinstance(exclude, str) else tuple(self.exclude)
         object.__setattr__(self, "exclude", names)
         one_of(NAME, "mode", self.mode, MODES)
         if not self.rounding:
-            self._settle("rounding", "gptq" if self.mode == "static" else "nearest")
+            self._set("rounding", "gptq" if self.mode == "static" else "nearest")
         if self.bias_correction is None:
-            self._settle("bias_correction", self.mode == "static" or self.rounding == "gptq")
-        self._settle_bits()
-        self._settle_form("recurrent", RECURRENT, "float")
-        self._settle_form("conv3d", VOLUMES, "static")
+            self._set("bias_correction", self.mode == "static" or self.rounding == "gptq")
+        self._set_bits()
+        self._set_form("recurrent", RECURRENT, "float")
+        self._set_form("conv3d", VOLUMES, "static")
         for option, words in _WORDS.items():
             one_of(NAME, option, getattr(self, option), words)
         flag(NAME, "bias_correction", self.bias_correction)
@@ -142,10 +142,10 @@ class QuantizeOptions(PassOptions):
                 hint=f"--chain quantize:scheme={self.scheme}:range=full",
             )
 
-    def _settle(self, option: str, value: object) -> None:
+    def _set(self, option: str, value: object) -> None:
         object.__setattr__(self, option, value)
 
-    def _settle_form(self, option: str, forms: tuple[str, ...], on_gpu: str) -> None:
+    def _set_form(self, option: str, forms: tuple[str, ...], on_gpu: str) -> None:
         """Settle the form of layers beside the static ones: the first, `on_gpu` for TensorRT."""
         form = getattr(self, option)
         if self.mode != "static":
@@ -159,7 +159,7 @@ class QuantizeOptions(PassOptions):
             return
         gpu = self.scheme in SYMMETRIC
         if not form:
-            self._settle(option, on_gpu if gpu else forms[0])
+            self._set(option, on_gpu if gpu else forms[0])
         one_of(NAME, option, getattr(self, option), forms)
         if gpu and getattr(self, option) not in (on_gpu, "float"):
             raise ChainError(
@@ -169,7 +169,7 @@ class QuantizeOptions(PassOptions):
                 hint=f"--chain quantize:scheme={self.scheme}:{option}={on_gpu}",
             )
 
-    def _settle_bits(self) -> None:
+    def _set_bits(self) -> None:
         """Bits and block: 8, or 4 in blocks of 32, and neither where activations are integers."""
         if self.mode != "weights":
             for option in ("bits", "block"):
@@ -182,8 +182,8 @@ class QuantizeOptions(PassOptions):
                     )
             return
         if self.bits is None:
-            self._settle("bits", 8)
-        _has_kernels("bits", self.bits, BITS)
+            self._set("bits", 8)
+        _check_kernels("bits", self.bits, BITS)
         if self.block is not None and self.bits == 8:
             raise ChainError(
                 "quantize-option",
@@ -193,11 +193,11 @@ class QuantizeOptions(PassOptions):
             )
         if self.bits == 4:
             if self.block is None:
-                self._settle("block", 32)
-            _has_kernels("block", self.block, BLOCKS)
+                self._set("block", 32)
+            _check_kernels("block", self.block, BLOCKS)
 
 
-def _has_kernels(option: str, value: object, known: tuple[int, ...]) -> None:
-    if isinstance(value, bool) or value not in known:
-        kernels = "onnxruntime has kernels for " + ", ".join(map(str, known))
+def _check_kernels(option: str, value: object, supported: tuple[int, ...]) -> None:
+    if isinstance(value, bool) or value not in supported:
+        kernels = "onnxruntime has kernels for " + ", ".join(map(str, supported))
         raise wrong(NAME, option, value, kernels)

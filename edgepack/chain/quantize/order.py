@@ -49,21 +49,21 @@ def reorder(
             readers.setdefault(tuple(constants), []).append(layer)
     orders: dict[Axis, np.ndarray] = {}
     count = 0
-    for axes, found in readers.items():
+    for axes, sharing in readers.items():
         sizes = {view.shapes[name][axis] for name, axis in axes}
         # In an odd number of channels the pairs of a kernel's second column lie otherwise.
-        aligned = [x for x in found if x.channels % 2 == 0 or x.rows.shape[1] == x.channels]
+        aligned = [x for x in sharing if x.channels % 2 == 0 or x.rows.shape[1] == x.channels]
         if len(sizes) == 1 and aligned:
             orders.update(dict.fromkeys(axes, _order(aligned)))
             count += len(aligned)
-    return _permuted(model, orders), count
+    return _permute(model, orders), count
 
 
 def _order(layers: Sequence[Layer]) -> np.ndarray:
     """The order of the input channels that these layers share."""
     parts = []
     for start in range(0, layers[0].channels, MOST):
-        costs = [_excess(layer, start, start + MOST) for layer in layers]
+        costs = [_pair_costs(layer, start, start + MOST) for layer in layers]
         parts.append(start + pair_order(np.sum(costs, axis=0)))
     return np.concatenate(parts)
 
@@ -82,34 +82,34 @@ def pair_order(costs: np.ndarray) -> np.ndarray:
     padded[:channels, :channels] = costs
     pairs = np.arange(len(padded)).reshape(-1, 2)
     for _ in range(SWEEPS):
-        if not _swept(padded, pairs):
+        if not _improve_pairs(padded, pairs):
             break
     # Who stands beside nobody comes last.
-    alone = (pairs == channels).any(axis=1)
-    order = np.concatenate([pairs[~alone], np.sort(pairs[alone], axis=1)]).ravel()
+    unpaired = (pairs == channels).any(axis=1)
+    order = np.concatenate([pairs[~unpaired], np.sort(pairs[unpaired], axis=1)]).ravel()
     return order[order < channels]
 
 
-def _swept(costs: np.ndarray, pairs: np.ndarray) -> bool:
+def _improve_pairs(costs: np.ndarray, pairs: np.ndarray) -> bool:
     """Every pair once exchanges partners where it gains most; whether any did."""
     gained = False
-    for here in range(len(pairs)):
-        first, second = pairs[here]
+    for pair in range(len(pairs)):
+        first, second = pairs[pair]
         others, partners = pairs.T
         before = costs[first, second] + costs[others, partners]
         crossed = before - costs[first, partners] - costs[second, others]
-        turned = before - costs[first, others] - costs[second, partners]
-        crossed[here] = turned[here] = 0.0
-        there = int(np.argmax(np.maximum(crossed, turned)))
-        if max(crossed[there], turned[there]) <= 1e-9 * before[there]:
+        straight = before - costs[first, others] - costs[second, partners]
+        crossed[pair] = straight[pair] = 0.0
+        best = int(np.argmax(np.maximum(crossed, straight)))
+        if max(crossed[best], straight[best]) <= 1e-9 * before[best]:
             continue
-        taken = 1 if crossed[there] >= turned[there] else 0
-        pairs[here, 1], pairs[there, taken] = pairs[there, taken], second
+        slot = 1 if crossed[best] >= straight[best] else 0
+        pairs[pair, 1], pairs[best, slot] = pairs[best, slot], second
         gained = True
     return gained
 
 
-def _excess(layer: Layer, start: int, stop: int) -> np.ndarray:
+def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
     """Squared excess over the limit of the weights of two input channels, for every two.
 
     Summed over output channels and kernel positions, as a share of the layer's squared weights.
@@ -134,15 +134,15 @@ def _excess(layer: Layer, start: int, stop: int) -> np.ndarray:
     return costs + costs.T
 
 
-def _permuted(model: onnx.ModelProto, orders: dict[Axis, np.ndarray]) -> onnx.ModelProto:
+def _permute(model: onnx.ModelProto, orders: dict[Axis, np.ndarray]) -> onnx.ModelProto:
     """A copy whose constants have the given orders along the given axes."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for tensor in made.graph.initializer:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
         value = numpy_helper.to_array(tensor)
-        moved = [axis for axis in range(value.ndim) if (tensor.name, axis) in orders]
-        for axis in moved:
+        axes = [axis for axis in range(value.ndim) if (tensor.name, axis) in orders]
+        for axis in axes:
             value = np.take(value, orders[tensor.name, axis], axis=axis)
-        if moved:
+        if axes:
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
-    return made
+    return result

@@ -57,7 +57,7 @@ class Placement:
         points: every quantized tensor -> the tensor whose quantization it shares (often itself).
         reads: which nodes read a quantized tensor behind its Q/DQ pair; all others read it as it
             was made.
-        left: (name, operator, reason) of layers that stay float.
+        float_layers: (name, operator, reason) of layers that stay float.
         arithmetic: indices of the other operators with integer kernels.
         moves: indices of operators that pass integers through.
         clamps: indices of absorbed Relu and Clip nodes, each with the tensor it made.
@@ -68,7 +68,7 @@ class Placement:
     layers: tuple[Layer, ...]
     points: dict[str, str]
     reads: frozenset[Read]
-    left: tuple[tuple[str, str, str], ...]
+    float_layers: tuple[tuple[str, str, str], ...]
     arithmetic: frozenset[int] = frozenset()
     moves: frozenset[int] = frozenset()
     clamps: dict[int, str] = field(default_factory=dict)
@@ -82,17 +82,17 @@ class Placement:
 def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
     """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
     layers: dict[int, Layer] = {}
-    left = []
+    float_layers = []
     for index, node in enumerate(view.nodes):
         if not is_layer(node):
             continue
-        found = "excluded by name" if node.name in exclude else read(view, index)
-        if isinstance(found, Layer):
-            layers[index] = found
+        result = "excluded by name" if node.name in exclude else read(view, index)
+        if isinstance(result, Layer):
+            layers[index] = result
         else:
-            left.append((node.name, node.op_type, found))
-    left += inner_layers(view.nodes)
-    return _Placer(view, layers, exclude).placement(tuple(left))
+            float_layers.append((node.name, node.op_type, result))
+    float_layers += inner_layers(view.nodes)
+    return _Placer(view, layers, exclude).placement(tuple(float_layers))
 
 
 class _Placer:
@@ -105,7 +105,7 @@ class _Placer:
             if node.name not in exclude and self._may_follow(index)
         }
         self.integer = set(layers) | others
-        self._settle(others)
+        self._remove_isolated(others)
 
     def _may_follow(self, index: int) -> bool:
         node = self.view.nodes[index]
@@ -149,17 +149,17 @@ class _Placer:
                 limits[slot] = value.item()
         return float(limits[0]), float(limits[1])
 
-    def _settle(self, others: set[int]) -> None:
+    def _remove_isolated(self, others: set[int]) -> None:
         """Take out, until nothing changes, what has no integers on one of its sides."""
         changed = True
         while changed:
             changed = False
             for index in sorted(others & self.integer):
-                if not (self._fed(index) and self._wanted(index)):
+                if not (self._reads_integers(index) and self._feeds_integers(index)):
                     self.integer.discard(index)
                     changed = True
 
-    def _fed(self, index: int) -> bool:
+    def _reads_integers(self, index: int) -> bool:
         return all(self._maker(name) is not None for name in self._activations(index))
 
     def _maker(self, name: str) -> int | None:
@@ -183,7 +183,7 @@ class _Placer:
         before = self.view.producer.get(node.input[0])
         return before is not None and before in self.integer and self._clamp_of(before) == index
 
-    def _wanted(self, index: int) -> bool:
+    def _feeds_integers(self, index: int) -> bool:
         return any(reader in self.integer for reader in self._final_readers(index))
 
     def _final_readers(self, index: int) -> Iterator[int]:
@@ -191,11 +191,11 @@ class _Placer:
         for name in self.view.nodes[index if clamp is None else clamp].output:
             yield from self.view.readers.get(name, [])
 
-    def placement(self, left: tuple[tuple[str, str, str], ...]) -> Placement:
+    def placement(self, float_layers: tuple[tuple[str, str, str], ...]) -> Placement:
         clamps: dict[int, str] = {}
         points: dict[str, str] = {}
-        kept = {i for i in self.integer if not self._absorbed(i)}
-        for index in sorted(kept):
+        active = {i for i in self.integer if not self._absorbed(i)}
+        for index in sorted(active):
             node = self.view.nodes[index]
             for name in self._activations(index):
                 points.setdefault(name, name)
@@ -205,7 +205,7 @@ class _Placer:
                 continue
             layer = self.layers.get(index)
             # Without a Q behind it a Gemm or MatMul gives float at no cost; a Conv cannot.
-            if layer is not None and layer.op != "Conv" and not self._wanted(index):
+            if layer is not None and layer.op != "Conv" and not self._feeds_integers(index):
                 continue
             clamp = self._clamp_of(index)
             if clamp is not None:
@@ -214,22 +214,26 @@ class _Placer:
             points[output] = output
             if layer is not None:
                 layer.output = output
-        made = {name for i in (*kept, *clamps) for name in self.view.nodes[i].output}
+        integer_outputs = {name for i in (*active, *clamps) for name in self.view.nodes[i].output}
         reads = {
             (index, name)
             for index, node in enumerate(self.view.nodes)
             for name in node.input
-            if name in points and (index in kept or name in made)
+            if name in points and (index in active or name in integer_outputs)
         }
         return Placement(
             layers=tuple(self.layers[i] for i in sorted(self.layers)),
             points=points,
             reads=frozenset(reads),
-            left=left,
+            float_layers=float_layers,
             arithmetic=frozenset(
-                i for i in kept if i not in self.layers and self.view.nodes[i].op_type not in MOVES
+                i
+                for i in active
+                if i not in self.layers and self.view.nodes[i].op_type not in MOVES
             ),
-            moves=frozenset(i for i in kept if self.view.nodes[i].op_type in MOVES),
+            moves=frozenset(i for i in active if self.view.nodes[i].op_type in MOVES),
             clamps=clamps,
-            rounded=frozenset(made & points.keys() & (self.view.outputs | self.view.captured)),
+            rounded=frozenset(
+                integer_outputs & points.keys() & (self.view.outputs | self.view.captured)
+            ),
         )

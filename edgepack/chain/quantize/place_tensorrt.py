@@ -2,7 +2,7 @@
 
 TensorRT takes the pairs literally. It moves a Q towards where its tensor is made and a DQ towards
 where it is read, over whatever only moves or clamps values, and fuses what then stands together
-into one integer kernel. A pair too many splits a kernel in two, so a pair stands nowhere but where
+into one integer kernel. A pair too many splits a kernel in two, so a pair stands nowhere ignored where
 a rule says. Four things follow from the rules' being all there is:
 
 - nothing stands between a convolution and its Relu, Clip or other pointwise operators: the one
@@ -49,29 +49,29 @@ FLOAT_IN_TENSORRT = {
 def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
     """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
     layers: dict[int, Layer] = {}
-    left = []
+    float_layers = []
     for index, node in enumerate(view.nodes):
         if not is_layer(node):
             continue
         if node.name in exclude:
-            found: Layer | str = "excluded by name"
+            result: Layer | str = "excluded by name"
         elif node.op_type in FLOAT_IN_TENSORRT:
-            found = FLOAT_IN_TENSORRT[node.op_type]
+            result = FLOAT_IN_TENSORRT[node.op_type]
         else:
-            found = read(view, index)
-        if isinstance(found, Layer):
-            layers[index] = found
+            result = read(view, index)
+        if isinstance(result, Layer):
+            layers[index] = result
         else:
-            left.append((node.name, node.op_type, found))
+            float_layers.append((node.name, node.op_type, result))
     sketch = _Sketch(view, layers, exclude)
     for rule in RULES:
-        for found_read in rule(sketch):
-            sketch.reads.add(found_read)
+        for tensor_read in rule(sketch):
+            sketch.reads.add(tensor_read)
     return Placement(
         layers=tuple(layers[index] for index in sorted(layers)),
         points={name: name for _, name in sorted(sketch.reads)},
         reads=frozenset(sketch.reads),
-        left=(*left, *inner_layers(view.nodes)),
+        float_layers=(*float_layers, *inner_layers(view.nodes)),
     )
 
 
@@ -85,7 +85,7 @@ class _Sketch:
         # The Add that holds a MatMul's bias belongs to it.
         self.biases = {x.added: x for x in layers.values() if x.added is not None}
 
-    def made_by(self, name: str) -> Layer | None:
+    def layer_of(self, name: str) -> Layer | None:
         """The layer whose sums a tensor is, its bias included."""
         index = self.view.producer.get(name)
         return None if index is None else self.layers.get(index) or self.biases.get(index)
@@ -93,23 +93,25 @@ class _Sketch:
     def ends_layer(self, name: str) -> bool:
         """Whether a tensor comes out of a layer's kernel: its sums, then pointwise operators."""
         index = self.view.producer.get(name)
-        if index is None or self.made_by(name) is not None:
+        if index is None or self.layer_of(name) is not None:
             return index is not None
         node = self.view.nodes[index]
         if node.op_type in POINTWISE:
             return self.ends_layer(node.input[0])
-        sums = (self.made_by(side) for side in node.input)
-        return node.op_type == "Add" and any(made is not None for made in sums)
+        sums = (self.layer_of(side) for side in node.input)
+        return node.op_type == "Add" and any(layer is not None for layer in sums)
 
-    def wanted(self, name: str) -> bool:
+    def is_read_quantized(self, name: str) -> bool:
         """Whether something reads a tensor quantized, over what only moves or clamps its values."""
         return any(self._read_quantized(reader, name) for reader in self._readers(name))
 
-    def wanted_alone(self, name: str, but: int | None = None) -> bool:
-        """Whether nothing, the outside included, wants a tensor as float; `but` is not asked."""
-        seen = name in self.view.outputs or name in self.view.captured
-        readers = [reader for reader in self._readers(name) if reader != but]
-        return not seen and all(self._read_quantized(reader, name, True) for reader in readers)
+    def is_read_only_quantized(self, name: str, ignored: int | None = None) -> bool:
+        """Whether nothing, the outside included, wants a tensor as float; `ignored` is not asked."""
+        is_visible = name in self.view.outputs or name in self.view.captured
+        readers = [reader for reader in self._readers(name) if reader != ignored]
+        return not is_visible and all(
+            self._read_quantized(reader, name, True) for reader in readers
+        )
 
     def _readers(self, name: str) -> list[int]:
         return self.view.readers.get(name, [])
@@ -120,7 +122,11 @@ class _Sketch:
             return True
         if node.op_type not in MOVES or node.input[0] != name:
             return False
-        return self.wanted_alone(node.output[0]) if alone else self.wanted(node.output[0])
+        return (
+            self.is_read_only_quantized(node.output[0])
+            if alone
+            else self.is_read_quantized(node.output[0])
+        )
 
 
 def weighted_inputs(sketch: _Sketch) -> Iterator[Read]:
@@ -145,9 +151,13 @@ def pools_between(sketch: _Sketch) -> Iterator[Read]:
         node = view.nodes[index]
         if node.op_type not in POOLS or node.name in sketch.excluded:
             continue
-        name, made = node.input[0], node.output[0]
-        between = sketch.ends_layer(name) and sketch.wanted(made)
-        if between and sketch.wanted_alone(name, but=index) and sketch.wanted_alone(made):
+        name, output = node.input[0], node.output[0]
+        between = sketch.ends_layer(name) and sketch.is_read_quantized(output)
+        if (
+            between
+            and sketch.is_read_only_quantized(name, ignored=index)
+            and sketch.is_read_only_quantized(output)
+        ):
             yield index, name
 
 
@@ -169,12 +179,14 @@ def skip_branches(sketch: _Sketch) -> Iterator[Read]:
         sides = list(node.input)
         if len(set(sides)) < 2 or any(map(view.is_constant, sides)):
             continue
-        fused = [name for name in sides if view.only_reader(name) == index and sketch.made_by(name)]
-        if not fused or not sketch.wanted(node.output[0]):
+        fused = [
+            name for name in sides if view.only_reader(name) == index and sketch.layer_of(name)
+        ]
+        if not fused or not sketch.is_read_quantized(node.output[0]):
             continue
         # Where both sides are layers (a projected skip branch), the larger one keeps the addition.
-        kept = max(fused, key=lambda name: _size(sketch.made_by(name)))
-        skip = sides[1] if kept == sides[0] else sides[0]
+        main = max(fused, key=lambda name: _size(sketch.layer_of(name)))
+        skip = sides[1] if main == sides[0] else sides[0]
         yield index, skip
 
 

@@ -38,29 +38,29 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _lift_constants(ready.graph)
     _name_nodes(ready.graph)
     _pool_spatial_means(ready)
-    _average_inside(ready.graph)
+    _drop_pad_counts(ready.graph)
     return ready
 
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
-    kept = []
+    nodes = []
     for node in graph.node:
         value = attribute(node, "value") if node.op_type == "Constant" else None
         if value is None:
-            kept.append(node)
+            nodes.append(node)
         else:
             tensor = onnx.TensorProto()
             tensor.CopyFrom(value)
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
-    _replace_nodes(graph, kept)
+    _replace_nodes(graph, nodes)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    taken = {node.name for node in graph.node if node.name}
+    names = {node.name for node in graph.node if node.name}
     for index, node in enumerate(graph.node):
         if not node.name:
-            node.name = unused(f"{node.op_type}_{index}", taken)
+            node.name = unused(f"{node.op_type}_{index}", names)
 
 
 def _pool_spatial_means(model: onnx.ModelProto) -> None:
@@ -85,7 +85,7 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
     _replace_nodes(model.graph, nodes)
 
 
-def _average_inside(graph: onnx.GraphProto) -> None:
+def _drop_pad_counts(graph: onnx.GraphProto) -> None:
     """Averages without padding count none (`count_include_pad`), which is the same.
 
     Of a window that reaches over the end (`ceil_mode`) onnxruntime's integer kernel would count
@@ -101,8 +101,8 @@ def _average_inside(graph: onnx.GraphProto) -> None:
 
 def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
     if len(node.input) > 1 and node.input[1]:
-        found = view.constant(node.input[1])
-        axes = [] if found is None else np.ravel(found).tolist()
+        values = view.constant(node.input[1])
+        axes = [] if values is None else np.ravel(values).tolist()
     else:
         axes = attribute(node, "axes", [])
     return {int(axis) % rank for axis in axes}

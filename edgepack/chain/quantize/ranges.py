@@ -18,11 +18,11 @@ from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.scheme import LEVELS, SYMMETRIC, Affine, affine, signed
 
 
-def of_range(seen: Range, scheme: str) -> Affine:
+def of_range(observed: Range, scheme: str) -> Affine:
     """The quantization that holds everything that was seen."""
     if scheme in SYMMETRIC:
-        return signed(max(abs(seen.low), abs(seen.high)), SYMMETRIC[scheme])
-    return affine(seen.low, seen.high)
+        return signed(max(abs(observed.low), abs(observed.high)), SYMMETRIC[scheme])
+    return affine(observed.low, observed.high)
 
 
 def of_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:

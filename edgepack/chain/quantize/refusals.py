@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 def check_excluded(view: GraphView, exclude: Collection[str]) -> None:
     """Raise ChainError quantize-exclude-unknown for a node that is not in the graph."""
-    known = [node.name for node in view.nodes]
-    check_names(exclude, known, "quantize-exclude-unknown", "float")
+    names = [node.name for node in view.nodes]
+    check_names(exclude, names, "quantize-exclude-unknown", "float")
 
 
 def check_not_quantized(model: onnx.ModelProto) -> None:
@@ -32,19 +32,19 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
         )
 
 
-def nothing_to_do(left: Sequence[tuple[str, str, str]]) -> ChainError:
+def nothing_to_do(float_layers: Sequence[tuple[str, str, str]]) -> ChainError:
     """The error for a graph of which nothing can become integer.
 
     Args:
-        left: (name, operator, reason) of its layers.
+        float_layers: (name, operator, reason) of its layers.
     """
-    reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in left]
-    shown = "\n".join(reasons[:8])
+    reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in float_layers]
+    listing = "\n".join(reasons[:8])
     more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
     return ChainError(
         "quantize-nothing-to-do",
         "no layer of the model can be quantized",
-        why=shown + more or "the graph has no convolution, Gemm or MatMul",
+        why=listing + more or "the graph has no convolution, Gemm or MatMul",
         hint="build it without the pass: --chain none",
     )
 

@@ -60,26 +60,26 @@ def compensated(
         (groups, rows, K) whole numbers within s8, as float64.
     """
     width = steps.shape[-1]
-    left = np.array(steps, dtype=np.float64)
-    rounded = np.empty_like(left)
+    remaining = np.array(steps, dtype=np.float64)
+    rounded = np.empty_like(remaining)
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        errors = np.zeros((*left.shape[:2], stop - start))
+        errors = np.zeros((*remaining.shape[:2], stop - start))
         for k in range(start, stop):
             pivot = factor[:, k, k][:, None]
-            column = left[:, :, k]
+            column = remaining[:, :, k]
             if not paired or (k % 2 == 0 and k + 1 == width):
                 value = np.clip(np.rint(column), lowest, HIGHEST)
             elif k % 2 == 0:
                 share = _split(factor, k)[:, None]
-                value = _first_of_pair(column, left[:, :, k + 1], share, lowest)
+                value = _first_of_pair(column, remaining[:, :, k + 1], share, lowest)
             else:
                 value = _second_of_pair(rounded[:, :, k - 1], column, lowest)
             rounded[:, :, k] = value
             error = (column - value) / pivot
             errors[:, :, k - start] = error
-            left[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
-        left[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+            remaining[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
+        remaining[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
     return rounded
 
 
@@ -118,8 +118,8 @@ def _first_of_pair(
     """The first weight of a pair, giving way by its share of the excess."""
     sign = np.sign(first)
     excess = np.where(np.sign(second) == sign, np.abs(first + second) - PAIR_LIMIT, 0.0)
-    given = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
-    return np.asarray(np.clip(np.rint(first - sign * given), lowest, HIGHEST))
+    reduction = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
+    return np.asarray(np.clip(np.rint(first - sign * reduction), lowest, HIGHEST))
 
 
 def _second_of_pair(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:

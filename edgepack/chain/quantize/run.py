@@ -24,7 +24,7 @@ from edgepack.chain.quantize.layers import (
     is_volume,
     read_layer,
 )
-from edgepack.chain.quantize.moments import key, observe_moments, passes
+from edgepack.chain.quantize.moments import group_by_memory, key, observe_moments
 from edgepack.chain.quantize.observe import Range, observe_histograms, observe_ranges
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.order import reorder
@@ -57,35 +57,35 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.reordered = 0
         self.equalized: dict[str, Any] | None = None
-        self._take(prepare(model))
+        self._load(prepare(model))
         if self.options.equalize != "none" and self.placement.layers:
             with self._phase("equalize"):
                 scaled, self.equalized = equalize(
                     self.model, self.placement.points, samples, options, progress.advance
                 )
-                self._take(scaled)
+                self._load(scaled)
         if self.options.range == "pair-safe" and self.placement.layers:
             with self._phase("order"):
                 ordered, self.reordered = reorder(self.model, self.view, self.placement.layers)
-                self._take(ordered)
+                self._load(ordered)
         self._quantization: dict[str, Affine] = {}
         self._quantized: dict[int, Quantized] = {}
         self._count = 0
 
-    def _take(self, model: onnx.ModelProto) -> None:
+    def _load(self, model: onnx.ModelProto) -> None:
         """Look at a prepared model, and decide what of it becomes integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
         self.forms, reasons = choose_forms(self.view, self.options)
         placement = self._placer(self.view, self.options.exclude, self._read)
-        left = [
+        float_layers = [
             (name, kind, reasons.get(name, reason))
-            for name, kind, reason in placement.left
+            for name, kind, reason in placement.float_layers
             if name not in self.forms
         ]
-        self.placement = replace(placement, left=tuple(left))
+        self.placement = replace(placement, float_layers=tuple(float_layers))
         if not (self.placement.layers or self.forms):
-            raise nothing_to_do(self.placement.left)
+            raise nothing_to_do(self.placement.float_layers)
 
     def _read(self, view: GraphView, index: int) -> Layer | str:
         """Return the layer at a node, or the reason why it does not become static int8."""
@@ -106,13 +106,13 @@ class Run:
         """The quantized model, with its figures; `floats` are layers that stay float."""
         self._measure()
         with self._phase("writing"):
-            placement, quantization, weights = self._parts(floats)
+            placement, quantization, weights = self._select_parts(floats)
             model = emit(self.model, self.view, placement, quantization, weights)
             model = store_forms(model, self.forms, floats)
             # TensorRT fuses by rules of its own, and where onnxruntime stands in for it, it runs
             # the pairs in float.
             gpu = self.options.scheme in SYMMETRIC
-            rest = None if gpu else float_operators(fused(model).graph)
+            float_counts = None if gpu else float_operators(fused(model).graph)
         forms = [form for form in self.forms.values() if form.name not in floats]
         figures = details(
             placement,
@@ -123,7 +123,7 @@ class Run:
             weights,
             self.reordered,
             self.equalized,
-            rest,
+            float_counts,
             self.seconds,
         )
         return PassResult(model, True, notes(placement, forms, quantization, figures), figures)
@@ -131,25 +131,27 @@ class Run:
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
         """The same model without the figures."""
         self._measure()
-        return store_forms(emit(self.model, self.view, *self._parts(floats)), self.forms, floats)
+        return store_forms(
+            emit(self.model, self.view, *self._select_parts(floats)), self.forms, floats
+        )
 
-    def _parts(
+    def _select_parts(
         self, floats: Collection[str]
     ) -> tuple[Placement, dict[str, Affine], dict[int, Quantized]]:
         """What is written where some layers stay float."""
-        placement = self._without(floats) if floats else self.placement
+        placement = self._place_without(floats) if floats else self.placement
         roots = placement.roots()
         # A tensor that is moved no more has the quantization of what it was moved from.
-        known = self.placement.points
-        self._calibrate([name for name in roots if name not in known])
-        quantization = {n: self._quantization[known.get(n, n)] for n in roots}
+        points = self.placement.points
+        self._calibrate([name for name in roots if name not in points])
+        quantization = {n: self._quantization[points.get(n, n)] for n in roots}
         weights = {layer.index: self._quantized[layer.index] for layer in placement.layers}
         return placement, quantization, weights
 
-    def _without(self, floats: Collection[str]) -> Placement:
+    def _place_without(self, floats: Collection[str]) -> Placement:
         """What becomes integer where these layers do not."""
         layers = {layer.index: layer for layer in self.placement.layers}
-        reasons = {name: reason for name, _, reason in self.placement.left}
+        reasons = {name: reason for name, _, reason in self.placement.float_layers}
         reasons.update({form.name: form.reason for form in self.forms.values()})
 
         def read(view: GraphView, index: int) -> Layer | str:
@@ -159,19 +161,19 @@ class Run:
             return replace(layer, output=view.nodes[index].output[0])
 
         placement = self._placer(self.view, {*self.options.exclude, *floats}, read)
-        left = [
+        float_layers = [
             (name, kind, RETURNED if name in floats else reason)
-            for name, kind, reason in placement.left
+            for name, kind, reason in placement.float_layers
             if name in floats or name not in self.forms
         ]
-        return replace(placement, left=tuple(left))
+        return replace(placement, float_layers=tuple(float_layers))
 
     def _calibrate(self, names: Sequence[str]) -> None:
         """Measure tensors that were float before: a skip branch that another operand became."""
         new = [name for name in names if name not in self._quantization]
         if new:
-            ranges, _ = self._ranges(new, _unseen)
-            self._quantization.update(self._calibrated(ranges, _unseen))
+            ranges, _ = self._ranges(new, _ignore_progress)
+            self._quantization.update(self._compute_quantization(ranges, _ignore_progress))
 
     def _ranges(
         self, names: Sequence[str], advance: Callable[[int], None]
@@ -188,9 +190,9 @@ class Run:
         histogrammed = self.options.calibrator != "minmax"
         self.progress.expect(count * (1 + histogrammed + len(lots)))
         with self._phase("calibration"):
-            self._quantization = self._calibrated(ranges, self.progress.advance)
+            self._quantization = self._compute_quantization(ranges, self.progress.advance)
         with self._phase("weights"):
-            self._quantized = self._weights(lots, self._quantization, ranges, count)
+            self._quantized = self._quantize_layers(lots, self._quantization, ranges, count)
         self._count = count
 
     def _lots(self) -> list[list[Layer]]:
@@ -198,7 +200,7 @@ class Run:
         compensate = self.options.rounding == "gptq"
         if not (compensate or self.options.bias_correction):
             return []
-        return passes(self.placement.layers, squares=compensate)
+        return group_by_memory(self.placement.layers, squares=compensate)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -206,17 +208,19 @@ class Run:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def _calibrated(
+    def _compute_quantization(
         self, ranges: Mapping[str, Range], advance: Callable[[int], None]
     ) -> dict[str, Affine]:
         if self.options.calibrator == "minmax":
-            return {name: of_range(seen, self.options.scheme) for name, seen in ranges.items()}
+            return {
+                name: of_range(observed, self.options.scheme) for name, observed in ranges.items()
+            }
         histograms = observe_histograms(
             self.model, ranges, self.samples, self.options.batch_size, advance
         )
         return {name: of_histogram(counts, self.options) for name, counts in histograms.items()}
 
-    def _weights(
+    def _quantize_layers(
         self,
         lots: list[list[Layer]],
         quantization: Mapping[str, Affine],
@@ -252,5 +256,5 @@ class Run:
         return weights
 
 
-def _unseen(samples: int) -> None:
+def _ignore_progress(samples: int) -> None:
     """What is run on the way of a search moves no bar."""

@@ -31,7 +31,7 @@ def details(
     weights: Mapping[int, Quantized],
     reordered: int,
     equalized: Mapping[str, Any] | None,
-    rest: Mapping[str, int] | None,
+    float_counts: Mapping[str, int] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The figures, as JSON values.
@@ -45,7 +45,7 @@ def details(
         weights: of every layer, by the node's index.
         reordered: number of layers whose input channels were put in order.
         equalized: what `equalize` tells; None where it was not asked for.
-        rest: operators that round in float after onnxruntime's fusion, with their number; None
+        float_counts: operators that round in float after onnxruntime's fusion, with their number; None
             where another engine fuses.
         seconds: of every phase.
     """
@@ -62,31 +62,33 @@ def details(
         "layers_quantized": len(placement.layers),
         "layers_dynamic": form_names(forms, "dynamic"),
         "layers_weights": form_names(forms, "weights"),
-        "layers_float": left_float(placement.left),
+        "layers_float": float_layer_figures(placement.float_layers),
         "activations_quantized": len(quantization),
         "equalize": None if equalized is None else dict(equalized),
         "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
-        "integer_only": rest is not None and not rest,
-        "float_operators": None if rest is None else dict(rest),
+        "integer_only": float_counts is not None and not float_counts,
+        "float_operators": None if float_counts is None else dict(float_counts),
         "seconds": dict(seconds),
     }
 
 
 def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
     """What the pair limit asked of the output channels of every layer."""
-    every = np.concatenate([np.zeros(0), *factors])
+    channels = np.concatenate([np.zeros(0), *factors])
     return {
         "reordered": reordered,
-        "channels": int(every.size),
-        "limited": int((every > 1).sum()),
-        "factor_mean": round(float(every.mean()), 4) if every.size else 1.0,
-        "factor_max": round(float(every.max()), 4) if every.size else 1.0,
+        "channels": int(channels.size),
+        "limited": int((channels > 1).sum()),
+        "factor_mean": round(float(channels.mean()), 4) if channels.size else 1.0,
+        "factor_max": round(float(channels.max()), 4) if channels.size else 1.0,
     }
 
 
-def left_float(left: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
+def float_layer_figures(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
     """Layers that stay float: name, operator, reason."""
-    return [{"name": name, "operator": kind, "reason": reason} for name, kind, reason in left]
+    return [
+        {"name": name, "operator": kind, "reason": reason} for name, kind, reason in float_layers
+    ]
 
 
 def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
@@ -104,19 +106,20 @@ def form_notes(forms: Sequence[Form]) -> list[str]:
     for form in forms:
         groups.setdefault((form.kind, form.reason), []).append(form.name)
     return [
-        f"{_FORMS[kind]}: {_listed(names)} ({reason})." for (kind, reason), names in groups.items()
+        f"{_FORMS[kind]}: {_join_names(names)} ({reason})."
+        for (kind, reason), names in groups.items()
     ]
 
 
-def left_notes(left: Sequence[tuple[str, str, str]]) -> list[str]:
+def float_layer_notes(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:
     """The same in sentences, one for each reason."""
     reasons: dict[str, list[str]] = {}
-    for name, _, reason in left:
+    for name, _, reason in float_layers:
         reasons.setdefault(reason, []).append(name)
-    return [f"Left float: {_listed(names)}: {reason}." for reason, names in reasons.items()]
+    return [f"Left float: {_join_names(names)}: {reason}." for reason, names in reasons.items()]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     """Join the first four names, and count the others."""
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more
@@ -135,13 +138,13 @@ def pair_note(figures: Mapping[str, Any]) -> str:
 
 def equalize_note(figures: Mapping[str, Any]) -> str:
     """What was scaled between layers, and what could not be."""
-    count, left = figures["scaled"], sum(figures["left"].values())
-    said = (
+    count, blocked = figures["scaled"], sum(figures["left"].values())
+    sentence = (
         f"Equalized ({figures['kind']}): {figures['channels']} channels in {count} "
         f"place{'s' * (count != 1)}, by factors that differ {figures['widest']:g}-fold at most"
     )
     reasons = ", ".join(f"{reason} ({n})" for reason, n in figures["left"].items())
-    return f"{said}; {left} left: {reasons}." if left else f"{said}."
+    return f"{sentence}; {blocked} left: {reasons}." if blocked else f"{sentence}."
 
 
 def notes(
@@ -151,25 +154,25 @@ def notes(
     figures: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Describe the result in sentences."""
-    quantized, left = figures["layers_quantized"], placement.left
-    every = quantized + len(forms) + len(left)
-    said = []
+    quantized, float_layers = figures["layers_quantized"], placement.float_layers
+    total = quantized + len(forms) + len(float_layers)
+    sentences = []
     if quantized:
-        said.append(
-            f"{quantized} of {every} layers quantized to int8, calibrated on "
+        sentences.append(
+            f"{quantized} of {total} layers quantized to int8, calibrated on "
             f"{figures['calibration_samples']} samples ({figures['calibrator']})."
         )
-    said += form_notes(forms)
-    said += left_notes(left)
+    sentences += form_notes(forms)
+    sentences += float_layer_notes(float_layers)
     if figures["equalize"] is not None:
-        said.append(equalize_note(figures["equalize"]))
+        sentences.append(equalize_note(figures["equalize"]))
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
-        said.append(pair_note(figures["pair_safe"]))
-    constant = [name for name, found in quantization.items() if found in CONSTANT]
+        sentences.append(pair_note(figures["pair_safe"]))
+    constant = [name for name, affine in quantization.items() if affine in CONSTANT]
     if constant:
-        said.append(
+        sentences.append(
             f"{len(constant)} activations were 0 on every sample ({constant[0]} is one): "
             "whatever else they hold on the device becomes a whole number from "
             f"{quantization[constant[0]].low:g} to {quantization[constant[0]].high:g}."
         )
-    return tuple(said)
+    return tuple(sentences)

@@ -64,10 +64,12 @@ def make_trials(
 def chosen(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, np.ndarray]]:
     """About `RANKED` of `count` samples, spread evenly, as feeds of at most `batch_size`."""
     batches = -(-count // batch_size)
-    wanted = min(batches, -(-RANKED // batch_size))
-    places = {place * batches // wanted for place in range(wanted)}
+    selected = min(batches, -(-RANKED // batch_size))
+    positions = {position * batches // selected for position in range(selected)}
     return [
-        batch.inputs for place, batch in enumerate(samples.batches(batch_size)) if place in places
+        batch.inputs
+        for position, batch in enumerate(samples.batches(batch_size))
+        if position in positions
     ]
 
 
@@ -93,12 +95,12 @@ def rank(
     expected = [run(feed) for feed in feeds]
     costs: dict[str, float] = {}
     for name in trials.names:
-        others = [other for other in trials.names if other != name]
+        others = [actual for actual in trials.names if actual != name]
         run = runs(trials.model_with(others).SerializeToString())
         parities = make_parities()
         for feed, answers in zip(feeds, expected, strict=True):
-            for parity, one, other in zip(parities, answers, run(feed), strict=True):
-                parity.update(one, other)
+            for parity, expected_output, actual in zip(parities, answers, run(feed), strict=True):
+                parity.update(expected_output, actual)
         costs[name] = min(min(closeness_db(p.result()), SNR_LIMIT) for p in parities)
         progress.advance()
         progress.tell(f"ranked {len(costs)} of {len(trials.names)} layers")
@@ -140,10 +142,10 @@ def spared(
         weights: number of weights of every layer.
         holds: whether the quality does.
     """
-    found = tuple(floats)
+    result = tuple(floats)
     candidates = sorted(floats[:-1], key=lambda name: (-weights.get(name, 0), name))
     for name in candidates[:SPARED]:
-        rest = tuple(other for other in found if other != name)
-        if holds(rest):
-            found = rest
-    return found
+        candidate = tuple(entry for entry in result if entry != name)
+        if holds(candidate):
+            result = candidate
+    return result

@@ -62,7 +62,7 @@ def quantize_layer(
     if moments is None or options.rounding == "nearest" or layer.shared:
         # Readers of the same weights must come to the same integers, whatever their biases.
         bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
-        scale = _stored(largest, bias, source, options.scheme)
+        scale = _storable_scale(largest, bias, source, options.scheme)
         rows = nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
@@ -70,7 +70,7 @@ def quantize_layer(
             # What calibration never saw vary still carries the noise of its own rounding.
             loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
-        scale, rows = _searched(layer, largest, loss, limited, source, options.scheme, shrinks)
+        scale, rows = _search_scale(layer, largest, loss, limited, source, options.scheme, shrinks)
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + mean_error(layer, rows * scale[:, None], moments)
@@ -99,14 +99,16 @@ def full_scale(
     return full * factor, factor
 
 
-def _stored(scale: np.ndarray, bias: np.ndarray, source: Affine | None, scheme: str) -> np.ndarray:
+def _storable_scale(
+    scale: np.ndarray, bias: np.ndarray, source: Affine | None, scheme: str
+) -> np.ndarray:
     """Weight scales as they are stored; beside a float input the bias asks nothing of them."""
     if source is None:
         return scale.astype(np.float32).astype(np.float64)
     return storable(scale, bias, source.scale, scheme)
 
 
-def _searched(
+def _search_scale(
     layer: Layer,
     largest: np.ndarray,
     loss: np.ndarray,
@@ -121,7 +123,7 @@ def _searched(
     factor = inverse_factor(loss)
     _, lowest = WEIGHTS[scheme]
     for shrink in shrinks:
-        scale = _stored(largest * shrink, layer.bias, source, scheme)
+        scale = _storable_scale(largest * shrink, layer.bias, source, scheme)
         steps = layer.per_group(layer.rows / scale[:, None])
         rows = compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
         error = layer.per_group(rows * scale[:, None] - layer.rows)

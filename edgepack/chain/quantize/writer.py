@@ -64,7 +64,7 @@ class Writer:
         graph.initializer.extend(self._constants.values())
         remove_unused_initializers(graph)
         domains = {node.domain for node in self._nodes}
-        known = {opset.domain for opset in self._result.opset_import}
-        if MICROSOFT in domains - known:
+        declared = {opset.domain for opset in self._result.opset_import}
+        if MICROSOFT in domains - declared:
             self._result.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
         return self._result

@@ -31,14 +31,14 @@ class Reader:
         index: of the node.
         weight: its initializer.
         axis: of the weights that counts input channels.
-        alone: whether every channel is read by weights with a scale of their own: those of a
+        channel_scales: whether every channel is read by weights with a scale of their own: those of a
             depthwise convolution, or the constant of a Mul, which stays float.
     """
 
     index: int
     weight: str
     axis: int
-    alone: bool
+    channel_scales: bool
 
 
 @dataclass
@@ -76,16 +76,16 @@ class Classes:
             for name in names:
                 self._bind(name, reason)
         for index, node in enumerate(view.nodes):
-            if not self._tied(index, node):
+            if not self._tie_node(index, node):
                 for name in filter(None, (*node.input, *node.output)):
                     self._bind(name, f"{node.op_type} stands in the way")
 
-    def found(self) -> tuple[list[Scalable], Counter[str]]:
+    def collect(self) -> tuple[list[Scalable], Counter[str]]:
         """The classes that can be scaled, and of the others that layers read, reasons counted."""
         classes: dict[Axis, Scalable] = {}
         for name, axis in self._ties:
-            known = classes.setdefault(self._ties.root((name, axis)), Scalable())
-            known.tensors[name] = axis
+            scalable = classes.setdefault(self._ties.root((name, axis)), Scalable())
+            scalable.tensors[name] = axis
         for at, index, constants in self._makers:
             classes[self._ties.root(at)].makers.append(index)
             classes[self._ties.root(at)].constants += constants
@@ -96,17 +96,19 @@ class Classes:
         reasons: dict[Axis, str] = {}
         for at, reason in self._bound.items():
             reasons.setdefault(self._ties.root(at), reason)
-        left: Counter[str] = Counter()
+        blocked: Counter[str] = Counter()
         free = []
-        for root, known in classes.items():
-            if not known.readers:
+        for root, scalable in classes.items():
+            if not scalable.readers:
                 continue
-            reason = reasons.get(root, "" if known.makers else "nothing that makes it has weights")
+            reason = reasons.get(
+                root, "" if scalable.makers else "nothing that makes it has weights"
+            )
             if reason:
-                left[reason] += 1
+                blocked[reason] += 1
             else:
-                free.append(known)
-        return free, left
+                free.append(scalable)
+        return free, blocked
 
     def _bind(self, name: str, reason: str, but: tuple[int, ...] = ()) -> None:
         """The axes of a tensor cannot be scaled, but for some."""
@@ -115,64 +117,66 @@ class Classes:
                 self._ties.root((name, axis))
                 self._bound.setdefault((name, axis), reason)
 
-    def _tied(self, index: int, node: onnx.NodeProto) -> bool:
+    def _tie_node(self, index: int, node: onnx.NodeProto) -> bool:
         """Tie what a node's operator ties; whether it is one that passes factors on."""
         shapes, view = self._view.shapes, self._view
-        known = all(name in shapes for name in (*node.input, *node.output) if name)
-        if not known or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
+        if not has_shapes or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
             return False
         if not node.input:
             return False
-        source, made = node.input[0], node.output[0]
+        source, output = node.input[0], node.output[0]
         if node.op_type in HOMOGENEOUS:
             for name in node.input[1:]:
                 self._bind(name, f"{node.op_type} reads it")
-            return self._through(source, made, {a: a for a in range(len(shapes[made]))})
+            return self._tie_through(source, output, {a: a for a in range(len(shapes[output]))})
         if node.op_type in SUMS:
-            return self._sum(list(node.input), made)
+            return self._sum(list(node.input), output)
         if node.op_type in ("Mul", "Div"):
             return self._product(index, node)
         if node.op_type in POOLS:
-            return self._through(source, made, {1: 1})
+            return self._tie_through(source, output, {1: 1})
         if node.op_type in SQUEEZES:
-            before, after = shapes[source], shapes[made]
+            before, after = shapes[source], shapes[output]
             flat = len(after) == 2 <= len(before) and all(size == 1 for size in before[2:])
             same = flat and isinstance(before[1], int) and before[1] == after[1]
-            return same and self._through(source, made, {1: 1})
+            return same and self._tie_through(source, output, {1: 1})
         if node.op_type == "Transpose":
             order = attribute(node, "perm", list(reversed(range(len(shapes[source])))))
-            return self._through(source, made, {a: place for place, a in enumerate(order)})
+            return self._tie_through(
+                source, output, {a: position for position, a in enumerate(order)}
+            )
         if node.op_type == "LayerNormalization":
             return self._normalization(index, node)
         if node.op_type in ("Conv", "Gemm", "MatMul") and view.constant(node.input[1]) is not None:
             return self._layer(index, node)
         return False
 
-    def _through(self, source: str, made: str, axes: dict[int, int]) -> bool:
+    def _tie_through(self, source: str, target: str, axes: dict[int, int]) -> bool:
         for before, after in axes.items():
-            self._ties.tie((source, before), (made, after))
+            self._ties.tie((source, before), (target, after))
         self._bind(source, "its places are mixed", tuple(axes))
-        self._bind(made, "its places are mixed", tuple(axes.values()))
+        self._bind(target, "its places are mixed", tuple(axes.values()))
         return True
 
-    def _sum(self, inputs: list[str], made: str) -> bool:
+    def _sum(self, inputs: list[str], output: str) -> bool:
         """What is added is scaled alike; constants too."""
-        rank = len(self._view.shapes[made])
+        rank = len(self._view.shapes[output])
         for name in inputs:
             shape = self._view.shapes[name]
             constant = self._view.is_constant(name)
             for axis in range(rank):
-                own = axis - rank + len(shape)
-                if own < 0 or shape[own] != self._view.shapes[made][axis]:
-                    self._ties.root((made, axis))
-                    self._bound.setdefault((made, axis), "one value is added to all channels")
-                elif constant and self._alone(name):
-                    self._constants.append(((made, axis), (name, own)))
+                operand_axis = axis - rank + len(shape)
+                if operand_axis < 0 or shape[operand_axis] != self._view.shapes[output][axis]:
+                    self._ties.root((output, axis))
+                    self._bound.setdefault((output, axis), "one value is added to all channels")
+                elif constant and self._has_single_reader(name):
+                    self._constants.append(((output, axis), (name, operand_axis)))
                 elif constant:
-                    self._ties.root((made, axis))
-                    self._bound.setdefault((made, axis), "it shares a constant")
+                    self._ties.root((output, axis))
+                    self._bound.setdefault((output, axis), "it shares a constant")
                 else:
-                    self._ties.tie((name, own), (made, axis))
+                    self._ties.tie((name, operand_axis), (output, axis))
         return True
 
     def _product(self, index: int, node: onnx.NodeProto) -> bool:
@@ -181,47 +185,53 @@ class Classes:
         A constant with a value for each channel takes the factor itself.
         """
         first, second = node.input
-        made = node.output[0]
+        output = node.output[0]
         if first == second:
             return False
         if node.op_type == "Mul" and self._view.is_constant(first):
             first, second = second, first
-        if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[made]:
+        if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[output]:
             # A constant dividend would have to take the factor of what it gives.
             return False
-        shape, own = self._view.shapes[made], self._view.shapes[second]
+        shape, operand_shape = self._view.shapes[output], self._view.shapes[second]
         axes = {axis: axis for axis in range(len(shape))}
-        if node.op_type == "Mul" and self._view.is_constant(second) and self._alone(second):
-            for axis in [a for a in range(len(own)) if own[a] != 1]:
-                place = axis + len(shape) - len(own)
-                reader = Reader(index, second, axis, alone=True)
-                self._readers.append(((first, place), reader))
-                self._makers.append(((made, place), index, [(second, axis)]))
-                for at in ((first, place), (made, place)):
+        if (
+            node.op_type == "Mul"
+            and self._view.is_constant(second)
+            and self._has_single_reader(second)
+        ):
+            for axis in [a for a in range(len(operand_shape)) if operand_shape[a] != 1]:
+                position = axis + len(shape) - len(operand_shape)
+                reader = Reader(index, second, axis, channel_scales=True)
+                self._readers.append(((first, position), reader))
+                self._makers.append(((output, position), index, [(second, axis)]))
+                for at in ((first, position), (output, position)):
                     self._ties.root(at)
-                del axes[place]
+                del axes[position]
             for axis in axes:
-                self._ties.tie((first, axis), (made, axis))
+                self._ties.tie((first, axis), (output, axis))
             return True
         self._bind(second, f"{node.op_type} reads it")
-        return self._through(first, made, axes)
+        return self._tie_through(first, output, axes)
 
     def _normalization(self, index: int, node: onnx.NodeProto) -> bool:
         source, *constants = filter(None, node.input)
-        made = node.output[0]
-        last = len(self._view.shapes[made]) - 1
-        whole = attribute(node, "axis", -1) in (-1, last)
-        if not whole or not all(self._view.is_constant(c) and self._alone(c) for c in constants):
+        output = node.output[0]
+        last = len(self._view.shapes[output]) - 1
+        last_axis_only = attribute(node, "axis", -1) in (-1, last)
+        if not last_axis_only or not all(
+            self._view.is_constant(c) and self._has_single_reader(c) for c in constants
+        ):
             return False
         self._bind(source, "LayerNormalization reads it")
-        self._bind(made, "LayerNormalization makes it", (last,))
-        self._makers.append(((made, last), index, [(name, 0) for name in constants]))
+        self._bind(output, "LayerNormalization makes it", (last,))
+        self._makers.append(((output, last), index, [(name, 0) for name in constants]))
         return True
 
     def _layer(self, index: int, node: onnx.NodeProto) -> bool:
         shapes = self._view.shapes
         source, weight, *biases = filter(None, node.input)
-        made = node.output[0]
+        output = node.output[0]
         if not all(self._view.is_constant(b) for b in biases) or attribute(node, "transA", 0):
             return False
         shape = shapes[weight]
@@ -230,30 +240,32 @@ class Classes:
             return False
         groups = attribute(node, "group", 1)
         axis = 0 if conv or attribute(node, "transB", 0) else 1
-        place = 1 if conv else len(shapes[source]) - 1
-        out = 1 if conv else len(shapes[made]) - 1
+        channel_axis = 1 if conv else len(shapes[source]) - 1
+        output_axis = 1 if conv else len(shapes[output]) - 1
         depthwise = conv and groups == shape[0] and shape[1] == 1
-        whole = all(shapes[bias] == (shape[axis],) for bias in biases)
-        self._bind(source, f"{node.op_type} adds it up", (place,))
-        self._bind(made, f"{node.op_type} makes it", (out,))
-        if not self._alone(weight) or (conv and groups != 1 and not depthwise):
+        one_bias_per_output = all(shapes[bias] == (shape[axis],) for bias in biases)
+        self._bind(source, f"{node.op_type} adds it up", (channel_axis,))
+        self._bind(output, f"{node.op_type} makes it", (output_axis,))
+        if not self._has_single_reader(weight) or (conv and groups != 1 and not depthwise):
             reason = "its weights have several readers" if groups == 1 else "grouped convolution"
-            for at in ((source, place), (made, out)):
+            for at in ((source, channel_axis), (output, output_axis)):
                 self._ties.root(at)
                 self._bound.setdefault(at, reason)
             return True
         reader = Reader(index, weight, 0 if depthwise else 1 - axis, depthwise)
-        self._readers.append(((source, place), reader))
-        self._ties.root((source, place))
-        self._ties.root((made, out))
-        if whole and all(self._alone(bias) for bias in biases):
+        self._readers.append(((source, channel_axis), reader))
+        self._ties.root((source, channel_axis))
+        self._ties.root((output, output_axis))
+        if one_bias_per_output and all(self._has_single_reader(bias) for bias in biases):
             constants = [(weight, axis), *((bias, 0) for bias in biases)]
-            self._makers.append(((made, out), index, constants))
+            self._makers.append(((output, output_axis), index, constants))
         else:
-            self._bound.setdefault((made, out), "its bias has another shape, or several readers")
+            self._bound.setdefault(
+                (output, output_axis), "its bias has another shape, or several readers"
+            )
         return True
 
-    def _alone(self, name: str) -> bool:
+    def _has_single_reader(self, name: str) -> bool:
         """Whether one node alone reads a constant, in one place."""
         reader = self._view.only_reader(name)
         return reader is not None and list(self._view.nodes[reader].input).count(name) == 1

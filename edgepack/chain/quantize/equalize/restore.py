@@ -20,16 +20,16 @@ FACTOR = "_restored_factor"
 
 def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with a Mul by ones behind every LayerNormalization that layers and others read."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    view = GraphView(made)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    view = GraphView(result)
     nodes = []
     for node in view.nodes:
         nodes.append(node)
         name = node.output[0]
         width = (view.shapes.get(name) or (None,))[-1]
-        seen = name in view.outputs or name in view.captured
-        if node.op_type != "LayerNormalization" or seen or not isinstance(width, int):
+        is_visible = name in view.outputs or name in view.captured
+        if node.op_type != "LayerNormalization" or is_visible or not isinstance(width, int):
             continue
         readers = [view.nodes[index] for index in view.readers.get(name, [])]
         others = [r for r in readers if r.op_type not in LINEAR or r.input[0] != name]
@@ -37,12 +37,12 @@ def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         factor, restored = f"{name}{FACTOR}", f"{name}_restored"
         nodes.append(helper.make_node("Mul", [name, factor], [restored], name=restored))
-        made.graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), factor))
+        result.graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), factor))
         for reader in others:
-            for place, read in enumerate(reader.input):
+            for slot, read in enumerate(reader.input):
                 if read == name:
-                    reader.input[place] = restored
-    return _with_nodes(made, nodes)
+                    reader.input[slot] = restored
+    return _with_nodes(result, nodes)
 
 
 def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -54,14 +54,14 @@ def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
         factor = view.constant(name) if name.endswith(FACTOR) else None
         if factor is not None and (factor == 1).all():
             idle[node.output[0]] = node.input[0]
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    nodes = [node for node in made.graph.node if node.output[0] not in idle]
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    nodes = [node for node in result.graph.node if node.output[0] not in idle]
     for node in nodes:
-        for place, read in enumerate(node.input):
+        for slot, read in enumerate(node.input):
             if read in idle:
-                node.input[place] = idle[read]
-    return _with_nodes(made, nodes)
+                node.input[slot] = idle[read]
+    return _with_nodes(result, nodes)
 
 
 def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:

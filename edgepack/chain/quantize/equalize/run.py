@@ -27,7 +27,7 @@ from onnx import numpy_helper
 from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.equalize.classes import Classes, Reader, Scalable
 from edgepack.chain.quantize.equalize.restore import with_restorers, without_idle_restorers
-from edgepack.chain.quantize.equalize.seen import Seen, observe_channels
+from edgepack.chain.quantize.equalize.seen import ChannelMagnitudes, observe_channels
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.scheme import LEVELS
 from edgepack.data.samples import Samples
@@ -57,24 +57,28 @@ def equalize(
         a model that computes the same, up to float rounding, and the figures for the ledger.
     """
     kind = options.equalize
-    opened = model if kind == "cross-layer" else with_restorers(model)
-    view = GraphView(opened)
-    free, left = Classes(view).found()
-    chosen = [known for known in free if kind in ("both", _kind(view, known))]
-    axes = {name: axis for known in chosen for name, axis in known.tensors.items()}
+    candidate = model if kind == "cross-layer" else with_restorers(model)
+    view = GraphView(candidate)
+    free, blocked = Classes(view).collect()
+    selected = [
+        scalable for scalable in free if kind in ("both", _equalization_kind(view, scalable))
+    ]
+    axes = {name: axis for scalable in selected for name, axis in scalable.tensors.items()}
     axes = {name: axis for name, axis in axes.items() if name in points}
-    seen = observe_channels(opened, view, axes, samples, options.batch_size, advance)
+    magnitudes = observe_channels(candidate, view, axes, samples, options.batch_size, advance)
     factors: list[tuple[Scalable, np.ndarray]] = []
-    for known in chosen:
-        tensors = [seen[name] for name in known.tensors if name in seen]
-        weights = [_read(view, reader) for reader in known.readers]
-        factor = _factor(tensors, weights, options.alpha) if tensors else None
+    for scalable in selected:
+        tensors = [magnitudes[name] for name in scalable.tensors if name in magnitudes]
+        weights = [_read_weights(view, reader) for reader in scalable.readers]
+        factor = _choose_factor(tensors, weights, options.alpha) if tensors else None
         if factor is None:
-            left["nothing of it is quantized, or ever other than 0"] += 1
-        elif _noise(tensors, weights, factor) < _noise(tensors, weights, np.ones_like(factor)):
-            factors.append((known, factor))
+            blocked["nothing of it is quantized, or ever other than 0"] += 1
+        elif _estimate_noise(tensors, weights, factor) < _estimate_noise(
+            tensors, weights, np.ones_like(factor)
+        ):
+            factors.append((scalable, factor))
         else:
-            left["it promises no less noise"] += 1
+            blocked["it promises no less noise"] += 1
     ratios = [float(factor.max() / factor.min()) for _, factor in factors]
     figures = {
         "kind": kind,
@@ -82,14 +86,14 @@ def equalize(
         "scaled": len(factors),
         "channels": sum(len(factor) for _, factor in factors),
         "widest": round(max(ratios, default=1.0), 2),
-        "left": dict(left),
+        "left": dict(blocked),
     }
-    return without_idle_restorers(_scaled(opened, factors)), figures
+    return without_idle_restorers(_scale_constants(candidate, factors)), figures
 
 
-def _kind(view: GraphView, known: Scalable) -> str:
+def _equalization_kind(view: GraphView, scalable: Scalable) -> str:
     """ "smooth" where a LayerNormalization makes the tensors, else "cross-layer"."""
-    norms = any(view.nodes[i].op_type == "LayerNormalization" for i in known.makers)
+    norms = any(view.nodes[i].op_type == "LayerNormalization" for i in scalable.makers)
     return "smooth" if norms else "cross-layer"
 
 
@@ -98,36 +102,38 @@ class _Weights:
     """What reads a class.
 
     Attributes:
-        rows: (outputs, channels, positions); (1, channels, positions) where each is read alone.
-        alone: as `Reader` has it.
+        rows: (outputs, channels, positions); (1, channels, positions) where each is read channel_scales.
+        channel_scales: as `Reader` has it.
     """
 
     rows: np.ndarray
-    alone: bool
+    channel_scales: bool
 
 
-def _read(view: GraphView, reader: Reader) -> _Weights:
+def _read_weights(view: GraphView, reader: Reader) -> _Weights:
     values = np.asarray(view.constant(reader.weight), dtype=np.float64)
     moved = np.moveaxis(values, reader.axis, 0)
-    columns = moved.reshape(len(moved), 1 if reader.alone else moved.shape[1], -1)
-    return _Weights(columns.transpose(1, 0, 2), reader.alone)
+    columns = moved.reshape(len(moved), 1 if reader.channel_scales else moved.shape[1], -1)
+    return _Weights(columns.transpose(1, 0, 2), reader.channel_scales)
 
 
-def _factor(
-    tensors: Sequence[Seen], weights: Sequence[_Weights], alpha: float
+def _choose_factor(
+    tensors: Sequence[ChannelMagnitudes], weights: Sequence[_Weights], alpha: float
 ) -> np.ndarray | None:
     """(channels,) what each channel is divided by; None where that cannot be told."""
-    size = np.max([seen.largest / max(seen.largest.max(), TINY) for seen in tensors], axis=0)
+    size = np.max(
+        [magnitudes.largest / max(magnitudes.largest.max(), TINY) for magnitudes in tensors], axis=0
+    )
     if not np.isfinite(size).all() or not size.any():
         # NaN is told of when the ranges are observed.
         return None
     size = np.maximum(size, 1 / MOST)
-    shared = [read.rows for read in weights if not read.alone]
+    shared = [read.rows for read in weights if not read.channel_scales]
     if not shared:
         return np.asarray(size)
     reach = np.max([_reach(rows) for rows in shared], axis=0)
-    found = size**alpha / np.maximum(reach, 1 / MOST) ** (1 - alpha)
-    return np.asarray(found) if np.isfinite(found).all() else None
+    result = size**alpha / np.maximum(reach, 1 / MOST) ** (1 - alpha)
+    return np.asarray(result) if np.isfinite(result).all() else None
 
 
 def _reach(rows: np.ndarray) -> np.ndarray:
@@ -136,7 +142,9 @@ def _reach(rows: np.ndarray) -> np.ndarray:
     return np.asarray((largest / np.maximum(largest.max(axis=1, keepdims=True), TINY)).max(axis=0))
 
 
-def _noise(tensors: Sequence[Seen], weights: Sequence[_Weights], factor: np.ndarray) -> float:
+def _estimate_noise(
+    tensors: Sequence[ChannelMagnitudes], weights: Sequence[_Weights], factor: np.ndarray
+) -> float:
     """The noise that rounding to 8 bits leaves in what the layers give, in arbitrary units.
 
     That of the activations, a step^2 / 12 in every channel times the weights that read it; and
@@ -146,27 +154,31 @@ def _noise(tensors: Sequence[Seen], weights: Sequence[_Weights], factor: np.ndar
     for read in weights:
         rows = read.rows
         gain = np.square(rows).sum(axis=(0, 2)) @ np.square(factor)
-        total += gain * sum(float((seen.largest / factor).max() / LEVELS) ** 2 for seen in tensors)
-        if not read.alone:
+        total += gain * sum(
+            float((magnitudes.largest / factor).max() / LEVELS) ** 2 for magnitudes in tensors
+        )
+        if not read.channel_scales:
             steps = (np.abs(rows).max(axis=2) * factor).max(axis=1) / (LEVELS / 2)
-            power = np.mean([seen.square for seen in tensors], axis=0) / np.square(factor)
+            power = np.mean([magnitudes.square for magnitudes in tensors], axis=0) / np.square(
+                factor
+            )
             total += float(np.square(steps).sum() * power.sum() * rows.shape[2])
     return total
 
 
-def _scaled(
+def _scale_constants(
     model: onnx.ModelProto, factors: Sequence[tuple[Scalable, np.ndarray]]
 ) -> onnx.ModelProto:
     """A copy whose constants are divided where a class is made and multiplied where it is read."""
     powers: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for known, factor in factors:
-        for name, axis in known.constants:
+    for scalable, factor in factors:
+        for name, axis in scalable.constants:
             powers.setdefault(name, []).append((axis, 1 / factor))
-        for reader in known.readers:
+        for reader in scalable.readers:
             powers.setdefault(reader.weight, []).append((reader.axis, factor))
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    for tensor in made.graph.initializer:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for tensor in result.graph.initializer:
         if tensor.name in powers:
             stored = numpy_helper.to_array(tensor)
             value = stored.astype(np.float64)
@@ -175,4 +187,4 @@ def _scaled(
                 shape[axis] = -1
                 value = value * factor.reshape(shape)
             tensor.CopyFrom(numpy_helper.from_array(value.astype(stored.dtype), tensor.name))
-    return made
+    return result

@@ -15,7 +15,7 @@ from edgepack.data.samples import Samples
 
 
 @dataclass(frozen=True)
-class Seen:
+class ChannelMagnitudes:
     """What the channels of one tensor hold.
 
     Attributes:
@@ -34,7 +34,7 @@ def observe_channels(
     samples: Samples,
     batch_size: int,
     advance: Callable[[int], None],
-) -> dict[str, Seen]:
+) -> dict[str, ChannelMagnitudes]:
     """What the channels of some tensors hold, reduced inside the network's own run.
 
     Args:
@@ -45,19 +45,19 @@ def observe_channels(
     """
     if not axes:
         return {}
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    graph = opened.graph
+    extended = onnx.ModelProto()
+    extended.CopyFrom(model)
+    graph = extended.graph
     del graph.output[:]
-    opset = next(o.version for o in opened.opset_import if o.domain in ("", "ai.onnx"))
-    for place, (name, axis) in enumerate(axes.items()):
+    opset = next(o.version for o in extended.opset_import if o.domain in ("", "ai.onnx"))
+    for position, (name, axis) in enumerate(axes.items()):
         others = [a for a in range(len(view.shapes[name])) if a != axis]
         for kind in ("ReduceMax", "ReduceMin", "ReduceMean"):
-            read, output = name, f"edgepack_{kind}_{place}"
+            source, output = name, f"edgepack_{kind}_{position}"
             if kind == "ReduceMean":
-                read = f"edgepack_square_{place}"
-                graph.node.append(helper.make_node("Mul", [name, name], [read]))
-            inputs, settings = [read], {"axes": others, "keepdims": 0}
+                source = f"edgepack_square_{position}"
+                graph.node.append(helper.make_node("Mul", [name, name], [source]))
+            inputs, settings = [source], {"axes": others, "keepdims": 0}
             if not others:  # every value is a channel; reducing over no axes would mean all
                 kind, settings = "Identity", {}
             elif opset >= 18:  # from there on they are an input
@@ -66,13 +66,13 @@ def observe_channels(
                 settings = {"keepdims": 0}
             graph.node.append(helper.make_node(kind, inputs, [output], **settings))
             graph.output.append(onnx.ValueInfoProto(name=output))
-    runner = session(opened)
+    runner = session(extended)
     largest: dict[str, np.ndarray] = {}
     squares: dict[str, np.ndarray] = {}
     count = 0
     for batch in samples.batches(batch_size):
-        fed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-        results = iter(runner.run(None, fed))
+        feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+        results = iter(runner.run(None, feed))
         for name in axes:
             high, low, mean = (next(results) for _ in range(3))
             size = np.maximum(np.abs(high), np.abs(low)).astype(np.float64)
@@ -80,4 +80,4 @@ def observe_channels(
             squares[name] = squares.get(name, 0.0) + mean.astype(np.float64) * batch.count
         count += batch.count
         advance(batch.count)
-    return {name: Seen(found, squares[name] / count) for name, found in largest.items()}
+    return {name: ChannelMagnitudes(peak, squares[name] / count) for name, peak in largest.items()}

@@ -100,26 +100,26 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
     """
     outputs, width = rows.shape
     count = -(-width // block)
-    left = np.array(rows, dtype=np.float64)
+    remaining = np.array(rows, dtype=np.float64)
     factor = None if loss is None else inverse_factor(loss[None])[0]
     importance = np.ones(width) if loss is None else np.diag(loss)
     integers = np.zeros((outputs, count, block))
     scale, zero_point = np.ones((outputs, count)), np.zeros((outputs, count))
-    for place in range(count):
-        start, stop = place * block, min((place + 1) * block, width)
-        step, zero = _grid(left[:, start:stop], importance[start:stop])
-        scale[:, place], zero_point[:, place] = step, zero
-        integers[:, place] = zero[:, None]
+    for number in range(count):
+        start, stop = number * block, min((number + 1) * block, width)
+        step, zero = _grid(remaining[:, start:stop], importance[start:stop])
+        scale[:, number], zero_point[:, number] = step, zero
+        integers[:, number] = zero[:, None]
         errors = np.zeros((outputs, stop - start))
         for k in range(start, stop):
-            stored = np.clip(np.rint(left[:, k] / step) + zero, 0, HIGHEST)
-            integers[:, place, k - start] = stored
+            stored = np.clip(np.rint(remaining[:, k] / step) + zero, 0, HIGHEST)
+            integers[:, number, k - start] = stored
             if factor is not None:
-                error = (left[:, k] - (stored - zero) * step) / factor[k, k]
+                error = (remaining[:, k] - (stored - zero) * step) / factor[k, k]
                 errors[:, k - start] = error
-                left[:, k + 1 : stop] -= error[:, None] * factor[k, k + 1 : stop]
+                remaining[:, k + 1 : stop] -= error[:, None] * factor[k, k + 1 : stop]
         if factor is not None:
-            left[:, stop:] -= errors @ factor[start:stop, stop:]
+            remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     return Blocks(integers, scale, zero_point)
 
 
@@ -151,5 +151,5 @@ def _grid(weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.n
 
 def _nibbles(values: np.ndarray) -> np.ndarray:
     """Two of the last axis in a byte, the first in the lower half."""
-    whole = values.astype(np.uint8)
-    return np.ascontiguousarray(whole[..., 0::2] | (whole[..., 1::2] << 4))
+    nibbles = values.astype(np.uint8)
+    return np.ascontiguousarray(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4))

@@ -58,17 +58,17 @@ class Constant:
     @property
     def rows(self) -> np.ndarray:
         """(scales, values of each), float64."""
-        kept = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
-        turned = self.values.transpose(*kept, *self.reduced)
-        scales = int(np.prod([self.values.shape[axis] for axis in kept]))
-        return np.asarray(turned.reshape(scales, -1), dtype=np.float64)
+        scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+        transposed = self.values.transpose(*scale_axes, *self.reduced)
+        scales = int(np.prod([self.values.shape[axis] for axis in scale_axes]))
+        return np.asarray(transposed.reshape(scales, -1), dtype=np.float64)
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
         """Rows back in the order of the values."""
-        kept = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
-        order = [*kept, *self.reduced]
-        turned = rows.reshape([self.values.shape[axis] for axis in order])
-        return np.ascontiguousarray(turned.transpose(np.argsort(order)))
+        scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+        order = [*scale_axes, *self.reduced]
+        transposed = rows.reshape([self.values.shape[axis] for axis in order])
+        return np.ascontiguousarray(transposed.transpose(np.argsort(order)))
 
     def spread(self, scales: np.ndarray) -> np.ndarray:
         """One scale for each row, in a shape that broadcasts over the values."""
@@ -84,13 +84,13 @@ class Choice:
         layers: the linear layers, in the graph's order.
         others: recurrent and transposed layers by the node's index, each with its weights.
         tables: of embeddings, by the index of the Gather that reads them.
-        left: (name, operator, reason) of layers that stay float.
+        float_layers: (name, operator, reason) of layers that stay float.
     """
 
     layers: tuple[Layer, ...]
     others: dict[int, tuple[Constant, ...]]
     tables: dict[int, Constant]
-    left: tuple[tuple[str, str, str], ...]
+    float_layers: tuple[tuple[str, str, str], ...]
 
     @property
     def indices(self) -> list[int]:
@@ -105,12 +105,12 @@ class Choice:
     def without(self, floats: Collection[str], view: GraphView) -> Choice:
         """What becomes integer where the nodes of these names do not."""
         nodes = view.nodes
-        back = [index for index in self.indices if nodes[index].name in floats]
+        excluded = [index for index in self.indices if nodes[index].name in floats]
         return Choice(
-            tuple(layer for layer in self.layers if layer.index not in back),
-            {index: found for index, found in self.others.items() if index not in back},
-            {index: found for index, found in self.tables.items() if index not in back},
-            (*self.left, *((nodes[i].name, nodes[i].op_type, RETURNED) for i in back)),
+            tuple(layer for layer in self.layers if layer.index not in excluded),
+            {index: constants for index, constants in self.others.items() if index not in excluded},
+            {index: constants for index, constants in self.tables.items() if index not in excluded},
+            (*self.float_layers, *((nodes[i].name, nodes[i].op_type, RETURNED) for i in excluded)),
         )
 
 
@@ -125,27 +125,33 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
     layers: list[Layer] = []
     others: dict[int, tuple[Constant, ...]] = {}
     tables: dict[int, Constant] = {}
-    left = []
+    float_layers = []
     for index, node in enumerate(view.nodes):
         table = _table(view, index) if node.op_type == "Gather" else None
-        if table is None and not (is_layer(node) and (mode == "dynamic" or _weighs(view, node))):
+        if table is None and not (
+            is_layer(node) and (mode == "dynamic" or _has_weights(view, node))
+        ):
             continue
         excluded = node.name in exclude
-        found = "excluded by name" if excluded else table or _layer(view, index, mode)
-        if isinstance(found, Layer):
-            layers.append(found)
-        elif isinstance(found, Constant):
-            tables[index] = found
-        elif isinstance(found, tuple):
-            others[index] = found
+        result = "excluded by name" if excluded else table or _layer(view, index, mode)
+        if isinstance(result, Layer):
+            layers.append(result)
+        elif isinstance(result, Constant):
+            tables[index] = result
+        elif isinstance(result, tuple):
+            others[index] = result
         else:
-            left.append((node.name, node.op_type, found))
-    chosen = {*(layer.index for layer in layers), *others, *tables}
-    tables = {index: table for index, table in tables.items() if _replaced(view, table, chosen)}
-    return Choice(tuple(layers), others, tables, (*left, *inner_layers(view.nodes)))
+            float_layers.append((node.name, node.op_type, result))
+    integer_nodes = {*(layer.index for layer in layers), *others, *tables}
+    tables = {
+        index: table
+        for index, table in tables.items()
+        if _is_replaceable(view, table, integer_nodes)
+    }
+    return Choice(tuple(layers), others, tables, (*float_layers, *inner_layers(view.nodes)))
 
 
-def _weighs(view: GraphView, node: onnx.NodeProto) -> bool:
+def _has_weights(view: GraphView, node: onnx.NodeProto) -> bool:
     """Whether a node reads a constant at all: a product of two activations has no weights."""
     return any(view.is_constant(name) for name in node.input if name)
 
@@ -182,7 +188,7 @@ def _constants(
     view: GraphView, index: int, slots: dict[int, tuple[int, ...]]
 ) -> tuple[Constant, ...] | str:
     """The weights of a node by slot, each with the axes that share a scale, or why not."""
-    found = []
+    constants = []
     for slot, reduced in slots.items():
         name = view.nodes[index].input[slot]
         values = view.constant(name)
@@ -194,8 +200,8 @@ def _constants(
             return "it has no weights"
         if not np.isfinite(values).all():
             return "its weights hold NaN or infinity"
-        found.append(Constant(index, slot, name, values, reduced))
-    return tuple(found)
+        constants.append(Constant(index, slot, name, values, reduced))
+    return tuple(constants)
 
 
 def _table(view: GraphView, index: int) -> Constant | None:
@@ -211,8 +217,8 @@ def _table(view: GraphView, index: int) -> Constant | None:
     return Constant(index, 0, node.input[0], values, (1,))
 
 
-def _replaced(view: GraphView, table: Constant, chosen: Collection[int]) -> bool:
+def _is_replaceable(view: GraphView, table: Constant, integer_nodes: Collection[int]) -> bool:
     """Whether no layer wants a table in float any more: integers beside it would only add bytes."""
     readers = view.readers[table.name]
     others = [reader for reader in readers if view.nodes[reader].op_type != "Gather"]
-    return table.name not in view.outputs and all(reader in chosen for reader in others)
+    return table.name not in view.outputs and all(reader in integer_nodes for reader in others)

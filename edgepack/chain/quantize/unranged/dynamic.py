@@ -15,7 +15,7 @@ from onnx import TensorProto
 from edgepack.chain.graphs.view import GraphView
 from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.unranged.choose import Choice, Constant
-from edgepack.chain.quantize.unranged.emit import Found, Integers, WeightEmitter
+from edgepack.chain.quantize.unranged.emit import Integers, IntegerWeights, WeightEmitter
 from edgepack.chain.quantize.writer import MICROSOFT
 
 # Inputs of an LSTM before those that its quantized form adds: X, W, R, B, sequence_lens,
@@ -29,20 +29,20 @@ class DynamicEmitter(WeightEmitter):
     """Writes the graph of the mode "dynamic"."""
 
     def __init__(
-        self, model: onnx.ModelProto, view: GraphView, choice: Choice, found: Found
+        self, model: onnx.ModelProto, view: GraphView, choice: Choice, integers: IntegerWeights
     ) -> None:
-        super().__init__(model, view, choice, found)
+        super().__init__(model, view, choice, integers)
         self._read: dict[str, tuple[str, str, str]] = {}
 
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
         """u8 by s8 in int32, times both scales, plus the bias of a Gemm."""
-        found, writer = self.found.weights[layer.index], self.writer
+        weights, writer = self.integers.weights[layer.index], self.writer
         integers, scale, zero_point = self._quantized(layer.input)
         name = layer.weight
-        stored = writer.constant(f"{name}_quantized", np.ascontiguousarray(found.rows.T))
-        scales = writer.constant(f"{name}_scale", found.scale.astype(np.float32))
-        made = node.output[0]
-        sums, real, unit = (writer.free(f"{made}_{kind}") for kind in ("sums", "real", "unit"))
+        stored = writer.constant(f"{name}_quantized", np.ascontiguousarray(weights.rows.T))
+        scales = writer.constant(f"{name}_scale", weights.scale.astype(np.float32))
+        output = node.output[0]
+        sums, real, unit = (writer.free(f"{output}_{kind}") for kind in ("sums", "real", "unit"))
         writer.node(
             "MatMulInteger", [integers, stored, zero_point], [sums], f"{node.name}_MatMulInteger"
         )
@@ -51,32 +51,32 @@ class DynamicEmitter(WeightEmitter):
         bias = self.bias(layer)
         if layer.op == "MatMul" or not bias.any():
             # What a MatMul adds is added behind it.
-            writer.node("Mul", [real, unit], [made], f"{node.name}_Mul")
+            writer.node("Mul", [real, unit], [output], f"{node.name}_Mul")
             return
-        product = writer.free(f"{made}_product")
+        product = writer.free(f"{output}_product")
         addend = writer.constant(f"{layer.name}_bias", bias)
         writer.node("Mul", [real, unit], [product], f"{node.name}_Mul")
-        writer.node("Add", [product, addend], [made], f"{node.name}_Add")
+        writer.node("Add", [product, addend], [output], f"{node.name}_Add")
 
     def other(self, index: int, node: onnx.NodeProto) -> None:
         """An LSTM: the same inputs, its weights as (directions, K, gates x hidden)."""
         copy = self.writer.keep(node)
         copy.op_type, copy.domain = "DynamicQuantizeLSTM", MICROSOFT
-        kept = [item for item in node.attribute if item.name not in LSTM_ONLY]
+        attributes = [item for item in node.attribute if item.name not in LSTM_ONLY]
         del copy.attribute[:]
-        copy.attribute.extend(kept)
+        copy.attribute.extend(attributes)
         copy.input.extend([""] * (LSTM_INPUTS - len(copy.input)))
-        pairs = zip(self.choice.others[index], self.found.constants[index], strict=True)
-        for constant, found in pairs:
-            stored, scale, zeros = self._gates(constant, found)
+        pairs = zip(self.choice.others[index], self.integers.constants[index], strict=True)
+        for constant, integers in pairs:
+            stored, scale, zeros = self._gates(constant, integers)
             copy.input[constant.slot] = stored
             copy.input.extend((scale, zeros))
 
-    def _gates(self, constant: Constant, found: Integers) -> tuple[str, str, str]:
+    def _gates(self, constant: Constant, integers: Integers) -> tuple[str, str, str]:
         """The names of an LSTM's weights, scales and zero points."""
         writer, name = self.writer, constant.name
-        stored = constant.stored(found.rows).transpose(0, 2, 1)
-        scale = found.scale.reshape(constant.values.shape[:2])
+        stored = constant.stored(integers.rows).transpose(0, 2, 1)
+        scale = integers.scale.reshape(constant.values.shape[:2])
         return (
             writer.constant(f"{name}_quantized", np.ascontiguousarray(stored)),
             writer.constant(f"{name}_scale", scale),

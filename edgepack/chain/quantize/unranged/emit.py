@@ -50,7 +50,7 @@ def integers_of(constant: Constant, options: QuantizeOptions) -> Integers:
 
 
 @dataclass(frozen=True)
-class Found:
+class IntegerWeights:
     """Everything in integers, by the node's index.
 
     Attributes:
@@ -81,9 +81,9 @@ class WeightEmitter(ABC):
         model: onnx.ModelProto,
         view: GraphView,
         choice: Choice,
-        found: Found,
+        integers: IntegerWeights,
     ) -> None:
-        self.view, self.choice, self.found = view, choice, found
+        self.view, self.choice, self.integers = view, choice, integers
         self.writer = Writer(model, view)
         self._real: dict[tuple[str, str], str] = {}
 
@@ -114,8 +114,8 @@ class WeightEmitter(ABC):
 
     def bias(self, layer: Layer) -> np.ndarray:
         """(outputs,) float32, corrected where that was asked for."""
-        four = self.found.blocks.get(layer.index)
-        bias = self.found.weights[layer.index].real_bias if four is None else four[1]
+        four = self.integers.blocks.get(layer.index)
+        bias = self.integers.weights[layer.index].real_bias if four is None else four[1]
         return bias.astype(np.float32)
 
     def real(self, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
@@ -137,20 +137,20 @@ class WeightEmitter(ABC):
 
     def _table(self, index: int, node: onnx.NodeProto) -> None:
         """The rows that are read become float, not the table."""
-        constant, found = self.choice.tables[index], self.found.constants[index][0]
-        stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(found.rows))
-        scales = self.writer.constant(f"{constant.name}_scale", constant.spread(found.scale))
-        made = node.output[0]
-        rows, scale, steps = (self.writer.free(f"{made}_{k}") for k in ("rows", "scale", "steps"))
+        constant, integers = self.choice.tables[index], self.integers.constants[index][0]
+        stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(integers.rows))
+        scales = self.writer.constant(f"{constant.name}_scale", constant.spread(integers.scale))
+        result = node.output[0]
+        rows, scale, steps = (self.writer.free(f"{result}_{k}") for k in ("rows", "scale", "steps"))
         for source, output in ((stored, rows), (scales, scale)):
             self.writer.node("Gather", [source, node.input[1]], [output], output)
         self.writer.node("Cast", [rows], [steps], f"{node.name}_Cast", to=TensorProto.FLOAT)
-        self.writer.node("Mul", [steps, scale], [made], node.name)
+        self.writer.node("Mul", [steps, scale], [result], node.name)
 
     def _added(self, layer: Layer, node: onnx.NodeProto) -> None:
         """The Add behind a MatMul takes that layer's corrected bias."""
         copy = self.writer.keep(node)
         bias = self.bias(layer)
         if not np.array_equal(bias, layer.bias.astype(np.float32)):
-            place = list(node.input).index(layer.bias_name)
-            copy.input[place] = self.writer.constant(f"{layer.name}_bias", bias)
+            slot = list(node.input).index(layer.bias_name)
+            copy.input[slot] = self.writer.constant(f"{layer.name}_bias", bias)

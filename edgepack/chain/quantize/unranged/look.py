@@ -8,7 +8,7 @@ import onnx
 
 from edgepack.chain.graphs.stream import grouped
 from edgepack.chain.quantize.layers import Layer
-from edgepack.chain.quantize.moments import Moments, key, observe_moments, passes
+from edgepack.chain.quantize.moments import Moments, group_by_memory, key, observe_moments
 from edgepack.chain.quantize.observe import observe_ranges
 from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.ranges import of_range
@@ -17,16 +17,16 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import Progress
 
 # A layer, how its input is quantized (None: not at all), and the input's moments where looked at.
-Seen = tuple[Layer, "Affine | None", "Moments | None"]
+ObservedLayer = tuple[Layer, "Affine | None", "Moments | None"]
 
 
-def look(
+def observe_layers(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
     samples: Samples | None,
     options: QuantizeOptions,
     progress: Progress,
-) -> tuple[int, Iterator[Seen]]:
+) -> tuple[int, Iterator[ObservedLayer]]:
     """What the layers read, a lot of layers at a time.
 
     Args:
@@ -45,15 +45,15 @@ def look(
     ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
     # A range that is taken at run time is at most this one.
     of_input = (
-        {name: of_range(seen, options.scheme) for name, seen in ranges.items()}
+        {name: of_range(observed, options.scheme) for name, observed in ranges.items()}
         if options.mode == "dynamic"
         else {}
     )
     squares = options.rounding == "gptq"
-    lots = passes(layers, squares)
+    lots = group_by_memory(layers, squares)
     progress.expect(count * (1 + len(lots)))
 
-    def observed() -> Iterator[Seen]:
+    def observed() -> Iterator[ObservedLayer]:
         for lot in lots:
             read = list(dict.fromkeys(layer.input for layer in lot))
             groups = grouped(read, {name: ranges[name].elements for name in read})

@@ -19,8 +19,8 @@ from edgepack.chain.quantize.refusals import check_excluded, nothing_to_do
 from edgepack.chain.quantize.unranged.blocks import in_blocks, layer_in_blocks
 from edgepack.chain.quantize.unranged.choose import Choice, choose
 from edgepack.chain.quantize.unranged.dynamic import DynamicEmitter
-from edgepack.chain.quantize.unranged.emit import Found, Integers, integers_of
-from edgepack.chain.quantize.unranged.look import look
+from edgepack.chain.quantize.unranged.emit import Integers, IntegerWeights, integers_of
+from edgepack.chain.quantize.unranged.look import observe_layers
 from edgepack.chain.quantize.unranged.summary import details, notes
 from edgepack.chain.quantize.unranged.weights_only import WeightsEmitter
 from edgepack.chain.quantize.weights import quantize_layer
@@ -44,20 +44,20 @@ class UnrangedRun:
         self.options = options if limits else replace(options, range="full")
         self.seconds: dict[str, float] = {}
         self.reordered = 0
-        self._take(prepare(model))
+        self._load(prepare(model))
         if self.options.range == "pair-safe":
             with self._phase("order"):
                 ordered, self.reordered = reorder(self.model, self.view, self.choice.layers)
-                self._take(ordered)
-        self._integers: Found | None = None
+                self._load(ordered)
+        self._integers: IntegerWeights | None = None
 
-    def _take(self, model: onnx.ModelProto) -> None:
+    def _load(self, model: onnx.ModelProto) -> None:
         """Look at a prepared model, and choose what of it becomes integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
         self.choice: Choice = choose(self.view, self.options.mode, self.options.exclude)
         if not self.choice.count:
-            raise nothing_to_do(self.choice.left)
+            raise nothing_to_do(self.choice.float_layers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,17 +66,17 @@ class UnrangedRun:
 
     def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
         """The quantized model, with its figures; `floats` are layers that stay float."""
-        found = self._measured()
+        integers = self._quantize_weights()
         choice = self.choice.without(floats, self.view)
         with self._phase("writing"):
-            model = self._written(choice)
+            model = self._emit(choice)
             kernels = Counter(node.op_type for node in fused(model).graph.node)
-        figures = details(choice, self.options, found, kernels, self.reordered, self.seconds)
+        figures = details(choice, self.options, integers, kernels, self.reordered, self.seconds)
         return PassResult(model, True, notes(choice, figures), figures)
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
         """The same model without the figures."""
-        return self._written(self.choice.without(floats, self.view))
+        return self._emit(self.choice.without(floats, self.view))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -84,38 +84,38 @@ class UnrangedRun:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def _written(self, choice: Choice) -> onnx.ModelProto:
+    def _emit(self, choice: Choice) -> onnx.ModelProto:
         emitter = DynamicEmitter if self.options.mode == "dynamic" else WeightsEmitter
-        return emitter(self.model, self.view, choice, self._measured()).model()
+        return emitter(self.model, self.view, choice, self._quantize_weights()).model()
 
-    def _measured(self) -> Found:
+    def _quantize_weights(self) -> IntegerWeights:
         """Everything in integers, once."""
         if self._integers is None:
             with self._phase("weights"):
-                count, seen = look(
+                count, observed = observe_layers(
                     self.model, self.choice.layers, self.samples, self.options, self.progress
                 )
-                found = Found(count, constants=self._constants())
-                for layer, source, moments in seen:
+                integers = IntegerWeights(count, constants=self._constants())
+                for layer, source, moments in observed:
                     block = self.options.block
                     if block is not None and in_blocks(layer, block):
                         four = layer_in_blocks(layer, block, moments, self.options)
-                        found.blocks[layer.index] = four
+                        integers.blocks[layer.index] = four
                     else:
                         eight = quantize_layer(layer, source, moments, self.options)
-                        found.weights[layer.index] = eight
-            self._integers = found
+                        integers.weights[layer.index] = eight
+            self._integers = integers
         return self._integers
 
     def _constants(self) -> dict[int, tuple[Integers, ...]]:
         """The integers of whatever is no linear layer, by the node's index."""
         # What a table holds is read, not multiplied and added.
-        whole = replace(self.options, range="full")
+        full_range = replace(self.options, range="full")
         tables = {
-            index: (integers_of(table, whole),) for index, table in self.choice.tables.items()
+            index: (integers_of(table, full_range),) for index, table in self.choice.tables.items()
         }
         others = {
-            index: tuple(integers_of(each, self.options) for each in found)
-            for index, found in self.choice.others.items()
+            index: tuple(integers_of(each, self.options) for each in constants)
+            for index, constants in self.choice.others.items()
         }
         return {**tables, **others}

@@ -6,9 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgepack.chain.quantize.options import QuantizeOptions
-from edgepack.chain.quantize.summary import left_float, left_notes, pair_figures, pair_note
+from edgepack.chain.quantize.summary import (
+    float_layer_figures,
+    float_layer_notes,
+    pair_figures,
+    pair_note,
+)
 from edgepack.chain.quantize.unranged.choose import Choice
-from edgepack.chain.quantize.unranged.emit import Found
+from edgepack.chain.quantize.unranged.emit import IntegerWeights
 
 # Kernels that multiply integers by integers, or by float.
 KERNELS = (
@@ -20,7 +25,7 @@ KERNELS = (
 def details(
     choice: Choice,
     options: QuantizeOptions,
-    found: Found,
+    integers: IntegerWeights,
     operators: Mapping[str, int],
     reordered: int,
     seconds: Mapping[str, float],
@@ -30,15 +35,15 @@ def details(
     Args:
         choice: what became integer and what did not.
         options: what was asked for.
-        found: the integers of that, and perhaps of more.
+        integers: the integers of that, and perhaps of more.
         operators: number of each operator that onnxruntime runs, after its fusions.
         reordered: number of layers whose input channels were put in order.
         seconds: of every phase.
     """
     dynamic = options.mode == "dynamic"
-    eight = [layer for layer in choice.layers if layer.index in found.weights]
-    pairs = [found.weights[layer.index].factor for layer in eight]
-    pairs += [each.factor for index in choice.others for each in found.constants[index]]
+    eight = [layer for layer in choice.layers if layer.index in integers.weights]
+    pairs = [integers.weights[layer.index].factor for layer in eight]
+    pairs += [each.factor for index in choice.others for each in integers.constants[index]]
     return {
         "mode": options.mode,
         "scheme": options.scheme,
@@ -47,11 +52,11 @@ def details(
         "block": options.block,
         "rounding": options.rounding,
         "bias_correction": options.bias_correction,
-        "calibration_samples": found.samples,
+        "calibration_samples": integers.samples,
         "layers_quantized": choice.count,
         "layers_in_blocks": len(choice.layers) - len(eight),
         "tables_quantized": len(choice.tables),
-        "layers_float": left_float(choice.left),
+        "layers_float": float_layer_figures(choice.float_layers),
         "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
         "integer_only": False,
         "kernels": {kind: operators[kind] for kind in KERNELS if kind in operators},
@@ -61,34 +66,34 @@ def details(
 
 def notes(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, ...]:
     """The same in sentences."""
-    done, every = figures["layers_quantized"], choice.count + len(choice.left)
+    quantized, total = figures["layers_quantized"], choice.count + len(choice.float_layers)
     if figures["mode"] == "dynamic":
-        said = [
-            f"{done} of {every} layers quantized to int8; what they read is quantized at run time, "
+        sentences = [
+            f"{quantized} of {total} layers quantized to int8; what they read is quantized at run time, "
             "each tensor by its own range, so that an answer depends a little on what shares its "
             "batch."
         ]
     elif figures["bits"] == 4:
-        said = [
-            f"{done} of {every} layers keep their weights as integers: "
+        sentences = [
+            f"{quantized} of {total} layers keep their weights as integers: "
             f"{figures['layers_in_blocks']} in four bits, {figures['block']} to a scale, the "
             "others in eight; the arithmetic stays float: it saves bytes, and no time."
         ]
     else:
-        said = [
-            f"{done} of {every} layers keep their weights as int8; they become float32 again when "
+        sentences = [
+            f"{quantized} of {total} layers keep their weights as int8; they become float32 again when "
             "the model is loaded: it saves bytes of the file, and neither time nor memory."
         ]
     if choice.tables:
-        said.append(
+        sentences.append(
             f"{len(choice.tables)} of them are tables of embeddings, with a scale for each row."
         )
     if figures["calibration_samples"]:
-        said.append(
+        sentences.append(
             f"Weights rounded ({figures['rounding']}) for what the layers read on "
             f"{figures['calibration_samples']} calibration samples."
         )
-    said += left_notes(choice.left)
+    sentences += float_layer_notes(choice.float_layers)
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
-        said.append(pair_note(figures["pair_safe"]))
-    return tuple(said)
+        sentences.append(pair_note(figures["pair_safe"]))
+    return tuple(sentences)

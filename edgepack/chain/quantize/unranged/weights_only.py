@@ -23,15 +23,15 @@ class WeightsEmitter(WeightEmitter):
 
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
         """The same layer, its weights s8 behind Cast and Mul; or a product with four bits."""
-        four = self.found.blocks.get(layer.index)
+        four = self.integers.blocks.get(layer.index)
         if four is not None:
             self._product(layer, node, four[0])
             return
-        found = self.found.weights[layer.index]
-        integers = layer.stored(found.rows)
+        weights = self.integers.weights[layer.index]
+        integers = layer.stored(weights.rows)
         shape = [1] * integers.ndim
-        shape[layer.axis] = len(found.scale)
-        weight = self.real(layer.weight, integers, found.scale.astype(np.float32).reshape(shape))
+        shape[layer.axis] = len(weights.scale)
+        weight = self.real(layer.weight, integers, weights.scale.astype(np.float32).reshape(shape))
         copy = self.writer.keep(node)
         copy.input[1] = weight
         bias = self.bias(layer)
@@ -45,12 +45,12 @@ class WeightsEmitter(WeightEmitter):
 
     def other(self, index: int, node: onnx.NodeProto) -> None:
         """The same layer, its weights s8 behind Cast and Mul."""
-        pairs = zip(self.choice.others[index], self.found.constants[index], strict=True)
+        pairs = zip(self.choice.others[index], self.integers.constants[index], strict=True)
         names = {
             constant.slot: self.real(
-                constant.name, constant.stored(found.rows), constant.spread(found.scale)
+                constant.name, constant.stored(integers.rows), constant.spread(integers.scale)
             )
-            for constant, found in pairs
+            for constant, integers in pairs
         }
         copy = self.writer.keep(node)
         for slot, name in names.items():
@@ -64,9 +64,9 @@ class WeightsEmitter(WeightEmitter):
             for kind, value in zip(("int4", "scale", "zero_point"), blocks.packed(), strict=True)
         ]
         outputs, width = layer.rows.shape
-        made = node.output[0]
+        output = node.output[0]
         added = layer.op == "Gemm" and bool(bias.any())
-        product = self.writer.free(f"{made}_product") if added else made
+        product = self.writer.free(f"{output}_product") if added else output
         self.writer.node(
             "MatMulNBits", [layer.input, *stored], [product], f"{node.name}_MatMulNBits",
             domain=MICROSOFT, K=width, N=outputs, bits=4, block_size=blocks.integers.shape[-1],
@@ -74,4 +74,4 @@ class WeightsEmitter(WeightEmitter):
         )  # fmt: skip
         if added:
             addend = self.writer.constant(f"{layer.name}_bias", bias)
-            self.writer.node("Add", [product, addend], [made], f"{node.name}_Add")
+            self.writer.node("Add", [product, addend], [output], f"{node.name}_Add")
