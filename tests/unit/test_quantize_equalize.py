@@ -167,13 +167,13 @@ def interleaved(net: Net, x: str) -> str:
 
 
 BOUND = [
-    (clipped, "Clip stands in the way"),
-    (curved, "Sigmoid stands in the way"),
-    (squared, "Mul stands in the way"),
+    (clipped, "Clip blocks it"),
+    (curved, "Sigmoid blocks it"),
+    (squared, "Mul blocks it"),
     (one_for_all, "one value is added to all channels"),
     (grouped, "grouped convolution"),
     (shared, "its weights have several readers"),
-    (interleaved, "Concat stands in the way"),
+    (interleaved, "Concat blocks it"),
 ]
 
 
@@ -226,7 +226,7 @@ def test_channels_of_like_size_are_left() -> None:
         [net.op("Conv", x, net.constant(np.tile(net.weights(5, 1, 1, 1), (1, 12, 1, 1))))],
     )
     made, figures = equalized(net_model, images(8))
-    assert figures["left"]["it promises no less noise"] == 1
+    assert figures["left"]["scaling would not lower the noise"] == 1
     before = {t.name: t.raw_data for t in prepare(net_model).graph.initializer}
     assert {t.name: t.raw_data for t in made.graph.initializer} == before
 
@@ -342,9 +342,9 @@ def test_the_ledger_is_told() -> None:
     result = quantize(chain_of(clipped), Arrays(x=images(8)), options, Steps())
     figures = result.details["equalize"]
     assert (figures["kind"], figures["alpha"]) == ("both", 0.6)
-    assert figures["left"] == {"the network's input": 1, "Clip stands in the way": 1}
+    assert figures["left"] == {"the network's input": 1, "Clip blocks it": 1}
     [note] = [note for note in result.notes if note.startswith("Equalized (both)")]
-    assert "2 left: " in note
+    assert "2 not scaled: " in note
     plain = quantize(chain_of(clipped), Arrays(x=images(8)), QuantizeOptions(), Steps())
     assert plain.details["equalize"] is None
     assert "equalize" in result.details["seconds"]
@@ -361,7 +361,7 @@ def test_a_constant_that_is_divided_is_not_scaled() -> None:
     points = place(GraphView(prepared), ()).points
     made, figures = equalize(prepared, points, samples, BOTH, lambda _count: None)
     assert_same(prepared, made, values[:1])
-    assert figures["left"]["Div stands in the way"] >= 1
+    assert figures["left"]["Div blocks it"] >= 1
 
 
 def test_products_of_a_vector_are_equalized_too() -> None:
@@ -385,5 +385,5 @@ def test_a_node_that_reads_nothing_stands_in_the_way() -> None:
     x = net.op("Relu", net.op("Add", badly_scaled(net, "x", 3, 12), noise))
     model, values = net.model({"x": ["n", 3, 16, 16]}, [reading(net, x, 12, 5)]), images(8)
     made, figures = equalized(model, values)
-    assert figures["left"]["RandomUniform stands in the way"] == 1
+    assert figures["left"]["RandomUniform blocks it"] == 1
     assert_same(prepare(model), made, values)

@@ -127,7 +127,7 @@ def test_channels_keep_their_order_where_layers_go_back_to_float() -> None:
     assert snr_db(run(model, {"x": fed})[0], run(found.model, {"x": fed})[0]) > 25
     assert found.details["layers_quantized"] == len(made.names) - 1
     (left,) = [x for x in found.details["layers_float"] if x["name"] == first]
-    assert left["reason"] == "returned to float, so that the quality holds"
+    assert left["reason"] == "returned to float to meet the quality gate"
 
 
 def test_a_skip_branch_that_becomes_one_is_measured_then() -> None:

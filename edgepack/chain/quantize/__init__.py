@@ -1,22 +1,22 @@
-"""int8 quantization of a float32 ONNX model, in three modes.
+"""Quantize a float32 ONNX model to int8, in three modes.
 
-static       weights and activations, by samples: a Q/DQ graph (`run`)
-dynamic      weights, and activations by ranges of run time (`unranged`)
-weights      weights alone, in eight bits or four (`unranged`)
+static       weights and activations, calibrated on samples: a Q/DQ graph (`run`)
+dynamic      weights, and activations with ranges taken at run time (`unranged`)
+weights      weights only, in eight bits or four (`unranged`)
 
-The parts of the static one, some of which the others use as well:
+Modules of the static mode, some of which the others use as well:
 
-graphs       (beside this package) edges, streamed runs, left-overs
-equalize     channels of like size, where asked
+graphs       (beside this package) edges, streamed runs, unused initializers
+equalize     optional scaling of channels to similar magnitudes
 prepare      constants as initializers, spatial means as pools
-place        what becomes integer, and what stays float with the reason
-order        which input channels stand beside each other, where that is free (channels)
+place        nodes that become integer, and the reason for every layer that stays float
+order        order of input channels, where it is free (channels)
 observe      exact ranges, then histograms, streamed
 calibrators  from a histogram to a range;  scheme: from a range to scale and zero point
-moments      what every layer reads: means and second moments, streamed
+moments      means and second moments of every layer's input, streamed
 weights      scale, pair-safe rounding (rounding) and bias correction (correct)
-emit         the Q/DQ graph;  fused: what onnxruntime makes of it
-trials       the same with layers left float, ranked and searched for a repair
+emit         the Q/DQ graph;  fused: the same after onnxruntime's fusions
+trials       variants with some layers in float, ranked and searched for a repair
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def quantize(
     options: QuantizeOptions,
     progress: Progress,
 ) -> PassResult[Any]:
-    """Quantize a model; the model given is left as it is.
+    """Quantize a model; the argument is not modified.
 
     Args:
         model: float32, simplified, opset 13 to 21, weights in the proto.
-        samples: calibration samples, where the options need them; read several times, held a
-            batch at a time.
+        samples: calibration samples, if the options need them; they are read several times, with
+            one batch in memory at a time.
         options: mode, scheme, range, calibrator, rounding.
-        progress: told the samples that were run.
+        progress: receives the number of samples run.
 
     Returns:
         A model for any onnxruntime from 1.19, and the figures for the ledger (`summary.details`,

@@ -1,9 +1,9 @@
-"""Which axes of a graph's tensors have to keep one order.
+"""Find axes of a graph's tensors that can be permuted together.
 
-A permutation of a layer's output channels changes nothing as long as everything that reads them
-is permuted alike, up to the next layer whose weights sum over them. So the axes of tensors,
-weights included, fall into classes: one order for each class, and any order will do where no
-member is seen from outside.
+A permutation of a layer's output channels changes nothing if all their readers are permuted alike,
+up to the next layer whose weights sum over them. So the axes of tensors, weights included, fall
+into classes with one order each. The order of a class is free if none of its axes is visible
+outside the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import onnx
 from edgepack.chain.graphs.axes import Axis, Ties
 from edgepack.chain.graphs.view import GraphView, attribute
 
-# Every output element depends on the input elements in its own place alone, after broadcasting.
+# Each output element depends only on the input elements at its position, after broadcasting.
 ELEMENTWISE = frozenset(
     (
         *("Abs", "Add", "Cast", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid"),
@@ -23,18 +23,22 @@ ELEMENTWISE = frozenset(
         *("Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh"),
     )
 )
-# Each channel (axis 1) by itself.
+# Operators that treat each channel (axis 1) independently.
 POOLS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
 SQUEEZES = frozenset(("Flatten", "Reshape", "Squeeze"))
 
 
 class Channels:
-    """The classes of axes of one graph."""
+    """Classes of axes of one graph that share an order.
+
+    Example: in Conv a -> Relu -> Conv b the axes (a.weight, 0), (a.bias, 0), (relu, 1) and
+    (b.weight, 1) form one class, and permuting the three constants changes nothing.
+    """
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
         self._ties = Ties()
-        # Axes whose order something sees that no permutation of constants makes up for.
+        # Axes whose order is visible and cannot be undone by permuting constants.
         self._fixed: set[Axis] = set()
         outside = {value.name for value in view.graph.input} | view.outputs | view.captured
         for name in outside:
@@ -45,7 +49,7 @@ class Channels:
                     self._fix(name)
 
     def free(self) -> dict[Axis, list[Axis]]:
-        """The classes whose order is free: every axis -> the constants' axes to permute."""
+        """Map every axis whose order is free to the axes of constants to permute with it."""
         classes: dict[Axis, list[Axis]] = {}
         for axis in self._ties:
             classes.setdefault(self._ties.root(axis), []).append(axis)
@@ -57,13 +61,14 @@ class Channels:
         return result
 
     def _fix(self, name: str, but: Collection[int] = ()) -> None:
+        """Mark the axes of a tensor as fixed, except some."""
         for axis in range(len(self._view.shapes.get(name, ()))):
             if axis not in but:
                 self._ties.root((name, axis))
                 self._fixed.add((name, axis))
 
     def _tie_node(self, node: onnx.NodeProto) -> bool:
-        """Tie what a node's operator ties; whether it is one whose ties are known."""
+        """Tie the axes that an operator keeps in order; False if its ties are unknown."""
         shapes = self._view.shapes
         has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
         if not has_shapes or node.domain not in ("", "ai.onnx"):
@@ -75,7 +80,8 @@ class Channels:
             return len(node.output) == 1 and self._tie_through(node, 1, 1)
         if node.op_type in SQUEEZES:
             source, output = shapes[node.input[0]], shapes[node.output[0]]
-            # Channels of one value each stay channels; more would interleave.
+            # Channels with one value each stay channels; with more, values of a channel would be
+            # spread over several columns.
             flat = len(output) == 2 <= len(source) and all(size == 1 for size in source[2:])
             same = flat and isinstance(source[1], int) and source[1] == output[1]
             for name in node.input[1:]:
@@ -94,7 +100,7 @@ class Channels:
         return self._tie_weights(node)
 
     def _tie_gathered(self, node: onnx.NodeProto) -> None:
-        """All axes but the one along which the indices choose."""
+        """Tie all axes except the one that the indices select from."""
         data, indices = node.input
         output, rank = node.output[0], len(self._view.shapes[data])
         gathered, more = attribute(node, "axis", 0) % rank, len(self._view.shapes[indices]) - 1
@@ -107,7 +113,7 @@ class Channels:
         self._fix(indices)
 
     def _tie_weights(self, node: onnx.NodeProto) -> bool:
-        """The same of operators with a matrix of weights."""
+        """Tie the axes of operators with a matrix of weights."""
         shapes, inputs = self._view.shapes, list(node.input)
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             return False
@@ -128,12 +134,13 @@ class Channels:
         return True
 
     def _tie_convolution(self, node: onnx.NodeProto) -> bool:
+        """Tie the channels of a convolution; False for a grouped one, unless it is depthwise."""
         source, weights, *biases = filter(None, node.input)
         outputs, inputs = self._view.shapes[weights][:2]
         groups = attribute(node, "group", 1)
         output = (node.output[0], 1)
         if groups == outputs and inputs == 1:
-            # Each channel by itself, unless it makes several of each.
+            # A channel multiplier above 1 would map one input channel to several outputs.
             if self._view.shapes[source][1] != outputs:
                 return False
             self._ties.tie((source, 1), output)
@@ -149,7 +156,7 @@ class Channels:
         return True
 
     def _tie_through(self, node: onnx.NodeProto, source: int, target: int) -> bool:
-        """One axis goes through in its order, the others are left as they are."""
+        """Tie one input axis to one output axis and fix all others."""
         self._ties.tie((node.input[0], source), (node.output[0], target))
         self._fix(node.input[0], but=(source,))
         self._fix(node.output[0], but=(target,))
@@ -160,7 +167,7 @@ class Channels:
             self._broadcast(name, node.output[0])
 
     def _broadcast(self, name: str, output: str) -> None:
-        """The axes of an operand lie along the last axes of the result."""
+        """Tie the axes of an operand to the last axes of the result."""
         shape, result = self._view.shapes[name], self._view.shapes[output]
         for axis, size in enumerate(shape):
             if size != 1:

@@ -1,9 +1,9 @@
-"""Bias correction: the mean error of a layer is taken out of its bias.
+"""Bias correction: subtract the mean error of a layer from its bias.
 
 Nagel et al., "Data-free quantization through weight equalization and bias correction" (2019),
-with the means measured rather than assumed: E[x] of the float network, E[q] of the same values
-as the integer network stores them. Since the layers before are corrected in the same way, the
-means that reach a layer are those of the float network.
+with measured means: E[x] of the float network, and E[q] of the same values after quantization.
+Since earlier layers are corrected in the same way, the means of a layer's input are those of the
+float network.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from edgepack.chain.quantize.moments import Moments
 
 
 def mean_error(layer: Layer, effective: np.ndarray, moments: Moments) -> np.ndarray:
-    """(outputs,) E[W x - V q], to be added to the bias.
+    """Return (outputs,) E[W x - V q], to be added to the bias.
 
     Args:
         layer: with its real weights W as rows.
-        effective: (outputs, K) the weights V that the integers stand for.
+        effective: (outputs, K) weights V that the integers represent.
         moments: of the layer's input: the means of x and of q.
     """
     real, quantized = moments.real / moments.count, moments.quantized / moments.count

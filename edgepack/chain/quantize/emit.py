@@ -1,4 +1,4 @@
-"""The Q/DQ graph: every quantized tensor once through Q and DQ, every weight as s8 behind a DQ."""
+"""Emit the Q/DQ graph: one Q/DQ pair per quantized tensor, and s8 weights behind a DQ."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def emit(
     quantization: Mapping[str, Affine],
     weights: Mapping[int, Quantized],
 ) -> onnx.ModelProto:
-    """The quantized model.
+    """Return the quantized model.
 
     Args:
         model: float32, prepared.
         view: of that model.
-        placement: what becomes integer.
+        placement: nodes that become integer.
         quantization: of every root tensor.
         weights: of every layer, by the node's index.
     """
@@ -50,11 +50,11 @@ class _Emitter:
         self.result = onnx.ModelProto()
         self.result.CopyFrom(model)
         self.nodes: list[onnx.NodeProto] = []
-        # By the name that they should have; the graph may have taken it already.
+        # By the preferred name; the stored name differs if the graph uses it already.
         self.constants: dict[str, onnx.TensorProto] = {}
-        # Scale and zero point of every root; a layer may be called as a root is.
+        # Scale and zero point by root; apart from the constants, as a layer may have a root's name.
         self.parameters: dict[str, tuple[onnx.TensorProto, onnx.TensorProto]] = {}
-        # What readers of a quantized tensor read instead.
+        # Quantized tensor -> output of its DQ.
         self.dequantized: dict[str, str] = {}
         self.layers = {layer.index: layer for layer in placement.layers}
         self.added = {x.added: x for x in placement.layers if x.added is not None}
@@ -82,7 +82,8 @@ class _Emitter:
         del graph.node[:]
         graph.node.extend(self.nodes)
         graph.initializer.extend(self.constants.values())
-        graph.initializer.extend(t for pair in self.parameters.values() for t in pair)
+        for pair in self.parameters.values():
+            graph.initializer.extend(pair)
         remove_unused_initializers(graph)
         return self.result
 
@@ -92,27 +93,29 @@ class _Emitter:
         elif index in self.added:
             self._correct_added(self.added[index], node)
         elif index in self.placement.arithmetic and node.op_type == "Relu":
-            # A Relu on its own has no integer kernel, LeakyRelu has, and 0 is a slope too.
+            # Relu has no integer kernel of its own; LeakyRelu has one, and slope 0 makes it a Relu.
             node.op_type = "LeakyRelu"
             node.attribute.append(helper.make_attribute("alpha", 0.0))
 
     def _correct_added(self, layer: Layer, node: onnx.NodeProto) -> None:
-        """The Add behind a MatMul takes that layer's corrected bias."""
+        """Replace the bias in the Add behind a MatMul by the corrected one."""
         name, weights = f"{layer.name}_bias", self.weights[layer.index]
-        bias = as_half(weights.real_bias) if weights.bias is None else weights.real_bias
+        bias = weights.real_bias
+        if weights.bias is None:
+            bias = as_half(bias)
         self._constant(name, bias.astype(np.float32))
         for slot, old in enumerate(node.input):
             if old == layer.bias_name:
                 node.input[slot] = self.constants[name].name
 
     def _append(self, node: onnx.NodeProto) -> None:
-        """A node, and Q and DQ behind what of it is quantized."""
+        """Append a node, and Q and DQ behind its quantized outputs."""
         pairs = []
         for slot, output in enumerate(node.output):
             name = self.clamped.get(output, output)
             if name not in self.placement.points:
                 continue
-            # The DQ takes the name where the outside sees what is behind it.
+            # A tensor that is visible outside is the DQ's output, so the DQ takes its name.
             is_rounded = name in self.placement.rounded
             node.output[slot] = self.names.tensor(f"{name}_real") if is_rounded else name
             pairs.append((name, node.output[slot]))
@@ -121,7 +124,10 @@ class _Emitter:
             self._quantize(name, real)
 
     def _quantize(self, name: str, real: str) -> None:
-        """Q and DQ behind a tensor that is called `real`."""
+        """Append Q and DQ behind the tensor `real`, the float form of `name`.
+
+        Example: y -> y_QuantizeLinear -> y_quantized -> y_DequantizeLinear -> y_dequantized.
+        """
         root = self.placement.points[name]
         scale, zero_point = self._parameters(root)
         stored = self.names.tensor(f"{name}_quantized")
@@ -136,6 +142,7 @@ class _Emitter:
         self.dequantized[name] = back
 
     def _parameters(self, root: str) -> tuple[str, str]:
+        """Return the names of a root's scale and zero point."""
         if root not in self.parameters:
             affine = self.quantization[root]
             value = np.array(affine.scale, dtype=np.float32)
@@ -149,10 +156,11 @@ class _Emitter:
         return scale.name, zero_point.name
 
     def _write_weights(self, layer: Layer, node: onnx.NodeProto) -> None:
+        """Store a layer's integers and make its node read them."""
         weights = self.weights[layer.index]
         read = (layer.weight, layer.transposed, weights.scale.tobytes(), weights.rows.tobytes())
         if read not in self.stored:
-            # The first reader of shared weights stores them for all that read them alike.
+            # The first reader of shared weights stores them for all readers with the same integers.
             bases = set(self.stored.values())
             base = layer.weight if layer.weight not in bases else f"{layer.weight}_{layer.name}"
             self.stored[read] = base
@@ -167,19 +175,19 @@ class _Emitter:
             del node.input[2:]
             node.input.append(self._bias(layer, weights))
         if layer.op == "Gemm":
-            # Both are in the integers already.
+            # Alpha and beta are folded into the integers.
             for item in node.attribute:
                 if item.name in ("alpha", "beta"):
                     item.f = 1.0
 
     def _bias(self, layer: Layer, weights: Quantized) -> str:
-        """The name of a layer's bias: float, or int32 behind a DQ."""
+        """Return the name of a layer's bias: float, or int32 behind a DQ."""
         name = layer.bias_name or f"{layer.name}_bias"
         if weights.bias is None:
             self._constant(f"{layer.name}_bias", as_half(weights.real_bias).astype(np.float32))
             return str(self.constants[f"{layer.name}_bias"].name)
         if f"{name}_quantized" in self.constants:
-            # A bias that layers share has another scale in each.
+            # Layers that share a bias need a copy each, since its scale depends on the layer.
             name = f"{layer.name}_bias"
         source = self.quantization[self.placement.points[layer.input]]
         self._constant(f"{name}_quantized", weights.bias)
@@ -187,9 +195,10 @@ class _Emitter:
         return self._dequantize_constant(name, 0, f"{layer.name}_bias")
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
+        """Append the DQ of a constant and return the name of its output."""
         output = self.names.tensor(f"{output}_dequantized")
         stored = self.constants[f"{base}_quantized"]
-        # One array of zeros serves all layers of a size.
+        # Layers of one size share an array of zeros.
         zeros = np.zeros(stored.dims[axis], dtype=helper.tensor_dtype_to_np_dtype(stored.data_type))
         zero_point = f"zeros_{zeros.dtype}_{len(zeros)}"
         if zero_point not in self.constants:

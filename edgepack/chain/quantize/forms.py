@@ -1,10 +1,10 @@
-"""Layers that have no static int8 kernel, or a slow one, in the form that serves each best.
+"""Forms of layers whose static int8 kernel is missing or slow.
 
-    LSTM              int8, quantized at run time: onnxruntime has a kernel for that
-    GRU, RNN, Conv3d  int8 in the file, float32 again when the model is loaded: a quarter of the
-                      bytes at the speed of the float layer
+    LSTM              int8, quantized at run time by a kernel of onnxruntime
+    GRU, RNN, Conv3d  int8 in the file, converted to float32 when the model is loaded: a quarter of
+                      the bytes at the speed of the float layer
 
-They stand beside the static layers in one graph. Their weights are rounded to the nearest.
+They share a graph with the static layers. Their weights are rounded to the nearest integer.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from edgepack.chain.quantize.unranged.emit import (
 )
 from edgepack.chain.quantize.unranged.weights_only import WeightsEmitter
 
-# What writes each form, in the order in which they are written.
+# Emitter of each form, in the order of writing.
 EMITTERS: dict[str, type[WeightEmitter]] = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}
 
-# Why a layer is not static int8; there is no kernel of run time either for GRU and RNN.
+# Reasons why a layer is not static int8. GRU and RNN have no dynamic kernel either.
 _REASONS = {
     "LSTM": FLOAT_LAYERS["LSTM"],
     "GRU": "recurrent: onnxruntime has no int8 GRU",
@@ -40,7 +40,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Form:
-    """The form of one layer beside the static ones.
+    """Form of one layer that is not static int8.
 
     Attributes:
         name: the node's name.
@@ -48,7 +48,7 @@ class Form:
         kind: "dynamic" or "weights", a key of `EMITTERS`.
         reason: why the layer is not static int8.
         constants: its weights.
-        integers: the same as s8, in that order.
+        integers: the weights as s8, in the same order.
     """
 
     name: str
@@ -62,14 +62,14 @@ class Form:
 def choose_forms(
     view: GraphView, options: QuantizeOptions
 ) -> tuple[dict[str, Form], dict[str, str]]:
-    """Choose the form of every layer that does not become static int8 for want of a kernel.
+    """Choose the form of every layer whose static int8 kernel is missing or slow.
 
     Args:
         view: of a prepared graph.
-        options: `recurrent`, `conv3d`, and what weights are rounded by.
+        options: `recurrent`, `conv3d`, and those for rounding weights.
 
     Returns:
-        The forms by the node's name, and for layers that cannot have one the reason.
+        The forms by node name, and the reasons of layers that cannot have one.
     """
     forms: dict[str, Form] = {}
     reasons: dict[str, str] = {}
@@ -81,7 +81,7 @@ def choose_forms(
         if isinstance(constants, str):
             reasons[node.name] = constants
             continue
-        # Pairs of products are added in 16 bits where activations are integers, too.
+        # Only integer activations need the pair limit: their products are added in 16 bits.
         rounding = options if kind == "dynamic" else replace(options, range="full")
         integers = tuple(integers_of(constant, rounding) for constant in constants)
         reason = _REASONS.get(node.op_type, SLOW_VOLUME)
@@ -92,11 +92,11 @@ def choose_forms(
 def store_forms(
     model: onnx.ModelProto, forms: Mapping[str, Form], floats: Collection[str]
 ) -> onnx.ModelProto:
-    """Rewrite layers of a static int8 graph in their forms.
+    """Rewrite layers of a static int8 graph to their forms.
 
     Args:
-        model: the static graph; these layers are float in it.
-        forms: by the node's name.
+        model: the static graph, in which these layers are float.
+        forms: by node name.
         floats: names of layers that stay float.
     """
     for kind, emitter in EMITTERS.items():
@@ -112,7 +112,7 @@ def store_forms(
 
 
 def _kind(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
-    """Return the form that the options name for a layer; None where it is static or float."""
+    """Return the form that the options select for a layer; None if it is static or float."""
     operator = view.nodes[index].op_type
     if operator == "LSTM" and options.recurrent == "dynamic":
         return "dynamic"

@@ -1,4 +1,4 @@
-"""What onnxruntime makes of the Q/DQ graph: whether float arithmetic is left in it."""
+"""Fuse a Q/DQ graph as onnxruntime does, and count the float operators that remain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import onnx
 from edgepack import files
 from edgepack.runtime.session.onnx_session import import_engine
 
-# Nothing rounds in these: they move values, compare them, or compute shapes.
+# Operators without rounding: they move values, compare them, or compute shapes.
 # fmt: off
 ROUNDLESS = frozenset(
     {
@@ -18,7 +18,7 @@ ROUNDLESS = frozenset(
         "Tile", "Transpose", "Unsqueeze", "Where",
     }
 )
-# Integer arithmetic, with one rounding to the output.
+# Integer arithmetic that rounds once, to its output.
 INTEGER = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "QGemm", "ConvInteger", "MatMulInteger",
@@ -29,7 +29,7 @@ INTEGER = frozenset(
 
 
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph that onnxruntime runs, at the level that does not depend on the CPU."""
+    """Return the graph that onnxruntime runs, at the level that does not depend on the CPU."""
     onnxruntime = import_engine()
     with files.temporary_folder() as folder:
         path = folder / "fused.onnx"
@@ -44,7 +44,7 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
-    """How many nodes of each operator still round in floating point, subgraphs included."""
+    """Count the nodes of each operator that round in floating point, subgraphs included."""
     counts: dict[str, int] = {}
     graphs = [graph]
     while graphs:

@@ -1,9 +1,9 @@
-"""Convolutions, Gemm and MatMul with constant weights, as matrices in one order.
+"""Read convolutions, Gemm and MatMul with constant weights as matrices in one order.
 
-Every layer's weights are brought into rows: one per output channel, its columns in the order in
-which onnxruntime's MLAS walks the reduction axis K. For a convolution that is kernel row, kernel
-column, input channel of the group. Pairs (0,1), (2,3), ... of those columns are added in 16 bits
-on x86 without VNNI.
+The weights of every layer are arranged in rows, one per output channel. The columns have the order
+in which onnxruntime's MLAS walks the reduction axis K: for a convolution kernel row, kernel column,
+input channel of the group. Pairs (0,1), (2,3), ... of columns are added in 16 bits on x86 without
+VNNI.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import onnx
 
 from edgepack.chain.graphs.view import GraphView, attribute
 
-# What can become integer when its weights are constant.
+# Operators that can become integer if their weights are constant.
 LINEAR = ("Conv", "Gemm", "MatMul")
-# What a reader of the report takes for a layer but stays float, and why.
+# Operators that the report lists as layers although they stay float, with the reason.
 FLOAT_LAYERS = {
     "ConvTranspose": "onnxruntime has no integer transposed convolution on the CPU",
     "LSTM": "recurrent: onnxruntime has no static int8 LSTM",
@@ -35,11 +35,11 @@ FLOAT_LAYERS = {
             *("Attention", "MultiHeadAttention", "GroupQueryAttention", "LongformerAttention"),
             *("DecoderMaskedMultiHeadAttention", "PackedAttention", "SparseAttention"),
         ),
-        "a whole attention layer in one operator: its products are out of reach",
+        "an attention layer in one operator: its products cannot be quantized separately",
     ),
 }
-# Why a layer stays float that was integer before.
-RETURNED = "returned to float, so that the quality holds"
+# Reason of a layer that repair took back.
+RETURNED = "returned to float to meet the quality gate"
 # Measured on x86-64 with VNNI: QLinearConv of three spatial axes takes 1.4 to 1.9 times as long as
 # Conv.
 SLOW_VOLUME = "three-dimensional: onnxruntime's int8 convolution is slower than its float one"
@@ -50,21 +50,21 @@ class Layer:
     """One linear layer on its way to int8.
 
     Attributes:
-        index: the node's place in the graph.
+        index: the node's position in the graph.
         name: the node's name.
         op: "Conv", "Gemm" or "MatMul".
         input: tensor that it reads.
-        output: tensor that it makes, after an activation that its quantization absorbs.
+        output: tensor that it outputs, after an activation that its quantization absorbs.
         weight: its initializer's name.
         bias_name: its bias's initializer, or None.
-        added: of a MatMul, the float Add behind it whose constant (`bias_name`) is its bias.
+        added: index of the float Add behind a MatMul whose constant (`bias_name`) is its bias.
         shape: of the weights as stored.
-        groups: of a convolution, else 1.
+        groups: of a convolution; 1 for other layers.
         transposed: whether the weights are stored (outputs, inputs).
         rows: (outputs, K), float64.
-        bias: (outputs,), float64; zeros where the node has none.
+        bias: (outputs,), float64; zeros if the node has none.
         shared: whether another node reads the same weights too.
-        window: what a convolution slides over its input.
+        window: of a convolution; None for other layers.
     """
 
     index: int
@@ -85,7 +85,7 @@ class Layer:
 
     @property
     def axis(self) -> int:
-        """The axis of the stored weights that counts output channels."""
+        """Axis of the stored weights that counts output channels."""
         return 0 if self.op == "Conv" or self.transposed else 1
 
     @property
@@ -95,23 +95,23 @@ class Layer:
 
     @property
     def depthwise(self) -> bool:
-        """Whether each output reads one channel that no other output reads.
+        """True if each output reads one channel that no other output reads.
 
-        MLAS multiplies those in 16 bits of their own (two-dimensional ones): no pair saturates.
+        MLAS keeps the 16-bit products of two-dimensional ones apart, so no pair saturates.
         """
         return self.op == "Conv" and self.groups == self.shape[0] and self.shape[1] == 1
 
     @property
     def paired(self) -> bool:
-        """Whether neighbouring columns are added in 16 bits without VNNI."""
+        """True if neighbouring columns are added in 16 bits without VNNI."""
         return not (self.depthwise and len(self.shape) == 4)
 
     def per_group(self, rows: np.ndarray) -> np.ndarray:
-        """Rows as (groups, outputs of the group, K)."""
+        """Reshape rows to (groups, outputs of the group, K)."""
         return rows.reshape(self.groups, -1, rows.shape[-1])
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
-        """Rows back in the order in which the node stores its weights."""
+        """Return rows in the layout in which the node stores its weights."""
         if self.op == "Conv":
             outputs, inputs, *kernel = self.shape
             kernels = rows.reshape(outputs, *kernel, inputs)
@@ -121,7 +121,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution slides over its input; all per spatial axis."""
+    """Kernel geometry of a convolution, per spatial axis."""
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
@@ -131,7 +131,7 @@ class Window:
     auto_pad: str
 
     def padding(self, size: tuple[int, ...]) -> list[tuple[int, int]]:
-        """Zeros before and after each spatial axis of an input of that size."""
+        """Return the zeros before and after each spatial axis of an input of that size."""
         if not self.auto_pad.startswith("SAME"):
             return list(zip(self.begin, self.end, strict=True))
         pads = []
@@ -143,19 +143,19 @@ class Window:
 
 
 def read_layer(view: GraphView, index: int) -> Layer | str:
-    """The layer at a node, or the reason why it cannot become integer."""
+    """Return the layer at a node, or the reason why it cannot become integer."""
     node = view.nodes[index]
     if node.op_type not in LINEAR:
         return FLOAT_LAYERS[node.op_type]
     weights = view.constant(node.input[1])
     if weights is None:
         if node.op_type == "MatMul" and view.is_constant(node.input[0]):
-            return "its constant is the first operand: there is no output channel to scale by"
+            return "its constant is the first operand, so it has no scale per output channel"
         if node.op_type == "MatMul":
-            return "both operands are activations: their pairs cannot be bounded before they run"
+            return "both operands are activations, so its pairs of products cannot be bounded"
         return "its weights are not constant"
     if view.is_constant(node.input[0]):
-        return "its input is a constant: nothing is left to compute"
+        return "its input is constant"
     if weights.dtype != np.float32:
         return f"its weights are {weights.dtype}, not float32"
     if weights.size == 0:
@@ -214,7 +214,7 @@ def _product(
 
 
 def _take_added_bias(view: GraphView, layer: Layer) -> None:
-    """A MatMul has no bias of its own: take the constant of the Add behind it for one."""
+    """Take the constant of the Add behind a MatMul as its bias."""
     reader = view.only_reader(layer.output)
     if reader is None or view.nodes[reader].op_type != "Add":
         return
@@ -262,12 +262,12 @@ def is_volume(view: GraphView, index: int) -> bool:
 
 
 def is_layer(node: onnx.NodeProto) -> bool:
-    """Whether the report counts a node as a layer."""
+    """Return True if the report counts a node as a layer."""
     return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS
 
 
 def inner_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
-    """(name, operator, reason) of the layers in subgraphs of some nodes: all of them stay float."""
+    """Yield (name, operator, reason) of the layers in subgraphs; all of them stay float."""
     for node in nodes:
         pending = [g for item in node.attribute for g in (item.g, *item.graphs)]
         while pending:

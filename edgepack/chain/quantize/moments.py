@@ -1,8 +1,8 @@
-"""What every layer reads: the second moments of its input, streamed.
+"""Estimate the means and second moments of every layer's input, streamed.
 
-For a layer y = W x + b whose input the device sees as q (x quantized), replacing W by V costs
-E|W x - V q|^2. With the bias correction, b' = b + E[W x - V q], what is left is governed by the
-covariance of q; without it, by E[q q^T]. Both, and the means, are gathered here.
+For a layer y = W x + b whose input is quantized to q, replacing W by V costs E|W x - V q|^2. With
+the bias correction, b' = b + E[W x - V q], the cost depends on the covariance of q; without it, on
+E[q q^T]. This module estimates both, and the means.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from edgepack.chain.quantize.observe import spread
 from edgepack.chain.quantize.scheme import Affine
 from edgepack.data.samples import Samples
 
-# Positions that enter the moments of one layer, over all samples; ten times the widest usual
-# reduction axis.
+# Positions that enter the moments of one layer, over all samples: ten times the usual size of the
+# widest reduction axis.
 POSITIONS = 12288
 FEWEST_A_BATCH, MOST_A_BATCH = 64, 2048
-# Second moments that are held at a time; a larger network is looked at in several passes.
+# Memory for second moments; a larger network takes several passes over the samples.
 MOMENT_BYTES = 384 * 2**20
 
 
@@ -36,8 +36,7 @@ class Moments:
         real: (groups, K) sum of x.
         quantized: (groups, K) sum of q.
         origin: (groups, K) near the mean of q, so that the squares lose no digits.
-        square: (groups, K, K) sum of (q - origin) (q - origin)^T; empty where only means were
-            asked for.
+        square: (groups, K, K) sum of (q - origin) (q - origin)^T; empty if only means are needed.
     """
 
     count: int
@@ -48,7 +47,7 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """(groups, K, K) of q."""
+        """(groups, K, K) covariance of q."""
         offset = self.quantized / self.count - self.origin
         return np.asarray(self.square / self.count - offset[:, :, None] * offset[:, None, :])
 
@@ -60,12 +59,12 @@ class Moments:
 
 
 def key(layer: Layer) -> tuple[str, Window | None, int]:
-    """Layers of one key multiply the same columns."""
+    """Return a key that layers share if they multiply the same columns."""
     return layer.input, layer.window, layer.groups
 
 
 def group_by_memory(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]:
-    """Layers in lots whose moments fit `MOMENT_BYTES` together."""
+    """Group layers so that the moments of each group fit `MOMENT_BYTES`."""
     if not squares:
         return [list(layers)]
     lots: list[list[Layer]] = []
@@ -94,18 +93,18 @@ def observe_moments(
     count: int,
     squares: bool,
 ) -> dict[tuple[str, Window | None, int], Moments]:
-    """The moments of the inputs of one lot of layers.
+    """Estimate the moments of the inputs of one group of layers.
 
     Args:
         model: float32, prepared.
         layers: one of `group_by_memory`.
-        groups: their inputs, in groups that fit memory together.
-        quantization: of every layer's input that the device sees quantized.
+        groups: their inputs, in groups that fit in memory.
+        quantization: of every input that is quantized on the device.
         samples: the calibration samples.
-        batch_size: samples at once.
-        advance: told the number of samples when a batch is done.
-        count: number of samples: the more there are, the fewer positions of each are taken.
-        squares: whether second moments are wanted, beside the means.
+        batch_size: samples per run.
+        advance: receives the number of samples after each batch.
+        count: number of samples; with more of them, fewer positions of each are used.
+        squares: True to estimate second moments in addition to the means.
     """
     readers: dict[str, dict[tuple[str, Window | None, int], Layer]] = {}
     for layer in layers:
@@ -118,8 +117,10 @@ def observe_moments(
         for name, values in arrays.items():
             for layer_key, layer in readers[name].items():
                 real = columns(layer, values, most, number)
-                # The zeros of a padded border are stored exactly.
-                quantized = quantization[name].fake(real) if name in quantization else real
+                quantized = real
+                if name in quantization:
+                    # Zero is represented exactly, so the zeros of a padded border stay.
+                    quantized = quantization[name].fake(real)
                 _add(moments, layer_key, real, quantized, squares)
     return moments
 
@@ -131,9 +132,10 @@ def _add(
     quantized: np.ndarray,
     squares: bool,
 ) -> None:
+    """Add one batch of columns, (groups, positions, K), to the moments of a key."""
     groups, count, width = quantized.shape
     if not count:
-        # Nothing was found on these samples: there is no mean to begin with.
+        # The tensor is empty on these samples and has no mean to use as the origin.
         return
     if layer_key not in moments:
         square = np.zeros((groups, width, width) if squares else (0, 0, 0))
@@ -150,9 +152,10 @@ def _add(
 
 
 def columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndarray:
-    """(groups, positions, K) what the layer's rows multiply, in the order of their columns.
+    """Return (groups, positions, K): the values that each row of the layer multiplies.
 
-    At most about `most` positions, evenly spread; `offset` moves their start.
+    There are about `most` positions at most, evenly spread; `offset` moves their start. Example: a
+    3 x 3 convolution over (1, 8, 32, 32) with padding 1 has 1,024 positions and K = 72.
     """
     if layer.window is None:
         return spread(values.reshape(-1, values.shape[-1]), most, offset)[None]

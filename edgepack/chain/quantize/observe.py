@@ -1,7 +1,7 @@
-"""What the activations look like: exact ranges first, histograms of fixed range second.
+"""Observe activations: exact ranges first, then histograms over those ranges.
 
-Both are streamed. The ranges are reduced inside the network's own run, so that only a few values
-of each tensor come out; the histograms take a tensor at a time and keep counts.
+Both are streamed. Ranges are reduced by nodes appended to the graph, so that a run returns only a
+few values per tensor; histograms process a tensor at a time and store counts.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 
 BINS = 2048
-# Values of one tensor that one batch adds to its histogram; of a larger one, evenly spread ones.
+# Values that one batch adds to the histogram of a tensor; larger tensors are subsampled evenly.
 COUNTED = 2**17
 
 
 @dataclass
 class Range:
-    """The exact range of a tensor over all samples.
+    """Exact range of a tensor over all samples.
 
     Attributes:
-        low, high: over everything.
+        low, high: smallest and largest value.
         elements: size of the largest batch.
     """
 
@@ -38,12 +38,12 @@ class Range:
 
 @dataclass
 class Histogram:
-    """Counts in bins of equal width over a fixed range; exact zeros are counted apart.
+    """Counts in bins of equal width over a fixed range; exact zeros are counted separately.
 
     Attributes:
         low, high: the range; values outside are counted in the first and last bin.
         counts: (bins,) int64.
-        zeros: how many values were exactly 0 (they cost no error: 0 is always represented).
+        zeros: number of values that are exactly 0 (0 is represented without error).
     """
 
     low: float
@@ -53,7 +53,7 @@ class Histogram:
 
     @property
     def edges(self) -> np.ndarray:
-        """(bins + 1,) the bins' borders."""
+        """Borders of the bins, (bins + 1,)."""
         return np.linspace(self.low, self.high, len(self.counts) + 1)
 
     def add(self, values: np.ndarray) -> None:
@@ -68,6 +68,7 @@ class Histogram:
         zero = int(flat.size - np.count_nonzero(flat))
         self.counts += np.bincount(bin_indices, minlength=bins)
         if zero:
+            # The zeros were counted with their bin; move them to their own count.
             home = (np.float32(0) - np.float32(self.low)) * np.float32(
                 bins / (self.high - self.low)
             )
@@ -82,7 +83,7 @@ def observe_ranges(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> tuple[dict[str, Range], int]:
-    """The exact range of each tensor, and the number of samples.
+    """Return the exact range of each tensor, and the number of samples.
 
     Raises:
         ChainError: quantize-calibration-nonfinite, quantize-calibration-empty.
@@ -105,15 +106,20 @@ def observe_ranges(
         count += batch.count
         advance(batch.count)
     unobserved = [name for name in names if name not in ranges]
-    if not count or unobserved:
-        raise ChainError(
-            "quantize-calibration-empty",
-            "there are no calibration samples",
-            why=f"{samples.origin} held {count} samples"
-            + (f", and {unobserved[0]!r} was empty on all of them" if count else ""),
-            hint="give samples that are like what the device will see; 100 or more",
-        )
+    if not count:
+        raise _no_samples(f"{samples.origin} is empty")
+    if unobserved:
+        raise _no_samples(f"the tensor {unobserved[0]!r} is empty on all {count} samples")
     return ranges, count
+
+
+def _no_samples(why: str) -> ChainError:
+    return ChainError(
+        "quantize-calibration-empty",
+        "there are no calibration samples",
+        why=why,
+        hint="pass 100 or more samples like those on the device",
+    )
 
 
 def observe_histograms(
@@ -123,7 +129,7 @@ def observe_histograms(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> dict[str, Histogram]:
-    """A histogram of each tensor over its exact range."""
+    """Return a histogram of each tensor over its exact range."""
     histograms = {name: Histogram(observed.low, observed.high) for name, observed in ranges.items()}
     groups = grouped(list(ranges), {name: observed.elements for name, observed in ranges.items()})
     runs = tensors(model, groups, samples, batch_size, advance)
@@ -134,16 +140,19 @@ def observe_histograms(
 
 
 def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:
-    """At most about `most` entries along axis 0, evenly spread; `offset` moves their start."""
+    """Return about `most` entries along axis 0 at most, evenly spread from `offset` on.
+
+    Example: 10 items with `most` = 4 and `offset` = 1 give items 1, 4 and 7.
+    """
     if len(items) <= most:
         return items
-    # An odd step does not fall into the period of a feature map's rows.
+    # Rows of a feature map often have an even length; an odd step does not repeat their columns.
     step = -(-len(items) // most) | 1
     return items[offset % step :: step]
 
 
 def _reducing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that gives minimum, maximum, mean and size of each tensor, in that order."""
+    """Return a copy of the model that outputs minimum, maximum, mean and size of each tensor."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -161,7 +170,7 @@ def _nonfinite(name: str, first: int, count: int, origin: str) -> ChainError:
     position = f"sample {first}" if count == 1 else f"samples {first} to {first + count - 1}"
     return ChainError(
         "quantize-calibration-nonfinite",
-        "the model gave NaN or infinity while it was calibrated",
+        "the model returned NaN or infinity during calibration",
         why=f"in the tensor {name!r} on {position} of {origin}",
-        hint="check those samples and the preprocessing; the float model itself is at fault there",
+        hint="check those samples and the preprocessing: the float model itself returns it",
     )

@@ -1,4 +1,4 @@
-"""What the quantization pass can be asked for."""
+"""Options of the quantization pass."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ SCHEMES = tuple(WEIGHTS)
 RANGES = ("full", "reduced", "pair-safe")
 CALIBRATORS = ("minmax", "percentile", "entropy", "mse")
 ROUNDINGS = ("nearest", "gptq")
-# Of a weight, and weights that share a scale where it has four: what onnxruntime has kernels for.
+# Bits of a weight, and the number of 4-bit weights that share a scale, by onnxruntime's kernels.
 BITS = (4, 8)
 BLOCKS = (16, 32, 64, 128, 256)
 EQUALIZATIONS = ("none", "cross-layer", "smooth", "both")
-# Forms of a layer that has no static int8 kernel, or a slow one, beside static layers.
+# Forms of layers without a fast static int8 kernel in the mode "static".
 RECURRENT = ("dynamic", "weights", "float")
 VOLUMES = ("weights", "static", "float")
 _WORDS = {
@@ -32,43 +32,43 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class QuantizeOptions(PassOptions):
-    """The options of `quantize`.
+    """Options of `quantize`.
 
     Attributes:
-        mode: what becomes integer. "static": weights and activations, whose ranges are measured
-            on calibration samples. "dynamic": both, the activations' ranges taken at run time.
-            "weights": the file alone, the arithmetic stays float.
+        mode: values that become integers. "static": weights and activations, with ranges measured
+            on calibration samples. "dynamic": both, with activation ranges taken at run time.
+            "weights": only the stored weights; the arithmetic stays float.
         scheme: "fbgemm" or "qnnpack": u8 affine activations per tensor, s8 symmetric weights
             per channel, in qnnpack's from -127 on. "tensorrt": s8 symmetric activations, float
-            biases, pairs where TensorRT wants them.
-        range: how much of s8 the weights use. "full" saturates on x86 without VNNI; "reduced"
+            biases, Q/DQ pairs as TensorRT recommends.
+        range: share of s8 that the weights use. "full" saturates on x86 without VNNI; "reduced"
             halves every weight; "pair-safe" limits only the pairs that could saturate, so that
-            one file gives the same bits with and without VNNI.
-        calibrator: how an activation's range follows from its histogram.
-        percentile: the share of values that the percentile calibrator keeps, in percent.
-        bias_correction: take the mean error of every layer out of its bias; left out, it is done
-            wherever the samples are read anyway.
-        rounding: "nearest", or "gptq": every weight's rounding error is made up for by the
-            weights after it. Left out, it is "gptq" in the mode "static" and "nearest" in the
-            others, which then need no calibration samples.
-        bits: of a weight, 8 or 4; in the mode "weights" alone.
-        block: weights of a row that share a scale, where they have 4 bits.
-        recurrent: form of LSTM, GRU and RNN in the mode "static", for which onnxruntime has no
-            static int8 kernel. "dynamic": an LSTM is quantized at run time; GRU and RNN, for which
-            there is no such kernel either, store int8 weights and compute in float. "weights": all
-            of them do. Left out, it is "dynamic", and "float" in the scheme "tensorrt".
+            one file gives identical results with and without VNNI.
+        calibrator: method that chooses an activation's range from its histogram.
+        percentile: share of values inside the range of the percentile calibrator, in percent.
+        bias_correction: subtract the mean error of every layer from its bias. By default this is
+            done whenever the samples are read anyway.
+        rounding: "nearest", or "gptq": later weights compensate the rounding errors of earlier
+            ones. The default is "gptq" in the mode "static" and "nearest" in the others, which
+            then need no calibration samples.
+        bits: of a weight, 8 or 4; only in the mode "weights".
+        block: number of 4-bit weights of a row that share a scale.
+        recurrent: form of LSTM, GRU and RNN in the mode "static"; onnxruntime has no static int8
+            kernel for them. "dynamic": an LSTM is quantized at run time; GRU and RNN, which have no
+            such kernel either, store int8 weights and compute in float. "weights": all of them do.
+            The default is "dynamic", and "float" in the scheme "tensorrt".
         conv3d: form of three-dimensional convolutions in the mode "static". "weights": int8 in the
             file, float arithmetic, since onnxruntime's int8 kernel is slower than its float one.
-            Left out, it is "weights", and "static" in the scheme "tensorrt".
-        equalize: channels of like size before ranges are measured, by factors between layers, where
-            that is exact: "cross-layer" between one layer and the next, "smooth" between a
-            LayerNormalization and what reads it, "both". In the mode "static". Beside gptq it is
-            worth -0.4 to 0.6 dB of SNR on the example networks; rounded to the nearest, 6 dB on
+            The default is "weights", and "static" in the scheme "tensorrt".
+        equalize: scale channels to similar magnitudes before ranges are measured, by factors
+            between layers where that is exact: "cross-layer" between one layer and the next,
+            "smooth" between a LayerNormalization and its readers, "both". In the mode "static".
+            With gptq it gains -0.4 to 0.6 dB of SNR on the example networks; with nearest, 6 dB on
             Silero VAD, 1.5 on a ResNet, and -0.5 on EfficientNet-Lite0 (benchmarks/equalize.py).
-        alpha: of `equalize`, the share of the difference in size that moves into the weights.
-        repair: where a gate is missed, return to float the layers that cost most, until it holds.
+        alpha: of `equalize`, the share of the difference in magnitude that moves to the weights.
+        repair: if a gate is missed, return the most costly layers to float until it passes.
         exclude: names of nodes that stay float.
-        batch_size: samples that are run at once.
+        batch_size: samples per run.
     """
 
     mode: str = "static"
@@ -90,13 +90,14 @@ class QuantizeOptions(PassOptions):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Samples that ranges are measured on, or that weights are rounded for."""
-        looks = self.mode == "static" or self.rounding == "gptq" or self.bias_correction
-        return ("calibration",) if looks else ()
+        """Roles of the samples that ranges or weight rounding need."""
+        if self.mode == "static" or self.rounding == "gptq" or self.bias_correction:
+            return ("calibration",)
+        return ()
 
     @property
     def repairs(self) -> bool:
-        """Whether layers go back to float where a gate is missed."""
+        """True if layers are returned to float when a gate is missed."""
         return self.repair
 
     def __post_init__(self) -> None:
@@ -117,43 +118,44 @@ class QuantizeOptions(PassOptions):
         flag(NAME, "bias_correction", self.bias_correction)
         flag(NAME, "repair", self.repair)
         number(NAME, "alpha", self.alpha, 0, 1)
-        # At 50 nothing would be left but the median.
+        # At 50 the range would shrink to the median.
         number(NAME, "percentile", self.percentile, 51, 100)
         number(NAME, "batch_size", self.batch_size, 1, whole=True)
         if self.equalize != "none" and self.mode != "static":
             raise ChainError(
                 "quantize-option",
-                f"the mode {self.mode!r} has nothing to equalize",
-                why="channels are scaled for the one range that a tensor of theirs is stored in",
+                f"the mode {self.mode!r} does not support equalize",
+                why="channels are equalized to share the stored range of a tensor",
                 hint=f"--chain quantize:equalize={self.equalize}:mode=static",
             )
         if self.scheme in SYMMETRIC and self.mode != "static":
             raise ChainError(
                 "quantize-option",
-                f"the scheme {self.scheme} has no mode {self.mode!r}",
-                why="TensorRT takes integers as Q/DQ pairs alone, with ranges that were measured",
+                f"the scheme {self.scheme} does not support the mode {self.mode!r}",
+                why="TensorRT reads integers only as Q/DQ pairs with calibrated ranges",
                 hint=f"--chain quantize:scheme={self.scheme}:mode=static",
             )
         if self.scheme in SYMMETRIC and self.range != "full":
             raise ChainError(
                 "quantize-option",
-                f"the scheme {self.scheme} has no range {self.range!r}",
-                why="GPUs add products in 32 bits: nothing saturates, and nothing is to be spared",
+                f"the scheme {self.scheme} does not support the range {self.range!r}",
+                why="GPUs add products in 32 bits, where nothing saturates",
                 hint=f"--chain quantize:scheme={self.scheme}:range=full",
             )
 
     def _set(self, option: str, value: object) -> None:
+        """Set an option of this frozen object to its default."""
         object.__setattr__(self, option, value)
 
     def _set_form(self, option: str, forms: tuple[str, ...], on_gpu: str) -> None:
-        """Settle the form of layers beside the static ones: the first, `on_gpu` for TensorRT."""
+        """Check a form of layers; the default is the first form, `on_gpu` for TensorRT."""
         form = getattr(self, option)
         if self.mode != "static":
             if form:
                 raise ChainError(
                     "quantize-option",
-                    f"the quantization option {option} has no meaning here",
-                    why=f"the mode {self.mode!r} gives every layer its own form",
+                    f"the quantization option {option} does not apply",
+                    why=f"it applies only in the mode 'static', not {self.mode!r}",
                     hint=f"--chain quantize:mode=static:{option}={form}",
                 )
             return
@@ -164,20 +166,20 @@ class QuantizeOptions(PassOptions):
         if gpu and getattr(self, option) not in (on_gpu, "float"):
             raise ChainError(
                 "quantize-option",
-                f"the scheme {self.scheme} has no {option} {form!r}",
-                why="TensorRT takes integers as Q/DQ pairs alone",
+                f"the scheme {self.scheme} does not support {option} {form!r}",
+                why="TensorRT reads integers only as Q/DQ pairs",
                 hint=f"--chain quantize:scheme={self.scheme}:{option}={on_gpu}",
             )
 
     def _set_bits(self) -> None:
-        """Bits and block: 8, or 4 in blocks of 32, and neither where activations are integers."""
+        """Check bits and block; the default is 8 bits, and blocks of 32 for 4 bits."""
         if self.mode != "weights":
             for option in ("bits", "block"):
                 if getattr(self, option) is not None:
                     raise ChainError(
                         "quantize-option",
-                        f"the quantization option {option} has no meaning here",
-                        why=f"in the mode {self.mode!r} every weight has 8 bits",
+                        f"the quantization option {option} does not apply",
+                        why=f"weights always have 8 bits in the mode {self.mode!r}",
                         hint=f"--chain quantize:mode=weights:{option}={getattr(self, option)}",
                     )
             return
@@ -188,7 +190,7 @@ class QuantizeOptions(PassOptions):
             raise ChainError(
                 "quantize-option",
                 "weights of 8 bits have no blocks",
-                why=f"block = {self.block!r}: a row of them has one scale",
+                why=f"block = {self.block!r} is set, but a row of 8-bit weights has one scale",
                 hint=f"--chain quantize:mode=weights:bits=4:block={self.block}",
             )
         if self.bits == 4:

@@ -1,9 +1,9 @@
-"""Which input channels of a layer stand beside each other: an order with few pairs over the limit.
+"""Reorder the input channels of a layer so that few pairs of weights exceed the limit.
 
 Without VNNI two neighbouring u8 x s8 products are added in 16 bits, so that the same-sign sum of
-two neighbouring weights is limited (`rounding`). Which input channels are neighbours is free
-wherever their order is: a large weight goes beside a small one or one of the other sign. Where a
-layer has twice as many inputs as outputs, hardly a pair is left that has to give way.
+two neighbouring weights is limited (`rounding`). If the order of input channels is free, a large
+weight is placed next to a small one or one of the other sign. In a layer with twice as many inputs
+as outputs, hardly any pair still exceeds the limit.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from edgepack.chain.quantize.layers import Layer
 from edgepack.chain.quantize.rounding import PAIR_STEPS
 from edgepack.chain.quantize.scheme import symmetric
 
-# Channels that are matched at a time: what every pair of them costs is held in memory.
+# Channels that are matched at a time; the costs of all their pairs are in memory.
 MOST = 2048
-# Sweeps of the local search; nearly always it finds nothing better long before.
+# Limit on the sweeps of the local search, which nearly always ends long before.
 SWEEPS = 20
 
 
@@ -35,11 +35,10 @@ def reorder(
     Args:
         model: float32, prepared.
         view: of that model.
-        layers: those that become integer.
+        layers: the layers that become integer.
 
     Returns:
-        a model that computes the same, up to float rounding, and the number of layers whose
-        input channels were put in order.
+        An equivalent model, up to float rounding, and the number of reordered layers.
     """
     free = Channels(view).free()
     readers: dict[tuple[Axis, ...], list[Layer]] = {}
@@ -51,7 +50,8 @@ def reorder(
     count = 0
     for axes, sharing in readers.items():
         sizes = {view.shapes[name][axis] for name, axis in axes}
-        # In an odd number of channels the pairs of a kernel's second column lie otherwise.
+        # With an odd number of channels, pairs shift between kernel positions: with 3 channels they
+        # are (0,1) (2,0) (1,2). No order suits all of them.
         aligned = [x for x in sharing if x.channels % 2 == 0 or x.rows.shape[1] == x.channels]
         if len(sizes) == 1 and aligned:
             orders.update(dict.fromkeys(axes, _order(aligned)))
@@ -60,7 +60,7 @@ def reorder(
 
 
 def _order(layers: Sequence[Layer]) -> np.ndarray:
-    """The order of the input channels that these layers share."""
+    """Return one order of the input channels that these layers share."""
     parts = []
     for start in range(0, layers[0].channels, MOST):
         costs = [_pair_costs(layer, start, start + MOST) for layer in layers]
@@ -69,13 +69,14 @@ def _order(layers: Sequence[Layer]) -> np.ndarray:
 
 
 def pair_order(costs: np.ndarray) -> np.ndarray:
-    """(channels,) the order in which the sum of the costs of neighbours is low.
+    """Return (channels,) an order with low total cost of neighbours.
 
-    Neighbours are the places (0, 1), (2, 3), ...; the last of an odd number stands alone.
-    A local search from the given order: two pairs exchange partners while that gains.
+    Neighbours are at the positions (0, 1), (2, 3), ...; the last of an odd number has none. A
+    local search starts from the given order: two pairs exchange partners while that lowers the
+    cost.
 
     Args:
-        costs: (channels, channels) of standing beside each other, symmetric.
+        costs: (channels, channels) costs of being neighbours, symmetric.
     """
     channels = len(costs)
     padded = np.zeros((channels + channels % 2,) * 2, dtype=costs.dtype)
@@ -84,14 +85,18 @@ def pair_order(costs: np.ndarray) -> np.ndarray:
     for _ in range(SWEEPS):
         if not _improve_pairs(padded, pairs):
             break
-    # Who stands beside nobody comes last.
+    # The channel paired with the padding comes last.
     unpaired = (pairs == channels).any(axis=1)
     order = np.concatenate([pairs[~unpaired], np.sort(pairs[unpaired], axis=1)]).ravel()
     return order[order < channels]
 
 
 def _improve_pairs(costs: np.ndarray, pairs: np.ndarray) -> bool:
-    """Every pair once exchanges partners where it gains most; whether any did."""
+    """Let every pair make its best exchange once; return True if any lowered the cost.
+
+    Pairs (a, b) and (c, d) can become (a, d), (c, b), called crossed, or (a, c), (b, d),
+    called straight.
+    """
     gained = False
     for pair in range(len(pairs)):
         first, second = pairs[pair]
@@ -110,12 +115,12 @@ def _improve_pairs(costs: np.ndarray, pairs: np.ndarray) -> bool:
 
 
 def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
-    """Squared excess over the limit of the weights of two input channels, for every two.
+    """Return the squared excess over the limit for every pair of input channels.
 
-    Summed over output channels and kernel positions, as a share of the layer's squared weights.
+    It is summed over output channels and kernel positions, relative to the squared weights.
 
     Returns:
-        (n, n) float32, of the n channels from `start` to before `stop`.
+        (n, n) float32, for the n channels from `start` to before `stop`.
     """
     total = max(float(np.square(layer.rows).sum()), np.finfo(np.float32).tiny)
     scale = symmetric(layer.rows)[:, None]
@@ -123,7 +128,7 @@ def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
     steps = (layer.rows / scale).astype(np.float32).reshape(-1, layer.channels)[:, start:stop]
     weight = np.repeat((scale**2 / total).ravel(), positions).astype(np.float32)
     costs = np.zeros((steps.shape[1],) * 2, dtype=np.float32)
-    # Of a pair over the limit one is over its half; where both are, the pair is met twice.
+    # A pair over the limit has at least one weight over half of it; if both are, it counts twice.
     large = np.abs(steps) > PAIR_STEPS / 2
     share = np.where(large, np.float32(0.5), np.float32(1.0)) * weight[:, None]
     for channel in range(len(costs)):
@@ -135,7 +140,7 @@ def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
 
 
 def _permute(model: onnx.ModelProto, orders: dict[Axis, np.ndarray]) -> onnx.ModelProto:
-    """A copy whose constants have the given orders along the given axes."""
+    """Return a copy with constants permuted along the given axes."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for tensor in result.graph.initializer:

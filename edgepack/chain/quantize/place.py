@@ -1,22 +1,23 @@
-"""Where the Q/DQ pairs stand: what onnxruntime turns into integer kernels.
+"""Place Q/DQ pairs so that onnxruntime fuses them to integer kernels.
 
-Convolutions, Gemm and MatMul with constant weights become integer wherever they stand. Cheap
-operators between them follow only where integers come in and integers go out; anything else
-would pay for conversions and rounding without saving time. A Relu or Clip behind a quantized
-operator vanishes: its bounds are those of the quantization.
+Convolutions, Gemm and MatMul with constant weights always become integer. Cheap operators between
+them follow only if they read and feed integers; otherwise conversions and rounding would cost more
+than the operator saves. A Relu or Clip behind a quantized operator is removed, as the range of the
+quantization has the same bounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from edgepack.chain.graphs.view import GraphView, attribute
 from edgepack.chain.quantize.layers import LINEAR, Layer, inner_layers, is_layer, read_layer
 
-# Integer kernels with a quantization of their own behind them; the number of activations read
+# Integer kernels that requantize their output, with the number of activations that they read
 # (None: all inputs).
 ARITHMETIC: dict[str, int | None] = {
     "Add": 2,
@@ -28,7 +29,7 @@ ARITHMETIC: dict[str, int | None] = {
     "LeakyRelu": 1,
     "Relu": 1,
 }
-# Moves values without changing them: the same quantization on both sides.
+# Operators that move values: both sides share a quantization.
 MOVES = (
     "MaxPool",
     "Reshape",
@@ -42,27 +43,27 @@ MOVES = (
 CLAMPS = ("Relu", "Clip")
 
 
-# A node's index, and a tensor that it reads behind its Q/DQ pair.
+# Index of a node, and a tensor that it reads through a Q/DQ pair.
 Read = tuple[int, str]
-# The layer at a node's index, or the reason why it cannot become integer.
+# Returns the layer at a node, or the reason why it cannot become integer.
 Reader = Callable[[GraphView, int], "Layer | str"]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What becomes integer.
+    """Nodes and tensors that become integer.
 
     Attributes:
         layers: the linear layers, in the graph's order.
         points: every quantized tensor -> the tensor whose quantization it shares (often itself).
-        reads: which nodes read a quantized tensor behind its Q/DQ pair; all others read it as it
-            was made.
+        reads: nodes that read a quantized tensor through its Q/DQ pair; all others read the float
+            tensor.
         float_layers: (name, operator, reason) of layers that stay float.
         arithmetic: indices of the other operators with integer kernels.
         moves: indices of operators that pass integers through.
-        clamps: indices of absorbed Relu and Clip nodes, each with the tensor it made.
-        rounded: quantized tensors of which whatever else sees them, outputs and subgraphs, sees
-            what is behind the DQ.
+        clamps: indices of absorbed Relu and Clip nodes, each with its output.
+        rounded: quantized tensors that are outputs or read by subgraphs, which then get the value
+            behind the DQ.
     """
 
     layers: tuple[Layer, ...]
@@ -75,12 +76,12 @@ class Placement:
     rounded: frozenset[str] = frozenset()
 
     def roots(self) -> list[str]:
-        """The tensors that need a quantization of their own, in the graph's order."""
+        """List the tensors with a quantization of their own, in graph order."""
         return list(dict.fromkeys(self.points.values()))
 
 
 def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
-    """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
+    """Decide which nodes of a prepared graph become integer; nodes in `exclude` stay float."""
     layers: dict[int, Layer] = {}
     float_layers = []
     for index, node in enumerate(view.nodes):
@@ -96,6 +97,12 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
 
 
 class _Placer:
+    """Grows the set of integer nodes from the layers.
+
+    Example: Conv -> Relu -> MaxPool -> Conv. Both layers are integer, MaxPool lies between integers
+    and follows, and the first layer absorbs the Relu.
+    """
+
     def __init__(self, view: GraphView, layers: dict[int, Layer], exclude: Collection[str]) -> None:
         self.view = view
         self.layers = layers
@@ -108,9 +115,10 @@ class _Placer:
         self._remove_isolated(others)
 
     def _may_follow(self, index: int) -> bool:
+        """Return True if a node can be integer between integer nodes."""
         node = self.view.nodes[index]
         if node.op_type in MOVES:
-            # MaxPool's indices are of no use on integers.
+            # Integer kernels do not support the second output of MaxPool, the indices.
             return len([name for name in node.output if name]) == 1
         if node.op_type == "AveragePool" and attribute(node, "dilations") is not None:
             return all(d == 1 for d in attribute(node, "dilations"))
@@ -125,7 +133,7 @@ class _Placer:
         return list(node.input)[: ARITHMETIC[node.op_type]]
 
     def _clamp_of(self, index: int) -> int | None:
-        """The Relu or Clip that the quantization behind an integer operator absorbs."""
+        """Return the Relu or Clip that the quantization behind an integer operator absorbs."""
         node = self.view.nodes[index]
         if node.op_type in MOVES or node.op_type in CLAMPS or len(node.output) != 1:
             return None
@@ -133,10 +141,13 @@ class _Placer:
         if reader is None or self.view.nodes[reader].op_type not in CLAMPS:
             return None
         bounds = self._bounds(reader)
-        # A range that holds zero is all that the quantization can express.
-        return reader if bounds is not None and bounds[0] <= 0 <= bounds[1] else None
+        # A quantized range always holds zero, so it cannot express a Clip to [1, 2].
+        if bounds is None or not bounds[0] <= 0 <= bounds[1]:
+            return None
+        return reader
 
     def _bounds(self, index: int) -> tuple[float, float] | None:
+        """Return the constant bounds of a Relu or Clip; None if they are not constant."""
         node = self.view.nodes[index]
         if node.op_type == "Relu":
             return 0.0, np.inf
@@ -150,7 +161,7 @@ class _Placer:
         return float(limits[0]), float(limits[1])
 
     def _remove_isolated(self, others: set[int]) -> None:
-        """Take out, until nothing changes, what has no integers on one of its sides."""
+        """Remove operators without integers on both sides, until nothing changes."""
         changed = True
         while changed:
             changed = False
@@ -163,7 +174,7 @@ class _Placer:
         return all(self._maker(name) is not None for name in self._activations(index))
 
     def _maker(self, name: str) -> int | None:
-        """The integer node behind a tensor, through a clamp that vanishes."""
+        """Return the integer node that produces a tensor, directly or through an absorbed clamp."""
         index = self.view.producer.get(name)
         if index is None:
             return None
@@ -191,6 +202,9 @@ class _Placer:
         for name in self.view.nodes[index if clamp is None else clamp].output:
             yield from self.view.readers.get(name, [])
 
+    def _outputs(self, indices: Iterable[int]) -> set[str]:
+        return set(chain.from_iterable(self.view.nodes[index].output for index in indices))
+
     def placement(self, float_layers: tuple[tuple[str, str, str], ...]) -> Placement:
         clamps: dict[int, str] = {}
         points: dict[str, str] = {}
@@ -204,7 +218,7 @@ class _Placer:
                 points[output] = points[node.input[0]]
                 continue
             layer = self.layers.get(index)
-            # Without a Q behind it a Gemm or MatMul gives float at no cost; a Conv cannot.
+            # A Gemm or MatMul outputs float at no cost if no integer reads it; a Conv cannot.
             if layer is not None and layer.op != "Conv" and not self._feeds_integers(index):
                 continue
             clamp = self._clamp_of(index)
@@ -214,7 +228,7 @@ class _Placer:
             points[output] = output
             if layer is not None:
                 layer.output = output
-        integer_outputs = {name for i in (*active, *clamps) for name in self.view.nodes[i].output}
+        integer_outputs = self._outputs((*active, *clamps))
         reads = {
             (index, name)
             for index, node in enumerate(self.view.nodes)

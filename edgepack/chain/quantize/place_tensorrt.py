@@ -1,11 +1,11 @@
-"""Where the Q/DQ pairs stand for TensorRT: rules, each adding nodes that read a tensor quantized.
+"""Place Q/DQ pairs for TensorRT, by rules that each add nodes that read a tensor quantized.
 
-TensorRT takes the pairs literally. It moves a Q towards where its tensor is made and a DQ towards
-where it is read, over whatever only moves or clamps values, and fuses what then stands together
-into one integer kernel. A pair too many splits a kernel in two, so a pair stands nowhere ignored where
-a rule says. Four things follow from the rules' being all there is:
+TensorRT takes the pairs literally. It moves a Q towards the producer of its tensor and a DQ towards
+the readers, over operators that only move or clamp values, and fuses adjacent nodes into one
+integer kernel. One pair too many splits a kernel in two, so pairs are placed only by these rules.
+Four properties follow:
 
-- nothing stands between a convolution and its Relu, Clip or other pointwise operators: the one
+- no pair is placed between a convolution and its Relu, Clip or other pointwise operators: one
   kernel computes them in float before it rounds;
 - a tensor is rounded for the nodes that read it quantized, and float for all others;
 - outputs of the network are never rounded, also where a layer of the network reads them;
@@ -28,12 +28,12 @@ from edgepack.chain.quantize.layers import (
 )
 from edgepack.chain.quantize.place import Placement, Read, Reader
 
-# One node, not several, stands behind a Q that TensorRT moves over these.
+# TensorRT moves a Q backwards over these operators.
 MOVES = (
     *("Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"),
     *("Slice", "Identity"),
 )
-# What one kernel computes behind a layer's sums.
+# Operators that a layer's kernel computes on its sums.
 POINTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu")
 POOLS = ("AveragePool", "GlobalAveragePool")
 
@@ -47,7 +47,7 @@ FLOAT_IN_TENSORRT = {
 
 
 def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) -> Placement:
-    """Decide what becomes integer in a prepared graph; nodes named in `exclude` stay float."""
+    """Decide which nodes of a prepared graph become integer; nodes in `exclude` stay float."""
     layers: dict[int, Layer] = {}
     float_layers = []
     for index, node in enumerate(view.nodes):
@@ -76,22 +76,22 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
 
 
 class _Sketch:
-    """What the rules before have laid down, and questions about it."""
+    """Reads added by earlier rules, and queries about them."""
 
     def __init__(self, view: GraphView, layers: dict[int, Layer], exclude: Collection[str]) -> None:
         self.view, self.layers = view, layers
         self.excluded = frozenset(exclude)
         self.reads: set[Read] = set()
-        # The Add that holds a MatMul's bias belongs to it.
+        # The Add with a MatMul's bias counts as part of the MatMul.
         self.biases = {x.added: x for x in layers.values() if x.added is not None}
 
     def layer_of(self, name: str) -> Layer | None:
-        """The layer whose sums a tensor is, its bias included."""
+        """Return the layer that computes a tensor, its bias included; None for other tensors."""
         index = self.view.producer.get(name)
         return None if index is None else self.layers.get(index) or self.biases.get(index)
 
     def ends_layer(self, name: str) -> bool:
-        """Whether a tensor comes out of a layer's kernel: its sums, then pointwise operators."""
+        """Return True if a layer's kernel outputs a tensor, after pointwise operators."""
         index = self.view.producer.get(name)
         if index is None or self.layer_of(name) is not None:
             return index is not None
@@ -102,11 +102,11 @@ class _Sketch:
         return node.op_type == "Add" and any(layer is not None for layer in sums)
 
     def is_read_quantized(self, name: str) -> bool:
-        """Whether something reads a tensor quantized, over what only moves or clamps its values."""
+        """Return True if a node reads a tensor quantized, directly or behind moves."""
         return any(self._read_quantized(reader, name) for reader in self._readers(name))
 
     def is_read_only_quantized(self, name: str, ignored: int | None = None) -> bool:
-        """Whether nothing, the outside included, wants a tensor as float; `ignored` is not asked."""
+        """Return True if no node but `ignored`, and no output, needs a tensor as float."""
         is_visible = name in self.view.outputs or name in self.view.captured
         readers = [reader for reader in self._readers(name) if reader != ignored]
         return not is_visible and all(
@@ -122,31 +122,29 @@ class _Sketch:
             return True
         if node.op_type not in MOVES or node.input[0] != name:
             return False
-        return (
-            self.is_read_only_quantized(node.output[0])
-            if alone
-            else self.is_read_quantized(node.output[0])
-        )
+        if alone:
+            return self.is_read_only_quantized(node.output[0])
+        return self.is_read_quantized(node.output[0])
 
 
 def weighted_inputs(sketch: _Sketch) -> Iterator[Read]:
-    """Every layer reads its activation quantized; its weights are stored as s8.
+    """Yield the activation of every layer; its weights are stored as s8.
 
-    That is what the integer kernels are for: less to move, and more products at a time.
+    Integer kernels move fewer bytes and compute more products at a time.
     """
     for index, layer in sketch.layers.items():
         yield index, layer.input
 
 
 def pools_between(sketch: _Sketch) -> Iterator[Read]:
-    """An average between two integer layers reads quantized what the first one makes.
+    """Yield the input of averages between two integer layers.
 
-    The layer then hands on s8 in place of float, and the pooling, fused with the DQ before and the
-    Q behind it, runs in integers (TensorRT does not move a Q over an average, as it does over a
-    maximum). Not where float is wanted of what it reads or makes: rounding would be a kernel more.
+    The layer then outputs s8 instead of float, and the pooling, fused with the DQ before and the Q
+    behind it, runs in integers (TensorRT moves a Q over a maximum but not over an average). If a
+    float reader needs the pool's input or output, rounding would take another kernel.
     """
     view = sketch.view
-    # From the end: what one pool feeds decides about the one before.
+    # From the end, since the readers of a pool decide about it.
     for index in reversed(range(len(view.nodes))):
         node = view.nodes[index]
         if node.op_type not in POOLS or node.name in sketch.excluded:
@@ -162,16 +160,15 @@ def pools_between(sketch: _Sketch) -> Iterator[Read]:
 
 
 def skip_branches(sketch: _Sketch) -> Iterator[Read]:
-    """Of an addition behind a layer, the skip branch is quantized and the layer's side is not.
+    """Yield the skip branch of additions behind a layer, but not the layer's side.
 
-    Layer, addition and activation become one kernel that reads the skip branch as one more
-    operand; what that operand is decides what the kernel gives, so with a float one the kernel
-    would give float and the Q behind it stand alone. A pair on the layer's side would cut
-    the kernel before the addition. Only where the sum is read quantized: else float is what
-    the kernel has to give.
+    Layer, addition and activation become one kernel that reads the skip branch as another operand.
+    The kernel outputs the type of that operand, so with a float one the Q behind it would be a
+    kernel of its own. A pair on the layer's side would split the kernel before the addition. If no
+    node reads the sum quantized, the kernel has to output float anyway.
     """
     view = sketch.view
-    # From the end: a sum is wanted by the addition of the block behind it, too.
+    # From the end, since the addition of the next block may read the sum quantized.
     for index in reversed(range(len(view.nodes))):
         node = view.nodes[index]
         if node.op_type != "Add" or index in sketch.biases or node.name in sketch.excluded:
@@ -184,7 +181,7 @@ def skip_branches(sketch: _Sketch) -> Iterator[Read]:
         ]
         if not fused or not sketch.is_read_quantized(node.output[0]):
             continue
-        # Where both sides are layers (a projected skip branch), the larger one keeps the addition.
+        # If both sides are layers (a projected skip branch), the larger one computes the addition.
         main = max(fused, key=lambda name: _size(sketch.layer_of(name)))
         skip = sides[1] if main == sides[0] else sides[0]
         yield index, skip
@@ -194,7 +191,7 @@ def _size(layer: Layer | None) -> tuple[int, int]:
     return (0, 0) if layer is None else (layer.rows.size, layer.index)
 
 
-# Later rules ask what earlier ones laid down.
+# Later rules read the results of earlier ones.
 RULES: tuple[Callable[[_Sketch], Iterator[Read]], ...] = (
     weighted_inputs,
     pools_between,

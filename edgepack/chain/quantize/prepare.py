@@ -1,4 +1,4 @@
-"""The graph as the rest of the pass wants it: constants as initializers, every node named."""
+"""Prepare a graph for quantization: constants as initializers, a name for every node."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with Constant nodes as initializers, names on all nodes, spatial means as
-    GlobalAveragePool, which onnxruntime has in integers (ReduceMean it has not), and averages that
-    its integer kernel computes right.
+    """Return a copy of the model that the rest of the pass can quantize.
+
+    Constant nodes become initializers and every node has a name. Spatial means become
+    GlobalAveragePool, since onnxruntime has no integer ReduceMean. Averages without padding drop an
+    attribute that onnxruntime's integer kernel handles wrongly.
 
     Raises:
-        ChainError: quantize-opset, when onnxruntime 1.19 could not load the result.
+        ChainError: quantize-opset, if onnxruntime 1.19 could not load the result.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -64,6 +66,8 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _pool_spatial_means(model: onnx.ModelProto) -> None:
+    # Example: ReduceMean over the axes (2, 3) of (1, 8, 7, 7) with keepdims = 0 becomes
+    # GlobalAveragePool, giving (1, 8, 1, 1), and Flatten, giving (1, 8).
     view = GraphView(model)
     nodes: list[onnx.NodeProto] = []
     for node in view.nodes:
@@ -86,10 +90,10 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
 
 
 def _drop_pad_counts(graph: onnx.GraphProto) -> None:
-    """Averages without padding count none (`count_include_pad`), which is the same.
+    """Drop `count_include_pad` from averages without padding, where it has no effect.
 
-    Of a window that reaches over the end (`ceil_mode`) onnxruntime's integer kernel would count
-    what lies there as zeros. With padding it still does.
+    If a window reaches over the end (`ceil_mode`), onnxruntime's integer kernel would count the
+    values beyond it as zeros. With padding it still does.
     """
     for node in graph.node:
         if node.op_type != "AveragePool" or any(attribute(node, "pads", ())):
@@ -100,11 +104,11 @@ def _drop_pad_counts(graph: onnx.GraphProto) -> None:
 
 
 def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
+    axes = attribute(node, "axes", [])
     if len(node.input) > 1 and node.input[1]:
+        # Axes are an input from opset 18 on. If they are not constant, the node stays.
         values = view.constant(node.input[1])
-        axes = [] if values is None else np.ravel(values).tolist()
-    else:
-        axes = attribute(node, "axes", [])
+        axes = np.ravel(values).tolist() if values is not None else []
     return {int(axis) % rank for axis in axes}
 
 

@@ -1,8 +1,7 @@
-"""From what was seen of an activation to its quantization: the calibrator's range, as the scheme
-can express it.
+"""Compute the quantization of an activation from its range or histogram.
 
-A symmetric scheme has one free end. Its calibrators look at magnitudes, as TensorRT's own do: the
-entropy one is then that of Migacz, "8-bit inference with TensorRT" (2017), to the letter.
+A symmetric scheme has one free end, so its calibrators use magnitudes, as TensorRT's own do. The
+entropy calibrator is then exactly that of Migacz, "8-bit inference with TensorRT" (2017).
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from edgepack.chain.quantize.scheme import LEVELS, SYMMETRIC, Affine, affine, si
 
 
 def of_range(observed: Range, scheme: str) -> Affine:
-    """The quantization that holds everything that was seen."""
+    """Return the quantization that holds the observed range."""
     if scheme in SYMMETRIC:
         return signed(max(abs(observed.low), abs(observed.high)), SYMMETRIC[scheme])
     return affine(observed.low, observed.high)
 
 
 def of_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:
-    """The quantization that the calibrator chooses."""
+    """Return the quantization that the calibrator chooses."""
     steps = SYMMETRIC.get(options.scheme)
     levels = steps or LEVELS
     choose: dict[str, Callable[[Histogram], tuple[float, float]]] = {
@@ -38,13 +37,14 @@ def of_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:
     if steps is None:
         return affine(*choose[options.calibrator](counts))
     if options.calibrator == "percentile":
-        # Magnitudes have one tail, which takes what two would share.
+        # Magnitudes have one tail, which takes the share of both: 99.99 % leaves 0.01 % outside, as
+        # 99.98 % with two equal tails leaves 0.01 % beyond the upper end.
         choose["percentile"] = partial(calibrators.percentile, percent=2 * options.percentile - 100)
     return signed(choose[options.calibrator](folded(counts))[1], steps)
 
 
 def folded(counts: Histogram) -> Histogram:
-    """The histogram of the magnitudes; within a bin, values are taken for evenly spread."""
+    """Return the histogram of the magnitudes, assuming even spread within a bin."""
     largest = max(abs(counts.low), abs(counts.high))
     if not largest:
         return Histogram(0.0, 0.0, counts.counts, counts.zeros)

@@ -1,4 +1,4 @@
-"""What the pass refuses, whatever its mode."""
+"""Errors that the pass raises in every mode."""
 
 from __future__ import annotations
 
@@ -26,34 +26,35 @@ def check_not_quantized(model: onnx.ModelProto) -> None:
     if kinds:
         raise ChainError(
             "quantize-already",
-            "the model is quantized already",
+            "the model is already quantized",
             why=f"it holds {', '.join(kinds)}",
-            hint="bundle and verify it as it is: --chain none; or give the float model",
+            hint="bundle and verify it unchanged with --chain none, or pass the float model",
         )
 
 
 def nothing_to_do(float_layers: Sequence[tuple[str, str, str]]) -> ChainError:
-    """The error for a graph of which nothing can become integer.
+    """Return the error for a graph without a layer that can become integer.
 
     Args:
         float_layers: (name, operator, reason) of its layers.
     """
     reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in float_layers]
     listing = "\n".join(reasons[:8])
-    more = f"\nand {len(reasons) - 8} more" if len(reasons) > 8 else ""
+    if len(reasons) > 8:
+        listing += f"\nand {len(reasons) - 8} more"
     return ChainError(
         "quantize-nothing-to-do",
         "no layer of the model can be quantized",
-        why=listing + more or "the graph has no convolution, Gemm or MatMul",
-        hint="build it without the pass: --chain none",
+        why=listing or "the graph has no convolution, Gemm or MatMul",
+        hint="build without this pass: --chain none",
     )
 
 
 def no_samples(mode: str) -> ChainError:
-    """The error for options that need calibration samples where there are none."""
+    """Return the error for options that need calibration samples when there are none."""
     return ChainError(
         "quantize-calibration-empty",
         "the model cannot be calibrated",
-        why=f"no samples were given, and the mode {mode!r} needs them with these options",
-        hint="give calibration samples, or quantize:mode=dynamic:rounding=nearest",
+        why=f"the mode {mode!r} needs calibration samples with these options",
+        hint="pass calibration samples, or use quantize:mode=dynamic:rounding=nearest",
     )

@@ -1,8 +1,8 @@
-"""From real weights to s8: nearest, or so that later weights make up for earlier errors.
+"""Round real weights to s8: to the nearest, or so that later weights compensate earlier errors.
 
-Both keep the pair limit: without VNNI, x86's `vpmaddubsw` adds two neighbouring u8 x s8 products
-in 16 bits, and 255 * (w0 + w1) stays inside them only while the same-sign sum is at most 128 in
-magnitude (255 * 128 = 32,640 < 32,767).
+Both obey the pair limit: without VNNI, x86's `vpmaddubsw` adds two neighbouring u8 x s8 products
+in 16 bits, and 255 * (w0 + w1) fits only while the same-sign sum is at most 128 in magnitude
+(255 * 128 = 32,640 < 32,767).
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ import numpy as np
 
 HIGHEST = 127
 PAIR_LIMIT = 128
-# The same before rounding.
+# Pair limit before rounding.
 PAIR_STEPS = 127.5
 BLOCK = 128
 DAMPING = 1e-2
 
 
 def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
-    """Every weight to the nearest step; of a pair over the limit, both give way alike.
+    """Round every weight to the nearest step; pairs over the limit shrink evenly.
+
+    Example: the pair (100, 60) exceeds the limit of 128 by 32 and becomes (84, 44).
+
 
     Args:
         steps: (..., K) weights divided by their scale.
@@ -43,12 +46,12 @@ def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
 def compensated(
     steps: np.ndarray, factor: np.ndarray, paired: bool, lowest: int = -128
 ) -> np.ndarray:
-    """Rounding that minimises the error of the layer's output (GPTQ).
+    """Round so that the error of the layer's output is small (GPTQ).
 
     Frantar et al., "GPTQ: accurate post-training quantization" (2022): columns are rounded in
-    order, and what each loses is taken over by those still to come, by the inverse Hessian's
-    Cholesky factor. The pair limit is kept inside: the excess of a pair over it is split so that
-    the loss grows least, and then carried on as well.
+    order, and later columns compensate the error of each, by the Cholesky factor of the inverse
+    Hessian. The pair limit applies within: a pair's excess over it is split so that the loss grows
+    least, and is compensated by later columns as well.
 
     Args:
         steps: (groups, rows, K) weights divided by their scale.
@@ -62,6 +65,8 @@ def compensated(
     width = steps.shape[-1]
     remaining = np.array(steps, dtype=np.float64)
     rounded = np.empty_like(remaining)
+    # Errors reach the columns of their block at once, and those behind it when the block is done:
+    # one matrix product for each block is faster than one update for each column.
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
         errors = np.zeros((*remaining.shape[:2], stop - start))
@@ -84,28 +89,28 @@ def compensated(
 
 
 def inverse_factor(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """(groups, K, K) upper factor U of the damped Hessian's inverse, U^T U.
+    """Return (groups, K, K) the upper factor U of the damped Hessian's inverse, U^T U.
 
     With H = L' L'^T read backwards (both axes reversed), U is the reversed inverse of L'.
     """
     damped = np.array(hessian, dtype=np.float64)
     diagonal = np.einsum("gkk->gk", damped)
     mean = diagonal.mean(axis=1, keepdims=True)
-    # A layer that only ever read zeros: any rounding will do.
+    # If a layer reads only zeros, any rounding is as good as another.
     diagonal += np.where(mean > 0, damping * mean, 1.0)
     try:
         lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
     except np.linalg.LinAlgError:
-        # Few samples and many inputs: the rounding of the sums outweighs the damping.
+        # With few samples and many inputs, rounding errors of the sums exceed the damping.
         return inverse_factor(hessian, 10 * damping)
     return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
 def _split(factor: np.ndarray, k: int) -> np.ndarray:
-    """(groups,) the share of a pair's excess that its first weight takes, at the least loss.
+    """Return (groups,) the first weight's share of a pair's excess, at the least loss.
 
-    With the inverse Hessian of what is left, I, the loss e^T inv(I[:2,:2]) e under e0 + e1 = 1 is
-    least at e = I[:2,:2] 1 / (1^T I[:2,:2] 1).
+    With I the inverse Hessian of the remaining columns, the loss e^T inv(I[:2,:2]) e under
+    e0 + e1 = 1 is least at e = I[:2,:2] 1 / (1^T I[:2,:2] 1).
     """
     a, b, c = factor[:, k, k], factor[:, k, k + 1], factor[:, k + 1, k + 1]
     first, cross, second = a * a, a * b, b * b + c * c
@@ -115,7 +120,7 @@ def _split(factor: np.ndarray, k: int) -> np.ndarray:
 def _first_of_pair(
     first: np.ndarray, second: np.ndarray, share: np.ndarray, lowest: int
 ) -> np.ndarray:
-    """The first weight of a pair, giving way by its share of the excess."""
+    """Round the first weight of a pair, less its share of the excess."""
     sign = np.sign(first)
     excess = np.where(np.sign(second) == sign, np.abs(first + second) - PAIR_LIMIT, 0.0)
     reduction = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
@@ -123,14 +128,17 @@ def _first_of_pair(
 
 
 def _second_of_pair(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:
-    """The second weight of a pair, within what the first leaves."""
+    """Round the second weight of a pair, within the limit that the first leaves."""
     highest = np.where(first > 0, np.minimum(HIGHEST, PAIR_LIMIT - first), HIGHEST)
     least = np.where(first < 0, np.maximum(lowest, -PAIR_LIMIT - first), lowest)
     return np.asarray(np.clip(np.rint(second), least, highest))
 
 
 def largest_pair(rows: np.ndarray) -> np.ndarray:
-    """(outputs,) the largest same-sign sum of neighbouring columns, in magnitude."""
+    """Return (outputs,) the largest same-sign sum of neighbouring columns, in magnitude.
+
+    Example: (3, 4, -5, 1) has the pairs (3, 4) and (-5, 1), with sums 7 and 5, so 7 is returned.
+    """
     if rows.shape[-1] % 2:
         rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], 1))], axis=-1)
     pairs = rows.reshape(*rows.shape[:-1], -1, 2)

@@ -1,4 +1,4 @@
-"""The pass itself, phase after phase: observe, equalize, calibrate, round, write."""
+"""Run the static mode: equalize, reorder, observe, calibrate, round, emit."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from edgepack.ledger import PassResult, Progress
 
 
 class Run:
-    """One calibration of one model, and as many quantizations of it as are asked for.
+    """One calibration of one model, and any number of quantizations of it.
 
-    Layers are taken back to float without measuring anything anew: what the others read and weigh
-    stays as it was, the order of their channels too.
+    Layers are returned to float without measuring again: the inputs and weights of the others do
+    not change, nor does the order of their channels.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Run:
         self._count = 0
 
     def _load(self, model: onnx.ModelProto) -> None:
-        """Look at a prepared model, and decide what of it becomes integer."""
+        """Take over a prepared model, and decide which of its nodes become integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
         self.forms, reasons = choose_forms(self.view, self.options)
@@ -99,18 +99,17 @@ class Run:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The nodes of the layers that become integer."""
+        """Names of the layers that become integer."""
         return (*(layer.name for layer in self.placement.layers), *self.forms)
 
     def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
-        """The quantized model, with its figures; `floats` are layers that stay float."""
+        """Return the quantized model and its figures; layers in `floats` stay float."""
         self._measure()
         with self._phase("writing"):
             placement, quantization, weights = self._select_parts(floats)
             model = emit(self.model, self.view, placement, quantization, weights)
             model = store_forms(model, self.forms, floats)
-            # TensorRT fuses by rules of its own, and where onnxruntime stands in for it, it runs
-            # the pairs in float.
+            # TensorRT fuses by other rules, and onnxruntime in its place runs the pairs in float.
             gpu = self.options.scheme in SYMMETRIC
             float_counts = None if gpu else float_operators(fused(model).graph)
         forms = [form for form in self.forms.values() if form.name not in floats]
@@ -129,7 +128,7 @@ class Run:
         return PassResult(model, True, notes(placement, forms, quantization, figures), figures)
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
-        """The same model without the figures."""
+        """Return the same model without the figures."""
         self._measure()
         return store_forms(
             emit(self.model, self.view, *self._select_parts(floats)), self.forms, floats
@@ -138,10 +137,10 @@ class Run:
     def _select_parts(
         self, floats: Collection[str]
     ) -> tuple[Placement, dict[str, Affine], dict[int, Quantized]]:
-        """What is written where some layers stay float."""
+        """Return the placement, quantizations and weights when some layers stay float."""
         placement = self._place_without(floats) if floats else self.placement
         roots = placement.roots()
-        # A tensor that is moved no more has the quantization of what it was moved from.
+        # A tensor that shared a root before keeps the quantization of that root.
         points = self.placement.points
         self._calibrate([name for name in roots if name not in points])
         quantization = {n: self._quantization[points.get(n, n)] for n in roots}
@@ -149,7 +148,7 @@ class Run:
         return placement, quantization, weights
 
     def _place_without(self, floats: Collection[str]) -> Placement:
-        """What becomes integer where these layers do not."""
+        """Place the pairs again, with these layers in float."""
         layers = {layer.index: layer for layer in self.placement.layers}
         reasons = {name: reason for name, _, reason in self.placement.float_layers}
         reasons.update({form.name: form.reason for form in self.forms.values()})
@@ -169,7 +168,7 @@ class Run:
         return replace(placement, float_layers=tuple(float_layers))
 
     def _calibrate(self, names: Sequence[str]) -> None:
-        """Measure tensors that were float before: a skip branch that another operand became."""
+        """Measure tensors that were float before, such as a skip branch on another operand."""
         new = [name for name in names if name not in self._quantization]
         if new:
             ranges, _ = self._ranges(new, _ignore_progress)
@@ -181,13 +180,14 @@ class Run:
         return observe_ranges(self.model, names, self.samples, self.options.batch_size, advance)
 
     def _measure(self) -> None:
-        """Run the phases that look at samples, once."""
+        """Run the phases that read samples, once."""
         if self._quantized or not self.placement.layers:
             return
         with self._phase("ranges"):
             ranges, count = self._ranges(self.placement.roots(), self.progress.advance)
         lots = self._lots()
         histogrammed = self.options.calibrator != "minmax"
+        # One pass for the ranges, one for histograms, and one for each group of layers.
         self.progress.expect(count * (1 + histogrammed + len(lots)))
         with self._phase("calibration"):
             self._quantization = self._compute_quantization(ranges, self.progress.advance)
@@ -196,7 +196,7 @@ class Run:
         self._count = count
 
     def _lots(self) -> list[list[Layer]]:
-        """The layers in lots, one for every pass over the samples that the weights need."""
+        """Group the layers by the passes over the samples that their weights need."""
         compensate = self.options.rounding == "gptq"
         if not (compensate or self.options.bias_correction):
             return []
@@ -204,6 +204,7 @@ class Run:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
+        # The seconds of every phase go to the ledger.
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
@@ -257,4 +258,4 @@ class Run:
 
 
 def _ignore_progress(samples: int) -> None:
-    """What is run on the way of a search moves no bar."""
+    """Ignore progress: samples that a search runs were not announced."""

@@ -4,22 +4,22 @@
 `torch.ao.quantization.observer.UniformQuantizationObserverBase`. Activations are u8, affine, per
 tensor, with a range forced to hold zero; weights are s8, symmetric, per output channel.
 
-"fbgemm" takes all of s8 for the weights, with 127.5 steps on either side. "qnnpack" takes -127 to
+"fbgemm" uses all of s8 for the weights, with 127.5 steps on either side. "qnnpack" takes -127 to
 127, with 127 steps, as `default_per_channel_symmetric_qnnpack_qconfig` does. The older
 `get_default_qconfig("qnnpack")` has one scale for all channels of a layer, which costs most where
-they differ in size, in depthwise convolutions (Krishnamoorthi, "Quantizing deep convolutional
+they differ in magnitude, in depthwise convolutions (Krishnamoorthi, "Quantizing deep convolutional
 networks", 2018), and spares onnxruntime nothing; its u8 activations are those of fbgemm. Two
-things of the per-channel one are left out: it stores activations as s8, which are the same values
-with a zero point lower by 128, and it lets no scale be below 2**-12, which XNNPACK needs and
-onnxruntime does not, and which would leave channels of small weights few steps. Nor is PyTorch's
-2**-23 a bound for either here: a network of small numbers would become one of zeros.
+features of the per-channel one are omitted: it stores activations as s8, which are the same values
+with a zero point lower by 128, and it allows no scale below 2**-12, which XNNPACK needs and
+onnxruntime does not, and which would leave channels of small weights few steps. PyTorch's bound of
+2**-23 does not apply to either scheme here: a network of small numbers would become zeros.
 
 "tensorrt" is symmetric throughout, since TensorRT takes no zero point but 0: activations are s8
 per tensor, weights s8 per output channel, both with 127 steps on either side of zero (TensorRT
 Developer Guide, "Working with Quantized Types": s = max|x| / 127, x_q = clip(round(x / s), -128,
-127), ties to even). It is what PyTorch's symmetric observers give with quant_min = -127. Biases
+127), ties to even). PyTorch's symmetric observers give the same with quant_min = -127. Biases
 stay float: the parser refuses a dequantized int32. Scales and biases are float16 values, scales
-rounded up, so that the graph means the same when what is left of it becomes float16; the integers
+rounded up, so that the graph computes the same when its float part becomes float16; the integers
 lose far more than that.
 """
 
@@ -30,11 +30,11 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = 255
-# Scheme to the steps on either side of a weight's zero, and the lowest integer.
+# Scheme -> steps on either side of a weight's zero, and the lowest integer.
 WEIGHTS = {"fbgemm": (127.5, -128), "qnnpack": (127.0, -127), "tensorrt": (127.0, -127)}
-# Schemes whose activations are s8 around a zero point of 0, with the steps on either side.
+# Schemes with s8 activations around a zero point of 0, with the steps on either side.
 SYMMETRIC = {"tensorrt": 127}
-# No scale is smaller: a product of two, which is a bias's, is a normal float32 still.
+# Smallest scale: a bias has the product of two, which has to be a normal float32.
 LEAST_SCALE = 2.0**-60
 INT32_ROOM = float(2**30)
 
@@ -44,8 +44,8 @@ class Affine:
     """Quantization of an activation: real = (stored - zero_point) * scale.
 
     Attributes:
-        scale: a float32's value.
-        zero_point: the integer that stands for 0.
+        scale: a float32 value.
+        zero_point: the integer that represents 0.
         lowest: the smallest integer: 0 for u8, -128 for s8.
     """
 
@@ -55,21 +55,24 @@ class Affine:
 
     @property
     def low(self) -> float:
-        """The smallest value that can be stored."""
+        """Smallest value that can be stored."""
         return (self.lowest - self.zero_point) * self.scale
 
     @property
     def high(self) -> float:
-        """The largest value that can be stored."""
+        """Largest value that can be stored."""
         return (self.lowest + LEVELS - self.zero_point) * self.scale
 
     @property
     def stored_zero(self) -> np.ndarray:
-        """The zero point as it is stored: a scalar of the integers' type."""
+        """Zero point as stored: a scalar of the integers' type."""
         return np.array(self.zero_point, dtype=np.int8 if self.lowest else np.uint8)
 
     def fake(self, values: np.ndarray) -> np.ndarray:
-        """Quantize and dequantize: what the integer network sees of `values`."""
+        """Quantize and dequantize values.
+
+        Example: with scale 0.1 and zero point 0, u8 gives 0.34 -> 3 -> 0.3 and -1 -> 0 -> 0.
+        """
         lowest = self.lowest - self.zero_point
         stored = np.rint(values * np.float32(1.0 / self.scale))
         np.clip(stored, lowest, lowest + LEVELS, out=stored)
@@ -77,7 +80,9 @@ class Affine:
 
 
 def affine(low: float, high: float) -> Affine:
-    """The u8 quantization that holds [low, high] and zero exactly.
+    """Return the u8 quantization that holds [low, high], with zero exactly.
+
+    Example: [-1, 4] gives a scale of 5 / 255 and a zero point of 51.
 
     A range that is zero alone (a constant zero activation) gets scale 1.
     """
@@ -91,7 +96,7 @@ def affine(low: float, high: float) -> Affine:
 
 
 def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
-    """The s8 quantization with a zero point of 0 that holds [-magnitude, magnitude].
+    """Return the s8 quantization with a zero point of 0 that holds [-magnitude, magnitude].
 
     The scale is rounded up to a float16. A magnitude of 0 gets scale 1.
     """
@@ -102,16 +107,16 @@ def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
 
 
 def as_half(values: np.ndarray) -> np.ndarray:
-    """Every value as the nearest float16 has it; those above 65,504 are left as they are."""
+    """Round every value to the nearest float16; values above 65,504 are unchanged."""
     with np.errstate(over="ignore"):
         near = values.astype(np.float16).astype(np.float64)
     return np.where(np.isfinite(near), near, values)
 
 
 def half_above(values: np.ndarray) -> np.ndarray:
-    """The smallest positive float16 that is not below each value, as float64.
+    """Return the smallest positive float16 not below each value, as float64.
 
-    Values above 65,504, the largest float16, are left as they are.
+    Values above 65,504, the largest float16, are unchanged.
     """
     with np.errstate(over="ignore"):
         near = values.astype(np.float16)
@@ -122,14 +127,14 @@ def half_above(values: np.ndarray) -> np.ndarray:
 
 
 def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
-    """The s8 scale of every row of a weight matrix: largest magnitude over `steps`.
+    """Return the s8 scale of every row of a weight matrix: largest magnitude over `steps`.
 
     Args:
         rows: (outputs, inputs).
         steps: of WEIGHTS; 63.5 for half of s8.
 
     Returns:
-        (outputs,), float64, each of a float32's value.
+        (outputs,), float64, each a float32 value.
     """
     largest = np.abs(rows).max(axis=1).astype(np.float32)
     scale = np.maximum(largest / np.float32(steps), np.float32(LEAST_SCALE))
@@ -137,17 +142,17 @@ def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
 
 
 def storable(scale: np.ndarray, bias: np.ndarray, input_scale: float, scheme: str) -> np.ndarray:
-    """Weight scales as the scheme can store them, never below what was asked for."""
+    """Round weight scales up to values that the scheme can store."""
     if scheme in SYMMETRIC:
         return half_above(scale)
     return room_for_bias(scale, bias, input_scale)
 
 
 def room_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:
-    """Weight scales raised where the bias would not fit int32 beside them.
+    """Raise weight scales so that the bias fits int32.
 
-    A bias is stored with scale `input_scale * weight scale`; a channel of (nearly) zero
-    weights has a scale so small that its bias overflows.
+    A bias is stored with scale `input_scale * weight scale`. A channel of (nearly) zero
+    weights has a scale so small that its bias would overflow.
     """
     needed = np.abs(bias) / (input_scale * INT32_ROOM)
     return np.asarray(np.maximum(scale, needed).astype(np.float32), dtype=np.float64)

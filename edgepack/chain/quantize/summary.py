@@ -1,4 +1,4 @@
-"""What the quantization tells the ledger."""
+"""Figures and notes of the quantization for the ledger."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgepack.chain.quantize.place import Placement
 from edgepack.chain.quantize.scheme import Affine, affine, signed
 from edgepack.chain.quantize.weights import Quantized
 
-# What a scheme makes of an activation that was always 0.
+# Quantizations of an activation that is 0 on every sample.
 CONSTANT = (affine(0.0, 0.0), signed(0.0))
-# What a form does to a layer.
+# Opening of the note on layers of a form.
 _FORMS = {
-    "dynamic": "Quantized to int8 at run time, where an answer depends a little on its batch",
-    "weights": "Int8 weights in the file and float arithmetic",
+    "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",
+    "weights": "Int8 weights with float arithmetic",
 }
 
 
@@ -34,23 +34,26 @@ def details(
     float_counts: Mapping[str, int] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The figures, as JSON values.
+    """Return the figures as JSON values.
 
     Args:
-        placement: what became integer and what did not.
-        forms: layers beside them, in a form of their own.
-        options: what was asked for.
+        placement: nodes that became integer, and layers that stay float.
+        forms: layers in another form than static int8.
+        options: of the pass.
         count: number of calibration samples.
         quantization: of every root tensor.
         weights: of every layer, by the node's index.
-        reordered: number of layers whose input channels were put in order.
-        equalized: what `equalize` tells; None where it was not asked for.
-        float_counts: operators that round in float after onnxruntime's fusion, with their number; None
-            where another engine fuses.
+        reordered: number of layers whose input channels were reordered.
+        equalized: figures of `equalize`; None if it did not run.
+        float_counts: number of nodes by operator that round in float after onnxruntime's fusion;
+            None if another engine fuses.
         seconds: of every phase.
     """
     pairs = [weights[layer.index].factor for layer in placement.layers]
-    pairs += [each.factor for form in forms if form.kind == "dynamic" for each in form.integers]
+    for form in forms:
+        # Forms that compute in float have no pairs to limit.
+        if form.kind == "dynamic":
+            pairs += [integers.factor for integers in form.integers]
     return {
         "mode": options.mode,
         "scheme": options.scheme,
@@ -73,7 +76,7 @@ def details(
 
 
 def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
-    """What the pair limit asked of the output channels of every layer."""
+    """Summarize how far the pair limit raised the scales of output channels."""
     channels = np.concatenate([np.zeros(0), *factors])
     return {
         "reordered": reordered,
@@ -85,7 +88,7 @@ def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any
 
 
 def float_layer_figures(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
-    """Layers that stay float: name, operator, reason."""
+    """Return name, operator and reason of the layers that stay float."""
     return [
         {"name": name, "operator": kind, "reason": reason} for name, kind, reason in float_layers
     ]
@@ -101,7 +104,7 @@ def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
 
 
 def form_notes(forms: Sequence[Form]) -> list[str]:
-    """Describe the layers in a form of their own, a sentence for each form and reason."""
+    """Describe the layers in other forms, with a sentence for each form and reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for form in forms:
         groups.setdefault((form.kind, form.reason), []).append(form.name)
@@ -112,7 +115,7 @@ def form_notes(forms: Sequence[Form]) -> list[str]:
 
 
 def float_layer_notes(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:
-    """The same in sentences, one for each reason."""
+    """Describe the layers that stay float, with a sentence for each reason."""
     reasons: dict[str, list[str]] = {}
     for name, _, reason in float_layers:
         reasons.setdefault(reason, []).append(name)
@@ -121,30 +124,33 @@ def float_layer_notes(float_layers: Sequence[tuple[str, str, str]]) -> list[str]
 
 def _join_names(names: Sequence[str]) -> str:
     """Join the first four names, and count the others."""
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    joined = ", ".join(names[:4])
+    if len(names) > 4:
+        joined += f" and {len(names) - 4} more"
+    return joined
 
 
 def pair_note(figures: Mapping[str, Any]) -> str:
-    """What the pair limit asked, in a sentence."""
+    """Describe the effect of the pair limit in a sentence."""
     layers = figures["reordered"]
     return (
-        f"Pair-safe: the input channels of {layers} layer{'s' * (layers != 1)} were put in "
-        f"order; {figures['limited']} of {figures['channels']} output channels still "
-        f"had to give way, by {figures['factor_mean']:.2f} on average and "
-        f"{figures['factor_max']:.2f} at most."
+        f"Pair-safe: input channels of {layers} layer{'s' * (layers != 1)} reordered; "
+        f"{figures['limited']} of {figures['channels']} output channels scaled down "
+        f"(mean {figures['factor_mean']:.2f}x, at most {figures['factor_max']:.2f}x)."
     )
 
 
 def equalize_note(figures: Mapping[str, Any]) -> str:
-    """What was scaled between layers, and what could not be."""
+    """Describe the scaling between layers in a sentence."""
     count, blocked = figures["scaled"], sum(figures["left"].values())
     sentence = (
         f"Equalized ({figures['kind']}): {figures['channels']} channels in {count} "
-        f"place{'s' * (count != 1)}, by factors that differ {figures['widest']:g}-fold at most"
+        f"group{'s' * (count != 1)}, by factors that differ up to {figures['widest']:g}-fold"
     )
     reasons = ", ".join(f"{reason} ({n})" for reason, n in figures["left"].items())
-    return f"{sentence}; {blocked} left: {reasons}." if blocked else f"{sentence}."
+    if blocked:
+        sentence += f"; {blocked} not scaled: {reasons}"
+    return f"{sentence}."
 
 
 def notes(
@@ -171,8 +177,8 @@ def notes(
     constant = [name for name, affine in quantization.items() if affine in CONSTANT]
     if constant:
         sentences.append(
-            f"{len(constant)} activations were 0 on every sample ({constant[0]} is one): "
-            "whatever else they hold on the device becomes a whole number from "
+            f"{len(constant)} activations were 0 on every sample, such as {constant[0]}: on the "
+            "device their values are rounded to whole numbers from "
             f"{quantization[constant[0]].low:g} to {quantization[constant[0]].high:g}."
         )
     return tuple(sentences)

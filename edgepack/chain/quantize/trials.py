@@ -1,8 +1,8 @@
-"""The same quantization again and again, with other layers left float: what a repair tries.
+"""Try quantizations of one model with different layers in float, to repair its quality.
 
-Layers are ranked by what each costs alone: the SNR of the network's outputs on calibration samples
-when nothing but that layer is quantized. The search returns the worst to float until the quality
-holds; how it is judged is not known here.
+Layers are ranked by their individual cost: the SNR of the network's outputs on calibration samples
+when only that layer is quantized. The search returns the worst layers to float until the quality
+gate passes; the caller evaluates the gate.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 # Runs a serialised model: outputs in order, for arrays by input name.
 Runs = Callable[[bytes], Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]]
-# Samples that layers are ranked on.
+# Number of samples for ranking layers.
 RANKED = 32
-# Layers of a repair that are tried as integers again, since others may have been enough.
+# Number of layers of a repair that are tried as integers again, in case others suffice.
 SPARED = 8
 
 
@@ -36,19 +36,19 @@ class Trials(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The nodes that become integer."""
+        """Names of the nodes that become integer."""
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
-        """The model where these stay float; not all of `names`."""
+        """Return the model with these layers in float; not all of `names`."""
 
     def result(self, floats: Collection[str] = ()) -> PassResult[Any]:
-        """The same with its figures."""
+        """Return the same model with its figures."""
 
 
 def make_trials(
     model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions, progress: Progress
 ) -> Trials:
-    """The quantizations that `quantize` with these options has a choice of; it raises likewise."""
+    """Return the quantizations that `quantize` can choose from; raises like `quantize`."""
     check_not_quantized(model)
     if samples is None and options.needs:
         raise no_samples(options.mode)
@@ -62,7 +62,7 @@ def make_trials(
 
 
 def chosen(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, np.ndarray]]:
-    """About `RANKED` of `count` samples, spread evenly, as feeds of at most `batch_size`."""
+    """Select about `RANKED` of `count` samples, evenly spread, as feeds of `batch_size`."""
     batches = -(-count // batch_size)
     selected = min(batches, -(-RANKED // batch_size))
     positions = {position * batches // selected for position in range(selected)}
@@ -81,15 +81,15 @@ def rank(
     make_parities: Callable[[], Sequence[Parity]],
     progress: Progress,
 ) -> dict[str, float]:
-    """What each layer costs alone: the SNR of the worst output in dB, the lowest first.
+    """Rank layers by the SNR in dB of the worst output when only that layer is quantized.
 
     Args:
         trials: of the model.
         original: the float model.
-        feeds: what both are run on.
+        feeds: inputs for both.
         runs: runs a model.
-        make_parities: gives what compares the answers of each output.
-        progress: told every layer.
+        make_parities: returns a fresh comparison for each output.
+        progress: advances with every layer.
     """
     run = runs(original)
     expected = [run(feed) for feed in feeds]
@@ -104,17 +104,18 @@ def rank(
         costs[name] = min(min(closeness_db(p.result()), SNR_LIMIT) for p in parities)
         progress.advance()
         progress.tell(f"ranked {len(costs)} of {len(trials.names)} layers")
-    # Where two cost the same, their names decide, not their places in the graph.
+    # Layers with equal SNR are ordered by name, independent of their positions in the graph.
     return dict(sorted(costs.items(), key=lambda item: (item[1], item[0])))
 
 
 def search(
     order: Sequence[str], holds: Callable[[tuple[str, ...]], bool]
 ) -> tuple[str, ...] | None:
-    """The smallest beginning of `order` with which the quality holds; None where none does.
+    """Return the shortest prefix of `order` with which the quality holds; None if none does.
 
-    Twice as many each time, then halved between; all of `order` may be float, and none is known
-    not to hold.
+    The length doubles until the quality holds, then is bisected. The empty prefix is known to
+    fail; the full one is allowed. Example: if 5 of 9 layers are needed, the search tries
+    1, 2, 4, 8, 6 and 5.
     """
     low, high = 0, min(1, len(order))
     while high and not holds(tuple(order[:high])):
@@ -135,12 +136,12 @@ def spared(
     weights: Mapping[str, int],
     holds: Callable[[tuple[str, ...]], bool],
 ) -> tuple[str, ...]:
-    """What of those layers must be float: each of the largest is tried as integers again.
+    """Return the layers that must be float, after trying the largest as integers again.
 
     Args:
-        floats: as `search` found them, the last one needed.
+        floats: result of `search`, of which the last is known to be needed.
         weights: number of weights of every layer.
-        holds: whether the quality does.
+        holds: returns True if the quality holds with these layers in float.
     """
     result = tuple(floats)
     candidates = sorted(floats[:-1], key=lambda name: (-weights.get(name, 0), name))

@@ -1,4 +1,4 @@
-"""The s8 weights of one layer: scale per output channel, range, rounding, bias correction."""
+"""Quantize the weights of one layer to s8: scale, range, rounding and bias correction."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from edgepack.chain.quantize.rounding import (
 )
 from edgepack.chain.quantize.scheme import SYMMETRIC, WEIGHTS, Affine, storable, symmetric
 
-# Shares of the full scale that the search tries: a smaller scale rounds finer and clips more.
+# Candidates for the share of the full scale: a smaller scale rounds finer and clips more.
 SHRINKS = (1.0, 0.9, 0.8)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A layer's integers.
+    """Integers of one layer.
 
     Attributes:
         rows: (outputs, K) int8.
         scale: (outputs,) float32 values.
-        bias: (outputs,) int32, in units of input scale times weight scale; None where it stays
+        bias: (outputs,) int32, in units of input scale times weight scale; None if it stays
             float.
         real_bias: (outputs,) the same as a real number.
-        factor: (outputs,) what the pair limit asked of each channel at full range; 1 where
-            nothing.
+        factor: (outputs,) by which the pair limit raised the scale of each channel; 1 if it did
+            not.
     """
 
     rows: np.ndarray
@@ -51,23 +51,23 @@ def quantize_layer(
 
     Args:
         layer: with its real weights.
-        source: the quantization of its input; None where it is read in float.
+        source: quantization of its input; None if the input is float.
         moments: of its input; None for rounding to the nearest without bias correction.
         options: range, rounding and bias correction.
     """
     _, lowest = WEIGHTS[options.scheme]
-    # At reduced range no pair comes near the limit but by compensated rounding.
+    # At reduced range only compensated rounding can bring a pair near the limit.
     limited = options.range != "full" and layer.paired
     largest, factor = full_scale(layer.rows, options, layer.paired)
     if moments is None or options.rounding == "nearest" or layer.shared:
-        # Readers of the same weights must come to the same integers, whatever their biases.
+        # Readers of shared weights have to use the same integers, whatever their biases.
         bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
         scale = _storable_scale(largest, bias, source, options.scheme)
         rows = nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
         if source is not None:
-            # What calibration never saw vary still carries the noise of its own rounding.
+            # Inputs that are constant on the samples still carry the noise of their rounding.
             loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
         scale, rows = _search_scale(layer, largest, loss, limited, source, options.scheme, shrinks)
@@ -84,7 +84,10 @@ def quantize_layer(
 def full_scale(
     rows: np.ndarray, options: QuantizeOptions, paired: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(outputs,) scales at which s8 holds every row, and (outputs,) what the pair limit asked.
+    """Return (outputs,) scales at which s8 holds every row, and (outputs,) pair factors.
+
+    Example: a row with the pair (100, 60) at full scale gets a factor of 160 / 127.5.
+
 
     Args:
         rows: (outputs, K).
@@ -102,7 +105,7 @@ def full_scale(
 def _storable_scale(
     scale: np.ndarray, bias: np.ndarray, source: Affine | None, scheme: str
 ) -> np.ndarray:
-    """Weight scales as they are stored; beside a float input the bias asks nothing of them."""
+    """Round scales to storable values; with a float input the bias does not limit them."""
     if source is None:
         return scale.astype(np.float32).astype(np.float64)
     return storable(scale, bias, source.scale, scheme)
@@ -117,7 +120,8 @@ def _search_scale(
     scheme: str,
     shrinks: tuple[float, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The scale of each channel at which compensated rounding loses least, and its integers."""
+    """Return the scale of each channel with the least loss after rounding, and its integers."""
+    # Every channel takes the best of the shrinks, independently of the others.
     best_scale, best_rows = largest, np.zeros_like(layer.rows)
     least = np.full(len(largest), np.inf)
     factor = inverse_factor(loss)

@@ -1,4 +1,4 @@
-"""A graph written anew: a node at a time, with constants of its own under names that are free."""
+"""Write a graph node by node, with new constants under unused names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ MICROSOFT = "com.microsoft"
 
 
 class Writer:
-    """Nodes and constants that take the place of those of a model.
+    """Collects nodes and constants that replace those of a model.
 
     Args:
-        model: whose inputs, outputs and constants stay as they are.
+        model: its inputs, outputs and constants are copied.
         view: of that model.
     """
 
@@ -32,7 +32,7 @@ class Writer:
         self._names = FreeNames(view)
 
     def keep(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """Append a copy of a node of the model, and give it, to be changed."""
+        """Append a copy of a node of the model, and return it for modification."""
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         self._nodes.append(copy)
@@ -41,23 +41,23 @@ class Writer:
     def node(
         self, kind: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
     ) -> None:
-        """Append a node; its name gets a tail where another node has it."""
+        """Append a node; its name gets a suffix if another node has it."""
         name = self._names.node(name)
         self._nodes.append(helper.make_node(kind, inputs, outputs, name=name, **attributes))
 
     def free(self, name: str) -> str:
-        """A tensor's name that nothing has yet: this one where it can be."""
+        """Return an unused name for a tensor, this one if possible."""
         return self._names.tensor(name)
 
     def constant(self, name: str, value: np.ndarray) -> str:
-        """The name of a constant; the same value under the same name is stored once."""
+        """Store a constant and return its name; equal values of one name are stored once."""
         key = (name, value.shape, value.tobytes())
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(value, self.free(name))
         return str(self._constants[key].name)
 
     def model(self) -> onnx.ModelProto:
-        """The model with these nodes, and without the constants that none of them reads."""
+        """Return the model with these nodes, without the constants that none of them reads."""
         graph = self._result.graph
         del graph.node[:]
         graph.node.extend(self._nodes)

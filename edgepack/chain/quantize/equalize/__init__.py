@@ -1,7 +1,7 @@
-"""Channels of like size: factors between layers, before anything is observed.
+"""Scale channels to similar magnitudes, by factors between layers, before ranges are observed.
 
-run        the factors, and what they are computed from
+run        the factors, and the magnitudes that they are computed from
 classes    tensors that have to be scaled together
 seen       the largest magnitude of every channel, on calibration samples
-restore    what a residual path needs to stay as it was
+restore    inverse factors that keep a residual path unchanged
 """

@@ -1,7 +1,7 @@
-"""Which channels of a graph may be scaled, and by what: tensors whose channels scale together.
+"""Find tensors whose channels can be scaled together.
 
-Whatever makes a tensor's channel j can make it divided by s_j, and whatever reads it can multiply
-by s_j, as long as all between them passes a positive factor through. Such tensors form a class: one
+The producer of a tensor can divide channel j by s_j and its readers can multiply it by s_j, as long
+as all operators between them pass a positive factor through. Such tensors form a class, with one
 factor for each channel. Makers are linear layers (a row of the weights and its bias) and
 LayerNormalization (its gain and offset); readers are linear layers (a column of the weights).
 """
@@ -16,7 +16,7 @@ import onnx
 from edgepack.chain.graphs.axes import Axis, Ties
 from edgepack.chain.graphs.view import GraphView, attribute
 
-# f(s x) = s f(x) for every s > 0, each element by itself.
+# f(s x) = s f(x) for every s > 0, element by element.
 HOMOGENEOUS = frozenset(("Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))
 SUMS = frozenset(("Add", "Sub", "Sum"))
 POOLS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
@@ -25,13 +25,13 @@ SQUEEZES = frozenset(("Flatten", "Reshape", "Squeeze"))
 
 @dataclass(frozen=True)
 class Reader:
-    """A layer's weights that read a class.
+    """Weights that read a class.
 
     Attributes:
         index: of the node.
         weight: its initializer.
         axis: of the weights that counts input channels.
-        channel_scales: whether every channel is read by weights with a scale of their own: those of a
+        channel_scales: True if each channel is read by weights with their own scale: those of a
             depthwise convolution, or the constant of a Mul, which stays float.
     """
 
@@ -46,10 +46,10 @@ class Scalable:
     """Tensors whose channels can be scaled.
 
     Attributes:
-        tensors: by name the axis of the channels.
-        makers: indices of the nodes that make them.
-        constants: initializers that are divided, each with the axis of the channels.
-        readers: what is multiplied.
+        tensors: axis of the channels, by tensor name.
+        makers: indices of the nodes that produce them.
+        constants: initializers to divide, each with the axis of the channels.
+        readers: weights to multiply.
     """
 
     tensors: dict[str, int] = field(default_factory=dict)
@@ -59,7 +59,12 @@ class Scalable:
 
 
 class Classes:
-    """The classes of one prepared graph."""
+    """Classes of one prepared graph.
+
+    Example: in Conv a -> Relu -> Conv b the tensors between the layers form a class. Dividing row j
+    of a's weights and its bias by s_j, and multiplying column j of b's weights by s_j, changes no
+    output.
+    """
 
     def __init__(self, view: GraphView) -> None:
         self._view = view
@@ -78,10 +83,10 @@ class Classes:
         for index, node in enumerate(view.nodes):
             if not self._tie_node(index, node):
                 for name in filter(None, (*node.input, *node.output)):
-                    self._bind(name, f"{node.op_type} stands in the way")
+                    self._bind(name, f"{node.op_type} blocks it")
 
     def collect(self) -> tuple[list[Scalable], Counter[str]]:
-        """The classes that can be scaled, and of the others that layers read, reasons counted."""
+        """Return the classes that can be scaled, and count the reasons why others cannot."""
         classes: dict[Axis, Scalable] = {}
         for name, axis in self._ties:
             scalable = classes.setdefault(self._ties.root((name, axis)), Scalable())
@@ -101,9 +106,9 @@ class Classes:
         for root, scalable in classes.items():
             if not scalable.readers:
                 continue
-            reason = reasons.get(
-                root, "" if scalable.makers else "nothing that makes it has weights"
-            )
+            reason = reasons.get(root, "")
+            if not (reason or scalable.makers):
+                reason = "its producers have no weights"
             if reason:
                 blocked[reason] += 1
             else:
@@ -111,14 +116,14 @@ class Classes:
         return free, blocked
 
     def _bind(self, name: str, reason: str, but: tuple[int, ...] = ()) -> None:
-        """The axes of a tensor cannot be scaled, but for some."""
+        """Exclude the axes of a tensor from scaling, except some."""
         for axis in range(len(self._view.shapes.get(name, ()))):
             if axis not in but:
                 self._ties.root((name, axis))
                 self._bound.setdefault((name, axis), reason)
 
     def _tie_node(self, index: int, node: onnx.NodeProto) -> bool:
-        """Tie what a node's operator ties; whether it is one that passes factors on."""
+        """Tie the axes that an operator passes factors through; False if it passes none."""
         shapes, view = self._view.shapes, self._view
         has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
         if not has_shapes or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
@@ -155,12 +160,12 @@ class Classes:
     def _tie_through(self, source: str, target: str, axes: dict[int, int]) -> bool:
         for before, after in axes.items():
             self._ties.tie((source, before), (target, after))
-        self._bind(source, "its places are mixed", tuple(axes))
-        self._bind(target, "its places are mixed", tuple(axes.values()))
+        self._bind(source, "it mixes channels", tuple(axes))
+        self._bind(target, "it mixes channels", tuple(axes.values()))
         return True
 
     def _sum(self, inputs: list[str], output: str) -> bool:
-        """What is added is scaled alike; constants too."""
+        """Tie all operands of a sum, constants included."""
         rank = len(self._view.shapes[output])
         for name in inputs:
             shape = self._view.shapes[name]
@@ -180,9 +185,9 @@ class Classes:
         return True
 
     def _product(self, index: int, node: onnx.NodeProto) -> bool:
-        """The factor of one operand goes through; the other is read as it is.
+        """Tie the first operand to the output; the other operand cannot be scaled.
 
-        A constant with a value for each channel takes the factor itself.
+        A constant with a value for each channel can absorb a factor.
         """
         first, second = node.input
         output = node.output[0]
@@ -191,7 +196,7 @@ class Classes:
         if node.op_type == "Mul" and self._view.is_constant(first):
             first, second = second, first
         if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[output]:
-            # A constant dividend would have to take the factor of what it gives.
+            # A constant dividend would have to absorb the factor of the output.
             return False
         shape, operand_shape = self._view.shapes[output], self._view.shapes[second]
         axes = {axis: axis for axis in range(len(shape))}
@@ -266,7 +271,7 @@ class Classes:
         return True
 
     def _has_single_reader(self, name: str) -> bool:
-        """Whether one node alone reads a constant, in one place."""
+        """Return True if only one node reads a constant, as only one of its inputs."""
         reader = self._view.only_reader(name)
         return reader is not None and list(self._view.nodes[reader].input).count(name) == 1
 

@@ -1,8 +1,8 @@
-"""Room for scaling what a LayerNormalization gives where more than layers read it.
+"""Make outputs of a LayerNormalization scalable if other nodes than layers read them.
 
-In networks that normalise after the sum (BERT), the next sum reads it too, and cannot be scaled. A
-Mul by ones stands before such readers while factors are chosen: it takes them back. One that none
-was given to goes away again.
+In networks that normalize after the sum (BERT), the next sum reads the output too, and cannot be
+scaled. A Mul by ones before such readers can undo the factors. It is removed again if no factor
+was chosen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FACTOR = "_restored_factor"
 
 
 def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with a Mul by ones behind every LayerNormalization that layers and others read."""
+    """Return a copy with a Mul by ones between a LayerNormalization and its other readers."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     view = GraphView(result)
@@ -46,12 +46,13 @@ def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy without those that multiply by one."""
+    """Return a copy without the Mul nodes that multiply by one."""
     view = GraphView(model)
     idle = {}
     for node in view.nodes:
-        name = node.input[1] if len(node.input) == 2 else ""
-        factor = view.constant(name) if name.endswith(FACTOR) else None
+        if len(node.input) != 2 or not node.input[1].endswith(FACTOR):
+            continue
+        factor = view.constant(node.input[1])
         if factor is not None and (factor == 1).all():
             idle[node.output[0]] = node.input[0]
     result = onnx.ModelProto()
@@ -65,7 +66,7 @@ def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """The model with other nodes, and without initializers that nothing reads."""
+    """Replace the nodes of a model, and remove initializers that nothing reads."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

@@ -1,17 +1,18 @@
-"""Channels of like size: factors between layers, so that a tensor's one scale fits all of them.
+"""Scale channels between layers, so that a tensor's one scale fits all of them.
 
 A tensor has one scale for all of its channels, and its largest channel sets it. Dividing channel j
-by s_j where it is made, and multiplying the weights that read it by s_j, moves the difference into
-the weights, which have a scale for each output channel. With A_j the largest magnitude of channel
-j, of its tensor's largest, and B_j the largest of the weights that read it, each of its own row's
-largest,
+by s_j in its producer, and multiplying the weights that read it by s_j, moves the difference to the
+weights, which have a scale for each output channel. With A_j the largest magnitude of channel j
+relative to its tensor's largest, and B_j the largest weight that reads it, relative to the largest
+of the weight's row,
 
     s_j = A_j^alpha / B_j^(1 - alpha)
 
 as in SmoothQuant (Xiao et al., 2022, arXiv:2211.10438). Between layers that is cross-layer
-equalization (Nagel et al., 2019, arXiv:1906.04721), with what the activations hold in place of
-the weights that make them: those have a scale for every row, which takes any factor. What depthwise
-convolutions alone read is divided by A_j: theirs take any factor too.
+equalization (Nagel et al., 2019, arXiv:1906.04721), with the magnitudes of activations in place of
+those of the weights that produce them: these have a scale for every row, which absorbs any factor.
+Tensors that only depthwise convolutions read are divided by A_j, as their weights also absorb any
+factor.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.scheme import LEVELS
 from edgepack.data.samples import Samples
 
-# A channel that is hardly ever anything is not blown up beyond this.
+# Limit on the factor of a channel that is almost always 0.
 MOST = 64.0
 TINY = float(np.finfo(np.float32).tiny)
 
@@ -44,17 +45,17 @@ def equalize(
     options: QuantizeOptions,
     advance: Callable[[int], None],
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Scale channels where that is exact and promises less noise.
+    """Scale channels if that is exact and lowers the estimated noise.
 
     Args:
         model: float32, prepared.
-        points: the tensors that will be quantized.
+        points: tensors that will be quantized.
         samples: the calibration samples.
-        options: equalize, other than "none", alpha and batch_size.
-        advance: told the number of samples when a batch is done.
+        options: equalize (not "none"), alpha and batch_size.
+        advance: receives the number of samples after each batch.
 
     Returns:
-        a model that computes the same, up to float rounding, and the figures for the ledger.
+        An equivalent model, up to float rounding, and the figures for the ledger.
     """
     kind = options.equalize
     candidate = model if kind == "cross-layer" else with_restorers(model)
@@ -63,7 +64,9 @@ def equalize(
     selected = [
         scalable for scalable in free if kind in ("both", _equalization_kind(view, scalable))
     ]
-    axes = {name: axis for scalable in selected for name, axis in scalable.tensors.items()}
+    axes: dict[str, int] = {}
+    for scalable in selected:
+        axes.update(scalable.tensors)
     axes = {name: axis for name, axis in axes.items() if name in points}
     magnitudes = observe_channels(candidate, view, axes, samples, options.batch_size, advance)
     factors: list[tuple[Scalable, np.ndarray]] = []
@@ -72,13 +75,13 @@ def equalize(
         weights = [_read_weights(view, reader) for reader in scalable.readers]
         factor = _choose_factor(tensors, weights, options.alpha) if tensors else None
         if factor is None:
-            blocked["nothing of it is quantized, or ever other than 0"] += 1
+            blocked["it is not quantized, or is always 0"] += 1
         elif _estimate_noise(tensors, weights, factor) < _estimate_noise(
             tensors, weights, np.ones_like(factor)
         ):
             factors.append((scalable, factor))
         else:
-            blocked["it promises no less noise"] += 1
+            blocked["scaling would not lower the noise"] += 1
     ratios = [float(factor.max() / factor.min()) for _, factor in factors]
     figures = {
         "kind": kind,
@@ -92,18 +95,19 @@ def equalize(
 
 
 def _equalization_kind(view: GraphView, scalable: Scalable) -> str:
-    """ "smooth" where a LayerNormalization makes the tensors, else "cross-layer"."""
+    """Return "smooth" for the outputs of a LayerNormalization, else "cross-layer"."""
     norms = any(view.nodes[i].op_type == "LayerNormalization" for i in scalable.makers)
     return "smooth" if norms else "cross-layer"
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """What reads a class.
+    """Weights that read a class.
 
     Attributes:
-        rows: (outputs, channels, positions); (1, channels, positions) where each is read channel_scales.
-        channel_scales: as `Reader` has it.
+        rows: (outputs, channels, positions); (1, channels, positions) if each channel
+            has its own scale.
+        channel_scales: see `Reader`.
     """
 
     rows: np.ndarray
@@ -120,12 +124,12 @@ def _read_weights(view: GraphView, reader: Reader) -> _Weights:
 def _choose_factor(
     tensors: Sequence[ChannelMagnitudes], weights: Sequence[_Weights], alpha: float
 ) -> np.ndarray | None:
-    """(channels,) what each channel is divided by; None where that cannot be told."""
+    """Return (channels,) the divisor of each channel; None if it is undefined."""
     size = np.max(
         [magnitudes.largest / max(magnitudes.largest.max(), TINY) for magnitudes in tensors], axis=0
     )
     if not np.isfinite(size).all() or not size.any():
-        # NaN is told of when the ranges are observed.
+        # NaN and infinity raise an error later, when the ranges are observed.
         return None
     size = np.maximum(size, 1 / MOST)
     shared = [read.rows for read in weights if not read.channel_scales]
@@ -133,11 +137,13 @@ def _choose_factor(
         return np.asarray(size)
     reach = np.max([_reach(rows) for rows in shared], axis=0)
     result = size**alpha / np.maximum(reach, 1 / MOST) ** (1 - alpha)
-    return np.asarray(result) if np.isfinite(result).all() else None
+    if not np.isfinite(result).all():
+        return None
+    return np.asarray(result)
 
 
 def _reach(rows: np.ndarray) -> np.ndarray:
-    """(channels,) the largest weight of each column, each of its own row's largest."""
+    """Return (channels,) the largest weight of each column, relative to its row's largest."""
     largest = np.abs(rows).max(axis=2)
     return np.asarray((largest / np.maximum(largest.max(axis=1, keepdims=True), TINY)).max(axis=0))
 
@@ -145,10 +151,10 @@ def _reach(rows: np.ndarray) -> np.ndarray:
 def _estimate_noise(
     tensors: Sequence[ChannelMagnitudes], weights: Sequence[_Weights], factor: np.ndarray
 ) -> float:
-    """The noise that rounding to 8 bits leaves in what the layers give, in arbitrary units.
+    """Estimate the noise of 8-bit rounding in the outputs of the layers, in arbitrary units.
 
-    That of the activations, a step^2 / 12 in every channel times the weights that read it; and
-    that of the weights, a step^2 / 12 of their row times what they read.
+    Activations contribute step^2 / 12 in every channel, times the squared weights that read it;
+    weights contribute step^2 / 12 of their row, times the power of their inputs.
     """
     total = 0.0
     for read in weights:
@@ -169,7 +175,7 @@ def _estimate_noise(
 def _scale_constants(
     model: onnx.ModelProto, factors: Sequence[tuple[Scalable, np.ndarray]]
 ) -> onnx.ModelProto:
-    """A copy whose constants are divided where a class is made and multiplied where it is read."""
+    """Return a copy with divided constants in the producers and multiplied ones in the readers."""
     powers: dict[str, list[tuple[int, np.ndarray]]] = {}
     for scalable, factor in factors:
         for name, axis in scalable.constants:

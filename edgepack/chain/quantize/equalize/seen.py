@@ -1,4 +1,4 @@
-"""How large the channels of activations are, streamed."""
+"""Measure the magnitudes of activation channels, streamed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from edgepack.data.samples import Samples
 
 @dataclass(frozen=True)
 class ChannelMagnitudes:
-    """What the channels of one tensor hold.
+    """Magnitudes of the channels of one tensor.
 
     Attributes:
-        largest: (channels,) magnitude.
-        square: (channels,) mean.
+        largest: (channels,) largest absolute value.
+        square: (channels,) mean square.
     """
 
     largest: np.ndarray
@@ -35,13 +35,13 @@ def observe_channels(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> dict[str, ChannelMagnitudes]:
-    """What the channels of some tensors hold, reduced inside the network's own run.
+    """Measure the channels of some tensors, by reductions appended to the graph.
 
     Args:
         model: float32, prepared.
         view: of that model.
-        axes: by tensor, the axis of its channels.
-        samples, batch_size, advance: as `equalize` takes them.
+        axes: axis of the channels, by tensor.
+        samples, batch_size, advance: as in `equalize`.
     """
     if not axes:
         return {}

@@ -1,8 +1,8 @@
-"""The modes that store no ranges: "dynamic", which takes them at run time, and "weights".
+"""Modes without stored ranges: "dynamic", which takes them at run time, and "weights".
 
 run           the pass in these modes
-choose        which constants become integers
-look          where weights are rounded for calibration samples, what the layers read
+choose        constants that become integers
+look          moments of the layers' inputs, if weights are rounded for calibration samples
 weights       s8 with a scale per output channel;  blocks: four bits
-emit          the graph;  dynamic, weights_only: what each mode makes of a layer
+emit          the graph;  dynamic, weights_only: layers in each mode
 """

@@ -1,8 +1,8 @@
-"""Weights of four bits: blocks of a row, each with a scale and a zero point of its own.
+"""Quantize weights to four bits in blocks of a row, each with its own scale and zero point.
 
 They are stored as onnxruntime's `com.microsoft.MatMulNBits` reads them: real = (stored - zero
 point) * scale, stored and zero point from 0 to 15, two in a byte, the first in the lower half.
-A zero point costs half a byte for every block, and is worth 0.4 dB of the weights' SNR.
+A zero point costs half a byte per block and gains 0.4 dB of the weights' SNR.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from edgepack.chain.quantize.options import QuantizeOptions
 from edgepack.chain.quantize.rounding import inverse_factor
 
 HIGHEST = 15
-# Bytes that a block takes beside its integers: a float32 scale and half a byte of zero point.
+# Overhead of a block in bytes: a float32 scale and half a byte of zero point.
 BESIDE = 4.5
-# Shares of a block's range that the search tries: a smaller one rounds finer and clips more.
+# Candidates for the share of a block's range: a smaller one rounds finer and clips more.
 SHRINKS = np.linspace(1.0, 0.85, 7)
 
 
@@ -29,7 +29,7 @@ class Blocks:
     """A matrix in blocks of four-bit integers.
 
     Attributes:
-        integers: (outputs, blocks, block) whole numbers from 0 to 15; those past K stand for 0.
+        integers: (outputs, blocks, block) whole numbers from 0 to 15; those past K represent 0.
         scale: (outputs, blocks) float32 values.
         zero_point: (outputs, blocks) whole numbers from 0 to 15.
     """
@@ -39,12 +39,12 @@ class Blocks:
     zero_point: np.ndarray
 
     def rows(self, width: int) -> np.ndarray:
-        """(outputs, width) the real weights that the integers stand for."""
+        """Return (outputs, width) the real weights that the integers represent."""
         real = (self.integers - self.zero_point[..., None]) * self.scale[..., None]
         return np.asarray(real.reshape(len(real), -1)[:, :width])
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Integers, scales and zero points as the operator takes them.
+        """Return integers, scales and zero points in the layout of the operator.
 
         Returns:
             (outputs, blocks, block / 2) uint8; (outputs * blocks,) float32;
@@ -56,7 +56,7 @@ class Blocks:
 
 
 def in_blocks(layer: Layer, block: int) -> bool:
-    """Whether a layer's weights get four bits: a product, and smaller so than in eight."""
+    """Return True if a layer's weights get four bits: a product that is smaller than in eight."""
     width = layer.rows.shape[1]
     return layer.op != "Conv" and -(-width // block) * (block / 2 + BESIDE) < width
 
@@ -64,7 +64,7 @@ def in_blocks(layer: Layer, block: int) -> bool:
 def layer_in_blocks(
     layer: Layer, block: int, moments: Moments | None, options: QuantizeOptions
 ) -> tuple[Blocks, np.ndarray]:
-    """One layer's weights in four bits, and its bias: (outputs,) float64.
+    """Return one layer's weights in four bits, and its bias: (outputs,) float64.
 
     Args:
         layer: with its real weights.
@@ -78,7 +78,7 @@ def layer_in_blocks(
     loss = None
     if options.rounding == "gptq" and not layer.shared:
         corrected = options.bias_correction and has_bias
-        loss = (moments.covariance if corrected else moments.second)[0]
+        loss = moments.covariance[0] if corrected else moments.second[0]
     blocks = quantize_blocks(layer.rows, block, loss)
     if not (options.bias_correction and has_bias):
         return blocks, layer.bias
@@ -90,8 +90,8 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
     """Quantize a matrix to four bits.
 
     Without `loss` every weight goes to the nearest step of its block. With it the rounding is
-    that of GPTQ (`rounding.compensated`), and each block's scale is that of its weights as they
-    are when their turn comes.
+    that of GPTQ (`rounding.compensated`), and each block's scale fits its weights after they have
+    compensated the errors of earlier blocks.
 
     Args:
         rows: (outputs, K) float64.
@@ -124,7 +124,7 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
 
 
 def _grid(weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(outputs,) the scale and zero point of a block at which rounding loses least.
+    """Return (outputs,) the scale and zero point of a block with the least rounding loss.
 
     Args:
         weights: (outputs, block).
@@ -136,7 +136,7 @@ def _grid(weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.n
     least = np.full(len(weights), np.inf)
     for shrink in SHRINKS:
         scale = ((high - low) * shrink / HIGHEST).astype(np.float32).astype(np.float64)
-        # A block of zeros, or of values below what float32 divides by.
+        # A block of zeros, or of values so small that the scale underflows, gets scale 1.
         scale = np.where(scale > 0, scale, 1.0)
         zero = np.clip(np.rint(-low * shrink / scale), 0, HIGHEST)
         stored = np.clip(np.rint(weights / scale[:, None]) + zero[:, None], 0, HIGHEST)
@@ -150,6 +150,6 @@ def _grid(weights: np.ndarray, importance: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _nibbles(values: np.ndarray) -> np.ndarray:
-    """Two of the last axis in a byte, the first in the lower half."""
+    """Pack pairs along the last axis into bytes, the first in the lower half: (3, 5) -> 0x53."""
     nibbles = values.astype(np.uint8)
     return np.ascontiguousarray(nibbles[..., 0::2] | (nibbles[..., 1::2] << 4))

@@ -1,8 +1,8 @@
-"""Which constants become integers where the activations have no ranges of their own.
+"""Choose the constants that become integers in the modes without stored ranges.
 
-In the mode "dynamic" those of MatMul, Gemm and LSTM, whose activations onnxruntime quantizes at
-run time; in the mode "weights" those of every layer. In both the tables of embeddings, of which an
-inference reads a few rows.
+The mode "dynamic" chooses those of MatMul, Gemm and LSTM, whose activations onnxruntime quantizes
+at run time; the mode "weights" those of every layer. Both choose tables of embeddings, of which an
+inference reads only a few rows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgepack.chain.quantize.layers import (
 )
 
 RECURRENT = ("LSTM", "GRU", "RNN")
-# A smaller table is not worth the operators that read it.
+# A smaller table saves fewer bytes than its extra operators cost.
 TABLE = 4096
-# What stays float in the mode "dynamic", and why. Measured on x86-64 with VNNI, ConvInteger takes
-# five to seven times as long as the float Conv.
+# Operators that stay float in the mode "dynamic", with the reason. On x86-64 with VNNI, ConvInteger
+# takes five to seven times as long as the float Conv.
 NOT_DYNAMIC = {
-    "Conv": "onnxruntime's convolution with ranges of run time is slower than its float one",
+    "Conv": "onnxruntime's dynamic int8 convolution is slower than its float one",
     "ConvTranspose": FLOAT_LAYERS["ConvTranspose"],
     "GRU": "recurrent: onnxruntime has no dynamic int8 GRU",
     "RNN": "recurrent: onnxruntime has no dynamic int8 RNN",
@@ -39,14 +39,14 @@ NOT_DYNAMIC = {
 
 @dataclass(frozen=True)
 class Constant:
-    """A weight that is no matrix of a linear layer, on its way to s8.
+    """Weight to quantize to s8 that is not the matrix of a linear layer.
 
     Attributes:
-        index: the node's place in the graph.
-        slot: which of its inputs it is.
+        index: the node's position in the graph.
+        slot: its position among the node's inputs.
         name: of the initializer.
         values: float32.
-        reduced: the axes along which one scale holds.
+        reduced: axes that share a scale.
     """
 
     index: int
@@ -57,33 +57,36 @@ class Constant:
 
     @property
     def rows(self) -> np.ndarray:
-        """(scales, values of each), float64."""
+        """Values as float64, (scales, values of each).
+
+        Example: Conv weights (16, 8, 3, 3) with reduced = (1, 2, 3) give (16, 72).
+        """
         scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
         transposed = self.values.transpose(*scale_axes, *self.reduced)
         scales = int(np.prod([self.values.shape[axis] for axis in scale_axes]))
         return np.asarray(transposed.reshape(scales, -1), dtype=np.float64)
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
-        """Rows back in the order of the values."""
+        """Return rows in the layout of the values."""
         scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
         order = [*scale_axes, *self.reduced]
         transposed = rows.reshape([self.values.shape[axis] for axis in order])
         return np.ascontiguousarray(transposed.transpose(np.argsort(order)))
 
     def spread(self, scales: np.ndarray) -> np.ndarray:
-        """One scale for each row, in a shape that broadcasts over the values."""
+        """Reshape one scale for each row so that it broadcasts over the values."""
         shape = [1 if axis in self.reduced else n for axis, n in enumerate(self.values.shape)]
         return scales.reshape(shape)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What becomes integer.
+    """Nodes that become integer.
 
     Attributes:
         layers: the linear layers, in the graph's order.
-        others: recurrent and transposed layers by the node's index, each with its weights.
-        tables: of embeddings, by the index of the Gather that reads them.
+        others: recurrent and transposed layers by node index, each with its weights.
+        tables: tables of embeddings, by the index of the Gather that reads them.
         float_layers: (name, operator, reason) of layers that stay float.
     """
 
@@ -94,7 +97,7 @@ class Choice:
 
     @property
     def indices(self) -> list[int]:
-        """The nodes that become integer, in the graph's order."""
+        """Indices of the nodes that become integer, in graph order."""
         return sorted({*(layer.index for layer in self.layers), *self.others, *self.tables})
 
     @property
@@ -103,7 +106,7 @@ class Choice:
         return len(self.indices)
 
     def without(self, floats: Collection[str], view: GraphView) -> Choice:
-        """What becomes integer where the nodes of these names do not."""
+        """Return the choice with the named nodes in float."""
         nodes = view.nodes
         excluded = [index for index in self.indices if nodes[index].name in floats]
         return Choice(
@@ -115,7 +118,7 @@ class Choice:
 
 
 def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
-    """Decide what becomes integer in a prepared graph.
+    """Choose the nodes of a prepared graph that become integer.
 
     Args:
         view: of the graph.
@@ -152,7 +155,7 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
 
 
 def _has_weights(view: GraphView, node: onnx.NodeProto) -> bool:
-    """Whether a node reads a constant at all: a product of two activations has no weights."""
+    """Return True if a node reads a constant; a product of two activations has no weights."""
     return any(view.is_constant(name) for name in node.input if name)
 
 
@@ -178,7 +181,7 @@ def read_weights(view: GraphView, index: int) -> tuple[Constant, ...] | str:
 
 
 def _recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:
-    """Weights of the input and of the state: (directions, gates x hidden, K), a scale per row."""
+    """Return the weights of input and state, (directions, gates x hidden, K), a scale per row."""
     if attribute(view.nodes[index], "layout", 0):
         return "its layout is batch first, which onnxruntime does not run"
     return _constants(view, index, {1: (2,), 2: (2,)})
@@ -187,7 +190,13 @@ def _recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:
 def _constants(
     view: GraphView, index: int, slots: dict[int, tuple[int, ...]]
 ) -> tuple[Constant, ...] | str:
-    """The weights of a node by slot, each with the axes that share a scale, or why not."""
+    """Return the weights of a node, or why they cannot be integers.
+
+    Args:
+        view: of the graph.
+        index: of the node.
+        slots: axes that share a scale, by input slot.
+    """
     constants = []
     for slot, reduced in slots.items():
         name = view.nodes[index].input[slot]
@@ -205,7 +214,7 @@ def _constants(
 
 
 def _table(view: GraphView, index: int) -> Constant | None:
-    """The table of embeddings that a Gather reads rows of."""
+    """Return the table of embeddings that a Gather reads rows from; None for other nodes."""
     node = view.nodes[index]
     if attribute(node, "axis", 0) != 0 or view.is_constant(node.input[1]):
         return None
@@ -218,7 +227,7 @@ def _table(view: GraphView, index: int) -> Constant | None:
 
 
 def _is_replaceable(view: GraphView, table: Constant, integer_nodes: Collection[int]) -> bool:
-    """Whether no layer wants a table in float any more: integers beside it would only add bytes."""
+    """Return True if no other reader needs a table in float, to avoid storing it twice."""
     readers = view.readers[table.name]
     others = [reader for reader in readers if view.nodes[reader].op_type != "Gather"]
     return table.name not in view.outputs and all(reader in integer_nodes for reader in others)

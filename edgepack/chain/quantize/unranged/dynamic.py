@@ -1,8 +1,8 @@
-"""Dynamic int8: activations are quantized at run time, each tensor by its own range.
+"""Emit dynamic int8: activations are quantized at run time, each tensor by its own range.
 
 A product becomes DynamicQuantizeLinear, MatMulInteger, Cast and Mul, which onnxruntime fuses:
-into DynamicQuantizeMatMul where one layer reads a tensor, else into one MatMulIntegerToFloat for
-each layer behind a quantization that they share. An LSTM becomes `com.microsoft`'s
+into DynamicQuantizeMatMul if one layer reads a tensor, otherwise into one MatMulIntegerToFloat for
+each layer behind a shared quantization. An LSTM becomes `com.microsoft`'s
 DynamicQuantizeLSTM, which quantizes the input at once and the state at every step.
 """
 
@@ -18,10 +18,10 @@ from edgepack.chain.quantize.unranged.choose import Choice, Constant
 from edgepack.chain.quantize.unranged.emit import Integers, IntegerWeights, WeightEmitter
 from edgepack.chain.quantize.writer import MICROSOFT
 
-# Inputs of an LSTM before those that its quantized form adds: X, W, R, B, sequence_lens,
-# initial_h, initial_c, P.
+# Number of inputs of an LSTM, before those that its quantized form appends: X, W, R, B,
+# sequence_lens, initial_h, initial_c, P.
 LSTM_INPUTS = 8
-# Attributes that the quantized form does not know; a layout other than 0 was refused before.
+# Attributes that the quantized form does not have; layouts other than 0 were rejected earlier.
 LSTM_ONLY = ("layout",)
 
 
@@ -35,7 +35,7 @@ class DynamicEmitter(WeightEmitter):
         self._read: dict[str, tuple[str, str, str]] = {}
 
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
-        """u8 by s8 in int32, times both scales, plus the bias of a Gemm."""
+        """Write u8 times s8 in int32, times both scales, plus the bias of a Gemm."""
         weights, writer = self.integers.weights[layer.index], self.writer
         integers, scale, zero_point = self._quantized(layer.input)
         name = layer.weight
@@ -50,7 +50,7 @@ class DynamicEmitter(WeightEmitter):
         writer.node("Mul", [scale, scales], [unit], f"{node.name}_unit")
         bias = self.bias(layer)
         if layer.op == "MatMul" or not bias.any():
-            # What a MatMul adds is added behind it.
+            # The bias of a MatMul is in the Add behind it.
             writer.node("Mul", [real, unit], [output], f"{node.name}_Mul")
             return
         product = writer.free(f"{output}_product")
@@ -59,7 +59,7 @@ class DynamicEmitter(WeightEmitter):
         writer.node("Add", [product, addend], [output], f"{node.name}_Add")
 
     def other(self, index: int, node: onnx.NodeProto) -> None:
-        """An LSTM: the same inputs, its weights as (directions, K, gates x hidden)."""
+        """Write an LSTM with the same inputs, and weights as (directions, K, gates x hidden)."""
         copy = self.writer.keep(node)
         copy.op_type, copy.domain = "DynamicQuantizeLSTM", MICROSOFT
         attributes = [item for item in node.attribute if item.name not in LSTM_ONLY]
@@ -73,7 +73,7 @@ class DynamicEmitter(WeightEmitter):
             copy.input.extend((scale, zeros))
 
     def _gates(self, constant: Constant, integers: Integers) -> tuple[str, str, str]:
-        """The names of an LSTM's weights, scales and zero points."""
+        """Store an LSTM's weights and return the names of integers, scales and zero points."""
         writer, name = self.writer, constant.name
         stored = constant.stored(integers.rows).transpose(0, 2, 1)
         scale = integers.scale.reshape(constant.values.shape[:2])
@@ -84,7 +84,7 @@ class DynamicEmitter(WeightEmitter):
         )
 
     def _quantized(self, name: str) -> tuple[str, str, str]:
-        """A tensor's integers, scale and zero point, for every layer that reads it."""
+        """Return a tensor's integers, scale and zero point, shared by all layers that read it."""
         if name not in self._read:
             names = [
                 self.writer.free(f"{name}_{kind}") for kind in ("quantized", "scale", "zero_point")

@@ -1,8 +1,8 @@
-"""A graph whose constants are integers: what the modes without stored ranges have in common.
+"""Emit a graph with integer constants: the common part of the modes without stored ranges.
 
 Constants become float again as Cast and Mul, never as DequantizeLinear: onnxruntime folds the
-former once, when it loads a model. The latter it either runs again at every inference (1.19 to
-1.23), or takes for a wish to quantize the activations as well (1.31).
+former once, when it loads a model. The latter it either runs at every inference (1.19 to 1.23), or
+takes as a request to quantize the activations as well (1.31).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Integers:
     Attributes:
         rows: (scales, values of each) int8.
         scale: (scales,) float32.
-        factor: (scales,) what the pair limit asked.
+        factor: (scales,) by which the pair limit raised each scale.
     """
 
     rows: np.ndarray
@@ -41,7 +41,7 @@ class Integers:
 
 
 def integers_of(constant: Constant, options: QuantizeOptions) -> Integers:
-    """A constant rounded to the nearest steps, its pairs limited as the range says."""
+    """Round a constant to the nearest steps, with pairs limited as `options.range` says."""
     _, lowest = WEIGHTS[options.scheme]
     largest, factor = full_scale(constant.rows, options)
     scale = largest.astype(np.float32)
@@ -51,11 +51,11 @@ def integers_of(constant: Constant, options: QuantizeOptions) -> Integers:
 
 @dataclass(frozen=True)
 class IntegerWeights:
-    """Everything in integers, by the node's index.
+    """All integers of a model, by node index.
 
     Attributes:
-        samples: number of calibration samples; 0 where none were needed.
-        constants: of recurrent and transposed layers and of tables, in the order of `Constant`s.
+        samples: number of calibration samples; 0 if none were needed.
+        constants: of recurrent and transposed layers and tables, in the order of `Constant`s.
         weights: of linear layers, s8.
         blocks: of linear layers, four bits, with their (outputs,) bias.
     """
@@ -67,13 +67,13 @@ class IntegerWeights:
 
 
 class WeightEmitter(ABC):
-    """Writes the graph; what becomes of a layer is for its subclasses to say.
+    """Writes the graph; subclasses write the layers.
 
     Args:
         model: float32, prepared.
         view: of that model.
-        choice: what becomes integer.
-        found: the integers.
+        choice: nodes that become integer.
+        integers: of those nodes.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class WeightEmitter(ABC):
         self._real: dict[tuple[str, str], str] = {}
 
     def model(self) -> onnx.ModelProto:
-        """The model with integers for constants."""
+        """Return the model with integer constants."""
         layers = {layer.index: layer for layer in self.choice.layers}
         added = {layer.added: layer for layer in self.choice.layers if layer.added is not None}
         for index, node in enumerate(self.view.nodes):
@@ -113,13 +113,13 @@ class WeightEmitter(ABC):
         """Write a layer of `Choice.others`."""
 
     def bias(self, layer: Layer) -> np.ndarray:
-        """(outputs,) float32, corrected where that was asked for."""
+        """Return the (outputs,) float32 bias of a layer, corrected if the options say so."""
         four = self.integers.blocks.get(layer.index)
         bias = self.integers.weights[layer.index].real_bias if four is None else four[1]
         return bias.astype(np.float32)
 
     def real(self, name: str, integers: np.ndarray, scale: np.ndarray) -> str:
-        """A constant's name, float again; the same integers with the same scale are stored once.
+        """Append Cast and Mul behind a constant and return the result's name; repeats are shared.
 
         Args:
             name: of the float constant.
@@ -136,7 +136,7 @@ class WeightEmitter(ABC):
         return self._real[stored, scales]
 
     def _table(self, index: int, node: onnx.NodeProto) -> None:
-        """The rows that are read become float, not the table."""
+        """Write a Gather on integers; only the rows that it reads become float."""
         constant, integers = self.choice.tables[index], self.integers.constants[index][0]
         stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(integers.rows))
         scales = self.writer.constant(f"{constant.name}_scale", constant.spread(integers.scale))
@@ -148,7 +148,7 @@ class WeightEmitter(ABC):
         self.writer.node("Mul", [steps, scale], [result], node.name)
 
     def _added(self, layer: Layer, node: onnx.NodeProto) -> None:
-        """The Add behind a MatMul takes that layer's corrected bias."""
+        """Write the Add behind a MatMul with that layer's corrected bias."""
         copy = self.writer.keep(node)
         bias = self.bias(layer)
         if not np.array_equal(bias, layer.bias.astype(np.float32)):

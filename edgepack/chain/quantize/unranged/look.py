@@ -1,4 +1,4 @@
-"""Calibration samples where no range is stored: what weights are rounded for."""
+"""Observe the layers' inputs in modes without stored ranges, for rounding weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgepack.chain.quantize.scheme import Affine
 from edgepack.data.samples import Samples
 from edgepack.ledger import Progress
 
-# A layer, how its input is quantized (None: not at all), and the input's moments where looked at.
+# A layer, the quantization of its input (None: float), and the input's moments (None: unknown).
 ObservedLayer = tuple[Layer, "Affine | None", "Moments | None"]
 
 
@@ -27,23 +27,23 @@ def observe_layers(
     options: QuantizeOptions,
     progress: Progress,
 ) -> tuple[int, Iterator[ObservedLayer]]:
-    """What the layers read, a lot of layers at a time.
+    """Observe the inputs of the layers, one group of layers at a time.
 
     Args:
         model: float32, prepared.
-        layers: whose weights are to be rounded.
-        samples: None, or the calibration samples, where the options need them.
+        layers: layers whose weights will be rounded.
+        samples: calibration samples; None if the options need none.
         options: mode, rounding and bias correction.
-        progress: told the samples that were run.
+        progress: receives the number of samples run.
 
     Returns:
-        number of samples, and every layer with what it reads.
+        The number of samples, and every layer with its input's statistics.
     """
     if samples is None or not (layers and options.needs):
         return 0, ((layer, None, None) for layer in layers)
     inputs = list(dict.fromkeys(layer.input for layer in layers))
     ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
-    # A range that is taken at run time is at most this one.
+    # Ranges taken at run time on these samples are at most these.
     of_input = (
         {name: of_range(observed, options.scheme) for name, observed in ranges.items()}
         if options.mode == "dynamic"

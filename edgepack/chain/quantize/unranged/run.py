@@ -1,4 +1,4 @@
-"""One quantization without ranges, and what a repair tries."""
+"""Run the modes without stored ranges, with any layers in float."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgepack.ledger import PassResult, Progress
 
 
 class UnrangedRun:
-    """The integers of one model in one of these modes, and as many graphs of them as asked for."""
+    """Integers of one model in one of these modes, and any number of graphs with them."""
 
     def __init__(
         self,
@@ -39,9 +39,10 @@ class UnrangedRun:
         progress: Progress,
     ) -> None:
         self.samples, self.progress = samples, progress
-        # Pairs are limited where activations are integers; float products saturate nowhere.
-        limits = options.mode == "dynamic"
-        self.options = options if limits else replace(options, range="full")
+        # Only products of integer activations can saturate, so only those pairs are limited.
+        if options.mode != "dynamic":
+            options = replace(options, range="full")
+        self.options = options
         self.seconds: dict[str, float] = {}
         self.reordered = 0
         self._load(prepare(model))
@@ -52,7 +53,7 @@ class UnrangedRun:
         self._integers: IntegerWeights | None = None
 
     def _load(self, model: onnx.ModelProto) -> None:
-        """Look at a prepared model, and choose what of it becomes integer."""
+        """Take over a prepared model, and choose the nodes that become integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
         self.choice: Choice = choose(self.view, self.options.mode, self.options.exclude)
@@ -61,11 +62,11 @@ class UnrangedRun:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The nodes that become integer."""
+        """Names of the nodes that become integer."""
         return tuple(self.view.nodes[index].name for index in self.choice.indices)
 
     def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
-        """The quantized model, with its figures; `floats` are layers that stay float."""
+        """Return the quantized model and its figures; layers in `floats` stay float."""
         integers = self._quantize_weights()
         choice = self.choice.without(floats, self.view)
         with self._phase("writing"):
@@ -75,7 +76,7 @@ class UnrangedRun:
         return PassResult(model, True, notes(choice, figures), figures)
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
-        """The same model without the figures."""
+        """Return the same model without the figures."""
         return self._emit(self.choice.without(floats, self.view))
 
     @contextmanager
@@ -89,7 +90,7 @@ class UnrangedRun:
         return emitter(self.model, self.view, choice, self._quantize_weights()).model()
 
     def _quantize_weights(self) -> IntegerWeights:
-        """Everything in integers, once."""
+        """Quantize all weights once, and return them."""
         if self._integers is None:
             with self._phase("weights"):
                 count, observed = observe_layers(
@@ -108,8 +109,8 @@ class UnrangedRun:
         return self._integers
 
     def _constants(self) -> dict[int, tuple[Integers, ...]]:
-        """The integers of whatever is no linear layer, by the node's index."""
-        # What a table holds is read, not multiplied and added.
+        """Quantize the constants of other nodes than linear layers, by node index."""
+        # Tables are read, not multiplied, so their pairs need no limit.
         full_range = replace(self.options, range="full")
         tables = {
             index: (integers_of(table, full_range),) for index, table in self.choice.tables.items()

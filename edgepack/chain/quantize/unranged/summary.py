@@ -1,4 +1,4 @@
-"""What the modes without stored ranges tell the ledger."""
+"""Figures and notes of the modes without stored ranges for the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgepack.chain.quantize.summary import (
 from edgepack.chain.quantize.unranged.choose import Choice
 from edgepack.chain.quantize.unranged.emit import IntegerWeights
 
-# Kernels that multiply integers by integers, or by float.
+# Kernels that multiply integers by integers or by float.
 KERNELS = (
     *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeLSTM"),
     "MatMulNBits",
@@ -30,20 +30,21 @@ def details(
     reordered: int,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The figures, as JSON values.
+    """Return the figures as JSON values.
 
     Args:
-        choice: what became integer and what did not.
-        options: what was asked for.
-        integers: the integers of that, and perhaps of more.
-        operators: number of each operator that onnxruntime runs, after its fusions.
-        reordered: number of layers whose input channels were put in order.
+        choice: nodes that became integer, and layers that stay float.
+        options: of the pass.
+        integers: of those nodes, and possibly of others.
+        operators: number of nodes by operator, after onnxruntime's fusions.
+        reordered: number of layers whose input channels were reordered.
         seconds: of every phase.
     """
     dynamic = options.mode == "dynamic"
     eight = [layer for layer in choice.layers if layer.index in integers.weights]
     pairs = [integers.weights[layer.index].factor for layer in eight]
-    pairs += [each.factor for index in choice.others for each in integers.constants[index]]
+    for index in choice.others:
+        pairs += [constant.factor for constant in integers.constants[index]]
     return {
         "mode": options.mode,
         "scheme": options.scheme,
@@ -65,32 +66,31 @@ def details(
 
 
 def notes(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, ...]:
-    """The same in sentences."""
+    """Return the figures as sentences."""
     quantized, total = figures["layers_quantized"], choice.count + len(choice.float_layers)
     if figures["mode"] == "dynamic":
         sentences = [
-            f"{quantized} of {total} layers quantized to int8; what they read is quantized at run time, "
-            "each tensor by its own range, so that an answer depends a little on what shares its "
-            "batch."
+            f"{quantized} of {total} layers quantized to int8; their inputs are quantized at run "
+            "time, each tensor by its own range, so that an output depends slightly on its batch."
         ]
     elif figures["bits"] == 4:
         sentences = [
-            f"{quantized} of {total} layers keep their weights as integers: "
-            f"{figures['layers_in_blocks']} in four bits, {figures['block']} to a scale, the "
-            "others in eight; the arithmetic stays float: it saves bytes, and no time."
+            f"{quantized} of {total} layers store integer weights: "
+            f"{figures['layers_in_blocks']} in four bits with blocks of {figures['block']}, the "
+            "others in eight; the arithmetic stays float, so this saves bytes but no time."
         ]
     else:
         sentences = [
-            f"{quantized} of {total} layers keep their weights as int8; they become float32 again when "
-            "the model is loaded: it saves bytes of the file, and neither time nor memory."
+            f"{quantized} of {total} layers store int8 weights, converted to float32 when the "
+            "model is loaded: this saves bytes in the file, but neither time nor memory."
         ]
     if choice.tables:
         sentences.append(
-            f"{len(choice.tables)} of them are tables of embeddings, with a scale for each row."
+            f"{len(choice.tables)} of them are tables of embeddings, with one scale per row."
         )
     if figures["calibration_samples"]:
         sentences.append(
-            f"Weights rounded ({figures['rounding']}) for what the layers read on "
+            f"Weights rounded ({figures['rounding']}) for the layers' inputs on "
             f"{figures['calibration_samples']} calibration samples."
         )
     sentences += float_layer_notes(choice.float_layers)

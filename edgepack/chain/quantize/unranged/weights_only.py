@@ -1,8 +1,8 @@
-"""Weights as integers, arithmetic in float: a file of a quarter of its size, or an eighth.
+"""Emit integer weights with float arithmetic: a quarter or an eighth of the file size.
 
-Eight bits are turned to float32 once, when onnxruntime loads the model. Four bits stay what they
-are, in `com.microsoft`'s MatMulNBits, which multiplies by float32 activations (accuracy level 1:
-at level 4 it would round them to int8 on the CPUs that have kernels for it).
+Eight-bit weights are converted to float32 once, when onnxruntime loads the model. Four-bit weights
+stay integers in `com.microsoft`'s MatMulNBits, which multiplies by float32 activations (accuracy
+level 1; at level 4 it would round them to int8 on CPUs with kernels for that).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class WeightsEmitter(WeightEmitter):
     """Writes the graph of the mode "weights"."""
 
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
-        """The same layer, its weights s8 behind Cast and Mul; or a product with four bits."""
+        """Write a layer with s8 weights behind Cast and Mul, or a product with four bits."""
         four = self.integers.blocks.get(layer.index)
         if four is not None:
             self._product(layer, node, four[0])
@@ -39,12 +39,12 @@ class WeightsEmitter(WeightEmitter):
             del copy.input[2:]
             copy.input.append(self.writer.constant(f"{layer.name}_bias", bias))
         for item in copy.attribute:
-            # Of a Gemm: both are in the weights and the bias already.
+            # Alpha and beta of a Gemm are folded into the weights and the bias.
             if item.name in ("alpha", "beta"):
                 item.f = 1.0
 
     def other(self, index: int, node: onnx.NodeProto) -> None:
-        """The same layer, its weights s8 behind Cast and Mul."""
+        """Write a layer with s8 weights behind Cast and Mul."""
         pairs = zip(self.choice.others[index], self.integers.constants[index], strict=True)
         names = {
             constant.slot: self.real(
@@ -57,7 +57,7 @@ class WeightsEmitter(WeightEmitter):
             copy.input[slot] = name
 
     def _product(self, layer: Layer, node: onnx.NodeProto, blocks: Blocks) -> None:
-        """MatMulNBits, and an Add where a Gemm has a bias."""
+        """Write MatMulNBits, and an Add if a Gemm has a bias."""
         bias = self.bias(layer)
         stored = [
             self.writer.constant(f"{layer.weight}_{kind}", value)
