@@ -56,6 +56,7 @@ class Graph:
         self.candidates: list[int] = []
         self.excluded: dict[int, FloatNode] = {}
         for index, node in enumerate(view.nodes):
+            # Shape, Constant and integer arithmetic have no float type to choose.
             if not self._computes_in_float(index) or self._stays_quantized(index):
                 continue
             reason = self._reason_against(index, keep)

@@ -33,8 +33,8 @@ class TensorStatistics:
         smallest: smallest nonzero absolute value; infinity if it was not measured.
         power: sum of squares of the values that fp16 can represent.
         noise: sum of squares of their errors when rounded to fp16.
-        infinite: whether it held an infinity.
-        nan: whether it held a NaN.
+        infinite: True if it held an infinity.
+        nan: True if it held a NaN.
         elements: size of the largest batch; 0 if it was always empty.
     """
 

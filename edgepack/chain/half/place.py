@@ -1,4 +1,4 @@
-"""Decide which nodes become fp16, and give the reason for every node that stays float32.
+"""Choose the nodes that become fp16, and give the reason for every node that stays float32.
 
 A tensor is stored as fp16 only if its measured values fit. A node stays float32 if one of its
 tensors, constants or partial sums does not fit. Groups of fp16 nodes that are too small to pay for
@@ -51,7 +51,7 @@ class Placement:
 def place(
     graph: Graph, sums: Mapping[int, Sum], measured: Measurements, options: HalfOptions
 ) -> Placement:
-    """Decide which nodes become fp16."""
+    """Choose the nodes that become fp16."""
     return _Placer(graph, sums, measured, operators.LARGEST / options.margin).placement()
 
 
@@ -77,6 +77,7 @@ class _Placer:
             if fault is not None:
                 float_nodes[index] = self._float_node(index, *fault)
         self._exclude_broken_patterns(float_nodes)
+        # The remaining candidates become fp16, unless Casts around them would cost too much.
         half = {index for index in self.graph.candidates if index not in float_nodes}
         # A Relu between two float32 layers would need two Casts and save nothing.
         for part in self._connected_parts(half):

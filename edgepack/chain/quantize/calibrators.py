@@ -30,6 +30,7 @@ def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     one, as in Migacz, "8-bit inference with TensorRT" (2017). The candidates cut equal shares off
     both tails, since u8 ranges need not be symmetric.
     """
+    # The full range is the first candidate, so ties favour it.
     best, least = (histogram.low, histogram.high), np.inf
     for tail in TAILS:
         low, high = _cut_tails(histogram, tail)

@@ -105,6 +105,8 @@ class Channels:
         output, rank = node.output[0], len(self._view.shapes[data])
         gathered, more = attribute(node, "axis", 0) % rank, len(self._view.shapes[indices]) - 1
         data_axes = [axis for axis in range(rank) if axis != gathered]
+        # Gather from (10, 4, 6) along axis 1 with indices (2, 3) gives (10, 2, 3, 6): axis 0 stays
+        # axis 0, and axis 2 becomes axis 3.
         output_axes = [axis if axis < gathered else axis + more for axis in data_axes]
         for axis, target in zip(data_axes, output_axes, strict=True):
             self._ties.tie((data, axis), (output, target))
@@ -123,7 +125,9 @@ class Channels:
             return self._tie_convolution(node)
         if len(shapes[inputs[1]]) != 2 or attribute(node, "transA", 0):
             return False
-        columns = 0 if attribute(node, "transB", 0) else 1
+        # Gemm weights are (inputs, outputs), or (outputs, inputs) with transB: the axis `columns`
+        # counts outputs, the other one inputs.
+        columns = int(not attribute(node, "transB", 0))
         source, output = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
         self._ties.tie((inputs[1], 1 - columns), source)
         self._ties.tie((inputs[1], columns), output)

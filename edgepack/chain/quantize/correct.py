@@ -22,6 +22,7 @@ def mean_error(layer: Layer, effective: np.ndarray, moments: Moments) -> np.ndar
         effective: (outputs, K) weights V that the integers represent.
         moments: of the layer's input: the means of x and of q.
     """
+    # The means are per group, (groups, K), and the rows (groups, outputs of the group, K).
     real, quantized = moments.real / moments.count, moments.quantized / moments.count
     float_output = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
     integer_output = np.einsum("grk,gk->gr", layer.per_group(effective), quantized)

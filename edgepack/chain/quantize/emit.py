@@ -68,6 +68,8 @@ class _Emitter:
         for name in self.view.inputs:
             if name in self.placement.points:
                 self._quantize(name, name)
+        # Example: Conv -> Relu -> Conv becomes Conv -> Q -> DQ -> Conv. The Relu is absorbed, and
+        # the Q behind the first layer has the name and the range of the Relu's output.
         for index, node in enumerate(self.view.nodes):
             if index in self.placement.clamps:
                 continue
@@ -117,7 +119,9 @@ class _Emitter:
                 continue
             # A tensor that is visible outside is the DQ's output, so the DQ takes its name.
             is_rounded = name in self.placement.rounded
-            node.output[slot] = self.names.tensor(f"{name}_real") if is_rounded else name
+            node.output[slot] = name
+            if is_rounded:
+                node.output[slot] = self.names.tensor(f"{name}_real")
             pairs.append((name, node.output[slot]))
         self.nodes.append(node)
         for name, real in pairs:
@@ -162,7 +166,9 @@ class _Emitter:
         if read not in self.stored:
             # The first reader of shared weights stores them for all readers with the same integers.
             bases = set(self.stored.values())
-            base = layer.weight if layer.weight not in bases else f"{layer.weight}_{layer.name}"
+            base = layer.weight
+            if base in bases:
+                base = f"{layer.weight}_{layer.name}"
             self.stored[read] = base
             self._constant(f"{base}_quantized", layer.stored(weights.rows))
             self._constant(f"{base}_scale", weights.scale.astype(np.float32))
@@ -170,6 +176,7 @@ class _Emitter:
         node.input[1] = self._dequantize_constant(base, layer.axis, f"{layer.name}_weight")
         if layer.op == "MatMul":
             return
+        # Bias correction may add a bias to a layer without one.
         bias = weights.real_bias if weights.bias is None else weights.bias
         if layer.bias_name is not None or bias.any():
             del node.input[2:]
@@ -189,6 +196,7 @@ class _Emitter:
         if f"{name}_quantized" in self.constants:
             # Layers that share a bias need a copy each, since its scale depends on the layer.
             name = f"{layer.name}_bias"
+        # The scale of a bias is that of the products it is added to.
         source = self.quantization[self.placement.points[layer.input]]
         self._constant(f"{name}_quantized", weights.bias)
         self._constant(f"{name}_scale", np.float32(source.scale) * weights.scale.astype(np.float32))

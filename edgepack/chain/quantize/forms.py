@@ -82,7 +82,9 @@ def choose_forms(
             reasons[node.name] = constants
             continue
         # Only integer activations need the pair limit: their products are added in 16 bits.
-        rounding = options if kind == "dynamic" else replace(options, range="full")
+        rounding = options
+        if kind != "dynamic":
+            rounding = replace(options, range="full")
         integers = tuple(integers_of(constant, rounding) for constant in constants)
         reason = _REASONS.get(node.op_type, SLOW_VOLUME)
         forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
@@ -103,6 +105,7 @@ def store_forms(
         selected = [f for f in forms.values() if f.kind == kind and f.name not in floats]
         if not selected:
             continue
+        # Indices change with every emitter, so the nodes are found by name again.
         view = GraphView(model)
         indices = {node.name: index for index, node in enumerate(view.nodes)}
         choice = Choice((), {indices[f.name]: f.constants for f in selected}, {}, ())

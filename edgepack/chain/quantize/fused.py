@@ -30,6 +30,7 @@ INTEGER = frozenset(
 
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph that onnxruntime runs, at the level that does not depend on the CPU."""
+    # onnxruntime returns its optimized graph only as a file.
     onnxruntime = import_engine()
     with files.temporary_folder() as folder:
         path = folder / "fused.onnx"
@@ -50,7 +51,9 @@ def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
     while graphs:
         for node in graphs.pop().node:
             for item in node.attribute:
-                graphs.extend([item.g] if item.HasField("g") else item.graphs)
+                graphs.extend(item.graphs)
+                if item.HasField("g"):
+                    graphs.append(item.g)
             kind = node.op_type
             if kind in ROUNDLESS or kind in INTEGER or kind.startswith("QLinear"):
                 continue

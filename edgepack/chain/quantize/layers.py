@@ -86,12 +86,15 @@ class Layer:
     @property
     def axis(self) -> int:
         """Axis of the stored weights that counts output channels."""
-        return 0 if self.op == "Conv" or self.transposed else 1
+        # Conv is (outputs, inputs, *kernel), MatMul (inputs, outputs), Gemm either of the two.
+        return int(not (self.op == "Conv" or self.transposed))
 
     @property
     def channels(self) -> int:
         """Number of input channels, over all groups."""
-        return self.shape[1] * self.groups if self.op == "Conv" else self.rows.shape[1]
+        if self.op == "Conv":
+            return self.shape[1] * self.groups
+        return int(self.rows.shape[1])
 
     @property
     def depthwise(self) -> bool:
@@ -116,7 +119,9 @@ class Layer:
             outputs, inputs, *kernel = self.shape
             kernels = rows.reshape(outputs, *kernel, inputs)
             return np.ascontiguousarray(np.moveaxis(kernels, -1, 1))
-        return np.ascontiguousarray(rows if self.transposed else rows.T)
+        if self.transposed:
+            return np.ascontiguousarray(rows)
+        return np.ascontiguousarray(rows.T)
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,12 @@ class Window:
         for length, k, s, d in zip(size, self.kernel, self.strides, self.dilations, strict=True):
             total = max((-(-length // s) - 1) * s + (k - 1) * d + 1 - length, 0)
             small, large = total // 2, total - total // 2
-            pads.append((small, large) if self.auto_pad == "SAME_UPPER" else (large, small))
+            # SAME_UPPER puts an odd zero at the end: a length of 8 with a kernel of 3 and a stride
+            # of 2 needs one zero, (0, 1).
+            if self.auto_pad == "SAME_UPPER":
+                pads.append((small, large))
+            else:
+                pads.append((large, small))
         return pads
 
 
@@ -187,6 +197,8 @@ def _convolution(
         end=tuple(pads[axes:]),
         auto_pad=attribute(node, "auto_pad", b"NOTSET").decode(),
     )
+    # (outputs, inputs, *kernel) becomes (outputs, *kernel, inputs), so that input channels are
+    # neighbours: weights (16, 8, 3, 3) give rows (16, 72).
     rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
     return _layer(
         view, index, weights, bias_name, rows, bias, int(attribute(node, "group", 1)), False, window
@@ -201,6 +213,7 @@ def _product(
         return f"its constant operand has {weights.ndim} axes, not 2"
     if attribute(node, "transA", 0):
         return "it transposes its activation"
+    # alpha A B + beta C: both factors are folded into the rows and the bias.
     transposed = bool(attribute(node, "transB", 0))
     rows = (weights if transposed else weights.T) * np.float64(attribute(node, "alpha", 1.0))
     outputs = len(rows)
@@ -218,6 +231,7 @@ def _take_added_bias(view: GraphView, layer: Layer) -> None:
     reader = view.only_reader(layer.output)
     if reader is None or view.nodes[reader].op_type != "Add":
         return
+    # Only a vector with one value per output channel acts as a bias.
     for name in view.nodes[reader].input:
         value = view.constant(name)
         if value is not None and value.shape == (len(layer.rows),) and np.isfinite(value).all():
@@ -266,13 +280,21 @@ def is_layer(node: onnx.NodeProto) -> bool:
     return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS
 
 
+def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    graphs: list[onnx.GraphProto] = []
+    for item in node.attribute:
+        graphs += [item.g, *item.graphs]
+    return graphs
+
+
 def inner_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
     """Yield (name, operator, reason) of the layers in subgraphs; all of them stay float."""
+    # Subgraphs nest: the body of a Loop may hold an If with two branches of its own.
     for node in nodes:
-        pending = [g for item in node.attribute for g in (item.g, *item.graphs)]
+        pending = _subgraphs(node)
         while pending:
             for inner in pending.pop().node:
-                pending += [g for item in inner.attribute for g in (item.g, *item.graphs)]
+                pending += _subgraphs(inner)
                 if is_layer(inner):
                     reason = f"it is in a subgraph of {node.name} ({node.op_type})"
                     yield inner.name or inner.op_type, inner.op_type, reason

@@ -71,11 +71,13 @@ def group_by_memory(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]
     available = 0
     keys: set[tuple[str, Window | None, int]] = set()
     for layer in layers:
-        size = 0 if key(layer) in keys else 8 * layer.groups * layer.rows.shape[1] ** 2
+        # A float64 matrix (K, K) for each group, which layers with the same columns share.
+        full = 8 * layer.groups * layer.rows.shape[1] ** 2
+        size = 0 if key(layer) in keys else full
         if not lots or size > available:
             lots.append([])
             available, keys = MOMENT_BYTES, set()
-            size = 8 * layer.groups * layer.rows.shape[1] ** 2
+            size = full
         lots[-1].append(layer)
         keys.add(key(layer))
         available -= size
@@ -110,6 +112,7 @@ def observe_moments(
     for layer in layers:
         readers.setdefault(layer.input, {}).setdefault(key(layer), layer)
     moments: dict[tuple[str, Window | None, int], Moments] = {}
+    # 100 samples in batches of 4: each batch adds 12288 * 4 // 100 = 491 positions.
     share = POSITIONS * batch_size // count
     most = min(max(share, FEWEST_A_BATCH), MOST_A_BATCH)
     runs = tensors(model, groups, samples, batch_size, advance)
@@ -142,6 +145,8 @@ def _add(
         sums = np.zeros((2, groups, width))
         origin = quantized.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64)
         moments[layer_key] = Moments(0, sums[0], sums[1], origin, square)
+    # With the origin near the mean, E[(q - o)(q - o)^T] - (E[q] - o)(E[q] - o)^T loses few digits
+    # even if the mean is much larger than the spread.
     into = moments[layer_key]
     into.count += count
     into.real += real.sum(axis=1, dtype=np.float64)
@@ -164,6 +169,7 @@ def columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndar
     padded = np.pad(values, [(0, 0), (0, 0), *window.padding(spatial)])
     reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
     axes = tuple(range(2, values.ndim))
+    # The windows are views: only the selected positions are copied.
     view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
     strided = [slice(None), slice(None)]
     strided += [slice(None, None, s) for s in window.strides]

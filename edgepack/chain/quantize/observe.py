@@ -62,6 +62,7 @@ class Histogram:
         if self.high <= self.low:
             self.zeros += flat.size
             return
+        # A range of [-1, 3] in 4 bins: -1 falls in bin 0, 0 in bin 1, and 3, the end, in bin 3.
         bins = len(self.counts)
         bin_indices = (flat - np.float32(self.low)) * np.float32(bins / (self.high - self.low))
         bin_indices = np.clip(bin_indices, 0, bins - 1).astype(np.int32)
@@ -93,6 +94,7 @@ def observe_ranges(
     count = 0
     for batch in samples.batches(batch_size):
         feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+        # Four results a tensor, in the order of `_reducing`.
         results = iter(runner.run(None, feed))
         for name in names:
             low, high, mean, size = (next(results).item() for _ in range(4))
@@ -130,6 +132,7 @@ def observe_histograms(
     advance: Callable[[int], None],
 ) -> dict[str, Histogram]:
     """Return a histogram of each tensor over its exact range."""
+    # The largest batch decides how many tensors fit in memory at a time.
     histograms = {name: Histogram(observed.low, observed.high) for name, observed in ranges.items()}
     groups = grouped(list(ranges), {name: observed.elements for name, observed in ranges.items()})
     runs = tensors(model, groups, samples, batch_size, advance)
@@ -160,14 +163,17 @@ def _reducing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     for position, name in enumerate(names):
         for kind in ("ReduceMin", "ReduceMax", "ReduceMean", "Size"):
             output = f"edgepack_{kind}_{position}"
-            settings = {} if kind == "Size" else {"keepdims": 0}
+            # Size takes no attributes; the others reduce over all axes.
+            settings = {"keepdims": 0} if kind != "Size" else {}
             graph.node.append(helper.make_node(kind, [name], [output], **settings))
             graph.output.append(onnx.ValueInfoProto(name=output))
     return result
 
 
 def _nonfinite(name: str, first: int, count: int, origin: str) -> ChainError:
-    position = f"sample {first}" if count == 1 else f"samples {first} to {first + count - 1}"
+    position = f"sample {first}"
+    if count > 1:
+        position = f"samples {first} to {first + count - 1}"
     return ChainError(
         "quantize-calibration-nonfinite",
         "the model returned NaN or infinity during calibration",

@@ -107,7 +107,7 @@ class QuantizeOptions(PassOptions):
         object.__setattr__(self, "exclude", names)
         one_of(NAME, "mode", self.mode, MODES)
         if not self.rounding:
-            self._set("rounding", "gptq" if self.mode == "static" else "nearest")
+            self._set("rounding", {"static": "gptq"}.get(self.mode, "nearest"))
         if self.bias_correction is None:
             self._set("bias_correction", self.mode == "static" or self.rounding == "gptq")
         self._set_bits()
@@ -159,6 +159,7 @@ class QuantizeOptions(PassOptions):
                     hint=f"--chain quantize:mode=static:{option}={form}",
                 )
             return
+        # TensorRT has integer Conv3d, but no integer recurrent layers and no weights-only form.
         gpu = self.scheme in SYMMETRIC
         if not form:
             self._set(option, on_gpu if gpu else forms[0])

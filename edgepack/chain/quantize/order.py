@@ -62,6 +62,7 @@ def reorder(
 def _order(layers: Sequence[Layer]) -> np.ndarray:
     """Return one order of the input channels that these layers share."""
     parts = []
+    # Wide layers are ordered in parts, as the costs of n channels take n^2 values.
     for start in range(0, layers[0].channels, MOST):
         costs = [_pair_costs(layer, start, start + MOST) for layer in layers]
         parts.append(start + pair_order(np.sum(costs, axis=0)))
@@ -101,6 +102,7 @@ def _improve_pairs(costs: np.ndarray, pairs: np.ndarray) -> bool:
     for pair in range(len(pairs)):
         first, second = pairs[pair]
         others, partners = pairs.T
+        # Gains of exchanging with every other pair at once, (pairs,).
         before = costs[first, second] + costs[others, partners]
         crossed = before - costs[first, partners] - costs[second, others]
         straight = before - costs[first, others] - costs[second, partners]
@@ -108,7 +110,8 @@ def _improve_pairs(costs: np.ndarray, pairs: np.ndarray) -> bool:
         best = int(np.argmax(np.maximum(crossed, straight)))
         if max(crossed[best], straight[best]) <= 1e-9 * before[best]:
             continue
-        slot = 1 if crossed[best] >= straight[best] else 0
+        # Crossed swaps the second members, straight swaps the second with the first.
+        slot = int(crossed[best] >= straight[best])
         pairs[pair, 1], pairs[best, slot] = pairs[best, slot], second
         gained = True
     return gained
@@ -131,6 +134,8 @@ def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
     # A pair over the limit has at least one weight over half of it; if both are, it counts twice.
     large = np.abs(steps) > PAIR_STEPS / 2
     share = np.where(large, np.float32(0.5), np.float32(1.0)) * weight[:, None]
+    # Only rows with a large weight in this channel can exceed the limit with another: for each of
+    # them, `over` (rows, n) is the excess of its pairs with all n channels.
     for channel in range(len(costs)):
         rows = large[:, channel]
         over = np.abs(steps[rows] + steps[rows, channel, None]) - np.float32(PAIR_STEPS)

@@ -153,15 +153,18 @@ class _Placer:
             return 0.0, np.inf
         limits = [attribute(node, "min", -np.inf), attribute(node, "max", np.inf)]
         for slot, name in enumerate(list(node.input)[1:3]):
-            value = self.view.constant(name) if name else None
-            if name and value is None:
+            if not name:
+                continue
+            value = self.view.constant(name)
+            if value is None:
                 return None
-            if value is not None:
-                limits[slot] = value.item()
+            limits[slot] = value.item()
         return float(limits[0]), float(limits[1])
 
     def _remove_isolated(self, others: set[int]) -> None:
         """Remove operators without integers on both sides, until nothing changes."""
+        # Removing one operator may take the integers from its neighbours: of Conv -> Add -> Mul ->
+        # Softmax, Mul goes first as Softmax reads no integers, then Add as Mul reads none.
         changed = True
         while changed:
             changed = False
@@ -199,7 +202,9 @@ class _Placer:
 
     def _final_readers(self, index: int) -> Iterator[int]:
         clamp = self._clamp_of(index)
-        for name in self.view.nodes[index if clamp is None else clamp].output:
+        # Readers of an absorbed clamp read the integers of the operator before it.
+        last = index if clamp is None else clamp
+        for name in self.view.nodes[last].output:
             yield from self.view.readers.get(name, [])
 
     def _outputs(self, indices: Iterable[int]) -> set[str]:
@@ -207,6 +212,7 @@ class _Placer:
 
     def placement(self, float_layers: tuple[tuple[str, str, str], ...]) -> Placement:
         clamps: dict[int, str] = {}
+        # Moves share the quantization of their input: of x -> MaxPool -> y, y maps to x.
         points: dict[str, str] = {}
         active = {i for i in self.integer if not self._absorbed(i)}
         for index in sorted(active):

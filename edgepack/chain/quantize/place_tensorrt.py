@@ -63,6 +63,7 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
             layers[index] = result
         else:
             float_layers.append((node.name, node.op_type, result))
+    # Rules run in order; each sees the reads of those before and its own.
     sketch = _Sketch(view, layers, exclude)
     for rule in RULES:
         for tensor_read in rule(sketch):
@@ -88,7 +89,9 @@ class _Sketch:
     def layer_of(self, name: str) -> Layer | None:
         """Return the layer that computes a tensor, its bias included; None for other tensors."""
         index = self.view.producer.get(name)
-        return None if index is None else self.layers.get(index) or self.biases.get(index)
+        if index is None:
+            return None
+        return self.layers.get(index) or self.biases.get(index)
 
     def ends_layer(self, name: str) -> bool:
         """Return True if a layer's kernel outputs a tensor, after pointwise operators."""
@@ -188,7 +191,9 @@ def skip_branches(sketch: _Sketch) -> Iterator[Read]:
 
 
 def _size(layer: Layer | None) -> tuple[int, int]:
-    return (0, 0) if layer is None else (layer.rows.size, layer.index)
+    if layer is None:
+        return 0, 0
+    return layer.rows.size, layer.index
 
 
 # Later rules read the results of earlier ones.

@@ -33,6 +33,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             f"onnxruntime (1.19) stops at opset {NEWEST_OPSET}",
             hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
         )
+    # Shapes in value_info may be outdated after the changes; they are inferred again when needed.
     ready = onnx.ModelProto()
     ready.CopyFrom(model)
     ready.ir_version = min(ready.ir_version, NEWEST_IR)
@@ -77,7 +78,9 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
             nodes.append(node)
             continue
         keep = attribute(node, "keepdims", 1) == 1
-        pooled = node.output[0] if keep else node.output[0] + "_pooled"
+        pooled = node.output[0]
+        if not keep:
+            pooled += "_pooled"
         nodes.append(
             helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)
         )

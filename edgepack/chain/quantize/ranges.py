@@ -50,5 +50,6 @@ def folded(counts: Histogram) -> Histogram:
         return Histogram(0.0, 0.0, counts.counts, counts.zeros)
     edges = np.linspace(0, largest, len(counts.counts) + 1)
     below = np.concatenate([[0], np.cumsum(counts.counts, dtype=np.float64)])
+    # Values in [a, b] of magnitude: those in [a, b] and those in [-b, -a].
     inside = np.interp(edges, counts.edges, below) - np.interp(-edges, counts.edges, below)
     return Histogram(0.0, largest, np.diff(inside), counts.zeros)

@@ -36,6 +36,7 @@ def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
         return rounded
     width = steps.shape[-1] // 2 * 2
     for k in range(0, width, 2):
+        # Both weights take half of the excess.
         half = np.ones(1) * 0.5
         first = _first_of_pair(steps[..., k], steps[..., k + 1], half, lowest)
         rounded[..., k] = first
@@ -81,6 +82,7 @@ def compensated(
             else:
                 value = _second_of_pair(rounded[:, :, k - 1], column, lowest)
             rounded[:, :, k] = value
+            # Dividing by the pivot gives the error per unit of the factor's row.
             error = (column - value) / pivot
             errors[:, :, k - start] = error
             remaining[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
@@ -121,6 +123,7 @@ def _first_of_pair(
     first: np.ndarray, second: np.ndarray, share: np.ndarray, lowest: int
 ) -> np.ndarray:
     """Round the first weight of a pair, less its share of the excess."""
+    # Pairs of opposite signs cancel and have no excess.
     sign = np.sign(first)
     excess = np.where(np.sign(second) == sign, np.abs(first + second) - PAIR_LIMIT, 0.0)
     reduction = np.clip(share * np.maximum(excess, 0.0), 0.0, np.abs(first))
@@ -129,6 +132,8 @@ def _first_of_pair(
 
 def _second_of_pair(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:
     """Round the second weight of a pair, within the limit that the first leaves."""
+    # After a first weight of 100 the second may be at most 28; its lower limit stays -128, as only
+    # products of one sign add up.
     highest = np.where(first > 0, np.minimum(HIGHEST, PAIR_LIMIT - first), HIGHEST)
     least = np.where(first < 0, np.maximum(lowest, -PAIR_LIMIT - first), lowest)
     return np.asarray(np.clip(np.rint(second), least, highest))
@@ -139,6 +144,7 @@ def largest_pair(rows: np.ndarray) -> np.ndarray:
 
     Example: (3, 4, -5, 1) has the pairs (3, 4) and (-5, 1), with sums 7 and 5, so 7 is returned.
     """
+    # The last of an odd number of columns is added to 0.
     if rows.shape[-1] % 2:
         rows = np.concatenate([rows, np.zeros((*rows.shape[:-1], 1))], axis=-1)
     pairs = rows.reshape(*rows.shape[:-1], -1, 2)

@@ -58,6 +58,7 @@ class Run:
         self.reordered = 0
         self.equalized: dict[str, Any] | None = None
         self._load(prepare(model))
+        # Equalizing and reordering change constants, so the graph is read again after each.
         if self.options.equalize != "none" and self.placement.layers:
             with self._phase("equalize"):
                 scaled, self.equalized = equalize(
@@ -95,7 +96,9 @@ class Run:
 
     @property
     def _placer(self) -> Callable[..., Placement]:
-        return place_tensorrt.place if self.options.scheme == "tensorrt" else place
+        if self.options.scheme == "tensorrt":
+            return place_tensorrt.place
+        return place
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -138,7 +141,9 @@ class Run:
         self, floats: Collection[str]
     ) -> tuple[Placement, dict[str, Affine], dict[int, Quantized]]:
         """Return the placement, quantizations and weights when some layers stay float."""
-        placement = self._place_without(floats) if floats else self.placement
+        placement = self.placement
+        if floats:
+            placement = self._place_without(floats)
         roots = placement.roots()
         # A tensor that shared a root before keeps the quantization of that root.
         points = self.placement.points
@@ -153,6 +158,8 @@ class Run:
         reasons = {name: reason for name, _, reason in self.placement.float_layers}
         reasons.update({form.name: form.reason for form in self.forms.values()})
 
+        # Layers that stay integer are reused. Placing changes their outputs, so each is copied with
+        # the node's own output.
         def read(view: GraphView, index: int) -> Layer | str:
             layer = layers.get(index)
             if layer is None:
@@ -235,6 +242,8 @@ class Run:
                 layer.index: quantize_layer(layer, of_input[layer.input], None, self.options)
                 for layer in self.placement.layers
             }
+        # Moments are estimated and dropped group by group, since together they may not fit in
+        # memory.
         weights: dict[int, Quantized] = {}
         for lot in lots:
             inputs = list(dict.fromkeys(layer.input for layer in lot))

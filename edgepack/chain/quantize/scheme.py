@@ -66,7 +66,9 @@ class Affine:
     @property
     def stored_zero(self) -> np.ndarray:
         """Zero point as stored: a scalar of the integers' type."""
-        return np.array(self.zero_point, dtype=np.int8 if self.lowest else np.uint8)
+        if self.lowest:
+            return np.array(self.zero_point, dtype=np.int8)
+        return np.array(self.zero_point, dtype=np.uint8)
 
     def fake(self, values: np.ndarray) -> np.ndarray:
         """Quantize and dequantize values.
@@ -102,6 +104,7 @@ def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
     """
     if magnitude == 0:
         return Affine(1.0, 0, -128)
+    # Rounding the scale down would clip the largest value.
     scale = np.float32(magnitude) / np.float32(steps)
     return Affine(float(half_above(np.asarray(scale, dtype=np.float64))), 0, -128)
 
@@ -154,5 +157,6 @@ def room_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np
     A bias is stored with scale `input_scale * weight scale`. A channel of (nearly) zero
     weights has a scale so small that its bias would overflow.
     """
+    # Limiting biases to 2**30 leaves one bit for the sums that they are added to.
     needed = np.abs(bias) / (input_scale * INT32_ROOM)
     return np.asarray(np.maximum(scale, needed).astype(np.float32), dtype=np.float64)

@@ -77,6 +77,7 @@ def details(
 
 def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
     """Summarize how far the pair limit raised the scales of output channels."""
+    # The empty array keeps this defined for a model without layers.
     channels = np.concatenate([np.zeros(0), *factors])
     return {
         "reordered": reordered,
@@ -174,6 +175,7 @@ def notes(
         sentences.append(equalize_note(figures["equalize"]))
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
         sentences.append(pair_note(figures["pair_safe"]))
+    # A constant 0 gets scale 1, which is arbitrary: the samples say nothing about its range.
     constant = [name for name, affine in quantization.items() if affine in CONSTANT]
     if constant:
         sentences.append(

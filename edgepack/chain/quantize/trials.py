@@ -63,6 +63,7 @@ def make_trials(
 
 def chosen(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, np.ndarray]]:
     """Select about `RANKED` of `count` samples, evenly spread, as feeds of `batch_size`."""
+    # 100 samples in batches of 4 are 25 batches; 8 of them, evenly spread, hold 32 samples.
     batches = -(-count // batch_size)
     selected = min(batches, -(-RANKED // batch_size))
     positions = {position * batches // selected for position in range(selected)}
@@ -91,6 +92,7 @@ def rank(
         make_parities: returns a fresh comparison for each output.
         progress: advances with every layer.
     """
+    # The float model's outputs are computed once and compared with those of every trial.
     run = runs(original)
     expected = [run(feed) for feed in feeds]
     costs: dict[str, float] = {}
@@ -117,6 +119,7 @@ def search(
     fail; the full one is allowed. Example: if 5 of 9 layers are needed, the search tries
     1, 2, 4, 8, 6 and 5.
     """
+    # The quality fails with `low` layers in float, and holds with `high` after the first loop.
     low, high = 0, min(1, len(order))
     while high and not holds(tuple(order[:high])):
         if high == len(order):
@@ -143,6 +146,8 @@ def spared(
         weights: number of weights of every layer.
         holds: returns True if the quality holds with these layers in float.
     """
+    # The last one is needed, as `search` failed without it. Among the others, the layers with the
+    # most weights gain most from int8.
     result = tuple(floats)
     candidates = sorted(floats[:-1], key=lambda name: (-weights.get(name, 0), name))
     for name in candidates[:SPARED]:

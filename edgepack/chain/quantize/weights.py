@@ -74,6 +74,7 @@ def quantize_layer(
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + mean_error(layer, rows * scale[:, None], moments)
+    # int32 biases saturate rather than overflow; `storable` has made room for them.
     stored = None
     if source is not None and options.scheme not in SYMMETRIC:
         unit = np.float32(source.scale) * scale.astype(np.float32)
@@ -95,7 +96,10 @@ def full_scale(
         paired: whether neighbouring columns are added in 16 bits without VNNI.
     """
     steps, _ = WEIGHTS[options.scheme]
-    full = symmetric(rows, 63.5 if options.range == "reduced" else steps)
+    if options.range == "reduced":
+        # Half the steps of s8 on either side, so that rounded pairs stay near the limit.
+        steps = 63.5
+    full = symmetric(rows, steps)
     factor = np.ones_like(full)
     if options.range == "pair-safe" and paired:
         factor = np.maximum(1.0, largest_pair(rows / full[:, None]) / PAIR_STEPS)

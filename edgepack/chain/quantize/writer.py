@@ -51,6 +51,7 @@ class Writer:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """Store a constant and return its name; equal values of one name are stored once."""
+        # Layers may share weights and have different scales, so the value is part of the key.
         key = (name, value.shape, value.tobytes())
         if key not in self._constants:
             self._constants[key] = numpy_helper.from_array(value, self.free(name))
@@ -63,6 +64,7 @@ class Writer:
         graph.node.extend(self._nodes)
         graph.initializer.extend(self._constants.values())
         remove_unused_initializers(graph)
+        # The domain of onnxruntime's own operators is declared only if one of them is used.
         domains = {node.domain for node in self._nodes}
         declared = {opset.domain for opset in self._result.opset_import}
         if MICROSOFT in domains - declared:

@@ -88,6 +88,7 @@ class Classes:
     def collect(self) -> tuple[list[Scalable], Counter[str]]:
         """Return the classes that can be scaled, and count the reasons why others cannot."""
         classes: dict[Axis, Scalable] = {}
+        # The axes of a class share a root, so the root collects its tensors, makers and readers.
         for name, axis in self._ties:
             scalable = classes.setdefault(self._ties.root((name, axis)), Scalable())
             scalable.tensors[name] = axis
@@ -135,6 +136,8 @@ class Classes:
             for name in node.input[1:]:
                 self._bind(name, f"{node.op_type} reads it")
             return self._tie_through(source, output, {a: a for a in range(len(shapes[output]))})
+        # relu(s x) = s relu(x), and s x + s y = s (x + y), but in s x * y only one operand is
+        # scaled.
         if node.op_type in SUMS:
             return self._sum(list(node.input), output)
         if node.op_type in ("Mul", "Div"):
@@ -147,6 +150,7 @@ class Classes:
             same = flat and isinstance(before[1], int) and before[1] == after[1]
             return same and self._tie_through(source, output, {1: 1})
         if node.op_type == "Transpose":
+            # perm (0, 2, 1) moves axis 1 to position 2, and axis 2 to position 1.
             order = attribute(node, "perm", list(reversed(range(len(shapes[source])))))
             return self._tie_through(
                 source, output, {a: position for position, a in enumerate(order)}
@@ -171,6 +175,7 @@ class Classes:
             shape = self._view.shapes[name]
             constant = self._view.is_constant(name)
             for axis in range(rank):
+                # Operands align with the last axes: (8,) added to (1, 4, 8) has its axis 0 at 2.
                 operand_axis = axis - rank + len(shape)
                 if operand_axis < 0 or shape[operand_axis] != self._view.shapes[output][axis]:
                     self._ties.root((output, axis))
@@ -198,6 +203,7 @@ class Classes:
         if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[output]:
             # A constant dividend would have to absorb the factor of the output.
             return False
+        # Mul by a constant of ones per channel, as in `restore`: its channels can absorb factors.
         shape, operand_shape = self._view.shapes[output], self._view.shapes[second]
         axes = {axis: axis for axis in range(len(shape))}
         if (
@@ -244,15 +250,20 @@ class Classes:
         if not conv and len(shape) != 2:
             return False
         groups = attribute(node, "group", 1)
-        axis = 0 if conv or attribute(node, "transB", 0) else 1
-        channel_axis = 1 if conv else len(shapes[source]) - 1
-        output_axis = 1 if conv else len(shapes[output]) - 1
+        axis = int(not (conv or attribute(node, "transB", 0)))
+        # Channels are axis 1 of a convolution's input and output, and the last axis otherwise.
+        channel_axis = output_axis = 1
+        if not conv:
+            channel_axis, output_axis = len(shapes[source]) - 1, len(shapes[output]) - 1
+        # In a depthwise convolution row j of the weights reads channel j and gives channel j.
         depthwise = conv and groups == shape[0] and shape[1] == 1
         one_bias_per_output = all(shapes[bias] == (shape[axis],) for bias in biases)
         self._bind(source, f"{node.op_type} adds it up", (channel_axis,))
         self._bind(output, f"{node.op_type} makes it", (output_axis,))
         if not self._has_single_reader(weight) or (conv and groups != 1 and not depthwise):
-            reason = "its weights have several readers" if groups == 1 else "grouped convolution"
+            reason = "its weights have several readers"
+            if groups != 1:
+                reason = "grouped convolution"
             for at in ((source, channel_axis), (output, output_axis)):
                 self._ties.root(at)
                 self._bound.setdefault(at, reason)

@@ -31,6 +31,8 @@ def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
         is_visible = name in view.outputs or name in view.captured
         if node.op_type != "LayerNormalization" or is_visible or not isinstance(width, int):
             continue
+        # If all readers are layers they take the factors themselves; if none is, there is nothing
+        # to scale for.
         readers = [view.nodes[index] for index in view.readers.get(name, [])]
         others = [r for r in readers if r.op_type not in LINEAR or r.input[0] != name]
         if not others or len(others) == len(readers):

@@ -58,7 +58,9 @@ def equalize(
         An equivalent model, up to float rounding, and the figures for the ledger.
     """
     kind = options.equalize
-    candidate = model if kind == "cross-layer" else with_restorers(model)
+    candidate = model
+    if kind != "cross-layer":
+        candidate = with_restorers(model)
     view = GraphView(candidate)
     free, blocked = Classes(view).collect()
     selected = [
@@ -69,6 +71,7 @@ def equalize(
         axes.update(scalable.tensors)
     axes = {name: axis for name, axis in axes.items() if name in points}
     magnitudes = observe_channels(candidate, view, axes, samples, options.batch_size, advance)
+    # A class is scaled only if the estimated noise falls below that without factors.
     factors: list[tuple[Scalable, np.ndarray]] = []
     for scalable in selected:
         tensors = [magnitudes[name] for name in scalable.tensors if name in magnitudes]
@@ -97,7 +100,9 @@ def equalize(
 def _equalization_kind(view: GraphView, scalable: Scalable) -> str:
     """Return "smooth" for the outputs of a LayerNormalization, else "cross-layer"."""
     norms = any(view.nodes[i].op_type == "LayerNormalization" for i in scalable.makers)
-    return "smooth" if norms else "cross-layer"
+    if norms:
+        return "smooth"
+    return "cross-layer"
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,8 @@ class _Weights:
 
 def _read_weights(view: GraphView, reader: Reader) -> _Weights:
     values = np.asarray(view.constant(reader.weight), dtype=np.float64)
+    # A Gemm's (inputs, outputs) has the channels at axis 0 and gives (outputs, inputs, 1). Conv
+    # weights (16, 8, 3, 3) have them at axis 1 and give rows of (16, 8, 9).
     moved = np.moveaxis(values, reader.axis, 0)
     columns = moved.reshape(len(moved), 1 if reader.channel_scales else moved.shape[1], -1)
     return _Weights(columns.transpose(1, 0, 2), reader.channel_scales)
@@ -157,6 +164,8 @@ def _estimate_noise(
     weights contribute step^2 / 12 of their row, times the power of their inputs.
     """
     total = 0.0
+    # Dividing a channel lowers the noise of its tensor's step in all other channels, and
+    # multiplying its weights raises the steps of the rows that read it.
     for read in weights:
         rows = read.rows
         gain = np.square(rows).sum(axis=(0, 2)) @ np.square(factor)
@@ -176,6 +185,8 @@ def _scale_constants(
     model: onnx.ModelProto, factors: Sequence[tuple[Scalable, np.ndarray]]
 ) -> onnx.ModelProto:
     """Return a copy with divided constants in the producers and multiplied ones in the readers."""
+    # One constant may have several factors: the weights of a layer between two classes are divided
+    # by those of its output and multiplied by those of its input.
     powers: dict[str, list[tuple[int, np.ndarray]]] = {}
     for scalable, factor in factors:
         for name, axis in scalable.constants:

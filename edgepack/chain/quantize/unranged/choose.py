@@ -130,7 +130,7 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
     tables: dict[int, Constant] = {}
     float_layers = []
     for index, node in enumerate(view.nodes):
-        table = _table(view, index) if node.op_type == "Gather" else None
+        table = _table(view, index)
         if table is None and not (
             is_layer(node) and (mode == "dynamic" or _has_weights(view, node))
         ):
@@ -145,6 +145,7 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
             others[index] = result
         else:
             float_layers.append((node.name, node.op_type, result))
+    # Tables are checked last, since their other readers have to be integer as well.
     integer_nodes = {*(layer.index for layer in layers), *others, *tables}
     tables = {
         index: table
@@ -175,7 +176,7 @@ def read_weights(view: GraphView, index: int) -> tuple[Constant, ...] | str:
         return _recurrent(view, index)
     # Conv is (outputs, inputs of a group, *kernel), ConvTranspose (inputs, outputs of a group,
     # *kernel): there groups share a scale.
-    outputs = 1 if node.op_type == "ConvTranspose" else 0
+    outputs = int(node.op_type == "ConvTranspose")
     axes = len(view.shapes.get(node.input[1], ()))
     return _constants(view, index, {1: tuple(axis for axis in range(axes) if axis != outputs)})
 
@@ -216,6 +217,8 @@ def _constants(
 def _table(view: GraphView, index: int) -> Constant | None:
     """Return the table of embeddings that a Gather reads rows from; None for other nodes."""
     node = view.nodes[index]
+    if node.op_type != "Gather":
+        return None
     if attribute(node, "axis", 0) != 0 or view.is_constant(node.input[1]):
         return None
     values = view.constant(node.input[0])

@@ -75,6 +75,7 @@ class DynamicEmitter(WeightEmitter):
     def _gates(self, constant: Constant, integers: Integers) -> tuple[str, str, str]:
         """Store an LSTM's weights and return the names of integers, scales and zero points."""
         writer, name = self.writer, constant.name
+        # The kernel reads (directions, K, gates x hidden), the transpose of the float operator's.
         stored = constant.stored(integers.rows).transpose(0, 2, 1)
         scale = integers.scale.reshape(constant.values.shape[:2])
         return (

@@ -126,6 +126,7 @@ class WeightEmitter(ABC):
             integers: s8.
             scale: float32, in a shape that broadcasts over the integers.
         """
+        # Example: w_quantized -> w_Cast -> w_steps -> w_Mul (by w_scale) -> w_dequantized.
         stored = self.writer.constant(f"{name}_quantized", integers)
         scales = self.writer.constant(f"{name}_scale", scale)
         if (stored, scales) not in self._real:
@@ -150,6 +151,7 @@ class WeightEmitter(ABC):
     def _added(self, layer: Layer, node: onnx.NodeProto) -> None:
         """Write the Add behind a MatMul with that layer's corrected bias."""
         copy = self.writer.keep(node)
+        # An unchanged bias needs no second constant.
         bias = self.bias(layer)
         if not np.array_equal(bias, layer.bias.astype(np.float32)):
             slot = list(node.input).index(layer.bias_name)

@@ -44,11 +44,10 @@ def observe_layers(
     inputs = list(dict.fromkeys(layer.input for layer in layers))
     ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
     # Ranges taken at run time on these samples are at most these.
-    of_input = (
-        {name: of_range(observed, options.scheme) for name, observed in ranges.items()}
-        if options.mode == "dynamic"
-        else {}
-    )
+    of_input: dict[str, Affine] = {}
+    if options.mode == "dynamic":
+        of_input = {name: of_range(entry, options.scheme) for name, entry in ranges.items()}
+    # One pass over the samples for the ranges, and one for each group of layers.
     squares = options.rounding == "gptq"
     lots = group_by_memory(layers, squares)
     progress.expect(count * (1 + len(lots)))

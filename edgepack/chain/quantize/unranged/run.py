@@ -86,7 +86,7 @@ class UnrangedRun:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
     def _emit(self, choice: Choice) -> onnx.ModelProto:
-        emitter = DynamicEmitter if self.options.mode == "dynamic" else WeightsEmitter
+        emitter = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}[self.options.mode]
         return emitter(self.model, self.view, choice, self._quantize_weights()).model()
 
     def _quantize_weights(self) -> IntegerWeights:
@@ -97,6 +97,7 @@ class UnrangedRun:
                     self.model, self.choice.layers, self.samples, self.options, self.progress
                 )
                 integers = IntegerWeights(count, constants=self._constants())
+                # Matrices that are smaller in eight bits than in blocks of four keep eight.
                 for layer, source, moments in observed:
                     block = self.options.block
                     if block is not None and in_blocks(layer, block):

@@ -66,7 +66,9 @@ class WeightsEmitter(WeightEmitter):
         outputs, width = layer.rows.shape
         output = node.output[0]
         added = layer.op == "Gemm" and bool(bias.any())
-        product = self.writer.free(f"{output}_product") if added else output
+        product = output
+        if added:
+            product = self.writer.free(f"{output}_product")
         self.writer.node(
             "MatMulNBits", [layer.input, *stored], [product], f"{node.name}_MatMulNBits",
             domain=MICROSOFT, K=width, N=outputs, bits=4, block_size=blocks.integers.shape[-1],
