@@ -51,9 +51,9 @@ class _Emitter:
         # Tensors that exist so far: float32 name -> fp16 name, and the float32 ones.
         self.halves: dict[str, str] = {}
         self.floats = set(self.view.inputs)
-        self._constants()
+        self._store_constants()
 
-    def _constants(self) -> None:
+    def _store_constants(self) -> None:
         """Store constants as fp16 if fp16 nodes read them, and as float32 if others do."""
         read_half: set[str] = set()
         read_float = {*self.view.outputs, *self.view.captured}
@@ -91,14 +91,14 @@ class _Emitter:
             copy.CopyFrom(node)
             for slot, name in enumerate(node.input):
                 if self._is_read_as_half(index, slot):
-                    copy.input[slot] = self._half(name)
+                    copy.input[slot] = self._read_as_half(name)
                 elif self.graph.accepts_either_type(index) and name not in self.floats:
                     copy.input[slot] = self.halves.get(name, name)
                 else:
-                    self._float(name)
+                    self._read_as_float(name)
             # Subgraphs are not rewritten and read float32.
             for name in captured_names(node):
-                self._float(name)
+                self._read_as_float(name)
             if index in self.placement.half:
                 self._make_half(copy)
             else:
@@ -106,7 +106,7 @@ class _Emitter:
             self.nodes.append(copy)
         # Outputs of the model keep their type.
         for value in self.result.graph.output:
-            self._float(value.name)
+            self._read_as_float(value.name)
         graph = self.result.graph
         del graph.node[:], graph.value_info[:]
         graph.node.extend(self.nodes)
@@ -134,20 +134,20 @@ class _Emitter:
             zero = numpy_helper.from_array(np.zeros(1, np.float16))
             node.attribute.append(helper.make_attribute("value", zero))
 
-    def _half(self, name: str) -> str:
+    def _read_as_half(self, name: str) -> str:
         """Return the name of a tensor's fp16 form, inserting a Cast if needed."""
         if name not in self.halves:
             self.halves[name] = self.names.tensor(f"{name}_half")
-            self._cast(name, self.halves[name], TensorProto.FLOAT16)
+            self._append_cast(name, self.halves[name], TensorProto.FLOAT16)
         return self.halves[name]
 
-    def _float(self, name: str) -> None:
+    def _read_as_float(self, name: str) -> None:
         """Insert a Cast if the tensor is also needed in float32."""
         if name in self.halves and name not in self.floats:
-            self._cast(self.halves[name], name, TensorProto.FLOAT)
+            self._append_cast(self.halves[name], name, TensorProto.FLOAT)
             self.floats.add(name)
 
-    def _cast(self, source: str, output: str, kind: int) -> None:
+    def _append_cast(self, source: str, output: str, kind: int) -> None:
         target = {TensorProto.FLOAT16: "half", TensorProto.FLOAT: "float"}[kind]
         name = self.names.node(f"{source}_to_{target}")
         self.nodes.append(helper.make_node("Cast", [source], [output], name=name, to=kind))

@@ -118,7 +118,7 @@ def measure(
     Raises:
         ChainError: half-calibration-empty, half-calibration-nonfinite.
     """
-    runner = session(_reducing(model, names, divisors, sums))
+    runner = session(_append_reductions(model, names, divisors, sums))
     statistics = {name: TensorStatistics() for name in names}
     largest = dict.fromkeys(sums, 0.0)
     nonfinite: set[str] = set()
@@ -126,7 +126,8 @@ def measure(
     for batch in samples.batches(batch_size):
         feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
         results: Iterator[float] = (float(np.ravel(array)[0]) for array in runner.run(None, feed))
-        # The results come in the order of `_reducing`: four or five a tensor, then one a bound.
+        # The results have the order of `_append_reductions`: four or five a tensor, then one a
+        # bound.
         for name in names:
             entry = statistics[name]
             size, peak, power, noise = (next(results) for _ in range(4))
@@ -183,7 +184,7 @@ def _measure_finite(
     return statistics
 
 
-def _reducing(
+def _append_reductions(
     model: onnx.ModelProto,
     names: Sequence[str],
     divisors: Collection[str],

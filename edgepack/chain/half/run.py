@@ -35,7 +35,7 @@ def convert(
     view = GraphView(model)
     titles = [title(node, index) for index, node in enumerate(view.nodes)]
     check_names(options.keep, titles, "half-keep-unknown", "float32")
-    kinds = _kinds(model, view)
+    kinds = _tensor_types(model, view)
     floats = frozenset(name for name, kind in kinds.items() if kind == "tensor(float)")
     graph = Graph(view, floats, opset, options.keep)
     names = list(dict.fromkeys(chain.from_iterable(map(graph.float_tensors, graph.candidates))))
@@ -74,7 +74,7 @@ def _check_opset(opset: int) -> None:
         raise ChainError("half-opset", what, why=why, hint=hint)
 
 
-def _kinds(model: onnx.ModelProto, view: GraphView) -> dict[str, str]:
+def _tensor_types(model: onnx.ModelProto, view: GraphView) -> dict[str, str]:
     """Return the types of all tensors except constants, in onnxruntime's notation."""
     outputs = list(filter(None, chain.from_iterable(node.output for node in view.nodes)))
     runner = session(exposing(model, outputs))

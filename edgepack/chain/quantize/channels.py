@@ -92,7 +92,7 @@ class Channels:
             if len(node.output) > 1 or attribute(node, "axis", -1) not in (-1, last):
                 return False
             for name in filter(None, node.input[1:]):
-                self._broadcast(name, node.output[0])
+                self._tie_broadcast(name, node.output[0])
             return self._tie_through(node, last, last)
         if node.op_type == "Gather":
             self._tie_gathered(node)
@@ -132,7 +132,7 @@ class Channels:
         self._ties.tie((inputs[1], 1 - columns), source)
         self._ties.tie((inputs[1], columns), output)
         for name in filter(None, inputs[2:]):
-            self._broadcast(name, output[0])
+            self._tie_broadcast(name, output[0])
         self._fix(source[0], but=(source[1],))
         self._fix(output[0], but=(output[1],))
         return True
@@ -168,9 +168,9 @@ class Channels:
 
     def _tie_elementwise(self, node: onnx.NodeProto) -> None:
         for name in filter(None, node.input):
-            self._broadcast(name, node.output[0])
+            self._tie_broadcast(name, node.output[0])
 
-    def _broadcast(self, name: str, output: str) -> None:
+    def _tie_broadcast(self, name: str, output: str) -> None:
         """Tie the axes of an operand to the last axes of the result."""
         shape, result = self._view.shapes[name], self._view.shapes[output]
         for axis, size in enumerate(shape):

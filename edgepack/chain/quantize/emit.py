@@ -105,7 +105,7 @@ class _Emitter:
         bias = weights.real_bias
         if weights.bias is None:
             bias = as_half(bias)
-        self._constant(name, bias.astype(np.float32))
+        self._store_constant(name, bias.astype(np.float32))
         for slot, old in enumerate(node.input):
             if old == layer.bias_name:
                 node.input[slot] = self.constants[name].name
@@ -133,7 +133,7 @@ class _Emitter:
         Example: y -> y_QuantizeLinear -> y_quantized -> y_DequantizeLinear -> y_dequantized.
         """
         root = self.placement.points[name]
-        scale, zero_point = self._parameters(root)
+        scale, zero_point = self._store_parameters(root)
         stored = self.names.tensor(f"{name}_quantized")
         back = name if real != name else self.names.tensor(f"{name}_dequantized")
         for op, source, output in (
@@ -145,7 +145,7 @@ class _Emitter:
             self.nodes.append(helper.make_node(op, inputs, [output], name=title))
         self.dequantized[name] = back
 
-    def _parameters(self, root: str) -> tuple[str, str]:
+    def _store_parameters(self, root: str) -> tuple[str, str]:
         """Return the names of a root's scale and zero point."""
         if root not in self.parameters:
             affine = self.quantization[root]
@@ -170,8 +170,8 @@ class _Emitter:
             if base in bases:
                 base = f"{layer.weight}_{layer.name}"
             self.stored[read] = base
-            self._constant(f"{base}_quantized", layer.stored(weights.rows))
-            self._constant(f"{base}_scale", weights.scale.astype(np.float32))
+            self._store_constant(f"{base}_quantized", layer.stored(weights.rows))
+            self._store_constant(f"{base}_scale", weights.scale.astype(np.float32))
         base = self.stored[read]
         node.input[1] = self._dequantize_constant(base, layer.axis, f"{layer.name}_weight")
         if layer.op == "MatMul":
@@ -180,26 +180,30 @@ class _Emitter:
         bias = weights.real_bias if weights.bias is None else weights.bias
         if layer.bias_name is not None or bias.any():
             del node.input[2:]
-            node.input.append(self._bias(layer, weights))
+            node.input.append(self._store_bias(layer, weights))
         if layer.op == "Gemm":
             # Alpha and beta are folded into the integers.
             for item in node.attribute:
                 if item.name in ("alpha", "beta"):
                     item.f = 1.0
 
-    def _bias(self, layer: Layer, weights: Quantized) -> str:
+    def _store_bias(self, layer: Layer, weights: Quantized) -> str:
         """Return the name of a layer's bias: float, or int32 behind a DQ."""
         name = layer.bias_name or f"{layer.name}_bias"
         if weights.bias is None:
-            self._constant(f"{layer.name}_bias", as_half(weights.real_bias).astype(np.float32))
+            self._store_constant(
+                f"{layer.name}_bias", as_half(weights.real_bias).astype(np.float32)
+            )
             return str(self.constants[f"{layer.name}_bias"].name)
         if f"{name}_quantized" in self.constants:
             # Layers that share a bias need a copy each, since its scale depends on the layer.
             name = f"{layer.name}_bias"
         # The scale of a bias is that of the products it is added to.
         source = self.quantization[self.placement.points[layer.input]]
-        self._constant(f"{name}_quantized", weights.bias)
-        self._constant(f"{name}_scale", np.float32(source.scale) * weights.scale.astype(np.float32))
+        self._store_constant(f"{name}_quantized", weights.bias)
+        self._store_constant(
+            f"{name}_scale", np.float32(source.scale) * weights.scale.astype(np.float32)
+        )
         return self._dequantize_constant(name, 0, f"{layer.name}_bias")
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
@@ -210,7 +214,7 @@ class _Emitter:
         zeros = np.zeros(stored.dims[axis], dtype=helper.tensor_dtype_to_np_dtype(stored.data_type))
         zero_point = f"zeros_{zeros.dtype}_{len(zeros)}"
         if zero_point not in self.constants:
-            self._constant(zero_point, zeros)
+            self._store_constant(zero_point, zeros)
         self.nodes.append(
             helper.make_node(
                 "DequantizeLinear",
@@ -225,5 +229,5 @@ class _Emitter:
         )
         return output
 
-    def _constant(self, name: str, value: np.ndarray) -> None:
+    def _store_constant(self, name: str, value: np.ndarray) -> None:
         self.constants[name] = numpy_helper.from_array(value, self.names.tensor(name))

@@ -177,11 +177,11 @@ def read_layer(view: GraphView, index: int) -> Layer | str:
     if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
         return "its weights hold NaN or infinity"
     if node.op_type == "Conv":
-        return _convolution(view, index, weights, bias_name, bias)
-    return _product(view, index, weights, bias_name, bias)
+        return _read_convolution(view, index, weights, bias_name, bias)
+    return _read_product(view, index, weights, bias_name, bias)
 
 
-def _convolution(
+def _read_convolution(
     view: GraphView, index: int, weights: np.ndarray, bias_name: str | None, bias: np.ndarray
 ) -> Layer | str:
     node = view.nodes[index]
@@ -200,12 +200,12 @@ def _convolution(
     # (outputs, inputs, *kernel) becomes (outputs, *kernel, inputs), so that input channels are
     # neighbours: weights (16, 8, 3, 3) give rows (16, 72).
     rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
-    return _layer(
+    return _build_layer(
         view, index, weights, bias_name, rows, bias, int(attribute(node, "group", 1)), False, window
     )
 
 
-def _product(
+def _read_product(
     view: GraphView, index: int, weights: np.ndarray, bias_name: str | None, bias: np.ndarray
 ) -> Layer | str:
     node = view.nodes[index]
@@ -220,7 +220,7 @@ def _product(
     if bias.size != 1 and (bias.size != outputs or bias.shape[-1] != outputs):
         return f"its bias of shape {bias.shape} is not one value per output channel"
     bias = bias.ravel() * np.float64(attribute(node, "beta", 1.0))
-    layer = _layer(view, index, weights, bias_name, rows, bias, 1, transposed, None)
+    layer = _build_layer(view, index, weights, bias_name, rows, bias, 1, transposed, None)
     if node.op_type == "MatMul":
         _take_added_bias(view, layer)
     return layer
@@ -239,7 +239,7 @@ def _take_added_bias(view: GraphView, layer: Layer) -> None:
             layer.bias = value.astype(np.float64)
 
 
-def _layer(
+def _build_layer(
     view: GraphView,
     index: int,
     weights: np.ndarray,

@@ -89,12 +89,12 @@ def observe_ranges(
     Raises:
         ChainError: quantize-calibration-nonfinite, quantize-calibration-empty.
     """
-    runner = session(_reducing(model, names))
+    runner = session(_append_reductions(model, names))
     ranges: dict[str, Range] = {}
     count = 0
     for batch in samples.batches(batch_size):
         feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-        # Four results a tensor, in the order of `_reducing`.
+        # Four results a tensor, in the order of `_append_reductions`.
         results = iter(runner.run(None, feed))
         for name in names:
             low, high, mean, size = (next(results).item() for _ in range(4))
@@ -154,7 +154,7 @@ def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:
     return items[offset % step :: step]
 
 
-def _reducing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+def _append_reductions(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of the model that outputs minimum, maximum, mean and size of each tensor."""
     result = onnx.ModelProto()
     result.CopyFrom(model)

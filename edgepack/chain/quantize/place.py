@@ -174,14 +174,14 @@ class _Placer:
                     changed = True
 
     def _reads_integers(self, index: int) -> bool:
-        return all(self._maker(name) is not None for name in self._activations(index))
+        return all(self._integer_producer(name) is not None for name in self._activations(index))
 
-    def _maker(self, name: str) -> int | None:
+    def _integer_producer(self, name: str) -> int | None:
         """Return the integer node that produces a tensor, directly or through an absorbed clamp."""
         index = self.view.producer.get(name)
         if index is None:
             return None
-        if index in self.integer and not self._absorbed(index):
+        if index in self.integer and not self._is_absorbed(index):
             return index
         source = self.view.nodes[index]
         if source.op_type in CLAMPS and source.input:
@@ -190,7 +190,7 @@ class _Placer:
                 return before
         return None
 
-    def _absorbed(self, index: int) -> bool:
+    def _is_absorbed(self, index: int) -> bool:
         node = self.view.nodes[index]
         if node.op_type not in CLAMPS:
             return False
@@ -214,7 +214,7 @@ class _Placer:
         clamps: dict[int, str] = {}
         # Moves share the quantization of their input: of x -> MaxPool -> y, y maps to x.
         points: dict[str, str] = {}
-        active = {i for i in self.integer if not self._absorbed(i)}
+        active = {i for i in self.integer if not self._is_absorbed(i)}
         for index in sorted(active):
             node = self.view.nodes[index]
             for name in self._activations(index):

@@ -38,9 +38,9 @@ def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
     for k in range(0, width, 2):
         # Both weights take half of the excess.
         half = np.ones(1) * 0.5
-        first = _first_of_pair(steps[..., k], steps[..., k + 1], half, lowest)
+        first = _round_first(steps[..., k], steps[..., k + 1], half, lowest)
         rounded[..., k] = first
-        rounded[..., k + 1] = _second_of_pair(first, steps[..., k + 1], lowest)
+        rounded[..., k + 1] = _round_second(first, steps[..., k + 1], lowest)
     return rounded
 
 
@@ -77,10 +77,10 @@ def compensated(
             if not paired or (k % 2 == 0 and k + 1 == width):
                 value = np.clip(np.rint(column), lowest, HIGHEST)
             elif k % 2 == 0:
-                share = _split(factor, k)[:, None]
-                value = _first_of_pair(column, remaining[:, :, k + 1], share, lowest)
+                share = _split_excess(factor, k)[:, None]
+                value = _round_first(column, remaining[:, :, k + 1], share, lowest)
             else:
-                value = _second_of_pair(rounded[:, :, k - 1], column, lowest)
+                value = _round_second(rounded[:, :, k - 1], column, lowest)
             rounded[:, :, k] = value
             # Dividing by the pivot gives the error per unit of the factor's row.
             error = (column - value) / pivot
@@ -108,7 +108,7 @@ def inverse_factor(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
-def _split(factor: np.ndarray, k: int) -> np.ndarray:
+def _split_excess(factor: np.ndarray, k: int) -> np.ndarray:
     """Return (groups,) the first weight's share of a pair's excess, at the least loss.
 
     With I the inverse Hessian of the remaining columns, the loss e^T inv(I[:2,:2]) e under
@@ -119,7 +119,7 @@ def _split(factor: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(np.clip((first + cross) / (first + 2 * cross + second), 0.0, 1.0))
 
 
-def _first_of_pair(
+def _round_first(
     first: np.ndarray, second: np.ndarray, share: np.ndarray, lowest: int
 ) -> np.ndarray:
     """Round the first weight of a pair, less its share of the excess."""
@@ -130,7 +130,7 @@ def _first_of_pair(
     return np.asarray(np.clip(np.rint(first - sign * reduction), lowest, HIGHEST))
 
 
-def _second_of_pair(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:
+def _round_second(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndarray:
     """Round the second weight of a pair, within the limit that the first leaves."""
     # After a first weight of 100 the second may be at most 28; its lower limit stays -128, as only
     # products of one sign add up.

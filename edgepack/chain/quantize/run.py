@@ -178,10 +178,10 @@ class Run:
         """Measure tensors that were float before, such as a skip branch on another operand."""
         new = [name for name in names if name not in self._quantization]
         if new:
-            ranges, _ = self._ranges(new, _ignore_progress)
+            ranges, _ = self._observe_ranges(new, _ignore_progress)
             self._quantization.update(self._compute_quantization(ranges, _ignore_progress))
 
-    def _ranges(
+    def _observe_ranges(
         self, names: Sequence[str], advance: Callable[[int], None]
     ) -> tuple[dict[str, Range], int]:
         return observe_ranges(self.model, names, self.samples, self.options.batch_size, advance)
@@ -191,8 +191,8 @@ class Run:
         if self._quantized or not self.placement.layers:
             return
         with self._phase("ranges"):
-            ranges, count = self._ranges(self.placement.roots(), self.progress.advance)
-        lots = self._lots()
+            ranges, count = self._observe_ranges(self.placement.roots(), self.progress.advance)
+        lots = self._group_layers()
         histogrammed = self.options.calibrator != "minmax"
         # One pass for the ranges, one for histograms, and one for each group of layers.
         self.progress.expect(count * (1 + histogrammed + len(lots)))
@@ -202,7 +202,7 @@ class Run:
             self._quantized = self._quantize_layers(lots, self._quantization, ranges, count)
         self._count = count
 
-    def _lots(self) -> list[list[Layer]]:
+    def _group_layers(self) -> list[list[Layer]]:
         """Group the layers by the passes over the samples that their weights need."""
         compensate = self.options.rounding == "gptq"
         if not (compensate or self.options.bias_correction):

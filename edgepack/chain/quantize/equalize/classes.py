@@ -139,9 +139,9 @@ class Classes:
         # relu(s x) = s relu(x), and s x + s y = s (x + y), but in s x * y only one operand is
         # scaled.
         if node.op_type in SUMS:
-            return self._sum(list(node.input), output)
+            return self._tie_sum(list(node.input), output)
         if node.op_type in ("Mul", "Div"):
-            return self._product(index, node)
+            return self._tie_product(index, node)
         if node.op_type in POOLS:
             return self._tie_through(source, output, {1: 1})
         if node.op_type in SQUEEZES:
@@ -156,9 +156,9 @@ class Classes:
                 source, output, {a: position for position, a in enumerate(order)}
             )
         if node.op_type == "LayerNormalization":
-            return self._normalization(index, node)
+            return self._tie_normalization(index, node)
         if node.op_type in ("Conv", "Gemm", "MatMul") and view.constant(node.input[1]) is not None:
-            return self._layer(index, node)
+            return self._tie_layer(index, node)
         return False
 
     def _tie_through(self, source: str, target: str, axes: dict[int, int]) -> bool:
@@ -168,7 +168,7 @@ class Classes:
         self._bind(target, "it mixes channels", tuple(axes.values()))
         return True
 
-    def _sum(self, inputs: list[str], output: str) -> bool:
+    def _tie_sum(self, inputs: list[str], output: str) -> bool:
         """Tie all operands of a sum, constants included."""
         rank = len(self._view.shapes[output])
         for name in inputs:
@@ -189,7 +189,7 @@ class Classes:
                     self._ties.tie((name, operand_axis), (output, axis))
         return True
 
-    def _product(self, index: int, node: onnx.NodeProto) -> bool:
+    def _tie_product(self, index: int, node: onnx.NodeProto) -> bool:
         """Tie the first operand to the output; the other operand cannot be scaled.
 
         A constant with a value for each channel can absorb a factor.
@@ -225,7 +225,7 @@ class Classes:
         self._bind(second, f"{node.op_type} reads it")
         return self._tie_through(first, output, axes)
 
-    def _normalization(self, index: int, node: onnx.NodeProto) -> bool:
+    def _tie_normalization(self, index: int, node: onnx.NodeProto) -> bool:
         source, *constants = filter(None, node.input)
         output = node.output[0]
         last = len(self._view.shapes[output]) - 1
@@ -239,7 +239,7 @@ class Classes:
         self._makers.append(((output, last), index, [(name, 0) for name in constants]))
         return True
 
-    def _layer(self, index: int, node: onnx.NodeProto) -> bool:
+    def _tie_layer(self, index: int, node: onnx.NodeProto) -> bool:
         shapes = self._view.shapes
         source, weight, *biases = filter(None, node.input)
         output = node.output[0]

@@ -130,13 +130,13 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
     tables: dict[int, Constant] = {}
     float_layers = []
     for index, node in enumerate(view.nodes):
-        table = _table(view, index)
+        table = _read_table(view, index)
         if table is None and not (
             is_layer(node) and (mode == "dynamic" or _has_weights(view, node))
         ):
             continue
         excluded = node.name in exclude
-        result = "excluded by name" if excluded else table or _layer(view, index, mode)
+        result = "excluded by name" if excluded else table or _read_node_weights(view, index, mode)
         if isinstance(result, Layer):
             layers.append(result)
         elif isinstance(result, Constant):
@@ -160,7 +160,9 @@ def _has_weights(view: GraphView, node: onnx.NodeProto) -> bool:
     return any(view.is_constant(name) for name in node.input if name)
 
 
-def _layer(view: GraphView, index: int, mode: str) -> Layer | tuple[Constant, ...] | str:
+def _read_node_weights(
+    view: GraphView, index: int, mode: str
+) -> Layer | tuple[Constant, ...] | str:
     node = view.nodes[index]
     if mode == "dynamic" and node.op_type in NOT_DYNAMIC:
         return NOT_DYNAMIC[node.op_type]
@@ -173,22 +175,22 @@ def read_weights(view: GraphView, index: int) -> tuple[Constant, ...] | str:
     """Return the weights of a recurrent layer or a convolution, or why they cannot be integers."""
     node = view.nodes[index]
     if node.op_type in RECURRENT:
-        return _recurrent(view, index)
+        return _read_recurrent(view, index)
     # Conv is (outputs, inputs of a group, *kernel), ConvTranspose (inputs, outputs of a group,
     # *kernel): there groups share a scale.
     outputs = int(node.op_type == "ConvTranspose")
     axes = len(view.shapes.get(node.input[1], ()))
-    return _constants(view, index, {1: tuple(axis for axis in range(axes) if axis != outputs)})
+    return _read_constants(view, index, {1: tuple(axis for axis in range(axes) if axis != outputs)})
 
 
-def _recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:
+def _read_recurrent(view: GraphView, index: int) -> tuple[Constant, ...] | str:
     """Return the weights of input and state, (directions, gates x hidden, K), a scale per row."""
     if attribute(view.nodes[index], "layout", 0):
         return "its layout is batch first, which onnxruntime does not run"
-    return _constants(view, index, {1: (2,), 2: (2,)})
+    return _read_constants(view, index, {1: (2,), 2: (2,)})
 
 
-def _constants(
+def _read_constants(
     view: GraphView, index: int, slots: dict[int, tuple[int, ...]]
 ) -> tuple[Constant, ...] | str:
     """Return the weights of a node, or why they cannot be integers.
@@ -214,7 +216,7 @@ def _constants(
     return tuple(constants)
 
 
-def _table(view: GraphView, index: int) -> Constant | None:
+def _read_table(view: GraphView, index: int) -> Constant | None:
     """Return the table of embeddings that a Gather reads rows from; None for other nodes."""
     node = view.nodes[index]
     if node.op_type != "Gather":

@@ -37,7 +37,7 @@ class DynamicEmitter(WeightEmitter):
     def layer(self, layer: Layer, node: onnx.NodeProto) -> None:
         """Write u8 times s8 in int32, times both scales, plus the bias of a Gemm."""
         weights, writer = self.integers.weights[layer.index], self.writer
-        integers, scale, zero_point = self._quantized(layer.input)
+        integers, scale, zero_point = self._quantize_input(layer.input)
         name = layer.weight
         stored = writer.constant(f"{name}_quantized", np.ascontiguousarray(weights.rows.T))
         scales = writer.constant(f"{name}_scale", weights.scale.astype(np.float32))
@@ -68,11 +68,11 @@ class DynamicEmitter(WeightEmitter):
         copy.input.extend([""] * (LSTM_INPUTS - len(copy.input)))
         pairs = zip(self.choice.others[index], self.integers.constants[index], strict=True)
         for constant, integers in pairs:
-            stored, scale, zeros = self._gates(constant, integers)
+            stored, scale, zeros = self._store_gates(constant, integers)
             copy.input[constant.slot] = stored
             copy.input.extend((scale, zeros))
 
-    def _gates(self, constant: Constant, integers: Integers) -> tuple[str, str, str]:
+    def _store_gates(self, constant: Constant, integers: Integers) -> tuple[str, str, str]:
         """Store an LSTM's weights and return the names of integers, scales and zero points."""
         writer, name = self.writer, constant.name
         # The kernel reads (directions, K, gates x hidden), the transpose of the float operator's.
@@ -84,7 +84,7 @@ class DynamicEmitter(WeightEmitter):
             writer.constant("zeros", np.zeros(scale.shape, np.int8)),
         )
 
-    def _quantized(self, name: str) -> tuple[str, str, str]:
+    def _quantize_input(self, name: str) -> tuple[str, str, str]:
         """Return a tensor's integers, scale and zero point, shared by all layers that read it."""
         if name not in self._read:
             names = [

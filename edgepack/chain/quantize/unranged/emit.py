@@ -97,9 +97,9 @@ class WeightEmitter(ABC):
             elif index in self.choice.others:
                 self.other(index, node)
             elif index in self.choice.tables:
-                self._table(index, node)
+                self._write_table(index, node)
             elif index in added:
-                self._added(added[index], node)
+                self._write_added_bias(added[index], node)
             else:
                 self.writer.keep(node)
         return self.writer.model()
@@ -136,7 +136,7 @@ class WeightEmitter(ABC):
             self._real[stored, scales] = real
         return self._real[stored, scales]
 
-    def _table(self, index: int, node: onnx.NodeProto) -> None:
+    def _write_table(self, index: int, node: onnx.NodeProto) -> None:
         """Write a Gather on integers; only the rows that it reads become float."""
         constant, integers = self.choice.tables[index], self.integers.constants[index][0]
         stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(integers.rows))
@@ -148,7 +148,7 @@ class WeightEmitter(ABC):
         self.writer.node("Cast", [rows], [steps], f"{node.name}_Cast", to=TensorProto.FLOAT)
         self.writer.node("Mul", [steps, scale], [result], node.name)
 
-    def _added(self, layer: Layer, node: onnx.NodeProto) -> None:
+    def _write_added_bias(self, layer: Layer, node: onnx.NodeProto) -> None:
         """Write the Add behind a MatMul with that layer's corrected bias."""
         copy = self.writer.keep(node)
         # An unchanged bias needs no second constant.

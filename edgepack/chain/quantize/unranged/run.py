@@ -96,7 +96,7 @@ class UnrangedRun:
                 count, observed = observe_layers(
                     self.model, self.choice.layers, self.samples, self.options, self.progress
                 )
-                integers = IntegerWeights(count, constants=self._constants())
+                integers = IntegerWeights(count, constants=self._quantize_constants())
                 # Matrices that are smaller in eight bits than in blocks of four keep eight.
                 for layer, source, moments in observed:
                     block = self.options.block
@@ -109,7 +109,7 @@ class UnrangedRun:
             self._integers = integers
         return self._integers
 
-    def _constants(self) -> dict[int, tuple[Integers, ...]]:
+    def _quantize_constants(self) -> dict[int, tuple[Integers, ...]]:
         """Quantize the constants of other nodes than linear layers, by node index."""
         # Tables are read, not multiplied, so their pairs need no limit.
         full_range = replace(self.options, range="full")

@@ -25,7 +25,7 @@ class WeightsEmitter(WeightEmitter):
         """Write a layer with s8 weights behind Cast and Mul, or a product with four bits."""
         four = self.integers.blocks.get(layer.index)
         if four is not None:
-            self._product(layer, node, four[0])
+            self._write_product(layer, node, four[0])
             return
         weights = self.integers.weights[layer.index]
         integers = layer.stored(weights.rows)
@@ -56,7 +56,7 @@ class WeightsEmitter(WeightEmitter):
         for slot, name in names.items():
             copy.input[slot] = name
 
-    def _product(self, layer: Layer, node: onnx.NodeProto, blocks: Blocks) -> None:
+    def _write_product(self, layer: Layer, node: onnx.NodeProto, blocks: Blocks) -> None:
         """Write MatMulNBits, and an Add if a Gemm has a bias."""
         bias = self.bias(layer)
         stored = [
