@@ -136,7 +136,7 @@ def test_an_activation_that_is_always_zero_is_reported() -> None:
     x = net.op("Conv", "x", net.constant(net.weights(4, 3, 3, 3)), bias, pads=[1] * 4)
     model = net.model({"x": ["n", 3, 16, 16]}, [net.conv(net.op("Relu", x), 4, 2)])
     result = quantized(model, {"x": images(12)})
-    assert any("a whole number from -128 to 127" in note for note in result.notes)
+    assert any("whole numbers from -128 to 127" in note for note in result.notes)
 
 
 # What it computes
