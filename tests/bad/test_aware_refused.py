@@ -91,7 +91,7 @@ def test_a_network_of_convolutions_for_the_mode_that_leaves_them(tmp_path: Path)
     with pytest.raises(ChainError) as caught:
         distill(Convolutions(), DistillOptions(aware=True, epochs=1), given)
     assert caught.value.code == "distill-aware"
-    assert "only: onnxruntime's convolution" in caught.value.why
+    assert "only: onnxruntime's dynamic int8 convolution" in caught.value.why
 
 
 @pytest.mark.parametrize(
