@@ -1,4 +1,4 @@
-"""A trained model comes in: its format is recognised from its content, and it is loaded safely."""
+"""Load a trained model safely; its format is detected from its contents."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def load(
     weights: str = "",
     strip_prefix: str = "",
 ) -> Source:
-    """Load a trained model, whatever form it has.
+    """Load a trained model of any supported format.
 
     Args:
         path: a file or a folder.
         arch: for a state dict, the factory that builds its network: "package.module:function"
             or "path/to/file.py:function".
         arch_args: the factory's keyword arguments.
-        trust_pickle: allow a whole pickled module, or a TorchScript archive, to run its code.
-        search: folders that are put on the import path while the factory runs, besides the
-            current one; relative paths in `arch` are looked for there too.
-        weights: the key under which a checkpoint holds the weights; "" for the usual keys.
-        strip_prefix: what to remove from the front of the names of a checkpoint's weights.
+        trust_pickle: allow a pickled module, or a TorchScript archive, to run its code.
+        search: folders on the import path while the factory runs, besides the current one;
+            relative paths in `arch` are resolved against them too.
+        weights: the checkpoint's key that holds the weights; "" for the usual keys.
+        strip_prefix: prefix to remove from the names of a checkpoint's weights.
 
     Returns:
         The model, in eval mode, on the CPU.
@@ -51,6 +51,7 @@ def load(
         HostError: package-missing.
     """
     form = recognise(path)
+    # Each loader is imported late: an ONNX file must load on a host without torch.
     if form in ("checkpoint", "safetensors", "sharded-checkpoint"):
         from edgepack.source.checkpoint import load_checkpoint
 
@@ -65,17 +66,18 @@ def load(
             strip_prefix=strip_prefix,
         )
     if arch is not None or arch_args:
+        option = f"--arch {arch}" if arch else "--arch-arg"
         raise SourceError(
             "source-arch-unneeded",
             f"{path.name} is {_WORDS[form]}, which brings its own network",
-            why=f"--arch {arch} was given" if arch else "--arch-arg was given",
+            why=f"{option} was given",
             hint="remove --arch and --arch-arg" + _weights_file(path),
         )
     if weights or strip_prefix:
         option = "--weights" if weights else "--strip-prefix"
         raise SourceError(
             "source-weights-unneeded",
-            f"{path.name} is {_WORDS[form]}, whose weights have their place already",
+            f"{path.name} is {_WORDS[form]}; its weights cannot be selected",
             why=f"{option} is for checkpoints and state dicts",
             hint=f"remove {option}",
         )
@@ -97,7 +99,7 @@ def load(
 
 
 def _weights_file(folder: Path) -> str:
-    """Return the hint that names the weights in a folder, which --arch can be used with."""
+    """Return a hint that names the weights file of a folder, for use with --arch."""
     for name in ("model.safetensors", "model.safetensors.index.json"):
         if (folder / name).is_file():
             return f", or give {folder / name} in place of the folder"
@@ -126,7 +128,9 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
         default = describe_defaults(binding)
         by_name = {tensor.name: tensor for tensor in inputs}
         inputs = tuple(by_name[name] for name in binding.order)
-    warnings = (*source.warnings, default) if default else source.warnings
+    warnings = source.warnings
+    if default:
+        warnings = (*warnings, default)
     bound = replace(
         source, module=module, inputs=inputs, run=torch_run(module, inputs), warnings=warnings
     )
@@ -134,6 +138,7 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
 
 
 def _dropped(source: Source, names: tuple[str, ...]) -> str:
+    """Return the note on optional inputs that are not fed; "" if there are none."""
     dropped = [name for name in source.optional_inputs if name not in names]
     if not dropped:
         return ""

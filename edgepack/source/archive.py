@@ -1,8 +1,8 @@
-"""Zip archives that others made, checked before anything in them is believed.
+"""Check zip archives from untrusted sources before reading them.
 
-`zipfile` reads the last of two entries of one name and torch the first; entries that overlap
-make a few kilobytes into gigabytes; a local header may contradict the central one. An archive
-that does any of this is refused, so that what was checked is what is loaded.
+`zipfile` reads the last of two entries of one name and torch the first; overlapping entries
+expand a few kilobytes to gigabytes; a local header may contradict the central one. Such an
+archive is refused, so that the checked contents are the loaded contents.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgepack.runtime.plain import open_plain
 
 MAX_ENTRIES = 200_000
 MAX_UNPACKED = 256 << 20
-"""Bytes that all compressed entries may unpack to: they hold code, never weights."""
+"""Most bytes that all compressed entries may unpack to: they hold code, never weights."""
 _LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 
 
@@ -26,26 +26,26 @@ def open_checked(path: Path, *, stored_only: bool = True) -> zipfile.ZipFile:
 
     Args:
         path: the archive.
-        stored_only: refuse compressed entries, which torch's own writers never make for weights.
+        stored_only: refuse compressed entries; torch's own writers never compress weights.
 
     Returns:
         The open archive; the caller closes it.
 
     Raises:
-        SourceError: source-truncated where the archive's directory is missing,
-            source-archive-unsafe where two readers could see different contents in it.
+        SourceError: source-truncated if the archive's directory is missing,
+            source-archive-unsafe if two readers could see different contents in it.
     """
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
         raise SourceError(
             "source-truncated",
-            f"{path.name} is not a whole zip archive",
+            f"{path.name} is not a complete zip archive",
             why=f"{error}; the file has {path.stat().st_size} bytes",
             hint="copy or download it again, and compare its size with the original's",
         ) from error
     try:
-        fault = _fault(archive, path)
+        fault = _find_fault(archive, path)
         if fault:
             raise _unsafe(path, fault)
         if stored_only:
@@ -72,21 +72,22 @@ def _unsafe(path: Path, fault: str) -> SourceError:
         "source-archive-unsafe",
         f"{path.name} is a zip archive that is not safe to read",
         why=fault,
-        hint="save the model again with torch; if the file came from elsewhere, distrust it",
+        hint="save the model again with torch; do not use a file of unknown origin",
     )
 
 
-def _fault(archive: zipfile.ZipFile, path: Path) -> str:
-    """What is wrong with the archive, or an empty string."""
+def _find_fault(archive: zipfile.ZipFile, path: Path) -> str:
+    """Describe the first fault of an archive; "" if it is unambiguous."""
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         return f"it has {len(entries)} entries, more than {MAX_ENTRIES}"
-    seen: set[str] = set()
+    names: set[str] = set()
     for entry in entries:
         name = entry.filename
-        if name.casefold() in seen:
+        # Case is ignored: "Weight_0" and "weight_0" are one file on some file systems.
+        if name.casefold() in names:
             return f"two entries have the name {name!r}"
-        seen.add(name.casefold())
+        names.add(name.casefold())
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\\" in name or not name.isprintable():
             return f"the entry name {name!r} leaves the archive or cannot be printed"
@@ -95,11 +96,14 @@ def _fault(archive: zipfile.ZipFile, path: Path) -> str:
     unpacked = sum(e.file_size for e in entries if e.compress_type != zipfile.ZIP_STORED)
     if unpacked > MAX_UNPACKED:
         return f"its compressed entries unpack to {unpacked:,} bytes, more than {MAX_UNPACKED:,}"
-    return _layout_fault(entries, path)
+    return _find_layout_fault(entries, path)
 
 
-def _layout_fault(entries: list[zipfile.ZipInfo], path: Path) -> str:
-    """Where entries overlap, or a local header disagrees with the central directory."""
+def _find_layout_fault(entries: list[zipfile.ZipInfo], path: Path) -> str:
+    """Describe an overlap of entries, or a local header that contradicts the central directory."""
+    # An entry is its local header, name and extra field, then its data:
+    #     offset            +30          +name_length      +extra_length     +compress_size = end
+    # The next one, by offset, must start at `end` or later.
     end = 0
     with open_plain(path) as file:
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -117,14 +121,14 @@ def _layout_fault(entries: list[zipfile.ZipInfo], path: Path) -> str:
                 or method != entry.compress_type
                 or name != entry.orig_filename
             ):
-                return f"the local header of {entry.filename!r} says something else: {name!r}"
+                return f"the local header of {entry.filename!r} contradicts it: {name!r}"
             data = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
             end = data + entry.compress_size
     return ""
 
 
 def read_entry(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
-    """The content of one entry, its checksum verified.
+    """Return the content of one entry, its checksum verified.
 
     Raises:
         SourceError: source-corrupt.

@@ -1,10 +1,10 @@
 """Bind the inputs of a model, by their names, to the parameters of its forward.
 
-Every pass calls a module with its inputs by position. That is safe only in the order in which
-forward names them: `forward(self, query, key)` fed in the order of an `.npz` file that holds
-`key` first computes another function, and nothing downstream can see it. `bind_inputs` settles
-the order once, and adapts the module where no order of plain positional arguments will do
-(keyword-only parameters, a dict of tensors, an optional parameter that is skipped).
+Every pass calls a module with its inputs by position, so their order must be that of forward's
+parameters: `forward(self, query, key)` fed in the order of an `.npz` file that holds `key` first
+computes another function, and nothing downstream can detect it. `bind_inputs` fixes the order
+once, and adapts the module if plain positional arguments are not enough (keyword-only
+parameters, a dict of tensors, an optional parameter that is skipped).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MAPPINGS = (dict, collections.OrderedDict, collections.abc.Mapping, collections
 
 @dataclass(frozen=True)
 class Binding:
-    """The parameters of a forward that the inputs of a model are passed as.
+    """Assignment of a model's inputs to the parameters of its forward.
 
     Attributes:
         order: names of the inputs, in the order of the parameters that take them.
@@ -35,7 +35,11 @@ class Binding:
         mapping: the parameter that takes inputs in a dict under their own names; None for none.
         positional: parameters that can only be passed by position, in order.
         defaults: parameters that no input is bound to, with the default of each.
-        plain: whether the inputs in `order` are the first positional arguments of forward.
+        plain: True if the inputs in `order` are the first positional arguments of forward.
+
+    For `forward(self, image, scale=1.0, *, mask)` and the inputs "mask" and "image", `order` is
+    ("image", "mask"), `defaults` is {"scale": 1.0}, and `plain` is False, since mask is
+    keyword-only.
     """
 
     order: tuple[str, ...]
@@ -60,8 +64,9 @@ class Binding:
                 keywords.setdefault(parameter, {})[name] = values[name]
             else:
                 keywords[parameter] = values[name]
-        fed = [name for name in self.positional if name in keywords]
-        last = self.positional.index(fed[-1]) + 1 if fed else 0
+        # A positional-only parameter can be passed only with all those before it, which get
+        # their defaults: of (a, b=None, c=None, /) fed with a and c, b is passed as None.
+        last = max((i + 1 for i, name in enumerate(self.positional) if name in keywords), default=0)
         leading = self.positional[:last]
         return [keywords.pop(name, self.defaults.get(name)) for name in leading], keywords
 
@@ -69,28 +74,29 @@ class Binding:
 def match_inputs(module: Any, names: Sequence[str]) -> Binding:
     """Bind inputs to the parameters of a module's forward.
 
-    An input goes to the parameter of its own name. Inputs that name no parameter go, together,
-    into a dict for the one remaining parameter without a default, or to `**kwargs`. A single
-    input, and a single unmatched one beside a single unmatched parameter, need no matching name.
+    An input is bound to the parameter of the same name. Inputs that name no parameter are passed
+    together in a dict to the one remaining parameter without a default, or as `**kwargs`. A
+    single input, and a single unmatched one beside a single unmatched parameter, need no
+    matching name.
 
     Raises:
-        SourceError: source-inputs-unmatched where an input has no parameter of its name,
-            source-inputs-missing where a parameter without a default has no input.
+        SourceError: source-inputs-unmatched if an input has no parameter of its name,
+            source-inputs-missing if a parameter without a default has no input.
     """
     parameters = _parameters(module)
     if parameters is None:
         parameters = [Parameter("args", Parameter.VAR_POSITIONAL)]
-    named = {p.name: p for p in parameters if p.kind not in _VARIADIC}
-    bound = {name: name for name in names if name in named}
-    rest = [name for name in names if name not in named]
+    by_name = {p.name: p for p in parameters if p.kind not in _VARIADIC}
+    bound = {name: name for name in names if name in by_name}
+    rest = [name for name in names if name not in by_name]
     mapping = None
     if rest:
         extra, mapping = _bind_rest(rest, bound, parameters, len(names) == 1)
         if extra is None:
             raise _unmatched(rest, names, parameters)
         bound.update(extra)
-    taken = set(bound.values())
-    missing = [p.name for p in named.values() if p.default is p.empty and p.name not in taken]
+    used = set(bound.values())
+    missing = [p.name for p in by_name.values() if p.default is p.empty and p.name not in used]
     if missing:
         raise SourceError(
             "source-inputs-missing",
@@ -99,7 +105,7 @@ def match_inputs(module: Any, names: Sequence[str]) -> Binding:
             hint=f"add --input {missing[0]}:dtype:dims, and an array {missing[0]} to the samples",
         )
     ranks = {p.name: index for index, p in enumerate(parameters)}
-    # What goes to **kwargs under its own name comes last.
+    # Inputs for **kwargs come last.
     order = tuple(sorted(names, key=lambda name: ranks.get(bound[name], len(ranks))))
     first = [p for p in parameters if p.kind in _POSITIONAL][: len(order)]
     return Binding(
@@ -107,26 +113,28 @@ def match_inputs(module: Any, names: Sequence[str]) -> Binding:
         parameters=bound,
         mapping=mapping,
         positional=tuple(p.name for p in parameters if p.kind is Parameter.POSITIONAL_ONLY),
-        defaults={p.name: p.default for p in named.values() if p.name not in taken},
+        defaults={p.name: p.default for p in by_name.values() if p.name not in used},
         plain=mapping is None and _is_plain(order, bound, first, parameters),
     )
 
 
 def bind_inputs(module: Any, names: Sequence[str]) -> tuple[Any, Binding]:
-    """Let a module take its inputs by position, in the order of the binding that is returned.
+    """Let a module take its inputs by position, in the order of the returned binding.
 
-    The parameters and buffers keep their names: a Python module gets a subclass of its class as
-    its class, which a deep copy keeps. A TorchScript module is wrapped.
+    Parameters and buffers keep their names: the class of a Python module is replaced by a
+    subclass of it, and survives a deep copy. A TorchScript module is wrapped.
 
     Raises:
         SourceError: as `match_inputs`.
     """
     binding = match_inputs(module, names)
-    return (module if binding.plain else _adapted(module, binding, binding.order)), binding
+    if binding.plain:
+        return module, binding
+    return _adapt(module, binding, binding.order), binding
 
 
 def bind_in_order(module: Any, names: Sequence[str]) -> Any:
-    """Let a module take its inputs by position in the order of `names`, as another one does.
+    """Let a module take its inputs by position in the order of `names`, as another module does.
 
     Raises:
         SourceError: as `match_inputs`.
@@ -134,11 +142,11 @@ def bind_in_order(module: Any, names: Sequence[str]) -> Any:
     binding = match_inputs(module, names)
     if binding.plain and binding.order == tuple(names):
         return module
-    return _adapted(module, binding, tuple(names))
+    return _adapt(module, binding, tuple(names))
 
 
 def select_inputs(module: Any, names: tuple[str, ...]) -> Any:
-    """Let a Hugging Face network take some of its inputs, the others at their defaults.
+    """Let a Hugging Face network take some of its inputs; the others keep their defaults.
 
     Args:
         module: a `NamedModule`.
@@ -150,7 +158,7 @@ def select_inputs(module: Any, names: tuple[str, ...]) -> Any:
 
 
 def describe_defaults(binding: Binding) -> str:
-    """Say which parameters that could be inputs are left to their defaults; "" for none.
+    """List the possible inputs that keep their defaults; "" for none.
 
     Flags and words (`return_dict=True`, `mode="mean"`) are options of the code, not inputs.
     """
@@ -178,11 +186,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _parameters(module: Any) -> list[Parameter] | None:
-    """Return the parameters of a module's forward, None where it does not tell them."""
+    """Return the parameters of a module's forward; None if it has no signature."""
     schema = getattr(getattr(module, "forward", None), "schema", None)
     if schema is not None and hasattr(schema, "arguments"):
         return [_from_schema(argument) for argument in schema.arguments[1:]]
-    # Annotations that are text are evaluated, which may raise anything.
+    # Textual annotations are evaluated, and that may raise anything.
     with suppress(Exception):
         return list(inspect.signature(module.forward, eval_str=True).parameters.values())
     try:
@@ -192,28 +200,37 @@ def _parameters(module: Any) -> list[Parameter] | None:
 
 
 def _from_schema(argument: Any) -> Parameter:
-    """Convert an argument of TorchScript's."""
-    default = argument.default_value if argument.has_default_value() else Parameter.empty
-    kind = Parameter.KEYWORD_ONLY if argument.kwarg_only else Parameter.POSITIONAL_OR_KEYWORD
-    annotation = dict if str(argument.type).startswith("Dict[") else Parameter.empty
+    """Convert an argument of a TorchScript schema."""
+    default: Any = Parameter.empty
+    annotation: Any = Parameter.empty
+    kind: Any = Parameter.POSITIONAL_OR_KEYWORD
+    if argument.has_default_value():
+        default = argument.default_value
+    if str(argument.type).startswith("Dict["):
+        annotation = dict
+    if argument.kwarg_only:
+        kind = Parameter.KEYWORD_ONLY
     return Parameter(argument.name, kind, default=default, annotation=annotation)
 
 
 def _bind_rest(
     rest: list[str], bound: Mapping[str, str], parameters: Sequence[Parameter], single: bool
 ) -> tuple[dict[str, str] | None, str | None]:
-    """Bind inputs that name no parameter; None where that would be a guess.
+    """Bind inputs that name no parameter; None if that would be a guess.
 
     Returns:
-        The parameter of each input, and the one that takes them in a dict.
+        The parameter of each input, and the parameter that takes them in a dict; None for none.
     """
     free = [p for p in parameters if p.kind not in _VARIADIC and p.name not in bound.values()]
+    # forward(self, batch: dict[str, Tensor]): all of them go into `batch`.
     mappings = [p for p in free if _is_mapping(p.annotation)]
     if len(mappings) == 1:
         return dict.fromkeys(rest, mappings[0].name), mappings[0].name
     required = [p for p in free if p.default is p.empty]
+    # forward(self, x) with the one input "image": nothing else can be meant.
     if len(required) == len(rest) == 1:
         return {rest[0]: required[0].name}, None
+    # forward(self, batch) with several inputs: without an annotation it is taken for a dict.
     optional = [p for p in free if p.default is None]
     if len(required) == 1 and not optional and required[0].annotation in (Parameter.empty, Any):
         return dict.fromkeys(rest, required[0].name), required[0].name
@@ -222,13 +239,19 @@ def _bind_rest(
     by_position = [p for p in parameters if p.kind in (*_POSITIONAL, Parameter.VAR_POSITIONAL)]
     if single and by_position:
         return {rest[0]: by_position[0].name}, None
+    # `**kwargs` would swallow a misspelt name, and the parameter would keep its default.
     keywords = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
     misspelt = any(nearest(name, [p.name for p in free]) for name in rest)
-    return ({name: name for name in rest} if keywords and not misspelt else None), None
+    if keywords and not misspelt:
+        return {name: name for name in rest}, None
+    return None, None
 
 
 def _is_mapping(annotation: Any) -> bool:
-    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    # `dict[str, Tensor] | None` takes a dict, as `dict` does.
+    options: tuple[Any, ...] = (annotation,)
+    if _is_union(annotation):
+        options = typing.get_args(annotation)
     origins = [typing.get_origin(option) or option for option in options]
     return any(
         isinstance(kind, type) and (kind in _MAPPINGS or typing.is_typeddict(kind))
@@ -282,17 +305,17 @@ def _describe(parameters: Sequence[Parameter]) -> str:
         return f"({', '.join(map(str, plain))})"
 
 
-def _adapted(module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
+def _adapt(module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
     """Let a module take the inputs by position in `order`."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
-        return _wrapped_script(torch, module, binding, order)
+        return _wrap_script(torch, module, binding, order)
     kind = type(module)
     if "forward" in vars(module):
-        # A forward that was set on the instance hides the class's.
+        # A forward set on the instance would hide the subclass's.
         module.__dict__[_FORWARD] = module.__dict__.pop("forward")
-        original = _call_own
+        original = _call_instance_forward
     else:
         original = kind.forward
 
@@ -300,27 +323,30 @@ def _adapted(module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
         args, keywords = binding.arguments(dict(zip(order, values, strict=True)))
         return original(self, *args, **keywords)
 
-    places = [Parameter(f"input_{i}", Parameter.POSITIONAL_OR_KEYWORD) for i in range(len(order))]
-    own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    # torch.export asks for a shape per parameter, and `*values` would count as one.
-    forward.__signature__ = inspect.Signature([own, *places])  # type: ignore[attr-defined]
+    names = ["self", *(f"input_{i}" for i in range(len(order)))]
+    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    # torch.export needs one shape per parameter, and `*values` would count as one.
+    forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     content = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
     module.__class__ = type(kind.__name__, (kind,), content)
     return module
 
 
-def _call_own(module: Any, *args: Any, **keywords: Any) -> Any:
+def _call_instance_forward(module: Any, *args: Any, **keywords: Any) -> Any:
     return vars(module)[_FORWARD](*args, **keywords)
 
 
-def _wrapped_script(torch: Any, module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
-    """Wrap a TorchScript module, whose class cannot be changed, in another one."""
+def _wrap_script(torch: Any, module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
+    """Wrap a TorchScript module, since its class cannot be changed."""
 
     class BoundScript(torch.nn.Module):  # type: ignore[misc]
         def __init__(self, inner: Any) -> None:
             super().__init__()
             self.inner = inner
 
+    # The wrapper is compiled from source text, for example
+    #     def forward(self, input_0, input_1):
+    #         return self.inner(image=input_0, batch={'mask': input_1})
     values = {name: f"input_{index}" for index, name in enumerate(order)}
     _, keywords = binding.arguments(values)
     parts = []

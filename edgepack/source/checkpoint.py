@@ -1,4 +1,4 @@
-"""A state dict, and the factory that builds the network it belongs to."""
+"""Load a state dict into the network that its factory builds."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from edgepack.source.weights import load_state, refuse_nested
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """How the user takes weights out of a checkpoint.
+    """Options of the user for reading a checkpoint.
 
     Attributes:
-        arch: the factory; None only for a whole pickled module.
+        arch: the factory; None only for a pickled module.
         arch_args: the factory's keyword arguments.
-        trust_pickle: allow code from the file, where weights alone cannot be had.
-        search: folders that the factory is looked for in.
-        key: where the weights are in the checkpoint; "" for the usual places.
-        strip_prefix: what to remove from the front of every name; "" for the usual prefixes.
+        trust_pickle: allow code from the file, if it holds more than weights.
+        search: folders that are searched for the factory.
+        key: path of the weights in the checkpoint; "" for the usual keys.
+        strip_prefix: prefix to remove from every name; "" for the usual prefixes.
     """
 
     arch: str | None
@@ -64,11 +64,11 @@ def load_checkpoint(
     weights: str = "",
     strip_prefix: str = "",
 ) -> Source:
-    """Return the source for what `torch.save` or safetensors wrote.
+    """Load a file written by `torch.save` or safetensors.
 
     Args:
         path: the file.
-        form: "checkpoint", "safetensors" or "sharded-checkpoint", as it was recognised.
+        form: "checkpoint", "safetensors" or "sharded-checkpoint", as `recognise` returned.
         arch: as `WeightOptions`, like the others.
         arch_args: see there.
         trust_pickle: see there.
@@ -140,41 +140,42 @@ def _load_state_dict(
 
 
 def _load_module(path: Path, states: list[State], options: WeightOptions) -> Source:
-    """Take the module that a trusted checkpoint holds, as Ultralytics saves it."""
+    """Load the module inside a trusted checkpoint, as Ultralytics saves it."""
     modules = [state for state in states if state.module is not None]
     if not modules:
-        shown = [f"{state.key or 'the file'} ({len(state.tensors)} tensors)" for state in states]
+        entries = [f"{state.key or 'the file'} ({len(state.tensors)} tensors)" for state in states]
         raise SourceError(
             "source-arch-required",
-            f"{path.name} holds weights alone: the code of the network is needed too",
-            why=f"weights: {shorten(shown)}; their names: "
+            f"{path.name} holds only weights; the code of the network is needed too",
+            why=f"weights: {shorten(entries)}; their names: "
             f"{', '.join(list(states[0].tensors)[:3])}, ...",
             hint="--arch package.module:factory, or --arch path/to/file.py:factory",
         )
-    chosen = prefer(path, modules)
+    preferred = prefer(path, modules)
     if options.strip_prefix:
-        _refuse_options(path, chosen.module, options)
-    others = tuple(state.key for state in modules if state is not chosen)
-    selection = Selection(chosen.key, "", {}, chosen.beside, others=others)
-    return from_pickle(path, chosen.module, selection)
+        _refuse_options(path, preferred.module, options)
+    others = tuple(state.key for state in modules if state is not preferred)
+    selection = Selection(preferred.key, "", {}, preferred.beside, others=others)
+    return from_pickle(path, preferred.module, selection)
 
 
 def _refuse_options(path: Path, module: Any, options: WeightOptions) -> None:
-    """Refuse options on weights for a file that holds a whole network."""
+    """Refuse options on weights for a file that holds a pickled module."""
     kind = type(module).__qualname__
     if options.arch is not None:
         raise SourceError(
             "source-arch-unneeded",
-            f"{path.name} holds a whole module; --arch has no use",
+            f"{path.name} holds a pickled module; --arch does not apply",
             why=f"it is a {kind}, and --arch {options.arch} was given",
-            hint="remove --arch, or save its state dict and give that",
+            hint="remove --arch, or save the state dict alone and use that file",
         )
     if options.key or options.strip_prefix:
+        option = "--strip-prefix" if options.strip_prefix else "--weights"
         raise SourceError(
             "source-weights-unneeded",
-            f"{path.name} holds a whole module; there are no weights to choose",
-            why=f"it is a {kind}, whose weights have their names already",
-            hint="remove --strip-prefix" if options.strip_prefix else "remove --weights",
+            f"{path.name} holds a pickled module; its weights cannot be selected",
+            why=f"it is a {kind}, and {option} was given",
+            hint=f"remove {option}",
         )
 
 
@@ -187,7 +188,7 @@ def _read(torch: Any, path: Path, form: str, options: WeightOptions) -> tuple[An
 def _read_shards(
     torch: Any, shards: tuple[Path, ...], options: WeightOptions
 ) -> tuple[dict[str, Any], bool]:
-    """Return the tensors of all shards, and whether code of one was allowed to run."""
+    """Return the tensors of all shards, and True if code of one was allowed to run."""
     tensors: dict[str, Any] = {}
     trusted = False
     for shard in shards:
@@ -201,7 +202,7 @@ def _read_shards(
 
 
 def _read_torch(torch: Any, path: Path, options: WeightOptions) -> tuple[Any, bool]:
-    """Return what torch.save wrote, and whether code of it was allowed to run."""
+    """Return the object that torch.save wrote, and True if its code was allowed to run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:
@@ -210,7 +211,7 @@ def _read_torch(torch: Any, path: Path, options: WeightOptions) -> tuple[Any, bo
             raise _corrupt(path, error) from error
         if not options.trust_pickle:
             raise refuse_pickle(path, names) from error
-    except Exception as error:  # torch raises whatever its parsers of a broken file meet
+    except Exception as error:  # torch passes on any exception of its parsers
         raise _corrupt(path, error) from error
     try:
         with importable(options.search):
@@ -218,7 +219,7 @@ def _read_torch(torch: Any, path: Path, options: WeightOptions) -> tuple[Any, bo
     except Exception as error:
         raise SourceError(
             "source-pickle-failed",
-            f"{path.name} was trusted, and cannot be unpickled",
+            f"{path.name} cannot be unpickled, even with --trust-pickle",
             why=f"{type(error).__name__}: {error}",
             hint="the classes that it names must be importable from the current folder",
         ) from error
@@ -237,9 +238,10 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _corrupt(path: Path, error: Exception) -> SourceError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
     return SourceError(
         "source-corrupt",
         f"{path.name} cannot be read",
-        why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+        why=lines[0],
         hint="copy or download it again, or save it again",
     )

@@ -1,4 +1,4 @@
-"""Which files of code, and which versions of packages, a network was built by."""
+"""Record the source files and package versions that build a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from edgepack.source.digest import Digest
 
-# Large packages that are told apart by their version; everything else by its files.
+# Large packages are identified by their version, everything else by its files.
 BY_VERSION = frozenset(
     ["torch", "torchvision", "torchaudio", "numpy", "scipy", "transformers", "tokenizers",
      "safetensors", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "sympy", "networkx", "triton",
@@ -28,7 +28,7 @@ _STDLIB = tuple(
     os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")
 )
 
-# In a checkout it is no installed package; torch reads the sources of whoever calls it.
+# In a checkout edgepack is not an installed package, and torch reads its sources as a caller's.
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep
 
 _SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/lib", "/usr/lib", "/usr/share")
@@ -39,8 +39,8 @@ class Opened:
     """Files that were opened for reading while `watch_files` was active.
 
     Attributes:
-        paths: of these files.
-        callers: the sources of whoever called, which torch reads to describe its stack.
+        paths: their absolute paths.
+        callers: sources of the calling frames; torch reads them to describe its stack.
     """
 
     paths: set[Path] = field(default_factory=set)
@@ -53,9 +53,9 @@ _hooked = False
 
 @contextmanager
 def watch_files() -> Iterator[Opened]:
-    """Record the files that are opened meanwhile: a factory may read a configuration.
+    """Record the files opened inside the context: a factory may read a configuration.
 
-    An audit hook cannot be removed; it is set once, and does nothing outside this context.
+    An audit hook cannot be removed, so it is set once and does nothing outside this context.
     """
     global _hooked
     if not _hooked:
@@ -86,16 +86,16 @@ def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
 def add_code(
     digest: Digest, roots: Iterable[ModuleType], opened: Iterable[Path], module: Any
 ) -> tuple[str, ...]:
-    """Add to the digest the code behind `module` and the files that building it read.
+    """Add to the digest the code behind `module` and the files read to build it.
 
     Args:
-        digest: where to add.
-        roots: modules to start from: the factory's, and those that it imported.
-        opened: files that were read meanwhile.
+        digest: digest to extend.
+        roots: Python modules to start from: the factory's, and those that it imported.
+        opened: files read during the build.
         module: the torch module; the classes of all its parts are followed.
 
     Returns:
-        The names of what was added, for the ledger.
+        Names of the added files, for the ledger.
     """
     start = {root.__name__ for root in roots}
     for part in module.modules():
@@ -117,14 +117,18 @@ def add_code(
 
 
 def _closure(start: set[str]) -> set[str]:
-    """The modules in `start`, and those that their globals come from, without the big ones."""
-    found: set[str] = set()
+    """Return the modules in `start`, their packages, and the modules that their globals come from.
+
+    `net.py` with `from blocks import Block` gives {"net", "blocks"}; packages in BY_VERSION are
+    included, but not followed further.
+    """
+    modules: set[str] = set()
     pending = [name for name in start if name in sys.modules]
     while pending:
         name = pending.pop()
-        if name in found:
+        if name in modules:
             continue
-        found.add(name)
+        modules.add(name)
         if name.partition(".")[0] in BY_VERSION or _file(name) is None:
             continue
         for value in list(vars(sys.modules[name]).values()):
@@ -134,37 +138,39 @@ def _closure(start: set[str]) -> set[str]:
         package = name.rpartition(".")[0]
         if package:
             pending.append(package)
-    return found
+    return modules
 
 
 def _origin(value: Any) -> str | None:
-    # An instance is not asked: its class may answer for attributes in its own way.
+    # The class of an instance is read instead: it may override attribute access.
     definition = value if isinstance(value, (type, FunctionType)) else type(value)
     origin = definition.__module__
     return origin if isinstance(origin, str) else None
 
 
 def _file(name: str) -> Path | None:
-    """The file of a module that is neither built in, nor the standard library's, nor edgepack's."""
+    """Return a module's file; None if it is built in, the standard library's or edgepack's."""
     file = getattr(sys.modules.get(name), "__file__", None)
     if not isinstance(file, str) or name.partition(".")[0] == "edgepack":
         return None
     path = Path(os.path.realpath(file))
-    return path if path.is_file() and not is_stdlib(path) else None
+    if is_stdlib(path) or not path.is_file():
+        return None
+    return path
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file belongs to an installed package."""
+    """Return True if a file belongs to an installed package."""
     return "site-packages" in path.parts or "dist-packages" in path.parts
 
 
 def is_stdlib(path: Path) -> bool:
-    """Tell whether a file belongs to Python's standard library."""
+    """Return True if a file belongs to Python's standard library."""
     return str(path).startswith(_STDLIB) and not is_installed(path)
 
 
 def is_users(path: Path) -> bool:
-    """Tell whether a file is the user's, not a package's, Python's, edgepack's or the system's."""
+    """Return True if a file is neither a package's, nor Python's, edgepack's or the system's."""
     if path.suffix == ".pyc" or str(path).startswith(_OWN):
         return False
     if any(str(path).startswith(root + os.sep) for root in _SYSTEM):

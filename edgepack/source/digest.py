@@ -1,4 +1,4 @@
-"""SHA-256 over everything that decides what a model computes."""
+"""SHA-256 over everything that determines a model's answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ CHUNK = 1 << 20
 
 
 class Digest:
-    """A SHA-256 over labelled parts: no two lists of parts give the same bytes."""
+    """SHA-256 over labelled parts; distinct lists of parts give distinct bytes.
+
+    `text("a", "b")` hashes the bytes `1:a:1:b`. Without the lengths, ("a", "bc") and ("ab", "c")
+    would be the same bytes.
+    """
 
     def __init__(self, kind: str) -> None:
         self._hash = hashlib.sha256()
@@ -25,7 +29,7 @@ class Digest:
         self.data(label, value.encode())
 
     def json(self, label: str, value: Any) -> None:
-        """Add a JSON value, or anything whose `repr` tells it apart."""
+        """Add a JSON value; anything else is identified by its `repr`."""
         self.text(label, json.dumps(value, sort_keys=True, default=repr))
 
     def data(self, label: str, value: bytes) -> None:
@@ -34,7 +38,7 @@ class Digest:
         self._hash.update(value)
 
     def file(self, label: str, path: Path) -> None:
-        """Add a file's content; its place does not matter."""
+        """Add a file's content; its path does not matter."""
         with open_plain(path) as file:
             self.data(label, _hash_stream(file))
 
@@ -44,7 +48,7 @@ class Digest:
             self.file(f"{label}:{name}", path)
 
     def hexdigest(self) -> str:
-        """The digest, 64 hexadecimal digits."""
+        """Return the digest, 64 hexadecimal digits."""
         return self._hash.hexdigest()
 
     def _head(self, label: str, length: int) -> None:

@@ -1,4 +1,4 @@
-"""Running a torch module as the original model: arrays in, arrays out."""
+"""Run a torch module as the original model: arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def flatten(value: Any) -> tuple[Any, ...]:
     """Return the tensors of a model's answer, in order.
 
     Raises:
-        SourceError: source-output-unsupported where there is anything but tensors and None.
+        SourceError: source-output-unsupported for anything but tensors and None.
     """
     return tuple(tensor for _, tensor in output_leaves(value))
 
@@ -61,13 +61,15 @@ def output_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
 def _positions(value: Any) -> tuple[str, ...]:
     """Return the names of the fields of a named tuple, else the positions."""
     fields = getattr(value, "_fields", None)
-    return fields if isinstance(fields, tuple) else tuple(map(str, range(len(value))))
+    if isinstance(fields, tuple):
+        return fields
+    return tuple(map(str, range(len(value))))
 
 
 def name_outputs(answer: Any) -> tuple[str, ...] | None:
     """Return names for the tensors of an answer: the keys of its dicts and named tuples.
 
-    None where no key names anything, as in a tuple of tensors, and where two names would clash.
+    None if no key names anything, as in a tuple of tensors, or if two names would clash.
     """
     names = [".".join(path) for path, _ in output_leaves(answer)]
     if not _is_keyed(answer) or len(set(names)) != len(names) or not all(names):
@@ -85,10 +87,10 @@ def _is_keyed(answer: Any) -> bool:
 
 
 def flatten_outputs(module: Any, _inputs: Any, output: Any) -> Any:
-    """Turn what a module returns into a tensor or a flat tuple of tensors: a forward hook.
+    """Flatten a module's output into a tensor or a tuple of tensors, as a forward hook.
 
-    A hook, and not a wrapper, so that the names of the parameters stay as they were trained. The
-    names of the first answer's tensors are kept for `output_keys`.
+    A hook rather than a wrapper, so that the parameters keep their trained names. The names of
+    the first answer's tensors are stored for `output_keys`.
     """
     import torch
 
@@ -100,11 +102,11 @@ def flatten_outputs(module: Any, _inputs: Any, output: Any) -> Any:
 
 
 class OutputOrder:
-    """A forward hook as `flatten_outputs`, with the outputs of a dict in another module's order.
+    """Forward hook like `flatten_outputs`, with a dict's outputs in another module's order.
 
     Args:
-        names: of the other module's outputs. An answer with the same keys comes in this order;
-            one with other keys, or without any, in its own.
+        names: of the other module's outputs. An answer with the same keys is returned in this
+            order; an answer with other keys, or without any, keeps its order.
     """
 
     def __init__(self, names: tuple[str, ...]) -> None:
@@ -119,18 +121,18 @@ class OutputOrder:
 
 
 def output_keys(module: Any) -> tuple[str, ...] | None:
-    """Return the names of the tensors that a module returned, once it has been called."""
+    """Return the names of a module's output tensors; None before its first call."""
     keys: tuple[str, ...] | None = getattr(module, _KEYS, None)
     return keys
 
 
 def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
-    """The `Source.run` of a torch module.
+    """Return the `Source.run` of a torch module.
 
     Args:
-        module: called with its inputs by position, in the order of `inputs`; without these, with
-            arrays bound by name to the parameters of its forward.
-        inputs: the inputs in the order in which the module takes them.
+        module: called with its inputs by position, in the order of `inputs`; without `inputs`,
+            arrays are bound by name to the parameters of its forward.
+        inputs: the inputs in the module's order.
 
     Returns:
         A function that raises SourceError: source-input-names, source-run-failed,
@@ -144,7 +146,7 @@ def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
             raise SourceError(
                 "source-output-unsupported",
                 "the model returns nothing",
-                why="there is no tensor in what forward returns",
+                why="the value that forward returns holds no tensor",
                 hint="let forward return a tensor, or a tuple, list or dict of tensors",
             )
         return answer
@@ -153,19 +155,19 @@ def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
 
 
 def proven(call: Run) -> Run:
-    """A model that is asked the first question twice, since the answers have to be the same.
+    """Run a model's first feed twice, and require the same answer.
 
     Returns:
-        A function that raises what `call` does, and SourceError source-nondeterministic.
+        A function that raises the errors of `call`, and SourceError source-nondeterministic.
     """
-    asked = False
+    checked = False
 
     def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        nonlocal asked
+        nonlocal checked
         answer = call(feeds)
-        if not asked:
-            _same_again(answer, call(feeds))
-            asked = True
+        if not checked:
+            _check_repeatable(answer, call(feeds))
+            checked = True
         return answer
 
     return run
@@ -175,12 +177,12 @@ def in_order(feeds: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[st
     """Return the arrays in the order of the inputs.
 
     Raises:
-        SourceError: source-input-names where they are not the model's inputs.
+        SourceError: source-input-names if the names are not those of the model's inputs.
     """
     if set(feeds) != set(names):
         raise SourceError(
             "source-input-names",
-            "the arrays that were fed are not the model's inputs",
+            "the arrays do not match the model's inputs",
             why=f"fed: {', '.join(feeds) or 'nothing'}; inputs: {', '.join(names)}",
             hint="name the samples' arrays as the inputs are named",
         )
@@ -192,7 +194,9 @@ def _call(
 ) -> tuple[np.ndarray, ...]:
     import torch
 
-    arrays = dict(feeds) if names is None else in_order(feeds, names)
+    arrays = dict(feeds)
+    if names is not None:
+        arrays = in_order(feeds, names)
     # A copy: torch warns of read-only arrays, and a model may write into its input.
     tensors = {n: torch.from_numpy(np.array(array, order="C")) for n, array in arrays.items()}
     if names is None:
@@ -220,53 +224,55 @@ def _array(output: Any, index: int) -> np.ndarray:
     """Return an output as an array. Raises SourceError: source-output-unsupported."""
     kind = str(output.dtype).removeprefix("torch.")
     if output.is_sparse or output.is_quantized or kind not in DTYPES:
+        hint = "let forward convert it: output.float()"
+        if output.is_complex():
+            hint = "let forward return torch.view_as_real(output)"
         raise SourceError(
             "source-output-unsupported",
-            "the model returns a tensor that is no plain array of numbers",
+            "the model returns a tensor that is not a plain array of numbers",
             why=f"output {index} is of type {kind}" + (", sparse" if output.is_sparse else ""),
-            hint="let forward return torch.view_as_real(output)"
-            if output.is_complex()
-            else "let forward convert it: output.float()",
+            hint=hint,
         )
     array: np.ndarray = output.detach().cpu().contiguous().numpy()
     return array.copy()
 
 
 def _shorten(text: str, lines: int = 6) -> str:
-    kept = text.strip().splitlines()
-    return "\n".join(kept[-lines:]) if len(kept) > lines else text.strip()
+    # The last lines of a torch error name the cause; those before it are the stack.
+    return "\n".join(text.strip().splitlines()[-lines:])
 
 
-def _same_again(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> None:
-    """Refuse a model that remembers, or draws random numbers: it has no answer to compare with."""
-    for index, (one, two) in enumerate(zip(first, second, strict=True)):
-        worst = difference(one, two)
+def _check_repeatable(first: tuple[np.ndarray, ...], second: tuple[np.ndarray, ...]) -> None:
+    """Refuse a model with state or random numbers: it has no answer to compare with."""
+    for index, (before, after) in enumerate(zip(first, second, strict=True)):
+        worst = difference(before, after)
+        # A NaN fails this comparison, too.
         if worst is None or not worst <= REPEAT_TOLERANCE:
+            amount = "" if worst is None else f" by {worst:.2e} of its largest value"
             raise SourceError(
                 "source-nondeterministic",
-                "the model gives another answer when it is asked the same again",
-                why=f"output {index} of the first call differs from the second's"
-                + ("" if worst is None else f" by {worst:.2e} of its largest value"),
+                "the model answers the same input differently on a second call",
+                why=f"output {index} of the first call differs from the second's{amount}",
                 hint="make its state an input and an output, and take random numbers and dropout "
                 "out of forward",
             )
 
 
-def difference(one: np.ndarray, two: np.ndarray) -> float | None:
+def difference(first: np.ndarray, second: np.ndarray) -> float | None:
     """Return the largest difference of two answers, as a share of the first's largest value.
 
-    None where that is not defined: other shapes, integers that differ, infinities.
+    None if it is undefined: other shapes, integers that differ, infinities.
     """
-    if one.shape != two.shape:
+    if first.shape != second.shape:
         return None
-    if np.array_equal(one, two, equal_nan=one.dtype.kind in "fc"):
+    if np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"):
         return 0.0
-    if one.dtype.kind != "f" or not np.isfinite(one).all():
+    if first.dtype.kind != "f" or not np.isfinite(first).all():
         return None
-    scale = max(float(np.abs(one).max(initial=0.0)), 1e-30)
-    return float(np.abs(one.astype(np.float64) - two).max(initial=0.0)) / scale
+    scale = max(float(np.abs(first).max(initial=0.0)), 1e-30)
+    return float(np.abs(first.astype(np.float64) - second).max(initial=0.0)) / scale
 
 
 def count_parameters(module: Any) -> int:
-    """Number of trained values: the elements of all parameters, shared ones once."""
+    """Count the trained values: the elements of all parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

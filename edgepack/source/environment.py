@@ -1,4 +1,4 @@
-"""Record which environment variables the user's code reads."""
+"""Record the environment variables that the user's code reads."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edgepack.source.code import is_stdlib, is_users
 
 @contextmanager
 def watch_environment() -> Iterator[dict[str, str | None]]:
-    """Record the variables that the user's code reads meanwhile, with their values.
+    """Record the variables that the user's code reads inside the context, with their values.
 
-    `os.environ` is one object that every module holds, so its class is changed for a while. What
-    a library reads on its own account is left out, since that differs from shell to shell.
+    Every module shares the object `os.environ`, so its class is replaced for a while. Variables
+    read by libraries for their own purposes are ignored, since they differ from shell to shell.
 
     Yields:
-        Per variable its value, None where it is not set.
+        The value of each variable, None if it is not set.
     """
     read: dict[str, str | None] = {}
     kind: Any = type(os.environ)
@@ -36,6 +36,7 @@ def watch_environment() -> Iterator[dict[str, str | None]]:
             return bool(super().__contains__(name))
 
         def _record(self, name: object) -> None:
+            # Frame 0 is this method, 1 the one of the mapping, 2 its caller.
             if isinstance(name, str) and _is_read_by_user(sys._getframe(2)):
                 read[name] = values.get(name)
 
@@ -49,7 +50,8 @@ def watch_environment() -> Iterator[dict[str, str | None]]:
 
 
 def _is_read_by_user(frame: FrameType | None) -> bool:
-    """Tell whether the user's code is the nearest caller outside of the standard library."""
+    """Return True if the nearest caller outside the standard library is the user's code."""
+    # `os.getenv(name)` in model.py passes through os.py and _collections_abc.py first.
     while frame is not None:
         file = frame.f_code.co_filename
         if not file.startswith("<"):

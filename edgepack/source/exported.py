@@ -1,8 +1,8 @@
-"""A `torch.export` program (.pt2), loaded without running anything that it carries.
+"""Load a `torch.export` program (.pt2) without running code from the file.
 
 `torch.export.load` unpickles sample inputs and evaluates strings (see `program`). So the archive
-is opened here first; what a program needs is checked, and written to a new archive of which
-torch reads nothing else.
+is opened here first: the entries that a program needs are checked and written to a new archive,
+and torch reads only that one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _IGNORED = re.compile(r"\.data/\w+|byteorder|version|\.format_version|\.storage_
 
 
 def load_exported(path: Path) -> Source:
-    """The source for a torch.export program.
+    """Load a torch.export program.
 
     Raises:
         SourceError: source-truncated, source-archive-unsafe, source-corrupt,
@@ -66,6 +66,7 @@ def load_exported(path: Path) -> Source:
             ) from error
     _check_stateless(path, program)
     inputs, leaves = _inputs(path, program)
+    # Buffers may hold -inf, as attention masks do; parameters must be finite.
     trained = {name for name, _ in program.named_parameters()}
     tensors = [*program.state_dict.items(), *program.constants.items()]
     check_finite(path, [(name, tensor, name in trained) for name, tensor in tensors])
@@ -118,7 +119,7 @@ def _read(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
 
 
 def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str]) -> None:
-    """Every entry is known, and none is code."""
+    """Refuse unknown entries and entries that hold code."""
     for name in entries:
         if _PAYLOAD.fullmatch(name) or _IGNORED.fullmatch(name) or name == _SAMPLES:
             continue
@@ -127,7 +128,7 @@ def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str])
         if name.startswith("models/"):
             raise SourceError(
                 "source-exported-several",
-                f"{file} holds more programs than one, or one under another name",
+                f"{file} holds more than one program, or one under another name",
                 why=f"it has {name}",
                 hint="save one program: torch.export.save(program, PATH)",
             )
@@ -136,7 +137,7 @@ def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str])
                 "source-exported-compiled",
                 f"{file} holds compiled code (AOTInductor)",
                 why=f"it has {name}, which torch would load as a library",
-                hint="give the program as torch.export.save writes it, not the compiled package",
+                hint="use the program that torch.export.save writes, not the compiled package",
             )
         if "/custom_obj_" in name or "/opaque_obj_" in name:
             raise SourceError(
@@ -145,24 +146,28 @@ def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str])
                 why=f"it has {name}, which torch would unpickle",
                 hint="export the network without custom classes",
             )
-        raise unsafe(file, f"it has an entry that no program needs: {name[:80]!r}")
+        raise unsafe(file, f"it has an unexpected entry: {name[:80]!r}")
     for name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
         if name not in entries:
             raise corrupt(file, f"the entry {name} is missing")
-    order = _read(archive, entries["byteorder"], file) if "byteorder" in entries else b"little"
+    order = b"little"
+    if "byteorder" in entries:
+        order = _read(archive, entries["byteorder"], file)
     if order != b"little":
         raise corrupt(file, f"its byte order is {order!r}, not little-endian")
 
 
 def _check_stateless(path: Path, program: Any) -> None:
-    """Refuse a program that writes to its buffers; so does one exported in training mode."""
+    """Refuse a program that writes to its buffers, as one exported in training mode does."""
     signature = program.graph_signature
     changed = set(signature.buffers_to_mutate.values())
+    # In-place operators such as add_ mark the argument that they write to in their schema:
+    #     add_.Tensor(Tensor(a!) self, Tensor other) -> Tensor(a!)
     for node in program.graph.nodes:
         arguments = getattr(getattr(node.target, "_schema", None), "arguments", ())
         for argument, value in zip(arguments, node.args, strict=False):
-            written = argument.alias_info is not None and argument.alias_info.is_write
-            if written and getattr(value, "name", None) in signature.inputs_to_buffers:
+            is_write = argument.alias_info is not None and argument.alias_info.is_write
+            if is_write and getattr(value, "name", None) in signature.inputs_to_buffers:
                 changed.add(signature.inputs_to_buffers[value.name])
     if changed:
         raise SourceError(
@@ -176,8 +181,8 @@ def _check_stateless(path: Path, program: Any) -> None:
 def _inputs(path: Path, program: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Return the inputs, and every leaf of the program's arguments, as `TreeModule` takes them.
 
-    The inputs have the shapes that were exported; a symbol becomes a named axis. An optional
-    argument that was None at export stays so.
+    The inputs have the exported shapes; a symbol becomes a named axis. An optional argument that
+    was None at export stays None: forward(x, mask=None) gives the leaves (TENSOR, None).
     """
     import torch
 
@@ -195,7 +200,7 @@ def _inputs(path: Path, program: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ..
         if not isinstance(value, torch.Tensor):
             raise SourceError(
                 "source-exported-inputs",
-                f"{path.name} has an input that is no tensor",
+                f"{path.name} has an input that is not a tensor",
                 why=f"{name!r} is of type {type(value).__name__}",
                 hint="export the network with tensors as its only inputs",
             )
@@ -206,17 +211,18 @@ def _inputs(path: Path, program: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ..
 
 
 def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
+    """Return a fixed size, or the name of the axis for a symbol; equal symbols share a name."""
     if isinstance(size, int):
         return size
     symbol = str(size)
     if symbol not in names:
-        fresh = "batch" if axis == 0 and "batch" not in names.values() else f"{tensor}_dim{axis}"
-        names[symbol] = fresh
+        is_batch = axis == 0 and "batch" not in names.values()
+        names[symbol] = "batch" if is_batch else f"{tensor}_dim{axis}"
     return names[symbol]
 
 
 def _output_names(program: Any) -> tuple[str, ...] | None:
-    """Return the keys of a dict of outputs; those that are None at every call have none."""
+    """Return the keys of a dict of outputs, without those that are None at every call."""
     import torch
 
     outputs = program.graph_signature.user_outputs

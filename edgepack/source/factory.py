@@ -1,4 +1,4 @@
-"""The user's factory: the code that builds the network, imported, called, and recorded."""
+"""Import and call the user's factory, which builds the network."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from edgepack.files import expand_user
 from edgepack.source.code import is_installed
 from edgepack.spec.document import nearest
 
-# Modules that an earlier factory brought in: each load imports the user's code anew, so that
-# what runs is what lies on disk and what the digest was taken of.
+# Modules that an earlier factory imported. Each load imports the user's code again, so that the
+# code that runs is the code on disk, which the digest covers.
 _imported: set[str] = set()
 
 
 @dataclass(frozen=True)
 class Factory:
-    """A factory that was found.
+    """Callable of the user's that builds a network.
 
     Attributes:
-        spec: as given, "package.module:function" or "path/to/file.py:function".
+        spec: "package.module:function" or "path/to/file.py:function".
         function: the callable.
-        module: the module that it was found in.
-        option: where it was named, for errors.
+        module: the Python module that defines it.
+        option: the option that names it, for errors.
     """
 
     spec: str
@@ -42,9 +42,9 @@ class Factory:
     option: str = "--arch"
 
     def build(self, torch: Any, arguments: Mapping[str, Any]) -> Any:
-        """Call it, and return the module that it builds, in eval mode.
+        """Call the factory, and return its torch module in eval mode.
 
-        torch's random state is fixed meanwhile, and put back.
+        torch's random state is fixed during the call, and restored.
 
         Raises:
             SourceError: source-factory-arguments, source-factory-failed, source-factory-result.
@@ -68,14 +68,15 @@ class Factory:
                 why=f"it returned {type(built).__module__}.{type(built).__qualname__}",
                 hint="return the network itself, not a tuple or a class",
             )
-        built.eval()  # what it returns is the user's: an overridden train() often returns nothing
+        # The return value is ignored: an overridden train() often returns nothing.
+        built.eval()
         return built
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         try:
             signature = inspect.signature(self.function)
         except (TypeError, ValueError):
-            return  # A callable without a signature says itself what it lacks.
+            return  # A callable without a signature raises its own error.
         try:
             signature.bind(**arguments)
         except TypeError as error:
@@ -83,8 +84,8 @@ class Factory:
                 "source-factory-arguments",
                 f"the factory {self.spec} cannot be called with {_call(arguments)}",
                 why=f"{error}; its signature is {signature}",
-                hint=_nearest(self.option, arguments, signature)
-                or f"give its arguments with {self.option}-arg NAME=VALUE",
+                hint=_suggest_argument(self.option, arguments, signature)
+                or f"set its arguments with {self.option}-arg NAME=VALUE",
             ) from error
 
 
@@ -92,7 +93,9 @@ def _call(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "no arguments"
 
 
-def _nearest(option: str, arguments: Mapping[str, Any], signature: inspect.Signature) -> str:
+def _suggest_argument(
+    option: str, arguments: Mapping[str, Any], signature: inspect.Signature
+) -> str:
     for name in arguments:
         if name not in signature.parameters:
             near = nearest(name, signature.parameters)
@@ -104,7 +107,7 @@ def _nearest(option: str, arguments: Mapping[str, Any], signature: inspect.Signa
 @contextmanager
 def importable(folders: tuple[Path, ...]) -> Iterator[None]:
     """Put folders, and the current one, at the front of the import path."""
-    kept = list(sys.path)
+    path_before = list(sys.path)
     before = set(sys.modules)
     for name in _imported & before:
         del sys.modules[name]
@@ -116,9 +119,9 @@ def importable(folders: tuple[Path, ...]) -> Iterator[None]:
     try:
         yield
     finally:
-        # A factory's own file adds its folder too (see `_import_file`).
-        roots = [Path(entry) for entry in {*front, *sys.path} - (set(kept) - set(front))]
-        sys.path[:] = kept
+        # A factory's file adds its folder too (see `_import_file`).
+        roots = [Path(entry) for entry in {*front, *sys.path} - (set(path_before) - set(front))]
+        sys.path[:] = path_before
         _imported.update(
             name for name in set(sys.modules) - before if _lies_in(sys.modules[name], roots)
         )
@@ -137,22 +140,21 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
 
     Args:
         spec: "package.module:function" or "path/to/file.py:function".
-        base: folders that a relative path to a file is looked for in, before the current one.
-        option: where it was named, for errors.
+        base: folders that relative paths are resolved against, before the current one.
+        option: the option that names it, for errors.
 
     Raises:
         SourceError: source-arch-form, source-arch-import, source-arch-missing.
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
-        guess = ":".join(spec.rpartition(".")[::2]) if "." in spec else f"my_model:{spec}"
+    location, colon, name = spec.rpartition(":")
+    if not colon or not location or not all(part.isidentifier() for part in name.split(".")):
         raise SourceError(
             "source-arch-form",
             f"{option} {spec!r} does not name a factory",
             why="its form is package.module:function or path/to/file.py:function",
-            hint=f"did you mean {option} {guess}?" if "/" not in spec else "add :function",
+            hint=_suggest_form(spec, option),
         )
-    module = _import(f"{option} {spec}", place, base)
+    module = _import(f"{option} {spec}", location, base)
     target: Any = module
     for part in name.split("."):
         if not hasattr(target, part):
@@ -162,9 +164,11 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
             near = nearest(part, choices)
             raise SourceError(
                 "source-arch-missing",
-                f"{place} has no {name}",
-                why=f"callables found there: {', '.join(choices[:8]) or 'none'}",
-                hint=f"did you mean {place}:{near}?" if near else "check the name after the colon",
+                f"{location} has no {name}",
+                why=f"its callables: {', '.join(choices[:8]) or 'none'}",
+                hint=f"did you mean {location}:{near}?"
+                if near
+                else "check the name after the colon",
             )
         target = getattr(target, part)
     if not callable(target):
@@ -177,44 +181,52 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
     return Factory(spec, target, module, option)
 
 
-def _import(named: str, place: str, base: tuple[Path, ...]) -> ModuleType:
+def _suggest_form(spec: str, option: str) -> str:
+    """Suggest a spec with a colon: "nets.small" becomes "nets:small"."""
+    if "/" in spec:
+        return "add :function"
+    module, _, function = spec.rpartition(".")
+    return f"did you mean {option} {module or 'my_model'}:{function}?"
+
+
+def _import(label: str, location: str, base: tuple[Path, ...]) -> ModuleType:
     try:
-        if place.endswith(".py") or "/" in place or os.sep in place:
-            return _import_file(named, expand_user(place), base)
-        return importlib.import_module(place)
+        if location.endswith(".py") or "/" in location or os.sep in location:
+            return _import_file(label, expand_user(location), base)
+        return importlib.import_module(location)
     except SourceError:
         raise
     except (Exception, SystemExit) as error:
         raise SourceError(
             "source-arch-import",
-            f"the module of {named} cannot be imported",
+            f"the module of {label} cannot be imported",
             why=_user_error(error),
-            hint="it is looked for in the manifest's folder, the current folder and the installed "
-            "packages",
+            hint="the manifest's folder, the current folder and the installed packages are "
+            "searched",
         ) from error
 
 
-def _import_file(named: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
-    candidates = [folder / place for folder in (*base, Path.cwd())]
+def _import_file(label: str, location: Path, base: tuple[Path, ...]) -> ModuleType:
+    candidates = [folder / location for folder in (*base, Path.cwd())]
     file = next((path.resolve() for path in candidates if path.is_file()), None)
     if file is None:
         raise SourceError(
             "source-arch-import",
-            f"the file of {named} does not exist",
-            why="looked for " + ", ".join(str(path) for path in dict.fromkeys(candidates)),
+            f"the file of {label} does not exist",
+            why="searched: " + ", ".join(str(path) for path in dict.fromkeys(candidates)),
             hint="check the path before the colon",
         )
-    # The file's neighbours are importable from it, as they are when Python runs it.
+    # The file can import its neighbours, as when Python runs it.
     sys.path.insert(0, str(file.parent))
     name = file.stem
     if name in sys.modules:
-        # Not the user's file: something else has this name already, and keeps it.
+        # Another module already has this name: `json.py` must not replace the library's.
         name = f"_edgepack_arch_{file.stem}"
     module_spec = importlib.util.spec_from_file_location(name, file)
     if module_spec is None or module_spec.loader is None:
         raise SourceError(
             "source-arch-import",
-            f"the file of {named} is not Python",
+            f"the file of {label} is not Python",
             why=f"no loader for {file.name}",
             hint="its name must end in .py",
         )
@@ -230,7 +242,7 @@ def _import_file(named: str, place: Path, base: tuple[Path, ...]) -> ModuleType:
 
 
 def _user_error(error: BaseException) -> str:
-    """The exception's text, and the last line of the user's code that it passed."""
+    """Return the exception's text, and the last line of the user's code in its traceback."""
     text = f"{type(error).__name__}: {error}"
     frames = [
         frame

@@ -1,8 +1,8 @@
-"""Weights that a forward pre-hook computes: the older `weight_norm` and `spectral_norm`.
+"""Replace weights that forward pre-hooks compute: the older `weight_norm` and `spectral_norm`.
 
-They keep the product, such as `weight = g * v / |v|`, as a plain attribute and compute it anew in
-every call. No state dict holds it, torch.export refuses to assign it, and a module that has it
-cannot be copied; in eval mode it is a constant.
+Both store the product, such as `weight = g * v / |v|`, as a plain attribute and recompute it in
+every call. No state dict holds it, torch.export refuses to assign it, and its module cannot be
+copied; in eval mode it is a constant.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 def fix_normalized_weights(module: Any) -> list[str]:
-    """Replace the weights that `weight_norm` and `spectral_norm` compute by parameters.
+    """Turn the weights that `weight_norm` and `spectral_norm` compute into parameters.
 
     Returns:
-        A note for the ledger; none where there are no such weights.
+        Notes for the ledger; none if there are no such weights.
     """
     from torch.nn.utils import remove_spectral_norm, remove_weight_norm
     from torch.nn.utils.spectral_norm import SpectralNorm
@@ -27,17 +27,17 @@ def fix_normalized_weights(module: Any) -> list[str]:
         for hook in list(part._forward_pre_hooks.values()):
             if type(hook) in removers:
                 removers[type(hook)](part, hook.name)
-                # A recurrent layer keeps a list of its weights too, which follows assignments.
+                # A recurrent layer also has a list of its weights, which follows assignments.
                 setattr(part, hook.name, getattr(part, hook.name))
                 counts[type(hook).__name__] += 1
     return [f"Computed the weights of {n} {name} hooks once." for name, n in counts.items()]
 
 
 def run_pre_hooks(module: Any) -> None:
-    """Call the forward pre-hooks of every part that keeps plain tensors, with no inputs.
+    """Call, without inputs, the forward pre-hooks of every part that has plain tensors.
 
-    A hook that computes a weight from parameters does not read the inputs; one that does fails,
-    and leaves the tensors as they are.
+    A hook that computes a weight from parameters ignores the inputs; a hook that reads them fails
+    and leaves the tensors unchanged.
     """
     import torch
 

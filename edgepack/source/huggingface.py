@@ -1,4 +1,4 @@
-"""A Hugging Face folder: offline, safetensors only, no code but transformers' own."""
+"""Load a Hugging Face folder: offline, from safetensors, with no code but transformers' own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flex_attention"})
 
 
 def load_huggingface(path: Path) -> Source:
-    """The source for a folder that `save_pretrained` wrote.
+    """Load a folder that `save_pretrained` wrote.
 
     The network runs with eager attention, in float32, without a cache of keys and values.
 
@@ -100,6 +100,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every key of nested objects with its value; backbones nest a whole configuration."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key, inner
@@ -110,42 +111,42 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _check_config(path: Path, config: dict[str, Any]) -> None:
-    """Refuse what would run code from the folder, fetch something, or load other weights."""
+    """Refuse keys that run code from the folder, download something, or load other weights."""
     for key, value in _items(config):
         attention = "attn_implementation" in key and value is not None
         if (key in _FORBIDDEN and value) or (attention and value not in _ATTENTION):
             raise SourceError(
                 "source-hf-code",
-                f"the configuration of {path.name} asks for code from elsewhere",
+                f"the configuration of {path.name} requires code from elsewhere",
                 why=f"config.json has {key} = {str(value)[:80]!r}",
-                hint="build the network with your own factory: give the file with its weights, and "
+                hint="build the network with your own factory: use the file with its weights, and "
                 "--arch package.module:factory",
             )
         if key in ("use_pretrained_backbone", "use_timm_backbone") and value:
             raise SourceError(
                 "source-hf-unsupported",
-                f"{path.name} takes a part of its network from elsewhere",
+                f"{path.name} loads a part of its network from elsewhere",
                 why=f"config.json has {key} = {value!r}",
-                hint="export the whole network with torch.export and give the .pt2 file",
+                hint="export the whole network with torch.export and use the .pt2 file",
             )
     if config.get("quantization_config"):
         raise SourceError(
             "source-hf-quantized",
-            f"{path.name} is quantized already",
+            f"{path.name} is already quantized",
             why=f"quantization_config: {str(config['quantization_config'])[:120]}",
-            hint="give the original weights; edgepack quantizes for the target",
+            hint="use the original weights; edgepack quantizes for the target",
         )
     if (path / "adapter_config.json").exists():
         raise SourceError(
             "source-hf-adapter",
             f"{path.name} is an adapter (PEFT), not a whole network",
-            why="it has an adapter_config.json, which names a base model elsewhere",
+            why="its adapter_config.json names a base model elsewhere",
             hint="merge it: model.merge_and_unload().save_pretrained(PATH)",
         )
 
 
 def _weights(path: Path) -> list[Path]:
-    """The safetensors files of the folder."""
+    """Return the safetensors files of the folder."""
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file():
         shards = [path / "model.safetensors"]
@@ -160,24 +161,24 @@ def _weights(path: Path) -> list[Path]:
         if any(name.startswith("pytorch_model") for name in pickles):
             raise SourceError(
                 "source-hf-pickle",
-                f"{path.name} has its weights as a pickle only",
+                f"{path.name} has only pickled weights",
                 why=f"it holds {', '.join(pickles[:4])}; a pickle can run any code",
-                hint="where you trust it, convert it once:\n"
+                hint="if you trust it, convert it once:\n"
                 f'    model = AutoModelFor....from_pretrained("{path.name}")\n'
                 '    model.save_pretrained("converted")',
             )
         raise SourceError(
             "source-hf-missing-weights",
             f"{path.name} has no weights",
-            why="neither model.safetensors nor model.safetensors.index.json is there",
+            why="neither model.safetensors nor model.safetensors.index.json exists",
             hint="save the folder again with save_pretrained",
         )
     for shard in shards:
         if recognise(shard) != "safetensors":
             raise SourceError(
                 "source-hf-pickle",
-                f"{shard.name} is not a safetensors file, whatever its name says",
-                why=f"its content is that of a {recognise(shard)}",
+                f"{shard.name} is not a safetensors file, despite its name",
+                why=f"its contents are those of a {recognise(shard)}",
                 hint="save the folder again with save_pretrained",
             )
     return shards
@@ -208,30 +209,33 @@ def _model_class(path: Path, config: dict[str, Any], transformers: Any) -> Any:
             why=f"architectures: {names!r}",
             hint='add it to config.json: "architectures": ["DistilBertForSequenceClassification"]',
         )
-    found: Any = getattr(transformers, names[0], None)
-    is_network = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    model_class: Any = getattr(transformers, names[0], None)
+    is_network = isinstance(model_class, type) and issubclass(
+        model_class, transformers.PreTrainedModel
+    )
     if not is_network:
         raise SourceError(
             "source-hf-architecture",
             f"transformers {transformers.__version__} does not have the network of {path.name}",
             why=f"architectures: {names[0]}",
-            hint="install a newer transformers, or give the file with its weights and --arch",
+            hint="install a newer transformers, or use its weights file with --arch",
         )
-    if config.get("model_type") != found.config_class.model_type:
+    if config.get("model_type") != model_class.config_class.model_type:
         raise SourceError(
             "source-hf-architecture",
             f"the configuration of {path.name} contradicts itself",
             why=f"model_type is {config.get('model_type')!r}, but {names[0]} is of type "
-            f"{found.config_class.model_type!r}",
+            f"{model_class.config_class.model_type!r}",
             hint="save the folder again with save_pretrained",
         )
-    return found
+    return model_class
 
 
 def _load(path: Path, model_class: Any, torch: Any) -> tuple[Any, list[str]]:
-    """The network with its weights, all of them from the folder; and notes."""
+    """Build the network with all its weights from the folder; return it with notes."""
     with _quiet(path):
         config = model_class.config_class.from_pretrained(path, local_files_only=True)
+        # A cache of keys and values, and the states of every layer, would become outputs.
         for name in ("use_cache", "output_attentions", "output_hidden_states"):
             if getattr(config, name, None):
                 setattr(config, name, False)
@@ -248,7 +252,7 @@ def _load(path: Path, model_class: Any, torch: Any) -> tuple[Any, list[str]]:
     missing = sorted(map(str, info["missing_keys"]))
     mismatched = sorted(map(str, info["mismatched_keys"]))
     if missing or mismatched:
-        # transformers would draw them at random, with a warning.
+        # transformers would only warn, and initialize them at random.
         raise SourceError(
             "source-weights-mismatch",
             f"the weights of {path.name} do not fill {model_class.__name__}",
@@ -259,17 +263,15 @@ def _load(path: Path, model_class: Any, torch: Any) -> tuple[Any, list[str]]:
         )
     check_finite(path, named_tensors(model))
     unused = sorted(map(str, info["unexpected_keys"]))
-    notes = (
-        [f"{len(unused)} tensors of the folder are not used: {', '.join(unused[:4])}."]
-        if unused
-        else []
-    )
+    notes = []
+    if unused:
+        notes.append(f"{len(unused)} tensors of the folder are not used: {', '.join(unused[:4])}.")
     return model.eval(), notes
 
 
 @contextmanager
 def _quiet(path: Path) -> Iterator[None]:
-    """transformers without its progress bar and report, and its exceptions as one error."""
+    """Silence transformers' progress bar and report, and turn its exceptions into one error."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -284,7 +286,7 @@ def _quiet(path: Path) -> Iterator[None]:
             "source-hf-unsupported",
             f"transformers cannot load {path.name}",
             why=f"{type(error).__name__}: {_first_lines(str(error))}",
-            hint="check the folder with from_pretrained, or give its weights file and --arch",
+            hint="check the folder with from_pretrained, or use its weights file with --arch",
         ) from error
     finally:
         logging.set_verbosity(verbosity)

@@ -1,7 +1,7 @@
-"""Bounds on what the files of a Hugging Face folder can make transformers read and build.
+"""Bound the files that transformers reads from a folder, and the network that it builds.
 
-A configuration of a few bytes can name a million layers, or be a link to a device that never ends.
-What is built is counted as it is built, and held against the size of the weights.
+A configuration of a few bytes can name a million layers, or be a link to an endless device. The
+network is counted while it is built, and its bounds grow with the size of the weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_CONFIG = 16 << 20
 
 MAX_LAYERS = 10_000
 MAX_VALUES = 1 << 28
-"""Values beyond what the weights account for: buffers such as masks and tables of positions."""
+"""Values that the weights do not account for: buffers such as masks and tables of positions."""
 
 MAX_MODULES = 10_000
 """Modules beyond one for each `BYTES_PER_MODULE` of the weights."""
@@ -29,7 +29,7 @@ _READ_BY_TRANSFORMERS = ("config.json", "generation_config.json", "preprocessor_
 
 
 def check_files(path: Path) -> None:
-    """Refuse a folder with files that would be waited for, or have no end.
+    """Refuse a folder with files that would block the reader, or have no end.
 
     Raises:
         SourceError: source-not-plain for a named pipe or a device, source-hf-oversized for a
@@ -45,13 +45,15 @@ def check_files(path: Path) -> None:
             hint="save the folder again with save_pretrained",
         )
     for name in _READ_BY_TRANSFORMERS:
-        size = (path / name).stat().st_size if (path / name).is_file() else 0
+        if not (path / name).is_file():
+            continue
+        size = (path / name).stat().st_size
         if size > MAX_CONFIG:
             raise _oversized(path, f"{name} has {size:,} bytes; at most {MAX_CONFIG:,} are read")
 
 
 def check_counts(path: Path, config: dict[str, Any]) -> None:
-    """Refuse numbers of layers that no network has.
+    """Refuse layer counts that no network has: `{"num_hidden_layers": 1000000}`.
 
     Raises:
         SourceError: source-hf-oversized.
@@ -69,7 +71,7 @@ def check_counts(path: Path, config: dict[str, Any]) -> None:
 
 @contextmanager
 def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
-    """Count the modules, parameters and buffers that are built meanwhile, and stop at the bounds.
+    """Count the modules, parameters and buffers that are built, and stop at the bounds.
 
     Args:
         path: the folder, for messages.
@@ -91,7 +93,8 @@ def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
             raise _oversized(path, f"it has more than {modules:,} modules")
 
     def count_values(_module: Any, _name: str, tensor: Any) -> None:
-        count["values"] += 0 if tensor is None else tensor.numel()
+        if tensor is not None:  # a bias that is switched off is registered as None
+            count["values"] += tensor.numel()
         if count["values"] > values:
             raise _oversized(path, f"its tensors have more than {values:,} values")
 

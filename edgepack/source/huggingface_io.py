@@ -1,4 +1,4 @@
-"""What a Hugging Face network takes and gives, from its class and its configuration."""
+"""Infer a Hugging Face network's inputs and outputs from its class and configuration."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _CLASSIFIERS = (
 
 
 def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Return the inputs, by the name of the network's main one.
+    """Return the inputs that the name of the network's main input implies.
 
     Text is int64 (batch, sequence); pictures are float32 (batch, channels, height, width); sound
-    is float32 (batch, samples), or a spectrogram where the configuration states its size.
+    is float32 (batch, samples), or a spectrogram if the configuration gives its size.
 
     Args:
-        path: the folder, whose preprocessor may tell the size of pictures.
+        path: the folder; its preprocessor may give the size of pictures.
         model: the network.
         config: `config.json`.
 
@@ -41,8 +41,8 @@ def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor
             and for other inputs.
     """
     main = model.main_input_name
-    # The configuration of DETR, or of a classifier with Whisper's encoder, states a decoder too;
-    # only a class that generates calls its decoder once for every token.
+    # The configurations of DETR, and of a classifier with Whisper's encoder, have a decoder too;
+    # only a class that generates calls its decoder once per token.
     if getattr(model.config, "is_encoder_decoder", False) and model.can_generate():
         raise _unsupported(
             path,
@@ -61,7 +61,7 @@ def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor
         return (Tensor(main, "float32", ("batch", channels, *_image_size(path, model.config))),)
     if main in ("input_values", "input_features"):
         return (Tensor(main, "float32", ("batch", *_sound(main, model.config))),)
-    raise _unsupported(path, f"its main input is {main!r}, whose shape cannot be told")
+    raise _unsupported(path, f"its main input is {main!r}, of unknown shape")
 
 
 def _sound(main: str, config: Any) -> tuple[Dim, ...]:
@@ -78,7 +78,7 @@ def _sound(main: str, config: Any) -> tuple[Dim, ...]:
 
 
 def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
-    """Height and width: the configuration's, else the preprocessor's, else free."""
+    """Return height and width: the configuration's, else the preprocessor's, else free axes."""
     sizes = [getattr(config, "image_size", None)]
     preprocessor = path / "preprocessor_config.json"
     if preprocessor.is_file():
@@ -90,6 +90,7 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
                 "source-corrupt", f"{preprocessor} cannot be read", why=str(error),
                 hint="save it again with save_pretrained",
             ) from error  # fmt: skip
+    # 224, [224, 224], {"height": 224, "width": 224} and {"shortest_edge": 224} are all in use.
     for size in sizes:
         if isinstance(size, int):
             return size, size
@@ -103,7 +104,7 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
 
 
 def optional_inputs(model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """Return the names of the inputs that the network has a default for, but the main one."""
+    """Return the names of the inputs that have a default, without the main input."""
     accepted = inspect.signature(model.forward).parameters
     return tuple(
         tensor.name
@@ -114,11 +115,11 @@ def optional_inputs(model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
 
 
 def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """Return the names of the outputs, seen in one small call; those that are None have none.
+    """Return the names of the outputs of one small call, without those that are None.
 
     Raises:
-        SourceError: source-hf-inputs where the network does not take the inferred inputs,
-            source-output-unsupported where an output holds anything but tensors.
+        SourceError: source-hf-inputs if the network does not take the inferred inputs,
+            source-output-unsupported if an output holds anything but tensors.
     """
     import torch
 
@@ -143,32 +144,34 @@ def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[s
             "source-hf-inputs",
             f"{path.name} does not take the inputs that its configuration implies",
             why=f"{type(error).__name__}: {error}\ninferred: {shown}",
-            hint="export it with torch.export on inputs of your own, and give the .pt2 file",
+            hint="export it with torch.export on your own inputs, and use the .pt2 file",
         ) from error
     names = name_outputs(answer)
     if names is None:
         raise SourceError(
             "source-output-unsupported",
-            f"{path.name} returns tensors without names of their own",
+            f"{path.name} returns tensors without distinct names",
             why=f"it returned a {type(answer).__name__}",
-            hint="export the part that is wanted with torch.export, and give the .pt2 file",
+            hint="export the part that you need with torch.export, and use the .pt2 file",
         )
     return names
 
 
 def output_kind(class_name: str, config: Any) -> str | None:
-    """ "scores" for a network that classifies; None where that is not known."""
+    """Return "scores" for a network that classifies, None if it is unknown."""
     if getattr(config, "problem_type", None) == "regression":
         return None
     if getattr(config, "num_labels", 2) == 1 and "LM" not in class_name:
         return None
-    return "scores" if class_name.endswith(_CLASSIFIERS) else None
+    if class_name.endswith(_CLASSIFIERS):
+        return "scores"
+    return None
 
 
 def _unsupported(path: Path, why: str) -> SourceError:
     return SourceError(
         "source-hf-unsupported",
-        f"{path.name} is a kind of network that edgepack cannot take as a folder",
+        f"{path.name} is a kind of network that edgepack cannot load from a folder",
         why=why,
-        hint="export the part that is wanted with torch.export, and give the .pt2 file",
+        hint="export the part that you need with torch.export, and use the .pt2 file",
     )

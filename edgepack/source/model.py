@@ -1,4 +1,4 @@
-"""What a trained model is to the rest of the build, wherever it came from."""
+"""The trained model in the form that the rest of the build uses, independent of its format."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ class Source:
         path: the file or folder that it was loaded from.
         kind: "state-dict", "exported-program", "onnx", "hugging-face", "pickled-module" or
             "torchscript".
-        digest: SHA-256 over everything that decides what the model computes: its weights, the
-            code that was imported for it, its configuration.
+        digest: SHA-256 over everything that determines the model's answers: its weights, its
+            imported code, its configuration.
         module: the torch module in eval mode, called with its inputs by position, returning a
             tensor or a tuple of tensors; None for ONNX.
-        program: the `torch.export.ExportedProgram`, where that is what was given.
-        onnx: the ONNX file, where that is what was given.
-        inputs: the inputs, where the source itself tells them, and after `source.bind`.
+        program: the `torch.export.ExportedProgram`; None for other formats.
+        onnx: the ONNX file; None for other formats.
+        inputs: the inputs, if the file defines them, and after `source.bind`; None for unknown.
         optional_inputs: names of those among them that the model can do without.
-        output_names: names of the outputs in their order, where the source tells them.
-        output_kind: "scores" where the source says that it classifies, else None (unknown).
+        output_names: names of the outputs in their order; None if the file does not define them.
+        output_kind: "scores" if the file says that the model classifies; None for unknown.
         run: the original model's answer: arrays by input name in, arrays in output order out.
         parameters: number of trained values.
-        bytes: size of the weights as given.
-        identity: SHA-256 of `digest` and of the model's answers to one sample, after
+        bytes: size of the weights in the file.
+        identity: SHA-256 of `digest` and of the model's answers to a few samples, after
             `stages.identify`; "" before.
-        trusted_pickle: whether code from the file was allowed to run.
-        weights: which weights of a checkpoint were taken, and what was left; "" for a file that
-            holds nothing else.
+        trusted_pickle: True if code from the file was allowed to run.
+        weights: account of the weights taken from a checkpoint and of the entries left; "" for
+            a file that holds nothing else.
         selection: the same, for the report: key, prefix, entries that were left.
-        notes: what was found, whole sentences, for the ledger.
-        warnings: what the user should know.
+        notes: sentences for the ledger.
+        warnings: messages for the user.
     """
 
     path: Path
@@ -65,5 +65,5 @@ class Source:
 
     @property
     def key(self) -> str:
-        """The part of the key of a cached stage that stands for this model."""
+        """Key of this model in the cache's keys of stages."""
         return self.identity or self.digest

@@ -1,8 +1,7 @@
-"""The names in a state dict held against a network's: which prefix a wrapper has put before them.
+"""Match the names in a state dict to a network's, and find the prefix that a wrapper added.
 
-A file from `nn.DataParallel` has "module.conv.weight" where the network has "conv.weight". A
-prefix fits if every tensor of the network is in the file under it, in the same shape, and nothing
-under it is left over.
+A file from `nn.DataParallel` has "module.conv.weight" for the network's "conv.weight". A prefix
+fits if the file has every tensor of the network under it, in the same shape, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from edgepack.spec.document import nearest
 # The prefixes of torch.compile, DataParallel, AveragedModel, DeepSpeed and Lightning.
 _COMMON = frozenset({"_orig_mod", "module", "_forward_module", "model", "net", "network"})
 
-# Wrappers that also stand inside a name: torch.compile, FSDP and checkpointing of one part.
+# Wrappers that also occur inside a name: torch.compile, FSDP and checkpointing of one part.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
-# Names of the older and the newer `weight_norm`: what precedes, the weight, which part of it.
+# Names of the older and the newer `weight_norm`; the groups are prefix, weight and part.
 _NORM = re.compile(r"(.*\.|)(\w+)_([gv])")
 _ORIGINAL = re.compile(r"(.*\.|)parametrizations\.(\w+)\.original1")
 
@@ -33,17 +32,17 @@ _TRACKED = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Match:
-    """A state dict under a network's names.
+    """State dict under a network's names.
 
     Attributes:
-        complete: whether the network can be filled.
-        prefix: what was removed from the front of every name.
-        wrappers: steps that were removed inside names, such as "_orig_mod".
+        complete: True if it fills the network.
+        prefix: prefix removed from every name.
+        wrappers: steps removed inside names, such as "_orig_mod".
         tensors: tensors under the network's names.
-        left: names that are not used.
+        left: unused names.
         counters: those of them that no answer depends on.
-        shared: number of names in common, to choose whose fault is reported.
-        choices: prefixes that fit and are not removed on their own.
+        shared: number of names in common; the fault of the best match is reported.
+        choices: prefixes that fit, but must be named by the user.
     """
 
     complete: bool
@@ -57,9 +56,9 @@ class Match:
 
 
 def match_names(
-    path: Path, tensors: Mapping[str, Any], own: Mapping[str, Any], strip_prefix: str = ""
+    path: Path, tensors: Mapping[str, Any], network: Mapping[str, Any], strip_prefix: str = ""
 ) -> Match:
-    """Find the prefix under which a state dict fills a network.
+    """Find the prefix by which a state dict fills a network.
 
     Args:
         path: the file, for errors.
@@ -68,55 +67,56 @@ def match_names(
         strip_prefix: remove this prefix first, and leave every other name.
 
     Raises:
-        SourceError: source-strip-prefix where no name starts with it.
+        SourceError: source-strip-prefix if no name starts with it.
     """
-    plain, wrappers = _unwrap(tensors, own)
-    plain = _parametrize(plain, own)
+    plain, wrappers = _unwrap(tensors, network)
+    plain = _parametrize(plain, network)
     rest: list[str] = []
     if strip_prefix:
         rest = [name for name in plain if not name.startswith(strip_prefix)]
         plain = _strip(path, plain, strip_prefix)
-    fitting = [prefix for prefix in _prefixes(plain, own) if _fits(plain, own, prefix)]
+    fitting = [prefix for prefix in _prefixes(plain, network) if _fits(plain, network, prefix)]
     usable = [prefix for prefix in fitting if _is_common(prefix)]
     if len(fitting) != 1 or not usable:
-        shared = sum(any(f".{name}".endswith(f".{n}") for n in own) for name in plain)
+        shared = sum(any(f".{name}".endswith(f".{n}") for n in network) for name in plain)
         choices = tuple(strip_prefix + prefix for prefix in fitting)
         return Match(False, strip_prefix, (), plain, tuple(rest), shared=shared, choices=choices)
     (prefix,) = usable
     inside = {
         name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)
     }
-    taken = {name: value for name, value in inside.items() if name in own}
+    matched = {name: value for name, value in inside.items() if name in network}
     rest += [name for name in plain if not name.startswith(prefix)]
-    rest += [prefix + name for name in inside if name not in own]
+    rest += [prefix + name for name in inside if name not in network]
     counters = frozenset(name for name in rest if _is_counter(name))
-    return Match(True, strip_prefix + prefix, wrappers, taken, tuple(rest), counters)
+    return Match(True, strip_prefix + prefix, wrappers, matched, tuple(rest), counters)
 
 
 def _unwrap(
-    tensors: Mapping[str, Any], own: Mapping[str, Any]
+    tensors: Mapping[str, Any], network: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Remove the wrappers of single parts, where the network has none.
+    """Remove wrappers inside names, if the network has none.
 
     "encoder._orig_mod.conv.weight" becomes "encoder.conv.weight".
     """
-    removable = _WRAPPERS - {step for name in own for step in name.split(".")}
+    removable = _WRAPPERS.difference(*(name.split(".") for name in network))
     renamed = {}
     for name, value in tensors.items():
         first, *rest = name.split(".")
         renamed[".".join([first, *(step for step in rest if step not in removable)])] = value
     if len(renamed) < len(tensors):
         return dict(tensors), ()
-    inside = {step for name in tensors for step in name.split(".")[1:]}
+    inside: set[str] = set()
+    inside.update(*(name.split(".")[1:] for name in tensors))
     return renamed, tuple(sorted(inside & removable))
 
 
-def _parametrize(tensors: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename what the older `weight_norm` saved, where the network has the newer one.
+def _parametrize(tensors: dict[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the tensors of the older `weight_norm`, if the network has the newer one.
 
     "conv.weight_g" becomes "conv.parametrizations.weight.original0", as in torch itself.
     """
-    expected = {match[2] for match in map(_ORIGINAL.fullmatch, own) if match}
+    expected = {match[2] for match in map(_ORIGINAL.fullmatch, network) if match}
     renamed = {}
     for name, value in tensors.items():
         match = _NORM.fullmatch(name)
@@ -131,43 +131,51 @@ def _strip(path: Path, tensors: Mapping[str, Any], prefix: str) -> dict[str, Any
     if stripped and not any(name.startswith(".") for name in stripped):
         return stripped
     steps = list(dict.fromkeys(name.partition(".")[0] + "." for name in tensors if "." in name))
+    # "model" strips "model.conv" to ".conv": the dot is missing.
     near = f"{prefix}." if stripped else nearest(prefix, steps)
+    hint = "name one of these with --strip-prefix"
+    if near:
+        hint = f"--strip-prefix {near}"
     raise SourceError(
         "source-strip-prefix",
         f"no weights of {path.name} have the prefix {prefix!r}",
         why=f"their names start with: {', '.join(steps[:6]) or ', '.join(list(tensors)[:3])}",
-        hint=f"--strip-prefix {near}" if near else "name one of these with --strip-prefix",
+        hint=hint,
     )
 
 
-def _prefixes(tensors: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+def _prefixes(tensors: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
     """Return every prefix that the network's longest name has in the file."""
-    names = [name for name in own if not name.endswith(_TRACKED)] or list(own)
+    names = [name for name in network if not name.endswith(_TRACKED)] or list(network)
     if not names:
         return [""]
     longest = max(names, key=len)
-    alike = [name for name in own if own[name] is own[longest]]
-    found = {
-        name[: -len(tied)]: None
-        for name in tensors
-        for tied in alike
-        if f".{name}".endswith(f".{tied}")
-    }
-    return list(found)
+    # The longest name has the fewest chance matches. A tied tensor may be saved under any of its
+    # names, so "decoder.weight" counts as well as "embedding.weight".
+    aliases = [name for name in network if network[name] is network[longest]]
+    prefixes: dict[str, None] = {}
+    for name in tensors:
+        ends = [alias for alias in aliases if f".{name}".endswith(f".{alias}")]
+        prefixes.update((name[: -len(alias)], None) for alias in ends)
+    return list(prefixes)
 
 
-def _fits(tensors: Mapping[str, Any], own: Mapping[str, Any], prefix: str) -> bool:
+def _fits(tensors: Mapping[str, Any], network: Mapping[str, Any], prefix: str) -> bool:
+    """Return True if the tensors under a prefix fill the network, with none left over."""
+    # Tensors are counted by identity: a tied one is filled under any of its names.
     filled = set()
-    for name, value in own.items():
+    for name, value in network.items():
         if name.endswith(_TRACKED) or prefix + name not in tensors:
             continue
         if differ(value, tensors[prefix + name]):
             return False
         filled.add(id(value))
-    if any(id(value) not in filled and not name.endswith(_TRACKED) for name, value in own.items()):
+    if any(
+        id(value) not in filled and not name.endswith(_TRACKED) for name, value in network.items()
+    ):
         return False
     inside = (name[len(prefix) :] for name in tensors if name.startswith(prefix))
-    return all(name in own or _is_counter(name) for name in inside)
+    return all(name in network or _is_counter(name) for name in inside)
 
 
 def _is_common(prefix: str) -> bool:
@@ -179,7 +187,7 @@ def _is_counter(name: str) -> bool:
 
 
 def explain_mismatch(
-    path: Path, tensors: Mapping[str, Any], own: Mapping[str, Any], match: Match
+    path: Path, tensors: Mapping[str, Any], network: Mapping[str, Any], match: Match
 ) -> SourceError:
     """Return the error for a state dict that does not fill the network."""
     if len(match.choices) > 1:
@@ -192,21 +200,21 @@ def explain_mismatch(
     if match.choices:
         return SourceError(
             "source-weights-mismatch",
-            f"the weights of {path.name} fill the network under another prefix only",
-            why=f"every name of the network is there behind {match.choices[0]!r}",
+            f"the weights of {path.name} fill the network only under another prefix",
+            why=f"the file has every name of the network with the prefix {match.choices[0]!r}",
             hint=f"--strip-prefix {match.choices[0]}",
         )
-    return mismatch(path, own, match.tensors or tensors)
+    return mismatch(path, network, match.tensors or tensors)
 
 
-def mismatch(path: Path, own: Mapping[str, Any], state: Mapping[str, Any]) -> SourceError:
+def mismatch(path: Path, network: Mapping[str, Any], state: Mapping[str, Any]) -> SourceError:
     """Return the error that lists missing and unexpected names, and other shapes."""
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
+    missing = [name for name in network if name not in state]
+    unexpected = [name for name in state if name not in network]
     shapes = [
-        f"{name} is {list(state[name].shape)}, the network's {list(own[name].shape)}"
-        for name in own
-        if name in state and differ(own[name], state[name])
+        f"{name} is {list(state[name].shape)}, the network's {list(network[name].shape)}"
+        for name in network
+        if name in state and differ(network[name], state[name])
     ]
     parts = []
     if missing:
@@ -223,9 +231,9 @@ def mismatch(path: Path, own: Mapping[str, Any], state: Mapping[str, Any]) -> So
     )
 
 
-def differ(own: Any, value: Any) -> bool:
-    """Return whether two tensors have different shapes."""
-    return hasattr(value, "shape") and tuple(value.shape) != tuple(getattr(own, "shape", ()))
+def differ(network: Any, value: Any) -> bool:
+    """Return True if a tensor's shape is not the network's."""
+    return hasattr(value, "shape") and tuple(value.shape) != tuple(getattr(network, "shape", ()))
 
 
 def _few(names: list[str], separator: str = ", ") -> str:

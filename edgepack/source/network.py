@@ -1,4 +1,4 @@
-"""The network that a factory of the user's builds, and the digest of the code behind it."""
+"""Build a network with the user's factory, and digest the code behind it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def build_network(
     search: tuple[Path, ...],
     option: str = "--arch",
 ) -> tuple[Any, str, list[str]]:
-    """Build a network; return it, the digest of what decides its structure, and a note.
+    """Build a network; return it with the digest of its code, and notes.
 
-    That is the code, and what it read: files, environment variables, and the tensors and other
-    values that no state dict holds.
+    The digest covers the code, the files and environment variables that it read, and the tensors
+    and other values that no state dict holds.
 
     Args:
         torch: the torch module.
         arch: the factory, "package.module:function" or "path/to/file.py:function".
         arch_args: its keyword arguments.
-        search: folders that it is looked for in.
-        option: where it was named, for errors.
+        search: folders that are searched for it.
+        option: the option that names it, for errors.
 
     Raises SourceError: those of the factory, and source-weights-unsaved.
     """
@@ -46,15 +46,15 @@ def build_network(
         _check_unsaved(torch, factory, arch_args, module)
         roots = [factory.module, *_new_modules(before)]
         names, digest = _code_digest(factory, roots, opened, environment, module)
-    mine = [name for name in names if not name.startswith("file:")]
-    note = f"Built the network with {Path(arch).name}, from {len(mine)} files of code."
+    sources = [name for name in names if not name.startswith("file:")]
+    note = f"Built the network with {Path(arch).name}, from {len(sources)} files of code."
     return module, digest, [note, *cast_to_float32(module)]
 
 
 def find_function(
     torch: Any, spec: str, search: tuple[Path, ...], option: str
 ) -> tuple[Callable[..., Any], str]:
-    """A function of the user's, and the digest of the code behind it.
+    """Return a function of the user's, and the digest of the code behind it.
 
     Raises SourceError: source-arch-form, source-arch-import, source-arch-missing.
     """
@@ -67,17 +67,17 @@ def find_function(
 
 
 def _new_modules(before: set[str]) -> list[ModuleType]:
-    """The user's own modules that were imported since.
+    """Return the user's modules that were imported since `before` was taken.
 
-    Installed packages are followed from what uses them: whether they were imported before
-    depends on what else this process did.
+    Installed packages are omitted, since they may have been imported earlier in this process;
+    they are reached from the modules that use them.
     """
-    found = []
+    modules = []
     for name, module in sys.modules.items():
         file = getattr(module, "__file__", None)
         if name not in before and isinstance(file, str) and not is_installed(Path(file)):
-            found.append(module)
-    return found
+            modules.append(module)
+    return modules
 
 
 def _code_digest(
@@ -98,11 +98,11 @@ def _code_digest(
 
 
 def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
-    """Refuse tensors that no state dict holds and that are drawn at random.
+    """Refuse random tensors that no state dict holds.
 
-    A network built a second time, under another random state, gets the saved tensors of the first.
-    What forward pre-hooks compute of them, and views of them, are the same then; what was drawn at
-    random is not.
+    A second network, built with another random seed, gets the saved tensors of the first. Views
+    of these tensors, and tensors that forward pre-hooks compute from them, are then equal in both;
+    random tensors are not.
     """
     if not _unsaved(torch, module):
         return
@@ -112,9 +112,10 @@ def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], m
         _copy_saved(torch, module, second)
         run_pre_hooks(module)
         run_pre_hooks(second)
-    unsaved, again = _unsaved(torch, module), _unsaved(torch, second)
+    unsaved, unsaved_again = _unsaved(torch, module), _unsaved(torch, second)
     for name, tensor in unsaved.items():
-        other = again.get(name)
+        other = unsaved_again.get(name)
+        # NaN differs from itself, so it is replaced before the comparison.
         if other is None or not torch.equal(
             torch.nan_to_num(tensor), torch.nan_to_num(other.to(tensor.dtype))
         ):
@@ -138,11 +139,11 @@ def _copy_saved(torch: Any, module: Any, second: Any) -> None:
 
 
 def _unsaved(torch: Any, module: Any) -> dict[str, Any]:
-    """Non-persistent buffers, and tensors kept as plain attributes."""
+    """Return non-persistent buffers, and tensors in plain attributes, by name."""
     saved = set(module.state_dict())
-    found = {name: t for name, t in module.named_buffers() if name not in saved}
+    tensors = {name: t for name, t in module.named_buffers() if name not in saved}
     for prefix, part in module.named_modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):
-                found[f"{prefix}.{name}" if prefix else name] = value
-    return found
+                tensors[f"{prefix}.{name}" if prefix else name] = value
+    return tensors

@@ -1,4 +1,4 @@
-"""How large an ONNX graph becomes once its functions are unfolded, without unfolding it."""
+"""Bound the size of an ONNX graph with unfolded functions, without unfolding them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def check_unfolded(path: Path, model: Any) -> None:
     """
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
+    # Depth first, with `pending` as the stack: a function is sized after those that it calls. A
+    # call of a function that is still on the stack is a recursion.
     pending = list(functions)
     unfolding: set[tuple[str, str]] = set()
     while pending:
@@ -36,7 +38,7 @@ def check_unfolded(path: Path, model: Any) -> None:
             pending.extend(calls)
     count = _size(model.graph.node, sizes)
     if count > MAX_NODES:
-        raise _unfolds(path, f"it has {count:,} nodes then; at most {MAX_NODES:,}")
+        raise _unfolds(path, f"unfolded, it has {count:,} nodes; at most {MAX_NODES:,}")
 
 
 def _size(nodes: Iterable[Any], sizes: dict[tuple[str, str], int]) -> int:
@@ -44,7 +46,7 @@ def _size(nodes: Iterable[Any], sizes: dict[tuple[str, str], int]) -> int:
 
 
 def _calls(nodes: Iterable[Any]) -> Iterable[tuple[str, str]]:
-    """Domain and operator of every node, subgraphs included."""
+    """Yield domain and operator of every node, subgraphs included."""
     pending = list(nodes)
     while pending:
         node = pending.pop()
@@ -60,5 +62,5 @@ def _unfolds(path: Path, why: str) -> SourceError:
         "source-onnx-unfolds",
         f"{path.name} has functions that unfold without bound",
         why=why,
-        hint="export it again without functions; if it came from elsewhere, distrust it",
+        hint="export it again without functions; do not use a file of unknown origin",
     )

@@ -1,9 +1,9 @@
-"""The external data of an ONNX file: tensors that lie in files beside it.
+"""Check the external data of an ONNX file: tensors in files beside it.
 
-A file name in a model is a path that someone else chose. Path traversal and links have been the
-cause of a row of CVEs in onnx (2022-25882 to 2026-34447); onnxruntime follows hard links, and
-`onnx.load` does not look at sparse tensors. So every tensor is walked, wherever it stands, and
-only plain files beside the model are read.
+A file name in a model is an untrusted path. Path traversal and links caused a series of CVEs in
+onnx (2022-25882 to 2026-34447); onnxruntime follows hard links, and `onnx.load` does not check
+sparse tensors. So the tensors of all nodes and subgraphs are checked, and only plain files
+beside the model are read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgepack.normalize import tensor_bytes, tensors
 
 
 def external_files(path: Path, model: Any) -> dict[str, Path]:
-    """The files of external data, by name, after the checks.
+    """Return the files of external data by name, after checking them.
 
     Args:
         path: the ONNX file.
@@ -26,8 +26,8 @@ def external_files(path: Path, model: Any) -> dict[str, Path]:
 
     Raises:
         SourceError: source-external-path for a name that leaves the folder, or a link;
-            source-external-missing; source-external-range where a tensor asks for bytes that
-            its file does not have, or for another number than its shape takes.
+            source-external-missing; source-external-range if a tensor lies outside its file, or
+            if its length does not fit its shape.
     """
     files: dict[str, Path] = {}
     sizes: dict[str, int] = {}
@@ -36,7 +36,7 @@ def external_files(path: Path, model: Any) -> dict[str, Path]:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if len(entries) != len(tensor.external_data):
-            raise _unsafe(path, tensor.name, "it names its place twice")
+            raise _unsafe(path, tensor.name, "its external data repeats a key")
         name = entries.get("location", "")
         if name not in files:
             files[name], sizes[name] = _check_file(path, tensor.name, name)
@@ -46,14 +46,15 @@ def external_files(path: Path, model: Any) -> dict[str, Path]:
 
 def _check_file(path: Path, tensor: str, name: str) -> tuple[Path, int]:
     if not name or name in (".", "..") or not name.isprintable() or set(name) & set("/\\:"):
-        raise _unsafe(path, tensor, f"it lies at {name!r}, which is no plain file name")
+        raise _unsafe(path, tensor, f"its location {name!r} is not a plain file name")
     file = path.parent / name
+    # Without O_NONBLOCK, opening a named pipe would wait for its writer.
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise SourceError(
             "source-external-missing",
-            f"{path.name} keeps its weights in another file, and that is missing",
+            f"{path.name} has weights in another file, which is missing",
             why=f"{tensor or 'a tensor'} lies in {name}, which is not in {path.parent}",
             hint="put it beside the ONNX file",
         ) from error
@@ -78,12 +79,12 @@ def _check_range(path: Path, tensor: Any, name: str, entries: dict[str, str], si
         needed = tensor_bytes(tensor)
         length = int(entries.get("length", str(needed)))
     except (ValueError, KeyError, TypeError) as error:
-        raise _range(path, tensor.name, name, f"its place cannot be read: {error}") from error
+        raise _range(path, tensor.name, name, f"its range cannot be read: {error}") from error
     if offset < 0 or length < 0 or any(dim < 0 for dim in tensor.dims):
         raise _range(path, tensor.name, name, "it has a negative offset, length or size")
     if length != needed:
         raise _range(
-            path, tensor.name, name, f"its shape takes {needed} bytes, it asks for {length}"
+            path, tensor.name, name, f"its shape takes {needed} bytes, its length is {length}"
         )
     if offset + length > size:
         raise _range(

@@ -1,4 +1,4 @@
-"""An ONNX file: checked, its inputs read from the graph, and run by onnxruntime."""
+"""Load an ONNX file: check it, read its inputs from the graph, and run it by onnxruntime."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from edgepack.source.onnx_signature import check_outputs, graph_inputs
 MIN_ONNX = (1, 21)
 """The first onnx whose loader of external data has no known hole."""
 
-# What onnxruntime's CPU package brings kernels for.
+# Domains that onnxruntime's CPU package has kernels for.
 _KNOWN_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc",
      "ai.onnx.preview", "ai.onnx.training", "ai.onnx.preview.training"}
 )  # fmt: skip
 
-# Where an operator reads trained values; elsewhere infinity may be meant (Clip, masks).
+# Inputs of operators that hold trained values; other inputs may be infinite (Clip, masks).
 _WEIGHT_INPUTS = {
     "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1),
     "BatchNormalization": (1, 2, 3, 4), "LayerNormalization": (1, 2), "LSTM": (1, 2, 3),
@@ -48,7 +48,7 @@ _WEIGHT_INPUTS = {
 
 
 def load_onnx(path: Path) -> Source:
-    """The source for an ONNX file.
+    """Load an ONNX file.
 
     Raises:
         SourceError: source-corrupt, source-onnx-invalid, source-onnx-custom-operator,
@@ -72,6 +72,7 @@ def load_onnx(path: Path) -> Source:
     _check_domains(path, model)
     set_lengths(model)
     size = path.stat().st_size + sum(file.stat().st_size for file in files.values())
+    # Bounds first: the checker and onnxruntime would unfold the functions.
     check_unfolded(path, model)
     trial.load(path.name, path, size)
     unsorted, freed = sort_nodes(model), free_zero_axes(model)
@@ -95,15 +96,15 @@ def load_onnx(path: Path) -> Source:
     if unsorted:
         notes.append("nodes sorted topologically; ONNX requires it and the file does not comply")
     if freed:
-        notes.append("input axes stated as 0 taken as dynamic")
+        notes.append("input axes of size 0 read as dynamic")
     run, promoted = _original(onnx, path, model, inputs, size, as_file=not freed)
     if promoted:
         notes.append(f"{' and '.join(promoted)} computed in float32, which onnxruntime has")
     integers = integer_operators(model)
     if integers:
-        notes.append(f"quantized already: {', '.join(integers)}")
+        notes.append(f"already quantized: {', '.join(integers)}")
     if files:
-        notes.append(f"Its weights lie in {', '.join(sorted(files))}.")
+        notes.append(f"weights in {', '.join(sorted(files))}")
     return Source(
         path=path,
         kind="onnx",
@@ -122,27 +123,27 @@ def load_onnx(path: Path) -> Source:
 
 
 def _with_data(onnx: Any, path: Path, model: Any) -> Any:
-    """Return a copy of a model that holds its external data."""
-    whole = onnx.ModelProto()
-    whole.CopyFrom(model)
-    onnx.load_external_data_for_model(whole, str(path.parent))
-    return whole
+    """Return a copy of a model that includes its external data."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.load_external_data_for_model(copy, str(path.parent))
+    return copy
 
 
 def _original(
     onnx: Any, path: Path, model: Any, inputs: tuple[Tensor, ...], size: int, as_file: bool
 ) -> tuple[Run, tuple[str, ...]]:
-    """Return `Source.run`, and the types that it computes in float32 for want of kernels.
+    """Return `Source.run`, and the types that it computes in float32 for lack of kernels.
 
     onnxruntime has no bfloat16 on the CPU, and float64 in a few operators only.
 
     Args:
         onnx: the package.
         path: the file.
-        model: what it holds, without external data.
+        model: its ModelProto, without external data.
         inputs: the inputs in their order.
         size: bytes of the model with its external data.
-        as_file: whether onnxruntime is to read the file itself, not `model`.
+        as_file: True to let onnxruntime read the file, False to let it read `model`.
     """
     from onnx import inliner
 
@@ -153,9 +154,9 @@ def _original(
         except SourceError:
             if not types_to_promote(model, for_passes=False):
                 raise
-    whole = inliner.inline_local_functions(_with_data(onnx, path, model))
-    types = types_to_promote(whole, for_passes=False)
-    promoted = promote_floats(whole, types).SerializeToString()
+    inlined = inliner.inline_local_functions(_with_data(onnx, path, model))
+    types = types_to_promote(inlined, for_passes=False)
+    promoted = promote_floats(inlined, types).SerializeToString()
     return _onnx_run(path, promoted, inputs, size), types
 
 
@@ -164,7 +165,7 @@ def _has_bfloat16(model: Any) -> bool:
 
 
 def _check_modes(path: Path, model: Any) -> None:
-    """Refuse a graph whose answers are random. Raises SourceError source-onnx-random."""
+    """Refuse a graph with random answers. Raises SourceError source-onnx-random."""
     random = random_dropouts(model)
     if random:
         raise SourceError(
@@ -195,12 +196,12 @@ def _opsets(model: Any) -> str:
 
 
 def _check_domains(path: Path, model: Any) -> None:
-    own = {(function.domain, function.name) for function in model.functions}
+    functions = {(function.domain, function.name) for function in model.functions}
     unknown = sorted(
         {
             f"{node.domain}::{node.op_type}"
             for node in nodes(model)
-            if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in own
+            if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in functions
         }
     )
     if unknown:
@@ -208,13 +209,15 @@ def _check_domains(path: Path, model: Any) -> None:
             "source-onnx-custom-operator",
             f"{path.name} uses operators that onnxruntime does not have",
             why=", ".join(unknown[:8]),
-            hint="export the network with standard operators, or with functions for its own",
+            hint="export the network with standard operators, or define its own as ONNX functions",
         )
 
 
 def nodes(model: Any) -> Iterable[Any]:
-    """Every node of a model, also those of subgraphs and functions."""
-    pending = [*model.graph.node, *(n for function in model.functions for n in function.node)]
+    """Yield every node of a model, including those of subgraphs and functions."""
+    pending = list(model.graph.node)
+    for function in model.functions:
+        pending.extend(function.node)
     while pending:
         node = pending.pop()
         yield node
@@ -225,13 +228,11 @@ def nodes(model: Any) -> Iterable[Any]:
 
 
 def _check_values(path: Path, onnx: Any, model: Any) -> int:
-    """Refuse NaN anywhere, and infinity in weights; the number of trained values."""
-    weights = {
-        node.input[index]
-        for node in nodes(model)
-        for index in _WEIGHT_INPUTS.get(node.op_type, ())
-        if index < len(node.input)
-    }
+    """Refuse NaN anywhere, and infinity in weights; return the number of trained values."""
+    weights: set[str] = set()
+    for node in nodes(model):
+        indices = _WEIGHT_INPUTS.get(node.op_type, ())
+        weights.update(node.input[index] for index in indices if index < len(node.input))
     total = 0
     for tensor in tensors(model):
         if not _is_float(onnx, tensor.data_type):
@@ -239,14 +240,16 @@ def _check_values(path: Path, onnx: Any, model: Any) -> int:
         values = onnx.numpy_helper.to_array(tensor, base_dir=str(path.parent)).astype(np.float32)
         total += prod(tensor.dims)
         nans = int(np.isnan(values).sum())
-        infinite = int(np.isinf(values).sum()) if tensor.name in weights else 0
+        infinite = 0
+        if tensor.name in weights:
+            infinite = int(np.isinf(values).sum())
         if nans or infinite:
             raise SourceError(
                 "source-weights-nonfinite",
                 f"the weights of {path.name} are not all finite",
                 why=f"{tensor.name or 'a constant'} of shape {list(tensor.dims)} has {nans} NaN "
                 f"and {infinite} infinite values",
-                hint="the training diverged, or the file is damaged: take an earlier one",
+                hint="the training diverged, or the file is damaged: use an earlier one",
             )
     return total
 
@@ -257,7 +260,7 @@ def _is_float(onnx: Any, data_type: int) -> bool:
 
 
 def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: int) -> Run:
-    """Return `Source.run` by onnxruntime on the CPU; opening the session now shows faults now.
+    """Return `Source.run` by onnxruntime on the CPU; the session is opened now, to fail early.
 
     Args:
         path: the file, for errors.
@@ -265,17 +268,17 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: 
         inputs: the inputs in their order.
         size: bytes of the model with its external data.
 
-    The first call is tried in a process of its own, with limits.
+    The first call runs in a separate process first, with limits.
 
     Raises:
-        SourceError: source-onnx-unsupported where onnxruntime cannot take the model.
+        SourceError: source-onnx-unsupported if onnxruntime cannot take the model.
     """
     ort = import_engine()
     if isinstance(model, bytes):
         size = max(size, len(model))
         trial.load(path.name, model, size)
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, and printed once
+    options.log_severity_level = 4  # errors are raised, and need no second line
     # Folding constants changes no answer; fusing and reordering may, and this is the reference.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
@@ -288,14 +291,14 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: 
             hint="export it with an older opset, or with standard operators",
         ) from error
     names = tuple(tensor.name for tensor in inputs)
-    tried = False
+    is_tested = False
 
     def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
-        nonlocal tried
+        nonlocal is_tested
         arrays = in_order(feeds, names)
-        if not tried:
+        if not is_tested:
             trial.run(path.name, model, size, arrays)
-            tried = True
+            is_tested = True
         try:
             return tuple(map(np.asarray, session.run(None, arrays)))
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What an ONNX file takes and returns, before anything runs it."""
+"""Read the inputs and outputs of an ONNX file without running it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from edgepack.runtime.tensor import Dim, Tensor
 
 
 def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
-    """The graph's inputs, without those that an initializer gives a value.
+    """Return the graph's inputs, without those that have an initializer.
 
     Raises SourceError: source-onnx-inputs.
     """
+    # Before IR version 4, every initializer was listed as an input as well.
     constant = {tensor.name for tensor in model.graph.initializer}
     constant |= {sparse.values.name for sparse in model.graph.sparse_initializer}
     inputs = []
@@ -32,7 +33,7 @@ def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
             raise SourceError(
                 "source-onnx-inputs",
                 f"the input {value.name} of {path.name} has no shape",
-                why="not even its number of axes is known",
+                why="its number of axes is unknown",
                 hint="export it again with shapes; name the axes that vary",
             )
         dtype = _dtype(onnx, value)
@@ -40,7 +41,7 @@ def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
             raise SourceError(
                 "source-onnx-inputs",
                 f"the input {value.name} of {path.name} is of a type that edgepack does not feed",
-                why=f"it is {dtype}; there are {', '.join(DTYPES)}",
+                why=f"it is {dtype}; supported: {', '.join(DTYPES)}",
                 hint="export the network with numbers as its inputs",
             )
         dims = value.type.tensor_type.shape.dim
@@ -50,16 +51,16 @@ def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
         raise SourceError(
             "source-onnx-inputs",
             f"{path.name} takes no input",
-            why="its answer is always the same, and there is nothing to prove it on",
+            why="its answer is constant, so there is nothing to verify",
             hint="export the network with its inputs",
         )
     return tuple(inputs)
 
 
 def _dtype(onnx: Any, value: Any) -> str:
-    """Return the element type of an input or output, by numpy's name where it has one.
+    """Return the element type of an input or output, by numpy's name if it has one.
 
-    numpy has no bfloat16; float32 holds all of its values and stands for it.
+    numpy has no bfloat16; float32 represents all of its values.
     """
     number = value.type.tensor_type.elem_type
     name = str(onnx.TensorProto.DataType.Name(number)).lower()
@@ -67,7 +68,7 @@ def _dtype(onnx: Any, value: Any) -> str:
 
 
 def check_outputs(path: Path, onnx: Any, model: Any) -> None:
-    """Refuse outputs that are no plain arrays, that share a name, or that are not there.
+    """Refuse outputs that are not plain arrays or share a name, and a graph without outputs.
 
     Raises SourceError: source-output-unsupported, source-onnx-outputs.
     """
@@ -76,22 +77,28 @@ def check_outputs(path: Path, onnx: Any, model: Any) -> None:
         kind = value.type.WhichOneof("value")
         dtype = _dtype(onnx, value) if kind == "tensor_type" else kind
         if dtype not in DTYPES:
+            hint = f"export it with {value.name} as one of {', '.join(DTYPES)}"
+            if dtype in ("sequence_type", "map_type"):
+                hint = "export it without ZipMap and sequences (for scikit-learn: zipmap=False)"
             raise SourceError(
                 "source-output-unsupported",
                 "the model returns something other than plain arrays of numbers",
                 why=f"{value.name} is of type {dtype}",
-                hint="export it without ZipMap and sequences (for scikit-learn: zipmap=False)"
-                if dtype in ("sequence_type", "map_type")
-                else f"export it with {value.name} as one of {', '.join(DTYPES)}",
+                hint=hint,
             )
-    if not names or len(set(names)) < len(names):
+    if not names:
         raise SourceError(
             "source-onnx-outputs",
-            f"the outputs of {path.name} cannot be told apart"
-            if names
-            else f"{path.name} returns nothing",
-            why=f"they are called {', '.join(names)}" if names else "its graph has no outputs",
-            hint="export the network with outputs, each with a name of its own",
+            f"{path.name} returns nothing",
+            why="its graph has no outputs",
+            hint="export the network with outputs, each with a distinct name",
+        )
+    if len(set(names)) < len(names):
+        raise SourceError(
+            "source-onnx-outputs",
+            f"the outputs of {path.name} share a name",
+            why=f"they are called {', '.join(names)}",
+            hint="export the network with outputs, each with a distinct name",
         )
 
 
@@ -100,4 +107,6 @@ def _dim(name: str, axis: int, dim: Any) -> Dim:
         return int(dim.dim_value)
     if dim.dim_param:
         return str(dim.dim_param)
-    return "batch" if axis == 0 else f"{name}_dim{axis}"
+    if axis == 0:
+        return "batch"
+    return f"{name}_dim{axis}"

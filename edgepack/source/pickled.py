@@ -1,6 +1,6 @@
-"""Files that hold code: whole pickled modules and TorchScript archives.
+"""Load files that hold code: pickled modules and TorchScript archives.
 
-Both are refused, with the lines that save what edgepack takes, unless the user trusts the file.
+Both are refused, with instructions for saving the weights alone, unless the user trusts the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgepack.source.torch_host import import_torch
 from edgepack.source.unsaved import add_state
 from edgepack.source.weights import check_finite, named_tensors
 
-# What a file of plain weights names: torch's own types and functions that rebuild tensors.
+# Names in a file of plain weights: torch's own types and functions that rebuild tensors.
 _PLAIN_MODULES = ("torch", "torch._utils", "torch.storage", "torch._tensor")
 _PLAIN_NAMES = ("collections.OrderedDict",)
 
@@ -44,7 +44,7 @@ or save the weights alone, for --arch package.module:factory:
 
 
 def refuse_pickle(path: Path, names: list[str]) -> SourceError:
-    """The error for a torch.save file that needs more than `weights_only` allows.
+    """Return the error for a torch.save file that needs more than `weights_only` allows.
 
     Args:
         path: the file.
@@ -54,44 +54,46 @@ def refuse_pickle(path: Path, names: list[str]) -> SourceError:
     why += f" and {len(names) - 6} more" if len(names) > 6 else ""
     return SourceError(
         "source-pickled-module",
-        f"{path.name} holds pickled objects, not weights alone; they can run any code",
-        why=f"{why}; nothing of it was run",
+        f"{path.name} holds pickled objects besides weights; they can run any code",
+        why=f"{why}; none of it was run",
         hint=_HOW_TO_SAVE.format(path=str(path), weights=weights_expression(_pickles(path))),
     )
 
 
 def refuse_torchscript(path: Path) -> SourceError:
-    """The error for a TorchScript archive."""
+    """Return the error for a TorchScript archive."""
     return SourceError(
         "source-torchscript",
-        f"{path.name} is a TorchScript archive; it is code, and can do what code can",
+        f"{path.name} is a TorchScript archive; it can run any code",
         why="torch says to treat it as a program, and deprecates the format since 2.11; "
-        "nothing of it was run",
+        "none of it was run",
         hint=_HOW_TO_SAVE_SCRIPT.format(path=str(path)),
     )
 
 
 def code_names(path: Path) -> list[str]:
-    """The classes and functions that a torch.save file names, beyond those of plain weights.
+    """List the classes and functions named by a torch.save file, without those of plain weights.
 
-    The pickle's opcodes are read, none is executed. An empty list where they cannot be read.
+    The pickle's opcodes are read, none is executed. The list is empty if they cannot be read.
     """
-    found: dict[str, None] = {}
+    # GLOBAL has both names as its argument; STACK_GLOBAL takes the last two strings:
+    #     SHORT_BINUNICODE 'posix', SHORT_BINUNICODE 'system', STACK_GLOBAL
+    names: dict[str, None] = {}
     for data in _pickles(path):
         strings: list[str] = []
         try:
             for opcode, argument, _ in pickletools.genops(data):
                 if opcode.name in ("GLOBAL", "INST"):
-                    found[str(argument).replace(" ", ".", 1)] = None
+                    names[str(argument).replace(" ", ".", 1)] = None
                 elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    found[f"{strings[-2]}.{strings[-1]}"] = None
+                    names[f"{strings[-2]}.{strings[-1]}"] = None
                 elif isinstance(argument, str):
                     strings.append(argument)
         except (ValueError, IndexError, UnicodeDecodeError):
-            continue  # A pickle that is broken is still refused; only its names are not known.
+            continue  # A broken pickle is refused anyway; only its names are unknown.
     return [
         name
-        for name in found
+        for name in names
         if name not in _PLAIN_NAMES and name.rpartition(".")[0] not in _PLAIN_MODULES
     ]
 
@@ -122,11 +124,11 @@ def from_pickle(path: Path, module: Any, selection: Selection | None = None) -> 
     Args:
         path: the file.
         module: the module.
-        selection: where in a checkpoint it was; None where the file holds nothing else.
+        selection: its position in a checkpoint; None if the file holds nothing else.
     """
     import_torch("A pickled module")
     module.eval()
-    notes = [f"Unpickled a whole {type(module).__module__}.{type(module).__qualname__}."]
+    notes = [f"Unpickled a {type(module).__module__}.{type(module).__qualname__}."]
     notes += fix_normalized_weights(module)
     notes += cast_to_float32(module)
     module.register_forward_hook(flatten_outputs)
@@ -148,10 +150,10 @@ def from_pickle(path: Path, module: Any, selection: Selection | None = None) -> 
 
 
 def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
-    """The source for a TorchScript archive.
+    """Load a TorchScript archive.
 
     Raises:
-        SourceError: source-torchscript without the user's consent, source-corrupt where torch
+        SourceError: source-torchscript without the user's consent, source-corrupt if torch
             cannot load it, source-weights-nonfinite.
     """
     if not trust_pickle:
@@ -164,7 +166,7 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> Source:
             "source-corrupt",
             f"torch cannot load the TorchScript archive {path.name}",
             why=str(error).strip().splitlines()[0],
-            hint="save it again, or give a .pt2 file",
+            hint="save it again, or use a .pt2 file",
         ) from error
     module.eval()
     notes = (f"Loaded the TorchScript archive of {module.original_name}.",)
@@ -193,21 +195,26 @@ def module_source(
     selection: Selection | None = None,
     shards: tuple[Path, ...] = (),
 ) -> Source:
-    """Return the source for a torch module that states neither its inputs nor its outputs.
+    """Return the source for a torch module with unknown inputs and outputs.
 
     Args:
         path: the file.
         kind: as `Source.kind`.
         digest: as `Source.digest`.
         module: the network, in eval mode.
-        trusted: whether code from the file was allowed to run.
+        trusted: True if code from the file was allowed to run.
         notes: for the ledger.
-        selection: the weights that were taken from a checkpoint.
-        shards: the files with the weights, where `path` is an index of them.
+        selection: the weights taken from a checkpoint.
+        shards: the files with the weights, if `path` is their index.
     """
-    account = selection.describe() if selection else ""
-    warnings = [trust_warning(path)] if trusted else []
-    warnings += selection.warnings(path.name) if selection else ()
+    account, selection_json, warnings = "", None, []
+    if trusted:
+        warnings.append(trust_warning(path))
+    if selection:
+        account, selection_json = selection.describe(), selection.to_json()
+        warnings += selection.warnings(path.name)
+    if account:
+        notes = (account, *notes)
     return Source(
         path=path,
         kind=kind,
@@ -223,12 +230,12 @@ def module_source(
         bytes=sum(file.stat().st_size for file in shards or (path,)),
         trusted_pickle=trusted,
         weights=account,
-        selection=selection.to_json() if selection else None,
-        notes=(account, *notes) if account else notes,
+        selection=selection_json,
+        notes=notes,
         warnings=tuple(warnings),
     )
 
 
 def trust_warning(path: Path) -> str:
-    """What the user should know about a file that was trusted."""
+    """Return the warning about a trusted file."""
     return f"Code from {path.name} was allowed to run, because --trust-pickle was given."

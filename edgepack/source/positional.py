@@ -1,6 +1,6 @@
 """Modules that take their inputs by position and return a tuple of tensors.
 
-Only importable where torch is.
+Importing this module requires torch.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from edgepack.source.eager import flatten, output_leaves
 
 
 class TreeModule(torch.nn.Module):  # type: ignore[misc]
-    """An exported program's module, called with its tensors in order.
+    """Module of an exported program, called with its tensors in order.
 
     Args:
         inner: the result of `ExportedProgram.module()`.
-        in_spec: how the inputs nest in its arguments and keyword arguments.
+        in_spec: tree of its arguments and keyword arguments.
         leaves: the inputs in the order of `in_spec`: `TENSOR`, or None for an optional one that
             the program was exported without.
     """
@@ -40,14 +40,14 @@ class TreeModule(torch.nn.Module):  # type: ignore[misc]
         return flatten(self.inner(*args, **kwargs))
 
     def train(self, mode: bool = True) -> TreeModule:
-        """Do nothing: an exported program is fixed in the mode that it was exported in."""
+        """Do nothing: an exported program keeps the mode of its export."""
         return self
 
 
 class NamedModule(torch.nn.Module):  # type: ignore[misc]
-    """A module with keyword arguments and named outputs, called by position.
+    """Module with keyword arguments and named outputs, called by position.
 
-    The arguments stand one by one, not as `*args`, so that `torch.export` takes a shape for each.
+    Its forward has single parameters, not `*args`, so that `torch.export` takes a shape for each.
 
     Args:
         inner: the module.

@@ -1,7 +1,7 @@
-"""Networks in half, bfloat16 or double precision, cast to float32 before anything else.
+"""Cast networks in half, bfloat16 or double precision to float32.
 
-The values of float16 and bfloat16 are exact in float32. Whatever is quantized later starts from
-float32, as onnxruntime has few kernels of the other types on a CPU.
+The values of float16 and bfloat16 are exact in float32. Quantization starts from float32, since
+onnxruntime has few kernels of the other types on a CPU.
 """
 
 from __future__ import annotations
@@ -9,28 +9,31 @@ from __future__ import annotations
 from types import FunctionType
 from typing import Any
 
-# Names in code that casts to a float type of its own choice.
+# Names in code that casts to a fixed float type.
 _CASTS = frozenset({"half", "bfloat16", "double", "float16", "float64"})
 
 
 def cast_to_float32(module: Any) -> list[str]:
-    """Cast a network's tensors to float32 where its parameters are of another float type.
+    """Cast a network's tensors to float32 if its parameters are of another float type.
 
-    Buffers and plain attributes of the types that the parameters have are cast too; a float64
-    table beside float32 parameters stays as it is. Inputs of those types, also those that
-    `forward` casts itself, are cast where they reach the network and its layers.
+    Buffers and plain attributes of the parameters' types are cast too; a float64 table beside
+    float32 parameters is not. The inputs of the network and of its layers are cast by hooks, so
+    that a cast inside `forward` does no harm.
 
-    A network whose own code casts beside parameters that it uses directly, as in
-    `F.linear(x.half(), self.weight)`, stays as it is: the cast would contradict its code.
+    A network that casts the operands of its own parameters, as in
+    `F.linear(x.half(), self.weight)`, is left unchanged: the cast would contradict its code.
 
     Returns:
-        Notes for the ledger: how many parameters of each type were cast, or why none was.
+        Notes for the ledger: the number of parameters of each type, or the reason for no cast.
     """
     import torch
 
+    # With any narrow parameter, buffers of either narrow type are cast too.
     narrow = {torch.float16, torch.bfloat16}
     used = {parameter.dtype for parameter in module.parameters()}
-    types = (narrow if used & narrow else set()) | (used & {torch.float64})
+    types = used & {torch.float64}
+    if used & narrow:
+        types |= narrow
     if not types:
         return []
     casting = next((p for p in module.modules() if _owns(p, types) and _casts(p)), None)
@@ -60,7 +63,7 @@ def _owns(part: Any, types: set[Any]) -> bool:
 
 
 def _casts(part: Any) -> bool:
-    """Return whether a class of the user's casts to a float type that its code names."""
+    """Return True if the code of a user's class names a float type to cast to."""
     if type(part).__module__.startswith("torch."):
         return False
     functions = [value for value in vars(type(part)).values() if isinstance(value, FunctionType)]

@@ -1,16 +1,15 @@
-"""A serialised `torch.export` program, checked and cleaned before torch parses it.
+"""Check and clean a serialised `torch.export` program before torch parses it.
 
 torch turns several strings of a program's JSON into code. On torch 2.13 each of these ran a
 shell command when the program was loaded or called:
 
-- `expr_str`, the size of a dynamic axis, goes through `sympy.sympify`, which is `eval`;
+- `expr_str`, the size of a dynamic axis, is evaluated by `sympy.sympify`;
 - `guards_code` is compiled and executed;
-- names of values become names in generated source, which is executed;
-- an operator or `as_operator` is looked up attribute by attribute from `torch`, which reaches
+- names of values become names in generated source code;
+- an operator or `as_operator` is looked up attribute by attribute from `torch`, as far as
   `torch.os.system`; a tree specification imports the module that it names.
 
-Here every such string must be on an allow-list. Metadata that computation does not need, and
-the guards, are dropped.
+Every such string must be on an allow-list. Guards and unneeded metadata are dropped.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _DOTTED = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed)\.(\w+)\.(\w+)", re.ASCII)
 _DUNDER_OPERATORS = frozenset(f"__{i}{name}__" for i in ("", "i") for name in
                               ("and", "or", "xor", "lshift", "rshift"))  # fmt: skip
-# aten::from_file maps, and creates, files.
+# aten::from_file maps files, and creates them.
 _FORBIDDEN_OPERATORS = frozenset({"from_file", "save", "_print", "warn"})
 _HIGHER_ORDER = frozenset(
     f"torch.ops.higher_order.{name}"
@@ -66,16 +65,16 @@ _FUNCTIONS = frozenset(
 
 
 def clean_program(data: bytes, file: str) -> bytes:
-    """The program's JSON, checked, without what computation does not need.
+    """Check a program's JSON, and drop guards and unneeded metadata.
 
     Args:
         data: `models/model.json`.
         file: the archive's name, for errors.
 
     Raises:
-        SourceError: source-corrupt where it is no program, source-exported-unsafe where a
-            string in it could become code, source-exported-operator for an operator that is
-            not torch's own, source-exported-objects for custom objects.
+        SourceError: source-corrupt if it is not a program, source-exported-unsafe if a string
+            in it could become code, source-exported-operator for an operator that is not
+            torch's own, source-exported-objects for custom objects.
     """
     try:
         program = json.loads(data, object_pairs_hook=_unique)
@@ -90,34 +89,38 @@ def clean_program(data: bytes, file: str) -> bytes:
 
 
 def corrupt(file: str, why: str) -> SourceError:
-    """The error for a program that cannot be parsed."""
+    """Return the error for a program that cannot be parsed."""
     return SourceError(
         "source-corrupt",
-        f"{file} is not a whole torch.export program",
+        f"{file} is not a complete torch.export program",
         why=why,
         hint="save it again with torch.export.save",
     )
 
 
 def unsafe(file: str, why: str) -> SourceError:
-    """The error for a program that could run code."""
+    """Return the error for a program that could run code."""
     return SourceError(
         "source-exported-unsafe",
         f"{file} was not loaded: it could run code on this host",
         why=why,
-        hint="if you made it: save it again with torch.export.save; otherwise distrust it",
+        hint="save your own program again with torch.export.save; do not use one of unknown origin",
     )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # torch's parser may take the other one of two equal keys.
     result = dict(pairs)
     if len(result) != len(pairs):
-        raise ValueError("a key appears twice in one object")
+        raise ValueError("an object repeats a key")
     return result
 
 
 def _walk(root: Any, file: str) -> Iterator[tuple[str, Any]]:
-    """Every (key, value) of nested objects; elements of lists come under their list's key."""
+    """Yield every (key, value) of nested objects; elements of a list have the list's key.
+
+    {"a": [{"b": 1}]} gives ("a", [...]), then ("a", {"b": 1}), then ("b", 1).
+    """
     pending: list[tuple[str, Any, int]] = [("", root, 0)]
     while pending:
         key, value, depth = pending.pop()
@@ -131,6 +134,7 @@ def _walk(root: Any, file: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check(key: str, value: Any, file: str) -> None:
+    """Check one entry of the JSON by its key; a node's metadata is reduced in place."""
     if isinstance(value, dict):
         if "target" in value and "inputs" in value:
             _check_operator(value["target"], file)
@@ -140,7 +144,7 @@ def _check(key: str, value: Any, file: str) -> None:
             raise SourceError(
                 "source-exported-objects",
                 f"{file} holds custom objects (torchbind)",
-                why="they are unpickled by code of their own",
+                why="their own code unpickles them",
                 hint="export the network without custom classes",
             )
         if key.endswith("_values") or key == "range_constraints":
@@ -193,7 +197,7 @@ def check_expression(text: str, file: str) -> None:
             raise ValueError("too long")
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise unsafe(file, f"the size {text[:60]!r} is no expression") from error
+        raise unsafe(file, f"the size {text[:60]!r} is not an expression") from error
     for node in ast.walk(tree):
         if not _is_arithmetic(node):
             raise unsafe(file, f"the size {text[:60]!r} is more than arithmetic")
@@ -206,7 +210,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
     if isinstance(node, ast.Name):
         return not node.id.startswith("_")
     if isinstance(node, ast.Constant):
-        # A string is let through only where its Call was looked at: Symbol('s0'), Float('0.5').
+        # Strings are checked with the call that they are an argument of: Symbol('s0').
         return isinstance(node.value, (bool, float, str)) or (
             isinstance(node.value, int) and abs(node.value) < 2**63
         )
@@ -220,7 +224,10 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 
 def _plain_text(function: str, call: ast.Call) -> bool:
-    """sympy parses strings again, so only a symbol's name and a float's digits may be strings."""
+    """Return True if a call's strings are harmless; sympy parses them again.
+
+    Symbol('s0') and Float('0.5') are; Symbol('x()') and Add('__import__') are not.
+    """
     values = [*call.args, *(keyword_.value for keyword_ in call.keywords)]
     texts = [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
     if function == "Symbol":
@@ -231,7 +238,11 @@ def _plain_text(function: str, call: ast.Call) -> bool:
 
 
 def _check_tree(text: str, file: str) -> None:
-    """Check a tree specification: how arguments and outputs nest."""
+    """Check a tree specification, the nesting of arguments or outputs.
+
+    A dict {"a": tensor} is [1, {"type": "builtins.dict", "context": "[\\"a\\"]",
+    "children_spec": [{"type": null, "context": null, "children_spec": []}]}].
+    """
     try:
         pending = [json.loads(text)[1]]
         while pending:
@@ -243,7 +254,7 @@ def _check_tree(text: str, file: str) -> None:
                 raise SourceError(
                     "source-output-unsupported",
                     f"{file} takes or returns a {node['type']}",
-                    why="it can only be built by code that the file does not hold",
+                    why="its code is not in the file",
                     hint="export the network with tensors, tuples and dicts only",
                 )
             context = node["context"]
@@ -265,7 +276,7 @@ def _plain_keys(keys: Any) -> bool:
 
 
 def check_payload(data: bytes, file: str, entry: str, available: frozenset[str]) -> None:
-    """Check the table of weights or constants: plain tensors only, each with its entry.
+    """Check the table of weights or constants: plain tensors only, each with an entry.
 
     Raises:
         SourceError: source-corrupt, source-exported-unsafe, source-exported-objects.

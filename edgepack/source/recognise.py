@@ -1,4 +1,4 @@
-"""What kind of model a path holds, told from its content; the suffix means nothing.
+"""Detect the format of a model from its contents; the suffix is ignored.
 
 Nothing is unpickled, and neither torch nor onnx is imported.
 """
@@ -38,13 +38,13 @@ _TAKEN = (
     "(.pt2), an ONNX file, or a Hugging Face folder"
 )
 
-# What else people have at hand, and the way from there.
+# Formats of files that are passed by mistake: offset, magic bytes, description, hint.
 _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (4, b"TFL3", "a TensorFlow Lite model", "convert it with tf2onnx, or start from the original"),
-    (0, b"GGUF", "a GGUF file", "give the original weights instead"),
+    (0, b"GGUF", "a GGUF file", "use the original weights instead"),
     (0, b"\x89HDF\r\n", "an HDF5 file (Keras)", "convert it with tf2onnx"),
-    (0, b"ftrt", "a TensorRT engine", "give the ONNX file that it was built from"),
-    (0, b"\x7fELF", "a compiled program or library", "give the model that it was built from"),
+    (0, b"ftrt", "a TensorRT engine", "use the ONNX file that it was built from"),
+    (0, b"\x7fELF", "a compiled program or library", "use the model that it was built from"),
     (0, b"\x93NUMPY", "a NumPy array", "samples go to --calibration and --evaluation"),
     (0, b"\x1f\x8b", "a gzip file", "unpack it first"),
     (257, b"ustar", "a tar archive", "unpack it first"),
@@ -55,18 +55,21 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
 
 
 def recognise(path: Path) -> Format:
-    """The format of the model at `path`.
+    """Return the format of the model at `path`.
 
     Raises:
         SourceError: source-missing, source-unreadable, source-empty, source-truncated,
             source-archive-unsafe, source-folder, source-pickle, source-unknown.
     """
     if not path.exists():
+        reason = "no such file or folder"
+        if path.is_symlink():
+            reason += ", only a dangling link"
         raise SourceError(
             "source-missing",
             f"there is no model at {path}",
-            why="no such file or folder" + (", only a dangling link" if path.is_symlink() else ""),
-            hint=_similar(path) or "check the path",
+            why=reason,
+            hint=_suggest_similar(path) or "check the path",
         )
     if path.is_dir():
         return _folder(path)
@@ -95,14 +98,16 @@ def recognise(path: Path) -> Format:
         ) from error
 
 
-def _similar(path: Path) -> str:
-    """A file beside the missing one that may be meant."""
+def _suggest_similar(path: Path) -> str:
+    """Suggest a file of a similar name beside the missing one."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return f"the folder {path.parent} cannot be listed"
     near = nearest(path.name, names)
-    return f"did you mean {path.parent / near}?" if near else ""
+    if not near:
+        return ""
+    return f"did you mean {path.parent / near}?"
 
 
 def _folder(path: Path) -> Format:
@@ -110,13 +115,13 @@ def _folder(path: Path) -> Format:
     if "config.json" in names:
         return "hugging-face"
     if "saved_model.pb" in names:
-        what, hint = "a TensorFlow SavedModel", "convert it with tf2onnx and give the ONNX file"
+        what, hint = "a TensorFlow SavedModel", "convert it with tf2onnx and use the ONNX file"
     else:
-        what = "no Hugging Face folder: it has no config.json"
-        hint = "give the model's file, or a folder written by save_pretrained"
+        what = "not a Hugging Face folder: it has no config.json"
+        hint = "use the model's file, or a folder written by save_pretrained"
         index = next((name for name in names if name.endswith(".index.json")), None)
         if index:
-            hint = f"give {path / index} with --arch, or a folder written by save_pretrained"
+            hint = f"use {path / index} with --arch, or a folder written by save_pretrained"
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise SourceError(
         "source-folder",
@@ -135,7 +140,7 @@ def _zip(path: Path) -> Format:
         if len(roots) == 1:
             root = next(iter(roots))
             if "archive_format" in inside:
-                return _declared(path, archive, f"{root}/archive_format")
+                return _read_declared(path, archive, f"{root}/archive_format")
             if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
                 return "torchscript"
             if "data.pkl" in inside:
@@ -148,21 +153,22 @@ def _zip(path: Path) -> Format:
                 "load it with the torch that saved it, and save it again with torch 2.11 or later"
             )
         elif "bundle.json" in names:
-            what, hint = "an edgepack bundle already", f"run it: python3 {path.name} info"
+            what, hint = "already an edgepack bundle", f"run it: python3 {path.name} info"
         elif names and all(name.endswith(".npy") for name in names):
             what, hint = "a NumPy archive", "samples go to --calibration and --evaluation"
         elif any(name.endswith(("config.json", ".safetensors", ".onnx", ".pt")) for name in names):
-            hint = "unpack it first, and give the file or folder inside"
+            hint = "unpack it first, and use the file or folder inside"
     shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
     raise SourceError(
         "source-unknown", f"{path.name} is {what}", why=f"its entries: {shown or 'none'}", hint=hint
     )
 
 
-def _declared(path: Path, archive: zipfile.ZipFile, entry: str) -> Format:
-    declared = (
-        read_entry(archive, entry, path.name) if archive.getinfo(entry).file_size <= 16 else b"..."
-    )
+def _read_declared(path: Path, archive: zipfile.ZipFile, entry: str) -> Format:
+    """Return the format that a torch archive declares."""
+    declared = b"..."
+    if archive.getinfo(entry).file_size <= 16:
+        declared = read_entry(archive, entry, path.name)
     if declared.strip() == b"pt2":
         return "exported-program"
     raise SourceError(
@@ -177,15 +183,15 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
     if _is_safetensors(path, head, size):
         return "safetensors"
     if head[:1] == b"\x80":
-        # PROTO n, LONG1 10, then the magic number.
+        # torch.save writes PROTO n, LONG1 10, then the magic number.
         if head[2:4] == b"\x8a\x0a" and head[4:14] == _LEGACY_MAGIC:
             return "checkpoint"
         if len(head) < 14 or head[1] in range(2, 6):
             raise SourceError(
                 "source-pickle",
                 f"{path.name} is a plain Python pickle, not a file that torch.save wrote",
-                why="a pickle can run any code when it is loaded; it was not loaded",
-                hint="load it where you trust it, and torch.save(model.state_dict(), PATH)",
+                why="loading a pickle can run any code; it was not loaded",
+                hint="if you trust it, load it, and torch.save(model.state_dict(), PATH)",
             )
     for offset, magic, what, hint in _FOREIGN:
         if head[offset : offset + len(magic)].lower() == magic.lower():
@@ -198,14 +204,17 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
         return "onnx"
     raise SourceError(
         "source-unknown",
-        f"{path.name} is no model that edgepack knows",
+        f"{path.name} is not a model in a supported format",
         why=f"it has {size} bytes and starts with {head[:16]!r}",
         hint=_TAKEN,
     )
 
 
 def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
-    """Whether an 8-byte length and a JSON object open the file; truncation is an error."""
+    """Return True if an 8-byte length and a JSON object open the file; truncation is an error."""
+    # 8 bytes: length n of the header, little-endian
+    # n bytes: {"conv.weight": {"dtype": "F32", "shape": [8, 3], "data_offsets": [0, 96]}, ...}
+    # the data, up to the largest end in data_offsets
     if len(head) < 9 or head[8:9] != b"{":
         return False
     (length,) = struct.unpack("<Q", head[:8])
@@ -230,14 +239,14 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
         raise SourceError(
             "source-truncated",
             f"{path.name} is a safetensors file whose end is missing",
-            why=f"its header asks for {end} bytes, the file has {size}",
+            why=f"its header describes {end} bytes, the file has {size}",
             hint="copy or download it again",
         )
     return True
 
 
 def _is_index(path: Path, size: int) -> bool:
-    """Return whether a JSON file names the files of a sharded checkpoint."""
+    """Return True if a JSON file names the files of a sharded checkpoint."""
     if size > MAX_INDEX:
         return False
     try:
@@ -253,8 +262,10 @@ _IR_VERSION, _GRAPH, _OPSETS = 1, 7, 8
 
 
 def _is_onnx(path: Path, file: BinaryIO, size: int) -> bool:
-    """Whether the file's top-level protobuf fields are those of a ModelProto."""
-    found: set[int] = set()
+    """Return True if the file's top-level protobuf fields are those of a ModelProto."""
+    # A field is a tag, field number << 3 | wire type, then a varint: the value of wire type 0,
+    # the length of the content of wire type 2. ir_version 10 is the bytes 08 0A.
+    fields: set[int] = set()
     position = 0
     while position < size:
         file.seek(position)
@@ -267,20 +278,23 @@ def _is_onnx(path: Path, file: BinaryIO, size: int) -> bool:
         field, wire = tag >> 3, tag & 7
         if _MODEL_FIELDS.get(field) != wire:
             return False
-        found.add(field)
-        position += used + (value if wire == 2 else 0)
-    if position > size and {_IR_VERSION, _GRAPH} <= found:
+        fields.add(field)
+        position += used
+        if wire == 2:
+            position += value
+    if position > size and {_IR_VERSION, _GRAPH} <= fields:
         raise SourceError(
             "source-truncated",
             f"{path.name} is an ONNX file whose end is missing",
-            why=f"its fields ask for {position} bytes, the file has {size}",
+            why=f"its fields describe {position} bytes, the file has {size}",
             hint="copy or download it again",
         )
-    return position == size and {_IR_VERSION, _GRAPH, _OPSETS} <= found
+    return position == size and {_IR_VERSION, _GRAPH, _OPSETS} <= fields
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A base-128 number and the position after it. Raises IndexError where it does not end."""
+    """Return a base-128 number and the position after it. Raises IndexError if it has no end."""
+    # The low 7 bits come first, and the top bit says that more follow: AC 02 is 0x2C + (2 << 7).
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]

@@ -1,4 +1,4 @@
-"""Weights in several files, with an index that names the file of every tensor."""
+"""List the files of a sharded checkpoint; its index names the file of every tensor."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ MAX_INDEX = 64 << 20
 
 
 def list_shards(index: Path) -> tuple[Path, ...]:
-    """Return the files that a `*.index.json` names, all of them in its own folder.
+    """Return the files that a `*.index.json` names, all of them in its folder.
+
+    The index is {"weight_map": {"conv.weight": "model-00001-of-00002.safetensors", ...}}.
 
     Raises:
         SourceError: source-corrupt, source-hf-missing-weights.
@@ -38,7 +40,7 @@ def _shard(index: Path, name: str) -> Path:
         raise SourceError(
             "source-hf-missing-weights",
             f"{index.parent.name or index.name} lacks a part of its weights",
-            why=f"its index names {name!r}, which is no file of the folder",
+            why=f"its index names {name!r}, which is not a file of the folder",
             hint="copy the whole folder again",
         )
     return shard

@@ -1,8 +1,8 @@
-"""The state dicts inside a checkpoint, and the choice of the one that fills a network.
+"""Find the state dicts inside a checkpoint, and select the one that fills a network.
 
 Training scripts save a dict: the weights under some key, their moving average (EMA) under
-another, and counters, random states and the optimizer beside them. Every mapping with tensors in
-it is a candidate, and the network's own names decide which candidates are complete.
+another, and counters, random states and the optimizer beside them. Every mapping that holds
+tensors is a candidate, and complete if it has all names of the network.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from edgepack.errors import SourceError
 from edgepack.source.names import Match, explain_mismatch, match_names
 from edgepack.spec.document import nearest
 
-# Where training scripts put the weights; of two complete sets the earlier key counts.
+# Keys of weights in training scripts; of two complete sets the earlier key is preferred.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
          "params", "module")  # fmt: skip
 
-# Words in a key by which averaged weights are recognised: `state_dict_ema`, `g_ema`, `swa_model`.
+# Words in the keys of averaged weights: `state_dict_ema`, `g_ema`, `swa_model`.
 _AVERAGED = frozenset({"ema", "swa", "averaged"})
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -32,13 +32,13 @@ _LISTED = 6
 
 @dataclass(frozen=True)
 class State:
-    """A state dict inside a checkpoint.
+    """State dict inside a checkpoint.
 
     Attributes:
-        key: its path in the checkpoint, such as "ema.module"; "" where it is the whole file.
+        key: its path in the checkpoint, such as "ema.module"; "" if it is the whole file.
         tensors: tensors by name, and the extra state of modules.
-        module: the torch module that was saved there; None for plain tensors.
-        beside: the entries of the checkpoint that are no part of it, by path.
+        module: the torch module saved under this key; None for plain tensors.
+        beside: paths of the checkpoint's other entries.
     """
 
     key: str
@@ -48,7 +48,10 @@ class State:
 
     @property
     def rank(self) -> tuple[bool, int]:
-        """Sort averaged weights first, then the whole file and the usual keys in their order."""
+        """Sort averaged weights first, then the whole file and the usual keys in their order.
+
+        "model_ema" gives (False, 9), "" (True, 0), "state_dict" (True, 0), "model" (True, 3).
+        """
         averaged = any(word.lower() in _AVERAGED for word in _WORD.findall(self.key))
         steps = self.key.split(".") if self.key else _KEYS
         usual = next((_KEYS.index(step) for step in steps if step in _KEYS), len(_KEYS))
@@ -57,16 +60,16 @@ class State:
 
 @dataclass(frozen=True)
 class Selection:
-    """The weights that were taken from a checkpoint, and what was left.
+    """Weights taken from a checkpoint, with an account of the rest.
 
     Attributes:
         key: as `State.key`.
-        prefix: what was removed from the front of every name.
+        prefix: prefix removed from every name.
         tensors: tensors under the network's names.
-        left: the entries and groups of tensors that were not used.
-        unused: the groups of tensors among them that belong to the same state dict.
+        left: unused entries and groups of tensors.
+        unused: the groups among them that belong to the same state dict.
         others: keys of other complete sets of weights.
-        wrappers: steps that were removed inside names.
+        wrappers: steps removed inside names.
     """
 
     key: str
@@ -78,49 +81,60 @@ class Selection:
     wrappers: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Return the account for the ledger; "" where the whole file was taken as it is."""
-        parts = [f"weights from {self.key!r}"] if self.key else []
-        parts += [f"prefix {self.prefix!r} removed"] if self.prefix else []
+        """Return the account for the ledger; "" if the whole file was used unchanged."""
+        parts = []
+        if self.key:
+            parts.append(f"weights from {self.key!r}")
+        if self.prefix:
+            parts.append(f"prefix {self.prefix!r} removed")
         parts += [f"{step!r} removed from names" for step in self.wrappers]
-        parts += [f"left: {shorten(self.left)}"] if self.left else []
+        if self.left:
+            parts.append(f"left: {shorten(self.left)}")
         return "; ".join(parts)
 
     def warnings(self, file: str) -> tuple[str, ...]:
-        """Return what the user should know: another complete set, and tensors without use."""
+        """Return warnings about other complete sets, and about unused tensors."""
         messages = []
         if self.others:
             messages.append(
-                f"took the weights under {self.key!r} of {file}; other complete sets: "
+                f"used the weights under {self.key!r} of {file}; other complete sets: "
                 + ", ".join(f"--weights {other}" for other in self.others)
             )
         if self.unused:
             messages.append(
-                f"left tensors of {file} that the network does not have: {shorten(self.unused)}"
+                f"ignored tensors of {file} that the network does not have: {shorten(self.unused)}"
             )
         return tuple(messages)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the account as the report holds it."""
+        """Return the account in the report's form."""
         return {"key": self.key, "prefix": self.prefix, "left": list(self.left)}
 
 
 def shorten(names: Sequence[str], limit: int = _LISTED) -> str:
-    """Join names with commas; those beyond the limit are counted."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    """Join names with commas, and count those beyond the limit: "a, b and 3 more"."""
+    text = ", ".join(names[:limit])
+    if len(names) > limit:
+        text += f" and {len(names) - limit} more"
+    return text
 
 
 def list_states(content: Any) -> list[State]:
-    """Return every state dict and every module in what `torch.load` returned."""
+    """Return every state dict and every module in the result of `torch.load`."""
     return list(_walk(content, "", (), set()))
 
 
-def _walk(value: Any, key: str, beside: tuple[str, ...], seen: set[int]) -> Iterator[State]:
+def _walk(value: Any, key: str, beside: tuple[str, ...], visited: set[int]) -> Iterator[State]:
+    """Yield the state dicts of nested entries, outer ones first.
+
+    {"epoch": 3, "model": {"w": tensor}} gives State("model", {"w": tensor}, None, ("epoch",)).
+    """
     import torch
 
-    if id(value) in seen or (key.count(".") >= _DEPTH):
+    # Entries can refer to each other, so an object is visited once.
+    if id(value) in visited or (key.count(".") >= _DEPTH):
         return
-    seen.add(id(value))
+    visited.add(id(value))
     if isinstance(value, torch.nn.Module):
         yield State(key, value.state_dict(), value, beside)
         return
@@ -132,7 +146,7 @@ def _walk(value: Any, key: str, beside: tuple[str, ...], seen: set[int]) -> Iter
         yield State(key, tensors, None, (*beside, *(inside + name for name in rest)))
     for name in rest:
         siblings = tuple(inside + other for other in entries if other != name)
-        yield from _walk(entries[name], inside + name, (*beside, *siblings), seen)
+        yield from _walk(entries[name], inside + name, (*beside, *siblings), visited)
 
 
 def _entries(value: Any) -> dict[str, Any]:
@@ -161,7 +175,7 @@ def _tensor(value: Any) -> Any:
 
 
 def narrow(path: Path, states: list[State], key: str) -> list[State]:
-    """Keep the state dicts at or below the key that --weights names.
+    """Return the state dicts at or below the key that --weights names.
 
     Raises:
         SourceError: source-weights-key.
@@ -170,12 +184,14 @@ def narrow(path: Path, states: list[State], key: str) -> list[State]:
     if below:
         return below
     keys = [state.key for state in states if state.key]
-    near = nearest(key, keys)
+    hint = "remove --weights"
+    if keys:
+        hint = f"--weights {nearest(key, keys) or keys[0]}"
     raise SourceError(
         "source-weights-key",
         f"{path.name} has no weights under {key!r}",
         why=f"weights are under: {shorten(keys) or 'no key; the file itself is a state dict'}",
-        hint=f"--weights {near or keys[0]}" if keys else "remove --weights",
+        hint=hint,
     )
 
 
@@ -189,7 +205,7 @@ def require_states(path: Path, content: Any, states: list[State]) -> None:
         return
     if isinstance(content, Mapping):
         keys = ", ".join(repr(key) for key in list(content)[:8])
-        why = f"it is a dict with the keys {keys or '(none)'}; none of them holds named tensors"
+        why = f"it is a dict with the keys {keys or '(none)'}; none of them has named tensors"
     else:
         why = f"it is of type {type(content).__module__}.{type(content).__qualname__}"
     raise SourceError(
@@ -201,10 +217,10 @@ def require_states(path: Path, content: Any, states: list[State]) -> None:
 
 
 def prefer(path: Path, states: Sequence[State]) -> State:
-    """Return the averaged weights, else those under the most usual key.
+    """Return the averaged weights, else those under the commonest key.
 
     Raises:
-        SourceError: source-weights-ambiguous where two are equally good.
+        SourceError: source-weights-ambiguous if two are equally good.
     """
     ordered = sorted(states, key=lambda state: state.rank)
     equal = [state for state in ordered if state.rank == ordered[0].rank]
@@ -219,39 +235,39 @@ def prefer(path: Path, states: Sequence[State]) -> State:
 
 
 def select(
-    path: Path, states: Sequence[State], own: Mapping[str, Any], strip_prefix: str
+    path: Path, states: Sequence[State], network: Mapping[str, Any], strip_prefix: str
 ) -> Selection:
     """Return the weights that fill the network.
 
     Args:
         path: the file, for errors.
         states: the candidates, at least one.
-        own: the network's state dict, with its parameters as they are.
+        network: its state dict, with its parameters as they are.
         strip_prefix: the prefix that the user named; "" for none.
 
     Raises:
         SourceError: source-strip-prefix, source-weights-ambiguous, source-weights-mismatch.
     """
-    matches = [(state, match_names(path, state.tensors, own, strip_prefix)) for state in states]
+    matches = [(state, match_names(path, state.tensors, network, strip_prefix)) for state in states]
     complete = {state.key: match for state, match in matches if match.complete}
     if not complete:
         best = max(matches, key=lambda pair: (pair[1].shared, [-int(r) for r in pair[0].rank]))
-        raise explain_mismatch(path, best[0].tensors, own, best[1])
-    chosen = prefer(path, [state for state, match in matches if match.complete])
-    match: Match = complete[chosen.key]
+        raise explain_mismatch(path, best[0].tensors, network, best[1])
+    preferred = prefer(path, [state for state, match in matches if match.complete])
+    match: Match = complete[preferred.key]
     unused = _groups(match.left)
     return Selection(
-        key=chosen.key,
+        key=preferred.key,
         prefix=match.prefix,
         tensors=dict(match.tensors),
-        left=(*unused, *chosen.beside),
+        left=(*unused, *preferred.beside),
         unused=_groups(name for name in match.left if name not in match.counters),
-        others=tuple(key for key in complete if key and key != chosen.key),
+        others=tuple(key for key in complete if key and key != preferred.key),
         wrappers=match.wrappers,
     )
 
 
 def _groups(names: Any) -> tuple[str, ...]:
-    """Sum names up by their first step: "teacher.* (9 tensors)"."""
+    """Count names by their first step: "teacher (9 tensors)"."""
     counts = Counter(str(name).partition(".")[0] for name in names)
     return tuple(f"{step} ({n} tensor{'s' if n > 1 else ''})" for step, n in counts.items())

@@ -1,4 +1,4 @@
-"""The host's torch, imported late, and the environment that would unmake its safety."""
+"""Import the host's torch late, and refuse an environment that disables its safety."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from edgepack.errors import SourceError, missing_package
 
 
 def import_torch(purpose: str) -> Any:
-    """The torch module, after a look at the environment.
+    """Check the environment, and return the torch module.
 
     Args:
-        purpose: what needs it, as the start of a sentence.
+        purpose: the feature that needs torch, as the start of a sentence.
 
     Raises:
         HostError: package-missing.
-        SourceError: source-unsafe-environment where a variable turns every `torch.load` into
-            one that runs code, also those inside torch's own loaders.
+        SourceError: source-unsafe-environment if a variable lets every `torch.load` run code,
+            including those inside torch's own loaders.
     """
     unsafe = os.environ.get("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
     if unsafe:
         raise SourceError(
             "source-unsafe-environment",
-            "torch is told to run code from every file that it loads",
+            "the environment lets torch run code from every file that it loads",
             why=f"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD={unsafe} is set",
             hint="unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD; --trust-pickle trusts one file",
         )

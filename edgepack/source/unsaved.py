@@ -1,8 +1,8 @@
-"""Digest what a module computes with and no state dict holds.
+"""Digest the values of a module that no state dict holds.
 
-Non-persistent buffers, tensors and numbers kept as plain attributes, what hooks and functions
-close over: whatever a factory read, from wherever, ends up in one of these. What is not covered
-(the inside of compiled objects, values read in the forward itself) is caught by `stages.identify`.
+Non-persistent buffers, tensors and numbers in plain attributes, closures of hooks and functions:
+everything that a factory reads ends up in one of these. The exceptions (the inside of compiled
+objects, values read in the forward itself) are caught by `stages.identify`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import types
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -22,9 +23,9 @@ import numpy as np
 from edgepack.source.digest import Digest
 
 MAX_OBJECTS = 100_000
-"""Most objects that are followed from one attribute: a data set kept on a module has no end."""
+"""Most objects that are followed from one attribute: a module may refer to a whole data set."""
 
-# What torch keeps in every module: the state dict's share, and numbers that count hooks.
+# Attributes of every torch module: parts of the state dict, and numbers that count hooks.
 _OF_TORCH = frozenset(
     ["training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set",
      "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
@@ -51,7 +52,7 @@ def add_state(digest: Digest, module: Any) -> None:
 
 
 def add_globals(digest: Digest, code: types.ModuleType) -> None:
-    """Add to a digest the plain values that a Python module of the user's has at its top level."""
+    """Add to a digest the plain values at the top level of a user's Python module."""
     walk = _Walk(None)
     for name, value in sorted(vars(code).items()):
         if not name.startswith("__") and _is_plain(value):
@@ -59,6 +60,7 @@ def add_globals(digest: Digest, code: types.ModuleType) -> None:
 
 
 def _hash(pieces: Iterator[bytes]) -> str:
+    # Each piece is preceded by its length, so that "ab", "c" and "a", "bc" differ.
     hasher = hashlib.sha256()
     for piece in pieces:
         hasher.update(b"%d:" % len(piece))
@@ -67,11 +69,11 @@ def _hash(pieces: Iterator[bytes]) -> str:
 
 
 class _Walk:
-    """A walk through values of attributes.
+    """Traversal of the values of attributes.
 
     Args:
-        root: the module whose parts, parameters and persistent buffers are left out, since the
-            checkpoint decides them; None for none.
+        root: module without whose parts, parameters and persistent buffers the traversal is,
+            since the checkpoint determines them; None for none.
     """
 
     def __init__(self, root: Any) -> None:
@@ -90,38 +92,45 @@ class _Walk:
                 yield attribute, value
 
     def pieces(self, value: Any) -> Iterator[bytes]:
-        """Yield what tells a value apart; of an object that is not followed, its class alone."""
-        seen = set(self._excluded)
+        """Yield bytes that identify a value; of an object that is not followed, its class alone.
+
+        {"scale": 2.0} gives b"builtins.dict", b"builtins.str", b"scale", b"builtins.float" and
+        b"2.0".
+        """
+        visited = set(self._excluded)
         pending, count = [value], 0
         while pending and count < MAX_OBJECTS:
-            one = pending.pop()
+            item = pending.pop()
             count += 1
-            yield f"{type(one).__module__}.{type(one).__qualname__}".encode()
-            if isinstance(one, _SCALARS):
-                yield repr(one).encode()
-            elif isinstance(one, (str, PurePath)):
-                yield _text(str(one)).encode()
-            elif id(one) not in seen:
-                seen.add(id(one))
-                if _is_array(one):
-                    yield from _array(one)
+            yield f"{type(item).__module__}.{type(item).__qualname__}".encode()
+            if isinstance(item, _SCALARS):
+                yield repr(item).encode()
+            elif isinstance(item, (str, PurePath)):
+                yield _text(str(item)).encode()
+            elif id(item) not in visited:
+                visited.add(id(item))
+                if _is_array(item):
+                    yield from _array(item)
                 else:
-                    pending.extend(reversed(self._parts(one)))
+                    # Reversed, since the last one is taken first.
+                    pending.extend(reversed(self._parts(item)))
 
     def _parts(self, value: Any) -> list[Any]:
         """Return the values inside of one, in an order that is the same in every run."""
         if isinstance(value, (types.ModuleType, type)):
-            return []  # their code has a digest of its own
+            return []  # the digest of the code covers them
         if _is_module(value):
-            # One that is no part of the network's: no state dict holds its weights.
-            tensors = [*value.named_parameters(), *value.named_buffers()]
-            return [*tensors, *(one for part in value.modules() for one in self.attributes(part))]
+            # A module outside the network: no state dict holds its weights.
+            parts: list[Any] = [*value.named_parameters(), *value.named_buffers()]
+            for part in value.modules():
+                parts.extend(self.attributes(part))
+            return parts
         if isinstance(value, Mapping):
-            return [one for entry in value.items() for one in entry]
+            return list(chain.from_iterable(value.items()))
         if isinstance(value, (tuple, list)):
             return list(value)
         if isinstance(value, (set, frozenset)):
-            return sorted(_hash(self.pieces(one)) for one in value)
+            return sorted(_hash(self.pieces(item)) for item in value)
         if isinstance(value, partial):
             return [value.func, value.args, value.keywords]
         if isinstance(value, types.FunctionType):
@@ -132,8 +141,10 @@ class _Walk:
 
 
 def _text(value: str) -> str:
-    # A checkout that moved is the same code, and what the files hold has a digest of its own.
-    return PurePath(value).name if value.startswith(os.sep) else value
+    # A moved checkout is the same code, and another digest covers the contents of the files.
+    if value.startswith(os.sep):
+        return PurePath(value).name
+    return value
 
 
 def _function(value: types.FunctionType) -> list[Any]:
@@ -160,7 +171,8 @@ def _fields(value: Any) -> list[Any]:
         if not dataclasses.is_dataclass(value):
             return []
         content = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-    return [one for entry in sorted(content.items(), key=lambda e: str(e[0])) for one in entry]
+    entries: list[Any] = sorted(content.items(), key=lambda entry: str(entry[0]))
+    return list(chain.from_iterable(entries))
 
 
 def _array(value: Any) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Weights from a file into a module: all of them, and nothing that is not in the file."""
+"""Load weights from a file into a module: all of them, and nothing else."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
     """Load a state dict into a module, strictly.
 
     Every parameter and every persistent buffer comes from the file. A tensor that the module
-    shares under two names may be there under one of them.
+    shares under two names may be in the file under one of them.
 
     Returns:
-        Notes on what was converted.
+        Notes on the tensors that were converted.
 
     Raises:
         SourceError: source-too-many-tensors, source-weights-mismatch, source-weights-dtype,
@@ -38,14 +38,14 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
             hint="give the part of the network that the device runs, or stack its experts",
         )
     state = dict(state)
-    own = module.state_dict(keep_vars=True)
-    _fill_shared(own, state)
-    _fill_counters(own, state)
-    if state.keys() != own.keys() or any(differ(own[name], state[name]) for name in own):
-        raise mismatch(path, own, state)
+    target = module.state_dict(keep_vars=True)
+    _fill_shared(target, state)
+    _fill_counters(target, state)
+    if state.keys() != target.keys() or any(differ(target[name], state[name]) for name in target):
+        raise mismatch(path, target, state)
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     check_finite(path, named_tensors(module, state))
-    notes = _cast(path, own, state, buffers)
+    notes = _cast(path, target, state, buffers)
     if notes:
         check_finite(path, named_tensors(module, state))  # a narrower float may overflow
     try:
@@ -60,17 +60,18 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _fill_shared(own: Mapping[str, Any], state: dict[str, Any]) -> None:
-    """Give every name of a shared tensor the value that the file has under one of its names."""
-    given = {id(own[name]): state[name] for name in own if name in state}
-    for name, tensor in own.items():
-        if name not in state and id(tensor) in given:
-            state[name] = given[id(tensor)]
+def _fill_shared(target: Mapping[str, Any], state: dict[str, Any]) -> None:
+    """Set every name of a shared tensor to the value that the file has under one of its names."""
+    # With a tied output layer, "head.weight" may be missing and "embedding.weight" present.
+    values = {id(target[name]): state[name] for name in target if name in state}
+    for name, tensor in target.items():
+        if name not in state and id(tensor) in values:
+            state[name] = values[id(tensor)]
 
 
-def _fill_counters(own: Mapping[str, Any], state: dict[str, Any]) -> None:
-    """Keep the network's counters where the file has none, or one of another type or shape."""
-    for name, value in own.items():
+def _fill_counters(target: Mapping[str, Any], state: dict[str, Any]) -> None:
+    """Keep the network's counters if the file has none, or has another type or shape."""
+    for name, value in target.items():
         if not name.endswith(_COUNTER):
             continue
         other = state.get(name)
@@ -79,22 +80,22 @@ def _fill_counters(own: Mapping[str, Any], state: dict[str, Any]) -> None:
 
 
 def _cast(
-    path: Path, own: Mapping[str, Any], state: dict[str, Any], buffers: set[str]
+    path: Path, network: Mapping[str, Any], state: dict[str, Any], buffers: set[str]
 ) -> list[str]:
-    """Cast each tensor to the type that the network has, and note how many were.
+    """Cast each tensor to the network's type, and return notes.
 
-    A float becomes a float of another width. Everything else must keep its values, and only a
-    buffer may change between integers and floats: a counter in float32, for example.
+    A float may change its width. Everything else must keep its values, and only a buffer may
+    change between integers and floats: a counter in float32, for example.
     """
     import torch
 
     converted: Counter[str] = Counter()
     for name, value in state.items():
-        target = own[name]
+        target = network[name]
         if not isinstance(value, torch.Tensor):
             if isinstance(target, torch.Tensor):
                 raise _wrong_type(path, name, type(value).__name__, target.dtype)
-            continue  # Extra state of the module's own making: its module takes or refuses it.
+            continue  # Extra state: its module accepts or refuses it.
         if value.dtype != target.dtype:
             if not _may_cast(value, target.dtype, name in buffers):
                 raise _wrong_type(path, name, str(value.dtype), target.dtype)
@@ -104,7 +105,7 @@ def _cast(
 
 
 def _may_cast(value: Any, dtype: Any, is_buffer: bool) -> bool:
-    """Return whether a tensor may be cast: to another float, or without a change of its values."""
+    """Return True if a tensor may be cast: to another float, or without a change of its values."""
     import torch
 
     if value.is_quantized or value.is_complex() != dtype.is_complex:
@@ -123,27 +124,27 @@ def _wrong_type(path: Path, name: str, dtype: str, expected: Any) -> SourceError
         "source-weights-dtype",
         f"a tensor of {path.name} has a type that the network cannot take",
         why=f"{name} is {dtype}, the network's is {expected}",
-        hint="give the weights as they were before any quantization",
+        hint="use the weights from before any quantization",
     )
 
 
 def refuse_nested(path: Path, tensors: Mapping[str, Any]) -> None:
-    """Refuse tensors that have no shape. Raises SourceError: source-weights-dtype."""
+    """Refuse tensors without a shape. Raises SourceError: source-weights-dtype."""
     for name, tensor in tensors.items():
         if getattr(tensor, "is_nested", False):
             raise SourceError(
                 "source-weights-dtype",
                 f"a tensor of {path.name} does not hold plain numbers",
                 why=f"{name} is a nested tensor: rows of different lengths",
-                hint="give the weights dense, as they were trained",
+                hint="use dense weights, as they were trained",
             )
 
 
 def _check_plain(path: Path, name: str, tensor: Any) -> None:
-    """Refuse tensors whose values are not there as they are used.
+    """Refuse tensors that do not hold the values that the network computes with.
 
-    One on the device "meta" has none, a sparse one no place for most, and those of 8 bits are
-    meant to be multiplied by scales that are kept elsewhere.
+    A tensor on the device "meta" has no values, a sparse one omits most, and 8-bit floats are
+    meant to be multiplied by scales from other tensors.
     """
     import torch
 
@@ -154,14 +155,14 @@ def _check_plain(path: Path, name: str, tensor: Any) -> None:
             "source-weights-dtype",
             f"a tensor of {path.name} does not hold plain numbers",
             why=f"{name} is {tensor.dtype if small else kind}",
-            hint="give the weights dense, in 16 bits or more, as they were before any quantization",
+            hint="use dense weights of 16 bits or more, from before any quantization",
         )
 
 
 def named_tensors(
     module: Any, state: Mapping[str, Any] | None = None
 ) -> list[tuple[str, Any, bool]]:
-    """Every tensor of a module, or of a state dict for it: name, tensor, whether it was trained."""
+    """List the tensors of a module, or of a state dict for it: name, tensor, True if trained."""
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     if state is None:
         tensors = [*module.named_parameters(), *module.named_buffers()]
@@ -192,5 +193,5 @@ def check_finite(path: Path, tensors: Iterable[tuple[str, Any, bool]]) -> None:
             f"the weights of {path.name} are not all finite",
             why=f"{name} of shape {list(tensor.shape)} has {nans} NaN and {infinite} infinite "
             "values",
-            hint="the training diverged, or the file is damaged: take an earlier checkpoint",
+            hint="the training diverged, or the file is damaged: use an earlier checkpoint",
         )

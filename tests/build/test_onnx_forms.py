@@ -80,7 +80,7 @@ def test_a_quantized_file_is_bundled_and_verified_without_the_pass(
     arguments = ["build", str(quantized), *samples(home), "--chain", "none"]
     answer = build(arguments, tmp_path / "m.edgepack")
     assert answer.document["verdict"] == "pass"
-    assert any("quantized already" in note for note in answer.stage("source")["notes"])
+    assert any("already quantized" in note for note in answer.stage("source")["notes"])
 
 
 def test_statistics_of_the_batch_are_warned_of(home: Home, tmp_path: Path) -> None:
