@@ -1,4 +1,4 @@
-"""The stages of a build, each with its record in the ledger, up to the model that will ship."""
+"""Stages of a build, each with a record in the ledger, up to the model that ships."""
 
 from edgepack.stages.emulate import check_host, emulate, emulates, foreign, stands_in
 from edgepack.stages.given import Given, Graph

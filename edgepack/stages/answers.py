@@ -1,4 +1,4 @@
-"""Survey the original's answers: what no build could prove anything on is refused at once."""
+"""Survey the original model's answers, and refuse those that no build could be verified on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ ROUNDING = 2
 
 @dataclass
 class OutputSurvey:
-    """What one output shows over all evaluation samples.
+    """Statistics of one output over all evaluation samples.
 
     Attributes:
         name: of the output.
-        dtype: numpy's name of it.
-        shape: sizes of its axes; None where one varies from batch to batch.
-        minimum: smallest finite value; infinite where there is none.
+        dtype: numpy's name of its type.
+        shape: sizes of its axes; None for an axis that varies from batch to batch.
+        minimum: smallest finite value; infinite if there is none.
         maximum: largest finite value.
-        varies: whether two samples have different answers.
-        forms: the ways in which the labels of every batch fit, as `label_forms` gives them.
+        varies: True if two samples have different answers.
+        forms: forms of labels that fit every batch, as `label_forms` returns them.
     """
 
     name: str
@@ -40,7 +40,7 @@ class OutputSurvey:
     _highest: np.ndarray | None = None
 
     def add(self, array: np.ndarray, start: int, count: int) -> None:
-        """Take the answers to `count` samples, the first of which is number `start`.
+        """Add the answers to `count` samples, starting with number `start`.
 
         Raises SourceError `original-not-finite` for NaN and +inf.
         """
@@ -57,6 +57,11 @@ class OutputSurvey:
             self._compare(_by_sample(array, count))
 
     def _compare(self, rows: np.ndarray) -> None:
+        """Update `varies` by a batch of answers, one per row.
+
+        Each value's range over all samples is enough: an output is constant if the lowest and
+        the highest answer agree everywhere, up to rounding.
+        """
         lowest, highest = rows.min(axis=0), rows.max(axis=0)
         if self._lowest is not None and self._highest is not None:
             if self._lowest.shape != lowest.shape:
@@ -76,13 +81,15 @@ class OutputSurvey:
         self.varies = not bool(np.all(same))
 
     def to_json(self, samples: int) -> dict[str, Any]:
-        """As the cache holds it."""
-        has_values = self.minimum <= self.maximum
+        """Return the statistics in the cache's form."""
+        minimum, maximum = None, None
+        if self.minimum <= self.maximum:
+            minimum, maximum = self.minimum, self.maximum
         return {
             "dtype": self.dtype,
             "shape": self.shape,
-            "minimum": self.minimum if has_values else None,
-            "maximum": self.maximum if has_values else None,
+            "minimum": minimum,
+            "maximum": maximum,
             "constant": samples > 1 and not self.varies and 0 not in self.shape,
             "empty": 0 in self.shape,
             "forms": sorted(self.forms or ()),
@@ -90,10 +97,10 @@ class OutputSurvey:
 
 
 class AnswerSurvey:
-    """What the original's answers and their labels show, batch by batch.
+    """Statistics of the original model's answers and of their labels, added batch by batch.
 
     Args:
-        name_outputs: the names of so many outputs, known once the model has answered.
+        name_outputs: returns the names of a number of outputs, after the model's first answer.
     """
 
     def __init__(self, name_outputs: Callable[[int], Sequence[str]]) -> None:
@@ -103,20 +110,24 @@ class AnswerSurvey:
         self._labels: dict[str, Any] | None = None
 
     def add(self, answers: Sequence[np.ndarray], labels: np.ndarray | None, count: int) -> None:
-        """Take a batch of `count` samples. Raises as `OutputSurvey.add` does."""
+        """Add a batch of `count` samples. Raises as `OutputSurvey.add` does."""
         if not self.outputs:
             self.outputs = [OutputSurvey(name) for name in self._name_outputs(len(answers))]
         for survey, array in zip(self.outputs, answers, strict=True):
             survey.add(array, self.samples, count)
             if labels is not None:
                 forms = label_forms(array.shape, labels)
-                survey.forms = forms if survey.forms is None else survey.forms & forms
+                # A form must fit every batch.
+                if survey.forms is not None:
+                    forms &= survey.forms
+                survey.forms = forms
         if labels is not None:
             self._add_labels(labels, count)
         self.samples += count
 
     def _add_labels(self, labels: np.ndarray, count: int) -> None:
         values = labels.astype(np.float64)
+        # Only maps and sequences have unlabelled positions, such as -100.
         if labels.size > count:
             values = values[~np.isin(values, UNLABELLED)]
         facts = self._labels or {"whole": True, "minimum": None, "maximum": None}
@@ -125,13 +136,13 @@ class AnswerSurvey:
         facts["dtype"], facts["shape"] = labels.dtype.name, list(labels.shape[1:])
         if np.isfinite(values).any():
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            known = facts["minimum"] is not None
-            facts["minimum"] = min(low, facts["minimum"]) if known else low
-            facts["maximum"] = max(high, facts["maximum"]) if known else high
+            if facts["minimum"] is not None:
+                low, high = min(low, facts["minimum"]), max(high, facts["maximum"])
+            facts["minimum"], facts["maximum"] = low, high
         self._labels = facts
 
     def to_json(self) -> dict[str, Any]:
-        """As the cache holds it."""
+        """Return the statistics in the cache's form."""
         return {
             "samples": self.samples,
             "outputs": [survey.to_json(self.samples) for survey in self.outputs],
@@ -140,17 +151,20 @@ class AnswerSurvey:
 
 
 def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
-    """Return the ways in which labels may belong to an output of a shape.
+    """Return the forms in which labels fit an output of a shape.
 
     "classes:AXIS": a class for each decision along that axis; "one-hot:AXIS": the same, one-hot;
-    "values": one label for each value. AXIS is 1 or -1.
+    "values": one label for each value. AXIS is 1 or -1. Labels of shape (8,) fit scores of shape
+    (8, 10) as "classes:-1", labels of shape (8, 64, 64) fit a map (8, 21, 64, 64) as "classes:1".
     """
     forms = set()
-    for axis in {1: (-1,), 2: (-1,)}.get(len(shape), (1, -1) if shape else ()):
+    # With two axes, axis 1 is the last one; a scalar has none.
+    for axis in {0: (), 1: (-1,), 2: (-1,)}.get(len(shape), (1, -1)):
         if shape[axis] < 2:
             continue
         if labels.shape == tuple(shape):
-            forms |= {f"one-hot:{axis}"} if is_one_hot(labels, axis) else set()
+            if is_one_hot(labels, axis):
+                forms.add(f"one-hot:{axis}")
         elif labels_fit(shape, labels.shape, "scores", axis):
             forms.add(f"classes:{axis}")
     if labels_fit(shape, labels.shape, "values"):
@@ -161,12 +175,12 @@ def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
 def refuse_unprovable(
     survey: Mapping[str, Any], names: Sequence[str], trial: bool
 ) -> tuple[str, ...]:
-    """Refuse answers that cannot prove anything, and return what to warn of.
+    """Refuse answers that cannot prove anything, and return warnings.
 
     Args:
-        survey: what `AnswerSurvey.to_json` gave.
+        survey: the result of `AnswerSurvey.to_json`.
         names: of the outputs.
-        trial: the samples are random numbers, so that nothing is proved anyway.
+        trial: True for random samples, which prove nothing anyway.
 
     Raises SourceError `original-not-finite` and `original-constant`.
     """
@@ -181,13 +195,13 @@ def refuse_unprovable(
             )
     constant = [name for name, facts in outputs if facts["constant"]]
     if constant and len(constant) == len(outputs) and not trial:
+        more = f"; the same holds for {', '.join(constant[1:])}" if constant[1:] else ""
         raise SourceError(
             "original-constant",
             f"the original's output {constant[0]} is the same for every evaluation sample",
-            why=f"{survey['samples']:,} samples, one answer"
-            + (f"; the same holds of {', '.join(constant[1:])}" if constant[1:] else ""),
-            hint="an answer that no input changes proves nothing: check the weights that were "
-            "loaded, the normalisation of the inputs, and that the samples differ",
+            why=f"{survey['samples']:,} samples, one answer{more}",
+            hint="a constant answer proves nothing: check the loaded weights, the normalisation "
+            "of the inputs, and that the samples differ",
         )
     return tuple(
         f"the original's output {name} is the same for every evaluation sample: nothing is "
@@ -197,8 +211,10 @@ def refuse_unprovable(
 
 
 def _by_sample(array: np.ndarray, count: int) -> np.ndarray:
-    """Answers with samples along axis 0; an output without a batch axis is one answer."""
-    return array if array.ndim and len(array) == count else array[None]
+    """Return answers with samples along axis 0; an output without a batch axis is one answer."""
+    if array.ndim and len(array) == count:
+        return array
+    return array[None]
 
 
 def _require_numbers(name: str, array: np.ndarray, start: int, count: int) -> None:

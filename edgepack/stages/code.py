@@ -1,4 +1,4 @@
-"""The user's own functions that the options of a pass name."""
+"""Load the user's functions named by the options of a pass."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgepack.source.network import build_network, find_function
 
 
 class UserCode:
-    """The functions of the user's that a pass's options name; `chain.module.Code`.
+    """Loader for the user's functions named by a pass's options; implements `chain.module.Code`.
 
     Args:
         torch: the torch module.
-        search: folders that they are looked for in, before the current one.
-        option: where they were named, for errors.
-        inputs: names of the model's inputs, in the order in which every module here takes them.
-        outputs: names of its outputs, in the order in which every module here returns them.
+        search: folders that are searched for them, before the current one.
+        option: the option that names them, for errors.
+        inputs: names of the model's inputs, in the order of the modules' arguments.
+        outputs: names of its outputs, in the order of the modules' results.
     """
 
     def __init__(
@@ -35,24 +35,24 @@ class UserCode:
         self._inputs, self._outputs = inputs, outputs
 
     def build(self, spec: str, arguments: Mapping[str, Any]) -> Any:
-        """Build the torch module of a factory: in eval mode, bound as the model is, flat outputs.
+        """Build a factory's torch module: in eval mode, bound like the model, with flat outputs.
 
         Raises SourceError: those of the factory, source-inputs-unmatched, source-inputs-missing.
         """
-        module, _, _ = self._built(spec, arguments)
+        module, _, _ = self._build(spec, arguments)
         module = bind_in_order(module, self._inputs)
         module.register_forward_hook(OutputOrder(self._outputs))
         return module
 
     def function(self, spec: str) -> Callable[..., Any]:
-        """A function."""
+        """Return a function."""
         return find_function(self._torch, spec, self._search, self._option)[0]
 
     def digest(self, spec: str, arguments: Mapping[str, Any] | None) -> str:
-        """SHA-256 of the code behind a function; a factory, which has arguments, is called."""
+        """Return the SHA-256 of a function's code; with arguments, call it as a factory first."""
         if arguments is None:
             return find_function(self._torch, spec, self._search, self._option)[1]
-        return self._built(spec, arguments)[1]
+        return self._build(spec, arguments)[1]
 
-    def _built(self, spec: str, arguments: Mapping[str, Any]) -> tuple[Any, str, list[str]]:
+    def _build(self, spec: str, arguments: Mapping[str, Any]) -> tuple[Any, str, list[str]]:
         return build_network(self._torch, spec, arguments, self._search, self._option)

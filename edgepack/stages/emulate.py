@@ -1,9 +1,9 @@
-"""Stage `emulate`: an integer model runs on the target's own CPUs, emulated.
+"""Stage `emulate`: run an integer model on emulations of the target's CPUs.
 
-What one CPU computes, another need not: x86 without VNNI saturates where x86 with it does not, and
-a build host of another architecture only stands in for the target's. So the bundle is verified on
-the CPUs that the profile names, before it is published; one of them that does not give this
-host's answers is a missed gate. Where they cannot be emulated here, the report says so.
+CPUs can compute different answers: x86 without VNNI saturates, x86 with VNNI does not, and a
+build host of another architecture only represents the target's. So the bundle is verified on the
+CPUs that the profile names before it is published, and a gate is missed if one of them differs
+from this host. If they cannot be emulated here, the report says so.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ from edgepack.spec.target import Target
 
 # x86 adds u8 x s8 products in 16 bits unless it has one of these.
 WIDE_SUMS = ("avx512_vnni", "avx_vnni")
-# How much longer than on its host an inference takes in qemu 7.2, in integers throughout and in
-# float at the most, as EfficientNet-Lite0 does: on x86-64 2 s for 3.4 ms and 118 s for 6.3 ms.
+# Slowdown of an inference in qemu 7.2 against its host: all-integer, and float at most. Measured
+# on EfficientNet-Lite0: on x86-64 2 s for 3.4 ms and 118 s for 6.3 ms.
 SLOWER = {"x86_64": (600, 19_000), "aarch64": (400, 1_000)}
-# Seconds on one CPU: what all samples together should take, and what one may take.
+# Seconds on one CPU: budget for all samples together, and limit for one of them.
 ENOUGH, MOST = 10.0, 300.0
 SAMPLES = 8
 
 
 def foreign(target: Target) -> bool:
-    """Whether this host is of another architecture than the target."""
+    """Return True if this host has another architecture than the target."""
     return bool(describe()["arch"] != target.arch)
 
 
 def stands_in(target: Target) -> bool:
-    """Whether this host stands in for another processor, or a GPU.
+    """Return True if this host only represents the target: another processor, or a GPU.
 
-    What needs a GPU is judged by its ONNX on the CPU, so that a build needs none; that a GPU
-    computes the same is for `verify` to prove there.
+    A model for a GPU is judged by its ONNX on the CPU, so that a build needs no GPU; `verify`
+    compares the GPU's answers on the device.
     """
     return foreign(target) or target.engine != ONNXRUNTIME
 
 
 def check_host(request: Request, host: Mapping[str, Any]) -> None:
-    """Refuse a host whose answers are not those that the target's CPUs will give.
+    """Refuse a host that answers differently from the target's CPUs.
 
     Args:
-        request: what is to be built.
-        host: as `edgepack.runtime.device.machine.describe` gives it.
+        request: the build.
+        host: the result of `edgepack.runtime.device.machine.describe`.
 
-    Raises HostError where this host would saturate and a CPU of the target would not.
+    Raises HostError if this host would saturate and a CPU of the target would not.
     """
-    # What is for a GPU runs here in float.
+    # A model for a GPU runs here in float.
     integer = request.target.engine == ONNXRUNTIME
     if (
-        _full_range(request)
+        _has_full_range(request)
         and integer
         and host["arch"] == "x86_64"
         and not set(WIDE_SUMS) & set(host["isa"] or ())
     ):
         raise HostError(
             "host-saturates",
-            f"this host cannot give the answers that {request.target.name} will give",
+            f"this host cannot compute the answers of {request.target.name}",
             why=f"{host['cpu']} has no VNNI: it adds two products of full-range weights in 16 "
-            "bits, where they saturate",
+            "bits, and the sum saturates",
             hint="build on a CPU with VNNI, or --chain quantize:range=pair-safe",
         )
 
 
 def emulates(target: Target) -> bool:
-    """Whether a build for a target has this stage."""
+    """Return True if a build for the target has this stage."""
     return foreign(target) or bool(target.emulate)
 
 
@@ -87,43 +87,47 @@ def emulate(
     """Verify a bundle on the target's CPUs.
 
     Args:
-        request: what is built.
+        request: the build.
         bundle: with this host's answers.
         host: the verdict on this host.
-        integer_only: whether the model's arithmetic is integer throughout.
-        ledger: gets the stage, and a warning where an integer model was not proved.
+        integer_only: True if all arithmetic of the model is integer.
+        ledger: receives the stage, and a warning if an integer model was not verified.
 
-    Returns what the fidelity question found, by CPU; empty where nothing was emulated. Raises what
-    the loader refused with.
+    Returns the fidelity by CPU; empty if nothing was emulated. Raises the loader's errors.
     """
     if not emulates(request.target):
         return {}
     cpus = request.target.emulate
     with ledger.stage("emulate", len(cpus)) as stage:
-        seconds = _expected(request.target, host, integer_only)
-        reason = _why_not(request, seconds)
+        seconds = _expected_seconds(request.target, host, integer_only)
+        reason = _skip_reason(request, seconds)
         if reason:
             stage.set(status="skipped")
             stage.note(reason)
-            ledger.warn(*_unproved(request, reason))
+            ledger.warn(*_describe_unverified(request, reason))
             return {}
         samples = max(1, min(SAMPLES, int(ENOUGH / seconds)))
-        found = _ask_each(cpus, bundle, samples, stage.progress.advance)
-        stage.note(*(f"{cpu}, emulated: {_told(fidelity)}" for cpu, fidelity in found.items()))
-    return found
+        fidelities = _ask_each(cpus, bundle, samples, stage.progress.advance)
+        stage.note(
+            *(
+                f"{cpu}, emulated: {_describe_fidelity(fidelity)}"
+                for cpu, fidelity in fidelities.items()
+            )
+        )
+    return fidelities
 
 
-def _expected(target: Target, host: Mapping[str, Any], integer_only: bool) -> float:
-    """Seconds that one emulated inference takes, by what it took here."""
+def _expected_seconds(target: Target, host: Mapping[str, Any], integer_only: bool) -> float:
+    """Estimate the seconds of one emulated inference from its time on this host."""
     factors = SLOWER[target.arch]
-    here: float = host["seconds"]["reference"] / max(1, host["fidelity"]["samples"])
-    return max(here, 1e-6) * factors[0 if integer_only else 1]
+    seconds: float = host["seconds"]["reference"] / max(1, host["fidelity"]["samples"])
+    return max(seconds, 1e-6) * factors[not integer_only]
 
 
 def _ask_each(
     cpus: Sequence[str], bundle: Path, samples: int, advance: Callable[[], None]
 ) -> dict[str, Mapping[str, Any]]:
-    """The fidelity on every CPU; as many at a time as this host has cores."""
+    """Return the fidelity on every CPU; as many run at a time as this host has cores."""
     cores = os.cpu_count() or 1
     at_once = min(len(cpus), cores)
 
@@ -132,34 +136,34 @@ def _ask_each(
         try:
             verdict, _ = ask(device, device.put(bundle), "verify", *options)
         except DeviceError as error:
-            hint = f"{error.hint}\n--no-emulate builds without this proof"
+            hint = f"{error.hint}\n--no-emulate skips this verification"
             raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
-        answered: Mapping[str, Any] = verdict["fidelity"]
-        return answered
+        answer: Mapping[str, Any] = verdict["fidelity"]
+        return answer
 
-    found = {}
+    fidelities = {}
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
         devices = [stack.enter_context(Emulated(cpu, runs_bundle=True)) for cpu in cpus]
         try:
-            for device, answered in zip(devices, pool.map(fidelity, devices), strict=True):
-                found[device.name] = answered
+            for device, answer in zip(devices, pool.map(fidelity, devices), strict=True):
+                fidelities[device.name] = answer
                 advance()
         except BaseException:
-            # A build that is stopped does not wait for what it started.
+            # An interrupted build does not wait for its emulators.
             for device in devices:
                 device.stop()
             raise
-    return found
+    return fidelities
 
 
-def _why_not(request: Request, seconds: float) -> str:
-    """Why the target's CPUs are not emulated; empty where they are."""
+def _skip_reason(request: Request, seconds: float) -> str:
+    """Return the reason for not emulating the target's CPUs; "" to emulate them."""
     cpus = request.target.emulate
     if not cpus:
         return "the profile names no CPU to emulate"
     if not request.emulate:
         return "--no-emulate"
-    if not _integer(request):
+    if not _is_integer(request):
         return "an emulated float model takes minutes for each sample: edgepack verify --emulate"
     fault = next(filter(None, map(ready, cpus)), None)
     if fault is not None:
@@ -172,39 +176,43 @@ def _why_not(request: Request, seconds: float) -> str:
     return ""
 
 
-def _integer(request: Request) -> bool:
-    return bool(_multiplying(request))
+def _is_integer(request: Request) -> bool:
+    return bool(_integer_steps(request))
 
 
-def _full_range(request: Request) -> bool:
-    return any(step.options.get("range") == "full" for step in _multiplying(request))
+def _has_full_range(request: Request) -> bool:
+    return any(step.options.get("range") == "full" for step in _integer_steps(request))
 
 
-def _multiplying(request: Request) -> list[Step]:
-    """The steps after which integers are multiplied: not where the file alone has them."""
+def _integer_steps(request: Request) -> list[Step]:
+    """Return the steps that lead to integer multiplications; weights-only quantization does not."""
     steps = (step for step in request.chain if step.name == "quantize")
     return [step for step in steps if step.options.get("mode") != "weights"]
 
 
-def _unproved(request: Request, reason: str) -> list[str]:
-    """What the reader of the report must know where nothing was emulated."""
+def _describe_unverified(request: Request, reason: str) -> list[str]:
+    """Return the warnings of a report without emulation."""
     target = request.target
     if foreign(target):
         return [
             f"not run on any {target.arch}; the answers are those of this "
             f"{describe()['arch']} host: {reason}"
         ]
-    if not _integer(request):
+    if not _is_integer(request):
         return []
-    cpus = "CPUs without VNNI" if target.arch == "x86_64" else ", ".join(target.emulate)
-    if target.arch == "x86_64" and _full_range(request):
-        cpus += ", where full-range weights saturate"
+    cpus = ", ".join(target.emulate)
+    if target.arch == "x86_64":
+        cpus = "CPUs without VNNI"
+        if _has_full_range(request):
+            cpus += ", where full-range weights saturate"
     return [f"not verified on {cpus} ({reason})"]
 
 
-def _told(fidelity: Mapping[str, Any]) -> str:
+def _describe_fidelity(fidelity: Mapping[str, Any]) -> str:
+    """Return "the same bits", or the SNR: "62.1 dB from this host's answers, missed"."""
     if all(metrics["bit_exact"] for metrics in fidelity["outputs"].values()):
         return "the same bits"
     metrics = worst(fidelity["outputs"])
-    found = snr_text(metrics) if metrics else "no outputs"
-    return f"{found} from this host's answers" + ("" if fidelity["passed"] else ", missed")
+    distance = snr_text(metrics) if metrics else "no outputs"
+    verdict = "" if fidelity["passed"] else ", missed"
+    return f"{distance} from this host's answers{verdict}"

@@ -1,4 +1,4 @@
-"""Which metric and which gates hold the quality of this model: known once its outputs are."""
+"""Select the task metric and the gates of quality, once the model's outputs are known."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgepack.stages.labels import Labels
 
 
 def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
-    """Return the task metric: as requested, else top-1 where the labels are used; "" for none.
+    """Return the task metric: the requested one, else top-1 if there are labels; "" for none.
 
-    Raises SpecError `metric-needs-labels` where the requested metric cannot be measured, and
-    `metric-trivial` where it is always 100 %.
+    Raises SpecError `metric-needs-labels` if the requested metric cannot be measured, and
+    `metric-trivial` if it is always 100 %.
     """
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
@@ -24,9 +24,10 @@ def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     requested = request.metric or next(iter(on_metric), "")
     if not compared and "agreement" in request.stated:
         requested = requested or "agreement"
-    measurable = labels.used if requested != "agreement" else bool(compared)
+    # Agreement compares decisions with the original's, and needs no labels.
+    measurable = bool(compared) if requested == "agreement" else labels.used
     if requested and not measurable:
-        raise _unmeasurable(requested, bool(deciding), labels)
+        raise _not_measurable(requested, bool(deciding), labels)
     if not labels.used:
         return ""
     if TOP.get(request.metric, 1) > 1:
@@ -34,43 +35,44 @@ def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     return request.metric or next(iter(TOP))
 
 
-def _unmeasurable(requested: str, deciding: bool, labels: Labels) -> SpecError:
+def _not_measurable(requested: str, deciding: bool, labels: Labels) -> SpecError:
     if deciding and not labels.unused:
         why = "the evaluation samples have no labels"
         hint = "store the labels under `labels` in the evaluation .npz"
     else:
         why = labels.unused or "no output is class scores"
-        hint = 'a manifest says which output is: [[outputs]] name = "...", kind = "scores"'
+        hint = 'name the output in the manifest: [[outputs]] name = "...", kind = "scores"'
     return SpecError(
         "metric-needs-labels",
-        f"{requested} was requested, and it cannot be measured",
+        f"{requested} was requested, but cannot be measured",
         why=why,
         hint=hint,
     )
 
 
 def _refuse_trivial(metric: str, deciding: Sequence[Tensor]) -> None:
-    """Refuse the k best of no more than k classes: the right one is always among them."""
+    """Refuse top-k of k classes or fewer: the right one is always among them."""
     scores = [tensor for tensor in deciding if tensor.kind == "scores"]
     sizes = [tensor.shape[tensor.axis] for tensor in scores]
     if any(not isinstance(size, int) or size > TOP[metric] for size in sizes):
         return
     raise SpecError(
         "metric-trivial",
-        f"{metric} was requested, and it would be 100 % whatever the model answers",
-        why=f"the most classes of an output: {max(sizes, default=2)}",
+        f"{metric} was requested, but would be 100 % for any answers",
+        why=f"largest number of classes of an output: {max(sizes, default=2)}",
         hint="--metric top1",
     )
 
 
 def quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, Any]:
-    """Return the gates of quality: on agreement and SNR, and on the metric where there is one.
+    """Return the gates of quality: on agreement and SNR, and on the metric if there is one.
 
-    Without a metric, or where the original is at chance, a gate on it is held only where the user
-    states it. Where the user allows a loss of the metric and states no agreement, the bound on
-    agreement is lowered by as much: every decision that is lost is also one that differs.
+    Without a metric, or if the original is at chance, a gate on it applies only if the user sets
+    it. If the user allows a loss of the metric and sets no agreement, the bound on agreement is
+    lowered by the same amount, since every lost decision also differs: max_drop = 2 (points)
+    lowers an agreement of 0.99 to 0.97.
 
-    Raises as `metric` does, and SpecError gates-empty where none applies.
+    Raises as `metric` does, and SpecError gates-empty if none applies.
     """
     bounds = dict(request.quality)
     if not metric(request, outputs, labels) or labels.chance:
@@ -78,11 +80,11 @@ def quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict
             bounds.pop(gate, None)
     elif "agreement" in bounds and "agreement" not in request.stated:
         bounds["agreement"] = max(0.0, bounds["agreement"] - _allowed_loss(request))
-    return held(bounds, "quality", "neither the profile nor the manifest states one that applies")
+    return held(bounds, "quality", "neither the profile nor the manifest sets one that applies")
 
 
 def _allowed_loss(request: Request) -> float:
-    """Return the share of decisions that the user's own gates on the metric let the model lose."""
+    """Return the share of decisions that the user's gates on the metric let the model lose."""
     losses = []
     if "max_drop" in request.stated:
         losses.append(request.quality["max_drop"] / 100)
@@ -92,12 +94,12 @@ def _allowed_loss(request: Request) -> float:
 
 
 def held(bounds: Mapping[str, Any], question: str, why: str) -> dict[str, Any]:
-    """The gates of a question. Raises SpecError gates-empty where there are none."""
+    """Return the gates of a question. Raises SpecError gates-empty if there are none."""
     if not bounds:
         raise SpecError(
             "gates-empty",
-            f"no gate holds the {question} of this model",
+            f"no gate applies to the {question} of this model",
             why=why,
-            hint=f"state snr_db under [gates.{question}]",
+            hint=f"set snr_db under [gates.{question}]",
         )
     return dict(bounds)

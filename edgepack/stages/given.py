@@ -1,4 +1,4 @@
-"""What the passes are given: the graph before, and what every graph is held against."""
+"""Inputs of the passes: the graph to change, and the context shared by all passes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from edgepack.stages.samples import SampleSets
 
 @dataclass(frozen=True)
 class Graph:
-    """The model as a serialised ONNX, with what is known of it.
+    """Model as serialised ONNX, with its inputs and outputs.
 
     Attributes:
         model: serialised.
         inputs: of the model.
-        outputs: of the model, their kinds settled.
-        integer_only: whether its arithmetic is integer from the first quantization to the last.
-        profiles: shapes that the engine is built for, of inputs with a dynamic axis.
-        returned: layers that a repair took back to float.
+        outputs: of the model, with their kinds.
+        integer_only: True if its arithmetic is integer from the first quantization to the last.
+        profiles: shapes of inputs with a dynamic axis, for building the engine.
+        returned: layers returned to float by a repair.
     """
 
     model: bytes
@@ -39,15 +39,15 @@ class Graph:
 
 @dataclass(frozen=True)
 class Given:
-    """What every pass is given, the same for all.
+    """Context of a build, the same for all passes.
 
     Attributes:
-        request: what was asked for.
+        request: the build's options.
         source: the trained model before any pass.
         inputs: of the model.
         samples: calibration, training and evaluation.
         reference: the reference samples, and the original's answers to them.
-        original: the original's graph: as it was exported, and simplified after that stage.
+        original: the original's exported graph; the simplified one after that stage.
     """
 
     request: Request
@@ -59,22 +59,22 @@ class Given:
 
     @property
     def metric(self) -> str:
-        """The task metric that quality is told in; "" for none. Raises as `gates.metric` does."""
+        """Task metric of quality; "" for none. Raises as `gates.metric` does."""
         return gates.metric(self.request, self.original.outputs, self.reference.labels)
 
     @property
     def bounds(self) -> Mapping[str, Any]:
-        """The gates that hold the quality. Raises as `gates.quality` does."""
+        """Gates of quality. Raises as `gates.quality` does."""
         return gates.quality(self.request, self.original.outputs, self.reference.labels)
 
 
-def parsed(model: bytes) -> Any:
-    """A serialised model as an `onnx.ModelProto`."""
+def parse_model(model: bytes) -> Any:
+    """Parse a serialised model into an `onnx.ModelProto`."""
     import onnx
 
     return onnx.load_model_from_string(model)
 
 
-def digest_of(model: bytes) -> str:
-    """SHA-256 of a serialised model."""
+def digest_model(model: bytes) -> str:
+    """Return the SHA-256 of a serialised model."""
     return hashlib.sha256(model).hexdigest()

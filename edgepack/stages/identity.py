@@ -1,10 +1,10 @@
-"""Tell whether the cache is still that of this model, by the model's own answers.
+"""Detect by the model's answers that the cache belongs to another model.
 
-The digest of a source covers what it was built from as far as that can be known. A factory can
-read more: a database, a service, a value in the forward itself. So the answers to a few samples
-are cached under the digest, and a later build asks the model for them again. Their hash is part
-of the key of every later stage: where the model answers otherwise than it did, neither its cached
-answers nor the graphs, trained weights and ranges that came from the old model are taken.
+The digest of a source covers its files, code and configuration. A factory can read more: a
+database, a service, a value in the forward itself. So the answers to a few samples are cached
+under the digest, and a later build computes them again. Their hash is part of the key of every
+later stage: if the answers change, none of the old model's cached answers, graphs, trained
+weights and ranges are used.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edgepack.stages.samples import SampleSets
 
 STAGE = "identity"
 SAMPLES = 4
-"""Samples that a model is known by; they are kept, so that later ones need not be the same."""
+"""Number of samples that identify a model; the cache holds them for later builds."""
 
 _ARRAYS = "answers.npz"
 
 
 def identify(
-    found: Source, inputs: tuple[Tensor, ...], samples: SampleSets, cache: Cache, ledger: Ledger
+    source: Source, inputs: tuple[Tensor, ...], samples: SampleSets, cache: Cache, ledger: Ledger
 ) -> Source:
     """Return the source with its identity: its digest, and its answers to a few samples.
 
@@ -39,34 +39,31 @@ def identify(
         SourceError: as `Source.run`.
     """
     described = [tensor.to_json() for tensor in inputs]
-    key = cache.key(STAGE, {"source": found.digest, "inputs": described})
+    key = cache.key(STAGE, {"source": source.digest, "inputs": described})
     entry = cache.get(STAGE, key)
     if entry is not None:
-        changed = _change(found, entry)
+        changed = _change(source, entry)
         if changed:
             ledger.warn(
                 f"the cache holds answers of another model under the same code and weights "
-                f"({changed}); nothing of it is used: something that the build does not see, as a "
-                "service or a file read in forward, changed what the network computes"
+                f"({changed}), and is not used: something outside the digest, such as a service "
+                "or a file read in forward, changed the network's answers"
             )
             entry = None
     if entry is None:
         feed = next(iter(samples.evaluation.batches(SAMPLES))).inputs
-        entry = _store(feed, found.run(feed), cache, key)
+        entry = _store(feed, source.run(feed), cache, key)
     answers = sha256(entry.folder / _ARRAYS)
-    return replace(found, identity=digest({"source": found.digest, "answers": answers}))
+    return replace(source, identity=digest({"source": source.digest, "answers": answers}))
 
 
-def _change(found: Source, entry: Entry) -> str:
-    """Say how the model's answers differ from the cached ones; "" where they do not."""
+def _change(source: Source, entry: Entry) -> str:
+    """Describe the difference between the model's answers and the cached ones; "" for none."""
     with np.load(entry.folder / _ARRAYS, allow_pickle=False) as arrays:
-        feed = {
-            name.removeprefix("input-"): arrays[name]
-            for name in arrays
-            if name.startswith("input-")
-        }
+        names = [name for name in arrays if name.startswith("input-")]
+        feed = {name.removeprefix("input-"): arrays[name] for name in names}
         cached = [arrays[f"answer-{i}"] for i in range(len(arrays) - len(feed))]
-    answers = found.run(feed)
+    answers = source.run(feed)
     if len(answers) != len(cached):
         return f"{len(cached)} outputs, now {len(answers)}"
     for index, (before, now) in enumerate(zip(cached, answers, strict=True)):

@@ -1,4 +1,4 @@
-"""Models in the cache: what a stage computed of one, with its notes and figures."""
+"""Cache the results of stages: models, with their notes and details."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from edgepack.cache import Cache, Entry
 from edgepack.ledger import PassResult, Stage
 
 
-def through_cache(
+def run_cached(
     name: str,
     parts: Mapping[str, Any],
     stage: Stage,
     cache: Cache,
     compute: Callable[[], PassResult[Any]],
 ) -> tuple[bytes, Mapping[str, Any]]:
-    """A stage's model and details: from the cache, else computed and kept there."""
-    entry, cached = kept(name, parts, cache, compute)
+    """Return a stage's model and details from the cache, computing them on a miss."""
+    entry, cached = fetch_or_compute(name, parts, cache, compute)
     if cached:
         stage.set(status="cached")
-    write_down(entry.document, stage)
+    record_document(entry.document, stage)
     details: Mapping[str, Any] = entry.document["details"]
     return read_model(entry), details
 
 
-def kept(
+def fetch_or_compute(
     name: str, parts: Mapping[str, Any], cache: Cache, compute: Callable[[], PassResult[Any]]
 ) -> tuple[Entry, bool]:
-    """The cache's entry of a graph, computed where there was none; and whether there was one."""
+    """Return the cached entry of a stage, computing it on a miss; and True for a hit."""
     key = cache.key(name, parts)
     entry = cache.get(name, key)
     if entry is not None:
         return entry, True
     result = compute()
     model: bytes = result.model.SerializeToString(deterministic=True)
-    return cache.put(name, key, {"model.onnx": model}, document_of(result)), False
+    return cache.put(name, key, {"model.onnx": model}, to_document(result)), False
 
 
-def document_of(result: PassResult[Any]) -> dict[str, Any]:
-    """What the cache keeps of a result beside its model."""
+def to_document(result: PassResult[Any]) -> dict[str, Any]:
+    """Return the cache's document of a result, everything besides its model."""
     return {
         "notes": list(result.notes),
         "details": dict(result.details),
@@ -47,8 +47,8 @@ def document_of(result: PassResult[Any]) -> dict[str, Any]:
     }
 
 
-def write_down(document: Mapping[str, Any], stage: Stage) -> None:
-    """Write what the cache has of a result into a stage's record."""
+def record_document(document: Mapping[str, Any], stage: Stage) -> None:
+    """Write a cached document into a stage's record."""
     if not document["changed"]:
         stage.set(status="skipped")
     stage.note(*document["notes"])
@@ -56,5 +56,5 @@ def write_down(document: Mapping[str, Any], stage: Stage) -> None:
 
 
 def read_model(entry: Entry) -> bytes:
-    """The model of an entry."""
+    """Return the model of an entry."""
     return (entry.folder / "model.onnx").read_bytes()

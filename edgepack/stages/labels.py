@@ -1,4 +1,4 @@
-"""Decide what each output is, which output the labels are of, and whether they are this model's."""
+"""Infer the kind of each output, match the labels to an output, and check that they fit."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SIGNIFICANCE = 0.01
 
 @dataclass(frozen=True)
 class OutputKind:
-    """What an output is.
+    """Kind of an output, and the reason for it.
 
     Attributes:
         kind: one of `tensor.KINDS`.
-        axis: of the classes, where it is scores.
-        reason: why, where nobody stated it; "" where it was stated.
-        by_labels: whether the labels told it.
+        axis: of the classes, for scores.
+        reason: reason for an inferred kind; "" for a kind from the user or the model.
+        by_labels: True if it was inferred from the labels.
     """
 
     kind: str
@@ -43,12 +43,12 @@ class OutputKind:
 
 @dataclass(frozen=True)
 class Labels:
-    """What becomes of the labels of the evaluation samples.
+    """Use of the labels of the evaluation samples.
 
     Attributes:
-        used: whether quality is judged by them.
-        unused: why they are not, where there are any.
-        chance: whether the original is right no more often than by guessing.
+        used: True if quality is judged by them.
+        unused: reason for not using them; "" for none.
+        chance: warning that the original is right no more often than by guessing; "" otherwise.
     """
 
     used: bool = False
@@ -59,14 +59,14 @@ class Labels:
 def infer_kinds(
     survey: Mapping[str, Any], names: Sequence[str], stated: Sequence[tuple[str | None, int | None]]
 ) -> tuple[OutputKind, ...]:
-    """Return what each output is: as stated, else as the labels and its shape tell.
+    """Return the kind of each output: as stated, else inferred from the labels and its shape.
 
     Args:
-        survey: what `AnswerSurvey.to_json` gave.
+        survey: the result of `AnswerSurvey.to_json`.
         names: of the outputs.
-        stated: per output, the kind and the class axis that the user or the source states.
+        stated: per output, the kind and the class axis from the user or the source; None for none.
 
-    Raises SpecError `output-axis` where an output does not have the axis that was stated.
+    Raises SpecError `output-axis` if an output does not have the stated axis.
     """
     alone = len(names) == 1
     kinds = []
@@ -77,36 +77,49 @@ def infer_kinds(
                 "output-axis",
                 f"the output {name} has no axis {axis}",
                 why=f"it has {rank} axes, counted from 0",
-                hint="-1 is the last",
+                hint="-1 is the last one",
             )
         labels = survey["labels"]
-        settled = _stated(facts, labels, kind, axis) if kind else _inferred(facts, labels, alone)
-        last = settled.axis == rank - 1
-        kinds.append(replace(settled, axis=-1) if last else settled)
+        if kind:
+            output = _resolve_kind(facts, labels, kind, axis)
+        else:
+            output = _infer_kind(facts, labels, alone)
+        # The last axis has one spelling, -1.
+        if output.axis == rank - 1:
+            output = replace(output, axis=-1)
+        kinds.append(output)
     return tuple(kinds)
 
 
-def _stated(
+def _resolve_kind(
     facts: Mapping[str, Any], labels: Mapping[str, Any] | None, kind: str, axis: int | None
 ) -> OutputKind:
     if kind != "scores":
         return OutputKind(kind)
     if axis is None:
-        found = _class_axis(facts, labels)
-        axis = -1 if found is None else found
+        class_axis = _class_axis(facts, labels)
+        axis = -1 if class_axis is None else class_axis
+    # A binary classifier with one score per sample decides by its sign, or by 0.5.
     if facts["shape"] and facts["shape"][axis] == 1:
-        binary = _binary(facts, "it has one score, and the largest of one is no choice")
+        binary = _binary_kind(facts, "it has a single score")
         return replace(binary, by_labels=False)
     return OutputKind(kind, axis)
 
 
-def _inferred(
+def _infer_kind(
     facts: Mapping[str, Any], labels: Mapping[str, Any] | None, alone: bool
 ) -> OutputKind:
+    """Infer a kind from the labels, or from the shape of the model's only output.
+
+    Labels of shape (N,) make scores (N, 10) a classifier, 0 and 1 of the shape of a float output
+    make it binary, and integers of the shape of an integer output make it classes. Without
+    labels, only a single output of shape (N, C) is taken for scores.
+    """
     shape, forms = facts["shape"], facts["forms"]
     is_float = facts["dtype"].startswith("float")
     if labels is not None and "values" in forms and labels["whole"] and not is_float:
-        return OutputKind("classes", reason="the labels are integers of its shape", by_labels=True)
+        reason = "the labels are integers of the same shape"
+        return OutputKind("classes", reason=reason, by_labels=True)
     if not is_float:
         return OutputKind("values")
     axis = _class_axis(facts, labels)
@@ -115,20 +128,19 @@ def _inferred(
     if labels is not None and "values" in forms:
         several = len(shape) == 2 and shape[1] != 1
         if _are_binary(labels) and not several:
-            return _binary(facts, "the labels of its values are 0 and 1")
+            return _binary_kind(facts, "the labels of its values are 0 and 1")
         if not labels["whole"]:
             return OutputKind("values")
-    classes = shape[1] if len(shape) == 2 else None
-    if alone and classes is not None and classes > 1:
+    if alone and len(shape) == 2 and shape[1] is not None and shape[1] > 1:
         return OutputKind("scores", reason="it is the only output, with one row for each sample")
     return OutputKind("values")
 
 
 def _class_axis(facts: Mapping[str, Any], labels: Mapping[str, Any] | None) -> int | None:
-    """Return the axis along which the labels count classes; None where they do not."""
+    """Return the axis of the classes that the labels fit; None for none."""
     if labels is None:
         return None
-    # Maps have their classes at axis 1, sequences at the last, where both would fit.
+    # If both axes fit, maps have their classes at axis 1, and sequences at the last.
     order = (1, -1) if len(facts["shape"]) > 3 else (-1, 1)
     fitting = [
         axis
@@ -146,7 +158,7 @@ def _are_binary(labels: Mapping[str, Any]) -> bool:
     return bool(labels["whole"]) and low is not None and low >= 0 and high <= 1
 
 
-def _binary(facts: Mapping[str, Any], reason: str) -> OutputKind:
+def _binary_kind(facts: Mapping[str, Any], reason: str) -> OutputKind:
     low, high = facts["minimum"], facts["maximum"]
     if low is not None and low >= 0 and high <= 1:
         reason += ", and its values lie in 0..1"
@@ -156,61 +168,68 @@ def _binary(facts: Mapping[str, Any], reason: str) -> OutputKind:
 
 @dataclass
 class Grade:
-    """How often one output of the original is right, and how often guessing would be.
+    """Accuracy of one output of the original, and the accuracy of guessing.
 
     Attributes:
-        samples: how many have a label.
-        right: decisions that are as labelled.
-        total: decisions that have a label.
-        classes: how many there are; 0 where the output does not tell.
+        samples: number of samples with labels.
+        right: decisions equal to their label.
+        total: decisions with a label.
+        classes: number of classes; 0 for unknown.
     """
 
     samples: int = 0
     right: int = 0
     total: int = 0
     classes: int = 0
-    chosen: Counter[int] = field(default_factory=Counter)
+    decided: Counter[int] = field(default_factory=Counter)
     labelled: Counter[int] = field(default_factory=Counter)
 
     def add(self, answer: np.ndarray, labels: np.ndarray, output: OutputKind, count: int) -> None:
-        """Take a batch of `count` samples. Raises InputError as `read_labels` does."""
+        """Add a batch of `count` samples. Raises InputError as `read_labels` does."""
         expected = read_labels(labels, answer.shape, output.kind, output.axis)
-        chosen = decisions(answer, output.kind, output.axis)
-        if chosen is None:
+        decided = decisions(answer, output.kind, output.axis)
+        if decided is None:
             return
         counted = expected != NONE
         self.samples += count
         self.total += int(np.count_nonzero(counted))
-        self.right += int(np.count_nonzero((chosen == expected) & counted))
-        for counter, values in ((self.chosen, chosen), (self.labelled, expected)):
+        self.right += int(np.count_nonzero((decided == expected) & counted))
+        for counter, values in ((self.decided, decided), (self.labelled, expected)):
             classes, numbers = np.unique(values[counted], return_counts=True)
             counter.update(dict(zip(classes.tolist(), numbers.tolist(), strict=True)))
-        if output.kind != "classes":
-            self.classes = answer.shape[output.axis] if output.kind == "scores" else 2
+        # An output of kind "classes" does not reveal their number.
+        if output.kind == "scores":
+            self.classes = answer.shape[output.axis]
+        elif output.kind != "classes":
+            self.classes = 2
 
     def guessing(self) -> float:
-        """The share that guessing has right: uniformly, or in the proportions of the answers.
+        """Return the accuracy of guessing: uniformly, or in the proportions of the answers.
 
         The second is Cohen's (1960) expected agreement, sum over classes c of
-        P(answer = c) P(label = c): a model that always answers the commonest class is right as
-        often as that. Where all labels are of one class it tells nothing, and is left out.
+        P(answer = c) P(label = c): the accuracy of a model that always answers the commonest
+        class. It is omitted if all labels are of one class, since it is then meaningless.
+
+        With two classes, 90 % of the answers and 80 % of the labels 0, guessing is right on
+        0.9 x 0.8 + 0.1 x 0.2 = 74 %.
         """
-        classes = self.classes or len({*self.chosen, *self.labelled})
+        classes = self.classes or len({*self.decided, *self.labelled})
         uniform = 1 / max(classes, 2)
         if len(self.labelled) < 2:
             return uniform
-        both = sum(self.chosen[label] * number for label, number in self.labelled.items())
+        both = sum(self.decided[label] * number for label, number in self.labelled.items())
         return max(uniform, both / self.total**2)
 
     def is_chance(self) -> bool:
-        """Tell whether guessing explains the answers, and a model of any use does not.
+        """Return True if guessing explains the answers, and a useful model does not.
 
         Two one-sided binomial tests on the number of right samples, each at SIGNIFICANCE:
-        guessing, with probability p, is right as often or oftener; and a model halfway between
-        guessing and perfection, with (1 + p) / 2, is not right as seldom. The second keeps small
-        sets from refusing a model by bad luck. Decisions of one sample (pixels, tokens) depend
-        on each other, so that samples are counted, each by its share. An original that is right
-        on no label at all is one at chance however few there are: its accuracy bounds nothing.
+        guessing, with probability p, is right at least as often; and a model halfway between
+        guessing and perfection, with (1 + p) / 2, is unlikely to be right as rarely. The second
+        protects models on small sets from bad luck. Decisions of one sample (pixels, tokens)
+        depend on each other, so samples are counted, each by its share of right decisions. An
+        original that is right on no label is at chance, however few there are: its accuracy
+        bounds nothing.
         """
         if not self.total:
             return False
@@ -224,7 +243,7 @@ class Grade:
         return lucky > SIGNIFICANCE and unlucky < SIGNIFICANCE
 
     def describe(self) -> str:
-        """The two shares in words."""
+        """Return the two accuracies: "right on 9.8 % of 512 labels; guessing is on 10.0 %"."""
         return (
             f"right on {100 * self.right / self.total:.1f} % of {self.total:,} labels; "
             f"guessing is on {100 * self.guessing():.1f} %"
@@ -232,7 +251,7 @@ class Grade:
 
 
 def at_least(successes: int, trials: int, share: float) -> float:
-    """Return the probability of so many successes or more in independent trials."""
+    """Return the probability of at least this many successes in independent trials."""
     if successes <= 0 or share >= 1:
         return 1.0
     if successes > trials or share <= 0:
@@ -245,24 +264,24 @@ def at_least(successes: int, trials: int, share: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-Answered = Callable[[], Iterator[tuple[Sequence[np.ndarray], np.ndarray, int]]]
+AnswerBatches = Callable[[], Iterator[tuple[Sequence[np.ndarray], np.ndarray, int]]]
 
 
 def judge_labels(
     kinds: tuple[OutputKind, ...],
     names: Sequence[str],
     survey: Mapping[str, Any],
-    answered: Answered,
+    batches: AnswerBatches,
     allow_chance: bool,
 ) -> tuple[tuple[OutputKind, ...], Labels]:
-    """Return the outputs' kinds, the one that the labels are of chosen, and what becomes of them.
+    """Match the labels to one output; return the outputs' kinds, and the use of the labels.
 
     Args:
-        kinds: what `infer_kinds` gave.
+        kinds: the result of `infer_kinds`.
         names: of the outputs.
-        survey: what `AnswerSurvey.to_json` gave.
+        survey: the result of `AnswerSurvey.to_json`.
         answered: yields answers, labels and number of samples, batch by batch.
-        allow_chance: go on where the original is right no more often than by guessing.
+        allow_chance: accept an original that is right no more often than by guessing.
 
     Raises DataError `original-chance`, and InputError as `read_labels` does.
     """
@@ -271,16 +290,19 @@ def judge_labels(
     unused = _unused(kinds, names, survey)
     if unused:
         return kinds, Labels(unused=unused)
-    candidates = _candidates(kinds, names, answered)
+    candidates = _candidates(kinds, names, batches)
     grades = {index: Grade() for index in candidates}
-    for answers, labels, count in answered():
+    for answers, labels, count in batches():
         for index, grade in grades.items():
             grade.add(answers[index], labels, kinds[index], count)
+    # Of several outputs that the labels fit, they belong to one that gets them right.
     index = next((i for i in candidates if not grades[i].is_chance()), candidates[0])
-    kinds = tuple(
-        OutputKind("values") if kind.by_labels and i != index else kind
-        for i, kind in enumerate(kinds)
-    )
+    # A kind inferred from the labels holds only for the output that they belong to.
+    matched = list(kinds)
+    for i, kind in enumerate(kinds):
+        if kind.by_labels and i != index:
+            matched[i] = OutputKind("values")
+    kinds = tuple(matched)
     grade = grades[index]
     if not grade.total:
         return kinds, Labels(unused=f"none of them names a class of {names[index]}")
@@ -291,8 +313,8 @@ def judge_labels(
             "original-chance",
             f"the original's output {names[index]} is right no more often than by guessing",
             why=grade.describe(),
-            hint="are these the labels of this model and of these samples, in its order of "
-            "classes? A manifest says which output they are of: [[outputs]] kind\n"
+            hint="check that the labels belong to this model and these samples, in its order of "
+            "classes; a manifest can name their output: [[outputs]] kind\n"
             "--allow-chance judges by the agreement with the original instead",
         )
     return kinds, Labels(
@@ -303,40 +325,42 @@ def judge_labels(
 
 
 def _unused(kinds: Sequence[OutputKind], names: Sequence[str], survey: Mapping[str, Any]) -> str:
-    """Return why labels cannot be used; "" where they can, or are plainly wrong."""
+    """Return the reason for not using the labels; "" if they fit, or are plainly wrong."""
     labels = survey["labels"]
-    what = f"they are {labels['dtype']} {labels['shape']} for each sample"
+    summary = f"they are {labels['dtype']} {labels['shape']} for each sample"
     if labels["minimum"] is not None:
-        what += f", from {labels['minimum']:g} to {labels['maximum']:g}"
+        summary += f", from {labels['minimum']:g} to {labels['maximum']:g}"
     if not any(kind.kind in DECIDING for kind in kinds):
         shapes = ", ".join(
             f"{name} {facts['dtype']} {facts['shape'][1:]}"
             for name, facts in zip(names, survey["outputs"], strict=True)
         )
         return (
-            f"{what}, and no output is known to decide between classes ({shapes}); a manifest "
-            'can state that one is: [[outputs]] kind = "scores", "logit" or "probability"'
+            f"{summary}, and no output is known to decide between classes ({shapes}); a manifest "
+            'can name one that does: [[outputs]] kind = "scores", "logit" or "probability"'
         )
     first = next(i for i, kind in enumerate(kinds) if kind.kind in DECIDING)
     forms = survey["outputs"][first]["forms"]
-    guessed = kinds[first].kind == "scores" and bool(kinds[first].reason)
-    if guessed and _are_binary(labels) and "values" in forms and not kinds[first].by_labels:
+    is_guess = kinds[first].kind == "scores" and bool(kinds[first].reason)
+    if is_guess and _are_binary(labels) and "values" in forms and not kinds[first].by_labels:
         return (
-            f"they name several classes for a sample, or none; a manifest that states "
-            f'kind = "logit" or "probability" for {names[first]} judges each class by itself'
+            f"they name several classes for a sample, or none; a manifest with "
+            f'kind = "logit" or "probability" for {names[first]} judges each class separately'
         )
     return ""
 
 
-def _candidates(kinds: Sequence[OutputKind], names: Sequence[str], answered: Answered) -> list[int]:
-    """Return the outputs that the labels may be of, the likeliest first."""
-    guessed = [i for i, kind in enumerate(kinds) if kind.by_labels]
+def _candidates(
+    kinds: Sequence[OutputKind], names: Sequence[str], batches: AnswerBatches
+) -> list[int]:
+    """Return the outputs that the labels may belong to, the likeliest first."""
+    inferred = [i for i, kind in enumerate(kinds) if kind.by_labels]
     if not any(kind.kind in DECIDING and not kind.by_labels for kind in kinds):
-        return sorted(guessed, key=lambda i: DECIDING.index(kinds[i].kind))
-    answers, labels, _ = next(answered())
+        return sorted(inferred, key=lambda i: DECIDING.index(kinds[i].kind))
+    answers, labels, _ = next(batches())
     tensors = [
         Tensor(name, "", (), "values" if kind.by_labels else kind.kind, kind.axis)
         for name, kind in zip(names, kinds, strict=True)
     ]
     index = labelled_output(tensors, [answer.shape for answer in answers], labels.shape)
-    return [0 if index is None else index]
+    return [index or 0]

@@ -1,8 +1,8 @@
-"""What a graph costs and loses, measured after every pass: so each answers for its own change.
+"""Measure the cost and quality of the graph after every pass, and the change by the pass.
 
-Size, parameters, multiply-accumulates, the quality on the whole evaluation set with the gates that
-it misses, and the latency beside the original's. Quality is that of this process; the proof asks
-the finished bundle again, through the loader that ships.
+Size, parameters, multiply-accumulates, the quality on the whole evaluation set with the gates
+that it misses, and the latency beside the original's. Quality is measured in this process; the
+proof measures the finished bundle again, through its loader.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.runtime.tensor import Tensor
 from edgepack.stages.emulate import stands_in
-from edgepack.stages.given import Given, Graph, digest_of, parsed
-from edgepack.stages.original import Reference, answered
+from edgepack.stages.given import Given, Graph, digest_model, parse_model
+from edgepack.stages.original import Reference, iterate_answers
 from edgepack.stages.parts import parts_of
 from edgepack.stages.samples import evaluation_of
 
-# Seconds that the quick latency of a graph takes, both sides together, and of one side's turn.
+# Seconds of the quick latency of a graph, for all models together, and of one model's turn.
 QUICK_SECONDS, TURN_SECONDS = 0.5, 0.02
-# Calls of each that are timed at least, however long they take.
+# Least number of timed calls of each model, however long they take.
 FEWEST = 7
 
 
-def look(
+def measure_reference(
     model: bytes, reference: Reference, outputs: Sequence[Tensor], stage: Stage
 ) -> graph.Runner:
     """Write size, parameters and parity on the reference samples into a stage's record.
 
-    Returns what runs the model as its target would.
+    Returns a runner that computes as the target does.
     """
-    proto = parsed(model)
+    proto = parse_model(model)
     runner = graph.Runner(rounded(model), literal=graph.signed_activations(proto))
     pairs = [
         (original, runner.run(feed))
@@ -57,25 +57,25 @@ def look(
     return runner
 
 
-def measure(found: Graph, given: Given, cache: Cache, ledger: Ledger, stage: Stage) -> None:
-    """Write all of it into a stage's record, with its change against the pass before.
+def measure(candidate: Graph, context: Given, cache: Cache, ledger: Ledger, stage: Stage) -> None:
+    """Write all measurements into a stage's record, with the change against the previous pass.
 
     `measured` holds `macs` of one reference sample, `quality`, the gates that it `missed`,
-    `latency` (ms; quick, one thread; None where it was not to be measured here), and `change`
-    (None for the original): differences of bytes, parameters, macs, snr_db of the worst output
-    and the metric or agreement in points; of the latency the share by which it grew.
+    `latency` (ms; quick, one thread; None if it is not measured here), and `change` (None for
+    the original): differences of bytes, parameters, macs, snr_db of the worst output and the
+    metric or agreement in points, and the relative growth of the latency.
 
-    Raises SpecError where the gates or the metric do not fit the model.
+    Raises SpecError if the gates or the metric do not fit the model.
     """
-    runner = look(found.model, given.reference, found.outputs, stage)
+    runner = measure_reference(candidate.model, context.reference, candidate.outputs, stage)
     if not processes.is_main():
         return
-    quality = evaluate(found.model, given, cache, stage.progress, runner)
+    quality = evaluate(candidate.model, context, cache, stage.progress, runner)
     measured: dict[str, Any] = {
-        "macs": graph.macs(parsed(found.model), given.reference.feeds[0]),
+        "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
         "quality": dict(quality),
-        "missed": missed(quality, given),
-        "latency": _latency(found, given),
+        "missed": missed_gates(quality, context),
+        "latency": _latency(candidate, context),
         "change": None,
     }
     stage.set(measured=measured)
@@ -86,66 +86,68 @@ def measure(found: Graph, given: Given, cache: Cache, ledger: Ledger, stage: Sta
 
 def evaluate(
     model: bytes,
-    given: Given,
+    context: Given,
     cache: Cache,
     progress: Progress,
     runner: graph.Runner | None = None,
     label: str = "",
 ) -> Mapping[str, Any]:
-    """`samples`, `outputs` and `metric` of a graph on the evaluation set; kept in the cache.
+    """Return `samples`, `outputs` and `metric` of a graph on the evaluation set, with caching.
 
     Args:
         model: the graph, serialised.
         given: the evaluation set, with the original's answers.
         cache: of stages.
-        progress: told how far it is, after the label.
-        runner: of that graph, where there is one.
-        label: what is evaluated.
+        progress: receives the number of evaluated samples, after the label.
+        runner: of that graph; None to create one.
+        label: start of the progress messages, such as "2 layers float: ".
     """
-    count, samples_digest = evaluation_of(given.samples)
-    outputs = given.original.outputs
+    count, samples_digest = evaluation_of(context.samples)
+    outputs = context.original.outputs
     parts = {
-        "model": digest_of(model),
+        "model": digest_model(model),
         "samples": samples_digest,
-        "original": given.reference.digest,
+        "original": context.reference.digest,
         "outputs": [tensor.to_json() for tensor in outputs],
-        "metric": given.metric,
+        "metric": context.metric,
     }
     key = cache.key("evaluation", parts)
     entry = cache.get("evaluation", key)
     if entry is None:
-        literal = graph.signed_activations(parsed(model))
+        literal = graph.signed_activations(parse_model(model))
         runner = runner or graph.Runner(rounded(model), literal=literal)
-        parts_by_output = parts_of(given.reference, outputs)
-        quality = Quality(outputs, parts_by_output, given.metric, given.inputs)
-        for batch, answers in answered(given.samples, given.reference):
+        parts_by_output = parts_of(context.reference, outputs)
+        quality = Quality(outputs, parts_by_output, context.metric, context.inputs)
+        for batch, answers in iterate_answers(context.samples, context.reference):
             quality.update(answers, runner.run(batch.inputs), batch.labels, batch.count)
             progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")
         entry = cache.put("evaluation", key, {}, quality.result())
     return entry.document
 
 
-def missed(quality: Mapping[str, Any], given: Given) -> list[dict[str, Any]]:
-    """The gates of quality that these figures miss."""
-    gates = judge(given.bounds, quality["outputs"], quality["metric"])
+def missed_gates(quality: Mapping[str, Any], context: Given) -> list[dict[str, Any]]:
+    """Return the gates of quality that these figures miss."""
+    gates = judge(context.bounds, quality["outputs"], quality["metric"])
     return [gate for gate in gates if not gate["passed"]]
 
 
 def change(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs between two records of the ledger that were measured."""
+    """Return the differences between two records of the ledger with measurements."""
     new, old = now["measured"], before["measured"]
     after, prior = _figures(now), _figures(before)
-    changed: dict[str, Any] = {
-        name: None if value is None or prior[name] is None else value - prior[name]
-        for name, value in after.items()
-    }
-    both = new["latency"] and old["latency"]
-    changed["latency"] = old["latency"]["ratio"] / new["latency"]["ratio"] - 1 if both else None
-    return changed
+    differences: dict[str, Any] = dict.fromkeys(after)
+    for name, value in after.items():
+        if value is not None and prior[name] is not None:
+            differences[name] = value - prior[name]
+    # The ratio is the original's latency over the model's, so a growth from 2.0 to 1.6 is 25 %.
+    differences["latency"] = None
+    if new["latency"] and old["latency"]:
+        differences["latency"] = old["latency"]["ratio"] / new["latency"]["ratio"] - 1
+    return differences
 
 
 def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
-    snr, points = told(record["measured"]["quality"])
+    snr, points = summarize_quality(record["measured"]["quality"])
     return {
         "bytes": record["bytes"],
         "parameters": record["parameters"],
@@ -155,32 +157,35 @@ def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def told(quality: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """SNR of the worst output in dB (None: exact), and the metric, or agreement, in points."""
+def summarize_quality(quality: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the worst output's SNR in dB (None: exact), and the metric or agreement in points."""
     outputs, metric = quality["outputs"], quality["metric"]
     snr = min((o["snr_db"] for o in outputs.values() if o["snr_db"] is not None), default=None)
     if metric:
         return snr, 100.0 * metric["model"]
     agreements = [o["top1_agreement"] for o in outputs.values() if o["top1_agreement"] is not None]
-    return snr, 100.0 * min(agreements) if agreements else None
+    if not agreements:
+        return snr, None
+    return snr, 100.0 * min(agreements)
 
 
-def _latency(found: Graph, given: Given) -> dict[str, Any] | None:
-    """Median of one call beside the original's, in ms; None where it is not measured here."""
-    if given.request.latency == "none" or stands_in(given.request.target):
+def _latency(candidate: Graph, context: Given) -> dict[str, Any] | None:
+    """Return the median of one call beside the original's, in ms; None if not measured here."""
+    if context.request.latency == "none" or stands_in(context.request.target):
         return None
-    feed = given.reference.feeds[0]
-    if found.model == given.original.model:
-        ((median, queries),) = in_turns([found.model], feed)
+    feed = context.reference.feeds[0]
+    if candidate.model == context.original.model:
+        ((median, queries),) = in_turns([candidate.model], feed)
         return {"p50": median, "original": median, "ratio": 1.0, "queries": queries}
-    (median, queries), (other, _) = in_turns([found.model, given.original.model], feed)
+    (median, queries), (other, _) = in_turns([candidate.model, context.original.model], feed)
     return {"p50": median, "original": other, "ratio": other / median, "queries": queries}
 
 
 def in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[tuple[float, int]]:
-    """Of each model the median of one call in ms, and how many were timed; on one thread.
+    """Return, for each model, the median of one call in ms and the number of timed calls.
 
-    They take turns, so that a machine whose speed drifts is the same for all.
+    Each model runs on one thread. They take turns, so that a drift of the machine's speed
+    affects all of them alike.
     """
     calls = [partial(OnnxSession(model, threads=1).run, feed) for model in models]
     times: list[list[int]] = [[] for _ in calls]
@@ -194,8 +199,8 @@ def in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[tu
             while now - begun < turn:
                 call()
                 before, now = now, clock()
-                # The first call of a turn finds the caches full of another model: a short one
-                # would tell of that.
+                # The first call of a turn finds the processor's caches full of another model, so
+                # it is timed only if it takes the whole turn.
                 if before > begun or now - begun >= turn:
                     timed.append(now - before)
     return [(statistics.median(timed) / 1e6, len(timed)) for timed in times]

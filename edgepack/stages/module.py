@@ -1,9 +1,10 @@
-"""The passes on the torch module: each gives another source, exported and measured at once."""
+"""Apply the passes on the torch module; the result of each is exported and measured at once."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -23,86 +24,103 @@ from edgepack.source.weights import load_state
 from edgepack.stages.code import UserCode
 from edgepack.stages.given import Given, Graph
 from edgepack.stages.graph import export_again
-from edgepack.stages.kept import document_of, write_down
+from edgepack.stages.kept import record_document, to_document
 from edgepack.stages.measure import measure
 
 WEIGHTS = "weights.safetensors"
-# How far the answers of a replayed module may lie from those of the one that the pass made, of
-# the largest value: rounding alone.
+# Bound on the difference between a replayed module's answers and the pass's own, relative to the
+# largest value: rounding alone.
 REPLAY_TOLERANCE = 1e-5
 
 
 def apply_module(
-    step: chain.Step, before: Source, given: Given, cache: Cache, ledger: Ledger
+    step: chain.Step, before: Source, context: Given, cache: Cache, ledger: Ledger
 ) -> tuple[Source, Graph]:
-    """Apply one pass on the module; the source that it gives, and that one's graph.
+    """Apply one pass to the module; return the new source and its graph.
 
-    In the helping processes of a training nothing is exported: the graph is the original's.
+    The worker processes of a training export nothing, and return the original's graph.
 
-    Raises what the pass and the export raise; ChainError `chain-replay` where the pass's recipe
-    does not give the module that the pass made.
+    Raises the errors of the pass and of the export; ChainError `chain-replay` if the pass's
+    recipe does not reproduce its module.
     """
     torch = import_torch(f"The pass {step.name}")
     options = step.read()
     code = UserCode(
         torch,
-        (given.request.base,),
+        (context.request.base,),
         step.name,
-        inputs=tuple(tensor.name for tensor in given.inputs),
-        outputs=tuple(tensor.name for tensor in given.original.outputs),
+        inputs=tuple(tensor.name for tensor in context.inputs),
+        outputs=tuple(tensor.name for tensor in context.original.outputs),
     )
     with ledger.stage(step.name) as stage:
-        key = cache.key(step.name, _parts(step, options, before, given, code))
+        key = cache.key(step.name, _parts(step, options, before, context, code))
         module, document, weights = _through_cache(
-            step, options, before, given, code, key, cache, stage
+            step, options, before, context, code, key, cache, stage
         )
-        write_down(document, stage)
-        found = replace(
+        record_document(document, stage)
+        result = replace(
             before,
             digest=digest({"before": before.key, "recipe": document["recipe"],
                            "weights": hashlib.sha256(weights).hexdigest()}),
             identity="",
             module=module,
-            run=torch_run(module, given.inputs),
+            run=torch_run(module, context.inputs),
             parameters=count_parameters(module),
             bytes=len(weights),
         )  # fmt: skip
         if not processes.is_main():
-            return found, given.original
-        request, reference = given.request, given.reference
+            return result, context.original
+        request, reference = context.request, context.reference
         for_passes = bool(chain.of_domain("graph", request.chain))
         graph, notes = export_again(
-            found, given.inputs, given.original, request.target.opset, for_passes, reference, cache
+            result,
+            context.inputs,
+            context.original,
+            request.target.opset,
+            for_passes,
+            reference,
+            cache,
         )
-        # How it was exported was said of the original already, unless it is another way now.
+        # Notes of the original's export are not repeated.
         stage.note(*(note for note in notes if note not in _notes_of(ledger, "export")))
-        measure(graph, given, cache, ledger, stage)
-    return found, graph
+        measure(graph, context, cache, ledger, stage)
+    return result, graph
 
 
 def _notes_of(ledger: Ledger, stage: str) -> set[str]:
-    return {note for record in ledger.records if record.stage == stage for note in record.notes}
+    records = [record for record in ledger.records if record.stage == stage]
+    return set(itertools.chain.from_iterable(record.notes for record in records))
 
 
 def _parts(
-    step: chain.Step, options: Any, before: Source, given: Given, code: UserCode
+    step: chain.Step, options: Any, before: Source, context: Given, code: UserCode
 ) -> dict[str, Any]:
-    """What the result of a pass depends on."""
+    """Return the key parts of a pass's result."""
     needs = options.needs
-    example = given.reference.feeds[0]
-    digests = given.samples.lint.digests
+    example = context.reference.feeds[0]
+    digests = context.samples.lint.digests
+    # A part that the pass does not need is empty, and so does not invalidate its results.
+    gates, quantize, environment = {}, {}, {}
+    if "gates" in needs:
+        gates = dict(context.request.quality)
+    if "quantize" in needs:
+        quantize = dict(_quantize_step(context).options)
+    if "training" in needs:
+        environment = processes.environment()
     return {
         "source": before.key,
-        "original": given.source.key,
-        "inputs": [tensor.to_json() for tensor in given.inputs],
-        "outputs": [tensor.to_json() for tensor in given.original.outputs],
+        "original": context.source.key,
+        "inputs": [tensor.to_json() for tensor in context.inputs],
+        "outputs": [tensor.to_json() for tensor in context.original.outputs],
         "example": {name: list(array.shape) for name, array in example.items()},
         "options": dict(step.options),
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],
-        "samples": {role: found for role, found in digests.items() if role in needs},
-        "gates": dict(given.request.quality) if "gates" in needs else {},
-        "quantize": dict(_quantize(given).options) if "quantize" in needs else {},
-        "environment": processes.environment() if "training" in needs else {},
+        "samples": {
+            role: samples_digest for role, samples_digest in digests.items() if role in needs
+        },
+        "gates": gates,
+        "quantize": quantize,
+        "environment": environment,
     }
 
 
@@ -110,43 +128,50 @@ def _through_cache(
     step: chain.Step,
     options: Any,
     before: Source,
-    given: Given,
+    context: Given,
     code: UserCode,
     key: str,
     cache: Cache,
     stage: Stage,
 ) -> tuple[Any, Mapping[str, Any], bytes]:
-    """The module after a pass, what the cache keeps of it, and its weights as safetensors."""
+    """Return the module after a pass, its cached document, and its weights as safetensors.
+
+    The module is always replayed from the recipe, on a miss as well: a later build, and the
+    worker processes of a training, have nothing else.
+    """
     entry = cache.get(step.name, key) if processes.is_main() else None
     if processes.broadcast(entry is not None):
         stage.set(status="cached")
     with _workplace(cache, step.name, key) as work:
-        needs, samples = options.needs, given.samples
-        context = Context(
-            original=given.source.module,
-            inputs=given.inputs,
-            outputs=given.original.outputs,
-            example=given.reference.feeds[0],
+        needs, samples = options.needs, context.samples
+        pass_context = Context(
+            original=context.source.module,
+            inputs=context.inputs,
+            outputs=context.original.outputs,
+            example=context.reference.feeds[0],
             calibration=samples.calibration if "calibration" in needs else None,
             training=samples.training if "training" in needs else None,
-            gates=given.request.quality if "gates" in needs else {},
+            gates=context.request.quality if "gates" in needs else {},
             code=code,
             work=work,
             progress=stage.progress,
-            quantize=_quantize(given).read() if "quantize" in needs else None,
+            quantize=_quantize_step(context).read() if "quantize" in needs else None,
         )
-        made: ModuleResult | None = None
+        result: ModuleResult | None = None
         if stage.record.status == "cached":
-            kept = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
+            outcome = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
         else:
-            made = step.known.apply(_copied(before, step), options, context)
-            kept = ({**document_of(made), "recipe": dict(made.recipe)}, _written(made.model))
-        document, weights = processes.broadcast(kept)
-        module = step.known.replay(_copied(before, step), document["recipe"], context)
+            result = step.known.apply(_copy_module(before, step), options, pass_context)
+            outcome = (
+                {**to_document(result), "recipe": dict(result.recipe)},
+                _serialize(result.model),
+            )
+        document, weights = processes.broadcast(outcome)
+        module = step.known.replay(_copy_module(before, step), document["recipe"], pass_context)
         _load(module, weights, step)
-        if made is not None and processes.is_main():
-            made.model.eval()
-            _check_replay(made.model, module, context, step)
+        if result is not None and processes.is_main():
+            result.model.eval()
+            _check_replay(result.model, module, pass_context, step)
             cache.put(step.name, key, {WEIGHTS: weights}, document)
     return module, document, weights
 
@@ -157,40 +182,40 @@ def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path
     return files.temporary_folder()
 
 
-def _quantize(given: Given) -> chain.Step:
-    """The step that quantizes; `chain.check` saw to it that there is one where it is needed."""
-    return next(step for step in given.request.chain if step.name == "quantize")
+def _quantize_step(context: Given) -> chain.Step:
+    """Return the step that quantizes; `chain.check` ensures that there is one if it is needed."""
+    return next(step for step in context.request.chain if step.name == "quantize")
 
 
-def _copied(before: Source, step: chain.Step) -> Any:
-    """A copy of the module that a pass may change."""
+def _copy_module(before: Source, step: chain.Step) -> Any:
+    """Return a copy of the module, for a pass to change."""
     try:
         return copy.deepcopy(before.module)
-    except Exception as error:  # whatever the parts of a user's module raise when they are copied
+    except Exception as error:  # a user's module may raise anything
         raise ChainError(
             "chain-module-copy",
-            f"{step.name} needs a copy of the network, and it cannot be copied",
+            f"{step.name} needs a copy of the network, but it cannot be copied",
             why=f"{type(error).__name__}: {error}",
-            hint="copy.deepcopy(model) must work: keep computed tensors out of its attributes",
+            hint="copy.deepcopy(model) must work: remove computed tensors from its attributes",
         ) from error
 
 
-def _written(module: Any) -> bytes:
-    """The state dict as safetensors; a tensor with several names under the first of them."""
+def _serialize(module: Any) -> bytes:
+    """Serialize a state dict as safetensors; a shared tensor has the first of its names."""
     from safetensors.torch import save
 
     tensors: dict[str, Any] = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "detach"):
             raise ChainError(
                 "chain-module-state",
-                f"the network keeps {name} in its state dict, which is no tensor",
+                f"the network's state dict holds {name}, which is not a tensor",
                 why=f"it is of type {type(tensor).__name__}",
                 hint="make it a part of the factory's arguments, or a buffer",
             )
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        if id(tensor) not in visited:
+            visited.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     return bytes(save(tensors))
 
@@ -202,18 +227,21 @@ def _load(module: Any, weights: bytes, step: chain.Step) -> None:
     module.eval()
 
 
-def _check_replay(made: Any, replayed: Any, context: Context, step: chain.Step) -> None:
-    """The module that the recipe gives answers as the one that the pass made."""
+def _check_replay(result: Any, replayed: Any, pass_context: Context, step: chain.Step) -> None:
+    """Require that the replayed module answers as the pass's own. Raises ChainError."""
     import torch
 
     from edgepack.chain.network import alike
 
-    run = [torch_run(module, context.inputs)(context.example) for module in (made, replayed)]
-    for one, other in zip(*run, strict=True):
-        if not alike(torch.from_numpy(one), torch.from_numpy(other), REPLAY_TOLERANCE):
+    run = [
+        torch_run(module, pass_context.inputs)(pass_context.example)
+        for module in (result, replayed)
+    ]
+    for answer, replay in zip(*run, strict=True):
+        if not alike(torch.from_numpy(answer), torch.from_numpy(replay), REPLAY_TOLERANCE):
             raise ChainError(
                 "chain-replay",
-                f"the recipe of {step.name} does not give the network that it made",
+                f"the recipe of {step.name} does not reproduce its network",
                 why="the two answer the same sample differently",
-                hint="this is a fault of the pass: report it with the chain",
+                hint="this is a bug in the pass: report it with the chain",
             )

@@ -1,4 +1,4 @@
-"""Stage `original`: the original model's answers, which everything later is held against."""
+"""Stage `original`: run the original model; its answers are the reference of the build."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from edgepack.stages.samples import SampleSets, evaluation_of
 from edgepack.stages.sizes import answer_sizes
 
 EVALUATION_BATCH = 16
-# Reference samples ship: as many as fit, but no fewer than tell something.
+# Reference samples ship in the bundle: as many as fit into these bytes, within bounds.
 REFERENCE_BYTES = 4 << 20
 REFERENCE_MIN, REFERENCE_MAX = 4, 64
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The samples that the bundle will carry, and the original's answers to all of them.
+    """Reference samples of the bundle, and the original's answers to all evaluation samples.
 
     Attributes:
-        feeds: whole feeds, one call each.
+        feeds: the reference samples, one call each.
         original: per feed, the outputs of the original model.
         answers: the original's answers on the evaluation set, in frames, batch by batch.
-        kinds: what each output is.
-        labels: what becomes of the labels of the evaluation samples.
-        digest: of everything that decides these answers.
+        kinds: kind of each output.
+        labels: use of the labels of the evaluation samples.
+        digest: of everything that determines these answers.
         sizes: the original's answers at one other size of every dynamic axis.
-        identity: of the model that gave them, see `identify`.
+        identity: of the model that computed them, see `identify`.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -60,29 +60,29 @@ class Reference:
 
 
 def ask_original(
-    request: Request, found: Source, inputs: tuple[Tensor, ...], samples: SampleSets,
+    request: Request, source: Source, inputs: tuple[Tensor, ...], samples: SampleSets,
     cache: Cache, ledger: Ledger,
 ) -> Reference:  # fmt: skip
-    """Run the original model on every evaluation sample, and choose the reference samples."""
+    """Run the original model on every evaluation sample, and select the reference samples."""
     count, samples_digest = evaluation_of(samples)
     with ledger.stage("original", count) as stage:
-        found = identify(found, inputs, samples, cache, ledger)
+        source = identify(source, inputs, samples, cache, ledger)
         size = sum(_feed_bytes(tensor) for tensor in inputs)
         fitting = min(REFERENCE_MAX, max(REFERENCE_MIN, REFERENCE_BYTES // max(size, 1)))
-        wanted = min(count, request.reference_samples or fitting)
+        references = min(count, request.reference_samples or fitting)
         key = cache.key(
             "original",
             {
-                "source": found.key,
+                "source": source.key,
                 "samples": samples_digest,
                 "inputs": [tensor.to_json() for tensor in inputs],
-                "wanted": wanted,
+                "wanted": references,
             },
         )
         entry = cache.get("original", key)
         if entry is None:
             entry = _run_original(
-                request, found, samples.evaluation, inputs, count, wanted, stage, cache, key
+                request, source, samples.evaluation, inputs, count, references, stage, cache, key
             )
         else:
             stage.set(status="cached")
@@ -91,34 +91,34 @@ def ask_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-        kinds, labels = _survey_answers(request, found, entry, ledger)
+        kinds, labels = _survey_answers(request, source, entry, ledger)
         if labels.used:
             stage.note("the labels of the evaluation samples judge the outputs")
-    sizes = answer_sizes(request, found, inputs, feeds[:LARGEST_STACK], key, cache)
+    sizes = answer_sizes(request, source, inputs, feeds[:LARGEST_STACK], key, cache)
     answers = entry.folder / "answers.bin"
-    return Reference(feeds, original, answers, kinds, labels, key, sizes, found.identity)
+    return Reference(feeds, original, answers, kinds, labels, key, sizes, source.identity)
 
 
 def _survey_answers(
-    request: Request, found: Source, entry: Entry, ledger: Ledger
+    request: Request, source: Source, entry: Entry, ledger: Ledger
 ) -> tuple[tuple[OutputKind, ...], Labels]:
-    """Hold the original's answers against what a proof needs, and against their labels."""
+    """Check that the original's answers allow a proof, and match them with the labels."""
     survey = entry.document["survey"]
-    names = _output_names(request, found, entry.document["keys"], len(survey["outputs"]))
+    names = _output_names(request, source, entry.document["keys"], len(survey["outputs"]))
     trial = request.random and not request.evaluation
     ledger.warn(*refuse_unprovable(survey, names, trial))
     stated = [
-        (request.output_kinds.get(name) or found.output_kind, request.output_axes.get(name))
+        (request.output_kinds.get(name) or source.output_kind, request.output_axes.get(name))
         for name in names
     ]
 
-    def answered() -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
+    def read_batches() -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
         with (entry.folder / "answers.bin").open("rb") as stream:
             for shard in read_frames(stream):
                 yield _originals(shard), shard["labels"], int(shard["count"])
 
     kinds = infer_kinds(survey, names, stated)
-    kinds, labels = judge_labels(kinds, names, survey, answered, request.allow_chance)
+    kinds, labels = judge_labels(kinds, names, survey, read_batches, request.allow_chance)
     if labels.unused:
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
     if labels.chance:
@@ -127,18 +127,23 @@ def _survey_answers(
 
 
 def _output_names(
-    request: Request, found: Source, keys: Sequence[str], count: int
+    request: Request, source: Source, keys: Sequence[str], count: int
 ) -> tuple[str, ...]:
-    """Return the names that the export will give the outputs, as far as they are known before."""
-    if found.onnx is None and len(request.output_kinds) == count:
+    """Return the names of the outputs after the export, as far as they are known before it."""
+    if source.onnx is None and len(request.output_kinds) == count:
         return tuple(request.output_kinds)
-    return tuple(keys) if len(keys) == count else default_output_names(count)
+    if len(keys) == count:
+        return tuple(keys)
+    return default_output_names(count)
 
 
 def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """What a shard of the evaluation set holds beside inputs and answers."""
-    labels = {} if batch.labels is None else {"labels": batch.labels}
-    return {**labels, "count": np.array(batch.count)}
+    """Return the arrays of a shard of the evaluation set besides inputs and answers."""
+    arrays = {}
+    if batch.labels is not None:
+        arrays["labels"] = batch.labels
+    arrays["count"] = np.array(batch.count)
+    return arrays
 
 
 def _originals(shard: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -153,44 +158,47 @@ def _feed_bytes(tensor: Tensor) -> int:
 
 def _run_original(
     request: Request,
-    found: Source,
+    source: Source,
     samples: Samples,
     inputs: tuple[Tensor, ...],
     count: int,
-    wanted: int,
+    references: int,
     stage: Stage,
     cache: Cache,
     key: str,
 ) -> Entry:
     # Spread over the set, since samples are often sorted by class.
-    chosen = {i * count // wanted for i in range(wanted)}
-    kept: list[dict[str, np.ndarray]] = []
+    positions = {i * count // references for i in range(references)}
+    columns: list[dict[str, np.ndarray]] = []
     document: dict[str, Any] = {}
 
     def name_outputs(number: int) -> tuple[str, ...]:
-        keys = found.output_names or (output_keys(found.module) if found.module else None)
+        keys = source.output_names
+        if not keys and source.module:
+            keys = output_keys(source.module)
         document["keys"] = list(keys or ())
-        return _output_names(request, found, document["keys"], number)
+        return _output_names(request, source, document["keys"], number)
 
     def answers(stream: BinaryIO) -> None:
-        """Written as they come: all of them need not fit into memory."""
-        seen = 0
+        """Write the answers batch by batch: all of them may not fit into memory."""
+        offset = 0
         survey = AnswerSurvey(name_outputs)
         for batch in samples.batches(EVALUATION_BATCH):
-            outputs = found.run(batch.inputs)
+            outputs = source.run(batch.inputs)
             survey.add(outputs, batch.labels, batch.count)
             answers = {f"original-{i}": array for i, array in enumerate(outputs)}
             stream.write(frame({**answers, **_label_arrays(batch)}))
-            rows = sorted(chosen & set(range(seen, seen + batch.count)))
-            for feed in _feeds(batch, [row - seen for row in rows], inputs):
-                answered = {f"original-{j}": a for j, a in enumerate(found.run(feed))}
-                kept.append({**{f"input-{n}": a for n, a in feed.items()}, **answered})
-            seen += batch.count
+            # Of positions {0, 20, 40} and a batch of the samples 16 to 31, row 4 is a reference.
+            rows = sorted(positions & set(range(offset, offset + batch.count)))
+            for feed in _feeds(batch, [row - offset for row in rows], inputs):
+                outputs_by_name = {f"original-{j}": a for j, a in enumerate(source.run(feed))}
+                columns.append({**{f"input-{n}": a for n, a in feed.items()}, **outputs_by_name})
+            offset += batch.count
             stage.progress.advance(batch.count)
         document["survey"] = survey.to_json()
 
     def reference(stream: BinaryIO) -> None:
-        np.savez(stream, **_columns(kept))  # type: ignore[arg-type]
+        np.savez(stream, **_columns(columns))  # type: ignore[arg-type]
 
     contents = {"answers.bin": answers, "reference.npz": reference}
     return cache.put("original", key, contents, document)
@@ -199,9 +207,9 @@ def _run_original(
 def _feeds(
     batch: Batch, rows: list[int], inputs: tuple[Tensor, ...]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Some samples of a batch, each as a feed of its own.
+    """Yield some samples of a batch, each as a separate feed.
 
-    Where the model's batch is fixed, and where a feed is whole as it is, that is the whole batch.
+    The whole batch is one feed if the model's batch is fixed, or if it holds one sample.
     """
     if rows and (batch.count == 1 or fixed_batch(inputs) is not None):
         yield dict(batch.inputs)
@@ -210,14 +218,14 @@ def _feeds(
         yield {name: array[i : i + 1] for name, array in batch.inputs.items()}
 
 
-def _columns(kept: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The reference samples as one array per input and output.
+def _columns(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Stack the reference samples into one array per input and output.
 
-    Where samples are of different sizes, those of the commonest size are taken.
+    Of samples with different sizes, those with the commonest size are used.
     """
-    sizes = [tuple(sorted((name, a.shape) for name, a in row.items())) for row in kept]
+    sizes = [tuple(sorted((name, a.shape) for name, a in row.items())) for row in references]
     ((commonest, _),) = Counter(sizes).most_common(1)
-    rows = [row for row, size in zip(kept, sizes, strict=True) if size == commonest]
+    rows = [row for row, size in zip(references, sizes, strict=True) if size == commonest]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -230,17 +238,19 @@ def _read_reference(
             (name for name in arrays.files if name.startswith("original-")),
             key=lambda name: int(name.rpartition("-")[2]),
         )
-        answered = [arrays[name] for name in outputs]
-    rows = range(len(answered[0]))
-    # An ellipsis, so that what has no axis stays an array.
+        originals = [arrays[name] for name in outputs]
+    rows = range(len(originals[0]))
+    # With the ellipsis, a scalar stays an array.
     return (
         [{name: array[i, ...] for name, array in fed.items()} for i in rows],
-        [[array[i, ...] for array in answered] for i in rows],
+        [[array[i, ...] for array in originals] for i in rows],
     )
 
 
-def answered(samples: SampleSets, reference: Reference) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-    """The evaluation set, batch by batch, each with the original's answers."""
+def iterate_answers(
+    samples: SampleSets, reference: Reference
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """Yield the batches of the evaluation set, each with the original's answers."""
     with reference.answers.open("rb") as stream:
         for batch, shard in zip(
             samples.evaluation.batches(EVALUATION_BATCH), read_frames(stream), strict=True
@@ -251,8 +261,8 @@ def answered(samples: SampleSets, reference: Reference) -> Iterator[tuple[Batch,
 def evaluation_frames(
     samples: SampleSets, reference: Reference, inputs: tuple[Tensor, ...]
 ) -> Iterator[bytes]:
-    """The evaluation set with the original's answers, as the loader's `verify` reads it."""
-    for batch, answers in answered(samples, reference):
+    """Yield the evaluation set with the original's answers, as frames for the loader's `verify`."""
+    for batch, answers in iterate_answers(samples, reference):
         fed = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
-        given = {f"original-{i}": array for i, array in enumerate(answers)}
-        yield frame({**fed, **given, **_label_arrays(batch)})
+        originals = {f"original-{i}": array for i, array in enumerate(answers)}
+        yield frame({**fed, **originals, **_label_arrays(batch)})

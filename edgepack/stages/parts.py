@@ -1,4 +1,4 @@
-"""The parts of every output, by the original's answers to the evaluation samples."""
+"""Split every output into parts, by the original's answers to the evaluation samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgepack.stages.original import Reference
 
 
 def parts_of(reference: Reference, outputs: tuple[Tensor, ...]) -> Mapping[str, tuple[Part, ...]]:
-    """Return the parts of every output; integers, which are compared for equality, have none."""
+    """Return the parts of every output; integers have none, as they are compared for equality."""
     return _parts(reference.answers, reference.digest, outputs)
 
 
@@ -24,13 +24,12 @@ def parts_of(reference: Reference, outputs: tuple[Tensor, ...]) -> Mapping[str, 
 def _parts(
     answers: Path, digest: str, outputs: tuple[Tensor, ...]
 ) -> Mapping[str, tuple[Part, ...]]:
-    # Every pass asks for them, and the answers do not change within a build.
-    return {
-        tensor.name: find_parts(tensor, _column(answers, i))
-        if tensor.dtype.startswith("float")
-        else ()
-        for i, tensor in enumerate(outputs)
-    }
+    # Cached, since every pass needs them and the answers do not change within a build.
+    parts: dict[str, tuple[Part, ...]] = {tensor.name: () for tensor in outputs}
+    for i, tensor in enumerate(outputs):
+        if tensor.dtype.startswith("float"):
+            parts[tensor.name] = find_parts(tensor, _column(answers, i))
+    return parts
 
 
 def _column(answers: Path, index: int) -> Iterator[np.ndarray]:

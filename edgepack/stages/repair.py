@@ -1,12 +1,13 @@
-"""Stage `repair`: a gate that a pass missed is won back with as little of the pass as need be.
+"""Stage `repair`: return layers to float until the gates pass that a pass on the graph missed.
 
-The layers that cost most go back to float until the gates hold. Which cost most is measured on
-calibration samples; the evaluation set only says whether the gates hold. Where no set of layers
-holds them, the best that was found goes on, to be refused by the proof with all that was tried.
+The layers with the largest loss are returned first. The loss is measured on calibration samples;
+the evaluation set serves only to check the gates. If no set of layers passes them, the build
+continues with the best one, and the proof refuses it with an account of the trials.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,122 +22,122 @@ from edgepack.report import describe_gate
 from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
-from edgepack.stages.given import Given, Graph, digest_of, parsed
-from edgepack.stages.kept import through_cache
-from edgepack.stages.measure import evaluate, measure, missed, told
+from edgepack.stages.given import Given, Graph, digest_model, parse_model
+from edgepack.stages.kept import run_cached
+from edgepack.stages.measure import evaluate, measure, missed_gates, summarize_quality
 from edgepack.stages.parts import parts_of
 from edgepack.stages.samples import evaluation_of
 
-# Samples of a feed that layers are ranked on.
+# Samples per feed for ranking the layers.
 BATCH = 4
-# Layers that a note spells out.
+# Layers that a note names.
 SPELT = 6
-# Share of the float model's bytes from which fp16 is as small.
+# fp16 has this share of the float model's bytes; a larger integer model saves nothing.
 HALF = 0.5
 
 
 def repair(
-    before: Graph, made: Graph, parts: Mapping[str, Any], trials: Callable[[], Trials],
-    given: Given, cache: Cache, ledger: Ledger,
+    before: Graph, result: Graph, parts: Mapping[str, Any], trials: Callable[[], Trials],
+    context: Given, cache: Cache, ledger: Ledger,
 ) -> Graph:  # fmt: skip
-    """The graph that a pass made, or one with less of the pass where it missed a gate.
+    """Return the graph of a pass; with layers returned to float if it missed a gate.
 
     Args:
-        before: the graph that the pass was given.
-        made: what it made of that; the ledger's last record is the pass's.
-        parts: what decided that.
-        trials: makes the pass's other results; called where they are needed.
-        given: the gates and what they are judged on.
+        before: the graph before the pass.
+        result: the graph after the pass; the ledger's last record is the pass's.
+        parts: the key parts of the pass.
+        trials: creates other results of the pass; called only if they are needed.
+        context: the gates and the evaluation set.
         cache: of stages.
-        ledger: has the record `repair` afterwards, unless nothing was missed.
+        ledger: receives the stage `repair`, unless no gate was missed.
     """
-    whole = ledger.records[-1]
-    if whole.measured is None or not whole.measured["missed"]:
-        return made
+    record = ledger.records[-1]
+    if record.measured is None or not record.measured["missed"]:
+        return result
     with ledger.stage("repair") as stage:
-        calibration, reason = given.samples.calibration, _hopeless(ledger)
+        calibration, reason = context.samples.calibration, _skip_reason(ledger)
         if calibration is None:
-            reason = "There are no calibration samples that tell which layers cost most."
+            reason = "There are no calibration samples to rank the layers on."
         if calibration is None or reason:
             stage.set(status="skipped")
             stage.note(reason)
-            return made
+            return result
         parts = {
             **parts,
-            "made": digest_of(made.model),
-            "ranked": given.samples.lint.digests.get("calibration"),
-            "evaluation": evaluation_of(given.samples)[1],
-            "original": given.reference.digest,
-            "outputs": [tensor.to_json() for tensor in given.original.outputs],
-            "metric": given.metric,
-            "gates": dict(given.bounds),
+            "made": digest_model(result.model),
+            "ranked": context.samples.lint.digests.get("calibration"),
+            "evaluation": evaluation_of(context.samples)[1],
+            "original": context.reference.digest,
+            "outputs": [tensor.to_json() for tensor in context.original.outputs],
+            "metric": context.metric,
+            "gates": dict(context.bounds),
         }
-        model, found = through_cache(
+        model, details = run_cached(
             "repair", parts, stage, cache,
-            lambda: _Search(before, whole, trials(), given, cache, stage).result(calibration),
+            lambda: _Search(before, record, trials(), context, cache, stage).result(calibration),
         )  # fmt: skip
-        names = tuple(layer["name"] for layer in found["returned"])
+        names = tuple(layer["name"] for layer in details["returned"])
         repaired = replace(
-            made, model=model, integer_only=bool(found["integer_only"]), returned=names
+            result, model=model, integer_only=bool(details["integer_only"]), returned=names
         )
-        measure(repaired, given, cache, ledger, stage)
-        stage.note(*_notes(found, stage.record))
-        if not found["holds"]:
+        measure(repaired, context, cache, ledger, stage)
+        stage.note(*_notes(details, stage.record))
+        if not details["holds"]:
             stage.set(status="failed")
-        elif made.integer_only and not repaired.integer_only:
-            stage.note("Other CPUs are held to the SNR of fidelity now: floats differ in bits.")
-    if found["holds"]:
-        ledger.warn(*_not_worth_it(found, before, stage.record))
+        elif result.integer_only and not repaired.integer_only:
+            stage.note("Other CPUs must meet the SNR of fidelity now: floats differ in bits.")
+    if details["holds"]:
+        ledger.warn(*_describe_poor_gain(details, before, stage.record))
     return repaired
 
 
-def _hopeless(ledger: Ledger) -> str:
-    """Why no layer wins the gates back; "" where one may."""
+def _skip_reason(ledger: Ledger) -> str:
+    """Return the reason for not searching, if an earlier stage missed the gates; "" for none."""
     lost, last = ledger.lost_in(), ledger.records[-1]
     if lost is None or lost is last:
         return ""
     return (
         f"The gates were missed before {last.stage}, since {lost.stage}: "
-        "no layer that goes back to float wins that back."
+        "returning layers to float cannot restore that."
     )
 
 
 class _Search:
-    """One search for the layers that have to be float."""
+    """Search for the layers to return to float."""
 
     def __init__(
-        self, before: Graph, whole: Record, trials: Trials, given: Given, cache: Cache,
+        self, before: Graph, record: Record, trials: Trials, context: Given, cache: Cache,
         stage: Stage,
     ) -> None:  # fmt: skip
-        self.before, self.trials, self.given = before, trials, given
+        self.before, self.trials, self.context = before, trials, context
         self.cache, self.stage = cache, stage
-        quality = (whole.measured or {})["quality"]
-        # With all that was tried, from no layer back to float on.
+        quality = (record.measured or {})["quality"]
+        # Quality by the layers in float; the empty tuple is the result of the pass.
         self.tried: dict[tuple[str, ...], Mapping[str, Any]] = {(): quality}
 
     def result(self, calibration: Samples) -> PassResult[Any]:
-        """The repaired model, or the best that is not; figures for `_notes`."""
+        """Return the repaired model, or the closest to the gates, with details for `_notes`."""
         started = time.perf_counter()
         names = self.trials.names
-        count = self.given.samples.lint.counts["calibration"]
+        count = self.context.samples.lint.counts["calibration"]
         self.stage.progress.expect(len(names))
         costs = rank(
             self.trials,
             self.before.model,
             chosen(calibration, count, BATCH),
-            _runs,
+            _make_runner,
             self._parities,
             self.stage.progress,
         )
-        # One stays: without any, nothing would be left of the pass.
-        floats = search(list(costs)[:-1], self._holds)
+        # One layer stays quantized: without any, the pass would have no effect.
+        floats = search(list(costs)[:-1], self._passes)
         holds = floats is not None
         if floats is None:
             floats = max(self.tried, key=self._closeness)
         else:
-            floats = spared(floats, self._weights(), self._holds)
-        made = self.trials.result(floats)
-        operators = {node.name: node.op_type for node in parsed(self.before.model).graph.node}
+            floats = spared(floats, self._weights(), self._passes)
+        result = self.trials.result(floats)
+        operators = {node.name: node.op_type for node in parse_model(self.before.model).graph.node}
         details = {
             "holds": holds,
             "returned": [
@@ -146,81 +147,84 @@ class _Search:
             ],
             "layers": len(names),
             "ranking": [{"name": name, "snr_db": round(cost, 2)} for name, cost in costs.items()],
-            "tried": [self._told(floats) for floats in self.tried],
+            "tried": [self._summarize(floats) for floats in self.tried],
             "search_seconds": round(time.perf_counter() - started, 1),
-            "integer_only": bool(made.details.get("integer_only", False)),
+            "integer_only": bool(result.details.get("integer_only", False)),
         }
-        return PassResult(made.model, True, (), details)
+        return PassResult(result.model, True, (), details)
 
     def _parities(self) -> list[Parity]:
-        outputs = self.given.original.outputs
-        parts = parts_of(self.given.reference, outputs)
+        outputs = self.context.original.outputs
+        parts = parts_of(self.context.reference, outputs)
         return [
-            Parity(tensor, parts[tensor.name], list_axis(tensor, self.given.inputs))
+            Parity(tensor, parts[tensor.name], list_axis(tensor, self.context.inputs))
             for tensor in outputs
         ]
 
-    def _holds(self, floats: tuple[str, ...]) -> bool:
+    def _passes(self, floats: tuple[str, ...]) -> bool:
         if floats not in self.tried:
             model = self.trials.model_with(floats).SerializeToString(deterministic=True)
             label = f"{plural(len(floats), 'layer')} float: "
             progress = self.stage.progress
-            self.tried[floats] = evaluate(model, self.given, self.cache, progress, label=label)
+            self.tried[floats] = evaluate(model, self.context, self.cache, progress, label=label)
         return not self._missed(floats)
 
     def _missed(self, floats: tuple[str, ...]) -> list[dict[str, Any]]:
-        return missed(self.tried[floats], self.given)
+        return missed_gates(self.tried[floats], self.context)
 
     def _closeness(self, floats: tuple[str, ...]) -> tuple[float, ...]:
-        """How near the gates: the fewest missed, then the metric, then SNR."""
-        snr, points = told(self.tried[floats])
-        return (
-            -len(self._missed(floats)),
-            float("-inf") if points is None else points,
-            float("inf") if snr is None else snr,
-        )
+        """Order results by the number of missed gates, then the metric, then the SNR.
 
-    def _told(self, floats: tuple[str, ...]) -> dict[str, Any]:
-        snr, points = told(self.tried[floats])
+        One missed gate at 71.2 points and 24.1 dB is (-1, 71.2, 24.1).
+        """
+        snr, points = summarize_quality(self.tried[floats])
+        if points is None:
+            points = -math.inf
+        if snr is None:  # exact
+            snr = math.inf
+        return -len(self._missed(floats)), points, snr
+
+    def _summarize(self, floats: tuple[str, ...]) -> dict[str, Any]:
+        snr, points = summarize_quality(self.tried[floats])
         gates = [describe_gate(gate) for gate in self._missed(floats)]
         return {"layers": len(floats), "snr_db": snr, "metric_points": points, "missed": gates}
 
     def _weights(self) -> dict[str, int]:
-        """Number of weights of every layer of the float graph."""
-        proto = parsed(self.before.model).graph
+        """Return the size of the weights of every layer of the float graph, in bytes."""
+        proto = parse_model(self.before.model).graph
         sizes = {tensor.name: len(tensor.raw_data) or 1 for tensor in proto.initializer}
         return {node.name: sum(sizes.get(i, 0) for i in node.input) for node in proto.node}
 
 
-def _runs(model: bytes) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
-    """As `measure` runs it."""
-    return graph.Runner(rounded(model), literal=graph.signed_activations(parsed(model))).run
+def _make_runner(model: bytes) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+    """Return a function that runs a model as `measure` does."""
+    return graph.Runner(rounded(model), literal=graph.signed_activations(parse_model(model))).run
 
 
-def _notes(found: Mapping[str, Any], record: Record) -> list[str]:
-    """What was done and its price, in sentences."""
-    returned, layers = found["returned"], found["layers"]
+def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
+    """Describe the returned layers and their cost, in sentences for the ledger."""
+    returned, layers = details["returned"], details["layers"]
     costs = ", ".join(f"{layer['name']} {snr_text(layer)}" for layer in returned[:SPELT])
     more = f" and {len(returned) - SPELT} more" if len(returned) > SPELT else ""
     share = f"{len(returned)} of {plural(layers, 'layer')}"
     price = f"{share} back to float: {_price(record)}."
-    named = f"SNR with that layer alone quantized: {costs}{more}." if returned else ""
-    if found["holds"]:
-        return [price, named]
-    best = next(t for t in found["tried"] if t["layers"] == len(returned))
+    snrs = [f"SNR with that layer alone quantized: {costs}{more}."] if returned else []
+    if details["holds"]:
+        return [price, *snrs]
+    best = next(t for t in details["tried"] if t["layers"] == len(returned))
     if layers == 1:
-        return ["Its one layer stays quantized: with that in float nothing is left of the pass."]
+        return ["The only layer stays quantized: in float, the pass would have no effect."]
     return [
-        f"No set of layers that go back to float holds the gates: "
-        f"{plural(len(found['tried']) - 1, 'set')} tried, of up to "
-        f"{max(t['layers'] for t in found['tried'])} of {plural(layers, 'layer')}.",
+        f"No set of layers in float passes the gates: "
+        f"{plural(len(details['tried']) - 1, 'set')} tried, of up to "
+        f"{max(t['layers'] for t in details['tried'])} of {plural(layers, 'layer')}.",
         f"The best of them: {price} It misses: {', '.join(best['missed'])}.",
-        *([named] if named else []),
+        *snrs,
     ]
 
 
 def _price(record: Record) -> str:
-    """ "+2.1 points, +3.2 dB, +4 % ms, +1.10 MB"."""
+    """Return the change of the measurements: "+2.1 points, +3.2 dB, +4 % ms, +1.10 MB"."""
     change = (record.measured or {})["change"]
     parts = [
         *_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
@@ -232,19 +236,23 @@ def _price(record: Record) -> str:
 
 
 def _signed(value: float | None, text: Callable[[float], str]) -> list[str]:
-    return [("−" if value < 0 else "+") + text(abs(value))] if value else []
+    """Return a value with its sign; nothing for 0 and None."""
+    if not value:
+        return []
+    sign = "−" if value < 0 else "+"
+    return [sign + text(abs(value))]
 
 
-def _not_worth_it(found: Mapping[str, Any], before: Graph, record: Record) -> list[str]:
-    """Where so much went back to float that the pass hardly pays any more."""
+def _describe_poor_gain(details: Mapping[str, Any], before: Graph, record: Record) -> list[str]:
+    """Return a warning if so many layers are in float that the pass is hardly worth its cost."""
     share = (record.bytes or 0) / len(before.model)
     latency = (record.measured or {})["latency"]
     if share < HALF or (latency and latency["ratio"] > 1):
         return []
-    kept = found["layers"] - len(found["returned"])
+    integers = details["layers"] - len(details["returned"])
     slow = ", and no faster than it" if latency else ""
     return [
-        f"after the repair {kept} of {plural(found['layers'], 'layer')} are integer; the model has "
-        f"{percent(share)} of the float one's bytes{slow}: fp16 (--chain half) or no pass at all "
-        "(--chain none) would serve as well"
+        f"after the repair {integers} of {plural(details['layers'], 'layer')} are integer; the "
+        f"model has {percent(share)} of the float one's bytes{slow}: consider fp16 (--chain half) "
+        "or no pass at all (--chain none)"
     ]

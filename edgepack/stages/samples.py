@@ -1,7 +1,8 @@
-"""Stage `samples`: what the model is calibrated and judged on, looked at before anything else."""
+"""Stage `samples`: open and check the samples for calibration, training and evaluation."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +15,20 @@ from edgepack.runtime.tensor import Tensor
 
 RANDOM_COUNT = 128
 RANDOM_SEED = 0
-# Size of a named axis that no sample shows.
+# Size of a named axis in random samples.
 RANDOM_AXIS = 16
 
 
 @dataclass(frozen=True)
 class SampleSets:
-    """What the model is calibrated, trained and judged on.
+    """Samples for calibration, training and evaluation.
 
     Attributes:
-        calibration: None where the chain looks at none, and where it needs none and has none.
-        evaluation: what quality is judged on.
-        lint: counts, digests and warnings of all.
-        proven: False where they are random numbers.
-        training: None where the chain does not train.
+        calibration: None if the chain does not use any, or has no need of the missing ones.
+        evaluation: samples that quality is judged on.
+        lint: counts, digests and warnings of all samples.
+        proven: False for random samples.
+        training: None if the chain does not train.
     """
 
     calibration: Samples | None
@@ -38,18 +39,18 @@ class SampleSets:
 
 
 def missing(request: Request) -> list[str]:
-    """The roles of samples that the chain needs and that nothing was given for."""
-    given = {"calibration": request.calibration or request.random, "training": request.training}
-    return [role for role, spec in given.items() if chain.needs(request.chain, role) and not spec]
+    """Return the roles of samples that the chain needs and the request lacks."""
+    specs = {"calibration": request.calibration or request.random, "training": request.training}
+    return [role for role, spec in specs.items() if chain.needs(request.chain, role) and not spec]
 
 
 def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
-    """Open the samples and look at every one before hours are spent on them."""
+    """Open the samples, and check every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
         needs = chain.needs(request.chain, "calibration")
         trains = chain.needs(request.chain, "training")
         absent = missing(request)
-        given = {
+        samples = {
             role: data.open_samples(
                 spec,
                 inputs,
@@ -65,40 +66,40 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
             if spec
         }
         if request.random:
-            given["calibration"] = _random(inputs)
+            samples["calibration"] = _random(inputs)
         if "calibration" in absent:
             raise DataError(
                 "samples-missing",
-                "the chain needs calibration samples, and none were given",
-                why=_wanted(inputs),
+                "the chain needs calibration samples, but there are none",
+                why=_describe_inputs(inputs),
                 hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
                 "--random-calibration builds without; its report is marked as not proven",
             )
         if "training" in absent:
             raise DataError(
                 "training-missing",
-                f"{trains[0]} trains the network, and there is nothing to train it on",
-                why=_wanted(inputs),
+                f"{trains[0]} trains the network, but there are no training samples",
+                why=_describe_inputs(inputs),
                 hint="--training PATH (.npz, .npy, a folder of them, or module:function); "
                 "labels are optional",
             )
-        # A repair looks at them as well.
-        looked_at = needs or any(step.read().repairs for step in request.chain)
-        calibration = given.get("calibration") if looked_at else None
-        evaluation = given.get("evaluation", given.get("calibration"))
+        # A repair uses calibration samples as well, to rank the layers.
+        calibrates = needs or any(step.read().repairs for step in request.chain)
+        calibration = samples.get("calibration") if calibrates else None
+        evaluation = samples.get("evaluation", samples.get("calibration"))
         if evaluation is None:
             raise DataError(
                 "samples-missing",
-                "there is nothing to prove the model on",
-                why=_wanted(inputs),
+                "there are no samples to verify the model on",
+                why=_describe_inputs(inputs),
                 hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
             )
-        # Samples that play both roles are looked at once.
+        # Samples in both roles are checked once.
         lint = data.lint(
             calibration,
             None if evaluation is calibration else evaluation,
             inputs,
-            training=given.get("training"),
+            training=samples.get("training"),
         )
         stage.note(*(f"{role}: {count:,} samples" for role, count in lint.counts.items()))
         stage.note(*lint.notes)
@@ -106,28 +107,29 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
     ledger.warn(*lint.warnings)
     if request.random:
         ledger.warn(
-            "calibrated on random numbers: nothing is proved about real inputs, do not ship this"
+            "calibrated on random data: nothing is proved about real inputs, do not ship this"
         )
-    elif "evaluation" not in given:
-        ledger.warn(
-            "no evaluation samples: quality is judged on the samples that calibrated the model"
-        )
-    return SampleSets(calibration, evaluation, lint, not request.random, given.get("training"))
+    elif "evaluation" not in samples:
+        ledger.warn("no evaluation samples: quality is judged on the calibration samples")
+    return SampleSets(calibration, evaluation, lint, not request.random, samples.get("training"))
 
 
 def _random(inputs: tuple[Tensor, ...]) -> Samples:
-    axes = {dim for tensor in inputs for dim in tensor.shape[1:] if isinstance(dim, str)}
+    dims = itertools.chain.from_iterable(tensor.shape[1:] for tensor in inputs)
+    axes = {dim for dim in dims if isinstance(dim, str)}
     return data.random_samples(
         inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=dict.fromkeys(axes, RANDOM_AXIS)
     )
 
 
-def _wanted(inputs: tuple[Tensor, ...]) -> str:
-    wanted = "\n".join(f"  {tensor}" for tensor in inputs)
-    return f"samples are arrays for these inputs, samples along axis 0:\n{wanted}"
+def _describe_inputs(inputs: tuple[Tensor, ...]) -> str:
+    lines = "\n".join(f"  {tensor}" for tensor in inputs)
+    return f"these inputs need arrays, with samples along axis 0:\n{lines}"
 
 
 def evaluation_of(samples: SampleSets) -> tuple[int, str]:
-    """Number and digest of the samples that quality is judged on."""
-    role = "evaluation" if "evaluation" in samples.lint.counts else "calibration"
+    """Return number and digest of the samples that quality is judged on."""
+    role = "evaluation"
+    if role not in samples.lint.counts:
+        role = "calibration"
     return samples.lint.counts[role], samples.lint.digests[role]

@@ -1,8 +1,9 @@
-"""The shapes that an engine is built for: a range for every dynamic axis of the inputs."""
+"""Derive the shapes to build an engine for: a range for every dynamic axis of the inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -15,22 +16,24 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import did_you_mean
 from edgepack.spec.tensors import Span
 
-# Where nothing is stated: so many times the size of the reference samples, at most. Kernels have
-# to serve the whole range, and memory is taken for its end.
+# Largest size of an axis without a range, as a multiple of the reference samples' size. It is
+# small, since kernels must serve the whole range, and memory is allocated for its end.
 LARGEST = 4
 
 
 def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
-    """Raise SpecError where a range is stated for an axis that no input has."""
-    names = {dim for tensor in inputs for dim in tensor.shape if isinstance(dim, str)}
+    """Refuse a range for an axis that no input has. Raises SpecError axis-unknown."""
+    dims = chain.from_iterable(tensor.shape for tensor in inputs)
+    names = {dim for dim in dims if isinstance(dim, str)}
     for name in request.axes:
         if name not in names:
+            reason = "every axis of its inputs is fixed"
+            if names:
+                reason = "a range is set for it" + did_you_mean(name, names)
             raise SpecError(
                 "axis-unknown",
                 f"the model has no dynamic axis named {name!r}",
-                why="a range is stated for it" + did_you_mean(name, names)
-                if names
-                else "every axis of its inputs is fixed",
+                why=reason,
                 hint="name the axes under [[inputs]] in the manifest, or with --input",
             )
 
@@ -38,25 +41,27 @@ def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
 def profiles(
     request: Request, inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], ledger: Ledger
 ) -> Profiles:
-    """The smallest, usual and largest shape of every input with a dynamic axis.
+    """Return the smallest, usual and largest shape of every input with a dynamic axis.
+
+    An image of shape ("batch", 3, 224, 224) and a reference sample with batch 1 give
+    (1, 3, 224, 224), (1, 3, 224, 224) and (4, 3, 224, 224).
 
     Args:
-        request: with the ranges that were stated.
+        request: holds the ranges of the user.
         inputs: of the model.
-        example: one whole feed, which stands for those that are not stated.
-        ledger: told which ranges were assumed.
+        example: one reference sample; its sizes determine the other ranges.
+        ledger: receives a warning about assumed ranges.
 
-    Returns nothing for an engine that takes every shape as it comes. Raises SpecError where the
-    example lies outside of what was stated.
+    Returns nothing for an engine that takes every shape. Raises SpecError if the example lies
+    outside of a range.
     """
     if request.target.engine != TENSORRT:
         return {}
-    sizes = {
-        dim: int(size)
-        for tensor in inputs
-        for dim, size in zip(tensor.shape, example[tensor.name].shape, strict=True)
-        if isinstance(dim, str)
-    }
+    sizes: dict[str, int] = {}
+    for tensor in inputs:
+        for dim, size in zip(tensor.shape, example[tensor.name].shape, strict=True):
+            if isinstance(dim, str):
+                sizes[dim] = int(size)
     spans = {name: request.axes.get(name, Span(1, n, LARGEST * n)) for name, n in sizes.items()}
     for name, size in sizes.items():
         span = spans[name]
@@ -64,24 +69,29 @@ def profiles(
             raise SpecError(
                 "axis-range",
                 f"the reference samples do not fit the range of the axis {name!r}",
-                why=f"it is stated from {span.least} to {span.most}; on them it is {size}",
-                hint="let the range hold them: the device verifies its engine on them",
+                why=f"it is {span.least} to {span.most}; the samples have {size}",
+                hint="extend the range: the device verifies its engine on these samples",
             )
     assumed = [name for name in sizes if name not in request.axes]
     if assumed:
-        told = ", ".join(
+        ranges = ", ".join(
             f"{name} from 1 to {spans[name].most}, best at {spans[name].usual}" for name in assumed
         )
         ledger.warn(
-            f"TensorRT wants a range for every dynamic axis, and none is stated: taken {told} "
+            f"TensorRT needs a range for every dynamic axis: assumed {ranges} "
             "([axes] in the manifest, or --axis NAME=MIN:OPT:MAX)"
         )
-    return {
-        tensor.name: (
-            tuple(spans[d].least if isinstance(d, str) else d for d in tensor.shape),
-            tuple(spans[d].usual if isinstance(d, str) else d for d in tensor.shape),
-            tuple(spans[d].most if isinstance(d, str) else d for d in tensor.shape),
-        )
-        for tensor in inputs
-        if any(isinstance(dim, str) for dim in tensor.shape)
-    }
+    shapes = {}
+    for tensor in inputs:
+        if any(isinstance(dim, str) for dim in tensor.shape):
+            shapes[tensor.name] = (
+                _resolve(tensor, {name: span.least for name, span in spans.items()}),
+                _resolve(tensor, {name: span.usual for name, span in spans.items()}),
+                _resolve(tensor, {name: span.most for name, span in spans.items()}),
+            )
+    return shapes
+
+
+def _resolve(tensor: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Return a tensor's shape with the sizes of its named axes."""
+    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)

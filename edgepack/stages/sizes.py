@@ -1,4 +1,4 @@
-"""The original's answers at other sizes of its dynamic axes, the batch's among them."""
+"""Run the original at other sizes of its dynamic axes, including the batch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def answer_sizes(
 ) -> tuple[OtherSize, ...]:  # fmt: skip
     """Return the original's answers to reference samples at one other size of every dynamic axis.
 
-    A bundle whose reference samples are all of one size could be wrong at every other, and from
-    the second row of a batch on. Axes for which the original takes no other size have none here:
-    the export refuses them.
+    A bundle with reference samples of one size could be wrong at every other size, and from the
+    second row of a batch on. Axes that the original runs at no other size are omitted; the
+    export refuses them.
 
     Args:
-        request: states the sizes that an engine is built for.
+        request: holds the ranges that an engine is built for.
         source: the original model.
         inputs: of the model.
         feeds: the reference samples.
-        digest: of everything that decides the original's answers.
+        digest: of everything that determines the original's answers.
         cache: of stages.
     """
     spans = {name: [span.least, span.most] for name, span in request.axes.items()}
@@ -66,7 +66,7 @@ def _answers(
                 continue
             try:
                 answers = source.run(feed_at_size(inputs, feeds, axis, size))
-            except EdgepackError:  # a size that the original refuses shows nothing
+            except EdgepackError:  # the original cannot run at this size
                 continue
             yield OtherSize(axis, size, [np.asarray(array) for array in answers])
             break

@@ -1,4 +1,4 @@
-"""Stage `source`: the trained model comes in, and its inputs are settled."""
+"""Stage `source`: load the trained model, and determine its inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgepack.stages.shapes import check_axes
 
 
 def load_source(request: Request, ledger: Ledger) -> Source:
-    """Take the trained model in, safely."""
+    """Load the trained model, without running code from its file unless the user trusts it."""
     with ledger.stage("source") as stage:
-        found = source.load(
+        model = source.load(
             request.model,
             arch=request.arch or None,
             arch_args=request.arch_args,
@@ -25,111 +25,113 @@ def load_source(request: Request, ledger: Ledger) -> Source:
             weights=request.weights,
             strip_prefix=request.strip_prefix,
         )
-        account = f"; {found.weights}" if found.weights else ""
-        further = [note for note in found.notes if note != found.weights]
-        stage.note(f"{found.kind}: {found.parameters:,} parameters{account}", *further)
-        stage.set(bytes=found.bytes, parameters=found.parameters)
-        stage.detail(kind=found.kind, digest=found.digest)
-    ledger.warn(*found.warnings)
-    _check_module(request, found)
-    return found
+        summary = f"{model.kind}: {model.parameters:,} parameters"
+        if model.weights:
+            summary += f"; {model.weights}"
+        further = [note for note in model.notes if note != model.weights]
+        stage.note(summary, *further)
+        stage.set(bytes=model.bytes, parameters=model.parameters)
+        stage.detail(kind=model.kind, digest=model.digest)
+    ledger.warn(*model.warnings)
+    _check_module(request, model)
+    return model
 
 
-def _check_module(request: Request, found: Source) -> None:
-    """Refuse passes on the module where the source has none that can be changed."""
+def _check_module(request: Request, model: Source) -> None:
+    """Refuse passes on the module if the source has none, or one that cannot be changed."""
     steps = chain.of_domain("module", request.chain)
-    fixed = found.module is None or found.program is not None or found.kind == "torchscript"
+    fixed = model.module is None or model.program is not None or model.kind == "torchscript"
     if steps and fixed:
         raise ChainError(
             "chain-needs-module",
-            f"{steps[0].name} works on a torch module, and {found.path.name} holds none",
-            why=f"it is a {found.kind}: a graph that is fixed already",
-            hint="give the trained weights with --arch, or a Hugging Face folder",
+            f"{steps[0].name} works on a torch module, and {model.path.name} holds none",
+            why=f"it is a {model.kind}: a fixed graph",
+            hint="use the trained weights with --arch, or a Hugging Face folder",
         )
 
 
 def settle_inputs(
-    request: Request, found: Source, ledger: Ledger
+    request: Request, model: Source, ledger: Ledger
 ) -> tuple[Source, tuple[Tensor, ...]]:
-    """Settle the inputs: as stated, else as the source tells, else as the samples show.
+    """Determine the inputs: from the request, else from the source, else from the samples.
 
     Returns:
-        The source, which takes them by position in the order of the second value; the names of
-        its forward's parameters decide the order.
+        The source, and its inputs by position, in the order of its forward's parameters.
 
     Raises:
         SpecError: inputs-unknown, inputs-differ, axis-unknown.
         SourceError: as `source.bind`.
     """
-    inputs = _inputs(request, found)
+    inputs = _inputs(request, model)
     check_axes(request, inputs)
-    bound, inputs = source.bind(found, inputs)
-    ledger.warn(*(warning for warning in bound.warnings if warning not in found.warnings))
+    bound, inputs = source.bind(model, inputs)
+    ledger.warn(*(warning for warning in bound.warnings if warning not in model.warnings))
     return bound, inputs
 
 
-def _inputs(request: Request, found: Source) -> tuple[Tensor, ...]:
+def _inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     if request.inputs:
-        return _in_source_order(request.inputs, found)
-    if found.inputs is not None and not found.optional_inputs:
-        return found.inputs
+        return _in_source_order(request.inputs, model)
+    if model.inputs is not None and not model.optional_inputs:
+        return model.inputs
     inferred = None
     for spec in (request.evaluation, request.calibration):
-        inferred = inferred or (data.infer_inputs(spec, Path()) if spec else None)
-    if found.inputs is not None:
-        return _without_unused(found, inferred)
+        if spec and not inferred:
+            inferred = data.infer_inputs(spec, Path())
+    if model.inputs is not None:
+        return _without_unused(model, inferred)
     if inferred is not None:
         return inferred
     raise SpecError(
         "inputs-unknown",
-        "the model's inputs are not known",
-        why=f"a {found.kind} does not tell them, and no samples show them",
+        "the model's inputs are unknown",
+        why=f"a {model.kind} does not define them, and no samples show them",
         hint="--input name:dtype:dims, for example --input image:float32:batch,3,224,224",
     )
 
 
-def _without_unused(found: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+def _without_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
     """Return the source's inputs without the optional ones that the samples have no array for."""
-    own = found.inputs or ()
-    if inferred is None or len(inferred) == len(own) == 1:
-        return own
+    inputs = model.inputs or ()
+    if inferred is None or len(inferred) == len(inputs) == 1:
+        return inputs
     names = {tensor.name for tensor in inferred}
-    return tuple(t for t in own if t.name in names or t.name not in found.optional_inputs)
+    return tuple(t for t in inputs if t.name in names or t.name not in model.optional_inputs)
 
 
-def _in_source_order(stated: tuple[Tensor, ...], found: Source) -> tuple[Tensor, ...]:
-    if found.inputs is None:
+def _in_source_order(stated: tuple[Tensor, ...], model: Source) -> tuple[Tensor, ...]:
+    if model.inputs is None:
         return stated
     by_name = {tensor.name: tensor for tensor in stated}
     names = [
         tensor.name
-        for tensor in found.inputs
-        if tensor.name in by_name or tensor.name not in found.optional_inputs
+        for tensor in model.inputs
+        if tensor.name in by_name or tensor.name not in model.optional_inputs
     ]
     if sorted(by_name) != sorted(names) or len(stated) != len(names):
         raise SpecError(
             "inputs-differ",
-            "the stated inputs are not the model's",
-            why=f"stated: {', '.join(map(str, stated))}\nthe model's: "
-            f"{', '.join(map(str, found.inputs))}",
+            "the inputs of the request are not the model's",
+            why=f"requested: {', '.join(map(str, stated))}\nthe model's: "
+            f"{', '.join(map(str, model.inputs))}",
             hint="remove --input, or name each of the model's inputs",
         )
-    if found.onnx is not None:
-        for own in found.inputs:
-            _check_fits(by_name[own.name], own)
+    if model.onnx is not None:
+        for tensor in model.inputs:
+            _check_fits(by_name[tensor.name], tensor)
     return tuple(by_name[name] for name in names)
 
 
-def _check_fits(stated: Tensor, own: Tensor) -> None:
-    """Refuse what a graph that is fixed already cannot take."""
-    fits = (stated.dtype, stated.rank) == (own.dtype, own.rank) and all(
-        isinstance(size, str) or size == wanted
-        for size, wanted in zip(own.shape, stated.shape, strict=True)
+def _check_fits(stated: Tensor, tensor: Tensor) -> None:
+    """Refuse inputs that the fixed graph of an ONNX file cannot take."""
+    fits = (stated.dtype, stated.rank) == (tensor.dtype, tensor.rank) and all(
+        isinstance(size, str) or size == given_size
+        for size, given_size in zip(tensor.shape, stated.shape, strict=True)
     )
     if not fits:
         raise SpecError(
             "inputs-differ",
-            "the inputs that were stated are not the model's",
-            why=f"stated: {stated}\nthe model's: {own}",
-            hint="leave --input out, or export the network with the types and axes that are wanted",
+            "the inputs of the request are not the model's",
+            why=f"requested: {stated}\nthe model's: {tensor}",
+            hint="remove --input, or export the network with these types and axes",
         )

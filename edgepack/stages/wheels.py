@@ -1,4 +1,4 @@
-"""Stage `wheels`: what the device needs to import goes into the bundle, where it was asked for."""
+"""Stage `wheels`: add the device's Python packages to the bundle, if requested."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from edgepack.request import Request
 
 
 def fetch_wheels(request: Request, cache: Cache, ledger: Ledger) -> Mapping[str, Path]:
-    """The files of the bundle's wheels/ by name; none where they were not asked for.
+    """Return the files of the bundle's wheels/ by name; none unless requested.
 
-    Early in a build, since what the network does not give is known before hours are spent. Raises
-    what `edgepack.bundle.wheels.fetch` does.
+    They are fetched early in a build, so that a missing package fails it before hours are spent.
+    Raises as `edgepack.bundle.wheels.fetch` does.
     """
     if not request.wheels:
         return {}
     with ledger.stage("wheels") as stage:
-        found = wheels.fetch(request.target, engine.requirements(request.target), cache)
-        if found.cached:
+        result = wheels.fetch(request.target, engine.requirements(request.target), cache)
+        if result.cached:
             stage.set(status="cached")
         stage.note(
-            f"{len(found.packages)} wheels, {found.bytes / 1e6:.0f} MB, for {found.python}",
+            f"{len(result.packages)} wheels, {result.bytes / 1e6:.0f} MB, for {result.python}",
             "the device needs no network: python3 BUNDLE setup DIR",
         )
-        stage.detail(packages=dict(found.packages), bytes=found.bytes)
-    return found.files
+        stage.detail(packages=dict(result.packages), bytes=result.bytes)
+    return result.files

@@ -70,7 +70,7 @@ def test_an_emulator_that_dies_fails_the_build(linear_bundle: Path) -> None:
     assert caught.value.code == "loader-died"
     assert "Haswell" in caught.value.what
     assert "uncaught target signal" in caught.value.why
-    assert "--no-emulate builds without this proof" in caught.value.hint
+    assert "--no-emulate skips this verification" in caught.value.hint
     assert ledger.records[0].status == "failed"
 
 

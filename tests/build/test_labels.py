@@ -111,7 +111,7 @@ def test_labels_of_every_form_judge_the_bundle(tmp_path: Path, name: str) -> Non
     gates = {gate["name"] for gate in report["quality"]["gates"]}
     assert {"agreement", "max_drop"} <= gates
     (export,) = (record for record in report["ledger"] if record["stage"] == "export")
-    assert any("a manifest can say otherwise" in note for note in export["notes"])
+    assert any("a manifest can set another kind" in note for note in export["notes"])
 
 
 def test_labels_that_are_no_classes_are_reported_as_unused(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from build_cases import Answer, Home, ask, digest_of
 
 from edgepack import chain
 from edgepack.errors import ChainError
-from edgepack.stages.module import _written
+from edgepack.stages.module import _serialize
 
 NETS = """
 import threading
@@ -82,7 +82,7 @@ def test_a_state_that_is_no_tensor() -> None:
             return {"calls": 3}
 
     with pytest.raises(ChainError) as caught:
-        _written(Extra(2, 2))
+        _serialize(Extra(2, 2))
     assert caught.value.code == "chain-module-state"
 
 
@@ -93,6 +93,6 @@ def test_a_shared_tensor_is_kept_once() -> None:
 
     network = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     network[1].weight = network[0].weight
-    kept = load(_written(network))
+    kept = load(_serialize(network))
     assert list(kept) == ["0.weight"]
     assert torch.equal(kept["0.weight"], network[1].weight)

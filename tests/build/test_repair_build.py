@@ -173,7 +173,7 @@ def test_what_no_layers_win_back_is_refused_with_the_best_kept_aside(
     assert (answer.status, answer.code) == (1, "gate-missed")
     why = answer.document["error"]["why"]
     assert "SNR of scores" in why
-    assert "No set of layers that go back to float holds the gates" in why
+    assert "No set of layers in float passes the gates" in why
     assert "of up to 3 of 4 layers" in why
     assert f"{HARD} " in why
     assert not output.exists()

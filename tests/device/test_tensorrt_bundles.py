@@ -88,7 +88,7 @@ def test_what_is_not_stated_is_said_aloud_and_what_is_wrong_is_refused(tmp_path:
     (tmp_path / "a").mkdir()
     done = run_build(tmp_path / "a", mixed_onnx, CHAIN, TARGET, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    assert "warning: TensorRT wants a range for every dynamic axis" in done.stderr
+    assert "warning: TensorRT needs a range for every dynamic axis" in done.stderr
     assert index_of(tmp_path / "a" / "net.edgepack")["engine_options"]["profiles"]["image"] == {
         "min": [1, 3, 12, 12], "opt": [1, 3, 12, 12], "max": [4, 3, 12, 12],
     }  # fmt: skip

@@ -75,7 +75,7 @@ def test_the_reference_samples_must_fit(span: Span) -> None:
     with pytest.raises(SpecError) as caught:
         profiles(request(length=span), INPUTS, FEED, ledger())
     assert caught.value.code == "axis-range"
-    assert "on them it is 24" in caught.value.why
+    assert "the samples have 24" in caught.value.why
 
 
 def test_a_range_for_no_axis_is_refused_with_the_near_name() -> None:
