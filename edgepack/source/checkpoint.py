@@ -194,6 +194,7 @@ def _read_shards(
     for shard in shards:
         form = recognise(shard)
         content, ran = _read(torch, shard, form, options)
+        # A shard is a plain dict of tensors, so only its top level counts.
         states = [state for state in list_states(content) if not state.key]
         require_states(shard, content, states)
         tensors.update(states[0].tensors)

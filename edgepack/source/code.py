@@ -97,6 +97,7 @@ def add_code(
     Returns:
         Names of the added files, for the ledger.
     """
+    # A subclass inherits behaviour, so the modules of all base classes count as well.
     start = {root.__name__ for root in roots}
     for part in module.modules():
         start.update(base.__module__ for base in type(part).__mro__)

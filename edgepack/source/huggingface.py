@@ -173,6 +173,7 @@ def _weights(path: Path) -> list[Path]:
             why="neither model.safetensors nor model.safetensors.index.json exists",
             hint="save the folder again with save_pretrained",
         )
+    # A pickle with the suffix .safetensors must not reach a loader that would run it.
     for shard in shards:
         if recognise(shard) != "safetensors":
             raise SourceError(

@@ -75,6 +75,8 @@ def match_names(
     if strip_prefix:
         rest = [name for name in plain if not name.startswith(strip_prefix)]
         plain = _strip(path, plain, strip_prefix)
+    # A file with "backbone." before every name fits, but the prefix may name a part of a larger
+    # network, so only the prefixes of known wrappers are removed without the user's word.
     fitting = [prefix for prefix in _prefixes(plain, network) if _fits(plain, network, prefix)]
     usable = [prefix for prefix in fitting if _is_common(prefix)]
     if len(fitting) != 1 or not usable:

@@ -87,6 +87,7 @@ def _code_digest(
     environment: Mapping[str, str | None],
     module: Any,
 ) -> tuple[tuple[str, ...], str]:
+    # `opened` still grows while the digest reads the sources, so it is copied.
     digest = Digest("code")
     names = add_code(digest, roots, opened.paths.copy(), module)
     digest.text("factory", factory.function.__qualname__)

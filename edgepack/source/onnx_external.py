@@ -34,6 +34,8 @@ def external_files(path: Path, model: Any) -> dict[str, Path]:
     for tensor in tensors(model):
         if tensor.data_location != tensor.EXTERNAL and not tensor.external_data:
             continue
+        # {"location": "model.data", "offset": "4096", "length": "9408"}; of a repeated key, two
+        # readers could use different values.
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if len(entries) != len(tensor.external_data):
             raise _unsafe(path, tensor.name, "its external data repeats a key")

@@ -34,6 +34,7 @@ class TreeModule(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, *tensors: Any) -> tuple[Any, ...]:
         """Call the program; return its outputs in order."""
+        # Leaves (TENSOR, None, TENSOR) and the tensors a, b give (a, None, b).
         fed = iter(tensors)
         leaves = [next(fed) if leaf is self.TENSOR else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)

@@ -148,6 +148,7 @@ def _text(value: str) -> str:
 
 
 def _function(value: types.FunctionType) -> list[Any]:
+    # Bytecode without line numbers: moving a function in its file does not change its digest.
     code = value.__code__
     constants = [constant for constant in code.co_consts if _is_plain(constant)]
     cells = [_content(cell) for cell in value.__closure__ or ()]

@@ -115,6 +115,7 @@ class AnswerSurvey:
             self.outputs = [OutputSurvey(name) for name in self._name_outputs(len(answers))]
         for survey, array in zip(self.outputs, answers, strict=True):
             survey.add(array, self.samples, count)
+            # Labels of zeros and ones may look one-hot in one batch, and not in the next.
             if labels is not None:
                 forms = label_forms(array.shape, labels)
                 # A form must fit every batch.

@@ -51,6 +51,7 @@ def export(
         model, _ = run_cached("export", parts, stage, cache, compute)
         exported = _graph(model, request, reference.kinds, stage)
         measure_reference(model, reference, exported.outputs, stage)
+    # Such a model answers a sample differently in another batch, and so on the device.
     dependent = batch_dependent(parse_model(model))
     if dependent:
         ledger.warn(

@@ -41,6 +41,7 @@ def identify(
     described = [tensor.to_json() for tensor in inputs]
     key = cache.key(STAGE, {"source": source.digest, "inputs": described})
     entry = cache.get(STAGE, key)
+    # An entry of another model is replaced, as if there had been none.
     if entry is not None:
         changed = _change(source, entry)
         if changed:

@@ -20,7 +20,7 @@ from edgepack.runtime.parity.accuracy import (
 )
 from edgepack.runtime.tensor import Tensor
 
-# Bound on the probability of either error of the test for chance.
+# Bound on the probability of either error of the test for chance, see `Grade.is_chance`.
 SIGNIFICANCE = 0.01
 
 
@@ -256,6 +256,7 @@ def at_least(successes: int, trials: int, share: float) -> float:
         return 1.0
     if successes > trials or share <= 0:
         return 0.0
+    # Logarithms, since binomial coefficients of thousands of samples overflow a float.
     logs = (
         math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
         + k * math.log(share) + (trials - k) * math.log1p(-share)
@@ -290,6 +291,7 @@ def judge_labels(
     unused = _unused(kinds, names, survey)
     if unused:
         return kinds, Labels(unused=unused)
+    # The same labels may fit several heads of a model; their accuracy then shows the labelled one.
     candidates = _candidates(kinds, names, batches)
     grades = {index: Grade() for index in candidates}
     for answers, labels, count in batches():

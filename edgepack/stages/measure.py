@@ -70,6 +70,7 @@ def measure(candidate: Graph, context: Given, cache: Cache, ledger: Ledger, stag
     runner = measure_reference(candidate.model, context.reference, candidate.outputs, stage)
     if not processes.is_main():
         return
+    # Only the main process of a training evaluates; the others would repeat its work.
     quality = evaluate(candidate.model, context, cache, stage.progress, runner)
     measured: dict[str, Any] = {
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
@@ -174,6 +175,7 @@ def _latency(candidate: Graph, context: Given) -> dict[str, Any] | None:
     if context.request.latency == "none" or stands_in(context.request.target):
         return None
     feed = context.reference.feeds[0]
+    # A pass that changed nothing has the original's latency, whatever the clock says.
     if candidate.model == context.original.model:
         ((median, queries),) = in_turns([candidate.model], feed)
         return {"p50": median, "original": median, "ratio": 1.0, "queries": queries}
@@ -189,6 +191,7 @@ def in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[tu
     """
     calls = [partial(OnnxSession(model, threads=1).run, feed) for model in models]
     times: list[list[int]] = [[] for _ in calls]
+    # One call of each model first, untimed: the first call allocates memory and plans kernels.
     clock, turn = time.perf_counter_ns, int(TURN_SECONDS * 1e9)
     for call in calls:
         call()

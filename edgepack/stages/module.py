@@ -139,6 +139,7 @@ def _through_cache(
     The module is always replayed from the recipe, on a miss as well: a later build, and the
     worker processes of a training, have nothing else.
     """
+    # The main process decides: a worker may see the cache before or after it was written.
     entry = cache.get(step.name, key) if processes.is_main() else None
     if processes.broadcast(entry is not None):
         stage.set(status="cached")
@@ -166,6 +167,7 @@ def _through_cache(
                 {**to_document(result), "recipe": dict(result.recipe)},
                 _serialize(result.model),
             )
+        # Workers get the main process's result, so that all of them continue with one network.
         document, weights = processes.broadcast(outcome)
         module = step.known.replay(_copy_module(before, step), document["recipe"], pass_context)
         _load(module, weights, step)

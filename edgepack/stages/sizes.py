@@ -56,6 +56,7 @@ def _answers(
     inputs: Sequence[Tensor],
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> Iterator[OtherSize]:
+    # One axis at a time: of 1 sample of 128 tokens, 8 samples of 128 tokens, then 1 of 129.
     bound = bind_sizes(inputs, feeds[0])
     for axis, usual in bound.items():
         span = request.axes.get(axis)
