@@ -65,6 +65,7 @@ def load_exported(path: Path) -> Source:
                 hint="export the network again with this torch, or install the torch that saved it",
             ) from error
     _check_stateless(path, program)
+    # The signature lists every leaf of the arguments; only tensors are inputs of the model.
     inputs, leaves = _inputs(path, program)
     # Buffers may hold -inf, as attention masks do; parameters must be finite.
     trained = {name for name, _ in program.named_parameters()}

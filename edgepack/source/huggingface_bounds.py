@@ -98,6 +98,7 @@ def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
         if count["values"] > values:
             raise _oversized(path, f"its tensors have more than {values:,} values")
 
+    # The hooks are global: transformers gives no access to the network while it is built.
     handles = [
         hooks.register_module_module_registration_hook(count_module),
         hooks.register_module_parameter_registration_hook(count_values),

@@ -198,6 +198,7 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
             raise SourceError(
                 "source-unknown", f"{path.name} is {what}", why="its first bytes say so", hint=hint
             )
+    # JSON and protobuf have no magic bytes, so they are parsed, and come last.
     if head[:1] == b"{" and _is_index(path, size):
         return "sharded-checkpoint"
     if _is_onnx(path, file, size):

@@ -74,6 +74,7 @@ def _fill_counters(target: Mapping[str, Any], state: dict[str, Any]) -> None:
     for name, value in target.items():
         if not name.endswith(_COUNTER):
             continue
+        # The file's counter is used only if it can be copied unchanged.
         other = state.get(name)
         if getattr(other, "dtype", None) != value.dtype or differ(value, other):
             state[name] = value

@@ -20,6 +20,7 @@ def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     """
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
+    # A gate on the metric needs labels as the option --metric does.
     on_metric = sorted(request.stated & {"max_drop", "metric_ratio"})
     requested = request.metric or next(iter(on_metric), "")
     if not compared and "agreement" in request.stated:

@@ -42,7 +42,7 @@ class Reference:
         feeds: the reference samples, one call each.
         original: per feed, the outputs of the original model.
         answers: the original's answers on the evaluation set, in frames, batch by batch.
-        kinds: kind of each output.
+        kinds: of the outputs.
         labels: use of the labels of the evaluation samples.
         digest: of everything that determines these answers.
         sizes: the original's answers at one other size of every dynamic axis.
@@ -169,7 +169,7 @@ def _run_original(
 ) -> Entry:
     # Spread over the set, since samples are often sorted by class.
     positions = {i * count // references for i in range(references)}
-    columns: list[dict[str, np.ndarray]] = []
+    examples: list[dict[str, np.ndarray]] = []
     document: dict[str, Any] = {}
 
     def name_outputs(number: int) -> tuple[str, ...]:
@@ -192,13 +192,13 @@ def _run_original(
             rows = sorted(positions & set(range(offset, offset + batch.count)))
             for feed in _feeds(batch, [row - offset for row in rows], inputs):
                 outputs_by_name = {f"original-{j}": a for j, a in enumerate(source.run(feed))}
-                columns.append({**{f"input-{n}": a for n, a in feed.items()}, **outputs_by_name})
+                examples.append({**{f"input-{n}": a for n, a in feed.items()}, **outputs_by_name})
             offset += batch.count
             stage.progress.advance(batch.count)
         document["survey"] = survey.to_json()
 
     def reference(stream: BinaryIO) -> None:
-        np.savez(stream, **_columns(columns))  # type: ignore[arg-type]
+        np.savez(stream, **_columns(examples))  # type: ignore[arg-type]
 
     contents = {"answers.bin": answers, "reference.npz": reference}
     return cache.put("original", key, contents, document)

@@ -86,6 +86,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
         # A repair uses calibration samples as well, to rank the layers.
         calibrates = needs or any(step.read().repairs for step in request.chain)
         calibration = samples.get("calibration") if calibrates else None
+        # Judging on the calibration samples flatters the model, and is announced below.
         evaluation = samples.get("evaluation", samples.get("calibration"))
         if evaluation is None:
             raise DataError(

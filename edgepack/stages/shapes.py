@@ -72,6 +72,7 @@ def profiles(
                 why=f"it is {span.least} to {span.most}; the samples have {size}",
                 hint="extend the range: the device verifies its engine on these samples",
             )
+    # An assumed range is announced: an engine is slow, or fails, outside of it.
     assumed = [name for name in sizes if name not in request.axes]
     if assumed:
         ranges = ", ".join(

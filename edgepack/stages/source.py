@@ -74,6 +74,7 @@ def _inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
         return _in_source_order(request.inputs, model)
     if model.inputs is not None and not model.optional_inputs:
         return model.inputs
+    # The arrays of a sample name the inputs and show their types and sizes.
     inferred = None
     for spec in (request.evaluation, request.calibration):
         if spec and not inferred:
