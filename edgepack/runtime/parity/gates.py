@@ -191,7 +191,7 @@ def judge_size(
     elif metrics["decisions"]:
         gate = _judge_agreement(bounds.get("agreement", AGREEMENT), output, metrics)
         # Of so few decisions one may miss: the bound that this leaves is the one to show.
-        misses = _allowed(metrics["decisions"], 1.0 - gate["bound"])
+        misses = _allowed_misses(metrics["decisions"], 1.0 - gate["bound"])
         least = 1.0 - misses / metrics["decisions"]
         gates.append({**gate, "bound": min(gate["bound"], least)})
     return gates
