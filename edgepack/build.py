@@ -36,12 +36,12 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     with processes.in_turn():
         wheels = stages.fetch_wheels(request, cache, ledger)
         source = stages.load_source(request, ledger)
-        source, inputs = stages.settle_inputs(request, source, ledger)
+        source, inputs = stages.resolve_inputs(request, source, ledger)
         samples = stages.open_samples(request, inputs, ledger)
-        reference = stages.ask_original(request, source, inputs, samples, cache, ledger)
+        reference = stages.run_original(request, source, inputs, samples, cache, ledger)
         source = replace(source, identity=reference.identity)
         exported = stages.export(request, source, inputs, reference, cache, ledger)
-        context = stages.Given(request, source, inputs, samples, reference, exported)
+        context = stages.BuildContext(request, source, inputs, samples, reference, exported)
         context = stages.simplify(context, cache, ledger)
 
     module, graph = source, context.original

@@ -154,7 +154,7 @@ class Ledger:
             self.records.append(stage.record)
             self.progress.end(stage.record)
 
-    def first_loss(self, drop_db: float = 3.0) -> Record | None:
+    def find_first_loss(self, drop_db: float = 3.0) -> Record | None:
         """Return the first stage that lost more than `drop_db` of SNR on some output, or None."""
         before: dict[str, float] = {}
         for record in self.records:
@@ -167,7 +167,7 @@ class Ledger:
                 before[output] = snr
         return None
 
-    def lost_in(self) -> Record | None:
+    def find_losing_pass(self) -> Record | None:
         """Return the pass since which quality gates are missed, None if they hold at the end."""
         lost = None
         for record in self.records:

@@ -19,7 +19,7 @@ from edgepack.bundle import pip
 from edgepack.cache import Cache
 from edgepack.errors import SpecError
 from edgepack.runtime.commands.setup import files_of
-from edgepack.runtime.wheels.tags import Tags, interpreter, require, told
+from edgepack.runtime.wheels.tags import Tags, describe_tags, interpreter, require
 from edgepack.runtime.wheels.wheel import Wheel
 from edgepack.spec.target import Target
 
@@ -142,7 +142,7 @@ def _download(target: Target, requirements: Sequence[str], folder: Path) -> dict
     return {
         "wheels": [path.name for path in paths],
         "packages": {tag.name: tag.version for tag in tags},
-        "python": told(tags),
+        "python": describe_tags(tags),
     }
 
 

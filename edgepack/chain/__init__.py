@@ -43,27 +43,27 @@ class Pass:
 
     Attributes:
         domain: the torch module or the ONNX graph.
-        place: import path of the Python module that implements the pass.
+        module_path: import path of the Python module that implements the pass.
         options: name of its options dataclass in that module.
         function: name of its apply function there; a module pass also defines `replay`.
     """
 
     domain: Domain
-    place: str
+    module_path: str
     options: str
     function: str
 
     def apply(self, *args: Any) -> Any:
         """Apply the pass; the arguments are those of its domain."""
-        return getattr(import_module(self.place), self.function)(*args)
+        return getattr(import_module(self.module_path), self.function)(*args)
 
     def trials(self, *args: Any) -> Any:
         """Return the trials of a graph pass whose options declare that it repairs."""
-        return import_module(self.place).make_trials(*args)
+        return import_module(self.module_path).make_trials(*args)
 
     def replay(self, *args: Any) -> Any:
         """Rebuild the structure that an earlier run recorded."""
-        return import_module(self.place).replay(*args)
+        return import_module(self.module_path).replay(*args)
 
 
 # In the order in which they combine: structure first, then recovery, then the graph's arithmetic.
@@ -84,19 +84,19 @@ class Step:
     options: Mapping[str, Any]
 
     @property
-    def known(self) -> Pass:
+    def definition(self) -> Pass:
         """Return the table entry of the pass."""
         return PASSES[self.name]
 
     def read(self) -> Any:
         """Return the options as the pass's dataclass. Raises ChainError for invalid ones."""
-        kind = getattr(import_module(self.known.place), self.known.options)
+        kind = getattr(import_module(self.definition.module_path), self.definition.options)
         return read(self.name, kind, self.options)
 
 
 def of_domain(domain: Domain, steps: Iterable[Step]) -> tuple[Step, ...]:
     """Return the steps that work on the module, or on the graph."""
-    return tuple(step for step in steps if step.known.domain == domain)
+    return tuple(step for step in steps if step.definition.domain == domain)
 
 
 def needs(steps: Iterable[Step], role: str) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ def check(steps: Iterable[Step]) -> None:
     for step in steps:
         options: PassOptions = step.read()
         graphs = [name for name, _ in earlier if PASSES[name].domain == "graph"]
-        if graphs and step.known.domain == "module":
+        if graphs and step.definition.domain == "module":
             raise ChainError(
                 "chain-order",
                 f"{step.name} cannot follow {graphs[-1]}",

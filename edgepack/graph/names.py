@@ -37,7 +37,7 @@ def name_nodes(model: ModelProto) -> None:
     weights: set[str] = set()
     for graph in walk_graphs(model.graph):
         weights.update(value.name for value in graph.initializer)
-    taken: set[str] = set()
+    used: set[str] = set()
     proposals: list[tuple[NodeProto, str]] = []
     for node in walk_nodes(model.graph):
         module = _weight_owner(node, weights, readers) or _scope(node)
@@ -50,7 +50,7 @@ def name_nodes(model: ModelProto) -> None:
         else:
             proposals.append((node, node.name))
     for node, name in proposals:
-        node.name = _unique(name, taken)
+        node.name = _unique(name, used)
     _name_weights(model, readers)
 
 
@@ -172,9 +172,9 @@ def _is_layer(node: NodeProto) -> bool:
 
 def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
     """Name weights that the exporter transposed or folded after their layer again, in place."""
-    taken: set[str] = set()
+    used: set[str] = set()
     for node in walk_nodes(model.graph):
-        taken.update(node.input, node.output)
+        used.update(node.input, node.output)
     initializers = {value.name: value for value in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type not in _WEIGHTED:
@@ -185,17 +185,17 @@ def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
                 continue
             old, new = node.input[position], f"{node.name}.{part}"
             generated = _GENERATED_WEIGHT.match(old) is not None
-            if old in initializers and generated and readers[old] == 1 and new not in taken:
+            if old in initializers and generated and readers[old] == 1 and new not in used:
                 initializers[old].name = new
                 node.input[position] = new
-                taken.add(new)
+                used.add(new)
 
 
-def _unique(name: str, taken: set[str]) -> str:
+def _unique(name: str, used: set[str]) -> str:
     # "conv", "conv_2", "conv_3", ...
     candidate, count = name, 1
-    while candidate in taken:
+    while candidate in used:
         count += 1
         candidate = f"{name}_{count}"
-    taken.add(candidate)
+    used.add(candidate)
     return candidate

@@ -117,20 +117,20 @@ def _rename_clashes(graph: GraphProto, requested: set[str], mapping: dict[str, s
     inner_names: set[str] = set()
     for node in graph.node:
         inner_names.update(node.output)
-    taken = inner_names | requested | {initializer.name for initializer in graph.initializer}
+    used = inner_names | requested | {initializer.name for initializer in graph.initializer}
     # An inner value "logits" makes room for the output of that name by becoming "logits_inner".
     for name in sorted(requested & inner_names - set(mapping)):
         fresh = f"{name}_inner"
-        while fresh in taken:
+        while fresh in used:
             fresh += "_"
-        taken.add(fresh)
+        used.add(fresh)
         mapping[name] = fresh
     for initializer in graph.initializer:
         if initializer.name in requested:
             fresh = f"{initializer.name}_weight"
-            while fresh in taken:
+            while fresh in used:
                 fresh += "_"
-            taken.add(fresh)
+            used.add(fresh)
             mapping[initializer.name] = fresh
             initializer.name = fresh
 

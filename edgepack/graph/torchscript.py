@@ -48,7 +48,8 @@ def export_script(
     import torch
 
     # The C++ half of the exporter prints the whole graph when it fails, bypassing Python's streams.
-    torch._C._jit_set_onnx_log_enabled(False)
+    # Its Python half turns that on again in each export, so the printing itself is replaced.
+    torch._C._jit_onnx_log = _ignore
     version = min(opset, NEWEST_SCRIPT_OPSET)
     try:
         return _export_script(module, inputs, args, version)
@@ -58,6 +59,10 @@ def export_script(
         if needed is None or not version < int(needed.group(1)) <= NEWEST_OPSET:
             raise
         return _export_script(module, inputs, args, int(needed.group(1)))
+
+
+def _ignore(*_: Any) -> None:
+    pass
 
 
 def _export_script(

@@ -117,7 +117,7 @@ def missed(outcome: Outcome, ledger: Ledger) -> GateError:
     reasons = _describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]
     if not outcome.report["quality"]["passed"]:
-        lost = ledger.lost_in() or ledger.first_loss()
+        lost = ledger.find_losing_pass() or ledger.find_first_loss()
         if lost is not None:
             reasons.append(f"first lost in the stage {lost.stage!r}: {_format_parity(lost.parity)}")
         for record in ledger.records:

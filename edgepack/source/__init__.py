@@ -117,20 +117,23 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
     """
     if source.module is None or source.program is not None:
         return source, inputs
-    from edgepack.source.binding import bind_inputs, describe_defaults, select_inputs
+    from edgepack.source.binding import (
+        bind_inputs,
+        describe_defaults,
+        describe_renamed,
+        select_inputs,
+    )
     from edgepack.source.eager import torch_run
 
     names = tuple(tensor.name for tensor in inputs)
     if source.inputs is not None:
-        module, default = select_inputs(source.module, names), _dropped(source, names)
+        module, notes = select_inputs(source.module, names), [_dropped(source, names)]
     else:
         module, binding = bind_inputs(source.module, names)
-        default = describe_defaults(binding)
+        notes = [describe_renamed(binding), describe_defaults(binding)]
         by_name = {tensor.name: tensor for tensor in inputs}
         inputs = tuple(by_name[name] for name in binding.order)
-    warnings = source.warnings
-    if default:
-        warnings = (*warnings, default)
+    warnings = (*source.warnings, *filter(None, notes))
     bound = replace(
         source, module=module, inputs=inputs, run=torch_run(module, inputs), warnings=warnings
     )

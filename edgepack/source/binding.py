@@ -157,6 +157,21 @@ def select_inputs(module: Any, names: tuple[str, ...]) -> Any:
     return module
 
 
+def describe_renamed(binding: Binding) -> str:
+    """Return the note on an input that feeds a parameter of another name; "" if there is none.
+
+    A single input may have any name. Beside others, a name that matches nothing may be misspelt.
+    """
+    renamed = [
+        f"{name} feeds forward's {parameter}"
+        for name, parameter in binding.parameters.items()
+        if name != parameter and parameter != binding.mapping
+    ]
+    if len(binding.order) == 1 or not renamed:
+        return ""
+    return f"an input is bound to the only parameter left, by another name: {', '.join(renamed)}"
+
+
 def describe_defaults(binding: Binding) -> str:
     """List the possible inputs that keep their defaults; "" for none.
 

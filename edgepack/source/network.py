@@ -47,7 +47,8 @@ def build_network(
         roots = [factory.module, *_new_modules(before)]
         names, digest = _code_digest(factory, roots, opened, environment, module)
     sources = [name for name in names if not name.startswith("file:")]
-    note = f"Built the network with {Path(arch).name}, from {len(sources)} files of code."
+    files = "1 file" if len(sources) == 1 else f"{len(sources)} files"
+    note = f"Built the network with {Path(arch).name}, from {files} of code."
     return module, digest, [note, *cast_to_float32(module)]
 
 

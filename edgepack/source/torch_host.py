@@ -27,6 +27,8 @@ def import_torch(purpose: str) -> Any:
             why=f"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD={unsafe} is set",
             hint="unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD; --trust-pickle trusts one file",
         )
+    # torch reads it once, at its import; its warnings would stand between the lines of a build.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         import torch
     except ImportError as error:

@@ -194,5 +194,6 @@ def check_finite(path: Path, tensors: Iterable[tuple[str, Any, bool]]) -> None:
             f"the weights of {path.name} are not all finite",
             why=f"{name} of shape {list(tensor.shape)} has {nans} NaN and {infinite} infinite "
             "values",
-            hint="the training diverged, or the file is damaged: use an earlier checkpoint",
+            hint="the training diverged, or the file is damaged: use an earlier checkpoint, or "
+            "other weights of this one (--weights KEY)",
         )

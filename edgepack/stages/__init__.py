@@ -1,28 +1,27 @@
 """Stages of a build, each with a record in the ledger, up to the model that ships."""
 
+from edgepack.stages.context import BuildContext, Graph
 from edgepack.stages.emulate import check_host, emulate, emulates, foreign, stands_in
-from edgepack.stages.given import Given, Graph
 from edgepack.stages.graph import apply, build_engine, export, simplify
 from edgepack.stages.module import apply_module
 from edgepack.stages.original import (
     EVALUATION_BATCH,
     Reference,
-    ask_original,
     evaluation_frames,
+    run_original,
 )
 from edgepack.stages.samples import SampleSets, evaluation_of, missing, open_samples
-from edgepack.stages.source import load_source, settle_inputs
+from edgepack.stages.source import load_source, resolve_inputs
 from edgepack.stages.wheels import fetch_wheels
 
 __all__ = [
     "EVALUATION_BATCH",
-    "Given",
+    "BuildContext",
     "Graph",
     "Reference",
     "SampleSets",
     "apply",
     "apply_module",
-    "ask_original",
     "build_engine",
     "check_host",
     "emulate",
@@ -35,7 +34,8 @@ __all__ = [
     "load_source",
     "missing",
     "open_samples",
-    "settle_inputs",
+    "resolve_inputs",
+    "run_original",
     "simplify",
     "stands_in",
 ]

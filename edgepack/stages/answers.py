@@ -190,7 +190,7 @@ def refuse_unprovable(
         if facts["maximum"] is None and not facts["empty"]:
             raise SourceError(
                 "original-not-finite",
-                f"the original's output {name} holds no finite value",
+                f"the original's output {name!r} holds no finite value",
                 why=f"every value is -inf, in all {survey['samples']:,} evaluation samples",
                 hint="run the model on one sample before the build; is a mask all false?",
             )
@@ -199,13 +199,13 @@ def refuse_unprovable(
         more = f"; the same holds for {', '.join(constant[1:])}" if constant[1:] else ""
         raise SourceError(
             "original-constant",
-            f"the original's output {constant[0]} is the same for every evaluation sample",
+            f"the original's output {constant[0]!r} is the same for every evaluation sample",
             why=f"{survey['samples']:,} samples, one answer{more}",
             hint="a constant answer proves nothing: check the loaded weights, the normalisation "
             "of the inputs, and that the samples differ",
         )
     return tuple(
-        f"the original's output {name} is the same for every evaluation sample: nothing is "
+        f"the original's output {name!r} is the same for every evaluation sample: nothing is "
         "proved about how it depends on the inputs"
         for name in constant
     )
@@ -230,7 +230,7 @@ def _require_numbers(name: str, array: np.ndarray, start: int, count: int) -> No
     number = int(np.count_nonzero(wrong))
     raise SourceError(
         "original-not-finite",
-        f"the original's output {name} is {value} in evaluation sample {start + position[0]}, "
+        f"the original's output {name!r} is {value} in evaluation sample {start + position[0]}, "
         "counted from 0",
         why=f"the value at {tuple(position[1:])} is {value}; {number:,} of {array.size:,} values "
         "of this batch are NaN or inf",

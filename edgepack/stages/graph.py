@@ -18,7 +18,7 @@ from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
-from edgepack.stages.given import Given, Graph, digest_model, parse_model
+from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
 from edgepack.stages.kept import fetch_or_compute, read_model, run_cached
 from edgepack.stages.labels import OutputKind
 from edgepack.stages.measure import measure, measure_reference
@@ -192,7 +192,7 @@ _READINGS = {
 }
 
 
-def simplify(context: Given, cache: Cache, ledger: Ledger) -> Given:
+def simplify(context: BuildContext, cache: Cache, ledger: Ledger) -> BuildContext:
     """Fold, fuse and clean the exported graph; the result is the original from here on."""
     exported = context.original
     with ledger.stage("simplify") as stage:
@@ -256,7 +256,9 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
     )
 
 
-def apply(step: chain.Step, before: Graph, context: Given, cache: Cache, ledger: Ledger) -> Graph:
+def apply(
+    step: chain.Step, before: Graph, context: BuildContext, cache: Cache, ledger: Ledger
+) -> Graph:
     """Apply one pass to the graph."""
     options = step.read()
     samples, samples_digest = None, None
@@ -265,7 +267,7 @@ def apply(step: chain.Step, before: Graph, context: Given, cache: Cache, ledger:
         samples_digest = context.samples.lint.digests.get("calibration")
     inputs = (parse_model(before.model), samples, options, ledger.progress)
     # A repair reuses the calibration of the pass for its trials.
-    trials = functools.cache(lambda: step.known.trials(*inputs))
+    trials = functools.cache(lambda: step.definition.trials(*inputs))
     with ledger.stage(step.name) as stage:
         parts = {
             "model": digest_model(before.model),
@@ -274,7 +276,7 @@ def apply(step: chain.Step, before: Graph, context: Given, cache: Cache, ledger:
         }
         model, details = run_cached(
             step.name, parts, stage, cache,
-            lambda: trials().result() if options.repairs else step.known.apply(*inputs),
+            lambda: trials().result() if options.repairs else step.definition.apply(*inputs),
         )  # fmt: skip
         result = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
         measure(result, context, cache, ledger, stage)

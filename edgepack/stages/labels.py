@@ -313,15 +313,15 @@ def judge_labels(
     if not allow_chance:
         raise DataError(
             "original-chance",
-            f"the original's output {names[index]} is right no more often than by guessing",
+            f"the original's output {names[index]!r} is right no more often than by guessing",
             why=grade.describe(),
             hint="check that the labels belong to this model and these samples, in its order of "
-            "classes; a manifest can name their output: [[outputs]] kind\n"
+            "classes; a manifest can name the output that they judge: [[outputs]] kind\n"
             "--allow-chance judges by the agreement with the original instead",
         )
     return kinds, Labels(
         used=True,
-        chance=f"the original's output {names[index]} is right no more often than by guessing: "
+        chance=f"the original's output {names[index]!r} is right no more often than by guessing: "
         f"{grade.describe()}; its labels prove nothing",
     )
 

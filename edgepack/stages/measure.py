@@ -24,8 +24,8 @@ from edgepack.runtime.parity.metrics import Quality, compare
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.runtime.tensor import Tensor
+from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
 from edgepack.stages.emulate import stands_in
-from edgepack.stages.given import Given, Graph, digest_model, parse_model
 from edgepack.stages.original import Reference, iterate_answers
 from edgepack.stages.parts import parts_of
 from edgepack.stages.samples import evaluation_of
@@ -57,7 +57,9 @@ def measure_reference(
     return runner
 
 
-def measure(candidate: Graph, context: Given, cache: Cache, ledger: Ledger, stage: Stage) -> None:
+def measure(
+    candidate: Graph, context: BuildContext, cache: Cache, ledger: Ledger, stage: Stage
+) -> None:
     """Write all measurements into a stage's record, with the change against the previous pass.
 
     `measured` holds `macs` of one reference sample, `quality`, the gates that it `missed`,
@@ -87,7 +89,7 @@ def measure(candidate: Graph, context: Given, cache: Cache, ledger: Ledger, stag
 
 def evaluate(
     model: bytes,
-    context: Given,
+    context: BuildContext,
     cache: Cache,
     progress: Progress,
     runner: graph.Runner | None = None,
@@ -126,7 +128,7 @@ def evaluate(
     return entry.document
 
 
-def missed_gates(quality: Mapping[str, Any], context: Given) -> list[dict[str, Any]]:
+def missed_gates(quality: Mapping[str, Any], context: BuildContext) -> list[dict[str, Any]]:
     """Return the gates of quality that these figures miss."""
     gates = judge(context.bounds, quality["outputs"], quality["metric"])
     return [gate for gate in gates if not gate["passed"]]
@@ -170,7 +172,7 @@ def summarize_quality(quality: Mapping[str, Any]) -> tuple[float | None, float |
     return snr, 100.0 * min(agreements)
 
 
-def _latency(candidate: Graph, context: Given) -> dict[str, Any] | None:
+def _latency(candidate: Graph, context: BuildContext) -> dict[str, Any] | None:
     """Return the median of one call beside the original's, in ms; None if not measured here."""
     if context.request.latency == "none" or stands_in(context.request.target):
         return None

@@ -22,7 +22,7 @@ from edgepack.source.model import Source
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state
 from edgepack.stages.code import UserCode
-from edgepack.stages.given import Given, Graph
+from edgepack.stages.context import BuildContext, Graph
 from edgepack.stages.graph import export_again
 from edgepack.stages.kept import record_document, to_document
 from edgepack.stages.measure import measure
@@ -34,7 +34,7 @@ REPLAY_TOLERANCE = 1e-5
 
 
 def apply_module(
-    step: chain.Step, before: Source, context: Given, cache: Cache, ledger: Ledger
+    step: chain.Step, before: Source, context: BuildContext, cache: Cache, ledger: Ledger
 ) -> tuple[Source, Graph]:
     """Apply one pass to the module; return the new source and its graph.
 
@@ -93,7 +93,7 @@ def _notes_of(ledger: Ledger, stage: str) -> set[str]:
 
 
 def _parts(
-    step: chain.Step, options: Any, before: Source, context: Given, code: UserCode
+    step: chain.Step, options: Any, before: Source, context: BuildContext, code: UserCode
 ) -> dict[str, Any]:
     """Return the key parts of a pass's result."""
     needs = options.needs
@@ -128,7 +128,7 @@ def _through_cache(
     step: chain.Step,
     options: Any,
     before: Source,
-    context: Given,
+    context: BuildContext,
     code: UserCode,
     key: str,
     cache: Cache,
@@ -162,14 +162,16 @@ def _through_cache(
         if stage.record.status == "cached":
             outcome = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
         else:
-            result = step.known.apply(_copy_module(before, step), options, pass_context)
+            result = step.definition.apply(_copy_module(before, step), options, pass_context)
             outcome = (
                 {**to_document(result), "recipe": dict(result.recipe)},
                 _serialize(result.model),
             )
         # Workers get the main process's result, so that all of them continue with one network.
         document, weights = processes.broadcast(outcome)
-        module = step.known.replay(_copy_module(before, step), document["recipe"], pass_context)
+        module = step.definition.replay(
+            _copy_module(before, step), document["recipe"], pass_context
+        )
         _load(module, weights, step)
         if result is not None and processes.is_main():
             result.model.eval()
@@ -184,7 +186,7 @@ def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path
     return files.temporary_folder()
 
 
-def _quantize_step(context: Given) -> chain.Step:
+def _quantize_step(context: BuildContext) -> chain.Step:
     """Return the step that quantizes; `chain.check` ensures that there is one if it is needed."""
     return next(step for step in context.request.chain if step.name == "quantize")
 

@@ -59,7 +59,7 @@ class Reference:
     identity: str = ""
 
 
-def ask_original(
+def run_original(
     request: Request, source: Source, inputs: tuple[Tensor, ...], samples: SampleSets,
     cache: Cache, ledger: Ledger,
 ) -> Reference:  # fmt: skip

@@ -22,7 +22,7 @@ from edgepack.report import describe_gate
 from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
-from edgepack.stages.given import Given, Graph, digest_model, parse_model
+from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
 from edgepack.stages.kept import run_cached
 from edgepack.stages.measure import evaluate, measure, missed_gates, summarize_quality
 from edgepack.stages.parts import parts_of
@@ -38,7 +38,7 @@ HALF = 0.5
 
 def repair(
     before: Graph, result: Graph, parts: Mapping[str, Any], trials: Callable[[], Trials],
-    context: Given, cache: Cache, ledger: Ledger,
+    context: BuildContext, cache: Cache, ledger: Ledger,
 ) -> Graph:  # fmt: skip
     """Return the graph of a pass; with layers returned to float if it missed a gate.
 
@@ -93,7 +93,7 @@ def repair(
 
 def _skip_reason(ledger: Ledger) -> str:
     """Return the reason for not searching, if an earlier stage missed the gates; "" for none."""
-    lost, last = ledger.lost_in(), ledger.records[-1]
+    lost, last = ledger.find_losing_pass(), ledger.records[-1]
     if lost is None or lost is last:
         return ""
     return (
@@ -106,7 +106,7 @@ class _Search:
     """Search for the layers to return to float."""
 
     def __init__(
-        self, before: Graph, record: Record, trials: Trials, context: Given, cache: Cache,
+        self, before: Graph, record: Record, trials: Trials, context: BuildContext, cache: Cache,
         stage: Stage,
     ) -> None:  # fmt: skip
         self.before, self.trials, self.context = before, trials, context

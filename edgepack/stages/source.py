@@ -50,7 +50,7 @@ def _check_module(request: Request, model: Source) -> None:
         )
 
 
-def settle_inputs(
+def resolve_inputs(
     request: Request, model: Source, ledger: Ledger
 ) -> tuple[Source, tuple[Tensor, ...]]:
     """Determine the inputs: from the request, else from the source, else from the samples.

@@ -136,7 +136,7 @@ def test_chance_is_an_error_that_a_manifest_may_allow(tmp_path: Path) -> None:
     output = tmp_path / "x.edgepack"
     answer = ask(*asked, "--output", str(output))
     assert (answer.status, answer.code) == (2, "original-chance")
-    assert "output y" in answer.document["error"]["what"]
+    assert "output 'y'" in answer.document["error"]["what"]
     assert "export" not in answer.stderr
     stated = tmp_path / "m.toml"
     stated.write_text(
@@ -175,7 +175,7 @@ def test_answers_that_are_no_numbers_are_refused_before_the_export(
 ) -> None:
     model = network((operator, {}), outputs=CLASSES, pooled=True)
     asked = arguments(tmp_path, model)
-    refuse(asked, tmp_path / "x.edgepack", "original-not-finite", "output y is NaN in evaluation")
+    refuse(asked, tmp_path / "x.edgepack", "original-not-finite", "output 'y' is NaN in evaluation")
 
 
 @pytest.mark.parametrize("operator", ["Identity", "Sign", "ArgMax"])
@@ -191,4 +191,4 @@ def test_answers_that_no_sample_changes_are_refused_before_the_export(
     model.graph.node.insert(1, helper.make_node("Add", ["x0", "three"], ["x1"]))
     model.graph.node[2].input[0] = "x1"
     asked = arguments(tmp_path, model)
-    refuse(asked, tmp_path / "x.edgepack", "original-constant", "output y is the same")
+    refuse(asked, tmp_path / "x.edgepack", "original-constant", "output 'y' is the same")

@@ -50,9 +50,11 @@ def test_every_pass_is_there(name: str) -> None:
     options = step.read()
     assert isinstance(options, PassOptions)
     assert {field.name for field in fields(options)}
-    assert callable(getattr(chain.import_module(step.known.place), step.known.function))
-    if step.known.domain == "module":
-        assert callable(chain.import_module(step.known.place).replay)
+    assert callable(
+        getattr(chain.import_module(step.definition.module_path), step.definition.function)
+    )
+    if step.definition.domain == "module":
+        assert callable(chain.import_module(step.definition.module_path).replay)
     tables = [table for table, owner in document.PASS_TABLES.items() if owner == name]
     for schema in ("target", "manifest"):
         path = ROOT / "edgepack" / "spec" / "schema" / f"{schema}.schema.json"

@@ -538,7 +538,7 @@ def test_a_frozen_transformer_has_as_many_multiplications() -> None:
 
 
 def test_multiplications_where_a_part_is_given_a_parameter() -> None:
-    class Given(nn.Module):
+    class BuildContext(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.table, self.norm = nn.Parameter(torch.ones(4, 8)), nn.LayerNorm(8)
@@ -546,7 +546,7 @@ def test_multiplications_where_a_part_is_given_a_parameter() -> None:
         def forward(self, x: Any) -> Any:
             return x @ self.norm(self.table).t()
 
-    assert count_macs(Given().eval(), [torch.ones(1, 8)])[""] == 32
+    assert count_macs(BuildContext().eval(), [torch.ones(1, 8)])[""] == 32
 
 
 def test_the_layers_of_gpt_2_are_left_with_a_reason(tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def test_the_ledger_knows_since_when_a_gate_is_missed(passes: str, lost: str | N
             stage.set(measured={"missed": [{}] if name.startswith("-") else []})
     with ledger.stage("engine"):
         pass
-    found = ledger.lost_in()
+    found = ledger.find_losing_pass()
     assert (found and found.stage) == lost
 
 

@@ -15,7 +15,13 @@ from torch import nn
 from edgepack import graph
 from edgepack.runtime.tensor import Tensor
 from edgepack.source import bind, load
-from edgepack.source.binding import bind_in_order, bind_inputs, describe_defaults
+from edgepack.source.binding import (
+    bind_in_order,
+    bind_inputs,
+    describe_defaults,
+    describe_renamed,
+    match_inputs,
+)
 from edgepack.source.eager import flatten, name_outputs
 from edgepack.stages.code import UserCode
 
@@ -169,3 +175,11 @@ def test_outputs_keep_their_keys() -> None:
     assert name_outputs({0: one, 1: two}) == ("0", "1")
     assert name_outputs((one, [two])) is None
     assert name_outputs({"a.0": one, "a": [two]}) is None
+
+
+def test_an_input_of_another_name_is_bound_with_a_note() -> None:
+    pair = module(lambda self, query, key: query - key)
+    binding = match_inputs(pair, ("query", "kay"))
+    assert binding.parameters == {"query": "query", "kay": "key"}
+    assert "kay feeds forward's key" in describe_renamed(binding)
+    assert not describe_renamed(match_inputs(pair, ("query", "key")))

@@ -1,8 +1,8 @@
-"""What the passes on the ONNX graph share.
+"""Tools that the passes on the ONNX graph share.
 
-view     who reads and makes a tensor
-stream   a network run over samples, its inner tensors looked at
+view     producers and readers of every tensor
+stream   inner tensors of a network, run over samples
 axes     classes of axes that belong together
-names    nodes that the user names
-clean    initializers that nothing reads any more
+names    names of nodes, by the user, and free names
+clean    removal of initializers that no node reads
 """

@@ -1,4 +1,4 @@
-"""Names in a graph: those that a user calls nodes by, and those that are free."""
+"""Names in a graph: of nodes that the user lists, and names that are free."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from edgepack.errors import ChainError
 from edgepack.spec.document import nearest
 
 
-def check_names(names: Iterable[str], known: Sequence[str], code: str, precision: str) -> None:
-    """Raise ChainError for a node to be kept in a precision that is not in the graph.
+def check_names(names: Iterable[str], nodes: Sequence[str], code: str, precision: str) -> None:
+    """Raise ChainError if a node to keep in a precision is not in the graph.
 
     Args:
-        names: of nodes that are to stay as they are.
-        known: of all nodes of the graph.
+        names: of the nodes to keep, as the user gave them.
+        nodes: names of all nodes of the graph.
         code: of the error.
-        precision: in which they stay, in a word.
+        precision: that the nodes keep, in a word.
     """
     for name in names:
-        if name not in known:
-            # Without a near name nothing is listed: thousands, in a real graph.
-            near = nearest(name, known)
+        if name not in nodes:
+            # Without a near name none is listed: a real graph has thousands.
+            near = nearest(name, nodes)
+            suggestion = f"; did you mean {near!r}?" if near else ""
             raise ChainError(
                 code,
                 f"the node {name!r} that is to stay {precision} is not in the graph",
-                why=f"the graph has {len(known)} nodes, none of that name"
-                + (f"; did you mean {near!r}?" if near else ""),
+                why=f"the graph has {len(nodes)} nodes, none of that name{suggestion}",
                 hint="the names are those of the ONNX graph after export and simplification",
             )
 
 
-def unused(name: str, taken: set[str]) -> str:
-    """The name, with a tail where it is taken; from now on it is."""
-    while name in taken:
+def unused(name: str, used: set[str]) -> str:
+    """Return the name, with underscores appended until it is free, and add it to those used."""
+    while name in used:
         name += "_"
-    taken.add(name)
+    used.add(name)
     return name
 
 
 class FreeNames:
-    """Names that nothing of a graph has, for what is written into it."""
+    """Free names for tensors and nodes that are added to a graph."""
 
     def __init__(self, view: GraphView) -> None:
         self._tensors = {t for node in view.nodes for t in (*node.input, *node.output)}
@@ -48,9 +48,9 @@ class FreeNames:
         self._nodes = {node.name for node in view.nodes}
 
     def tensor(self, name: str) -> str:
-        """A tensor's name: this one where it can be."""
+        """Return a free name for a tensor: this one if possible."""
         return unused(name, self._tensors)
 
     def node(self, name: str) -> str:
-        """A node's name: this one where it can be."""
+        """Return a free name for a node: this one if possible."""
         return unused(name, self._nodes)

@@ -1,4 +1,4 @@
-"""Run a network over samples and look at its inner tensors, in memory that does not grow."""
+"""Inner tensors of a network, run over samples in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import onnx
 from edgepack.data.samples import Samples
 from edgepack.runtime.session.onnx_session import import_engine
 
-# Inner tensors of one batch that are held at a time; more are looked at in several runs.
+# Inner tensors of one batch that are held at a time; a larger batch takes several runs.
 HELD_BYTES = 192 * 2**20
 
 
 def session(model: onnx.ModelProto) -> Any:
-    """An onnxruntime session on the CPU whose threads sleep while it waits."""
+    """Create an onnxruntime session on the CPU whose threads sleep while it waits."""
     onnxruntime = import_engine()
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised, and printed once
+    options.log_severity_level = 4  # a failure is raised, and printed once
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The arena keeps the largest buffers of all batches; calibration prefers a low peak.
     options.enable_cpu_mem_arena = False
@@ -29,17 +29,17 @@ def session(model: onnx.ModelProto) -> Any:
 
 
 def exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a model whose outputs are those tensors alone."""
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    del opened.graph.output[:]
+    """Copy a model so that it returns these tensors alone."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.output[:]
     for name in names:
-        opened.graph.output.append(onnx.ValueInfoProto(name=name))
-    return opened
+        copy.graph.output.append(onnx.ValueInfoProto(name=name))
+    return copy
 
 
 def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
-    """Names in groups whose tensors fit `HELD_BYTES` together (one at least in each)."""
+    """Divide names into groups whose tensors fit `HELD_BYTES`; each has at least one."""
     groups: list[list[str]] = []
     room = 0
     for name in names:
@@ -59,14 +59,14 @@ def tensors(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Every batch's tensors, a group at a time.
+    """Yield the tensors of every batch, a group at a time.
 
     Args:
         model: float32.
         groups: names of inner tensors, inputs or outputs; each group is run by itself.
-        samples: what is run.
+        samples: to run.
         batch_size: samples at once.
-        advance: told the number of samples when a batch is done.
+        advance: called with the number of samples after each batch.
 
     Yields:
         the batch's number and name -> array, for one batch and one group.
@@ -81,10 +81,10 @@ def tensors(
     ]
     for number, batch in enumerate(samples.batches(batch_size)):
         for group, runner in runs:
-            found: dict[str, np.ndarray] = {n: batch.inputs[n] for n in group if n in inputs}
+            values: dict[str, np.ndarray] = {n: batch.inputs[n] for n in group if n in inputs}
             if runner is not None:
-                wanted = [n for n in group if n not in inputs]
-                fed = {v.name: batch.inputs[v.name] for v in runner.get_inputs()}
-                found.update(zip(wanted, runner.run(wanted, fed), strict=True))
-            yield number, found
+                names = [n for n in group if n not in inputs]
+                feed = {v.name: batch.inputs[v.name] for v in runner.get_inputs()}
+                values.update(zip(names, runner.run(names, feed), strict=True))
+            yield number, values
         advance(batch.count)

@@ -1,4 +1,4 @@
-"""A graph's edges, by name."""
+"""Edges of a graph, by the names of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 
 class GraphView:
-    """Who makes and who reads every tensor of a graph. Read-only: build a new one after edits."""
+    """Producers and readers of every tensor of a graph. Read-only: make a new one after edits."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -35,18 +35,18 @@ class GraphView:
         self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
 
     def constant(self, name: str) -> np.ndarray | None:
-        """The value of an initializer that cannot be fed, or None."""
+        """Return the value of an initializer that cannot be fed; None for any other tensor."""
         tensor = self.initializers.get(name)
         if tensor is None or any(value.name == name for value in self.graph.input):
             return None
         return np.asarray(numpy_helper.to_array(tensor))
 
     def is_constant(self, name: str) -> bool:
-        """Whether a name is an initializer that cannot be fed."""
+        """Return True for an initializer that cannot be fed."""
         return name in self.initializers and all(v.name != name for v in self.graph.input)
 
     def only_reader(self, name: str) -> int | None:
-        """The one node that reads a tensor, where nothing else sees it."""
+        """Return the only reader of a tensor; None if there are more, or the graph returns it."""
         readers = self.readers.get(name, [])
         if len(readers) != 1 or name in self.outputs or name in self.captured:
             return None
@@ -54,7 +54,7 @@ class GraphView:
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute, or the default."""
+    """Return the value of a node's attribute, or the default."""
     for item in node.attribute:
         if item.name == name:
             return onnx.helper.get_attribute_value(item)
@@ -62,7 +62,7 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """The names that the subgraphs of a node may take from the graph around it."""
+    """Yield the names that the subgraphs of a node may read from the graph around it."""
     for item in node.attribute:
         for graph in [item.g] if item.HasField("g") else list(item.graphs):
             for inner in graph.node:
@@ -74,10 +74,7 @@ def captured_names(node: onnx.NodeProto) -> Iterator[str]:
 def _inferred(
     model: onnx.ModelProto,
 ) -> tuple[dict[str, tuple[int | str | None, ...]], dict[str, int]]:
-    """The shape of every tensor for which shape inference finds a rank; None for sizes unknown.
-
-    And the element type of every tensor for which it finds one.
-    """
+    """Infer shapes and element types; tensors of unknown rank are left out, unknown sizes None."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     # Stale entries contradict what inference finds.

@@ -131,7 +131,7 @@ class Ssh:
 def ship(
     device: Ssh,
     bundle: Path,
-    place: str,
+    path: str,
     *,
     threads: int = 0,
     prove: bool = True,
@@ -143,7 +143,7 @@ def ship(
     Args:
         device: the device.
         bundle: an intact bundle.
-        place: path of the file there, or a folder for it; relative to the home if it begins with
+        path: of the file there, or a folder for it; relative to the home if it begins with
             "~/".
         threads: threads within an operator; 0 takes every physical core.
         prove: verify the sent bytes on the device before they are renamed.
@@ -155,7 +155,7 @@ def ship(
 
     Raises BundleError if the file changed since it was checked.
     """
-    sent = device.send(bundle, place)
+    sent = device.send(bundle, path)
     if digest and sent.digest != digest:
         raise BundleError(
             "bundle-changed",

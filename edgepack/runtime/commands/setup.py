@@ -17,7 +17,7 @@ from ..bundle.engines import TENSORRT
 from ..bundle.index import Index, check_file, read_index
 from ..errors import BundleError, DeviceError
 from ..wheels.environment import Environment, base_python
-from ..wheels.tags import read_tags, require, this_python, told
+from ..wheels.tags import describe_tags, read_tags, require, this_python
 from ..wheels.wheel import Wheel
 
 FOLDER = "wheels/"
@@ -34,7 +34,7 @@ def describe_wheels(index: Index) -> List[str]:
     if not names:
         return []
     size = sum(index.files[name][1] for name in names)
-    python = told([read_tags(os.path.basename(name)) for name in names])
+    python = describe_tags([read_tags(os.path.basename(name)) for name in names])
     return ["{}, {:,} bytes, for {}".format(len(names), size, python)]
 
 

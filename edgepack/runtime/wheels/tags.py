@@ -152,13 +152,13 @@ def require(wheels: Sequence[Tags], here: Interpreter) -> None:
                 code,
                 "the bundle's wheels are not for this Python",
                 why="they are for {}; this is {}\n{} {} does not run here".format(
-                    told(wheels), here, first.name, first.version
+                    describe_tags(wheels), here, first.name, first.version
                 ),
                 hint=hint,
             )
 
 
-def told(wheels: Sequence[Tags]) -> str:
+def describe_tags(wheels: Sequence[Tags]) -> str:
     """Return the Python that wheels are for, in words: "CPython 3.11 on x86_64, glibc ..."."""
     exact: Set[str] = set()
     archs: Set[str] = set()

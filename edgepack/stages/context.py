@@ -38,7 +38,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Given:
+class BuildContext:
     """Context of a build, the same for all passes.
 
     Attributes:
