@@ -190,14 +190,15 @@ def works_afterwards(scene: Scene) -> None:
 
 def test_killed_at_every_rename(cold: Scene) -> None:
     points = list(killed_at_each(cold, "rename", fresh=True))
-    # Five stages into the cache, and what two of their graphs are worth; the bundle into its
-    # place: killed there, it has not happened; and its hash after it.
-    assert [Path(path).parent.name for _, path, _ in points[:7]] == [
-        "original", "sizes", "export", "simplify", "evaluation", "quantize", "evaluation"
+    # Six stages into the cache, and the evaluations of two of their graphs; then the bundle into
+    # its place, and its hash after it. A build killed at the bundle's rename has not replaced it.
+    assert [Path(path).parent.name for _, path, _ in points[:8]] == [
+        "identity", "original", "sizes", "export", "simplify", "evaluation", "quantize",
+        "evaluation",
     ]  # fmt: skip
-    assert points[7][1].endswith(".tmp")
     assert points[8][1].endswith(".tmp")
-    assert [found for _, _, found in points] == ["old"] * 8 + ["new"]
+    assert points[9][1].endswith(".tmp")
+    assert [state for _, _, state in points] == ["old"] * 9 + ["new"]
     works_afterwards(cold)
 
 

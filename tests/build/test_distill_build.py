@@ -170,7 +170,9 @@ def test_layers_of_a_hugging_face_folder(tmp_path: Path) -> None:
     )  # fmt: skip
     assert answer.status == 0, answer.stderr
     record = answer.stage("distill")
-    assert record["notes"][0].startswith("The layers 0, 3 of inner.distilbert.transformer.layer")
+    assert record["notes"][0].startswith(
+        "Trained layers 0, 3 of inner.distilbert.transformer.layer"
+    )
     layer = 4 * (16 * 16 + 16) + 2 * 16 * 32 + 48 + 2 * 2 * 16
     left_out = answer.document["source"]["parameters"] - record["details"]["parameters"]
     assert left_out == 2 * layer

@@ -107,7 +107,7 @@ def test_one_bundle_and_one_voice(pictures: Home, tmp_path: Path) -> None:
     assert report["verdict"] == "pass"
     (record,) = (r for r in report["ledger"] if r["stage"] == "distill")
     assert record["details"]["processes"] == 2
-    assert "their number decides the last bits" in record["notes"][-1]
+    assert "another number changes the last bits" in record["notes"][-1]
     assert done.stderr.count("done    distill") == 1
     assert len(digest_of(output)) == 64
     assert sorted(path.name for path in tmp_path.iterdir()) == [

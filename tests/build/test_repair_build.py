@@ -213,7 +213,7 @@ def test_what_was_lost_before_is_not_searched_for(command: Any, tmp_path: Path) 
     error = answer.document["error"]
     assert "first lost in the stage 'simplify'" in error["why"]
     assert "The gates were missed before quantize, since simplify" in error["why"]
-    assert "no chain to hold" in error["hint"]
+    assert "no chain can meet it" in error["hint"]
     inside = json.loads(entry(tmp_path / "x.rejected.edgepack", "report/report.json"))
     (repair,) = [r for r in inside["ledger"] if r["stage"] == "repair"]
     assert (repair["status"], repair["measured"]) == ("skipped", None)

@@ -260,7 +260,7 @@ def test_products_of_int8_on_three_generations_of_arm(folder: Path) -> None:
     assert i8mm["model"]["compute"]["ummla"] == PRODUCTS // 32
     assert i8mm["model"]["classes"]["matrix"] == PRODUCTS // 32
     assert [found["model"]["dot_products"] for found in (a53, n1, i8mm)] == [False, True, True]
-    assert re.findall(r"made for int8 .* ran: (\w+)", shown) == ["no", "yes", "yes"]
+    assert re.findall(r"int8 instructions .* executed: (\w+)", shown) == ["no", "yes", "yes"]
     assert shown.count("instructions, emulated; not time") == 3
     assert a53["model"]["total"] > n1["model"]["total"] > i8mm["model"]["total"]
     assert {found["ratio"] for found in (a53, n1, i8mm)} == {None}
@@ -292,7 +292,7 @@ def test_x86(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["original"]["compute"] == {"vfmadd": PRODUCTS // 8}
     assert found["model"]["compute"]["pmaddubsw"] >= PRODUCTS // 32
     assert not found["model"]["dot_products"]
-    assert "made for int8 (VNNI) ran: no" in shown
+    assert "int8 instructions (VNNI) executed: no" in shown
     assert list(temporary.iterdir()) == []
 
 
