@@ -12,11 +12,11 @@ from edgepack.runtime.errors import BundleError, DeviceError
 from edgepack.runtime.wheels.tags import (
     Interpreter,
     Tags,
+    describe_tags,
     interpreter,
     read_tags,
     require,
     this_python,
-    told,
 )
 
 PYTHONS = ["py2", "py3", "py38", "py311", "py313", "cp27", "cp38", "cp310", "cp311", "cp312",
@@ -94,7 +94,7 @@ def test_the_error_names_both_pythons() -> None:
         read_tags("protobuf-7.36.2-cp310-abi3-manylinux2014_aarch64.whl"),
     ]
     require(wheels, DEBIAN_12)
-    assert told(wheels) == "CPython 3.11 on aarch64, glibc 2.28 or newer"
+    assert describe_tags(wheels) == "CPython 3.11 on aarch64, glibc 2.28 or newer"
     with pytest.raises(DeviceError) as caught:
         require(wheels, Interpreter((3, 8), "x86_64", (2, 31), "cp38"))
     assert caught.value.code == "wheels-python"
@@ -112,7 +112,7 @@ def test_the_error_names_both_pythons() -> None:
 def test_a_device_as_a_profile_states_it() -> None:
     found = interpreter("3.10", ["manylinux_2_28_aarch64", "manylinux2014_aarch64"])
     assert found == Interpreter((3, 10), "aarch64", (2, 28), "cp310")
-    assert told([read_tags("x-1-py3-none-any.whl")]) == "any Python 3"
+    assert describe_tags([read_tags("x-1-py3-none-any.whl")]) == "any Python 3"
 
 
 @pytest.mark.parametrize(
