@@ -40,7 +40,6 @@ from edgepack.progress import SilentProgress
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.parity.accuracy import Accuracy
-from edgepack.runtime.parity.metrics import Parity
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "small-bert"
@@ -156,8 +155,8 @@ def judged(
     original: np.ndarray, answers: np.ndarray, labels: np.ndarray, size: int
 ) -> dict[str, Any]:
     """The figures of one contender."""
-    parity, accuracy = Parity(scores=True), Accuracy("top1")
-    parity.update(original, answers)
+    parity, accuracy = record.scores_parity([original]), Accuracy("top1")
+    parity.update(original, answers, len(original))
     accuracy.update(original, answers, labels)
     result = parity.result()
     return {

@@ -40,7 +40,6 @@ from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
 from edgepack.runtime.parity.accuracy import Accuracy
-from edgepack.runtime.parity.metrics import Parity
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,13 +176,13 @@ def _contenders(work: Path, found: Any, manifest: Any, calibration: Any) -> dict
 
 def _judge(models: dict[str, Path | None], found: Any, evaluation: Any) -> dict[str, Any]:
     runners = {name: graph.Runner(path) for name, path in models.items() if path}
-    parities = {name: Parity(scores=True) for name in runners}
+    answers = [found.run(batch.inputs)[0] for batch in evaluation.batches(8)]
+    parities = {name: record.scores_parity(answers) for name in runners}
     accuracies = {name: Accuracy("top1") for name in runners}
-    for batch in evaluation.batches(8):
-        (original,) = found.run(batch.inputs)
+    for batch, original in zip(evaluation.batches(8), answers, strict=True):
         for name, runner in runners.items():
             (measured,) = runner.run(batch.inputs)
-            parities[name].update(original, measured)
+            parities[name].update(original, measured, len(original))
             accuracies[name].update(original, measured, batch.labels)
     rows: dict[str, Any] = {name: {} for name in models}
     for name, parity in parities.items():
@@ -246,12 +245,12 @@ def _on_haswell(
             command = [*prefix, str(python), "-c", HASWELL, str(path), str(pictures), str(out)]
             subprocess.run(command, check=True, env=environment)
             answers[cpu] = np.load(out)
-        parity = Parity(scores=True)
-        parity.update(answers["host"], answers["Haswell"])
+        parity = record.scores_parity([answers["host"]])
+        parity.update(answers["host"], answers["Haswell"], len(answers["host"]))
         rows[name]["haswell"] = {
             "pictures": len(answers["host"]),
             "bit_exact": parity.exact,
-            "snr_db": parity.snr_db,
+            "snr_db": parity.result()["snr_db"],
         }
 
 

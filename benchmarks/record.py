@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from edgepack.metrics.parts import find_parts
 from edgepack.runtime.device.machine import describe
+from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.tensor import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).parent / "results"
@@ -35,6 +41,12 @@ def write(name: str, **measured: Any) -> None:
     path = FOLDER / f"{name}.json"
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"written: {path.relative_to(ROOT)}")
+
+
+def scores_parity(batches: Sequence[np.ndarray]) -> Parity:
+    """Return what compares class scores, [samples, classes], with these of the original."""
+    tensor = Tensor("scores", str(batches[0].dtype), ("batch", batches[0].shape[1]), "scores")
+    return Parity(tensor, find_parts(tensor, batches))
 
 
 def read(name: str) -> dict[str, Any]:
