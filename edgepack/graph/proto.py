@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
+from edgepack.normalize.modes import default_opset as default_opset
+from edgepack.normalize.order import walk_graphs as walk_graphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -19,19 +21,6 @@ IR_VERSION = 10
 
 NEWEST_OPSET = 21
 """The newest default opset that onnxruntime 1.19 runs."""
-
-
-def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield the graph and every subgraph of its nodes (`If`, `Loop`, `Scan`), depth first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            # An attribute has the type of one graph or of several; the other field is then empty.
-            if attribute.HasField("g"):
-                yield from walk_graphs(attribute.g)
-            else:
-                for inner in attribute.graphs:
-                    yield from walk_graphs(inner)
 
 
 def walk_nodes(graph: GraphProto) -> Iterator[NodeProto]:
@@ -65,14 +54,6 @@ def copied(model: ModelProto) -> ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     return copy
-
-
-def default_opset(model: ModelProto) -> int:
-    """Return the version of the default operator set that the model imports, 1 without one."""
-    versions = [
-        int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")
-    ]
-    return max(versions, default=1)
 
 
 def require_size(size: int, what: str) -> None:

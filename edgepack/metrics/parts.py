@@ -123,6 +123,11 @@ def find_parts(tensor: Tensor, batches: Iterable[np.ndarray]) -> tuple[Part, ...
     moments = Moments(tensor)
     for batch in batches:
         moments.update(batch)
+    return divide(moments)
+
+
+def divide(moments: Moments) -> tuple[Part, ...]:
+    """Divide an output into parts, as `find_parts`, by the moments of all its answers."""
     variance, squares = moments.result()
     # Elements that vary by no more than float32 rounding are constant.
     live = variance > RESOLVED**2 * squares

@@ -25,7 +25,7 @@ def integer_operators(model: ModelProto) -> tuple[str, ...]:
 
 def batch_dependent(model: ModelProto) -> tuple[str, ...]:
     """Return the names of BatchNormalization nodes that use the statistics of the batch."""
-    opset = _opset(model)
+    opset = default_opset(model)
     return tuple(
         str(node.name or node.output[0])
         for node in _nodes(model)
@@ -37,7 +37,7 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
     """Return the names of Dropout nodes that drop values at random."""
     from onnx import numpy_helper
 
-    opset = _opset(model)
+    opset = default_opset(model)
     constants: dict[str, Any] = {}
     for graph in walk_graphs(model.graph):
         constants.update({tensor.name: tensor for tensor in graph.initializer})
@@ -70,7 +70,8 @@ def _nodes(model: ModelProto) -> Iterator[NodeProto]:
         yield from graph.node
 
 
-def _opset(model: ModelProto) -> int:
+def default_opset(model: ModelProto) -> int:
+    """Return the version of the default operator set that the model imports, 1 without one."""
     versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
     return int(max(versions, default=1))
 

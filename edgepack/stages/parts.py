@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-
-from edgepack.metrics.parts import find_parts
+from edgepack.metrics.parts import Moments, divide
 from edgepack.runtime.commands.verify import read_frames
 from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
@@ -26,13 +24,11 @@ def _parts(
 ) -> Mapping[str, tuple[Part, ...]]:
     # Cached, since every pass needs them and the answers do not change within a build.
     parts: dict[str, tuple[Part, ...]] = {tensor.name: () for tensor in outputs}
-    for i, tensor in enumerate(outputs):
-        if tensor.dtype.startswith("float"):
-            parts[tensor.name] = find_parts(tensor, _column(answers, i))
-    return parts
-
-
-def _column(answers: Path, index: int) -> Iterator[np.ndarray]:
+    # Read once for all outputs: the answers can be larger than the memory.
+    moments = {i: Moments(t) for i, t in enumerate(outputs) if t.dtype.startswith("float")}
     with answers.open("rb") as stream:
         for shard in read_frames(stream):
-            yield shard[f"original-{index}"]
+            for i, of_output in moments.items():
+                of_output.update(shard[f"original-{i}"])
+    parts.update({outputs[i].name: divide(of_output) for i, of_output in moments.items()})
+    return parts

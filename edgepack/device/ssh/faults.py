@@ -138,7 +138,7 @@ def refused(address: Address, faults: Sequence[Mapping[str, str]]) -> DeviceErro
         address: address of the device.
         faults: {"errno", "text", "path"} of each folder that was tried.
     """
-    # "/root/.cache/edgepack: Permission denied", one line per folder; an errno alone has no path.
+    # "~/.cache/edgepack: Permission denied", one line per folder; an errno alone has no path.
     kinds = {fault["errno"] for fault in faults}
     why = "\n".join(": ".join(filter(None, (fault["path"], fault["text"]))) for fault in faults)
     for names, code, what, hint in (

@@ -207,7 +207,7 @@ def _kill(group: int) -> None:
 
 def _caches() -> list[str]:
     """List the candidates for edgepack's own folder, the best first."""
-    # For root without any variables: /root/.cache/edgepack, /tmp/edgepack-0, /var/tmp/edgepack-0.
+    # For root without any variables: ~/.cache/edgepack, /tmp/edgepack-0, /var/tmp/edgepack-0.
     home = os.path.expanduser("~")
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
     user = f"edgepack-{os.geteuid()}"

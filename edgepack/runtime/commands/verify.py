@@ -231,8 +231,8 @@ def _judge_sizes(
 ) -> List[Dict[str, Any]]:
     gates: List[Dict[str, Any]] = []
     for size in sizes:
+        outputs = size.compare(index, size.original)
         for tensor in index.outputs:
-            outputs = size.compare(index, size.original)
             name = "{} at {}".format(tensor.name, size.label)
             gates += judge_size(
                 index.gates["quality"], name, outputs[name], evaluated[tensor.name],
