@@ -31,10 +31,10 @@ import fashion_resnet  # noqa: E402
 from pair_safe import answers, snr_db  # noqa: E402
 
 from edgepack import data, graph  # noqa: E402
-from edgepack.chain.distill import distill  # noqa: E402
-from edgepack.chain.distill.options import DistillOptions  # noqa: E402
-from edgepack.chain.module import Context  # noqa: E402
-from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
+from edgepack.passes.distill import distill  # noqa: E402
+from edgepack.passes.distill.options import DistillOptions  # noqa: E402
+from edgepack.passes.module import Context  # noqa: E402
+from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
 from edgepack.stages.code import UserCode  # noqa: E402

@@ -63,9 +63,9 @@ def ours(path: Path, count: int, rounding: str) -> int:
     """Peak growth of edgepack's quantization, in bytes."""
     import onnx
 
-    import edgepack.chain.quantize.run
-    from edgepack.chain.quantize import QuantizeOptions, quantize
+    import edgepack.passes.quantize.run
     from edgepack.data.samples import Batch
+    from edgepack.passes.quantize import QuantizeOptions, quantize
 
     name, shape = image_input(path)
 
@@ -79,7 +79,7 @@ def ours(path: Path, count: int, rounding: str) -> int:
                 yield Batch({name: array}, None, len(array))
 
     model = onnx.load(str(path))
-    assert edgepack.chain.quantize.run
+    assert edgepack.passes.quantize.run
     before = peak_bytes()
     quantize(model, Stream(), QuantizeOptions(rounding=rounding), Quiet())
     return peak_bytes() - before

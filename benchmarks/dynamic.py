@@ -35,7 +35,7 @@ import record
 import torch
 
 from edgepack import data, graph, source
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index

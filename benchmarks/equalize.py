@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import pair_safe
 from pair_safe import EXAMPLES, ROOT, Network, snr_db, spread
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 
 KINDS = ("cross-layer", "smooth", "both")

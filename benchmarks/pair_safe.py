@@ -32,9 +32,9 @@ import int8_nets  # noqa: E402
 import quantize_nets  # noqa: E402
 
 from edgepack import data, graph, source  # noqa: E402
-from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.data.preprocessing import Preprocessing  # noqa: E402
 from edgepack.device import Emulated, Local, ready  # noqa: E402
+from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.spec import manifest as manifests  # noqa: E402
 

@@ -24,10 +24,10 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "build")]
 
 import test_yardstick  # noqa: E402
 
-from edgepack.chain.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.graph.outputs import state_outputs  # noqa: E402
 from edgepack.graph.signature import signature  # noqa: E402
 from edgepack.metrics.parts import find_parts  # noqa: E402
+from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.runtime.parity.metrics import Parity  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402

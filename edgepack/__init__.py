@@ -5,7 +5,7 @@
     model = load("model-cpu-fbgemm.edgepack")
     outputs = model(image=array)
 
-The command line is `edgepack.cli`, the build `edgepack.build`.
+The command line is `edgepack.cli`, the build `edgepack.pipeline`.
 """
 
 from __future__ import annotations

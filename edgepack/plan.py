@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain, data, files, source
+from edgepack import data, files, passes, source
 from edgepack.request import Request
 from edgepack.stages import emulates, foreign, missing
 
@@ -44,7 +44,7 @@ def plan(request: Request) -> dict[str, Any]:
     kind = source.recognise(request.model)
     size = _size(request.model)
     passes = [
-        {"stage": step.name, "options": dict(step.options), "known": step.name in chain.PASSES}
+        {"stage": step.name, "options": dict(step.options), "known": step.name in passes.PASSES}
         for step in request.chain
     ]
     return {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain
+from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.data.preprocessing import Preprocessing
@@ -84,7 +84,7 @@ class Request:
     preprocessing: Preprocessing | None = None
     metric: str = ""
     allow_chance: bool = False
-    chain: tuple[chain.Step, ...] = ()
+    chain: tuple[passes.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     stated: frozenset[str] = frozenset()
     reference_samples: int | None = None
@@ -231,12 +231,12 @@ class _Origin:
         return f"{path}:{function}" if path.exists() else text
 
 
-def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[chain.Step, ...]:
+def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[passes.Step, ...]:
     """Parse the chain; options in it override the manifest, which overrides the profile."""
     # For "quantize:samples=64" with a profile of {scheme: u8s8, samples: 256} the options are
     # {scheme: u8s8, samples: 64}.
     steps = tuple(
-        chain.Step(
+        passes.Step(
             step.name,
             {
                 **target.passes.get(step.name, {}),
@@ -244,9 +244,9 @@ def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[chain.S
                 **step.options,
             },
         )
-        for step in chain.parse(chain_text)
+        for step in passes.parse(chain_text)
     )
-    chain.check(steps)
+    passes.check(steps)
     return steps
 
 

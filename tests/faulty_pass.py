@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from edgepack.chain.module import Context, ModuleResult
-from edgepack.chain.options import PassOptions
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.options import PassOptions
 
 
 @dataclass(frozen=True)

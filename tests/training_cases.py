@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from edgepack.chain.module import Context
 from edgepack.data import open_samples
+from edgepack.passes.module import Context
 from edgepack.runtime.tensor import Tensor
 from edgepack.stages.code import UserCode
 

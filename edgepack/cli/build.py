@@ -14,7 +14,7 @@ from edgepack.runtime.streams import say
 
 
 def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    from edgepack.chain import value
+    from edgepack.passes import value
 
     pairs = {}
     # "width=32" gives {"width": 32}: values are read as in a chain's options.
@@ -207,8 +207,8 @@ def build(
         if as_json:
             print_json(document)
         return
-    from edgepack.build import build as run
-    from edgepack.chain.training import processes
+    from edgepack.passes.training import processes
+    from edgepack.pipeline import build as run
     from edgepack.progress import SilentProgress, make_progress
 
     # With several training processes, only the main one draws progress and writes the bundle.

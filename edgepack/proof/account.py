@@ -10,10 +10,10 @@ from typing import Any
 
 from edgepack import report
 from edgepack.cache import tool_versions
-from edgepack.chain import Step
 from edgepack.data import Samples
 from edgepack.device import Local
 from edgepack.ledger import Ledger
+from edgepack.passes import Step
 from edgepack.proof.job import Job, reject_path
 from edgepack.runtime.device.machine import peak_rss
 

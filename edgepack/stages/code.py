@@ -12,7 +12,7 @@ from edgepack.source.network import build_network, find_function
 
 
 class UserCode:
-    """Loader for the user's functions named by a pass's options; implements `chain.module.Code`.
+    """Loader for the user's functions named by a pass's options; implements `passes.module.Code`.
 
     Args:
         torch: the torch module.

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgepack.chain import Step
 from edgepack.device import Emulated, ask, ready
 from edgepack.errors import DeviceError, HostError
 from edgepack.ledger import Ledger
+from edgepack.passes import Step
 from edgepack.report.figures import seconds_text, snr_text
 from edgepack.report.findings import worst
 from edgepack.request import Request

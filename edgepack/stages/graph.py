@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import chain, engine, graph
+from edgepack import engine, graph, passes
 from edgepack.cache import Cache
 from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import Ledger, PassResult, Stage
@@ -44,7 +44,7 @@ def export(
     """Export the model to ONNX, and run every dynamic axis at a second size."""
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
-        for_passes = bool(chain.of_domain("graph", request.chain))
+        for_passes = bool(passes.of_domain("graph", request.chain))
         parts, compute = _export(
             source, inputs, names, reference.feeds, request.target.opset, for_passes
         )
@@ -257,7 +257,7 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
 
 
 def apply(
-    step: chain.Step, before: Graph, context: BuildContext, cache: Cache, ledger: Ledger
+    step: passes.Step, before: Graph, context: BuildContext, cache: Cache, ledger: Ledger
 ) -> Graph:
     """Apply one pass to the graph."""
     options = step.read()

@@ -17,8 +17,8 @@ import numpy as np
 
 from edgepack import graph
 from edgepack.cache import Cache
-from edgepack.chain.training import processes
 from edgepack.ledger import Ledger, Progress, Stage
+from edgepack.passes.training import processes
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
 from edgepack.runtime.session.onnx_session import OnnxSession

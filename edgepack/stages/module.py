@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgepack import chain, files
+from edgepack import files, passes
 from edgepack.cache import Cache, digest
-from edgepack.chain.module import Context, ModuleResult
-from edgepack.chain.training import processes
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.training import processes
 from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.model import Source
 from edgepack.source.torch_host import import_torch
@@ -34,7 +34,7 @@ REPLAY_TOLERANCE = 1e-5
 
 
 def apply_module(
-    step: chain.Step, before: Source, context: BuildContext, cache: Cache, ledger: Ledger
+    step: passes.Step, before: Source, context: BuildContext, cache: Cache, ledger: Ledger
 ) -> tuple[Source, Graph]:
     """Apply one pass to the module; return the new source and its graph.
 
@@ -71,7 +71,7 @@ def apply_module(
         if not processes.is_main():
             return result, context.original
         request, reference = context.request, context.reference
-        for_passes = bool(chain.of_domain("graph", request.chain))
+        for_passes = bool(passes.of_domain("graph", request.chain))
         graph, notes = export_again(
             result,
             context.inputs,
@@ -93,7 +93,7 @@ def _notes_of(ledger: Ledger, stage: str) -> set[str]:
 
 
 def _parts(
-    step: chain.Step, options: Any, before: Source, context: BuildContext, code: UserCode
+    step: passes.Step, options: Any, before: Source, context: BuildContext, code: UserCode
 ) -> dict[str, Any]:
     """Return the key parts of a pass's result."""
     needs = options.needs
@@ -125,7 +125,7 @@ def _parts(
 
 
 def _through_cache(
-    step: chain.Step,
+    step: passes.Step,
     options: Any,
     before: Source,
     context: BuildContext,
@@ -186,12 +186,12 @@ def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path
     return files.temporary_folder()
 
 
-def _quantize_step(context: BuildContext) -> chain.Step:
-    """Return the step that quantizes; `chain.check` ensures that there is one if it is needed."""
+def _quantize_step(context: BuildContext) -> passes.Step:
+    """Return the step that quantizes; `passes.check` ensures that there is one if it is needed."""
     return next(step for step in context.request.chain if step.name == "quantize")
 
 
-def _copy_module(before: Source, step: chain.Step) -> Any:
+def _copy_module(before: Source, step: passes.Step) -> Any:
     """Return a copy of the module, for a pass to change."""
     try:
         return copy.deepcopy(before.module)
@@ -224,18 +224,18 @@ def _serialize(module: Any) -> bytes:
     return bytes(save(tensors))
 
 
-def _load(module: Any, weights: bytes, step: chain.Step) -> None:
+def _load(module: Any, weights: bytes, step: passes.Step) -> None:
     from safetensors.torch import load
 
     load_state(Path(f"{step.name}'s result"), module, load(weights))
     module.eval()
 
 
-def _check_replay(result: Any, replayed: Any, pass_context: Context, step: chain.Step) -> None:
+def _check_replay(result: Any, replayed: Any, pass_context: Context, step: passes.Step) -> None:
     """Require that the replayed module answers as the pass's own. Raises ChainError."""
     import torch
 
-    from edgepack.chain.network import alike
+    from edgepack.passes.network import alike
 
     run = [
         torch_run(module, pass_context.inputs)(pass_context.example)

@@ -15,9 +15,9 @@ from typing import Any
 
 from edgepack import graph
 from edgepack.cache import Cache
-from edgepack.chain.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
+from edgepack.passes.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.report import describe_gate
 from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
 from edgepack.runtime.parity.metrics import Parity, list_axis

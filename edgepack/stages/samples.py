@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack import chain, data
+from edgepack import data, passes
 from edgepack.data.samples import Samples
 from edgepack.errors import DataError
 from edgepack.ledger import Ledger
@@ -41,14 +41,14 @@ class SampleSets:
 def missing(request: Request) -> list[str]:
     """Return the roles of samples that the chain needs and the request lacks."""
     specs = {"calibration": request.calibration or request.random, "training": request.training}
-    return [role for role, spec in specs.items() if chain.needs(request.chain, role) and not spec]
+    return [role for role, spec in specs.items() if passes.needs(request.chain, role) and not spec]
 
 
 def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
     """Open the samples, and check every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
-        needs = chain.needs(request.chain, "calibration")
-        trains = chain.needs(request.chain, "training")
+        needs = passes.needs(request.chain, "calibration")
+        trains = passes.needs(request.chain, "training")
         absent = missing(request)
         samples = {
             role: data.open_samples(

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from training_cases import context, drawn, network
 
-from edgepack import chain
-from edgepack.chain.distill import DistillOptions, distill
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack import passes
 from edgepack.errors import ChainError
+from edgepack.passes.distill import DistillOptions, distill
+from edgepack.passes.quantize import QuantizeOptions, quantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from quantize_nets import Arrays, Steps, images, residual
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 )
 def test_options_of_distill(options: dict[str, Any]) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("distill", options).read()
+        passes.Step("distill", options).read()
     assert caught.value.code == "distill-option"
     assert caught.value.why
     assert caught.value.hint
@@ -55,7 +55,7 @@ def test_options_of_distill(options: dict[str, Any]) -> None:
 )
 def test_chains_in_which_it_is_in_vain(text: str, reason: str) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.check(chain.parse(text))
+        passes.check(passes.parse(text))
     assert caught.value.code == "chain-conflict"
     assert reason in caught.value.why
     assert "quantize" in caught.value.hint

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from edgepack.chain import parse
 from edgepack.device import Emulated
 from edgepack.errors import DeviceError, HostError
+from edgepack.passes import parse
 from edgepack.request import Request
 from edgepack.runtime import temporary
 from edgepack.runtime.device.machine import describe, require

@@ -16,9 +16,9 @@ from build_cases import Home, ask, images
 from torch import nn
 from training_cases import context, drawn, network
 
-from edgepack import chain
-from edgepack.chain.distill import DistillOptions, distill
+from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError
+from edgepack.passes.distill import DistillOptions, distill
 from edgepack.runtime.tensor import Tensor
 
 
@@ -71,7 +71,7 @@ from edgepack.runtime.tensor import Tensor
 )
 def test_options(options: dict[str, Any]) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("distill", options).read()
+        passes.Step("distill", options).read()
     assert caught.value.code == "distill-option"
     assert caught.value.why
     assert caught.value.hint
@@ -79,7 +79,7 @@ def test_options(options: dict[str, Any]) -> None:
 
 def test_an_option_misspelt() -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("distill", {"temprature": 3}).read()
+        passes.Step("distill", {"temprature": 3}).read()
     assert caught.value.code == "chain-option"
     assert "did you mean 'temperature'?" in caught.value.why
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from build_cases import Home
 
-from edgepack.chain import parse
 from edgepack.errors import DeviceError
 from edgepack.ledger import Ledger
+from edgepack.passes import parse
 from edgepack.progress import SilentProgress
 from edgepack.request import Request
 from edgepack.runtime.device.machine import describe

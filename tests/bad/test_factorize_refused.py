@@ -15,9 +15,9 @@ from torch import nn
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from module_nets import given, mlp, mobile, pictures, seeded
 
-from edgepack import chain
-from edgepack.chain.factorize import FactorizeOptions, factorize
+from edgepack import passes
 from edgepack.errors import ChainError
+from edgepack.passes.factorize import FactorizeOptions, factorize
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ from edgepack.errors import ChainError
 )
 def test_options(options: dict[str, Any]) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("factorize", options).read()
+        passes.Step("factorize", options).read()
     assert caught.value.code == "factorize-option"
     assert caught.value.why
     assert caught.value.hint
@@ -54,7 +54,7 @@ def test_options(options: dict[str, Any]) -> None:
 
 def test_an_option_misspelt() -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("factorize", {"enregy": 0.9}).read()
+        passes.Step("factorize", {"enregy": 0.9}).read()
     assert caught.value.code == "chain-option"
     assert "did you mean 'energy'?" in caught.value.why
 

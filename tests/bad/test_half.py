@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from build_cases import Home, ask
 
-from edgepack import chain
-from edgepack.chain.half import HalfOptions, half
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack import passes
 from edgepack.errors import ChainError
+from edgepack.passes.half import HalfOptions, half
+from edgepack.passes.quantize import QuantizeOptions, quantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from half_nets import loud
@@ -75,7 +75,7 @@ def test_a_chain_that_cannot_be(home: Home, tmp_path: Path, written: str, expect
 
 def test_a_misspelt_option_gets_a_suggestion() -> None:
     with pytest.raises(ChainError) as error:
-        chain.check(chain.parse("half:margn=3"))
+        passes.check(passes.parse("half:margn=3"))
     assert "did you mean 'margin'" in str(error.value)
 
 

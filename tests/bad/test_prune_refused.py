@@ -17,9 +17,9 @@ from torch import nn
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from module_nets import given, mlp, mobile, pictures, seeded
 
-from edgepack import chain
-from edgepack.chain.prune import PruneOptions, prune
+from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError
+from edgepack.passes.prune import PruneOptions, prune
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ from edgepack.errors import ChainError, EdgepackError, HostError
 )
 def test_options(options: dict[str, Any]) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("prune", options).read()
+        passes.Step("prune", options).read()
     assert caught.value.code == "prune-option"
     assert caught.value.why
     assert caught.value.hint
@@ -60,7 +60,7 @@ def test_options(options: dict[str, Any]) -> None:
 
 def test_an_option_misspelt() -> None:
     with pytest.raises(ChainError) as caught:
-        chain.Step("prune", {"structure": 0.5}).read()
+        passes.Step("prune", {"structure": 0.5}).read()
     assert caught.value.code == "chain-option"
     assert "did you mean 'structured'?" in caught.value.why
 
@@ -68,7 +68,7 @@ def test_an_option_misspelt() -> None:
 @pytest.mark.parametrize("text", ["prune:2:4", "prune:pattern=2:+4", "prune:structured"])
 def test_options_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.parse(text)
+        passes.parse(text)
     assert caught.value.code == "chain-option"
 
 

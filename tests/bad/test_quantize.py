@@ -1,4 +1,4 @@
-"""Every error of edgepack.chain.quantize, by a small case of its own."""
+"""Every error of edgepack.passes.quantize, by a small case of its own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.errors import ChainError
+from edgepack.passes.quantize import QuantizeOptions, quantize
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from quantize_nets import Arrays, Net, Steps, images, residual

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepack import chain
+from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, SpecError
 from edgepack.request import resolve
 from edgepack.spec import manifest, target, tensors
@@ -127,7 +127,7 @@ def test_a_name_with_colons_and_a_scalar() -> None:
     ],
 )
 def test_chains(text: str, code: str) -> None:
-    assert refuse(chain.parse, text).code == code
+    assert refuse(passes.parse, text).code == code
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_chains(text: str, code: str) -> None:
     ],
 )
 def test_options_of_quantize(options: dict, code: str) -> None:
-    assert refuse(chain.Step("quantize", options).read).code == code
+    assert refuse(passes.Step("quantize", options).read).code == code
 
 
 def test_flags_that_exclude_each_other() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack import chain
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError, SpecError
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.request import Request, resolve
 from edgepack.spec import manifest, target
 from edgepack.stages import check_host
@@ -62,7 +62,7 @@ def test_samples_that_hold_nan_are_refused_as_for_every_scheme() -> None:
 
 
 def steps(profile: target.Target) -> Request:
-    found = (chain.Step("quantize", {**profile.passes["quantize"], "range": "full"}),)
+    found = (passes.Step("quantize", {**profile.passes["quantize"], "range": "full"}),)
     return Request(Path("m"), profile, Path("o"), "m", chain=found)
 
 

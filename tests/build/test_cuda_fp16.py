@@ -21,10 +21,10 @@ import pytest
 from build_cases import Answer, Home, ask, build, entry
 from conftest import ROOT, run_bundle
 
-from edgepack import chain
-from edgepack.chain.options import PassOptions
+from edgepack import passes
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
+from edgepack.passes.options import PassOptions
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -74,7 +74,7 @@ def test_a_conversion_that_does_not_measure_is_caught_without_a_gpu(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
-        chain.PASSES, "naive", chain.Pass("graph", __name__, "NaiveOptions", "convert")
+        passes.PASSES, "naive", passes.Pass("graph", __name__, "NaiveOptions", "convert")
     )
     output = tmp_path / "naive.edgepack"
     answer = ask(*arguments(folder, "--chain", "naive", "--output", str(output)))

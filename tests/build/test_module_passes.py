@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from build_cases import Answer, Home, ask, digest_of
 
-from edgepack import chain
+from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.stages.module import _serialize
 
@@ -28,8 +28,8 @@ def locked():
 
 @pytest.fixture(autouse=True)
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = chain.Pass("module", "faulty_pass", "Options", "apply")
-    monkeypatch.setitem(chain.PASSES, "cut", found)
+    found = passes.Pass("module", "faulty_pass", "Options", "apply")
+    monkeypatch.setitem(passes.PASSES, "cut", found)
 
 
 def build(home: Home, output: Path, passes: str, arch: str = "nets.py:tiny") -> Answer:

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 from safetensors.torch import save_file
 from training_cases import context, drawn, labels_of, network
-from edgepack.chain.distill import DistillOptions, distill
+from edgepack.passes.distill import DistillOptions, distill
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")
 norm = sys.argv[2] == "norm"
@@ -124,7 +124,7 @@ def test_a_mistake_is_told_once(pictures: Home, tmp_path: Path) -> None:
 
 
 def test_alone_it_is_no_process_of_others() -> None:
-    from edgepack.chain.training import processes
+    from edgepack.passes.training import processes
 
     assert (processes.count(), processes.is_main()) == (1, True)
     assert processes.broadcast({"x": 1}) == {"x": 1}

@@ -22,13 +22,13 @@ from rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 from safetensors.torch import load_file
 
 from edgepack import data, graph
-from edgepack.chain.half import HalfOptions, half
-from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.samples import Batch
 from edgepack.engine import tensorrt_rtx
 from edgepack.errors import DataError
 from edgepack.ledger import Record
+from edgepack.passes.half import HalfOptions, half
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import manifest, target

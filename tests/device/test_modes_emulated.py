@@ -18,8 +18,8 @@ import pytest
 from interpreters import equipped
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.engine import onnxruntime
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 from edgepack.runtime.device import machine
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 from training_cases import context
 
-from edgepack.chain.module import Context, ModuleResult
 from edgepack.data import open_samples
+from edgepack.passes.module import Context, ModuleResult
 from edgepack.runtime.tensor import Tensor
 
 IMAGE = (Tensor("x", "float32", ("batch", 3, 12, 12)),)

@@ -12,9 +12,9 @@ from module_nets import given, seeded
 from torch import nn
 from torch.nn import functional as F
 
-from edgepack.chain.network import alike
-from edgepack.chain.prune import PruneOptions, prune
 from edgepack.errors import ChainError
+from edgepack.passes.network import alike
+from edgepack.passes.prune import PruneOptions, prune
 
 
 @pytest.mark.parametrize("hidden", [-math.inf, math.inf, math.nan, -1e9, -3e38], ids=str)

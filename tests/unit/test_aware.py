@@ -19,20 +19,20 @@ from torch import nn
 from torch.nn import functional as F
 from training_cases import context, drawn, network, same
 
-from edgepack import chain
-from edgepack.chain.aware.activation import Dynamic, Static
-from edgepack.chain.aware.attach import Attached
-from edgepack.chain.aware.fake import fake, fake_blocks, fake_weights
-from edgepack.chain.aware.fold import find_folds, fold, fold_structure
-from edgepack.chain.aware.sites import find_sites
-from edgepack.chain.distill import DistillOptions, distill, replay
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.rounding import nearest
-from edgepack.chain.quantize.scheme import WEIGHTS, affine, signed, symmetric
-from edgepack.chain.quantize.unranged.blocks import quantize_blocks
-from edgepack.chain.training.loop import Loop
+from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.graph import export_module, simplify
+from edgepack.passes.aware.activation import Dynamic, Static
+from edgepack.passes.aware.attach import Attached
+from edgepack.passes.aware.fake import fake, fake_blocks, fake_weights
+from edgepack.passes.aware.fold import find_folds, fold, fold_structure
+from edgepack.passes.aware.sites import find_sites
+from edgepack.passes.distill import DistillOptions, distill, replay
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.rounding import nearest
+from edgepack.passes.quantize.scheme import WEIGHTS, affine, signed, symmetric
+from edgepack.passes.quantize.unranged.blocks import quantize_blocks
+from edgepack.passes.training.loop import Loop
 from edgepack.progress import SilentProgress
 from edgepack.runtime.tensor import Tensor
 
@@ -506,4 +506,4 @@ def test_it_depends_on_the_quantization_that_follows() -> None:
      "distill:aware=true,distill:aware=true:seed=1,quantize"],
 )  # fmt: skip
 def test_chains_that_make_sense(text: str) -> None:
-    chain.check(chain.parse(text))
+    passes.check(passes.parse(text))

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from edgepack import chain
-from edgepack.chain.options import PassOptions
+from edgepack import passes
 from edgepack.errors import ChainError
+from edgepack.passes.options import PassOptions
 from edgepack.request import resolve
 from edgepack.spec import document, manifest, target
 
 
 def steps(text: str) -> list[tuple[str, dict]]:
-    return [(step.name, dict(step.options)) for step in chain.parse(text)]
+    return [(step.name, dict(step.options)) for step in passes.parse(text)]
 
 
 def test_a_chain_with_lists_and_functions() -> None:
@@ -35,26 +35,26 @@ def test_a_chain_with_lists_and_functions() -> None:
 
 
 def test_options_are_those_of_the_pass() -> None:
-    (step,) = chain.parse("distill:layers=3:drop=0:epochs=2")
+    (step,) = passes.parse("distill:layers=3:drop=0:epochs=2")
     options = step.read()
     assert (options.layers, options.epochs) == ((3,), 2)
     assert options.needs == ("training",)
-    (step,) = chain.parse("distill:stop=gate")
+    (step,) = passes.parse("distill:stop=gate")
     assert step.read().needs == ("training", "gates")
 
 
-@pytest.mark.parametrize("name", chain.PASSES)
+@pytest.mark.parametrize("name", passes.PASSES)
 def test_every_pass_is_there(name: str) -> None:
     """What the table says can be imported, and the pass has its table in profiles and manifests."""
-    step = chain.Step(name, {})
+    step = passes.Step(name, {})
     options = step.read()
     assert isinstance(options, PassOptions)
     assert {field.name for field in fields(options)}
     assert callable(
-        getattr(chain.import_module(step.definition.module_path), step.definition.function)
+        getattr(passes.import_module(step.definition.module_path), step.definition.function)
     )
     if step.definition.domain == "module":
-        assert callable(chain.import_module(step.definition.module_path).replay)
+        assert callable(passes.import_module(step.definition.module_path).replay)
     tables = [table for table, owner in document.PASS_TABLES.items() if owner == name]
     for schema in ("target", "manifest"):
         path = ROOT / "edgepack" / "spec" / "schema" / f"{schema}.schema.json"
@@ -95,7 +95,7 @@ def test_a_manifest_lies_over_the_profile_and_flags_over_both(tmp_path: Path) ->
 )
 def test_what_cannot_be(text: str, code: str) -> None:
     with pytest.raises(ChainError) as caught:
-        chain.check(chain.parse(text))
+        passes.check(passes.parse(text))
     assert caught.value.code == code
     assert caught.value.why
     assert caught.value.hint
@@ -105,12 +105,12 @@ def test_what_cannot_be(text: str, code: str) -> None:
     "text", ["distill,quantize", "distill:drop=0.5,distill,quantize", "distill", "quantize", ""]
 )
 def test_what_can_be(text: str) -> None:
-    chain.check(chain.parse(text))
+    passes.check(passes.parse(text))
 
 
 def test_what_a_chain_needs() -> None:
-    found = chain.parse("distill,quantize")
-    assert chain.needs(found, "training") == ("distill",)
-    assert chain.needs(found, "calibration") == ("quantize",)
-    assert [s.name for s in chain.of_domain("module", found)] == ["distill"]
-    assert [s.name for s in chain.of_domain("graph", found)] == ["quantize"]
+    found = passes.parse("distill,quantize")
+    assert passes.needs(found, "training") == ("distill",)
+    assert passes.needs(found, "calibration") == ("quantize",)
+    assert [s.name for s in passes.of_domain("module", found)] == ["distill"]
+    assert [s.name for s in passes.of_domain("graph", found)] == ["quantize"]

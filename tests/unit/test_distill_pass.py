@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 from training_cases import INPUTS, SCORES, context, drawn, labels_of, network, same
 
-from edgepack.chain.distill import DistillOptions, distill, replay
-from edgepack.chain.distill.features import Features
-from edgepack.chain.distill.loss import Head, are_probabilities, hard_loss, opposed, soft_loss
-from edgepack.chain.distill.student import find_layers, keep_layers, spread
 from edgepack.errors import ChainError
+from edgepack.passes.distill import DistillOptions, distill, replay
+from edgepack.passes.distill.features import Features
+from edgepack.passes.distill.loss import Head, are_probabilities, hard_loss, opposed, soft_loss
+from edgepack.passes.distill.student import find_layers, keep_layers, spread
 from edgepack.runtime.tensor import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -203,7 +203,7 @@ def test_top1_where_enough_of_the_held_out_have_labels(tmp_path: Path) -> None:
 def test_kept_answers_are_the_teacher_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = replace(FAST, epochs=2)
     kept = distill(network(1), options, context(tmp_path / "a", network(0), {"x": drawn(200)}))
-    monkeypatch.setattr("edgepack.chain.distill.teacher.ANSWERS_BYTES", 0)
+    monkeypatch.setattr("edgepack.passes.distill.teacher.ANSWERS_BYTES", 0)
     data = context(tmp_path / "b", network(0), {"x": drawn(200)})
     asked = distill(network(1), options, data)
     assert not (data.work / "answers").exists()

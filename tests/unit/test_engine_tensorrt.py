@@ -14,10 +14,10 @@ from quantize_nets import Arrays, Net, Steps, images, residual
 from rtx_cases import needs_rtx, profiles_of
 
 from edgepack import engine
-from edgepack.chain.half import HalfOptions, half
-from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.engine import tensorrt, tensorrt_rtx
 from edgepack.errors import EngineError
+from edgepack.passes.half import HalfOptions, half
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.spec import target
 
 TARGET = target.load("tensorrt-int8")

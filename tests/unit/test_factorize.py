@@ -26,13 +26,13 @@ from module_nets import (
 from torch import nn
 from training_cases import same
 
-from edgepack import chain
-from edgepack.chain.factorize import FactorizeOptions, factorize, replay
-from edgepack.chain.factorize.layers import find_layers
-from edgepack.chain.factorize.moments import Moments, observe
-from edgepack.chain.factorize.ranks import Choice, by_budget, by_loss
-from edgepack.chain.factorize.spectrum import spectrum
-from edgepack.chain.factorize.split import fill, split
+from edgepack import passes
+from edgepack.passes.factorize import FactorizeOptions, factorize, replay
+from edgepack.passes.factorize.layers import find_layers
+from edgepack.passes.factorize.moments import Moments, observe
+from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
+from edgepack.passes.factorize.spectrum import spectrum
+from edgepack.passes.factorize.split import fill, split
 
 LAYERS = {
     "linear": (lambda: nn.Linear(10, 6), (4, 10)),
@@ -368,12 +368,12 @@ def test_by_budget_is_the_best_of_all() -> None:
 
 
 def test_its_place_in_a_chain() -> None:
-    chain.check(chain.parse("factorize:energy=0.9,distill,quantize"))
-    with pytest.raises(chain.ChainError) as caught:
-        chain.check(chain.parse("factorize,distill,factorize"))
+    passes.check(passes.parse("factorize:energy=0.9,distill,quantize"))
+    with pytest.raises(passes.ChainError) as caught:
+        passes.check(passes.parse("factorize,distill,factorize"))
     assert caught.value.code == "chain-conflict"
-    with pytest.raises(chain.ChainError) as caught:
-        chain.check(chain.parse("quantize,factorize"))
+    with pytest.raises(passes.ChainError) as caught:
+        passes.check(passes.parse("quantize,factorize"))
     assert caught.value.code == "chain-order"
 
 

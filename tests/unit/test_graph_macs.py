@@ -15,9 +15,9 @@ from quantize_nets import Arrays, Steps, gated, images, residual
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.fused import fused
 from edgepack.graph import Runner, export_module, macs, simplify
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.fused import fused
 from edgepack.runtime.tensor import Tensor
 
 

@@ -9,11 +9,11 @@ import onnx
 import pytest
 from quantize_nets import Net
 
-from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize import place_tensorrt
-from edgepack.chain.quantize.layers import FLOAT_LAYERS
-from edgepack.chain.quantize.place import Placement
-from edgepack.chain.quantize.prepare import prepare
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize import place_tensorrt
+from edgepack.passes.quantize.layers import FLOAT_LAYERS
+from edgepack.passes.quantize.place import Placement
+from edgepack.passes.quantize.prepare import prepare
 
 IMAGE: dict[str, Sequence[int | str]] = {"x": ["n", 3, 16, 16]}
 

@@ -27,16 +27,16 @@ from torch import nn
 from torch.nn import functional as F
 from training_cases import same
 
-from edgepack import chain
-from edgepack.chain.module import Context, ModuleResult
-from edgepack.chain.network import count_macs
-from edgepack.chain.prune import PruneOptions, prune, replay
-from edgepack.chain.prune.cut import Cut, CutError, cut, is_channelwise, within
-from edgepack.chain.prune.graph import find_groups
-from edgepack.chain.prune.importance import by_taylor, by_weights, costs
-from edgepack.chain.prune.search import Ranking, smallest_step, without
-from edgepack.chain.prune.trial import Trial
+from edgepack import passes
 from edgepack.errors import ChainError
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.network import count_macs
+from edgepack.passes.prune import PruneOptions, prune, replay
+from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
+from edgepack.passes.prune.graph import find_groups
+from edgepack.passes.prune.importance import by_taylor, by_weights, costs
+from edgepack.passes.prune.search import Ranking, smallest_step, without
+from edgepack.passes.prune.trial import Trial
 
 
 class Squeeze(nn.Module):
@@ -419,7 +419,7 @@ def test_macs_are_counted() -> None:
 
 
 def test_after_a_factorization(tmp_path: Path) -> None:
-    from edgepack.chain.factorize import FactorizeOptions, factorize
+    from edgepack.passes.factorize import FactorizeOptions, factorize
 
     network = seeded(Residual)
     data = given(tmp_path, network)
@@ -429,15 +429,15 @@ def test_after_a_factorization(tmp_path: Path) -> None:
 
 
 def test_its_place_in_a_chain() -> None:
-    steps = chain.parse("prune:structured=0.5:of=macs,distill,prune:pattern=2:4,distill,quantize")
-    chain.check(steps)
+    steps = passes.parse("prune:structured=0.5:of=macs,distill,prune:pattern=2:4,distill,quantize")
+    passes.check(steps)
     assert steps[2].read().pattern == "2:4"
     assert steps[0].read().needs == ()
-    assert chain.parse("prune:importance=taylor")[0].read().needs == ("training",)
+    assert passes.parse("prune:importance=taylor")[0].read().needs == ("training",)
     assert PruneOptions().structured == 0.5
     for written in ("prune:pattern=2:4,prune", "prune:unstructured=0.5,factorize"):
-        with pytest.raises(chain.ChainError) as caught:
-            chain.check(chain.parse(written))
+        with pytest.raises(passes.ChainError) as caught:
+            passes.check(passes.parse(written))
         assert caught.value.code == "chain-conflict"
 
 

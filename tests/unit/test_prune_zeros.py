@@ -14,7 +14,7 @@ from module_nets import Residual, ask, given, mlp, mobile, pictures, replayed, s
 from torch import nn
 from training_cases import same
 
-from edgepack.chain.prune import PruneOptions, prune, replay
+from edgepack.passes.prune import PruneOptions, prune, replay
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:

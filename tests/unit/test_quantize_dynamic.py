@@ -12,9 +12,9 @@ import pytest
 from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.fused import fused
 from edgepack.ledger import PassResult
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.fused import fused
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "silero-vad" / "silero-vad.safetensors"
 

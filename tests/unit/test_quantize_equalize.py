@@ -10,13 +10,13 @@ import pytest
 from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
-from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.equalize.restore import FACTOR
-from edgepack.chain.quantize.equalize.run import equalize
-from edgepack.chain.quantize.place import place
-from edgepack.chain.quantize.prepare import prepare
 from edgepack.data.samples import Batch
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.equalize.restore import FACTOR
+from edgepack.passes.quantize.equalize.run import equalize
+from edgepack.passes.quantize.place import place
+from edgepack.passes.quantize.prepare import prepare
 
 BOTH = QuantizeOptions(equalize="both")
 

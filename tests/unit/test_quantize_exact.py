@@ -14,7 +14,7 @@ import onnx
 import pytest
 from quantize_nets import Arrays, Steps, bright, gated, images, residual, run, stress
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize import QuantizeOptions, quantize
 
 CPUS = ("Haswell", "Skylake-Client")
 QEMU = shutil.which("qemu-x86_64")

@@ -20,9 +20,9 @@ from quantize_nets import (
     snr_db,
 )
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.fused import fused
 from edgepack.ledger import PassResult
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.fused import fused
 
 
 def quantized(
@@ -249,8 +249,8 @@ def test_an_activation_that_is_always_zero_is_reported() -> None:
 
 
 def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgepack.chain.graphs import stream
-    from edgepack.chain.quantize import moments
+    from edgepack.onnx_tools import stream
+    from edgepack.passes.quantize import moments
 
     whole = quantized(residual(), {"x": images(16)}, batch_size=4).model
     monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)

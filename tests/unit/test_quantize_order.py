@@ -10,12 +10,12 @@ import pytest
 from onnx import TensorProto, helper
 from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
-from edgepack.chain.graphs.view import GraphView
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.order import MOST, pair_order, reorder
-from edgepack.chain.quantize.place import place
-from edgepack.chain.quantize.prepare import prepare
-from edgepack.chain.quantize.rounding import largest_pair
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.order import MOST, pair_order, reorder
+from edgepack.passes.quantize.place import place
+from edgepack.passes.quantize.prepare import prepare
+from edgepack.passes.quantize.rounding import largest_pair
 
 
 def reordered(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:

@@ -19,11 +19,11 @@ from quantize_nets import Arrays, Net, Steps, bright, gated, images, residual, r
 from torch.ao.quantization import MinMaxObserver
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.observe import Histogram, Range
-from edgepack.chain.quantize.ranges import folded, of_histogram, of_range
-from edgepack.chain.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.ledger import PassResult
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.observe import Histogram, Range
+from edgepack.passes.quantize.ranges import folded, of_histogram, of_range
+from edgepack.passes.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 
 RANDOM = np.random.default_rng(11)

@@ -11,10 +11,10 @@ import pytest
 from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
-from edgepack.chain.quantize.fused import fused
-from edgepack.chain.quantize.unranged.blocks import quantize_blocks
 from edgepack.ledger import PassResult
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize.fused import fused
+from edgepack.passes.quantize.unranged.blocks import quantize_blocks
 
 
 def quantized(model: onnx.ModelProto, samples: Any = None, **options: Any) -> PassResult[Any]:

@@ -10,11 +10,11 @@ import onnx
 import pytest
 from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
 
-from edgepack.chain.quantize import QuantizeOptions, make_trials, quantize
-from edgepack.chain.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.graph import Runner
 from edgepack.ledger import Ledger
 from edgepack.metrics.parts import find_parts
+from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
+from edgepack.passes.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.tensor import Tensor
 

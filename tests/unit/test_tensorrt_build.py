@@ -13,7 +13,7 @@ import pytest
 from quantize_nets import Arrays, Net, Steps, images
 from rtx_cases import needs_rtx
 
-from edgepack.chain.quantize import QuantizeOptions, quantize
+from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.errors import DeviceError
 from edgepack.runtime.session import tensorrt_build
 from edgepack.runtime.session.tensorrt_build import Options, build

@@ -13,10 +13,10 @@ import pytest
 from quantize_nets import Arrays, Net, Steps, bright, gated, images, residual, stress
 from rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 
-from edgepack.chain.half import HalfOptions, half
-from edgepack.chain.quantize import QuantizeOptions, quantize
 from edgepack.engine import tensorrt_rtx
 from edgepack.errors import EngineError
+from edgepack.passes.half import HalfOptions, half
+from edgepack.passes.quantize import QuantizeOptions, quantize
 
 pytestmark = needs_rtx
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgepack.chain.training.batches import Plan, hold_out, in_groups
 from edgepack.data.store import Group
+from edgepack.passes.training.batches import Plan, hold_out, in_groups
 
 
 def group(*members: int, whole: bool = False, length: int = 4) -> Group:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from training_cases import context, drawn, labels_of, network, same
 
-from edgepack.chain.distill import DistillOptions, distill
-from edgepack.chain.module import Context, ModuleResult
-from edgepack.chain.training import loop
 from edgepack.errors import ChainError
+from edgepack.passes.distill import DistillOptions, distill
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.training import loop
 from edgepack.runtime.tensor import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")

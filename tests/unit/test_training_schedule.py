@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgepack.chain.training.options import TrainingOptions
-from edgepack.chain.training.schedule import learning_rate, momentum
+from edgepack.passes.training.options import TrainingOptions
+from edgepack.passes.training.schedule import learning_rate, momentum
 
 
 def optimizer(lr: float) -> torch.optim.Optimizer:

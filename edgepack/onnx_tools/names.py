@@ -1,0 +1,56 @@
+"""Names in a graph: of nodes that the user lists, and names that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from edgepack.errors import ChainError
+from edgepack.onnx_tools.view import GraphView
+from edgepack.spec.document import nearest
+
+
+def check_names(names: Iterable[str], nodes: Sequence[str], code: str, precision: str) -> None:
+    """Raise ChainError if a node to keep in a precision is not in the graph.
+
+    Args:
+        names: of the nodes to keep, as the user gave them.
+        nodes: names of all nodes of the graph.
+        code: of the error.
+        precision: that the nodes keep, in a word.
+    """
+    for name in names:
+        if name not in nodes:
+            # Without a near name none is listed: a real graph has thousands.
+            near = nearest(name, nodes)
+            suggestion = f"; did you mean {near!r}?" if near else ""
+            raise ChainError(
+                code,
+                f"the node {name!r} that is to stay {precision} is not in the graph",
+                why=f"the graph has {len(nodes)} nodes, none of that name{suggestion}",
+                hint="the names are those of the ONNX graph after export and simplification",
+            )
+
+
+def unused(name: str, used: set[str]) -> str:
+    """Return the name, with underscores appended until it is free, and add it to those used."""
+    while name in used:
+        name += "_"
+    used.add(name)
+    return name
+
+
+class FreeNames:
+    """Free names for tensors and nodes that are added to a graph."""
+
+    def __init__(self, view: GraphView) -> None:
+        self._tensors = {t for node in view.nodes for t in (*node.input, *node.output)}
+        self._tensors |= {*view.initializers, *view.inputs, *view.captured}
+        self._nodes = {node.name for node in view.nodes}
+
+    def tensor(self, name: str) -> str:
+        """Return a free name for a tensor: this one if possible."""
+        return unused(name, self._tensors)
+
+    def node(self, name: str) -> str:
+        """Return a free name for a node: this one if possible."""
+        return unused(name, self._nodes)

@@ -1,0 +1,171 @@
+"""Attachment of fake quantization to a network. Importing this module needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgepack.passes.aware.activation import Dynamic, Static
+from edgepack.passes.aware.fake import fake_blocks, fake_weights
+from edgepack.passes.aware.sites import Sites
+from edgepack.passes.quantize.observe import Histogram, Range
+from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.ranges import of_histogram, of_range
+from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
+from edgepack.passes.quantize.unranged.blocks import BESIDE
+
+# Steps on either side of a weight's zero at reduced range.
+REDUCED = 63.5
+# Names of the submodules that a layer has while fake quantization is attached.
+INPUT, OUTPUT = "aware_input", "aware_output"
+# Name of a layer, and True for its output or False for its input.
+Point = tuple[str, bool]
+
+
+class Attached:
+    """Fake quantization in a network, until `close` is called.
+
+    Ranges are buffers of submodules added to the network, so checkpoints include them.
+
+    Args:
+        network: float, in eval mode, on the CPU.
+        sites: the layers to quantize.
+        options: of the `quantize` that follows.
+        batches: returns the arguments of some calls, the same ones each time.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        sites: Sites,
+        options: QuantizeOptions,
+        batches: Callable[[], Iterable[Any]],
+    ) -> None:
+        self._layers = {name: network.get_submodule(name) for name in sites.layers}
+        points = [(name, False) for name in sites.layers] + [(name, True) for name in sites.outputs]
+        parts: dict[Point, Any] = {}
+        if options.mode == "static":
+            records = self._observe(network, points, batches)
+            parts = {point: _static(*record, options) for point, record in records.items()}
+        elif options.mode == "dynamic":
+            parts = {(name, False): Dynamic() for name in sites.layers}
+        self._parts: list[tuple[Any, str]] = []
+        self._hooks: list[Any] = []
+        for (name, output), part in parts.items():
+            attribute = OUTPUT if output else INPUT
+            self._layers[name].add_module(attribute, part)
+            self._parts.append((self._layers[name], attribute))
+        for layer in self._layers.values():
+            hook = layer.register_forward_pre_hook(_make_pre_hook(_weights(layer, options)))
+            # always_call: the quantized weight has to be removed even after an error.
+            self._hooks += [hook, layer.register_forward_hook(_after, always_call=True)]
+
+    def close(self) -> None:
+        """Remove the fake quantization; the network keeps the weights that it has learnt."""
+        for hook in self._hooks:
+            hook.remove()
+        for layer, part in self._parts:
+            delattr(layer, part)
+
+    def _observe(
+        self, network: Any, points: list[Point], batches: Callable[[], Iterable[Any]]
+    ) -> dict[Point, tuple[Histogram, tuple[float, float]]]:
+        """Return a histogram and the mean extremes of the batches for each point.
+
+        Runs the samples twice: the bins of a histogram need the extremes of all of them.
+        """
+        extremes: dict[Point, list[Any]] = {point: [] for point in points}
+
+        def record_extremes(point: Point, values: Any) -> None:
+            extremes[point].append(torch.stack(torch.aminmax(values)).numpy())
+
+        def count(point: Point, values: Any) -> None:
+            histograms[point].add(values.numpy())
+
+        self._run(network, points, batches, record_extremes)
+        # [batches, 2]: the smallest and the largest value of each batch.
+        tables = {point: np.stack(rows).astype(float) for point, rows in extremes.items()}
+        histograms = {
+            point: Histogram(table[:, 0].min(), table[:, 1].max())
+            for point, table in tables.items()
+        }
+        self._run(network, points, batches, count)
+        return {
+            point: (histograms[point], tuple(table.mean(axis=0).tolist()))
+            for point, table in tables.items()
+        }
+
+    def _run(
+        self,
+        network: Any,
+        points: list[Point],
+        batches: Callable[[], Iterable[Any]],
+        record: Callable[[Point, Any], None],
+    ) -> None:
+        """Run the batches, and pass the values at each point to `record`."""
+
+        def make_hook(point: Point) -> Callable[[Any, Any, Any], None]:
+            return lambda _layer, inputs, result: record(point, result if point[1] else inputs[0])
+
+        hooks = [self._layers[p[0]].register_forward_hook(make_hook(p)) for p in points]
+        try:
+            with torch.no_grad():
+                for feed in batches():
+                    network(*feed)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeOptions) -> Static:
+    """Return fake quantization that starts from the range of the calibrator of `quantize`."""
+    if options.calibrator == "minmax":
+        limits = of_range(Range(counts.low, counts.high, 0), options.scheme)
+    else:
+        limits = of_histogram(counts, options)
+    low = limits.low
+    if options.scheme in SYMMETRIC:
+        low = -limits.high
+    return Static(low, limits.high, extremes, options.scheme)
+
+
+def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
+    """Return the fake quantization of a layer's weights."""
+    if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
+        # Same condition as `quantize.unranged.blocks.in_blocks`: blocks have to save memory.
+        width = layer.in_features
+        if -(-width // options.block) * (options.block / 2 + BESIDE) < width:
+            return partial(fake_blocks, block=options.block)
+    steps, lowest = WEIGHTS[options.scheme]
+    if options.range == "reduced" and options.mode != "weights":
+        steps = REDUCED
+    return partial(fake_weights, steps=steps, lowest=lowest)
+
+
+def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return a pre-hook that quantizes a layer's input, and its weights for this call."""
+
+    def quantize(layer: Any, inputs: Any) -> Any:
+        # An instance attribute takes precedence over the parameter of the same name; the parameter
+        # remains the one that is trained, stored and counted.
+        layer.__dict__["weight"] = weights(layer._parameters["weight"])
+        read = layer._modules.get(INPUT)
+        if read is None:
+            return inputs
+        return (read(inputs[0]), *inputs[1:])
+
+    return quantize
+
+
+def _after(layer: Any, _inputs: Any, result: Any) -> Any:
+    """Remove the quantized weight, and quantize the output."""
+    layer.__dict__.pop("weight", None)
+    rounded = layer._modules.get(OUTPUT)
+    if rounded is None:
+        return result
+    return rounded(result)

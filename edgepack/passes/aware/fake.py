@@ -1,0 +1,112 @@
+"""Quantize and dequantize, with a gradient. Importing this module needs torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgepack.passes.quantize.scheme import LEAST_SCALE
+from edgepack.passes.quantize.unranged.blocks import HIGHEST, SHRINKS
+
+
+class _Fake(torch.autograd.Function):  # type: ignore[misc]
+    """QuantizeLinear and DequantizeLinear of ONNX with a straight-through gradient.
+
+    The gradient is 1 inside the range and 0 for clipped values (Bengio et al., "Estimating or
+    propagating gradients through stochastic neurons", 2013).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: Any, scale: Any, zero_point: Any, lowest: int, highest: int
+    ) -> Any:
+        steps = torch.round(values / scale) + zero_point
+        ctx.save_for_backward((steps >= lowest) & (steps <= highest))
+        return (steps.clamp(lowest, highest) - zero_point) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None, None
+
+
+def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) -> Any:
+    """Quantize and dequantize: (clip(round(x / s) + z, lowest, highest) - z) s, ties to even.
+
+    With s = 0.5, z = 0 and integers from -128 to 127, 0.8 becomes 1.0 and 100 becomes 63.5.
+
+    Args:
+        values: float32.
+        scale: float32, a scalar or one that broadcasts.
+        zero_point: likewise, a whole number.
+        lowest, highest: the smallest and the largest integer.
+    """
+    return _Fake.apply(values, scale, zero_point, lowest, highest)
+
+
+def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
+    """Round weights to symmetric s8 with a scale per output channel, as `scheme.symmetric` does.
+
+    Args:
+        weight: float32, of a convolution or a linear layer; output channels are axis 0.
+        steps: number of steps on either side of zero.
+        lowest: the smallest integer.
+    """
+    largest = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
+    scale = (largest / steps).clamp(min=LEAST_SCALE)
+    # With 63.5 steps the largest weight of a row lies halfway between two integers. In float64, in
+    # which `quantize` divides, it rounds to the same one here as there.
+    exact = fake(_exact(weight), _exact(scale), torch.zeros_like(scale), lowest, 127)
+    return exact.to(weight.dtype)
+
+
+def fake_blocks(weight: Any, block: int) -> Any:
+    """Round the weights of a linear layer to four bits, a scale and zero point per block of a row.
+
+    The grid of each block minimizes the rounding error, as in `unranged.blocks` for rounding to the
+    nearest.
+
+    Args:
+        weight: (outputs, inputs) float32.
+        block: number of weights that share a scale.
+    """
+    # Rows are padded to whole blocks: 70 inputs in blocks of 32 become 96, as 3 blocks.
+    outputs, inputs = weight.shape
+    padded = torch.nn.functional.pad(_exact(weight), (0, -inputs % block))
+    padded = padded.reshape(outputs, -1, block)
+    with torch.no_grad():
+        scale, zero_point = _grid(padded.detach())
+    rounded = fake(padded, scale, zero_point, 0, HIGHEST)
+    return rounded.reshape(outputs, -1)[:, :inputs].to(weight.dtype)
+
+
+def _grid(blocks: Any) -> tuple[Any, Any]:
+    """Return the scale and zero point of each block, (outputs, blocks, 1).
+
+    Tries grids over shrinking shares of each block's range: a smaller step rounds most weights more
+    finely, and clips the largest.
+    """
+    low = blocks.amin(-1, keepdim=True).clamp(max=0)
+    high = blocks.amax(-1, keepdim=True).clamp(min=0)
+    best = torch.full_like(low, torch.inf)
+    scales, zeros = torch.ones_like(low), torch.zeros_like(low)
+    for shrink in SHRINKS.tolist():
+        # `quantize` stores scales as float32; rounding them here keeps both grids identical.
+        scale = _exact(((high - low) * shrink / HIGHEST).float())
+        scale = torch.where(scale > 0, scale, 1.0)
+        zero = torch.round(-low * shrink / scale).clamp(0, HIGHEST)
+        stored = (torch.round(blocks / scale) + zero).clamp(0, HIGHEST)
+        cost = ((stored - zero) * scale - blocks).square().sum(-1, keepdim=True)
+        better = cost < best
+        best = torch.where(better, cost, best)
+        scales = torch.where(better, scale, scales)
+        zeros = torch.where(better, zero, zeros)
+    return scales, zeros
+
+
+def _exact(values: Any) -> Any:
+    """Convert to float64 unless the device is Apple's, without support for it."""
+    if values.device.type == "mps":
+        return values
+    return values.double()

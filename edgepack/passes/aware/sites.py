@@ -1,0 +1,89 @@
+"""Layers of a network to quantize while it trains. Importing this module needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgepack.passes.aware.fold import LAYERS
+from edgepack.passes.aware.trace import Value, trace
+from edgepack.passes.quantize.layers import SLOW_VOLUME
+from edgepack.passes.quantize.unranged.choose import NOT_DYNAMIC
+
+# The quantization behind a convolution absorbs these functions.
+CLAMPS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip"))
+# These functions quantize their own inputs.
+LINEAR = frozenset(("conv1d", "conv2d", "conv3d", "linear"))
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Names of layers to quantize.
+
+    Attributes:
+        layers: layers with quantized weights and inputs.
+        outputs: those of them with quantized outputs as well.
+        skipped: for each other layer, the reason.
+    """
+
+    layers: tuple[str, ...]
+    outputs: tuple[str, ...]
+    skipped: dict[str, str]
+
+
+def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "static") -> Sites:
+    """Predict the layers around which `quantize` will insert Q/DQ pairs.
+
+    Args:
+        network: in eval mode, with its batch norms folded.
+        example: the arguments of one call.
+        mode: of `quantize`.
+        conv3d: form of three-dimensional convolutions; only static ones compute in 8 bits.
+    """
+    followed = {name: p for name, p in network.named_modules() if isinstance(p, LAYERS)}
+    record = trace(network, followed, example)
+    skipped = {name: _reject(layer, record.outputs.get(name)) for name, layer in followed.items()}
+    if mode == "dynamic":
+        convolutions = [name for name, p in followed.items() if not isinstance(p, nn.Linear)]
+        skipped |= dict.fromkeys(convolutions, NOT_DYNAMIC["Conv"])
+    if mode == "static" and conv3d != "static":
+        volumes = [name for name, p in followed.items() if isinstance(p, nn.Conv3d)]
+        skipped |= dict.fromkeys(volumes, SLOW_VOLUME)
+    layers = tuple(name for name, reason in skipped.items() if not reason)
+    outputs = [
+        name
+        for name in layers
+        if mode == "static"
+        and not isinstance(followed[name], nn.Linear)
+        and _has_quantized_output(record.outputs[name], id(record.outputs[name]) in record.returned)
+    ]
+    return Sites(
+        layers, tuple(outputs), {name: reason for name, reason in skipped.items() if reason}
+    )
+
+
+def _reject(layer: Any, output: Value | None) -> str:
+    """Return the reason why a layer is not quantized; "" if it is."""
+    if output is None:
+        return "the network reads its weights without calling it, or does not use it"
+    if type(layer).forward not in {kind.forward for kind in LAYERS}:
+        return "its class overrides forward"
+    if "weight" not in layer._parameters:
+        return "its weights are computed from others"
+    if layer.weight.dtype != torch.float32:
+        return f"its weights are {layer.weight.dtype}"
+    return ""
+
+
+def _has_quantized_output(output: Value, returned: bool) -> bool:
+    """Return True if a convolution's output is quantized itself, not behind a clamp or by readers.
+
+    An output that relu alone reads is quantized behind the relu; one that conv2d alone reads is
+    quantized as that layer's input. One that an addition reads is quantized here.
+    """
+    readers = set(output.readers)
+    return returned or not readers or not (readers <= CLAMPS or readers <= LINEAR)

@@ -1,0 +1,150 @@
+"""Distillation: train a student to reproduce the outputs of the original network.
+
+options    the options of the pass
+student    the student: built by the user, or the network with fewer layers, or unchanged (recovery)
+loss       soft and hard targets, squared error of values, cosine distance
+features   outputs of inner parts of both networks, and their distance
+teacher    outputs of the original network, computed for each batch or once
+aware      int8 arithmetic of the student during training
+labels     choice of the output that the labels refer to
+objective  objective of the training loop
+
+The loop itself is `chain.training`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from edgepack.passes.distill.options import DistillOptions
+from edgepack.passes.distill.student import make_student, recipe_of
+from edgepack.passes.module import Context, ModuleResult
+
+
+def distill(module: Any, options: DistillOptions, context: Context) -> ModuleResult:
+    """Train a student on the teacher's outputs, and on the labels of samples that have one.
+
+    Args:
+        module: the network after the passes before; it is the student, or becomes it.
+        options: of the student, its loss and its training.
+        context: the original network, which is the teacher, and the training samples.
+
+    Raises:
+        ChainError: distill-layers, distill-student, distill-outputs, distill-labels,
+            distill-features, distill-nothing, distill-none-held-out, distill-no-gate,
+            distill-fold, distill-aware, and those of the training loop.
+        SourceError: the student's factory cannot be used.
+        HostError: accelerate is not installed, or the disk is full.
+    """
+    from edgepack.passes.distill.objective import Distillation
+    from edgepack.passes.training.data import TrainingSet
+    from edgepack.passes.training.device import make_accelerator
+    from edgepack.passes.training.loop import Loop
+
+    recipe = recipe_of(module, options)
+    student = make_student(module, recipe, context)
+    if options.student:
+        # Zeros of a new network were set by its factory, not by prune.
+        options = replace(options, keep_zeros=False)
+    awareness = None
+    if options.aware:
+        from edgepack.passes.distill.aware import Aware
+
+        awareness = Aware(student, context)
+        recipe |= awareness.recipe
+        options = replace(options, precision="fp32")
+    accelerator = make_accelerator(options)
+    data = TrainingSet(context, options, accelerator)
+    teacher = context.original
+    if accelerator.device.type != "cpu":
+        teacher = copy.deepcopy(teacher).to(accelerator.device)
+    objective = Distillation(teacher, student, data, context, options)
+    attached = None
+    if awareness:
+        # After the objective, which compares the student's float outputs with the teacher's.
+        attached = awareness.attach(data)
+    try:
+        loop = Loop(
+            student, objective, data.plan, options, accelerator, context.work, context.progress
+        )
+        trained = loop.run()
+    finally:
+        objective.close()
+        if attached is not None:
+            attached.close()
+    details = _details(student, data, objective, trained)
+    notes = _notes(options, recipe, data, details)
+    if awareness:
+        details["aware"] = awareness.details()
+        notes += awareness.notes()
+    return ModuleResult(student, True, notes, details, recipe)
+
+
+def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+    """Rebuild the structure of the trained student, without its weights."""
+    student = make_student(module, recipe, context)
+    if "folded" in recipe:
+        from edgepack.passes.aware.fold import fold_structure
+
+        fold_structure(student, recipe["folded"])
+    return student
+
+
+def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str, Any]:
+    """Return the figures for the ledger."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "samples": data.store.count,
+        "labelled": data.labelled,
+        "held_out": len(data.held),
+        "score": objective.score_name,
+        "scores": [round(score, 6) for score in trained.scores],
+        "teacher_score": objective.teacher_score,
+        "loss": round(trained.loss, 6),
+        "epochs": trained.epochs,
+        "kept_epoch": trained.weights_epoch,
+        "steps": trained.steps,
+        "resumed_at": trained.resumed,
+        "precision": trained.precision,
+        "device": trained.device,
+        "processes": trained.processes,
+        "pruned_tensors": trained.masks,
+    }
+
+
+def _notes(
+    options: DistillOptions, recipe: Mapping[str, Any], data: Any, details: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Return the notes of the pass."""
+    student = "the network"
+    if "student" in recipe:
+        student = f"the student of {recipe['student'].rpartition(':')[2]}"
+    elif "keep" in recipe:
+        student = f"layers {', '.join(map(str, recipe['keep']))} of {recipe['list']}"
+    targets = "the original's outputs" if options.alpha > 0 else "labels only"
+    notes = [
+        f"Trained {student} on {targets}: {details['samples']:,} samples, {details['labelled']:,} "
+        f"with a label, {details['epochs']} epochs."
+    ]
+    if details["scores"]:
+        # Epochs count from 1.
+        score = details["scores"][details["kept_epoch"] - 1]
+        sentence = f"{details['score']} on {details['held_out']:,} held-out samples: {score:.4g}"
+        if details["teacher_score"] is not None:
+            sentence += f", original {details['teacher_score']:.4g}"
+        notes.append(sentence + ".")
+    if details["epochs"] < options.epochs or details["kept_epoch"] < details["epochs"]:
+        notes.append(
+            f"Training ended after epoch {details['epochs']} of {options.epochs} "
+            f"(stop={options.stop}); the weights are those of epoch {details['kept_epoch']}."
+        )
+    if details["pruned_tensors"]:
+        notes.append(f"The zeros of {details['pruned_tensors']} pruned tensors stayed zero.")
+    if details["processes"] > 1:
+        notes.append(
+            f"Trained by {details['processes']} processes; another number changes the last bits."
+        )
+    return tuple(notes)

@@ -1,0 +1,72 @@
+"""Outputs of inner parts of teacher and student, for the feature term of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgepack.errors import ChainError
+from edgepack.passes.distill.loss import opposed
+from edgepack.passes.distill.options import DistillOptions
+from edgepack.spec.document import did_you_mean
+
+
+class Features:
+    """Outputs of a named part of the teacher and one of the student in their last call.
+
+    Raises ChainError `distill-features` if either has no such part.
+    """
+
+    def __init__(self, options: DistillOptions, teacher: Any, student: Any) -> None:
+        theirs, _, ours = options.features.partition("=")
+        self.names = {"teacher": theirs, "student": ours or theirs}
+        self.outputs: dict[str, Any] = {}
+        self.hooks = [
+            _part(network, self.names[role], role).register_forward_hook(self._make_hook(role))
+            for role, network in (("teacher", teacher), ("student", student))
+        ]
+
+    def _make_hook(self, role: str) -> Any:
+        """Return a forward hook that stores the first output of a part."""
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            while isinstance(output, (tuple, list)) and output:
+                output = output[0]
+            # Hugging Face networks return a ModelOutput, which is not a tuple.
+            if hasattr(output, "to_tuple"):
+                output = output.to_tuple()[0]
+            self.outputs[role] = output
+
+        return keep
+
+    def loss(self, count: int) -> Any:
+        """Return 1 - cosine of each of `count` samples. Raises ChainError `distill-features`."""
+        ours, theirs = self.outputs["student"], self.outputs["teacher"]
+        shapes = [list(getattr(output, "shape", ())) for output in (ours, theirs)]
+        if shapes[0] != shapes[1] or shapes[0][:1] != [count]:
+            raise ChainError(
+                "distill-features",
+                "the features of teacher and student cannot be compared",
+                why=f"for {count} samples the student's {self.names['student']} has the shape "
+                f"{shapes[0]}, the teacher's {self.names['teacher']} {shapes[1]}",
+                hint="name parts whose outputs have the same shape, samples along axis 0",
+            )
+        return opposed(ours, theirs, count)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def _part(network: Any, name: str, role: str) -> Any:
+    """Return a named submodule. Raises ChainError `distill-features`."""
+    parts = dict(network.named_modules())
+    if not name or name not in parts:
+        near = did_you_mean(name, parts)
+        raise ChainError(
+            "distill-features",
+            f"the {role} has no part named {name!r}",
+            why=f"it has {len(parts)} parts" + (near if near.startswith("; did") else ""),
+            hint="the names are those of named_modules(): " + ", ".join(list(parts)[1:6]),
+        )
+    return parts[name]

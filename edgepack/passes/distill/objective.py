@@ -1,0 +1,161 @@
+"""Objective of a distillation: the teacher's outputs, and the labels if there are any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgepack.errors import ChainError
+from edgepack.passes.distill.features import Features
+from edgepack.passes.distill.labels import labelled_head
+from edgepack.passes.distill.loss import hard_loss, soft_loss
+from edgepack.passes.distill.options import DistillOptions
+from edgepack.passes.distill.teacher import Teacher, outputs_of
+from edgepack.passes.module import Context
+from edgepack.passes.training.data import TrainingSet, has_label
+
+# With fewer labelled held-out samples, top-1 is less precise than the agreement with the teacher.
+MIN_LABELLED = 200
+TOP1, AGREEMENT, SNR = "top-1", "agreement", "SNR in dB"
+
+
+class Distillation:
+    """The objective of `distill`; see `training.loop.Objective`.
+
+    Args:
+        network: the original, in eval mode, on the device of `data`.
+        student: the network to train, still on the CPU.
+        data: the training samples.
+        context: of the pass.
+        options: of the pass.
+
+    Raises ChainError: distill-student, distill-outputs, distill-labels, distill-nothing,
+        distill-features, distill-none-held-out, distill-no-gate.
+    """
+
+    def __init__(
+        self, network: Any, student: Any, data: TrainingSet, context: Context,
+        options: DistillOptions,
+    ) -> None:  # fmt: skip
+        self.data, self.options, self.gates = data, options, context.gates
+        self.teacher = Teacher(network, data)
+        self.heads = self.teacher.heads(student, context.outputs)
+        self.labelled = labelled_head(self.heads, data, self.teacher, options)
+        # Stored outputs would not match augmented batches, and do not include features.
+        if not options.augment and not options.features and data.exact is None:
+            self.teacher.keep(self.heads, context.work / "answers", context.progress)
+        self.judged = next((head for head in self.heads if head.scores), None)
+        by_label = self.labelled is not None and data.count_labels(data.held) >= MIN_LABELLED
+        self.score_name = TOP1 if by_label else AGREEMENT
+        if self.judged is None:
+            self.score_name = SNR
+        # The gates of top-1 are relative to the teacher's.
+        self.teacher_score: float | None = None
+        if self.score_name == TOP1:
+            self.teacher_score = self._score(self.teacher.answers)
+        if options.stop != "none" and next(data.batches(data.held), None) is None:
+            batch, count = data.exact or 1, data.store.count
+            raise ChainError(
+                "distill-none-held-out",
+                f"stop={options.stop} needs held-out samples, and there are none",
+                why=f"{options.holdout:g} of {count:,} training samples are fewer than {batch}",
+                hint=f"holdout={min(2 * batch / count, 0.5):.2g} or more, or stop=none",
+            )
+        if options.stop == "gate" and self.goal() is None:
+            raise ChainError(
+                "distill-no-gate",
+                "no quality gate can end the training",
+                why=f"the held-out samples measure the {self.score_name}, which has no gate",
+                hint="stop=plateau, or stop=none",
+            )
+        self.features: Features | None = None
+        if options.features:
+            self.features = Features(options, network, student)
+
+    def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
+        """Return the sum of the losses of some samples."""
+        feed = self.data.feed(members, generator)
+        # The teacher runs first, because the student may write into its inputs.
+        teacher = self.teacher.answers(members, feed)
+        student = outputs_of(model(*feed))
+        count = len(members)
+        total = soft_loss(self.heads, student, teacher, count, self.options)
+        if self.labelled is not None:
+            labels = self.data.labels(members)
+            hard, labelled = hard_loss(self.labelled, student, labels, count)
+            # alpha for a sample with a label, 1 (the soft loss alone) for one without.
+            alpha = 1 - (1 - self.options.alpha) * labelled
+            total = alpha * total + (1 - alpha) * hard
+        if self.features is not None:
+            total = total + self.options.feature_weight * self.features.loss(count)
+        return total.sum()
+
+    def score(self, model: Any) -> float | None:
+        """Score the student on the held-out samples: top-1 or agreement, 0..1, or SNR in dB."""
+        import torch
+
+        def answers(_members: np.ndarray, feed: tuple[Any, ...]) -> tuple[Any, ...]:
+            with torch.no_grad():
+                return outputs_of(model(*feed))
+
+        return self._score(answers)
+
+    def reached(self, score: float) -> bool:
+        """Return True if the score passes the quality gate."""
+        goal = self.goal()
+        return goal is not None and score >= goal
+
+    def goal(self) -> float | None:
+        """Return the score at which the quality gate passes; None if no gate bounds it.
+
+        A teacher with a top-1 of 0.90 and max_drop = 1 (percent) gives 0.89.
+        """
+        # Each kind of score has its own gates, in the unit of the score.
+        if self.score_name == SNR:
+            return self.gates.get("snr_db")
+        if self.score_name == AGREEMENT or self.teacher_score is None:
+            return self.gates.get("agreement")
+        # Both gates have to pass, hence the larger bound.
+        bounds = []
+        if "max_drop" in self.gates:
+            bounds.append(self.teacher_score - self.gates["max_drop"] / 100)
+        if "metric_ratio" in self.gates:
+            bounds.append(self.teacher_score * self.gates["metric_ratio"])
+        return max(bounds, default=None)
+
+    def close(self) -> None:
+        """Remove the hooks from both networks."""
+        if self.features is not None:
+            self.features.close()
+
+    def _score(self, answers: Callable[[np.ndarray, tuple[Any, ...]], Any]) -> float | None:
+        """Score the outputs of a network on the held-out samples; None without any."""
+        # Sums over all batches first, so that the size of the batches does not matter.
+        good = total = 0.0
+        for members in self.data.batches(self.data.held):
+            feed = self.data.feed(members)
+            theirs = self.teacher.answers(members, feed)
+            counts = self._compare(answers(members, feed), theirs, members)
+            good, total = good + counts[0], total + counts[1]
+        if not total:
+            return None
+        if self.score_name == SNR:
+            return 10 * math.log10(max(good, 1e-30) / total)
+        return good / total
+
+    def _compare(self, ours: Any, theirs: Any, members: np.ndarray) -> tuple[float, float]:
+        """Return correct and total decisions of a batch; for values, signal and squared error."""
+        if self.judged is None:
+            pairs = [(ours[h.index].double(), theirs[h.index].double()) for h in self.heads]
+            error = sum(float((a - b).square().sum()) for a, b in pairs)
+            return sum(float(b.square().sum()) for _, b in pairs), max(error, 1e-30)
+        decisions = self.judged.arrange(ours[self.judged.index]).argmax(-1)
+        if self.score_name == AGREEMENT:
+            same = decisions == self.judged.arrange(theirs[self.judged.index]).argmax(-1)
+            return float(same.sum()), float(same.numel())
+        labels = self.data.labels(members)
+        labelled = has_label(labels)
+        return float(((decisions == labels) & labelled).sum()), float(labelled.sum())

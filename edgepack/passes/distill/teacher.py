@@ -1,0 +1,164 @@
+"""Outputs of the original network, the teacher: computed for each batch, or once and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepack.data.store import Rows, Store, store
+from edgepack.errors import ChainError
+from edgepack.ledger import Progress
+from edgepack.passes.distill.loss import Head, are_probabilities
+from edgepack.passes.training.data import TrainingSet
+from edgepack.runtime.tensor import Tensor
+
+# Outputs are stored on disk up to this size; beyond it they are computed for each batch.
+ANSWERS_BYTES = 8 << 30
+# Number of samples on which the variance of the teacher's values is measured.
+MEASURED = 1024
+
+
+class Teacher:
+    """Teacher's outputs for the training samples.
+
+    Args:
+        network: the original, in eval mode, on the device of `data`.
+        data: the training samples.
+    """
+
+    def __init__(self, network: Any, data: TrainingSet) -> None:
+        self.network, self.data = network, data
+        self.stored: Store | None = None
+        self.everything = np.arange(data.store.count)
+
+    def ask(self, feed: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the outputs for a feed, which is cloned: the network may write into its inputs."""
+        from edgepack.passes.network import ask
+
+        return tuple(ask(self.network, feed))
+
+    def answers(self, members: np.ndarray, feed: Sequence[Any]) -> Mapping[int, Any]:
+        """Return the outputs for some samples by output index.
+
+        Args:
+            members: positions of the samples.
+            feed: the inputs that the student gets for them, augmented or not.
+        """
+        import torch
+
+        if self.stored is None:
+            return dict(enumerate(self.ask(feed)))
+        return {
+            int(name): torch.from_numpy(self.stored.rows(name, members)).to(self.data.device)
+            for name in self.stored.names
+        }
+
+    def keep(self, heads: Sequence[Head], folder: Path, progress: Progress) -> None:
+        """Store the outputs for all samples, unless they exceed `ANSWERS_BYTES`."""
+        # Bytes per sample, measured on the first batch.
+        first = next(self.data.batches(self.everything))
+        size = sum(array.nbytes for array in self._arrays(first, heads).values()) / len(first)
+        if size * self.data.store.count > ANSWERS_BYTES:
+            return
+
+        def rows() -> Iterator[Rows]:
+            count = 0
+            for members in self.data.batches(self.everything):
+                yield members, self._arrays(members, heads), self.data.store.is_whole(members)
+                count += len(members)
+                progress.tell(f"teacher outputs: {count:,} of {len(self.everything):,} samples")
+
+        self.stored = store(folder, rows)
+
+    def _arrays(self, members: np.ndarray, heads: Sequence[Head]) -> dict[str, np.ndarray]:
+        """Return the outputs for some samples as arrays, by output index."""
+        outputs = self.ask(self.data.feed(members))
+        return {str(head.index): outputs[head.index].cpu().numpy() for head in heads}
+
+    def heads(self, student: Any, tensors: Sequence[Tensor]) -> tuple[Head, ...]:
+        """Return the outputs that can be learnt, and check those of the student against them.
+
+        Raises ChainError: distill-student, distill-outputs, distill-nothing.
+        """
+        import torch
+
+        members = next(self.data.batches(self.everything))
+        feed = self.data.feed(members)
+        theirs = [output.cpu() for output in self.ask(feed)]
+        with torch.no_grad():
+            ours = answer_of(student, [tensor.cpu() for tensor in feed])
+        # Inputs and outputs of the bundle are those of the original, so the student's must match.
+        shapes = [[list(output.shape) for output in answer] for answer in (ours, theirs)]
+        if shapes[0] != shapes[1]:
+            raise _unlike(f"for a batch its outputs are {shapes[0]}, the teacher's {shapes[1]}")
+        heads = []
+        for index, outputs in enumerate(zip(tensors, ours, theirs, strict=True)):
+            tensor, student_output, teacher_output = outputs
+            # Integer outputs, such as an argmax, have no gradient.
+            if not teacher_output.is_floating_point():
+                continue
+            if not self.data.store.is_whole(members):
+                _check_batch(tensor, teacher_output, len(members))
+            scores = tensor.kind == "scores"
+            soft = scores and are_probabilities(teacher_output.movedim(tensor.axis, -1))
+            if scores and are_probabilities(student_output.movedim(tensor.axis, -1)) != soft:
+                raise _unlike(f"{tensor.name} is probabilities in one and scores in the other")
+            heads.append(Head(index, tensor, soft, 1.0 if scores else self._variance(index)))
+        if not heads:
+            raise ChainError(
+                "distill-nothing",
+                "the network has no output to learn",
+                why="none of its outputs is floating point",
+                hint="let it return its scores",
+            )
+        return tuple(heads)
+
+    def _variance(self, index: int) -> float:
+        """Return the variance of an output over the first samples."""
+        import torch
+
+        values, count = [], 0
+        for members in self.data.batches(self.everything):
+            values.append(self.ask(self.data.feed(members))[index].double().cpu().flatten())
+            count += len(members)
+            if count >= MEASURED:
+                break
+        return max(float(torch.cat(values).var(correction=0)), 1e-12)
+
+
+def outputs_of(answer: Any) -> tuple[Any, ...]:
+    """Return a network's outputs as a tuple."""
+    return answer if isinstance(answer, tuple) else (answer,)
+
+
+def answer_of(student: Any, feed: Sequence[Any]) -> tuple[Any, ...]:
+    """Return a student's outputs. Raises ChainError `distill-student` if it fails."""
+    try:
+        return outputs_of(student(*feed))
+    except Exception as error:  # whatever the user's network raises
+        description = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in feed)
+        raise _unlike(f"{type(error).__name__}: {error}\ninputs: {description}") from error
+
+
+def _check_batch(tensor: Tensor, output: Any, count: int) -> None:
+    """Raise ChainError distill-outputs unless axis 0 of an output counts the samples."""
+    if output.ndim == 0 or output.shape[0] != count:
+        raise ChainError(
+            "distill-outputs",
+            f"the output {tensor.name} has no axis for the samples of a batch",
+            why=f"for {count} samples its shape is {list(output.shape)}",
+            hint="give the training samples as whole feeds: one axis more, array[i] as it is",
+        )
+
+
+def _unlike(why: str) -> ChainError:
+    """Return the error for a student with other outputs than the teacher."""
+    return ChainError(
+        "distill-student",
+        "the student's outputs do not match the teacher's",
+        why=why,
+        hint="the device expects the original's outputs: same number, order, shapes and meaning",
+    )

@@ -1,0 +1,45 @@
+"""Low-rank factorization: replace a layer by two smaller ones with r channels between them.
+
+    Linear          k -> o         k -> r, r -> o
+    convolution     c -> o, k x k  k x k convolution c -> r, 1 x 1 convolution r -> o
+
+A k x k followed by a 1 x 1 convolution, rather than k x 1 and 1 x k: the r channels are the best r
+directions of the layer's own outputs, so the error is known exactly, and int8 kernels are optimized
+for square and 1 x 1 windows.
+
+options    the options of the pass
+layers     search for layers that can be factorized
+moments    streamed mean and second moments of layer inputs or outputs
+spectrum   the directions and the energy of each
+ranks      choice of the ranks
+split      construction of the two layers
+run        the pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepack.passes.factorize.options import FactorizeOptions
+from edgepack.passes.module import Context, ModuleResult
+
+__all__ = ["FactorizeOptions", "factorize", "replay"]
+
+
+def factorize(module: Any, options: FactorizeOptions, context: Context) -> ModuleResult:
+    """Replace layers by two layers of low rank each if that saves parameters.
+
+    Raises:
+        ChainError: factorize-layers, factorize-nothing, factorize-budget, factorize-not-finite.
+    """
+    from edgepack.passes.factorize.run import run
+
+    return run(module, options, context)
+
+
+def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+    """Rebuild the layers of low rank of a recipe, without their weights."""
+    from edgepack.passes.factorize.split import split_all
+
+    return split_all(module, recipe["ranks"], recipe["bias"])

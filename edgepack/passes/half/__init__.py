@@ -1,0 +1,62 @@
+"""Convert a float32 ONNX model to fp16, with float32 inputs and outputs.
+
+operators   operators with fp16 kernels, and the sums that they compute
+sums        a graph that bounds the largest partial sum of a node
+measure     ranges, rounding losses and sums over the samples, streamed
+place       nodes that become fp16, and the reason for every node that stays float32
+emit        the mixed graph, with Casts between the two types
+
+fp16 has 11 bits of precision and a range that networks do exceed: values above 65504 become
+infinity, values below 6e-5 lose bits, values below 6e-8 become 0. A node stays float32 if a sample
+brings its inputs, outputs or partial sums near those limits; the report names the node and the
+measured number. Nothing is clamped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from edgepack.data.samples import Samples
+from edgepack.errors import ChainError
+from edgepack.ledger import PassResult, Progress
+from edgepack.passes.half.options import HalfOptions
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def half(
+    model: onnx.ModelProto, samples: Samples | None, options: HalfOptions, progress: Progress
+) -> PassResult[Any]:
+    """Convert a model to fp16 wherever its values allow; the argument is not modified.
+
+    Args:
+        model: float32 or quantized (Q/DQ), opset 13 to 21, weights in the proto.
+        samples: calibration samples; one batch is in memory at a time.
+        options: margin, and nodes that stay float32.
+        progress: receives the number of samples run.
+
+    Returns:
+        The model with unchanged inputs and outputs, and the figures for the ledger (see
+        `summary.details`). Its `value_info` names every fp16 tensor, since the loader needs them
+        (see `runtime.session.rounding`).
+
+    Raises:
+        ChainError: calibration-missing, half-opset, half-keep-unknown, half-nothing-to-do,
+            half-calibration-empty, half-calibration-nonfinite.
+        DataError: a sample does not fit the model.
+    """
+    from edgepack.passes.half.run import convert
+
+    if samples is None:
+        raise ChainError(
+            "calibration-missing",
+            "half needs calibration samples",
+            why="none were given, and without them values that overflow in fp16 go unnoticed",
+            hint="--calibration PATH, with 100 or more samples like those on the device\n"
+            "(--random-calibration builds without them and marks the report as not proven)",
+        )
+    return convert(model, samples, options, progress)
+
+
+__all__ = ["HalfOptions", "half"]

@@ -1,0 +1,52 @@
+"""Options of the pass `half`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgepack.passes.options import PassOptions, number, several, wrong
+
+# On the device, values may be four times the largest that calibration measured.
+MARGIN = 4.0
+
+
+@dataclass(frozen=True)
+class HalfOptions(PassOptions):
+    """Options of `half`.
+
+    Attributes:
+        margin: factor by which a value on the device may exceed those on the samples. Measured
+            values have to stay below 65504 / margin.
+        keep: names of nodes that stay float32.
+        batch_size: samples per run.
+    """
+
+    margin: float = MARGIN
+    keep: tuple[str, ...] = ()
+    batch_size: int = 4
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Samples on which ranges are measured."""
+        return ("calibration",)
+
+    def __post_init__(self) -> None:
+        names = several(self.keep)
+        for name in names:
+            if not isinstance(name, str):
+                raise wrong("half", "keep", self.keep, "expected names of nodes")
+        object.__setattr__(self, "keep", names)
+        number("half", "margin", self.margin, 1.0, 65504.0)
+        number("half", "batch_size", self.batch_size, 1, whole=True)
+
+    def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
+        """Return why `half` cannot follow the earlier passes; "" if it can.
+
+        Integers in Q/DQ pairs are unaffected; in other modes fp16 would change the arithmetic.
+        """
+        for _, options in earlier:
+            mode = getattr(options, "mode", "static")
+            if mode != "static":
+                return f"quantize:mode={mode} makes layers with float32 inputs and outputs"
+        return ""

@@ -1,0 +1,47 @@
+"""Pruning: remove the least important channels, filters and attention heads, or zero weights.
+
+structured    removes whole channels: the network becomes smaller and faster on any device
+pattern       zeroes two of every four weights: faster on devices with a kernel for that pattern
+unstructured  zeroes single weights: the file is no smaller and no kernel of ours is faster
+
+options     the options of the pass
+graph       groups of channels that must be removed together (torch-pruning's dependency graph)
+follow      bounded traversal of that graph
+cut         the slices of layers to remove, and their removal
+trial       test of a cut on the network itself
+importance  importance scores of channels
+search      selection of channels until the budget is met
+structured  structured pruning, from groups to figures
+zeros       pruning of single weights
+run         the pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.prune.options import PruneOptions
+
+__all__ = ["PruneOptions", "prune", "replay"]
+
+
+def prune(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
+    """Remove channels, zero weights, or both, according to the options.
+
+    Raises:
+        ChainError: prune-layers, prune-nothing, prune-budget, prune-graph, prune-labels.
+        HostError: package-missing if channels are to be pruned without torch-pruning.
+    """
+    from edgepack.passes.prune.run import run
+
+    return run(module, options, context)
+
+
+def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+    """Remove the channels of a recipe; zeros are stored with the weights."""
+    from edgepack.passes.prune.cut import Cut, cut
+
+    cut(module, Cut.from_json(recipe))
+    return module

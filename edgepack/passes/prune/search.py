@@ -1,0 +1,104 @@
+"""Selection of the channels to remove within a budget. Importing this module needs torch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgepack.passes.prune.cut import Cut, cut
+from edgepack.passes.prune.graph import Group
+
+# Share of a group that always remains: a layer with very few channels becomes a bottleneck.
+LEAST = 0.1
+
+
+class Ranking:
+    """Units of all groups, ordered from the least important.
+
+    A cut is addressed by a step, the number of units to remove from the whole network. With two
+    groups of importance [3, 1] and [2], step 1 removes unit 1 of the first group, step 2 also
+    unit 0 of the second.
+
+    Args:
+        groups: groups of channels that can be removed.
+        importance: tensors [units] of each group.
+        per_layer: remove the same share of every group.
+        round_to: keep channels a multiple of this; does not apply to heads.
+    """
+
+    def __init__(
+        self, groups: Sequence[Group], importance: Sequence[Any], per_layer: bool, round_to: int
+    ) -> None:
+        self.groups, self.per_layer, self.round_to = groups, per_layer, round_to
+        self.order = [np.argsort(scores.numpy(), kind="stable") for scores in importance]
+        pairs: list[tuple[float, int]] = []
+        for index, scores in enumerate(importance):
+            pairs += [(float(score), index) for score in scores]
+        # Ties are broken by the index of the group, so that the order is deterministic.
+        self.owners = np.array([owner for _, owner in sorted(pairs)])
+
+    @property
+    def steps(self) -> int:
+        """Return the largest step, the number of all units."""
+        return len(self.owners)
+
+    def gone(self, step: int) -> list[list[int]]:
+        """Return the units of each group that a step removes."""
+        if self.per_layer:
+            share = step / self.steps
+            counts = [math.floor(share * len(group.units)) for group in self.groups]
+        else:
+            counts = np.bincount(self.owners[:step], minlength=len(self.groups)).tolist()
+        return [
+            sorted(order[: self._rounded(group, count)].tolist())
+            for group, order, count in zip(self.groups, self.order, counts, strict=True)
+        ]
+
+    def cut(self, step: int) -> Cut:
+        """Return the cut of a step."""
+        result = Cut()
+        for group, units in zip(self.groups, self.gone(step), strict=True):
+            if units:
+                result.add(group.cut(units))
+        return result
+
+    def _rounded(self, group: Group, count: int) -> int:
+        """Round the number of units to remove from a group down to a permitted one.
+
+        With 64 channels, one per unit, and round_to = 8, removing 13 would leave 51; 56 is the next
+        multiple, so 8 are removed.
+        """
+        units = len(group.units)
+        multiple = 1
+        if not group.heads:
+            # A unit of 2 channels needs only multiples of 4 units for a multiple of 8 channels.
+            multiple = self.round_to // math.gcd(self.round_to, group.channels // units)
+        remaining = max(units - count, math.ceil(LEAST * units), 1)
+        remaining = math.ceil(remaining / multiple) * multiple
+        return max(units - remaining, 0)
+
+
+def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
+    """Return the smallest step that meets a budget, by bisection; None if no step does."""
+    # Steps above `low` may fit, `high` always does.
+    low, high = 0, ranking.steps
+    if not fits(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def without(module: Any, slices: Cut) -> Any:
+    """Return a copy of a network without some channels."""
+    network = copy.deepcopy(module)
+    cut(network, slices)
+    return network

@@ -1,0 +1,118 @@
+"""Pruning of single weights. Importing this module needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from edgepack.errors import ChainError
+from edgepack.passes.network import select
+from edgepack.passes.prune.options import PruneOptions
+
+
+@dataclass
+class PrunedWeights:
+    """Result of zeroing weights.
+
+    Attributes:
+        layers: number of weights, and of zeros among them, by layer name.
+        skipped: for each layer that was not pruned, the reason.
+    """
+
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def prune_weights(module: Any, options: PruneOptions) -> PrunedWeights:
+    """Zero the smallest weights of Linears and convolutions, in place; biases are unchanged.
+
+    Raises ChainError: prune-layers, prune-nothing.
+    """
+    result = PrunedWeights()
+    layers = _layers(module, options, result)
+    # Masks of all layers first: a share of the whole network compares weights across layers.
+    if options.pattern:
+        masks = {name: _two_of_four(layer) for name, layer in layers.items()}
+    elif options.per_layer:
+        masks = {n: _smallest([x.weight], options.unstructured)[0] for n, x in layers.items()}
+    else:
+        weights = [layer.weight for layer in layers.values()]
+        masks = dict(zip(layers, _smallest(weights, options.unstructured), strict=True))
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.weight.masked_fill_(masks[name], 0)
+            result.layers[name] = (layer.weight.numel(), int((layer.weight == 0).sum()))
+    return result
+
+
+def _layers(module: Any, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
+    """Return the layers to prune by name, and record why others are skipped."""
+    candidates = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+    selection = select(options.NAME, list(candidates), options.include, options.exclude)
+    layers: dict[str, Any] = {}
+    weight_ids: set[int] = set()
+    for name, layer in candidates.items():
+        reason = ""
+        if name not in selection:
+            reason = "the options exclude it"
+        elif "weight" not in layer._parameters:
+            reason = "its weights are computed from others"
+        elif id(layer.weight) in weight_ids:
+            reason = "it shares the weights of an earlier layer"
+        elif options.pattern:
+            reason = _reject_pattern(layer)
+        if reason:
+            result.skipped[name] = reason
+        else:
+            layers[name] = layer
+            weight_ids.add(id(layer.weight))
+    if not layers:
+        raise ChainError(
+            "prune-nothing",
+            "no weight of the network can be zeroed",
+            why="; ".join(f"{name}: {why}" for name, why in list(result.skipped.items())[:6])
+            or "it has no Linear and no convolution",
+            hint="remove prune from the chain",
+        )
+    return layers
+
+
+def _reject_pattern(layer: Any) -> str:
+    """Return the reason for which no kernel supports the pattern in a layer; "" if one does."""
+    if isinstance(layer, _ConvTransposeNd):
+        return "no kernel supports the pattern in a transposed convolution"
+    inputs = layer.weight.shape[1]
+    if inputs % 4:
+        return f"its {inputs} input channels (of a group) are not a multiple of 4"
+    return ""
+
+
+def _two_of_four(layer: Any) -> Any:
+    """Return the mask of the two smallest of every four weights along the input.
+
+    |w| = [3, 1, 2, 2] gives [False, True, False, True]: the later one of equal weights is zeroed.
+    """
+    # [outputs, window..., inputs]: kernels sum over input channels first, so fours lie along them.
+    weights = layer.weight.detach().abs().movedim(1, -1)
+    fours = weights.reshape(-1, 4)
+    order = fours.argsort(dim=1, descending=True, stable=True)
+    mask = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, order[:, 2:], True)
+    return mask.reshape(weights.shape).movedim(-1, 1)
+
+
+def _smallest(weights: list[Any], share: float) -> list[Any]:
+    """Return masks of the smallest of all weights, exactly that share of them.
+
+    The earlier one of equal weights is zeroed: the sort is stable.
+    """
+    sizes = torch.cat([weight.detach().abs().double().flatten() for weight in weights])
+    # A sort rather than a threshold: ties at a threshold would zero more than the share.
+    order = sizes.argsort(stable=True)
+    mask = torch.zeros(len(sizes), dtype=torch.bool)
+    mask[order[: round(share * len(sizes))]] = True
+    parts = mask.split([weight.numel() for weight in weights])
+    return [part.reshape(weight.shape) for part, weight in zip(parts, weights, strict=True)]

@@ -1,0 +1,125 @@
+"""Prepare a graph for quantization: constants as initializers, a name for every node."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from edgepack.errors import ChainError
+from edgepack.onnx_tools.names import unused
+from edgepack.onnx_tools.view import GraphView, attribute
+
+FLOAT = onnx.TensorProto.FLOAT
+OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of the model that the rest of the pass can quantize.
+
+    Constant nodes become initializers and every node has a name. Spatial means become
+    GlobalAveragePool, since onnxruntime has no integer ReduceMean. Averages without padding drop an
+    attribute that onnxruntime's integer kernel handles wrongly.
+
+    Raises:
+        ChainError: quantize-opset, if onnxruntime 1.19 could not load the result.
+    """
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ChainError(
+            "quantize-opset",
+            f"a model of opset {opset} cannot be quantized",
+            why=f"per-channel Q/DQ needs opset {OLDEST_OPSET}, and the oldest supported "
+            f"onnxruntime (1.19) stops at opset {NEWEST_OPSET}",
+            hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
+        )
+    # Shapes in value_info may be outdated after the changes; they are inferred again when needed.
+    ready = onnx.ModelProto()
+    ready.CopyFrom(model)
+    ready.ir_version = min(ready.ir_version, NEWEST_IR)
+    del ready.graph.value_info[:]
+    _lift_constants(ready.graph)
+    _name_nodes(ready.graph)
+    _pool_spatial_means(ready)
+    _drop_pad_counts(ready.graph)
+    return ready
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    nodes = []
+    for node in graph.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is None:
+            nodes.append(node)
+        else:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value)
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+    _replace_nodes(graph, nodes)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    names = {node.name for node in graph.node if node.name}
+    for index, node in enumerate(graph.node):
+        if not node.name:
+            node.name = unused(f"{node.op_type}_{index}", names)
+
+
+def _pool_spatial_means(model: onnx.ModelProto) -> None:
+    # Example: ReduceMean over the axes (2, 3) of (1, 8, 7, 7) with keepdims = 0 becomes
+    # GlobalAveragePool, giving (1, 8, 1, 1), and Flatten, giving (1, 8).
+    view = GraphView(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in view.nodes:
+        mean = node.op_type == "ReduceMean" and view.types.get(node.input[0]) == FLOAT
+        rank = view.ranks.get(node.input[0], 0) if mean else 0
+        if rank not in (3, 4, 5) or _mean_axes(view, node, rank) != set(range(2, rank)):
+            nodes.append(node)
+            continue
+        keep = attribute(node, "keepdims", 1) == 1
+        pooled = node.output[0]
+        if not keep:
+            pooled += "_pooled"
+        nodes.append(
+            helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)
+        )
+        if not keep:
+            flat = helper.make_node(
+                "Flatten", [pooled], [node.output[0]], name=node.name + "_flatten", axis=1
+            )
+            nodes.append(flat)
+    _replace_nodes(model.graph, nodes)
+
+
+def _drop_pad_counts(graph: onnx.GraphProto) -> None:
+    """Drop `count_include_pad` from averages without padding, where it has no effect.
+
+    If a window reaches over the end (`ceil_mode`), onnxruntime's integer kernel would count the
+    values beyond it as zeros. With padding it still does.
+    """
+    for node in graph.node:
+        if node.op_type != "AveragePool" or any(attribute(node, "pads", ())):
+            continue
+        for item in [a for a in node.attribute if a.name == "count_include_pad"]:
+            if attribute(node, "auto_pad", b"NOTSET") == b"NOTSET":
+                node.attribute.remove(item)
+
+
+def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
+    axes = attribute(node, "axes", [])
+    if len(node.input) > 1 and node.input[1]:
+        # Axes are an input from opset 18 on. If they are not constant, the node stays.
+        values = view.constant(node.input[1])
+        axes = np.ravel(values).tolist() if values is not None else []
+    return {int(axis) % rank for axis in axes}
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copies.append(copy)
+    del graph.node[:]
+    graph.node.extend(copies)

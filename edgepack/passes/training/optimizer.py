@@ -1,0 +1,61 @@
+"""Optimizer, its learning rates, and the masks of pruned weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgepack.errors import ChainError
+from edgepack.passes.training.options import TrainingOptions
+from edgepack.passes.training.schedule import learning_rate, momentum
+
+# Share of exact zeros above which a parameter counts as pruned; trained weights have none.
+PRUNED = 0.1
+
+
+def make_optimizer(module: Any, options: TrainingOptions) -> Any:
+    """Create the optimizer of a module's parameters. Raises ChainError training-nothing."""
+    import torch
+
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise ChainError(
+            "training-nothing",
+            "the network has no parameter to train",
+            why="none of its parameters requires a gradient",
+            hint="do not disable requires_grad in the factory",
+        )
+    # Weight decay applies to matrices only, not to biases and the factors of norms.
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=options.peak)
+    return torch.optim.SGD(
+        groups, lr=options.peak, momentum=options.momentum, nesterov=options.momentum > 0
+    )
+
+
+def set_rates(optimizer: Any, options: TrainingOptions, step: int, steps: int) -> None:
+    """Set the learning rate and the momentum of a step."""
+    beta = momentum(options, step, steps)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(options, step, steps)
+        if beta is not None and "betas" in group:
+            group["betas"] = (beta, group["betas"][1])
+        elif beta is not None and options.momentum > 0:
+            group["momentum"] = beta
+
+
+def pruned(module: Any) -> list[tuple[Any, Any]]:
+    """Return the pruned parameters, each with a mask that is 0 at its zeros.
+
+    A parameter with only zeros is an untrained one, and does not count as pruned.
+    """
+    masks = []
+    for parameter in module.parameters():
+        mask = (parameter.detach() != 0).to(parameter.dtype)
+        if parameter.ndim > 1 and PRUNED <= 1 - float(mask.mean()) < 1:
+            masks.append((parameter, mask))
+    return masks
