@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 from edgepack.ledger import Progress, Record
-from edgepack.report.figures import bytes_text, fit, printable, seconds_text
+from edgepack.report.figures import fit, format_bytes, format_seconds, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -191,7 +191,7 @@ class TerminalProgress:
             """Column with the time since the stage began."""
 
             def render(self, task: Task) -> Text:
-                return Text(seconds_text(task.elapsed or 0.0), style="dim")
+                return Text(format_seconds(task.elapsed or 0.0), style="dim")
 
         class Steps(MofNCompleteColumn):
             """Column with the number of steps done, and the total if it is known."""
@@ -239,8 +239,8 @@ class TerminalProgress:
 
 def _columns(record: Record) -> str:
     """Format stage, seconds and size as columns."""
-    seconds = "" if record.status == "skipped" else seconds_text(record.seconds)
-    return f"{record.stage:<12}{seconds:>12}{bytes_text(record.bytes):>11}"
+    seconds = "" if record.status == "skipped" else format_seconds(record.seconds)
+    return f"{record.stage:<12}{seconds:>12}{format_bytes(record.bytes):>11}"
 
 
 def _notes(record: Record, verbose: int) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def ship(
     from edgepack.device import ssh
     from edgepack.report import render_matrix
     from edgepack.report.console import StderrConsole
-    from edgepack.report.figures import bytes_text
+    from edgepack.report.figures import format_bytes
 
     address = ssh.parse(device, path=True)
     console = StderrConsole()
@@ -73,7 +73,7 @@ def ship(
     if not result["shipped"]:
         say(f"not shipped: {result['path']} is unchanged")
         sys.exit(FAILED)
-    sent = f"{bytes_text(result['sent'])} sent" if result["sent"] else "already there"
+    sent = f"{format_bytes(result['sent'])} sent" if result["sent"] else "already there"
     say(f"shipped: {remote.name}{result['path']} ({sent})")
     # Said last, where it is read: the file is in use from now on.
     if no_verify:

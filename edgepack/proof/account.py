@@ -135,7 +135,7 @@ def make_report(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
-    return {**document, "cautions": report.cautions(document)}
+    return {**document, "cautions": report.list_cautions(document)}
 
 
 def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:

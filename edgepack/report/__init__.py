@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from edgepack.report.cautions import cautions
+from edgepack.report.cautions import list_cautions
 from edgepack.report.gates import describe_gate
 from edgepack.report.model import FORMAT, ReportError, encode, validate
 
@@ -48,9 +48,9 @@ def render_instructions(document: Mapping[str, Any], console: Console) -> None:
 __all__ = [
     "FORMAT",
     "ReportError",
-    "cautions",
     "describe_gate",
     "encode",
+    "list_cautions",
     "render_html",
     "render_instructions",
     "render_matrix",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from edgepack.report.figures import percent
+from edgepack.report.figures import format_percent
 
 # Two medians closer than this are within measurement noise.
 NOISE = 0.05
@@ -15,7 +15,7 @@ NAMES = 0.01
 LEAST = 0.05
 
 
-def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def list_cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a code, a ratio and a short text for every cost that a verdict must not hide.
 
     `slower`: slower than the original in fp32. `larger`: more bytes than the model file. `no-gain`:
@@ -34,7 +34,7 @@ def cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         result.append({"code": "larger", "ratio": size, "text": text})
     elif size > 1 - LEAST and _uses_fewer_bits(report) and (speed is None or speed < 1 + NOISE):
         # "98.8 % of the bytes of model.onnx and no faster", after "PASS, but".
-        text = f"{percent(size)} of the bytes of {name_size_basis(report)}"
+        text = f"{format_percent(size)} of the bytes of {name_size_basis(report)}"
         if not result and speed is not None:
             text += " and no faster"
         result.append({"code": "no-gain", "ratio": size, "text": text})

@@ -45,7 +45,7 @@ def tie_units(text: str) -> str:
     return _UNIT.sub("\u00a0", text)
 
 
-def bytes_text(count: float | None) -> str:
+def format_bytes(count: float | None) -> str:
     """Format bytes in decimal units: 18.55 MB is 18,550,000 bytes. Empty for None."""
     if count is None:
         return ""
@@ -58,7 +58,7 @@ def bytes_text(count: float | None) -> str:
     return f"{value:.2f} {_UNITS[unit]}"
 
 
-def seconds_text(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Format wall-clock time: 0.3 s, 48 s, 3 min 20 s, 1 h 05 min."""
     # As for latencies, the bounds lie where rounding carries: 9.96 s is "10 s".
     if seconds < 9.95:
@@ -71,7 +71,7 @@ def seconds_text(seconds: float) -> str:
     return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
-def ms_text(ms: float | None) -> str:
+def format_ms(ms: float | None) -> str:
     """Format a latency with three significant digits. Empty for None."""
     if ms is None:
         return ""
@@ -83,7 +83,7 @@ def _decimals(value: float, steps: Sequence[tuple[float, int]], least: int) -> i
     return next((decimals for bound, decimals in steps if value >= bound), least)
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(share: float, digits: int = 1) -> str:
     """Format a share in per cent. 0.99996 is 99.996 %, never 100.0 %; 0.00001 is not 0.0 %."""
     while digits < 6 and (
         (share < 1 and round(share * 100, digits) >= 100)
@@ -93,27 +93,27 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
-def decibel(snr_db: float, digits: int = 1) -> str:
+def format_decibel(snr_db: float, digits: int = 1) -> str:
     """Format a signal-to-noise ratio."""
     return f"{snr_db:.{digits}f} dB"
 
 
-def points(value: float, digits: int = 2) -> str:
+def format_points(value: float, digits: int = 2) -> str:
     """Format a difference of two percentages."""
     return f"{value:.{digits}f} points"
 
 
-def number(value: float, digits: int = 4) -> str:
+def format_number(value: float, digits: int = 4) -> str:
     """Format a bare value with `digits` significant digits."""
     return f"{value:.{digits}g}"
 
 
-def count_text(value: int) -> str:
+def format_count(value: int) -> str:
     """Format a count with separators: 4,652,008."""
     return f"{value:,}"
 
 
-def short_count(value: int) -> str:
+def format_short_count(value: int) -> str:
     """Format a large count with three significant digits: 4.65 M, 386 M, 12.0 k."""
     scaled, unit = float(value), ""
     for larger in ("k", "M", "G", "T"):
@@ -125,13 +125,13 @@ def short_count(value: int) -> str:
     return f"{scaled:.{_decimals(scaled, _COUNT_DECIMALS, 2)}f} {unit}"
 
 
-def plural(value: int, noun: str) -> str:
+def format_plural(value: int, noun: str) -> str:
     """Format a count with its noun: 1 gate, 2 gates."""
     ending = "" if value == 1 else "s"
     return f"{value:,} {noun}{ending}"
 
 
-def snr_text(metrics: Mapping[str, Any]) -> str:
+def format_snr(metrics: Mapping[str, Any]) -> str:
     """Format the SNR of one output; in words where it is exact or undefined."""
     snr = metrics["snr_db"]
     if metrics.get("nonfinite"):
@@ -140,11 +140,11 @@ def snr_text(metrics: Mapping[str, Any]) -> str:
         share = metrics["top1_agreement"]
         if share in (None, 1.0):
             return "equal"
-        return f"{percent(share)} equal"
+        return f"{format_percent(share)} equal"
     if snr is None:
         return "exact"
     if snr > -SNR_LIMIT:
-        return decibel(snr)
+        return format_decibel(snr)
     return "no signal"
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report.cautions import list_disturbances, name_size_basis
 from edgepack.report.figures import (
-    bytes_text,
-    decibel,
     format_apart,
-    number,
-    percent,
-    plural,
-    points,
+    format_bytes,
+    format_decibel,
+    format_number,
+    format_percent,
+    format_plural,
+    format_points,
+    format_snr,
     printable,
-    snr_text,
 )
 from edgepack.report.gates import GateRow, format_gate
 
@@ -75,7 +75,7 @@ class Loss:
     def __str__(self) -> str:
         before = "fp32's rounding"
         if self.before is not None:
-            before = decibel(self.before)
+            before = format_decibel(self.before)
         return f"{self.stage}: SNR of {self.output} fell from {before} to {self.text}"
 
 
@@ -98,14 +98,14 @@ def find_first_loss(records: Iterable[Mapping[str, Any]], drop_db: float = LOSS_
             last = previous.get(output, ROUNDING_DB)
             if last - snr > drop_db:
                 before = None if last >= ROUNDING_DB else last
-                losses.append(Loss(record["stage"], output, before, snr, snr_text(metrics)))
+                losses.append(Loss(record["stage"], output, before, snr, format_snr(metrics)))
             previous[output] = snr
         if losses:
             return min(losses, key=lambda loss: loss.after)
     return None
 
 
-def worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def find_worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Return the metrics of the output furthest from its reference; None without outputs.
 
     Non-finite values are worse than any SNR; a null SNR without them is exact.
@@ -115,10 +115,10 @@ def worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
 
 def format_worst(outputs: Mapping[str, Mapping[str, Any]], missing: str = "") -> str:
     """Return the SNR of the worst output as text; `missing` without outputs."""
-    metrics = worst(outputs)
+    metrics = find_worst(outputs)
     if metrics is None:
         return missing
-    return snr_text(metrics)
+    return format_snr(metrics)
 
 
 def list_gates(report: Mapping[str, Any]) -> list[GateRow]:
@@ -129,7 +129,7 @@ def list_gates(report: Mapping[str, Any]) -> list[GateRow]:
 
 def describe_samples(question: Mapping[str, Any]) -> str:
     """Return the number and kind of a question's samples: "500 evaluation samples"."""
-    return plural(question["samples"], f"{question['on']} sample")
+    return format_plural(question["samples"], f"{question['on']} sample")
 
 
 def describe_verdict(report: Mapping[str, Any]) -> str:
@@ -144,7 +144,7 @@ def describe_verdict(report: Mapping[str, Any]) -> str:
         gate = "decisive gate"
     if report["verdict"] == "fail":
         return (
-            f"{missed} of {plural(len(decisive), gate)} missed. {_describe_quality(report)} "
+            f"{missed} of {format_plural(len(decisive), gate)} missed. {_describe_quality(report)} "
             "The bundle was not delivered; the rejected copy is for inspection only."
         )
     return (
@@ -165,9 +165,9 @@ def format_title(report: Mapping[str, Any]) -> str:
 def describe_size(report: Mapping[str, Any]) -> str:
     """Return the share of the original's bytes, and for a checkpoint the bytes of its file."""
     sizes = report["sizes"]
-    text = f"{percent(sizes['ratio'])} of {name_size_basis(report)}"
+    text = f"{format_percent(sizes['ratio'])} of {name_size_basis(report)}"
     if sizes.get("basis") == "export":
-        text += f"; {report['source']['path']} has {bytes_text(sizes['file_bytes'])}"
+        text += f"; {report['source']['path']} has {format_bytes(sizes['file_bytes'])}"
     return text
 
 
@@ -191,14 +191,14 @@ def describe_forms(report: Mapping[str, Any]) -> str:
 
 def _describe_quality(report: Mapping[str, Any]) -> str:
     question = report["quality"]
-    metrics = worst(question["outputs"])
+    metrics = find_worst(question["outputs"])
     if metrics is None:
         return ""
     clauses = []
     # Equal elements of an integer output are counted as agreement, but they are no classes.
     share = metrics.get("top1_agreement")
     if share is not None and metrics.get("compared") != "equality":
-        clauses.append(f"picks the original's class for {percent(share)}")
+        clauses.append(f"picks the original's class for {format_percent(share)}")
     if metric := question["metric"]:
         model, original = _format_metric(metric)
         clauses.append(f"reaches a {metric['name']} of {model} against {original}")
@@ -221,25 +221,25 @@ def _describe_distance(metrics: Mapping[str, Any]) -> str:
         share = metrics["top1_agreement"]
         if share in (None, 1.0):
             return "returns values that equal the original's"
-        return f"returns values of which {percent(share)} equal the original's"
+        return f"returns values of which {format_percent(share)} equal the original's"
     if metrics["snr_db"] is None:
         return "returns the original's values exactly"
     if metrics["snr_db"] < 0:
-        return f"has more error than signal (SNR {snr_text(metrics)})"
-    return f"keeps its error {decibel(metrics['snr_db'])} below the signal"
+        return f"has more error than signal (SNR {format_snr(metrics)})"
+    return f"keeps its error {format_decibel(metrics['snr_db'])} below the signal"
 
 
 def _format_metric(metric: Mapping[str, Any]) -> tuple[str, str]:
     """Format the metric of the model and of the original; per cent if both are shares."""
     pair = metric["model"], metric["original"]
     if all(0 <= value <= 1 for value in pair):
-        return format_apart(percent, *pair, digits=1)
-    return format_apart(number, *pair, digits=4)
+        return format_apart(format_percent, *pair, digits=1)
+    return format_apart(format_number, *pair, digits=4)
 
 
 def _describe_fidelity(report: Mapping[str, Any]) -> str:
     question = report["fidelity"]
-    metrics = worst(question["outputs"])
+    metrics = find_worst(question["outputs"])
     if metrics is None:
         return ""
     runner = "Run through its own loader"
@@ -269,7 +269,7 @@ def _describe_agreement(question: Mapping[str, Any], metrics: Mapping[str, Any])
     if closeness_db(metrics) == math.inf:
         # Such as 0.0 and -0.0: equal values, different bits.
         return "with equal values"
-    return f"at an SNR of {snr_text(metrics)}"
+    return f"at an SNR of {format_snr(metrics)}"
 
 
 def _is_exact(question: Mapping[str, Any]) -> bool:
@@ -305,16 +305,16 @@ def describe_metric(question: Mapping[str, Any]) -> str:
     samples = metric.get("samples", question["samples"])
     model, original = _format_metric(metric)
     change = _format_drop(metric["drop_points"])
-    return f"{metric['name']} {original} → {model}, {change} on {plural(samples, 'sample')}"
+    return f"{metric['name']} {original} → {model}, {change} on {format_plural(samples, 'sample')}"
 
 
 def _format_drop(drop: float) -> str:
     if not drop:
         return "no change"
     if drop > 0:
-        return f"{points(drop)} lost"
+        return f"{format_points(drop)} lost"
     # A negative drop: the model is better than the original.
-    return f"{points(-drop)} gained"
+    return f"{format_points(-drop)} gained"
 
 
 def describe_speed(report: Mapping[str, Any]) -> str:
@@ -351,11 +351,11 @@ def describe_method(report: Mapping[str, Any]) -> str:
         parts.append(f"{latency['length']} run")
     if "threads" in latency:
         threads = latency["threads"]
-        parts.append(plural(threads, "thread") if threads else "every physical core")
+        parts.append(format_plural(threads, "thread") if threads else "every physical core")
     if "queries" in latency.get("model", {}):
         parts.append(f"{latency['model']['queries']:,} queries each")
     if rounds := latency.get("rounds"):
-        parts.append(plural(len(rounds), "interleaved round"))
+        parts.append(format_plural(len(rounds), "interleaved round"))
     return ", ".join(parts)
 
 

@@ -6,7 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.report.figures import decibel, format_apart, number, percent, points
+from edgepack.report.figures import (
+    format_apart,
+    format_decibel,
+    format_number,
+    format_percent,
+    format_points,
+)
 
 _SIGNS = {"at-least": "≥", "at-most": "≤", "equal": "", None: ""}
 _BOOLEAN_BOUNDS = {True: "required", False: "excluded"}
@@ -28,20 +34,20 @@ class _Kind:
 
     label: str
     relation: str | None
-    text: Callable[[float, int], str] = number
+    text: Callable[[float, int], str] = format_number
     digits: int = 4
-    margin: Callable[[float, int], str] = number
+    margin: Callable[[float, int], str] = format_number
 
 
 def _format_share_points(value: float, digits: int) -> str:
-    return points(value * 100, digits)
+    return format_points(value * 100, digits)
 
 
-_PERCENT: dict[str, Any] = {"text": percent, "digits": 1, "margin": _format_share_points}
-_POINTS: dict[str, Any] = {"text": points, "digits": 2, "margin": points}
+_PERCENT: dict[str, Any] = {"text": format_percent, "digits": 1, "margin": _format_share_points}
+_POINTS: dict[str, Any] = {"text": format_points, "digits": 2, "margin": format_points}
 _KINDS = {
-    "snr_db": _Kind("SNR", "at-least", decibel, 1, decibel),
-    "worst_db": _Kind("SNR of the worst sample", "at-least", decibel, 1, decibel),
+    "snr_db": _Kind("SNR", "at-least", format_decibel, 1, format_decibel),
+    "worst_db": _Kind("SNR of the worst sample", "at-least", format_decibel, 1, format_decibel),
     "cosine": _Kind("Cosine", "at-least"),
     "max_abs": _Kind("Largest error", "at-most"),
     "agreement": _Kind("Top-1 agreement", "at-least", **_PERCENT),
@@ -140,7 +146,7 @@ def _format_margin(relation: str | None, measured: float, bound: float, kind: _K
     else:
         return ""
     digits = kind.digits
-    if kind.margin is number:
+    if kind.margin is format_number:
         # A margin needs fewer digits than the values: 0.9991 against 0.9900 is "+0.0091".
         digits = 2
     # Compared with 0.0, so that a margin which is not zero never prints as "+0.0".

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report import figures, findings
 from edgepack.report.gates import format_gate
-from edgepack.report.passes import passes
+from edgepack.report.passes import tabulate_passes
 
 # SNR at which a bar is full: above it two fp32 graphs differ by rounding alone.
 _FULL_DB = 100.0
@@ -56,7 +56,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         missed=missed,
         size_bars=size_bars(report),
         latency_bars=latency_bars(report),
-        chain=passes(report),
+        chain=tabulate_passes(report),
         snr_bound=bound,
         loss=findings.find_first_loss(report["ledger"]),
         isa=[f for f in report["device"].get("isa") or () if f.startswith(_ISA_PREFIXES)],
@@ -69,7 +69,7 @@ def size_bars(report: Mapping[str, Any]) -> list[Bar]:
     sizes = report["sizes"]
     sides = (("original", sizes["original_bytes"]), ("optimized", sizes["model_bytes"]))
     most = max(value for _, value in sides)
-    return [Bar(name, figures.bytes_text(value), 100 * value / most) for name, value in sides]
+    return [Bar(name, figures.format_bytes(value), 100 * value / most) for name, value in sides]
 
 
 def latency_bars(report: Mapping[str, Any]) -> list[Bar]:
@@ -86,7 +86,7 @@ def _latency_bar(label: str, timing: Mapping[str, Any], most: float) -> Bar:
     if p90 := timing.get("p90"):
         # Half a unit inside, so that a tick at the end of the scale is not cut.
         tick = min(99.5, 100 * p90 / most)
-    return Bar(label, figures.ms_text(timing["p50"]), 100 * timing["p50"] / most, tick)
+    return Bar(label, figures.format_ms(timing["p50"]), 100 * timing["p50"] / most, tick)
 
 
 _SIDES = (("original", "original"), ("optimized", "model"))
@@ -119,9 +119,9 @@ def _format_detail(value: object) -> str | None:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return figures.count_text(value)
+        return figures.format_count(value)
     if isinstance(value, float):
-        return figures.number(value)
+        return figures.format_number(value)
     if isinstance(value, str) and len(value) <= 80:
         return value
     return None
@@ -159,12 +159,12 @@ def _load_template() -> Template:
     )
     environment.filters.update(
         tied=figures.tie_units,
-        bytes=figures.bytes_text,
-        seconds=figures.seconds_text,
-        ms=figures.ms_text,
-        percent=figures.percent,
-        number=figures.number,
-        count=figures.count_text,
-        snr=figures.snr_text,
+        bytes=figures.format_bytes,
+        seconds=figures.format_seconds,
+        ms=figures.format_ms,
+        percent=figures.format_percent,
+        number=figures.format_number,
+        count=figures.format_count,
+        snr=figures.format_snr,
     )
     return environment.get_template("report.html.j2")

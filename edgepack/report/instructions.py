@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgepack.report.figures import count_text, fit, percent
+from edgepack.report.figures import fit, format_count, format_percent
 
 CLASSES = {
     "dot": "int8 dot products",
@@ -58,12 +58,12 @@ def _print_table(result: Mapping[str, Any], console: Console) -> None:
         cells = []
         for counts in models.values():
             instructions = counts["classes"][name]
-            cells += [count_text(instructions), percent(instructions / counts["total"])]
+            cells += [format_count(instructions), format_percent(instructions / counts["total"])]
         table.add_row(title, *cells)
     # Every model has two columns, count and share; a total has no share.
     totals: list[str] = []
     for counts in models.values():
-        totals += [count_text(counts["total"]), ""]
+        totals += [format_count(counts["total"]), ""]
     table.add_row("total", *totals, style="bold")
     console.print(table)
 
@@ -72,7 +72,7 @@ def _describe_counts(result: Mapping[str, Any]) -> list[str]:
     models = _list_counts(result)
     lines = []
     for name, counts in models.items():
-        kinds = ", ".join(f"{kind} {count_text(n)}" for kind, n in counts["compute"].items())
+        kinds = ", ".join(f"{kind} {format_count(n)}" for kind, n in counts["compute"].items())
         lines.append(f"{name} computes by {kinds or 'no SIMD products'}")
     answer = "yes" if result["model"]["dot_products"] else "no"
     lines.append(f"int8 instructions ({INT8_INSTRUCTIONS[result['arch']]}) executed: {answer}")
@@ -80,7 +80,7 @@ def _describe_counts(result: Mapping[str, Any]) -> list[str]:
     if ratio := result["ratio"]:
         change = f"{ratio:.2f}x fewer" if ratio >= 1 else f"{1 / ratio:.2f}x MORE"
         lines.append(f"this bundle takes {change} instructions than the other model")
-    spread = percent(max(counts["spread"] for counts in models.values()), 2)
+    spread = format_percent(max(counts["spread"] for counts in models.values()), 2)
     exact = all(counts["exact"] for counts in models.values())
     products = "the same"
     if not exact:

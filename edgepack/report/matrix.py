@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgepack.report.figures import fit, format_mark, plural, printable
+from edgepack.report.figures import fit, format_mark, format_plural, printable
 from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, format_gate
 
@@ -45,7 +45,7 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
         word = "PASS" if verdict["passed"] else "FAIL"
         table.add_row(
             text(label),
-            text(f"✓ {plural(verdict['integrity']['files'], 'file')}", "green"),
+            text(f"✓ {format_plural(verdict['integrity']['files'], 'file')}", "green"),
             *(text(*_format_answer(verdict[question])) for question in QUESTIONS),
             text(f"{mark} {word}", f"bold {style}"),
         )

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import EdgepackError
-from edgepack.report.cautions import NOISE, cautions
+from edgepack.report.cautions import NOISE, list_cautions
 from edgepack.report.gates import find_relation
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _find_contradictions(report: Mapping[str, Any]) -> Iterator[str]:
     # Older reports have no cautions.
     if "cautions" in report:
         listed = [caution["code"] for caution in report["cautions"]]
-        expected = [caution["code"] for caution in cautions(report)]
+        expected = [caution["code"] for caution in list_cautions(report)]
         if listed != expected:
             yield f"cautions are {listed}, the figures give {expected}"
 

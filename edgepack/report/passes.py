@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgepack.report.figures import bytes_text, decibel, percent, plural, short_count
+from edgepack.report.figures import (
+    format_bytes,
+    format_decibel,
+    format_percent,
+    format_plural,
+    format_short_count,
+)
 from edgepack.report.findings import format_worst
 
 # Headings by key, in order; the name of the task's metric replaces "metric".
@@ -75,7 +81,7 @@ class Table:
     remarks: Sequence[str]
 
 
-def passes(report: Mapping[str, Any]) -> Table | None:
+def tabulate_passes(report: Mapping[str, Any]) -> Table | None:
     """Return the table of a report; None if no pass was measured."""
     records = [record for record in report["ledger"] if record.get("measured")]
     if len(records) < 2:
@@ -105,7 +111,7 @@ def _has_figures(rows: Sequence[Row], key: str) -> bool:
 
 
 def _format_caption(measured: Mapping[str, Any]) -> str:
-    caption = f"On {plural(measured['quality']['samples'], 'sample')} of the evaluation set"
+    caption = f"On {format_plural(measured['quality']['samples'], 'sample')} of the evaluation set"
     if measured["latency"]:
         caption += "; speed against the original in fp32: half a second in turns, one thread"
     return caption + "."
@@ -123,7 +129,7 @@ def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> 
     latency, snr = measured["latency"], _format_snr(measured["quality"])
     cells = {
         "bytes": Cell(
-            bytes_text(record["bytes"]) or _NONE, _format_change(change, "bytes", before)
+            format_bytes(record["bytes"]) or _NONE, _format_change(change, "bytes", before)
         ),
         "parameters": Cell(
             _format_count(record["parameters"]), _format_change(change, "parameters", before)
@@ -131,14 +137,16 @@ def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> 
         "macs": Cell(_format_count(measured["macs"]), _format_change(change, "macs", before)),
         "speed": Cell(
             f"{latency['ratio']:.2f}×" if latency else _NONE,
-            _format_signed(change.get("latency"), 0.005, lambda v: f"{percent(v, 0)} ms"),
+            _format_signed(change.get("latency"), 0.005, lambda v: f"{format_percent(v, 0)} ms"),
         ),
         "metric": Cell(
             _format_share(value, samples),
             _format_signed(change.get("metric_points"), 0.005, lambda v: f"{v:.2f} points"),
             "metric" in missed,
         ),
-        "snr": Cell(snr, _format_signed(change.get("snr_db"), 0.05, decibel), "snr" in missed),
+        "snr": Cell(
+            snr, _format_signed(change.get("snr_db"), 0.05, format_decibel), "snr" in missed
+        ),
     }
     name = "original" if before is None else record["stage"]
     return Row(name, cells, bool(missed))
@@ -157,7 +165,7 @@ def _format_share(share: float | None, samples: int) -> str:
     if share is None:
         return _NONE
     digits = 2 if samples >= _MANY else 1
-    return percent(share, digits)
+    return format_percent(share, digits)
 
 
 def _format_snr(quality: Mapping[str, Any]) -> str:
@@ -167,7 +175,7 @@ def _format_snr(quality: Mapping[str, Any]) -> str:
 def _format_count(value: int | None) -> str:
     if value is None:
         return _NONE
-    return short_count(value)
+    return format_short_count(value)
 
 
 def _format_change(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:
@@ -178,7 +186,7 @@ def _format_change(change: Mapping[str, Any], key: str, before: Mapping[str, Any
     previous = before["measured"]["macs"] if key == "macs" else before[key]
     if not previous:
         return ""
-    return _format_signed(difference / previous, 0.0, lambda share: percent(share, 0))
+    return _format_signed(difference / previous, 0.0, lambda share: format_percent(share, 0))
 
 
 def _format_signed(value: float | None, least: float, text: Callable[[float], str]) -> str:

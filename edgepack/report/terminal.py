@@ -13,16 +13,16 @@ from rich.text import Text
 from edgepack.report import findings
 from edgepack.report.cautions import list_disturbances
 from edgepack.report.figures import (
-    bytes_text,
     fit,
+    format_bytes,
     format_mark,
-    ms_text,
-    plural,
+    format_ms,
+    format_plural,
+    format_seconds,
     printable,
-    seconds_text,
 )
 from edgepack.report.gates import GateRow, format_gate
-from edgepack.report.passes import Cell, passes
+from edgepack.report.passes import Cell, tabulate_passes
 from edgepack.report.passes import Table as Chain
 
 _VERDICT = {
@@ -57,7 +57,7 @@ class _Summary:
         self.report = report
         self.console = console
         self.narrow = console.width < _NARROW
-        self.chain = passes(report)
+        self.chain = tabulate_passes(report)
 
     def show(self) -> None:
         """Print every section."""
@@ -123,7 +123,7 @@ class _Summary:
             self._add_row(table, label, *self._format_gate(row))
             label = ""
         if len(rows) > _MAX_GATES:
-            more = f"and {plural(len(rows) - _MAX_GATES, 'more gate')}"
+            more = f"and {format_plural(len(rows) - _MAX_GATES, 'more gate')}"
             self._add_row(table, "", self.text(more, "dim"), Text())
 
     def _add_row(self, table: Table, label: str, figure: Text, remark: Text) -> None:
@@ -135,24 +135,24 @@ class _Summary:
 
     def _costs(self) -> Iterator[tuple[str, str, Text]]:
         sizes, latency = self.report["sizes"], self.report["latency"]
-        change = f"{bytes_text(sizes['original_bytes'])} → {bytes_text(sizes['model_bytes'])}"
+        change = f"{format_bytes(sizes['original_bytes'])} → {format_bytes(sizes['model_bytes'])}"
         yield "size", change, self.text(findings.describe_size(self.report))
         if latency:
             original, model = latency["original"]["p50"], latency["model"]["p50"]
             about = "about " if list_disturbances(self.report) else ""
-            change = f"{about}{ms_text(original)} → {ms_text(model)}"
+            change = f"{about}{format_ms(original)} → {format_ms(model)}"
             yield "latency", change, self._format_speed(latency)
         else:
             yield "latency", "not measured", Text()
         if peak := self.report["memory"]["peak_rss_bytes"]:
             machine = " on the build host" if self.report.get("stands_in") else ""
-            yield "memory", bytes_text(peak), self.text(f"peak of the loader's process{machine}")
+            yield "memory", format_bytes(peak), self.text(f"peak of the loader's process{machine}")
 
     def _format_speed(self, latency: Mapping[str, Any]) -> Text:
         style = "bold yellow" if self.report["slower"] else ""
         speed = self.text(findings.describe_speed(self.report), style)
         if p90 := latency["model"].get("p90"):
-            speed.append_text(self.text(f", p90 {ms_text(p90)}"))
+            speed.append_text(self.text(f", p90 {format_ms(p90)}"))
         return speed
 
     def _format_gate(self, row: GateRow) -> tuple[Text, Text]:
@@ -220,14 +220,14 @@ class _Summary:
         yield self.text(f"  {record['stage']}")
         yield self.text(record["status"])
         # A skipped stage took no time that is worth a figure.
-        seconds = seconds_text(record["seconds"])
+        seconds = format_seconds(record["seconds"])
         if record["status"] == "skipped":
             seconds = ""
         yield self.text(seconds)
         if self.chain:
             return
         if not self.narrow:
-            yield self.text(bytes_text(record["bytes"]))
+            yield self.text(format_bytes(record["bytes"]))
         yield self.text(findings.format_worst(record["parity"] or {}))
 
     def _print_warnings(self) -> None:
@@ -239,7 +239,9 @@ class _Summary:
         for warning in warnings[:_MAX_WARNINGS]:
             grid.add_row(Text("  !", style="bold yellow"), self.text(warning))
         if len(warnings) > _MAX_WARNINGS:
-            more = f"and {plural(len(warnings) - _MAX_WARNINGS, 'more warning')} in the report"
+            more = (
+                f"and {format_plural(len(warnings) - _MAX_WARNINGS, 'more warning')} in the report"
+            )
             grid.add_row(Text(), self.text(more, "dim"))
         self.console.print(grid)
 

@@ -19,8 +19,8 @@ from edgepack.device import Emulated, ask, ready
 from edgepack.errors import DeviceError, HostError
 from edgepack.ledger import Ledger
 from edgepack.passes import Step
-from edgepack.report.figures import seconds_text, snr_text
-from edgepack.report.findings import worst
+from edgepack.report.figures import format_seconds, format_snr
+from edgepack.report.findings import find_worst
 from edgepack.request import Request
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.device.machine import describe
@@ -170,7 +170,7 @@ def _skip_reason(request: Request, seconds: float) -> str:
         return f"{fault.what}: {fault.hint}"
     if seconds > MOST:
         return (
-            f"one sample could take {seconds_text(seconds)} there: "
+            f"one sample could take {format_seconds(seconds)} there: "
             f"edgepack verify --emulate {cpus[0]}"
         )
     return ""
@@ -212,7 +212,7 @@ def _describe_fidelity(fidelity: Mapping[str, Any]) -> str:
     """Return "the same bits", or the SNR: "62.1 dB from this host's answers, missed"."""
     if all(metrics["bit_exact"] for metrics in fidelity["outputs"].values()):
         return "the same bits"
-    metrics = worst(fidelity["outputs"])
-    distance = snr_text(metrics) if metrics else "no outputs"
+    metrics = find_worst(fidelity["outputs"])
+    distance = format_snr(metrics) if metrics else "no outputs"
     verdict = "" if fidelity["passed"] else ", missed"
     return f"{distance} from this host's answers{verdict}"

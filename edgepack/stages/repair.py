@@ -19,7 +19,13 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
 from edgepack.passes.quantize.trials import Trials, chosen, rank, search, spared
 from edgepack.report import describe_gate
-from edgepack.report.figures import bytes_text, decibel, percent, plural, snr_text
+from edgepack.report.figures import (
+    format_bytes,
+    format_decibel,
+    format_percent,
+    format_plural,
+    format_snr,
+)
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
@@ -164,7 +170,7 @@ class _Search:
     def _passes(self, floats: tuple[str, ...]) -> bool:
         if floats not in self.tried:
             model = self.trials.model_with(floats).SerializeToString(deterministic=True)
-            label = f"{plural(len(floats), 'layer')} float: "
+            label = f"{format_plural(len(floats), 'layer')} float: "
             progress = self.stage.progress
             self.tried[floats] = evaluate(model, self.context, self.cache, progress, label=label)
         return not self._missed(floats)
@@ -204,9 +210,9 @@ def _make_runner(model: bytes) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
 def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
     """Describe the returned layers and their cost, in sentences for the ledger."""
     returned, layers = details["returned"], details["layers"]
-    costs = ", ".join(f"{layer['name']} {snr_text(layer)}" for layer in returned[:SPELT])
+    costs = ", ".join(f"{layer['name']} {format_snr(layer)}" for layer in returned[:SPELT])
     more = f" and {len(returned) - SPELT} more" if len(returned) > SPELT else ""
-    share = f"{len(returned)} of {plural(layers, 'layer')}"
+    share = f"{len(returned)} of {format_plural(layers, 'layer')}"
     price = f"{share} back to float: {_price(record)}."
     snrs = [f"SNR with that layer alone quantized: {costs}{more}."] if returned else []
     if details["holds"]:
@@ -216,8 +222,8 @@ def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
         return ["The only layer stays quantized: in float, the pass would have no effect."]
     return [
         f"No set of layers in float passes the gates: "
-        f"{plural(len(details['tried']) - 1, 'set')} tried, of up to "
-        f"{max(t['layers'] for t in details['tried'])} of {plural(layers, 'layer')}.",
+        f"{format_plural(len(details['tried']) - 1, 'set')} tried, of up to "
+        f"{max(t['layers'] for t in details['tried'])} of {format_plural(layers, 'layer')}.",
         f"The best of them: {price} It misses: {', '.join(best['missed'])}.",
         *snrs,
     ]
@@ -228,9 +234,9 @@ def _price(record: Record) -> str:
     change = (record.measured or {})["change"]
     parts = [
         *_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
-        *_signed(change["snr_db"], decibel),
-        *_signed(change["latency"], lambda v: f"{percent(v, 0)} ms"),
-        *_signed(change["bytes"], bytes_text),
+        *_signed(change["snr_db"], format_decibel),
+        *_signed(change["latency"], lambda v: f"{format_percent(v, 0)} ms"),
+        *_signed(change["bytes"], format_bytes),
     ]
     return ", ".join(parts) or "nothing changed"
 
@@ -252,7 +258,7 @@ def _describe_poor_gain(details: Mapping[str, Any], before: Graph, record: Recor
     integers = details["layers"] - len(details["returned"])
     slow = ", and no faster than it" if latency else ""
     return [
-        f"after the repair {integers} of {plural(details['layers'], 'layer')} are integer; the "
-        f"model has {percent(share)} of the float one's bytes{slow}: consider fp16 (--chain half) "
-        "or no pass at all (--chain none)"
+        f"after the repair {integers} of {format_plural(details['layers'], 'layer')} are integer; "
+        f"the model has {format_percent(share)} of the float one's bytes{slow}: consider fp16 "
+        "(--chain half) or no pass at all (--chain none)"
     ]

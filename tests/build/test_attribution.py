@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from build_cases import Answer, Home, ask, build, entry
 
-from edgepack.report.passes import passes
+from edgepack.report.passes import tabulate_passes
 
 pytest.importorskip("torch_pruning")
 
@@ -74,7 +74,7 @@ def test_the_last_row_is_what_the_shipped_loader_found(chained: tuple[Answer, Pa
     shipped, here = answer.document["quality"], answer.stage("quantize")["measured"]["quality"]
     assert here["metric"] == shipped["metric"]
     assert here["outputs"] == shipped["outputs"]
-    table = passes(json.loads(entry(output, "report/report.json")))
+    table = tabulate_passes(json.loads(entry(output, "report/report.json")))
     assert table is not None
     assert [row.name for row in table.rows] == ["original", "prune", "quantize"]
     assert list(table.columns.values()) == ["Size", "Parameters", "MACs", "Speed", "Top-1", "SNR"]

@@ -9,7 +9,14 @@ import pytest
 import report_cases as cases
 from rich.console import Console
 
-from edgepack.report import ReportError, cautions, findings, render_html, render_terminal, validate
+from edgepack.report import (
+    ReportError,
+    findings,
+    list_cautions,
+    render_html,
+    render_terminal,
+    validate,
+)
 
 BUSY = ["other processes took 1.4 of 2 cores, load 3.9", "rounds differ by 38 %"]
 
@@ -40,7 +47,7 @@ def sized(ratio: float, basis: str = "file") -> dict[str, Any]:
 
 
 def with_cautions(report: dict[str, Any]) -> dict[str, Any]:
-    return {**report, "cautions": cautions(report)}
+    return {**report, "cautions": list_cautions(report)}
 
 
 def shown(report: dict[str, Any]) -> str:
@@ -88,7 +95,7 @@ def test_slower_and_larger_are_named_both() -> None:
 def test_the_same_graph_is_not_called_slower() -> None:
     report = slower(0.9)
     report["ledger"] = [r for r in report["ledger"] if r["stage"] in ("simplify", "latency")]
-    assert cautions(report) == []
+    assert list_cautions(report) == []
 
 
 def test_a_failed_bundle_keeps_its_verdict_and_says_it_below() -> None:

@@ -10,8 +10,8 @@ import report_cases as cases
 from rich.console import Console
 
 from edgepack.report import ReportError, render_html, render_terminal, validate
-from edgepack.report.figures import short_count
-from edgepack.report.passes import passes
+from edgepack.report.figures import format_short_count
+from edgepack.report.passes import tabulate_passes
 
 
 def draw(report: dict, width: int) -> str:
@@ -21,7 +21,7 @@ def draw(report: dict, width: int) -> str:
 
 
 def test_every_pass_has_its_figures_and_what_it_changed() -> None:
-    table = passes(cases.chained())
+    table = tabulate_passes(cases.chained())
     assert table is not None
     assert list(table.columns.values()) == ["Size", "Parameters", "MACs", "Speed", "Top-1", "SNR"]
     assert [
@@ -102,7 +102,7 @@ def test_what_was_not_measured_has_no_column() -> None:
             change = record["measured"]["change"]
             if change:
                 change.update(latency=None, macs=None, metric_points=-1.4)
-    table = passes(report)
+    table = tabulate_passes(report)
     assert table is not None
     assert list(table.columns.values()) == ["Size", "Parameters", "Agreement", "SNR"]
     assert "speed" not in table.caption
@@ -114,11 +114,11 @@ def test_a_report_of_one_measured_graph_has_no_table() -> None:
     report = cases.chained()
     for record in report["ledger"][3:]:
         record["measured"] = None
-    assert passes(report) is None
+    assert tabulate_passes(report) is None
     assert "SNR after" in draw(report, 80)
     assert "The chain, pass by pass" not in render_html(report)
     # Nor does one of an earlier version, which has no such key.
-    assert passes(cases.passed()) is None
+    assert tabulate_passes(cases.passed()) is None
 
 
 @pytest.mark.parametrize(
@@ -127,4 +127,4 @@ def test_a_report_of_one_measured_graph_has_no_table() -> None:
      (999_600, "1.00 M"), (12_345_678_901, "12.3 G")],
 )  # fmt: skip
 def test_large_counts(count: int, text: str) -> None:
-    assert short_count(count) == text
+    assert format_short_count(count) == text

@@ -21,7 +21,7 @@ from edgepack.report.gates import format_gate
     ],
 )
 def test_bytes(count: int | None, text: str) -> None:
-    assert figures.bytes_text(count) == text
+    assert figures.format_bytes(count) == text
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_bytes(count: int | None, text: str) -> None:
     ],
 )
 def test_seconds(seconds: float, text: str) -> None:
-    assert figures.seconds_text(seconds) == text
+    assert figures.format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_seconds(seconds: float, text: str) -> None:
     ],
 )
 def test_percent_never_rounds_to_all_or_nothing(share: float, text: str) -> None:
-    assert figures.percent(share) == text
+    assert figures.format_percent(share) == text
 
 
 def test_printable_lets_nothing_steer_the_reader() -> None:
