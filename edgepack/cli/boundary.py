@@ -15,7 +15,13 @@ import click
 
 from edgepack import files
 from edgepack.errors import EdgepackError
-from edgepack.runtime.streams import printable, reserve_stdout, say, show, tell
+from edgepack.runtime.streams import (
+    print_error,
+    print_status,
+    printable,
+    reserve_stdout,
+    write_result,
+)
 
 # 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -23,7 +29,7 @@ FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 def print_json(document: Any) -> None:
     """Print a document as one line of JSON on stdout."""
-    show(json.dumps(document, sort_keys=True, allow_nan=False) + "\n")
+    write_result(json.dumps(document, sort_keys=True, allow_nan=False) + "\n")
 
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:
@@ -51,7 +57,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
         except EdgepackError as error:
             fail(error, bool(kwargs.get("as_json")))
         except KeyboardInterrupt:
-            tell("interrupted; nothing was written")
+            print_error("interrupted; nothing was written")
             sys.exit(INTERRUPTED)
         # click's own errors are printed by `_run_command`, which knows the usage.
         except (click.ClickException, click.exceptions.Exit):
@@ -69,7 +75,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
             )
         except Exception as error:  # noqa: BLE001
             # Python would exit with 1, which means a missed gate.
-            tell(traceback.format_exc())
+            print_error(traceback.format_exc())
             fail(
                 EdgepackError(
                     "internal-error",
@@ -90,4 +96,4 @@ def show_report(document: Any) -> None:
 
     render_terminal(document, StderrConsole())
     bundle = document["bundle"]
-    say(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")
+    print_status(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

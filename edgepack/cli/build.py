@@ -10,7 +10,7 @@ import click
 from edgepack.cli.boundary import TERMINATED, boundary, print_json, show_report
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
-from edgepack.runtime.streams import say
+from edgepack.runtime.streams import print_status
 
 
 def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def build(
         from edgepack import plan
 
         document = plan.plan(request)
-        say(*plan.describe(document).splitlines())
+        print_status(*plan.describe(document).splitlines())
         if as_json:
             print_json(document)
         return

@@ -11,7 +11,7 @@ from edgepack import files
 from edgepack.cli.boundary import boundary, print_json, show_report
 from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import as_json, bundle_file, threads, trust_options
-from edgepack.runtime.streams import say
+from edgepack.runtime.streams import print_status
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
@@ -73,7 +73,7 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
     report["bundle"].update(bytes=admitted.size, sha256=admitted.sha256)
     if html:
         files.write(html, render_html(report).encode())
-        say(f"written: {html}")
+        print_status(f"written: {html}")
     if not quiet:
         show_report(report)
     if as_json:
@@ -105,6 +105,6 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
         require_accepted(admitted)
         signature = signing.sign(admitted.path, key)
     path = write_signature(bundle, signature)
-    say(f"signed: {path} ({fingerprint})")
+    print_status(f"signed: {path} ({fingerprint})")
     if as_json:
         print_json({"signature": str(path), "key": fingerprint, "sha256": admitted.sha256})

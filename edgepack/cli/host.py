@@ -8,7 +8,7 @@ import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_json
 from edgepack.cli.options import as_json
-from edgepack.runtime.streams import say, show
+from edgepack.runtime.streams import print_status, write_result
 
 
 @click.command(short_help="Check this machine for required tools.")
@@ -21,9 +21,9 @@ def doctor(as_json: bool) -> None:
     findings = doctors.examine()
     for finding in findings:
         mark = "ok     " if finding.present else "missing"
-        say(f"{mark} {finding.name:<14} {finding.detail}")
+        print_status(f"{mark} {finding.name:<14} {finding.detail}")
         if finding.hint:
-            say(f"{'':22} {finding.hint}")
+            print_status(f"{'':22} {finding.hint}")
     if as_json:
         print_json([finding.to_json() for finding in findings])
     # An absent optional tool only narrows the choice of targets and passes.
@@ -52,7 +52,7 @@ def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
 
     device.prepare(cpus, Ledger(make_progress()))
     ready = list(dict.fromkeys(cpus)) or list(device.CPUS)
-    say(f"ready: {', '.join(ready)}")
+    print_status(f"ready: {', '.join(ready)}")
     if as_json:
         print_json({"ready": ready})
 
@@ -74,9 +74,9 @@ def cache_info(as_json: bool) -> None:
         "folder": str(store.folder), "entries": len(store.entries()), "bytes": store.size(),
         "emulator_bytes": sum(map(bytes_of, store.emulator())),
     }  # fmt: skip
-    say("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
+    print_status("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
     if document["emulator_bytes"]:
-        say("the emulator: {emulator_bytes:,} bytes".format(**document))
+        print_status("the emulator: {emulator_bytes:,} bytes".format(**document))
     if as_json:
         print_json(document)
 
@@ -99,9 +99,9 @@ def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
     from edgepack.cache import Cache, default_folder
 
     cleaned = Cache(default_folder()).clean(older_than, emulator=emulator)
-    say(f"{cleaned.entries} entries deleted, {cleaned.bytes:,} bytes freed")
+    print_status(f"{cleaned.entries} entries deleted, {cleaned.bytes:,} bytes freed")
     if cleaned.in_use:
-        say(f"{cleaned.in_use} entries in use were not deleted")
+        print_status(f"{cleaned.in_use} entries in use were not deleted")
     if as_json:
         print_json(cleaned._asdict())
 
@@ -114,4 +114,4 @@ def completion(shell: str) -> None:
 
     root = click.get_current_context().find_root().command
     if script := get_completion_class(shell):
-        show(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source() + "\n")
+        write_result(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source() + "\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.cli.boundary import COULD_NOT_RUN, print_json
-from edgepack.runtime.streams import say, show
+from edgepack.runtime.streams import print_status, write_result
 
 if TYPE_CHECKING:
     from edgepack.bundle import Admitted, Demands
@@ -19,7 +19,7 @@ def warn_of_leftovers(devices: list[Any]) -> None:
     """Warn of files that could not be deleted on devices."""
     for remote in devices:
         if remote.left:
-            say(f"warning: {remote.left}")
+            print_status(f"warning: {remote.left}")
 
 
 def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
@@ -31,7 +31,9 @@ def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
     """
     if bundle.loader.release is None:
         use = f"{runs_on} runs it" if runs_on else "it is not run here"
-        say(f"warning: the loader in this bundle matches no release known to this edgepack; {use}")
+        print_status(
+            f"warning: the loader in this bundle matches no release known to this edgepack; {use}"
+        )
 
 
 def run_loader(
@@ -74,7 +76,7 @@ def run_loader(
         if as_json:
             arguments = [*arguments, "--json"]
         finished = host.run(host.put(admitted.path), *arguments)
-    say(*finished.stderr.splitlines())
+    print_status(*finished.stderr.splitlines())
     _print_result(finished, admitted)
     # A loader that was killed by a signal has a status outside of these.
     sys.exit(finished.status if finished.status in (0, 1, 2) else COULD_NOT_RUN)
@@ -87,7 +89,7 @@ def _print_result(finished: Finished, bundle: Admitted) -> None:
         document = json.loads(text)
     # Without --json the loader prints text.
     except ValueError:
-        show(text)
+        write_result(text)
         return
     if isinstance(document, dict) and "error" not in document:
         document["trust"] = bundle.to_json()

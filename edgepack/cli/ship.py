@@ -11,7 +11,7 @@ import click
 from edgepack.cli.boundary import FAILED, boundary, print_json
 from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import as_json, bundle_file, ssh_options, threads, trust_options
-from edgepack.runtime.streams import say
+from edgepack.runtime.streams import print_status
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
@@ -71,10 +71,10 @@ def ship(
     if as_json:
         print_json(result)
     if not result["shipped"]:
-        say(f"not shipped: {result['path']} is unchanged")
+        print_status(f"not shipped: {result['path']} is unchanged")
         sys.exit(FAILED)
     sent = f"{format_bytes(result['sent'])} sent" if result["sent"] else "already there"
-    say(f"shipped: {remote.name}{result['path']} ({sent})")
+    print_status(f"shipped: {remote.name}{result['path']} ({sent})")
     # Said last, where it is read: the file is in use from now on.
     if no_verify:
-        say("warning: not verified on the device (--no-verify)")
+        print_status("warning: not verified on the device (--no-verify)")

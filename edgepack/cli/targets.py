@@ -6,7 +6,7 @@ import click
 
 from edgepack.cli.boundary import boundary, print_json
 from edgepack.cli.options import as_json
-from edgepack.runtime.streams import say, show
+from edgepack.runtime.streams import print_status, write_result
 
 
 @click.group()
@@ -23,7 +23,7 @@ def targets_list(as_json: bool) -> None:
 
     profiles = [target.load(name) for name in target.shipped()]
     for profile in profiles:
-        say(f"{profile.name:<16} {profile.summary}")
+        print_status(f"{profile.name:<16} {profile.summary}")
     if as_json:
         print_json([{"name": p.name, "summary": p.summary} for p in profiles])
 
@@ -40,7 +40,7 @@ def targets_show(target: str, as_json: bool) -> None:
     if as_json:
         print_json(profile.document)
     else:
-        show(profiles.find(target).read_text(encoding="utf-8"))
+        write_result(profiles.find(target).read_text(encoding="utf-8"))
 
 
 @targets.command("check")
@@ -52,6 +52,6 @@ def targets_check(target: str, as_json: bool) -> None:
     from edgepack.spec import target as profiles
 
     profile = profiles.load(target)
-    say(f"{profile.name}: valid")
+    print_status(f"{profile.name}: valid")
     if as_json:
         print_json({"name": profile.name, "valid": True})

@@ -21,7 +21,15 @@ from .errors import DeviceError, EdgepackError, InputError
 from .failure import BundleState, explain_exception
 from .origin import origin
 from .parity.gates import describe_gate
-from .streams import flush_streams, printable, reserve_stdout, restore_streams, say, show, tell
+from .streams import (
+    flush_streams,
+    print_error,
+    print_status,
+    printable,
+    reserve_stdout,
+    restore_streams,
+    write_result,
+)
 
 # `info` lists the packages to install, so it must work before any is installed: the modules that
 # need numpy are imported inside the commands that compute.
@@ -34,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError("usage", printable(message), hint="{} --help".format(self.prog))
 
     def print_help(self, file: Any = None) -> None:
-        show(self.format_help())
+        write_result(self.format_help())
 
 
 def _parse_integer(text: str, least: int, most: int) -> int:
@@ -143,7 +151,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         samples=options.samples,
     )
     device = verdict["device"]
-    say(
+    print_status(
         *format_fallback(verdict["variant"]),
         f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
         f"content {verdict['bundle']['content_digest'][:16]}",
@@ -158,11 +166,13 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         answers = verdict[question]
         if answers is None:
             continue
-        say(f"{question}, against the {subject}, {answers['samples']} {answers['on']} samples:")
-        say(*("  " + describe_gate(gate) for gate in answers["gates"]))
-    say("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+        print_status(
+            f"{question}, against the {subject}, {answers['samples']} {answers['on']} samples:"
+        )
+        print_status(*("  " + describe_gate(gate) for gate in answers["gates"]))
+    print_status("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
     if not verdict["proven"]:
-        say(UNPROVEN)
+        print_status(UNPROVEN)
     return verdict, int(not verdict["passed"])
 
 
@@ -175,9 +185,9 @@ def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int
     write_npz(options.output, outputs)
     shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
     variant = choice.to_json()
-    say(*format_fallback(variant))
-    say(*(f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()))
-    say(f"written: {options.output}")
+    print_status(*format_fallback(variant))
+    print_status(*(f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()))
+    print_status(f"written: {options.output}")
     return {"output": options.output, "outputs": shapes, "variant": variant}, 0
 
 
@@ -195,17 +205,19 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
         threads=options.threads,
         variant=options.variant,
     )
-    say(*format_fallback(report["variant"]))
+    print_status(*format_fallback(report["variant"]))
     for name, title in (("model", "this bundle"), ("original", "the other model")):
         if report[name]:
-            say(
+            print_status(
                 f"{title}: p50 {_ms(report[name]['p50'])}, p90 {_ms(report[name]['p90'])}, "
                 f"{report[name]['queries']} queries"
             )
     if report["ratio"]:
-        say(_comparison(report["ratio"], bool(report["disturbed"])))
+        print_status(_comparison(report["ratio"], bool(report["disturbed"])))
     if report["disturbed"]:
-        say(f"disturbed: {'; '.join(report['disturbed'])}; measure again on an idle machine")
+        print_status(
+            f"disturbed: {'; '.join(report['disturbed'])}; measure again on an idle machine"
+        )
     return report, 0
 
 
@@ -246,19 +258,19 @@ def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
     if options.requirements:
         with Archive(bundle) as archive:
             text = check_file(archive, read_index(archive), "requirements.txt")
-        show(
+        write_result(
             "".join(printable(line) + "\n" for line in text.decode("utf-8", "replace").splitlines())
         )
         return {}, 0
     lines, document = info(bundle)
-    say(*lines)
+    print_status(*lines)
     return document, 0
 
 
 def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
     from .commands.finish import finish
 
-    return finish(bundle, say, force=options.force), 0
+    return finish(bundle, force=options.force), 0
 
 
 def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
@@ -266,7 +278,7 @@ def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
 
     report = setup(bundle, options.folder)
     packages = sorted(report["packages"].items())
-    say(
+    print_status(
         ("ready: " if report["made"] else "ready, unchanged: ") + report["environment"],
         "has    " + ", ".join(f"{name} {version}" for name, version in packages),
         f"next:  {report['python']} {bundle} verify",
@@ -312,14 +324,14 @@ def _run_command(arguments: List[str], bundle: str) -> int:
     try:
         options = _parser().parse_args(arguments)
         if options.command is None:
-            tell(_parser().format_help())
+            print_error(_parser().format_help())
             return 2
         with reserve_stdout():
             return _act(options, bundle)
     except SystemExit as error:  # after `--help`
         return int(error.code or 0)
     except KeyboardInterrupt:
-        tell("interrupted")
+        print_error("interrupted")
         return 130
     except EdgepackError as error:
         return _report_error(error, as_json)
@@ -333,7 +345,7 @@ def _act(options: argparse.Namespace, bundle: str) -> int:
         _require_numpy()
     result, status = options.act(bundle or own_bundle(), options)
     if options.json and result:
-        show(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
+        write_result(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
     return int(status)
 
 
@@ -341,6 +353,6 @@ def _report_error(error: EdgepackError, as_json: bool) -> int:
     if as_json:
         # If standard output itself failed, only standard error can carry the error.
         with suppress(EdgepackError):
-            show(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
-    tell(str(error))
+            write_result(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
+    print_error(str(error))
     return error.exit_code

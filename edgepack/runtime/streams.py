@@ -1,4 +1,7 @@
-"""Standard streams: messages for people on standard error, only the result on standard output.
+"""Standard streams: the result of a command on standard output, everything else on standard error.
+
+`print_result` and `write_result` print what a command was asked for: its text, or the document that
+replaces the text with `--json`. `print_status` prints progress and warnings, `print_error` errors.
 
 Python flushes both once more when it ends, and exits with 120 if that fails: a status that no
 script expects. A stream that fails is therefore redirected to the null device, and the exit
@@ -64,7 +67,7 @@ def restore_streams() -> None:
 
 @contextmanager
 def reserve_stdout() -> Iterator[None]:
-    """Keep standard output for `show`; redirect all other writes to standard error.
+    """Keep standard output for `write_result`; redirect all other writes to standard error.
 
     onnxruntime prints there from Python and engines do from native code, so the descriptor itself
     is redirected while the block runs.
@@ -103,8 +106,24 @@ def _is_descriptor(stream: Any, descriptor: int) -> bool:
         return False
 
 
-def say(*lines: str) -> None:
-    """Print lines for people on standard error. Raises InputError if it cannot be written."""
+def print_result(*lines: str) -> None:
+    """Print lines of the result on standard output. Raises InputError if it cannot be written."""
+    if lines:
+        write_result("".join(printable(line) + "\n" for line in lines))
+
+
+def write_result(text: str) -> None:
+    """Write text to standard output as it is, and flush. Raises InputError if that fails."""
+    stream: Any = _RESERVED.get("stream", sys.stdout)
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        raise _unwritable("the result", "standard output", stream, error) from error
+
+
+def print_status(*lines: str) -> None:
+    """Print progress or a warning on standard error. Raises InputError if it cannot be written."""
     if not lines:
         return
     try:
@@ -113,20 +132,10 @@ def say(*lines: str) -> None:
         raise _unwritable("the messages", "standard error", sys.stderr, error) from error
 
 
-def tell(text: str) -> None:
+def print_error(text: str) -> None:
     """Print an error on standard error; if that fails, only the exit status reports it."""
     with suppress(EdgepackError):
-        say(*text.split("\n"))
-
-
-def show(text: str) -> None:
-    """Write the result to standard output and flush it. Raises InputError if that fails."""
-    stream: Any = _RESERVED.get("stream", sys.stdout)
-    try:
-        stream.write(text)
-        stream.flush()
-    except OSError as error:
-        raise _unwritable("the result", "standard output", stream, error) from error
+        print_status(*text.split("\n"))
 
 
 def flush_streams(status: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any, Callable, Dict, Iterator, Mapping, Tuple, Union
+from typing import Any, Dict, Iterator, Mapping, Tuple, Union
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
@@ -23,19 +23,18 @@ from ..device.here import Here, find_sealed
 from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
+from ..streams import print_status
 
-Say = Callable[[str], None]
 
-
-def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
+def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
     """Build, verify and seal the engine of a bundle, unless a fitting one exists.
 
     Args:
         path: the bundle; `seal.engine_path` names the engine's file.
-        say: called with a line for every step, and every few seconds during a long one.
         force: rebuild a fitting engine, with the help of its timing cache.
 
-    Returns a report of JSON values. Raises GateError if the engine's answers miss a gate,
+    Progress is printed on standard error, every few seconds during a long build. Returns a report
+    of JSON values. Raises GateError if the engine's answers miss a gate,
     BundleError if the bundle is not intact, DeviceError if no engine can be built here.
     """
     with Archive(path) as archive:
@@ -46,7 +45,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
         machine.require(index.device, device)
         variant = next((variant for variant in index.variants if variant.unfinished), None)
         if variant is None:
-            say("nothing to finish: the bundle has no engine to build on the device")
+            print_status("nothing to finish: the bundle has no engine to build on the device")
             return {"built": False, "engine": None}
         fault = check_requirements(variant, index, device)
         if fault is not None:
@@ -54,18 +53,18 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
         key, engine = Key.of(index, variant, device), engine_path(path)
         # An earlier engine is used if its key is equal; else its timing cache may still serve.
         before = find_sealed(path, index)
-        if not force and _fits(before, key, say):
+        if not force and _fits(before, key):
             # A killed `finish --force` may have left its temporary file beside the good engine.
             sweep(engine)
-            say("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
+            print_status("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
             return {"built": False, "engine": engine, "key": asdict(key)}
         with lock_part(engine) as publish:
             started = time.perf_counter()
-            plan, timing_cache = _build(archive, index, device, _timing_cache(before, key), say)
+            plan, timing_cache = _build(archive, index, device, _timing_cache(before, key))
             built = time.perf_counter()
             proof = _prove(archive, index, variant, device, plan)
             for question, gate in _gates(proof):
-                say("{}: {}".format(question, describe_gate(gate)))
+                print_status("{}: {}".format(question, describe_gate(gate)))
             if not proof["passed"]:
                 raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
@@ -73,7 +72,7 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
             details["seconds"] = seconds
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
-    say("sealed: {} ({:,} bytes)".format(engine, len(plan)))
+    print_status("sealed: {} ({:,} bytes)".format(engine, len(plan)))
     return {
         "built": True,
         "engine": engine,
@@ -85,17 +84,17 @@ def finish(path: str, say: Say, *, force: bool = False) -> Dict[str, Any]:
     }
 
 
-def _fits(before: Union[Sealed, DeviceError, None], key: Key, say: Say) -> bool:
-    """Return True for an intact sealed engine with this key; say the fault of a damaged one."""
+def _fits(before: Union[Sealed, DeviceError, None], key: Key) -> bool:
+    """Return True for an intact sealed engine with this key; print the fault of a damaged one."""
     if isinstance(before, DeviceError):
-        say("{}: {}".format(before.what, before.why))
+        print_status("{}: {}".format(before.what, before.why))
         return False
     if before is None or before.key != key:
         return False
     try:
         before.read(PLAN)
     except DeviceError as error:
-        say("{}: {}".format(error.what, error.why))
+        print_status("{}: {}".format(error.what, error.why))
         return False
     return True
 
@@ -119,12 +118,12 @@ def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
 
 
 def _build(
-    archive: Archive, index: Index, device: Here, timing_cache: bytes, say: Say
+    archive: Archive, index: Index, device: Here, timing_cache: bytes
 ) -> Tuple[bytes, bytes]:
     from ..session.tensorrt_build import Options, build
     from ..session.tensorrt_session import import_tensorrt
 
-    say(
+    print_status(
         "building the engine for {} with TensorRT {}; on a small board this takes about ten "
         "minutes".format(device["gpu"], device["tensorrt"])
     )
@@ -134,7 +133,7 @@ def _build(
         check_file(archive, index, index.model),
         Options(options.workspace_mb << 20, options.profiles, options.dla_core),
         timing_cache,
-        lambda seconds: say("  still building, {:.0f} s".format(seconds)),
+        lambda seconds: print_status("  still building, {:.0f} s".format(seconds)),
     )
 
 
