@@ -43,7 +43,7 @@ def plan(request: Request) -> dict[str, Any]:
         specs["calibration"] = "random numbers"
     kind = source.recognise(request.model)
     size = _size(request.model)
-    passes = [
+    chain = [
         {"stage": step.name, "options": dict(step.options), "known": step.name in passes.PASSES}
         for step in request.chain
     ]
@@ -62,13 +62,13 @@ def plan(request: Request) -> dict[str, Any]:
             "original",
             "export",
             "simplify",
-            *(step["stage"] for step in passes),
+            *(step["stage"] for step in chain),
             "engine",
             "bundle",
             "verify",
             *_last_stages(request),
         ],
-        "chain": passes,
+        "chain": chain,
         "estimate": {
             "memory_bytes": BASE_BYTES + COPIES * size,
             "disk_bytes": DISK_COPIES * size,
