@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.spec.document import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # A note lists at most this many layer names.
 SPELT = 6
@@ -29,7 +32,7 @@ def arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ..
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
 
 
-def ask(module: Any, example: Sequence[Any]) -> list[Any]:
+def ask(module: nn.Module, example: Sequence[Any]) -> list[Any]:
     """Call a module without gradients and return its outputs as a list.
 
     The inputs are cloned, since a network may write into them.
@@ -63,7 +66,7 @@ def alike(expected: Any, actual: Any, tolerance: float) -> bool:
     return bool(((expected - actual).abs() <= bound).all())
 
 
-def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
+def count_macs(module: nn.Module, example: Sequence[Any]) -> dict[str, int]:
     """Count the multiply-accumulates of one call by submodule name; the total is under "".
 
     Counts matrix products, convolutions and attention, as torch's FLOP counter does.
@@ -88,14 +91,14 @@ def count_macs(module: Any, example: Sequence[Any]) -> dict[str, int]:
     return counts_by_name
 
 
-def is_transposed(module: Any) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Return True for the Conv1D of Hugging Face's GPT-2: y = x W + b, W stored [in, out]."""
     # Compared by name, since transformers need not be installed.
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def shared_weights(module: Any) -> set[int]:
+def shared_weights(module: nn.Module) -> set[int]:
     """Return the ids of the parameters that have several names."""
     names = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     return {key for key, count in names.items() if count > 1}
@@ -139,7 +142,7 @@ def select(
 
 
 @contextmanager
-def in_place_of(module: Any, parts: Mapping[str, Any]) -> Iterator[None]:
+def in_place_of(module: nn.Module, parts: Mapping[str, Any]) -> Iterator[None]:
     """Substitute submodules within the context, and restore them on exit."""
     before = {name: module.get_submodule(name) for name in parts}
     try:
@@ -151,7 +154,7 @@ def in_place_of(module: Any, parts: Mapping[str, Any]) -> Iterator[None]:
             put(module, name, part)
 
 
-def put(module: Any, name: str, part: Any) -> None:
+def put(module: nn.Module, name: str, part: nn.Module) -> None:
     """Replace the submodule of this name."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, part)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Tensor
@@ -24,7 +23,7 @@ def load(
     path: Path,
     *,
     arch: str | None = None,
-    arch_args: Mapping[str, Any] | None = None,
+    arch_args: Mapping[str, object] | None = None,
     trust_pickle: bool = False,
     search: tuple[Path, ...] = (),
     weights: str = "",

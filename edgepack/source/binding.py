@@ -16,10 +16,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.spec.document import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _FORWARD = "_edgepack_forward"
 _MAPPINGS = (dict, collections.OrderedDict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -71,7 +74,7 @@ class Binding:
         return [keywords.pop(name, self.defaults.get(name)) for name in leading], keywords
 
 
-def match_inputs(module: Any, names: Sequence[str]) -> Binding:
+def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
     """Bind inputs to the parameters of a module's forward.
 
     An input is bound to the parameter of the same name. Inputs that name no parameter are passed
@@ -118,7 +121,7 @@ def match_inputs(module: Any, names: Sequence[str]) -> Binding:
     )
 
 
-def bind_inputs(module: Any, names: Sequence[str]) -> tuple[Any, Binding]:
+def bind_inputs(module: nn.Module, names: Sequence[str]) -> tuple[Any, Binding]:
     """Let a module take its inputs by position, in the order of the returned binding.
 
     Parameters and buffers keep their names: the class of a Python module is replaced by a
@@ -133,7 +136,7 @@ def bind_inputs(module: Any, names: Sequence[str]) -> tuple[Any, Binding]:
     return _adapt(module, binding, binding.order), binding
 
 
-def bind_in_order(module: Any, names: Sequence[str]) -> Any:
+def bind_in_order(module: nn.Module, names: Sequence[str]) -> Any:
     """Let a module take its inputs by position in the order of `names`, as another module does.
 
     Raises:
@@ -145,7 +148,7 @@ def bind_in_order(module: Any, names: Sequence[str]) -> Any:
     return _adapt(module, binding, tuple(names))
 
 
-def select_inputs(module: Any, names: tuple[str, ...]) -> Any:
+def select_inputs(module: nn.Module, names: tuple[str, ...]) -> Any:
     """Let a Hugging Face network take some of its inputs; the others keep their defaults.
 
     Args:
@@ -196,11 +199,11 @@ _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) or hasattr(value, "dtype")
 
 
-def _parameters(module: Any) -> list[Parameter] | None:
+def _parameters(module: nn.Module) -> list[Parameter] | None:
     """Return the parameters of a module's forward; None if it has no signature."""
     schema = getattr(getattr(module, "forward", None), "schema", None)
     if schema is not None and hasattr(schema, "arguments"):
@@ -320,7 +323,7 @@ def _describe(parameters: Sequence[Parameter]) -> str:
         return f"({', '.join(map(str, plain))})"
 
 
-def _adapt(module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
+def _adapt(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> Any:
     """Let a module take the inputs by position in `order`."""
     import torch
 
@@ -347,11 +350,11 @@ def _adapt(module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
     return module
 
 
-def _call_instance_forward(module: Any, *args: Any, **keywords: Any) -> Any:
+def _call_instance_forward(module: nn.Module, *args: Any, **keywords: Any) -> Any:
     return vars(module)[_FORWARD](*args, **keywords)
 
 
-def _wrap_script(torch: Any, module: Any, binding: Binding, order: tuple[str, ...]) -> Any:
+def _wrap_script(torch: Any, module: nn.Module, binding: Binding, order: tuple[str, ...]) -> Any:
     """Wrap a TorchScript module, since its class cannot be changed."""
 
     class BoundScript(torch.nn.Module):  # type: ignore[misc]

@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError, missing_package
 from edgepack.source.digest import Digest
@@ -31,6 +31,11 @@ from edgepack.source.states import (
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state, refuse_nested
 
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+
 
 @dataclass(frozen=True)
 class WeightOptions:
@@ -46,7 +51,7 @@ class WeightOptions:
     """
 
     arch: str | None
-    arch_args: Mapping[str, Any]
+    arch_args: Mapping[str, object]
     trust_pickle: bool = False
     search: tuple[Path, ...] = ()
     key: str = ""
@@ -58,7 +63,7 @@ def load_checkpoint(
     form: str,
     *,
     arch: str | None,
-    arch_args: Mapping[str, Any],
+    arch_args: Mapping[str, object],
     trust_pickle: bool,
     search: tuple[Path, ...],
     weights: str = "",
@@ -103,7 +108,7 @@ def load_checkpoint(
 
 
 def _load_state_dict(
-    torch: Any,
+    torch: ModuleType,
     path: Path,
     states: list[State],
     options: WeightOptions,
@@ -159,7 +164,7 @@ def _load_module(path: Path, states: list[State], options: WeightOptions) -> Sou
     return from_pickle(path, preferred.module, selection)
 
 
-def _refuse_options(path: Path, module: Any, options: WeightOptions) -> None:
+def _refuse_options(path: Path, module: nn.Module, options: WeightOptions) -> None:
     """Refuse options on weights for a file that holds a pickled module."""
     kind = type(module).__qualname__
     if options.arch is not None:
@@ -179,14 +184,14 @@ def _refuse_options(path: Path, module: Any, options: WeightOptions) -> None:
         )
 
 
-def _read(torch: Any, path: Path, form: str, options: WeightOptions) -> tuple[Any, bool]:
+def _read(torch: ModuleType, path: Path, form: str, options: WeightOptions) -> tuple[Any, bool]:
     if form == "safetensors":
         return _read_safetensors(path), False
     return _read_torch(torch, path, options)
 
 
 def _read_shards(
-    torch: Any, shards: tuple[Path, ...], options: WeightOptions
+    torch: ModuleType, shards: tuple[Path, ...], options: WeightOptions
 ) -> tuple[dict[str, Any], bool]:
     """Return the tensors of all shards, and True if code of one was allowed to run."""
     tensors: dict[str, Any] = {}
@@ -202,7 +207,7 @@ def _read_shards(
     return tensors, trusted
 
 
-def _read_torch(torch: Any, path: Path, options: WeightOptions) -> tuple[Any, bool]:
+def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[Any, bool]:
     """Return the object that torch.save wrote, and True if its code was allowed to run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True), False

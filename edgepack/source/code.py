@@ -84,7 +84,7 @@ def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def add_code(
-    digest: Digest, roots: Iterable[ModuleType], opened: Iterable[Path], module: Any
+    digest: Digest, roots: Iterable[ModuleType], opened: Iterable[Path], module: ModuleType
 ) -> tuple[str, ...]:
     """Add to the digest the code behind `module` and the files read to build it.
 
@@ -142,7 +142,7 @@ def _closure(start: set[str]) -> set[str]:
     return modules
 
 
-def _origin(value: Any) -> str | None:
+def _origin(value: object) -> str | None:
     # The class of an instance is read instead: it may override attribute access.
     definition = value if isinstance(value, (type, FunctionType)) else type(value)
     origin = definition.__module__

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from edgepack.runtime.plain import open_plain
 
@@ -28,7 +28,7 @@ class Digest:
         """Add a string."""
         self.data(label, value.encode())
 
-    def json(self, label: str, value: Any) -> None:
+    def json(self, label: str, value: object) -> None:
         """Add a JSON value; anything else is identified by its `repr`."""
         self.text(label, json.dumps(value, sort_keys=True, default=repr))
 

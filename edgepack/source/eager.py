@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.binding import match_inputs
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Two runs of one torch build on one input differ by rounding at most.
 REPEAT_TOLERANCE = 1e-5
 _KEYS = "_edgepack_output_keys"
@@ -19,7 +22,7 @@ _KEYS = "_edgepack_output_keys"
 Run = Callable[[Mapping[str, np.ndarray]], "tuple[np.ndarray, ...]"]
 
 
-def flatten(value: Any) -> tuple[Any, ...]:
+def flatten(value: object) -> tuple[Any, ...]:
     """Return the tensors of a model's answer, in order.
 
     Raises:
@@ -28,7 +31,9 @@ def flatten(value: Any) -> tuple[Any, ...]:
     return tuple(tensor for _, tensor in output_leaves(value))
 
 
-def output_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+def output_leaves(
+    value: object, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield the tensors of a model's answer in order, each with its path of keys and positions.
 
     `{"logits": a, "loss": None, "hidden_states": [b, c]}` gives ("logits",) a,
@@ -58,7 +63,7 @@ def output_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         )
 
 
-def _positions(value: Any) -> tuple[str, ...]:
+def _positions(value: Sequence[object]) -> tuple[str, ...]:
     """Return the names of the fields of a named tuple, else the positions."""
     fields = getattr(value, "_fields", None)
     if isinstance(fields, tuple):
@@ -86,7 +91,7 @@ def _is_keyed(answer: Any) -> bool:
     return isinstance(answer, (tuple, list)) and any(map(_is_keyed, answer))
 
 
-def flatten_outputs(module: Any, _inputs: Any, output: Any) -> Any:
+def flatten_outputs(module: nn.Module, _inputs: Any, output: Any) -> Any:
     """Flatten a module's output into a tensor or a tuple of tensors, as a forward hook.
 
     A hook rather than a wrapper, so that the parameters keep their trained names. The names of
@@ -112,7 +117,7 @@ class OutputOrder:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
         keys = None if len(self.names) == 1 else name_outputs(output)
         if keys is None or set(keys) != set(self.names):
             return flatten_outputs(module, inputs, output)
@@ -120,13 +125,13 @@ class OutputOrder:
         return tuple(tensors[name] for name in self.names)
 
 
-def output_keys(module: Any) -> tuple[str, ...] | None:
+def output_keys(module: nn.Module) -> tuple[str, ...] | None:
     """Return the names of a module's output tensors; None before its first call."""
     keys: tuple[str, ...] | None = getattr(module, _KEYS, None)
     return keys
 
 
-def torch_run(module: Any, inputs: tuple[Tensor, ...] | None = None) -> Run:
+def torch_run(module: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> Run:
     """Return the `Source.run` of a torch module.
 
     Args:
@@ -190,7 +195,7 @@ def in_order(feeds: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[st
 
 
 def _call(
-    module: Any, feeds: Mapping[str, np.ndarray], names: tuple[str, ...] | None
+    module: nn.Module, feeds: Mapping[str, np.ndarray], names: tuple[str, ...] | None
 ) -> tuple[np.ndarray, ...]:
     import torch
 
@@ -273,6 +278,6 @@ def difference(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(np.abs(first.astype(np.float64) - second).max(initial=0.0)) / scale
 
 
-def count_parameters(module: Any) -> int:
+def count_parameters(module: nn.Module) -> int:
     """Count the trained values: the elements of all parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack import files
 from edgepack.errors import SourceError
@@ -22,6 +22,9 @@ from edgepack.source.model import Source
 from edgepack.source.program import check_payload, clean_program, corrupt, unsafe
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 MAX_JSON = 256 << 20
 """Largest description of a program that is parsed, in bytes."""
@@ -158,7 +161,7 @@ def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str])
         raise corrupt(file, f"its byte order is {order!r}, not little-endian")
 
 
-def _check_stateless(path: Path, program: Any) -> None:
+def _check_stateless(path: Path, program: ExportedProgram) -> None:
     """Refuse a program that writes to its buffers, as one exported in training mode does."""
     signature = program.graph_signature
     changed = set(signature.buffers_to_mutate.values())
@@ -179,7 +182,7 @@ def _check_stateless(path: Path, program: Any) -> None:
         )
 
 
-def _inputs(path: Path, program: Any) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+def _inputs(path: Path, program: ExportedProgram) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Return the inputs, and every leaf of the program's arguments, as `TreeModule` takes them.
 
     The inputs have the exported shapes; a symbol becomes a named axis. An optional argument that
@@ -222,7 +225,7 @@ def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
     return names[symbol]
 
 
-def _output_names(program: Any) -> tuple[str, ...] | None:
+def _output_names(program: ExportedProgram) -> tuple[str, ...] | None:
     """Return the keys of a dict of outputs, without those that are None at every call."""
     import torch
 

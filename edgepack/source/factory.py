@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.files import expand_user
 from edgepack.source.code import is_installed
 from edgepack.spec.document import nearest
+
+if TYPE_CHECKING:
+    pass
 
 # Modules that an earlier factory imported. Each load imports the user's code again, so that the
 # code that runs is the code on disk, which the digest covers.
@@ -41,7 +44,7 @@ class Factory:
     module: ModuleType
     option: str = "--arch"
 
-    def build(self, torch: Any, arguments: Mapping[str, Any]) -> Any:
+    def build(self, torch: ModuleType, arguments: Mapping[str, object]) -> Any:
         """Call the factory, and return its torch module in eval mode.
 
         torch's random state is fixed during the call, and restored.
@@ -72,7 +75,7 @@ class Factory:
         built.eval()
         return built
 
-    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+    def _check_arguments(self, arguments: Mapping[str, object]) -> None:
         try:
             signature = inspect.signature(self.function)
         except (TypeError, ValueError):
@@ -89,12 +92,12 @@ class Factory:
             ) from error
 
 
-def _call(arguments: Mapping[str, Any]) -> str:
+def _call(arguments: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items()) or "no arguments"
 
 
 def _suggest_argument(
-    option: str, arguments: Mapping[str, Any], signature: inspect.Signature
+    option: str, arguments: Mapping[str, object], signature: inspect.Signature
 ) -> str:
     for name in arguments:
         if name not in signature.parameters:

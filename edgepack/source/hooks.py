@@ -8,10 +8,13 @@ copied; in eval mode it is a constant.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def fix_normalized_weights(module: Any) -> list[str]:
+def fix_normalized_weights(module: nn.Module) -> list[str]:
     """Turn the weights that `weight_norm` and `spectral_norm` compute into parameters.
 
     Returns:
@@ -33,7 +36,7 @@ def fix_normalized_weights(module: Any) -> list[str]:
     return [f"Computed the weights of {n} {name} hooks once." for name, n in counts.items()]
 
 
-def run_pre_hooks(module: Any) -> None:
+def run_pre_hooks(module: nn.Module) -> None:
     """Call, without inputs, the forward pre-hooks of every part that has plain tensors.
 
     A hook that computes a weight from parameters ignores the inputs; a hook that reads them fails

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import HostError, SourceError, missing_package
 from edgepack.runtime.plain import read_plain
@@ -24,6 +24,9 @@ from edgepack.source.recognise import recognise
 from edgepack.source.shards import list_shards
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite, named_tensors
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 MIN_TRANSFORMERS = (5, 3)
 """The first transformers in which no configuration turns remote code on (CVE-2026-4372, -5241)."""
@@ -99,7 +102,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _items(value: Any) -> Iterator[tuple[str, Any]]:
+def _items(value: object) -> Iterator[tuple[str, Any]]:
     """Yield every key of nested objects with its value; backbones nest a whole configuration."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -201,7 +204,7 @@ def _import_transformers() -> Any:
     return transformers
 
 
-def _model_class(path: Path, config: dict[str, Any], transformers: Any) -> Any:
+def _model_class(path: Path, config: dict[str, Any], transformers: ModuleType) -> Any:
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not str(names[0]).isidentifier():
         raise SourceError(
@@ -232,7 +235,7 @@ def _model_class(path: Path, config: dict[str, Any], transformers: Any) -> Any:
     return model_class
 
 
-def _load(path: Path, model_class: Any, torch: Any) -> tuple[Any, list[str]]:
+def _load(path: Path, model_class: Any, torch: ModuleType) -> tuple[Any, list[str]]:
     """Build the network with all its weights from the folder; return it with notes."""
     with _quiet(path):
         config = model_class.config_class.from_pretrained(path, local_files_only=True)

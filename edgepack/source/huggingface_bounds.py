@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_CONFIG = 16 << 20
 """Bytes of one configuration file."""
@@ -92,7 +95,7 @@ def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
         if count["modules"] > modules:
             raise _oversized(path, f"it has more than {modules:,} modules")
 
-    def count_values(_module: Any, _name: str, tensor: Any) -> None:
+    def count_values(_module: Any, _name: str, tensor: torch.Tensor) -> None:
         if tensor is not None:  # a bias that is switched off is registered as None
             count["values"] += tensor.numel()
         if count["values"] > values:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.eager import name_outputs
 from edgepack.source.huggingface_bounds import MAX_CONFIG, check_shape
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Networks whose first output holds one score per class along its last axis.
 _CLASSIFIERS = (
@@ -25,7 +28,7 @@ _CLASSIFIERS = (
 )
 
 
-def infer_inputs(path: Path, model: Any, config: dict[str, Any]) -> tuple[Tensor, ...]:
+def infer_inputs(path: Path, model: nn.Module, config: dict[str, Any]) -> tuple[Tensor, ...]:
     """Return the inputs that the name of the network's main input implies.
 
     Text is int64 (batch, sequence); pictures are float32 (batch, channels, height, width); sound
@@ -103,7 +106,7 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
     return "height", "width"
 
 
-def optional_inputs(model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+def optional_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Return the names of the inputs that have a default, without the main input."""
     accepted = inspect.signature(model.forward).parameters
     return tuple(
@@ -114,7 +117,7 @@ def optional_inputs(model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     )
 
 
-def infer_outputs(path: Path, model: Any, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+def infer_outputs(path: Path, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Return the names of the outputs of one small call, without those that are None.
 
     Raises:

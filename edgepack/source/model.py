@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Source:
     path: Path
     kind: str
     digest: str
-    module: Any | None
-    program: Any | None
+    module: nn.Module | None
+    program: ExportedProgram | None
     onnx: Path | None
     inputs: tuple[Tensor, ...] | None
     output_names: tuple[str, ...] | None

@@ -10,10 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.spec.document import nearest
+
+if TYPE_CHECKING:
+    import torch
 
 # The prefixes of torch.compile, DataParallel, AveragedModel, DeepSpeed and Lightning.
 _COMMON = frozenset({"_orig_mod", "module", "_forward_module", "model", "net", "network"})
@@ -48,7 +51,7 @@ class Match:
     complete: bool
     prefix: str = ""
     wrappers: tuple[str, ...] = ()
-    tensors: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     left: tuple[str, ...] = ()
     counters: frozenset[str] = frozenset()
     shared: int = 0
@@ -56,7 +59,10 @@ class Match:
 
 
 def match_names(
-    path: Path, tensors: Mapping[str, Any], network: Mapping[str, Any], strip_prefix: str = ""
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    network: Mapping[str, torch.Tensor],
+    strip_prefix: str = "",
 ) -> Match:
     """Find the prefix by which a state dict fills a network.
 
@@ -95,7 +101,7 @@ def match_names(
 
 
 def _unwrap(
-    tensors: Mapping[str, Any], network: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Remove wrappers inside names, if the network has none.
 
@@ -113,7 +119,9 @@ def _unwrap(
     return renamed, tuple(sorted(inside & removable))
 
 
-def _parametrize(tensors: dict[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+def _parametrize(
+    tensors: dict[str, torch.Tensor], network: Mapping[str, torch.Tensor]
+) -> dict[str, Any]:
     """Rename the tensors of the older `weight_norm`, if the network has the newer one.
 
     "conv.weight_g" becomes "conv.parametrizations.weight.original0", as in torch itself.
@@ -128,7 +136,7 @@ def _parametrize(tensors: dict[str, Any], network: Mapping[str, Any]) -> dict[st
     return renamed
 
 
-def _strip(path: Path, tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _strip(path: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
     stripped = {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
     if stripped and not any(name.startswith(".") for name in stripped):
         return stripped
@@ -146,7 +154,9 @@ def _strip(path: Path, tensors: Mapping[str, Any], prefix: str) -> dict[str, Any
     )
 
 
-def _prefixes(tensors: Mapping[str, Any], network: Mapping[str, Any]) -> list[str]:
+def _prefixes(
+    tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
+) -> list[str]:
     """Return every prefix that the network's longest name has in the file."""
     names = [name for name in network if not name.endswith(_TRACKED)] or list(network)
     if not names:
@@ -162,7 +172,9 @@ def _prefixes(tensors: Mapping[str, Any], network: Mapping[str, Any]) -> list[st
     return list(prefixes)
 
 
-def _fits(tensors: Mapping[str, Any], network: Mapping[str, Any], prefix: str) -> bool:
+def _fits(
+    tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor], prefix: str
+) -> bool:
     """Return True if the tensors under a prefix fill the network, with none left over."""
     # Tensors are counted by identity: a tied one is filled under any of its names.
     filled = set()
@@ -189,7 +201,10 @@ def _is_counter(name: str) -> bool:
 
 
 def explain_mismatch(
-    path: Path, tensors: Mapping[str, Any], network: Mapping[str, Any], match: Match
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    network: Mapping[str, torch.Tensor],
+    match: Match,
 ) -> SourceError:
     """Return the error for a state dict that does not fill the network."""
     if len(match.choices) > 1:
@@ -209,7 +224,9 @@ def explain_mismatch(
     return mismatch(path, network, match.tensors or tensors)
 
 
-def mismatch(path: Path, network: Mapping[str, Any], state: Mapping[str, Any]) -> SourceError:
+def mismatch(
+    path: Path, network: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
+) -> SourceError:
     """Return the error that lists missing and unexpected names, and other shapes."""
     missing = [name for name in network if name not in state]
     unexpected = [name for name in state if name not in network]
@@ -233,7 +250,7 @@ def mismatch(path: Path, network: Mapping[str, Any], state: Mapping[str, Any]) -
     )
 
 
-def differ(network: Any, value: Any) -> bool:
+def differ(network: torch.Tensor, value: object) -> bool:
     """Return True if a tensor's shape is not the network's."""
     return hasattr(value, "shape") and tuple(value.shape) != tuple(getattr(network, "shape", ()))
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.source.code import Opened, add_code, is_installed, watch_files
@@ -17,11 +17,14 @@ from edgepack.source.hooks import run_pre_hooks
 from edgepack.source.precision import cast_to_float32
 from edgepack.source.unsaved import add_globals, add_state
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def build_network(
-    torch: Any,
+    torch: ModuleType,
     arch: str,
-    arch_args: Mapping[str, Any],
+    arch_args: Mapping[str, object],
     search: tuple[Path, ...],
     option: str = "--arch",
 ) -> tuple[Any, str, list[str]]:
@@ -53,7 +56,7 @@ def build_network(
 
 
 def find_function(
-    torch: Any, spec: str, search: tuple[Path, ...], option: str
+    torch: ModuleType, spec: str, search: tuple[Path, ...], option: str
 ) -> tuple[Callable[..., Any], str]:
     """Return a function of the user's, and the digest of the code behind it.
 
@@ -86,7 +89,7 @@ def _code_digest(
     roots: list[ModuleType],
     opened: Opened,
     environment: Mapping[str, str | None],
-    module: Any,
+    module: nn.Module,
 ) -> tuple[tuple[str, ...], str]:
     # `opened` still grows while the digest reads the sources, so it is copied.
     digest = Digest("code")
@@ -99,7 +102,9 @@ def _code_digest(
     return names, digest.hexdigest()
 
 
-def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], module: Any) -> None:
+def _check_unsaved(
+    torch: ModuleType, factory: Factory, arch_args: Mapping[str, object], module: nn.Module
+) -> None:
     """Refuse random tensors that no state dict holds.
 
     A second network, built with another random seed, gets the saved tensors of the first. Views
@@ -129,7 +134,7 @@ def _check_unsaved(torch: Any, factory: Factory, arch_args: Mapping[str, Any], m
             )
 
 
-def _copy_saved(torch: Any, module: Any, second: Any) -> None:
+def _copy_saved(torch: ModuleType, module: nn.Module, second: Any) -> None:
     """Copy parameters and persistent buffers, in place, into a network of the same factory."""
     second.eval()
     target = second.state_dict()
@@ -140,7 +145,7 @@ def _copy_saved(torch: Any, module: Any, second: Any) -> None:
                 other.copy_(value)
 
 
-def _unsaved(torch: Any, module: Any) -> dict[str, Any]:
+def _unsaved(torch: ModuleType, module: nn.Module) -> dict[str, Any]:
     """Return non-persistent buffers, and tensors in plain attributes, by name."""
     saved = set(module.state_dict())
     tensors = {name: t for name, t in module.named_buffers() if name not in saved}

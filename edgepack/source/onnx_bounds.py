@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 MAX_NODES = 2_000_000
 
 
-def check_unfolded(path: Path, model: Any) -> None:
+def check_unfolded(path: Path, model: ModelProto) -> None:
     """Refuse functions that call each other until the graph has millions of nodes.
 
     Twenty-seven functions of two calls each, one calling the next, are 2 kB and 134 million nodes.

@@ -11,13 +11,17 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.normalize import tensor_bytes, tensors
 
+if TYPE_CHECKING:
+    import torch
+    from onnx import ModelProto
 
-def external_files(path: Path, model: Any) -> dict[str, Path]:
+
+def external_files(path: Path, model: ModelProto) -> dict[str, Path]:
     """Return the files of external data by name, after checking them.
 
     Args:
@@ -75,7 +79,9 @@ def _check_file(path: Path, tensor: str, name: str) -> tuple[Path, int]:
     return file, status.st_size
 
 
-def _check_range(path: Path, tensor: Any, name: str, entries: dict[str, str], size: int) -> None:
+def _check_range(
+    path: Path, tensor: torch.Tensor, name: str, entries: dict[str, str], size: int
+) -> None:
     try:
         offset = int(entries.get("offset", "0"))
         needed = tensor_bytes(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,11 @@ from edgepack.source.model import Source
 from edgepack.source.onnx_bounds import check_unfolded
 from edgepack.source.onnx_external import external_files
 from edgepack.source.onnx_signature import check_outputs, graph_inputs
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from onnx import ModelProto
 
 MIN_ONNX = (1, 21)
 """The first onnx whose loader of external data has no known hole."""
@@ -122,7 +127,7 @@ def load_onnx(path: Path) -> Source:
     )
 
 
-def _with_data(onnx: Any, path: Path, model: Any) -> Any:
+def _with_data(onnx: ModuleType, path: Path, model: ModelProto) -> Any:
     """Return a copy of a model that includes its external data."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -131,7 +136,12 @@ def _with_data(onnx: Any, path: Path, model: Any) -> Any:
 
 
 def _original(
-    onnx: Any, path: Path, model: Any, inputs: tuple[Tensor, ...], size: int, as_file: bool
+    onnx: ModuleType,
+    path: Path,
+    model: ModelProto,
+    inputs: tuple[Tensor, ...],
+    size: int,
+    as_file: bool,
 ) -> tuple[Run, tuple[str, ...]]:
     """Return `Source.run`, and the types that it computes in float32 for lack of kernels.
 
@@ -160,11 +170,11 @@ def _original(
     return _onnx_run(path, promoted, inputs, size), types
 
 
-def _has_bfloat16(model: Any) -> bool:
+def _has_bfloat16(model: ModelProto) -> bool:
     return "bfloat16" in types_to_promote(model, for_passes=False)
 
 
-def _check_modes(path: Path, model: Any) -> None:
+def _check_modes(path: Path, model: ModelProto) -> None:
     """Refuse a graph with random answers. Raises SourceError source-onnx-random."""
     random = random_dropouts(model)
     if random:
@@ -191,11 +201,11 @@ def _import_onnx() -> Any:
     return onnx
 
 
-def _opsets(model: Any) -> str:
+def _opsets(model: ModelProto) -> str:
     return ", ".join(f"{opset.domain or 'opset'} {opset.version}" for opset in model.opset_import)
 
 
-def _check_domains(path: Path, model: Any) -> None:
+def _check_domains(path: Path, model: ModelProto) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
     unknown = sorted(
         {
@@ -213,7 +223,7 @@ def _check_domains(path: Path, model: Any) -> None:
         )
 
 
-def nodes(model: Any) -> Iterable[Any]:
+def nodes(model: ModelProto) -> Iterable[Any]:
     """Yield every node of a model, including those of subgraphs and functions."""
     pending = list(model.graph.node)
     for function in model.functions:
@@ -227,7 +237,7 @@ def nodes(model: Any) -> Iterable[Any]:
                 pending.extend(graph.node)
 
 
-def _check_values(path: Path, onnx: Any, model: Any) -> int:
+def _check_values(path: Path, onnx: ModuleType, model: ModelProto) -> int:
     """Refuse NaN anywhere, and infinity in weights; return the number of trained values."""
     weights: set[str] = set()
     for node in nodes(model):
@@ -254,7 +264,7 @@ def _check_values(path: Path, onnx: Any, model: Any) -> int:
     return total
 
 
-def _is_float(onnx: Any, data_type: int) -> bool:
+def _is_float(onnx: ModuleType, data_type: int) -> bool:
     proto = onnx.TensorProto
     return data_type in (proto.FLOAT, proto.DOUBLE, proto.FLOAT16, proto.BFLOAT16)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Dim, Tensor
 
+if TYPE_CHECKING:
+    from types import ModuleType
 
-def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
+    from onnx import ModelProto, ValueInfoProto
+
+
+def graph_inputs(path: Path, onnx: ModuleType, model: ModelProto) -> tuple[Tensor, ...]:
     """Return the graph's inputs, without those that have an initializer.
 
     Raises SourceError: source-onnx-inputs.
@@ -57,7 +62,7 @@ def graph_inputs(path: Path, onnx: Any, model: Any) -> tuple[Tensor, ...]:
     return tuple(inputs)
 
 
-def _dtype(onnx: Any, value: Any) -> str:
+def _dtype(onnx: ModuleType, value: ValueInfoProto) -> str:
     """Return the element type of an input or output, by numpy's name if it has one.
 
     numpy has no bfloat16; float32 represents all of its values.
@@ -67,7 +72,7 @@ def _dtype(onnx: Any, value: Any) -> str:
     return {"float": "float32", "bfloat16": "float32", "double": "float64"}.get(name, name)
 
 
-def check_outputs(path: Path, onnx: Any, model: Any) -> None:
+def check_outputs(path: Path, onnx: ModuleType, model: ModelProto) -> None:
     """Refuse outputs that are not plain arrays or share a name, and a graph without outputs.
 
     Raises SourceError: source-output-unsupported, source-onnx-outputs.

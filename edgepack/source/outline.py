@@ -91,18 +91,18 @@ def _outline(data: bytes) -> Any:
         return None
 
 
-def _origin(value: Any) -> str:
+def _origin(value: object) -> str:
     return value.origin if isinstance(value, _Inert) else ""
 
 
-def _is_state(value: Any) -> bool:
+def _is_state(value: object) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
     tensors = [_origin(v) for v in value.values()]
     return all("_rebuild_" in name or "_reconstruct" in name for name in tensors)
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: object) -> bool:
     name = _origin(value)
     return bool(name) and "_rebuild_" not in name and not name.startswith(("numpy", "argparse"))
 

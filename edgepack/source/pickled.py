@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.source.archive import read_entry
@@ -23,6 +23,9 @@ from edgepack.source.states import Selection
 from edgepack.source.torch_host import import_torch
 from edgepack.source.unsaved import add_state
 from edgepack.source.weights import check_finite, named_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Names in a file of plain weights: torch's own types and functions that rebuild tensors.
 _PLAIN_MODULES = ("torch", "torch._utils", "torch.storage", "torch._tensor")
@@ -118,7 +121,7 @@ def _pickles(path: Path) -> list[bytes]:
     return pickles
 
 
-def from_pickle(path: Path, module: Any, selection: Selection | None = None) -> Source:
+def from_pickle(path: Path, module: nn.Module, selection: Selection | None = None) -> Source:
     """Return the source for a module that was unpickled with the user's consent.
 
     Args:
@@ -188,7 +191,7 @@ def module_source(
     path: Path,
     kind: str,
     digest: str,
-    module: Any,
+    module: nn.Module,
     *,
     trusted: bool,
     notes: tuple[str, ...],

@@ -5,12 +5,15 @@ Importing this module requires torch.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from edgepack.source.eager import flatten, output_leaves
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class TreeModule(torch.nn.Module):  # type: ignore[misc]
@@ -25,7 +28,7 @@ class TreeModule(torch.nn.Module):  # type: ignore[misc]
 
     TENSOR = object()
 
-    def __init__(self, inner: Any, in_spec: Any, leaves: tuple[Any, ...]) -> None:
+    def __init__(self, inner: nn.Module, in_spec: Any, leaves: tuple[Any, ...]) -> None:
         super().__init__()
         self.inner = inner
         self.in_spec = in_spec
@@ -57,7 +60,7 @@ class NamedModule(torch.nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, inner: Any, input_names: tuple[str, ...], output_names: tuple[str, ...]
+        self, inner: nn.Module, input_names: tuple[str, ...], output_names: tuple[str, ...]
     ) -> None:
         super().__init__()
         self.inner = inner

@@ -7,13 +7,16 @@ onnxruntime has few kernels of the other types on a CPU.
 from __future__ import annotations
 
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Names in code that casts to a fixed float type.
 _CASTS = frozenset({"half", "bfloat16", "double", "float16", "float64"})
 
 
-def cast_to_float32(module: Any) -> list[str]:
+def cast_to_float32(module: nn.Module) -> list[str]:
     """Cast a network's tensors to float32 if its parameters are of another float type.
 
     Buffers and plain attributes of the parameters' types are cast too; a float64 table beside
@@ -58,11 +61,11 @@ def cast_to_float32(module: Any) -> list[str]:
     ]
 
 
-def _owns(part: Any, types: set[Any]) -> bool:
+def _owns(part: nn.Module, types: set[Any]) -> bool:
     return any(parameter.dtype in types for parameter in part.parameters(recurse=False))
 
 
-def _casts(part: Any) -> bool:
+def _casts(part: nn.Module) -> bool:
     """Return True if the code of a user's class names a float type to cast to."""
     if type(part).__module__.startswith("torch."):
         return False
@@ -77,7 +80,7 @@ def _cast_inputs(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return pytree.tree_map(_to_float32, args), pytree.tree_map(_to_float32, kwargs)
 
 
-def _to_float32(value: Any) -> Any:
+def _to_float32(value: object) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -133,7 +133,7 @@ def _walk(root: Any, file: str) -> Iterator[tuple[str, Any]]:
             pending.extend((key, v, depth + 1) for v in value)
 
 
-def _check(key: str, value: Any, file: str) -> None:
+def _check(key: str, value: object, file: str) -> None:
     """Check one entry of the JSON by its key; a node's metadata is reduced in place."""
     if isinstance(value, dict):
         if "target" in value and "inputs" in value:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 MANY = 2000
 """Number of tensors from which torch's loader is slow: each module goes through all of them."""
@@ -11,7 +15,7 @@ MANY = 2000
 _HOOKS = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
 
 
-def copy_state(module: Any, state: Mapping[str, Any]) -> None:
+def copy_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """Copy tensors into a module with the same names and shapes.
 
     The result is that of `load_state_dict`, in linear instead of quadratic time, unless a part of
@@ -29,7 +33,7 @@ def copy_state(module: Any, state: Mapping[str, Any]) -> None:
             tensor.copy_(state[name])
 
 
-def _loads_plainly(module: Any) -> bool:
+def _loads_plainly(module: nn.Module) -> bool:
     from torch.nn import Module
     from torch.nn.modules.batchnorm import _NormBase
 

@@ -12,11 +12,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.source.names import Match, explain_mismatch, match_names
 from edgepack.spec.document import nearest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # Keys of weights in training scripts; of two complete sets the earlier key is preferred.
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
@@ -42,8 +46,8 @@ class State:
     """
 
     key: str
-    tensors: Mapping[str, Any]
-    module: Any | None = None
+    tensors: Mapping[str, torch.Tensor]
+    module: nn.Module | None = None
     beside: tuple[str, ...] = ()
 
     @property
@@ -74,7 +78,7 @@ class Selection:
 
     key: str
     prefix: str
-    tensors: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
     left: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
@@ -119,12 +123,12 @@ def shorten(names: Sequence[str], limit: int = _LISTED) -> str:
     return text
 
 
-def list_states(content: Any) -> list[State]:
+def list_states(content: object) -> list[State]:
     """Return every state dict and every module in the result of `torch.load`."""
     return list(_walk(content, "", (), set()))
 
 
-def _walk(value: Any, key: str, beside: tuple[str, ...], visited: set[int]) -> Iterator[State]:
+def _walk(value: object, key: str, beside: tuple[str, ...], visited: set[int]) -> Iterator[State]:
     """Yield the state dicts of nested entries, outer ones first.
 
     {"epoch": 3, "model": {"w": tensor}} gives State("model", {"w": tensor}, None, ("epoch",)).
@@ -149,7 +153,7 @@ def _walk(value: Any, key: str, beside: tuple[str, ...], visited: set[int]) -> I
         yield from _walk(entries[name], inside + name, (*beside, *siblings), visited)
 
 
-def _entries(value: Any) -> dict[str, Any]:
+def _entries(value: object) -> dict[str, Any]:
     """Return the entries of a dict or a short list by name; an optimizer has none."""
     if isinstance(value, Mapping) and "param_groups" not in value:
         return {str(name): inner for name, inner in value.items()}
@@ -158,14 +162,14 @@ def _entries(value: Any) -> dict[str, Any]:
     return {}
 
 
-def _is_state(name: str, value: Any) -> bool:
+def _is_state(name: str, value: object) -> bool:
     import numpy as np
     import torch
 
     return isinstance(value, (torch.Tensor, np.ndarray)) or name.endswith("_extra_state")
 
 
-def _tensor(value: Any) -> Any:
+def _tensor(value: object) -> Any:
     import numpy as np
     import torch
 
@@ -195,7 +199,7 @@ def narrow(path: Path, states: list[State], key: str) -> list[State]:
     )
 
 
-def require_states(path: Path, content: Any, states: list[State]) -> None:
+def require_states(path: Path, content: object, states: list[State]) -> None:
     """Refuse a file without weights.
 
     Raises:
@@ -235,7 +239,7 @@ def prefer(path: Path, states: Sequence[State]) -> State:
 
 
 def select(
-    path: Path, states: Sequence[State], network: Mapping[str, Any], strip_prefix: str
+    path: Path, states: Sequence[State], network: Mapping[str, torch.Tensor], strip_prefix: str
 ) -> Selection:
     """Return the weights that fill the network.
 

@@ -16,11 +16,15 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from edgepack.source.digest import Digest
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 MAX_OBJECTS = 100_000
 """Most objects that are followed from one attribute: a module may refer to a whole data set."""
@@ -39,7 +43,7 @@ _SCALARS = (bool, int, float, complex, bytes, type(None))
 _HOLDERS = ("argparse", "types", "collections", "decimal", "fractions", "datetime", "enum")
 
 
-def add_state(digest: Digest, module: Any) -> None:
+def add_state(digest: Digest, module: nn.Module) -> None:
     """Add to a digest everything of a module but its parameters and persistent buffers."""
     walk = _Walk(module)
     saved = set(module.state_dict())
@@ -82,7 +86,7 @@ class _Walk:
             self._excluded.update(id(part) for part in root.modules())
             self._excluded.update(id(tensor) for tensor in root.state_dict(keep_vars=True).values())
 
-    def attributes(self, part: Any) -> Iterator[tuple[str, Any]]:
+    def attributes(self, part: nn.Module) -> Iterator[tuple[str, Any]]:
         """Yield the plain attributes of a torch module, in the order of their names."""
         for attribute, value in sorted(vars(part).items()):
             if attribute in _HOOKS:
@@ -91,7 +95,7 @@ class _Walk:
             elif attribute not in _OF_TORCH:
                 yield attribute, value
 
-    def pieces(self, value: Any) -> Iterator[bytes]:
+    def pieces(self, value: object) -> Iterator[bytes]:
         """Yield bytes that identify a value; of an object that is not followed, its class alone.
 
         {"scale": 2.0} gives b"builtins.dict", b"builtins.str", b"scale", b"builtins.float" and
@@ -115,7 +119,7 @@ class _Walk:
                     # Reversed, since the last one is taken first.
                     pending.extend(reversed(self._parts(item)))
 
-    def _parts(self, value: Any) -> list[Any]:
+    def _parts(self, value: object) -> list[Any]:
         """Return the values inside of one, in an order that is the same in every run."""
         if isinstance(value, (types.ModuleType, type)):
             return []  # the digest of the code covers them
@@ -162,7 +166,7 @@ def _content(cell: Any) -> Any:
         return None
 
 
-def _fields(value: Any) -> list[Any]:
+def _fields(value: object) -> list[Any]:
     """Return the attributes of a plain object: a configuration, a name space, a dataclass."""
     top = type(value).__module__.partition(".")[0]
     if top in sys.stdlib_module_names and top not in _HOLDERS:
@@ -176,7 +180,7 @@ def _fields(value: Any) -> list[Any]:
     return list(chain.from_iterable(entries))
 
 
-def _array(value: Any) -> Iterator[bytes]:
+def _array(value: np.ndarray | torch.Tensor) -> Iterator[bytes]:
     """Yield the type, the shape and the bytes of an array or a tensor."""
     import torch
 
@@ -195,18 +199,18 @@ def _array(value: Any) -> Iterator[bytes]:
         yield np.ascontiguousarray(value).tobytes()
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     containers = (str, tuple, list, dict, set, frozenset)
     return isinstance(value, (*_SCALARS, *containers)) or _is_array(value)
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> TypeGuard[np.ndarray | torch.Tensor]:
     import torch
 
     return isinstance(value, (np.ndarray, torch.Tensor))
 
 
-def _is_module(value: Any) -> bool:
+def _is_module(value: object) -> TypeGuard[nn.Module]:
     import torch
 
     return isinstance(value, torch.nn.Module)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
 from edgepack.source.names import differ, mismatch
 from edgepack.source.state import copy_state
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 # torch before 0.4.1 did not save this counter, and inference does not read it.
 _COUNTER = "num_batches_tracked"
 MAX_TENSORS = 10_000
 
 
-def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
+def load_state(path: Path, module: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
     """Load a state dict into a module, strictly.
 
     Every parameter and every persistent buffer comes from the file. A tensor that the module
@@ -60,7 +64,7 @@ def load_state(path: Path, module: Any, state: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _fill_shared(target: Mapping[str, Any], state: dict[str, Any]) -> None:
+def _fill_shared(target: Mapping[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
     """Set every name of a shared tensor to the value that the file has under one of its names."""
     # With a tied output layer, "head.weight" may be missing and "embedding.weight" present.
     values = {id(target[name]): state[name] for name in target if name in state}
@@ -69,7 +73,7 @@ def _fill_shared(target: Mapping[str, Any], state: dict[str, Any]) -> None:
             state[name] = values[id(tensor)]
 
 
-def _fill_counters(target: Mapping[str, Any], state: dict[str, Any]) -> None:
+def _fill_counters(target: Mapping[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
     """Keep the network's counters if the file has none, or has another type or shape."""
     for name, value in target.items():
         if not name.endswith(_COUNTER):
@@ -81,7 +85,10 @@ def _fill_counters(target: Mapping[str, Any], state: dict[str, Any]) -> None:
 
 
 def _cast(
-    path: Path, network: Mapping[str, Any], state: dict[str, Any], buffers: set[str]
+    path: Path,
+    network: Mapping[str, torch.Tensor],
+    state: dict[str, torch.Tensor],
+    buffers: set[str],
 ) -> list[str]:
     """Cast each tensor to the network's type, and return notes.
 
@@ -105,7 +112,7 @@ def _cast(
     return [f"Converted {count} tensors from {step}." for step, count in converted.items()]
 
 
-def _may_cast(value: Any, dtype: Any, is_buffer: bool) -> bool:
+def _may_cast(value: torch.Tensor, dtype: torch.dtype, is_buffer: bool) -> bool:
     """Return True if a tensor may be cast: to another float, or without a change of its values."""
     import torch
 
@@ -129,7 +136,7 @@ def _wrong_type(path: Path, name: str, dtype: str, expected: Any) -> SourceError
     )
 
 
-def refuse_nested(path: Path, tensors: Mapping[str, Any]) -> None:
+def refuse_nested(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Refuse tensors without a shape. Raises SourceError: source-weights-dtype."""
     for name, tensor in tensors.items():
         if getattr(tensor, "is_nested", False):
@@ -141,7 +148,7 @@ def refuse_nested(path: Path, tensors: Mapping[str, Any]) -> None:
             )
 
 
-def _check_plain(path: Path, name: str, tensor: Any) -> None:
+def _check_plain(path: Path, name: str, tensor: torch.Tensor) -> None:
     """Refuse tensors that do not hold the values that the network computes with.
 
     A tensor on the device "meta" has no values, a sparse one omits most, and 8-bit floats are
@@ -161,7 +168,7 @@ def _check_plain(path: Path, name: str, tensor: Any) -> None:
 
 
 def named_tensors(
-    module: Any, state: Mapping[str, Any] | None = None
+    module: nn.Module, state: Mapping[str, torch.Tensor] | None = None
 ) -> list[tuple[str, Any, bool]]:
     """List the tensors of a module, or of a state dict for it: name, tensor, True if trained."""
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}

@@ -41,7 +41,7 @@ class Attached:
 
     def __init__(
         self,
-        network: Any,
+        network: nn.Module,
         sites: Sites,
         options: QuantizeOptions,
         batches: Callable[[], Iterable[Any]],
@@ -73,7 +73,7 @@ class Attached:
             delattr(layer, part)
 
     def _observe(
-        self, network: Any, points: list[Point], batches: Callable[[], Iterable[Any]]
+        self, network: nn.Module, points: list[Point], batches: Callable[[], Iterable[Any]]
     ) -> dict[Point, tuple[Histogram, tuple[float, float]]]:
         """Return a histogram and the mean extremes of the batches for each point.
 
@@ -102,7 +102,7 @@ class Attached:
 
     def _run(
         self,
-        network: Any,
+        network: nn.Module,
         points: list[Point],
         batches: Callable[[], Iterable[Any]],
         record: Callable[[Point, Any], None],
@@ -134,7 +134,7 @@ def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeO
     return Static(low, limits.high, extremes, options.scheme)
 
 
-def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
+def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[Any], Any]:
     """Return the fake quantization of a layer's weights."""
     if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
         # Same condition as `quantize.unranged.blocks.in_blocks`: blocks have to save memory.
@@ -150,7 +150,7 @@ def _weights(layer: Any, options: QuantizeOptions) -> Callable[[Any], Any]:
 def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     """Return a pre-hook that quantizes a layer's input, and its weights for this call."""
 
-    def quantize(layer: Any, inputs: Any) -> Any:
+    def quantize(layer: nn.Module, inputs: Any) -> Any:
         # An instance attribute takes precedence over the parameter of the same name; the parameter
         # remains the one that is trained, stored and counted.
         layer.__dict__["weight"] = weights(layer._parameters["weight"])
@@ -162,7 +162,7 @@ def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     return quantize
 
 
-def _after(layer: Any, _inputs: Any, result: Any) -> Any:
+def _after(layer: nn.Module, _inputs: Any, result: Any) -> Any:
     """Remove the quantized weight, and quantize the output."""
     layer.__dict__.pop("weight", None)
     rounded = layer._modules.get(OUTPUT)

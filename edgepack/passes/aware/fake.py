@@ -45,7 +45,7 @@ def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) ->
     return _Fake.apply(values, scale, zero_point, lowest, highest)
 
 
-def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
+def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> Any:
     """Round weights to symmetric s8 with a scale per output channel, as `scheme.symmetric` does.
 
     Args:
@@ -61,7 +61,7 @@ def fake_weights(weight: Any, steps: float, lowest: int) -> Any:
     return exact.to(weight.dtype)
 
 
-def fake_blocks(weight: Any, block: int) -> Any:
+def fake_blocks(weight: torch.Tensor, block: int) -> Any:
     """Round the weights of a linear layer to four bits, a scale and zero point per block of a row.
 
     The grid of each block minimizes the rounding error, as in `unranged.blocks` for rounding to the

@@ -23,7 +23,7 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TOLERANCE = 1e-5
 
 
-def find_folds(network: Any, example: Sequence[Any]) -> tuple[dict[str, str], dict[str, str]]:
+def find_folds(network: nn.Module, example: Sequence[Any]) -> tuple[dict[str, str], dict[str, str]]:
     """Find the batch norms that can be folded.
 
     Returns:
@@ -51,7 +51,7 @@ def find_folds(network: Any, example: Sequence[Any]) -> tuple[dict[str, str], di
 
 
 def _reject(
-    name: str, norm: Any, source: Value | None, layer: Any, record: Trace, shared: set[int]
+    name: str, norm: Any, source: Value | None, layer: nn.Module, record: Trace, shared: set[int]
 ) -> str:
     """Return the reason why a batch norm cannot be folded; "" if it can."""
     if norm.running_mean is None:
@@ -73,7 +73,7 @@ def _reject(
     return ""
 
 
-def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None:
+def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[Any]) -> None:
     """Fold batch norms, in place.
 
     Args:
@@ -113,13 +113,13 @@ def fold(network: Any, folds: Mapping[str, str], example: Sequence[Any]) -> None
         )
 
 
-def fold_structure(network: Any, folds: Mapping[str, str]) -> None:
+def fold_structure(network: nn.Module, folds: Mapping[str, str]) -> None:
     """Fold the structure of batch norms, without the values of the weights."""
     for name, norm in folds.items():
         _fold_one(network, name, norm)
 
 
-def _fold_one(network: Any, name: str, norm: str) -> None:
+def _fold_one(network: nn.Module, name: str, norm: str) -> None:
     """Add a bias to a layer that has none, and replace its batch norm by an identity."""
     layer = network.get_submodule(name)
     if layer.bias is None:

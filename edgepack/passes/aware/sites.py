@@ -35,7 +35,9 @@ class Sites:
     skipped: dict[str, str]
 
 
-def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "static") -> Sites:
+def find_sites(
+    network: nn.Module, example: Sequence[Any], mode: str, conv3d: str = "static"
+) -> Sites:
     """Predict the layers around which `quantize` will insert Q/DQ pairs.
 
     Args:
@@ -66,7 +68,7 @@ def find_sites(network: Any, example: Sequence[Any], mode: str, conv3d: str = "s
     )
 
 
-def _reject(layer: Any, output: Value | None) -> str:
+def _reject(layer: nn.Module, output: Value | None) -> str:
     """Return the reason why a layer is not quantized; "" if it is."""
     if output is None:
         return "the network reads its weights without calling it, or does not use it"

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Trace:
     returned: set[int] = field(default_factory=set)
 
 
-def trace(network: Any, followed: Mapping[str, Any], example: Sequence[Any]) -> Trace:
+def trace(network: nn.Module, followed: Mapping[str, Any], example: Sequence[Any]) -> Trace:
     """Call a network and record its functions.
 
     Args:
@@ -91,7 +94,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         # References to all tensors, so that Python does not reuse an id.
         self._alive: list[Any] = []
 
-    def value(self, tensor: Any) -> Value:
+    def value(self, tensor: torch.Tensor) -> Value:
         """Return the current value of a tensor."""
         if id(tensor) not in self._values:
             self._alive.append(tensor)

@@ -17,14 +17,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.student import make_student, recipe_of
 from edgepack.passes.module import Context, ModuleResult
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def distill(module: Any, options: DistillOptions, context: Context) -> ModuleResult:
+
+def distill(module: nn.Module, options: DistillOptions, context: Context) -> ModuleResult:
     """Train a student on the teacher's outputs, and on the labels of samples that have one.
 
     Args:
@@ -83,7 +86,7 @@ def distill(module: Any, options: DistillOptions, context: Context) -> ModuleRes
     return ModuleResult(student, True, notes, details, recipe)
 
 
-def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
     """Rebuild the structure of the trained student, without its weights."""
     student = make_student(module, recipe, context)
     if "folded" in recipe:
@@ -93,7 +96,7 @@ def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
     return student
 
 
-def _details(student: Any, data: Any, objective: Any, trained: Any) -> dict[str, Any]:
+def _details(student: nn.Module, data: Any, objective: Any, trained: Any) -> dict[str, Any]:
     """Return the figures for the ledger."""
     return {
         "parameters": sum(parameter.numel() for parameter in student.parameters()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.aware.attach import Attached
@@ -14,6 +14,9 @@ from edgepack.passes.module import Context
 from edgepack.passes.network import arguments, grouped
 from edgepack.passes.quantize import QuantizeOptions
 from edgepack.passes.training.data import TrainingSet
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Training samples on which the first ranges are measured.
 OBSERVED = 512
@@ -29,7 +32,7 @@ class Aware:
     Raises ChainError: distill-student, distill-fold, distill-aware.
     """
 
-    def __init__(self, student: Any, context: Context) -> None:
+    def __init__(self, student: nn.Module, context: Context) -> None:
         import torch
 
         self.student = student

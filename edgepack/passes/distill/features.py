@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.loss import opposed
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.spec.document import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class Features:
@@ -16,7 +19,7 @@ class Features:
     Raises ChainError `distill-features` if either has no such part.
     """
 
-    def __init__(self, options: DistillOptions, teacher: Any, student: Any) -> None:
+    def __init__(self, options: DistillOptions, teacher: nn.Module, student: nn.Module) -> None:
         theirs, _, ours = options.features.partition("=")
         self.names = {"teacher": theirs, "student": ours or theirs}
         self.outputs: dict[str, Any] = {}
@@ -58,7 +61,7 @@ class Features:
             hook.remove()
 
 
-def _part(network: Any, name: str, role: str) -> Any:
+def _part(network: nn.Module, name: str, role: str) -> Any:
     """Return a named submodule. Raises ChainError `distill-features`."""
     parts = dict(network.named_modules())
     if not name or name not in parts:

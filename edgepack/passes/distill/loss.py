@@ -23,11 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.training.data import has_label
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    import torch
 
 # Smallest logit: masked classes have minus infinity, and the difference of two of them is NaN.
 FLOOR = -1e4
@@ -100,7 +103,9 @@ def _divergence(head: Head, ours: Any, theirs: Any, count: int, temperature: flo
     return _mean(loss, count)
 
 
-def hard_loss(head: Head, student: Sequence[Any], labels: Any, count: int) -> tuple[Any, Any]:
+def hard_loss(
+    head: Head, student: Sequence[Any], labels: torch.Tensor, count: int
+) -> tuple[Any, Any]:
     """Return the hard loss of each sample, 0 without a label, and a mask of labelled samples.
 
     Args:

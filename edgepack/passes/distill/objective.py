@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.teacher import Teacher, outputs_of
 from edgepack.passes.module import Context
 from edgepack.passes.training.data import TrainingSet, has_label
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # With fewer labelled held-out samples, top-1 is less precise than the agreement with the teacher.
 MIN_LABELLED = 200
@@ -37,7 +40,7 @@ class Distillation:
     """
 
     def __init__(
-        self, network: Any, student: Any, data: TrainingSet, context: Context,
+        self, network: nn.Module, student: nn.Module, data: TrainingSet, context: Context,
         options: DistillOptions,
     ) -> None:  # fmt: skip
         self.data, self.options, self.gates = data, options, context.gates

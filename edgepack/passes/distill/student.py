@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.module import Context
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Names of the number of layers in the configurations of Hugging Face networks.
 COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "depth")
 
 
-def recipe_of(module: Any, options: DistillOptions) -> dict[str, Any]:
+def recipe_of(module: nn.Module, options: DistillOptions) -> dict[str, Any]:
     """Return the recipe of the student, as JSON.
 
     Raises ChainError `distill-layers` if the network lacks the layers to keep.
@@ -42,7 +45,7 @@ def recipe_of(module: Any, options: DistillOptions) -> dict[str, Any]:
     return {"list": name, "keep": list(keep)}
 
 
-def make_student(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+def make_student(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
     """Build the student of a recipe; changes `module` unless a factory builds the student."""
     if "student" in recipe:
         return context.code.build(recipe["student"], recipe["arguments"])
@@ -63,7 +66,7 @@ def spread(count: int, drop: float) -> tuple[int, ...]:
     return tuple(round(i * (count - 1) / (remaining - 1)) for i in range(remaining))
 
 
-def find_layers(module: Any) -> tuple[str, Any]:
+def find_layers(module: nn.Module) -> tuple[str, Any]:
     """Find the layers of a transformer: the largest list of parts of one class.
 
     Returns its name and the list. Raises ChainError `distill-layers` if there is none.
@@ -90,7 +93,7 @@ def find_layers(module: Any) -> tuple[str, Any]:
     return name, layers
 
 
-def keep_layers(module: Any, name: str, keep: Sequence[int]) -> None:
+def keep_layers(module: nn.Module, name: str, keep: Sequence[int]) -> None:
     """Remove all other layers, and update the counts in the configurations."""
     layers = module.get_submodule(name)
     count = len(layers)

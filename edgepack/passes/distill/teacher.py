@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from edgepack.ledger import Progress
 from edgepack.passes.distill.loss import Head, are_probabilities
 from edgepack.passes.training.data import TrainingSet
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Outputs are stored on disk up to this size; beyond it they are computed for each batch.
 ANSWERS_BYTES = 8 << 30
@@ -29,7 +32,7 @@ class Teacher:
         data: the training samples.
     """
 
-    def __init__(self, network: Any, data: TrainingSet) -> None:
+    def __init__(self, network: nn.Module, data: TrainingSet) -> None:
         self.network, self.data = network, data
         self.stored: Store | None = None
         self.everything = np.arange(data.store.count)
@@ -78,7 +81,7 @@ class Teacher:
         outputs = self.ask(self.data.feed(members))
         return {str(head.index): outputs[head.index].cpu().numpy() for head in heads}
 
-    def heads(self, student: Any, tensors: Sequence[Tensor]) -> tuple[Head, ...]:
+    def heads(self, student: nn.Module, tensors: Sequence[Tensor]) -> tuple[Head, ...]:
         """Return the outputs that can be learnt, and check those of the student against them.
 
         Raises ChainError: distill-student, distill-outputs, distill-nothing.
@@ -134,7 +137,7 @@ def outputs_of(answer: Any) -> tuple[Any, ...]:
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def answer_of(student: Any, feed: Sequence[Any]) -> tuple[Any, ...]:
+def answer_of(student: nn.Module, feed: Sequence[Any]) -> tuple[Any, ...]:
     """Return a student's outputs. Raises ChainError `distill-student` if it fails."""
     try:
         return outputs_of(student(*feed))

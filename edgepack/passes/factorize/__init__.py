@@ -19,15 +19,18 @@ run        the pass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.factorize.options import FactorizeOptions
 from edgepack.passes.module import Context, ModuleResult
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["FactorizeOptions", "factorize", "replay"]
 
 
-def factorize(module: Any, options: FactorizeOptions, context: Context) -> ModuleResult:
+def factorize(module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
     """Replace layers by two layers of low rank each if that saves parameters.
 
     Raises:
@@ -38,7 +41,7 @@ def factorize(module: Any, options: FactorizeOptions, context: Context) -> Modul
     return run(module, options, context)
 
 
-def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
     """Rebuild the layers of low rank of a recipe, without their weights."""
     from edgepack.passes.factorize.split import split_all
 

@@ -30,7 +30,7 @@ class Layer:
     """
 
     name: str
-    module: Any
+    module: nn.Module
     outputs: int
     inputs: int
 
@@ -65,7 +65,7 @@ class Layer:
         return weights
 
 
-def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[str, str]]:
+def find_layers(module: nn.Module, example: Sequence[Any]) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers that can be factorized, and for each other layer the reason by name.
 
     Args:
@@ -100,7 +100,7 @@ def find_layers(module: Any, example: Sequence[Any]) -> tuple[list[Layer], dict[
     return list(layers.values()), skipped
 
 
-def _reject(name: str, part: Any, shared: set[int], occurrences: Counter[int]) -> str:
+def _reject(name: str, part: nn.Module, shared: set[int], occurrences: Counter[int]) -> str:
     """Return the reason for which a layer alone cannot be factorized; "" if it can."""
     if not name:
         return "it is the whole network"
@@ -119,12 +119,14 @@ def _reject(name: str, part: Any, shared: set[int], occurrences: Counter[int]) -
     return ""
 
 
-def plain_kind(layer: Any) -> Any:
+def plain_kind(layer: nn.Module) -> Any:
     """Return the torch class of a layer, or the one that its class derives from."""
     return next(kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(layer, kind))
 
 
-def _find_special(module: Any, names: Sequence[str], example: Sequence[Any]) -> dict[str, str]:
+def _find_special(
+    module: nn.Module, names: Sequence[str], example: Sequence[Any]
+) -> dict[str, str]:
     """Find layers of derived classes whose outputs differ from their torch class's; name -> reason.
 
     A Linear subclass that adds a LoRA term, for example, cannot be rebuilt from its weight alone.
@@ -132,7 +134,7 @@ def _find_special(module: Any, names: Sequence[str], example: Sequence[Any]) -> 
     special: dict[str, str] = {}
 
     def make_hook(name: str) -> Any:
-        def check(layer: Any, inputs: Any, output: Any) -> None:
+        def check(layer: nn.Module, inputs: Any, output: Any) -> None:
             kind = plain_kind(layer)
             if kind is nn.Linear:
                 expected = nn.Linear.forward(layer, *inputs)
@@ -168,7 +170,7 @@ class Probe(nn.Sequential):  # type: ignore[misc]
 
 
 def _find_irreplaceable(
-    module: Any, names: Sequence[str], example: Sequence[Any]
+    module: nn.Module, names: Sequence[str], example: Sequence[Any]
 ) -> dict[str, str]:
     """Find layers that the network uses other than by calling them; name -> reason."""
     expected = ask(module, example)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from edgepack.errors import ChainError
 from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer
 from edgepack.passes.module import Context
 from edgepack.passes.network import arguments
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
@@ -60,7 +63,7 @@ class Moments:
 
 
 def observe(
-    module: Any, layers: Sequence[Layer], context: Context, batch_size: int
+    module: nn.Module, layers: Sequence[Layer], context: Context, batch_size: int
 ) -> dict[str, Moments]:
     """Return the moments of each layer by name.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.factorize.layers import Layer, find_layers
@@ -16,8 +16,11 @@ from edgepack.passes.factorize.split import fill, split
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.network import arguments, count_macs, grouped, put, select
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def run(module: Any, options: FactorizeOptions, context: Context) -> ModuleResult:
+
+def run(module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
     """Factorize the module's layers; see `factorize`."""
     example = arguments(context, context.example)
     layers, skipped = find_layers(module, example)
@@ -55,7 +58,7 @@ def run(module: Any, options: FactorizeOptions, context: Context) -> ModuleResul
 
 
 def _spectra(
-    module: Any, layers: Sequence[Layer], options: FactorizeOptions, context: Context
+    module: nn.Module, layers: Sequence[Layer], options: FactorizeOptions, context: Context
 ) -> dict[str, Spectrum]:
     """Return the spectrum of each layer by name."""
     moments = {}

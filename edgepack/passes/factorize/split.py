@@ -13,7 +13,7 @@ from edgepack.passes.factorize.spectrum import Spectrum
 from edgepack.passes.network import is_transposed, put
 
 
-def split_all(module: Any, ranks: Mapping[str, int], bias: bool) -> Any:
+def split_all(module: nn.Module, ranks: Mapping[str, int], bias: bool) -> Any:
     """Replace each layer by two with uninitialized weights, in place.
 
     Args:
@@ -26,7 +26,7 @@ def split_all(module: Any, ranks: Mapping[str, int], bias: bool) -> Any:
     return module
 
 
-def split(layer: Any, rank: int, bias: bool) -> nn.Sequential:
+def split(layer: nn.Module, rank: int, bias: bool) -> nn.Sequential:
     """Return two layers for a rank, with uninitialized weights.
 
     A convolution 64 -> 128 with a 3 x 3 window at rank 16 becomes a 3 x 3 convolution 64 -> 16

@@ -19,15 +19,18 @@ run         the pass
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.prune.options import PruneOptions
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["PruneOptions", "prune", "replay"]
 
 
-def prune(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
+def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
     """Remove channels, zero weights, or both, according to the options.
 
     Raises:
@@ -39,7 +42,7 @@ def prune(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
     return run(module, options, context)
 
 
-def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
     """Remove the channels of a recipe; zeros are stored with the weights."""
     from edgepack.passes.prune.cut import Cut, cut
 

@@ -68,7 +68,7 @@ class Cut:
         )
 
 
-def cut(module: Any, slices: Cut) -> None:
+def cut(module: nn.Module, slices: Cut) -> None:
     """Remove slices from a network, in place. Raises CutError for an unsupported layer."""
     # Both sides of a layer at once: a channelwise layer loses the union of both only once.
     for name in dict.fromkeys((*slices.outputs, *slices.inputs)):
@@ -82,7 +82,7 @@ def cut(module: Any, slices: Cut) -> None:
             setattr(module.get_submodule(name), attribute, value)
 
 
-def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
+def _cut_layer(layer: nn.Module, outputs: set[int], inputs: set[int]) -> None:
     """Remove channels of one layer, and adjust its size attributes."""
     if is_parametrized(layer):
         raise CutError(f"the weights of a {type(layer).__name__} are computed from others")
@@ -121,14 +121,14 @@ def _cut_layer(layer: Any, outputs: set[int], inputs: set[int]) -> None:
         raise CutError(f"channels of a {type(layer).__name__} cannot be removed")
 
 
-def is_channelwise(layer: Any) -> bool:
+def is_channelwise(layer: nn.Module) -> bool:
     """Return True if each output channel depends on exactly one input channel."""
     if isinstance(layer, _ConvNd):
         return bool(layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels)
     return isinstance(layer, (_BatchNorm, _InstanceNorm))
 
 
-def within(layer: Any, inputs: set[int]) -> set[int]:
+def within(layer: nn.Module, inputs: set[int]) -> set[int]:
     """Return input channels of a grouped convolution as indices within one group.
 
     The weight [outputs, inputs / groups, window] has one input axis for all groups, so every group
@@ -144,13 +144,15 @@ def within(layer: Any, inputs: set[int]) -> set[int]:
     return local
 
 
-def _cut_matrix(layer: Any, outputs: set[int], inputs: set[int], axes: tuple[int, int]) -> None:
+def _cut_matrix(
+    layer: nn.Module, outputs: set[int], inputs: set[int], axes: tuple[int, int]
+) -> None:
     _keep(layer, "weight", axes[0], outputs)
     _keep(layer, "bias", 0, outputs)
     _keep(layer, "weight", axes[1], inputs)
 
 
-def _keep(layer: Any, name: str, axis: int, removed: Iterable[int]) -> None:
+def _keep(layer: nn.Module, name: str, axis: int, removed: Iterable[int]) -> None:
     """Replace a parameter or buffer by itself without some slices along an axis."""
     before = getattr(layer, name, None)
     removed = set(removed)

@@ -14,7 +14,7 @@ MOST = 4
 ENDLESS = "its channels are permuted, and the group of dependent channels does not terminate"
 
 
-def proposed_by(graph: Any, inner: Any) -> tuple[list[Any], list[Any]]:
+def proposed_by(graph: Any, inner: nn.Module) -> tuple[list[Any], list[Any]]:
     """Return the groups of all layers, and the layers whose group does not terminate.
 
     Same as `get_all_groups` of torch-pruning, which does not return if halves of channels are

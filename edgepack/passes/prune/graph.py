@@ -113,7 +113,7 @@ class Grouping:
             self.skipped.setdefault(name, reason)
 
 
-def find_groups(module: Any, example: Sequence[Any]) -> Grouping:
+def find_groups(module: nn.Module, example: Sequence[Any]) -> Grouping:
     """Return the groups that the dependency graph proposes.
 
     Args:
@@ -187,7 +187,7 @@ def _differentiable(answer: Any) -> tuple[Any, ...]:
     return result
 
 
-def _shares(part: Any, shared: set[int]) -> bool:
+def _shares(part: nn.Module, shared: set[int]) -> bool:
     """Return True if a module or parameter of the graph has shared weights."""
     if not isinstance(part, nn.Module):
         return id(part) in shared
@@ -230,7 +230,7 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
     return Group(names[id(root)], channels, tuple(slices.values())), reason
 
 
-def _in_units(group: Group, module: Any) -> tuple[Group, str]:
+def _in_units(group: Group, module: nn.Module) -> tuple[Group, str]:
     """Return the group with its units, and the reason if it has none.
 
     For 8 channels that feed a convolution in 2 groups, the units are (0, 4), (1, 5), (2, 6) and
@@ -261,7 +261,7 @@ def _in_units(group: Group, module: Any) -> tuple[Group, str]:
     return replace(group, units=members, heads=bool(size), sizes=sizes), ""
 
 
-def _heads(group: Group, module: Any) -> tuple[int, tuple[tuple[str, str, int], ...]]:
+def _heads(group: Group, module: nn.Module) -> tuple[int, tuple[tuple[str, str, int], ...]]:
     """Return the channels of an attention head (0 without heads) and the attributes to adjust.
 
     With num_heads=12 and 768 channels a head has 64; the result is (64, ((name, "num_heads", 1),

@@ -32,7 +32,7 @@ from edgepack.passes.prune.options import PruneOptions
 LABELS, ANSWERS = "the loss on labelled training samples", "the answers to training samples"
 
 
-def by_weights(module: Any, groups: Sequence[Group], power: int) -> list[Any]:
+def by_weights(module: nn.Module, groups: Sequence[Group], power: int) -> list[Any]:
     """Return the importance of the units of each group: tensors [units]."""
     scores = []
     for group in groups:
@@ -53,7 +53,9 @@ def by_weights(module: Any, groups: Sequence[Group], power: int) -> list[Any]:
     return scores
 
 
-def costs(module: Any, groups: Sequence[Group], macs: Mapping[str, int] | None) -> list[float]:
+def costs(
+    module: nn.Module, groups: Sequence[Group], macs: Mapping[str, int] | None
+) -> list[float]:
     """Return the cost of a unit of each group: weights, or multiplications if `macs` is given.
 
     Args:
@@ -75,7 +77,7 @@ def costs(module: Any, groups: Sequence[Group], macs: Mapping[str, int] | None) 
     return result
 
 
-def _by_channel(module: Any, part: Slice) -> Any:
+def _by_channel(module: nn.Module, part: Slice) -> Any:
     """Return a layer's weights as [channels, ...] of one side; None for layers without a matrix."""
     if part.side == "parameter":
         return None
@@ -86,7 +88,7 @@ def _by_channel(module: Any, part: Slice) -> Any:
     return _matrix(layer, weight.detach(), part.side)
 
 
-def _matrix(layer: Any, weight: Any, side: str) -> Any:
+def _matrix(layer: nn.Module, weight: torch.Tensor, side: str) -> Any:
     """Reshape weights, or their gradients, to [channels of one side, rest].
 
     For example the weight [8, 2, 3, 3] of a convolution 4 -> 8 in 2 groups becomes [8, 18] for its
@@ -110,7 +112,7 @@ def _of_units(group: Group, channels: Any) -> Any:
 
 
 def by_taylor(
-    module: Any, groups: Sequence[Group], options: PruneOptions, context: Context
+    module: nn.Module, groups: Sequence[Group], options: PruneOptions, context: Context
 ) -> tuple[list[Any], str]:
     """Return the importance of the units of each group, and a description of the measure.
 
@@ -158,7 +160,7 @@ def by_taylor(
     return [total / max(count, 1) for total in sums], measure
 
 
-def _reads(module: Any, part: Slice) -> bool:
+def _reads(module: nn.Module, part: Slice) -> bool:
     """Return True if the layer mixes its input channels."""
     layer = module.get_submodule(part.name)
     return isinstance(layer, (nn.Linear, _ConvNd)) and not is_channelwise(layer)
@@ -178,7 +180,7 @@ def _of_units_squared(
     return _of_units(group, totals).square()
 
 
-def _loss_of_labels(outputs: Sequence[Any], labels: Any, context: Context) -> Any:
+def _loss_of_labels(outputs: Sequence[Any], labels: torch.Tensor, context: Context) -> Any:
     """Return the cross entropy of the first output of scores; None if the labels do not fit it."""
     if labels is None or labels.dtype.kind not in "iu":
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.network import grouped
@@ -11,8 +11,11 @@ from edgepack.passes.prune.options import PruneOptions
 from edgepack.passes.prune.structured import PrunedChannels, prune_channels
 from edgepack.passes.prune.zeros import PrunedWeights, prune_weights
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def run(module: Any, options: PruneOptions, context: Context) -> ModuleResult:
+
+def run(module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
     """Prune the module; see `prune`."""
     notes: list[str] = []
     details: dict[str, Any] = {}

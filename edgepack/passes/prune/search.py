@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepack.passes.prune.cut import Cut, cut
 from edgepack.passes.prune.graph import Group
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Share of a group that always remains: a layer with very few channels becomes a bottleneck.
 LEAST = 0.1
@@ -97,7 +100,7 @@ def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     return high
 
 
-def without(module: Any, slices: Cut) -> Any:
+def without(module: nn.Module, slices: Cut) -> Any:
     """Return a copy of a network without some channels."""
     network = copy.deepcopy(module)
     cut(network, slices)

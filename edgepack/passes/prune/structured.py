@@ -35,7 +35,7 @@ class PrunedChannels:
     skipped: Mapping[str, str]
 
 
-def prune_channels(module: Any, options: PruneOptions, context: Context) -> PrunedChannels:
+def prune_channels(module: nn.Module, options: PruneOptions, context: Context) -> PrunedChannels:
     """Remove the least important channels of the module until the budget is met, in place.
 
     Raises what `prune` raises.
@@ -85,7 +85,7 @@ def prune_channels(module: Any, options: PruneOptions, context: Context) -> Prun
 
 
 def _measure_importance(
-    module: Any, grouping: Grouping, options: PruneOptions, context: Context
+    module: nn.Module, grouping: Grouping, options: PruneOptions, context: Context
 ) -> tuple[list[Any], str]:
     """Return the importance of the units of each group, and a description of the measure."""
     if options.importance != "taylor":
@@ -106,7 +106,7 @@ def _count_removed(slices: Cut, group: Group) -> int:
     return len(slices.outputs.get(group.root, ())) // len(group.units[0])
 
 
-def _select_groups(grouping: Grouping, module: Any, options: PruneOptions) -> None:
+def _select_groups(grouping: Grouping, module: nn.Module, options: PruneOptions) -> None:
     """Drop the groups that include and exclude rule out."""
     names = [n for n, part in module.named_modules() if isinstance(part, (nn.Linear, _ConvNd))]
     selection = select(options.NAME, names, options.include, options.exclude)
@@ -133,7 +133,11 @@ def _test_groups(grouping: Grouping, trial: Trial, options: PruneOptions, contex
 
 
 def _search(
-    module: Any, ranking: Ranking, options: PruneOptions, example: Sequence[Any], grouping: Grouping
+    module: nn.Module,
+    ranking: Ranking,
+    options: PruneOptions,
+    example: Sequence[Any],
+    grouping: Grouping,
 ) -> Cut:
     """Return the smallest cut that meets the budget, measured on the network without it."""
 
@@ -160,7 +164,7 @@ def _search(
     return ranking.cut(step)
 
 
-def _figures(module: Any, example: Sequence[Any]) -> dict[str, int]:
+def _figures(module: nn.Module, example: Sequence[Any]) -> dict[str, int]:
     """Return the parameters and the multiply-accumulates of a network."""
     return {
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
@@ -168,7 +172,7 @@ def _figures(module: Any, example: Sequence[Any]) -> dict[str, int]:
     }
 
 
-def _layers(module: Any) -> dict[str, int]:
+def _layers(module: nn.Module) -> dict[str, int]:
     """Return the output channels of each layer by name."""
     return {
         name: getattr(part, "out_channels", None) or part.out_features

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgepack.passes.network import alike, ask
 from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Permitted difference of the outputs relative to the largest value: the order of sums differs.
 TOLERANCE = 1e-4
@@ -33,7 +36,7 @@ class Trial:
         seed: of the perturbation.
     """
 
-    def __init__(self, module: Any, example: Sequence[Any], seed: int = 0) -> None:
+    def __init__(self, module: nn.Module, example: Sequence[Any], seed: int = 0) -> None:
         self.example = example
         self.module = copy.deepcopy(module)
         generator = torch.Generator().manual_seed(seed)
@@ -72,7 +75,7 @@ class Trial:
         return ""
 
 
-def _blind(module: Any, slices: Cut) -> None:
+def _blind(module: nn.Module, slices: Cut) -> None:
     """Zero the weights with which layers read the removed channels."""
     with torch.no_grad():
         for name, channels in slices.inputs.items():

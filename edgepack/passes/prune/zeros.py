@@ -27,7 +27,7 @@ class PrunedWeights:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def prune_weights(module: Any, options: PruneOptions) -> PrunedWeights:
+def prune_weights(module: nn.Module, options: PruneOptions) -> PrunedWeights:
     """Zero the smallest weights of Linears and convolutions, in place; biases are unchanged.
 
     Raises ChainError: prune-layers, prune-nothing.
@@ -49,7 +49,7 @@ def prune_weights(module: Any, options: PruneOptions) -> PrunedWeights:
     return result
 
 
-def _layers(module: Any, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
+def _layers(module: nn.Module, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
     """Return the layers to prune by name, and record why others are skipped."""
     candidates = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
     selection = select(options.NAME, list(candidates), options.include, options.exclude)
@@ -81,7 +81,7 @@ def _layers(module: Any, options: PruneOptions, result: PrunedWeights) -> dict[s
     return layers
 
 
-def _reject_pattern(layer: Any) -> str:
+def _reject_pattern(layer: nn.Module) -> str:
     """Return the reason for which no kernel supports the pattern in a layer; "" if one does."""
     if isinstance(layer, _ConvTransposeNd):
         return "no kernel supports the pattern in a transposed convolution"
@@ -91,7 +91,7 @@ def _reject_pattern(layer: Any) -> str:
     return ""
 
 
-def _two_of_four(layer: Any) -> Any:
+def _two_of_four(layer: nn.Module) -> Any:
     """Return the mask of the two smallest of every four weights along the input.
 
     |w| = [3, 1, 2, 2] gives [False, True, False, True]: the later one of equal weights is zeroed.

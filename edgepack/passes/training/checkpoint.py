@@ -10,10 +10,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack import files
 from edgepack.passes.training import processes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 NAME = "checkpoint.safetensors"
 
@@ -41,17 +45,17 @@ class Position:
     scaler: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tensors_of(module: Any) -> dict[str, Any]:
+def tensors_of(module: nn.Module) -> dict[str, Any]:
     """Return all parameters and buffers, including the ones that a state dict omits."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def copy_tensors(module: Any) -> dict[str, Any]:
+def copy_tensors(module: nn.Module) -> dict[str, Any]:
     """Return copies of the parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in tensors_of(module).items()}
 
 
-def restore(module: Any, values: Mapping[str, Any]) -> None:
+def restore(module: nn.Module, values: Mapping[str, Any]) -> None:
     """Restore the values that `copy_tensors` returned."""
     import torch
 
@@ -61,7 +65,11 @@ def restore(module: Any, values: Mapping[str, Any]) -> None:
 
 
 def save(
-    folder: Path, position: Position, module: Any, optimizer: Any, best: Mapping[str, Any] | None
+    folder: Path,
+    position: Position,
+    module: nn.Module,
+    optimizer: Any,
+    best: Mapping[str, Any] | None,
 ) -> None:
     """Write the checkpoint atomically, in the main process only. Raises HostError."""
     if not processes.is_main():
@@ -79,7 +87,7 @@ def save(
     files.write(folder / NAME, serialize(tensors, {"position": json.dumps(vars(position))}))
 
 
-def load(folder: Path, module: Any, optimizer: Any) -> tuple[Position, dict[str, Any] | None]:
+def load(folder: Path, module: nn.Module, optimizer: Any) -> tuple[Position, dict[str, Any] | None]:
     """Restore module and optimizer; return the position and the best weights of the checkpoint.
 
     Without a checkpoint the position is the beginning. Other processes get the main one's file.
@@ -106,6 +114,6 @@ def load(folder: Path, module: Any, optimizer: Any) -> tuple[Position, dict[str,
     return Position(**json.loads(position)), _under("best/", tensors) or None
 
 
-def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Return the tensors whose names have a prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

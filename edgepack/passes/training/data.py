@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.passes.training.batches import Plan, hold_out, in_groups
 from edgepack.passes.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
 
 # Samples per call without training.
 ASK_BATCH = 256
@@ -82,7 +85,7 @@ class TrainingSet:
             count += int(present.sum())
         return count
 
-    def _apply_augment(self, tensors: dict[str, Any], generator: Any) -> dict[str, Any]:
+    def _apply_augment(self, tensors: dict[str, torch.Tensor], generator: Any) -> dict[str, Any]:
         """Apply the user's augmentation, and check its result."""
         try:
             result = self._augment(tensors, generator)  # type: ignore[misc]
@@ -111,7 +114,7 @@ class TrainingSet:
         return dict(result)
 
 
-def has_label(labels: Any) -> Any:
+def has_label(labels: torch.Tensor) -> Any:
     """Return the mask of present labels, neither negative nor NaN, of an array or a tensor."""
     import torch
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError, missing_package
 from edgepack.passes.training import processes
 from edgepack.passes.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def make_accelerator(options: TrainingOptions) -> Any:
@@ -72,7 +75,7 @@ def deterministic() -> Iterator[None]:
 
 
 @contextmanager
-def recomputing(module: Any) -> Iterator[None]:
+def recomputing(module: nn.Module) -> Iterator[None]:
     """Recompute activations in the backward pass instead of storing them.
 
     Raises ChainError training-no-checkpointing if the network does not support it.

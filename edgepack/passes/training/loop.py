@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from edgepack.passes.training.checkpoint import Position
 from edgepack.passes.training.device import deterministic, recomputing
 from edgepack.passes.training.optimizer import make_optimizer, pruned, set_rates
 from edgepack.passes.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Steps between checks of the loss, each of which waits for the device.
 LOOK = 20
@@ -88,7 +91,7 @@ class Loop:
     """
 
     def __init__(
-        self, module: Any, objective: Objective, plan: Plan, options: TrainingOptions,
+        self, module: nn.Module, objective: Objective, plan: Plan, options: TrainingOptions,
         accelerator: Any, work: Path, progress: Progress,
     ) -> None:  # fmt: skip
         self.objective, self.plan, self.options = objective, plan, options

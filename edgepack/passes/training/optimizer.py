@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.training.options import TrainingOptions
 from edgepack.passes.training.schedule import learning_rate, momentum
 
+if TYPE_CHECKING:
+    from torch import nn
+
 # Share of exact zeros above which a parameter counts as pruned; trained weights have none.
 PRUNED = 0.1
 
 
-def make_optimizer(module: Any, options: TrainingOptions) -> Any:
+def make_optimizer(module: nn.Module, options: TrainingOptions) -> Any:
     """Create the optimizer of a module's parameters. Raises ChainError training-nothing."""
     import torch
 
@@ -48,7 +51,7 @@ def set_rates(optimizer: Any, options: TrainingOptions, step: int, steps: int) -
             group["momentum"] = beta
 
 
-def pruned(module: Any) -> list[tuple[Any, Any]]:
+def pruned(module: nn.Module) -> list[tuple[Any, Any]]:
     """Return the pruned parameters, each with a mask that is 0 at its zeros.
 
     A parameter with only zeros is an untrained one, and does not count as pruned.

@@ -92,7 +92,7 @@ def in_turn() -> Iterator[None]:
         yield
 
 
-def broadcast(value: Any) -> Any:
+def broadcast(value: object) -> Any:
     """Return the main process's value in every process. It must be picklable."""
     if count() == 1:
         return value
