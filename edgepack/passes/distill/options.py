@@ -32,8 +32,8 @@ class DistillOptions(TrainingOptions):
         cosine: weight of 1 - cosine for outputs of kind "values", in addition to squared error.
         features: parts of teacher and student whose outputs are aligned by cosine distance, "name"
             or "teacher's=student's"; names as in `named_modules()`.
-        feature_weight: weight of that distance.
-        aware: train in the arithmetic of the `quantize` after it (see `chain.aware`), with batch
+        feature_weight: weight of the distance of `features`.
+        aware: train in the arithmetic of the `quantize` after it (see `passes.aware`), with batch
             norms folded first. The default peak learning rate is then 1e-4, and layers compute in
             fp32.
     """

@@ -23,7 +23,7 @@ class PruneOptions(PassOptions):
             channels, filters and attention heads.
         unstructured: share of the layers' weights to zero, smallest magnitudes first.
         pattern: "2:4" zeroes the two smallest of every four weights along the input.
-        of: the quantity that `structured` is a share of, "parameters" or "macs".
+        of: quantity that `structured` is a share of, "parameters" or "macs".
         importance: score of a channel: "l1" or "l2", the norm of its weights relative to its layer;
             "taylor", the change of the network's outputs on training samples without it, or of the
             loss if these have class labels.
@@ -33,8 +33,8 @@ class PruneOptions(PassOptions):
         include: layer name patterns; other layers keep their output channels and weights.
         exclude: layer name patterns of layers that keep theirs.
         samples: number of training samples for "taylor", from the first on.
-        batch_size: number of these per batch.
-        seed: of the random directions of "taylor" without labels.
+        batch_size: number of training samples per batch.
+        seed: seed of the random directions of "taylor" without labels.
     """
 
     structured: float = 0.0

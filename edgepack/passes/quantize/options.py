@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgepack.errors import ChainError
 from edgepack.passes.options import PassOptions, flag, number, one_of, wrong
@@ -51,8 +51,8 @@ class QuantizeOptions(PassOptions):
         rounding: "nearest", or "gptq": later weights compensate the rounding errors of earlier
             ones. The default is "gptq" in the mode "static" and "nearest" in the others, which
             then need no calibration samples.
-        bits: of a weight, 8 or 4; only in the mode "weights".
-        block: number of 4-bit weights of a row that share a scale.
+        bits: bits of a weight; only in the mode "weights", 8 by default.
+        block: number of 4-bit weights of a row that share a scale, 32 by default.
         recurrent: form of LSTM, GRU and RNN in the mode "static"; onnxruntime has no static int8
             kernel for them. "dynamic": an LSTM is quantized at run time; GRU and RNN, which have no
             such kernel either, store int8 weights and compute in float. "weights": all of them do.
@@ -65,7 +65,7 @@ class QuantizeOptions(PassOptions):
             "smooth" between a LayerNormalization and its readers, "both". In the mode "static".
             With gptq it gains -0.4 to 0.6 dB of SNR on the example networks; with nearest, 6 dB on
             Silero VAD, 1.5 on a ResNet, and -0.5 on EfficientNet-Lite0 (benchmarks/equalize.py).
-        alpha: of `equalize`, the share of the difference in magnitude that moves to the weights.
+        alpha: share of the difference in magnitude that `equalize` moves to the weights.
         repair: if a gate is missed, return the most costly layers to float until it passes.
         exclude: names of nodes that stay float.
         batch_size: samples per run.
@@ -78,8 +78,9 @@ class QuantizeOptions(PassOptions):
     percentile: float = 99.99
     bias_correction: bool | None = None
     rounding: str = ""
-    bits: int | None = None
-    block: int | None = None
+    # Both are checked only in the mode "weights".
+    bits: int | None = field(default=None, metadata={"values": ", ".join(map(str, BITS))})
+    block: int | None = field(default=None, metadata={"values": ", ".join(map(str, BLOCKS))})
     recurrent: str = ""
     conv3d: str = ""
     equalize: str = "none"

@@ -26,9 +26,9 @@ class TrainingOptions(PassOptions):
         batch_size: samples of one optimizer step, over all processes and accumulated parts.
         optimizer: "adamw" (Loshchilov and Hutter, 2019) or "sgd", with Nesterov momentum.
         lr: the peak learning rate; 0 selects the optimizer's default, 2e-3 or 0.05.
-        momentum: of "sgd".
-        weight_decay: -1 selects the optimizer's default, 1e-2 or 5e-4. Not applied to parameters
-            with fewer than two axes (biases, norms).
+        momentum: momentum of "sgd".
+        weight_decay: -1 selects the optimizer's default, 1e-2 or 5e-4. It is not applied to
+            parameters with fewer than two axes (biases, norms).
         schedule: "onecycle" (Smith and Topin, 2017), "cosine" with a linear warmup (Loshchilov and
             Hutter, 2017), or "constant" with a linear warmup.
         warmup: share of the steps in which the learning rate rises.
@@ -42,14 +42,14 @@ class TrainingOptions(PassOptions):
         stop: "none" runs every epoch and uses the last weights; "plateau" ends after `patience`
             epochs without a better held-out score, "gate" once that score passes the bundle's
             quality gate; both use the best weights.
-        patience: of "plateau", in epochs.
+        patience: number of epochs without a better score after which "plateau" ends.
         keep_zeros: preserve the zeros of pruned parameters: those with two or more axes and at
             least a tenth, but not all, of their weights exactly zero.
         augment: "module:function" that augments a batch: called with a dict of input tensors by
             name and a torch.Generator, it returns such a dict.
         checkpoint_steps: steps between the checkpoints from which an interrupted build resumes; one
             is also written after every epoch.
-        seed: of the order, the augmentation and dropout.
+        seed: seed of the order, the augmentation and dropout.
     """
 
     epochs: int = 10
