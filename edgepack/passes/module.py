@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from edgepack.passes.quantize import QuantizeOptions
 
 
+Recipe = Mapping[str, Any]
+"""JSON values from which `replay` rebuilds the structure that a pass produced."""
+
+
 @dataclass(frozen=True)
 class ModuleResult(PassResult[Any]):
     """Result of a pass on the module.
@@ -37,7 +41,7 @@ class ModuleResult(PassResult[Any]):
         recipe: JSON values from which `replay` rebuilds its structure.
     """
 
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Recipe = field(default_factory=dict)
 
 
 class Code(Protocol):

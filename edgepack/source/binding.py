@@ -49,10 +49,10 @@ class Binding:
     parameters: Mapping[str, str]
     mapping: str | None
     positional: tuple[str, ...]
-    defaults: Mapping[str, Any]
+    defaults: Mapping[str, object]
     plain: bool
 
-    def arguments(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def arguments(self, values: Mapping[str, object]) -> tuple[list[object], dict[str, object]]:
         """Return the positional and the keyword arguments of a call of forward.
 
         Args:
@@ -121,7 +121,7 @@ def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
     )
 
 
-def bind_inputs(module: nn.Module, names: Sequence[str]) -> tuple[Any, Binding]:
+def bind_inputs(module: nn.Module, names: Sequence[str]) -> tuple[nn.Module, Binding]:
     """Let a module take its inputs by position, in the order of the returned binding.
 
     Parameters and buffers keep their names: the class of a Python module is replaced by a
@@ -136,7 +136,7 @@ def bind_inputs(module: nn.Module, names: Sequence[str]) -> tuple[Any, Binding]:
     return _adapt(module, binding, binding.order), binding
 
 
-def bind_in_order(module: nn.Module, names: Sequence[str]) -> Any:
+def bind_in_order(module: nn.Module, names: Sequence[str]) -> nn.Module:
     """Let a module take its inputs by position in the order of `names`, as another module does.
 
     Raises:
@@ -148,7 +148,7 @@ def bind_in_order(module: nn.Module, names: Sequence[str]) -> Any:
     return _adapt(module, binding, tuple(names))
 
 
-def select_inputs(module: nn.Module, names: tuple[str, ...]) -> Any:
+def select_inputs(module: nn.Module, names: tuple[str, ...]) -> nn.Module:
     """Let a Hugging Face network take some of its inputs; the others keep their defaults.
 
     Args:
@@ -265,7 +265,7 @@ def _bind_rest(
     return None, None
 
 
-def _is_mapping(annotation: Any) -> bool:
+def _is_mapping(annotation: object) -> bool:
     # `dict[str, Tensor] | None` takes a dict, as `dict` does.
     options: tuple[Any, ...] = (annotation,)
     if _is_union(annotation):
@@ -277,7 +277,7 @@ def _is_mapping(annotation: Any) -> bool:
     )
 
 
-def _is_union(annotation: Any) -> bool:
+def _is_union(annotation: object) -> bool:
     origin = typing.get_origin(annotation)
     return origin is typing.Union or getattr(origin, "__name__", "") == "UnionType"
 
@@ -323,7 +323,7 @@ def _describe(parameters: Sequence[Parameter]) -> str:
         return f"({', '.join(map(str, plain))})"
 
 
-def _adapt(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> Any:
+def _adapt(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> nn.Module:
     """Let a module take the inputs by position in `order`."""
     import torch
 
@@ -354,7 +354,9 @@ def _call_instance_forward(module: nn.Module, *args: Any, **keywords: Any) -> An
     return vars(module)[_FORWARD](*args, **keywords)
 
 
-def _wrap_script(torch: Any, module: nn.Module, binding: Binding, order: tuple[str, ...]) -> Any:
+def _wrap_script(
+    torch: Any, module: nn.Module, binding: Binding, order: tuple[str, ...]
+) -> nn.Module:
     """Wrap a TorchScript module, since its class cannot be changed."""
 
     class BoundScript(torch.nn.Module):  # type: ignore[misc]

@@ -34,6 +34,7 @@ from edgepack.source.weights import load_state, refuse_nested
 if TYPE_CHECKING:
     from types import ModuleType
 
+    import torch
     from torch import nn
 
 
@@ -231,7 +232,7 @@ def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[
         ) from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load_file

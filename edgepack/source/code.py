@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 from edgepack.source.digest import Digest
 
@@ -74,7 +73,7 @@ def watch_files() -> Iterator[Opened]:
         _watching.remove(opened)
 
 
-def _on_audit(event: str, arguments: tuple[Any, ...]) -> None:
+def _on_audit(event: str, arguments: tuple[object, ...]) -> None:
     if event == "open" and _watching and isinstance(arguments[0], (str, bytes)):
         writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
         if not writes:

@@ -13,6 +13,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.binding import match_inputs
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Two runs of one torch build on one input differ by rounding at most.
@@ -22,7 +23,7 @@ _KEYS = "_edgepack_output_keys"
 Run = Callable[[Mapping[str, np.ndarray]], "tuple[np.ndarray, ...]"]
 
 
-def flatten(value: object) -> tuple[Any, ...]:
+def flatten(value: object) -> tuple[torch.Tensor, ...]:
     """Return the tensors of a model's answer, in order.
 
     Raises:
@@ -33,7 +34,7 @@ def flatten(value: object) -> tuple[Any, ...]:
 
 def output_leaves(
     value: object, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
+) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
     """Yield the tensors of a model's answer in order, each with its path of keys and positions.
 
     `{"logits": a, "loss": None, "hidden_states": [b, c]}` gives ("logits",) a,
@@ -71,7 +72,7 @@ def _positions(value: Sequence[object]) -> tuple[str, ...]:
     return tuple(map(str, range(len(value))))
 
 
-def name_outputs(answer: Any) -> tuple[str, ...] | None:
+def name_outputs(answer: object) -> tuple[str, ...] | None:
     """Return names for the tensors of an answer: the keys of its dicts and named tuples.
 
     None if no key names anything, as in a tuple of tensors, or if two names would clash.
@@ -85,7 +86,7 @@ def name_outputs(answer: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _is_keyed(answer: Any) -> bool:
+def _is_keyed(answer: object) -> bool:
     if isinstance(answer, Mapping) or hasattr(answer, "_fields"):
         return True
     return isinstance(answer, (tuple, list)) and any(map(_is_keyed, answer))
@@ -225,7 +226,7 @@ def _call(
         ) from error
 
 
-def _array(output: Any, index: int) -> np.ndarray:
+def _array(output: torch.Tensor, index: int) -> np.ndarray:
     """Return an output as an array. Raises SourceError: source-output-unsupported."""
     kind = str(output.dtype).removeprefix("torch.")
     if output.is_sparse or output.is_quantized or kind not in DTYPES:

@@ -24,6 +24,7 @@ from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
 MAX_JSON = 256 << 20
@@ -182,7 +183,9 @@ def _check_stateless(path: Path, program: ExportedProgram) -> None:
         )
 
 
-def _inputs(path: Path, program: ExportedProgram) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+def _inputs(
+    path: Path, program: ExportedProgram
+) -> tuple[tuple[Tensor, ...], tuple[torch.Tensor, ...]]:
     """Return the inputs, and every leaf of the program's arguments, as `TreeModule` takes them.
 
     The inputs have the exported shapes; a symbol becomes a named axis. An optional argument that
@@ -195,7 +198,7 @@ def _inputs(path: Path, program: ExportedProgram) -> tuple[tuple[Tensor, ...], t
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
     axes: dict[str, str] = {}
     inputs = []
-    leaves: list[Any] = []
+    leaves: list[torch.Tensor] = []
     for name in program.graph_signature.user_inputs:
         value = values.get(name) if isinstance(name, str) else name
         if name is None:

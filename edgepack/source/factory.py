@@ -21,6 +21,8 @@ from edgepack.source.code import is_installed
 from edgepack.spec.document import nearest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     pass
 
 # Modules that an earlier factory imported. Each load imports the user's code again, so that the
@@ -44,7 +46,7 @@ class Factory:
     module: ModuleType
     option: str = "--arch"
 
-    def build(self, torch: ModuleType, arguments: Mapping[str, object]) -> Any:
+    def build(self, torch: ModuleType, arguments: Mapping[str, object]) -> nn.Module:
         """Call the factory, and return its torch module in eval mode.
 
         torch's random state is fixed during the call, and restored.
@@ -130,7 +132,7 @@ def importable(folders: tuple[Path, ...]) -> Iterator[None]:
         )
 
 
-def _lies_in(module: Any, roots: list[Path]) -> bool:
+def _lies_in(module: ModuleType, roots: list[Path]) -> bool:
     file = getattr(module, "__file__", None)
     if not file or module.__name__.partition(".")[0] == "edgepack":
         return False

@@ -28,6 +28,8 @@ from edgepack.source.weights import check_finite, named_tensors
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from torch import nn
+
 MIN_TRANSFORMERS = (5, 3)
 """The first transformers in which no configuration turns remote code on (CVE-2026-4372, -5241)."""
 
@@ -235,7 +237,9 @@ def _model_class(path: Path, config: dict[str, Any], transformers: ModuleType) -
     return model_class
 
 
-def _load(path: Path, model_class: Any, torch: ModuleType) -> tuple[Any, list[str]]:
+def _load(
+    path: Path, model_class: type[nn.Module], torch: ModuleType
+) -> tuple[nn.Module, list[str]]:
     """Build the network with all its weights from the folder; return it with notes."""
     with _quiet(path):
         config = model_class.config_class.from_pretrained(path, local_files_only=True)

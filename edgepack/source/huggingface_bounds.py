@@ -15,6 +15,7 @@ from edgepack.errors import SourceError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 MAX_CONFIG = 16 << 20
 """Bytes of one configuration file."""
@@ -90,12 +91,12 @@ def bounded(path: Path, weights_bytes: int) -> Iterator[None]:
     modules = MAX_MODULES + weights_bytes // BYTES_PER_MODULE
     count = {"values": 0, "modules": 0}
 
-    def count_module(*_: Any) -> None:
+    def count_module(*_: object) -> None:
         count["modules"] += 1
         if count["modules"] > modules:
             raise _oversized(path, f"it has more than {modules:,} modules")
 
-    def count_values(_module: Any, _name: str, tensor: torch.Tensor) -> None:
+    def count_values(_module: nn.Module, _name: str, tensor: torch.Tensor) -> None:
         if tensor is not None:  # a bias that is switched off is registered as None
             count["values"] += tensor.numel()
         if count["values"] > values:

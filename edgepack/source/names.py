@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.spec.document import nearest
@@ -102,7 +102,7 @@ def match_names(
 
 def _unwrap(
     tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
+) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
     """Remove wrappers inside names, if the network has none.
 
     "encoder._orig_mod.conv.weight" becomes "encoder.conv.weight".
@@ -121,7 +121,7 @@ def _unwrap(
 
 def _parametrize(
     tensors: dict[str, torch.Tensor], network: Mapping[str, torch.Tensor]
-) -> dict[str, Any]:
+) -> dict[str, torch.Tensor]:
     """Rename the tensors of the older `weight_norm`, if the network has the newer one.
 
     "conv.weight_g" becomes "conv.parametrizations.weight.original0", as in torch itself.
@@ -136,7 +136,7 @@ def _parametrize(
     return renamed
 
 
-def _strip(path: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, Any]:
+def _strip(path: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     stripped = {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
     if stripped and not any(name.startswith(".") for name in stripped):
         return stripped

@@ -27,7 +27,7 @@ def build_network(
     arch_args: Mapping[str, object],
     search: tuple[Path, ...],
     option: str = "--arch",
-) -> tuple[Any, str, list[str]]:
+) -> tuple[nn.Module, str, list[str]]:
     """Build a network; return it with the digest of its code, and notes.
 
     The digest covers the code, the files and environment variables that it read, and the tensors
@@ -134,7 +134,7 @@ def _check_unsaved(
             )
 
 
-def _copy_saved(torch: ModuleType, module: nn.Module, second: Any) -> None:
+def _copy_saved(torch: ModuleType, module: nn.Module, second: nn.Module) -> None:
     """Copy parameters and persistent buffers, in place, into a network of the same factory."""
     second.eval()
     target = second.state_dict()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 MAX_NODES = 2_000_000
 
@@ -44,11 +44,11 @@ def check_unfolded(path: Path, model: ModelProto) -> None:
         raise _unfolds(path, f"unfolded, it has {count:,} nodes; at most {MAX_NODES:,}")
 
 
-def _size(nodes: Iterable[Any], sizes: dict[tuple[str, str], int]) -> int:
+def _size(nodes: Iterable[NodeProto], sizes: dict[tuple[str, str], int]) -> int:
     return sum(sizes.get(call, 1) for call in _calls(nodes))
 
 
-def _calls(nodes: Iterable[Any]) -> Iterable[tuple[str, str]]:
+def _calls(nodes: Iterable[NodeProto]) -> Iterable[tuple[str, str]]:
     """Yield domain and operator of every node, subgraphs included."""
     pending = list(nodes)
     while pending:

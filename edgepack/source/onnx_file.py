@@ -33,7 +33,7 @@ from edgepack.source.onnx_signature import check_outputs, graph_inputs
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 MIN_ONNX = (1, 21)
 """The first onnx whose loader of external data has no known hole."""
@@ -127,7 +127,7 @@ def load_onnx(path: Path) -> Source:
     )
 
 
-def _with_data(onnx: ModuleType, path: Path, model: ModelProto) -> Any:
+def _with_data(onnx: ModuleType, path: Path, model: ModelProto) -> ModelProto:
     """Return a copy of a model that includes its external data."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -223,7 +223,7 @@ def _check_domains(path: Path, model: ModelProto) -> None:
         )
 
 
-def nodes(model: ModelProto) -> Iterable[Any]:
+def nodes(model: ModelProto) -> Iterable[NodeProto]:
     """Yield every node of a model, including those of subgraphs and functions."""
     pending = list(model.graph.node)
     for function in model.functions:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
-from typing import Any
 
 
 class _Inert:
@@ -17,42 +16,42 @@ class _Inert:
 
     origin = ""
 
-    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+    def __new__(cls, *_: object, **__: object) -> _Inert:
         return object.__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def __setstate__(self, _: Any) -> None:
+    def __setstate__(self, _: object) -> None:
         pass
 
-    def __setitem__(self, *_: Any) -> None:
+    def __setitem__(self, *_: object) -> None:
         pass
 
-    def append(self, _: Any) -> None:
+    def append(self, _: object) -> None:
         """Ignore an entry of a list."""
 
-    def extend(self, _: Any) -> None:
+    def extend(self, _: object) -> None:
         """Ignore entries of a list."""
 
-    def add(self, _: Any) -> None:
+    def add(self, _: object) -> None:
         """Ignore an entry of a set."""
 
 
-class _Entries(dict[Any, Any]):
+class _Entries(dict[object, object]):
     """Placeholder for an ordered dict; unlike a dict, it accepts attributes."""
 
 
 class _Outline(pickle.Unpickler):
     """Unpickler that imports nothing."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         """Return a placeholder; that of an ordered dict holds the entries."""
         if (module, name) == ("collections", "OrderedDict"):
             return _Entries
         return type("_Inert", (_Inert,), {"origin": f"{module}.{name}"})
 
-    def persistent_load(self, entry: Any) -> Any:
+    def persistent_load(self, entry: object) -> object:
         """Return a placeholder for a tensor's storage, or a class in the layout before 1.6."""
         if isinstance(entry, tuple) and entry[0] == "module":
             return entry[1]
@@ -84,7 +83,7 @@ def weights_expression(pickles: list[bytes]) -> str:
     return 'content["model"]'
 
 
-def _outline(data: bytes) -> Any:
+def _outline(data: bytes) -> object:
     try:
         return _Outline(io.BytesIO(data), encoding="latin1").load()
     except Exception:  # noqa: BLE001 - a damaged pickle; the outline only improves a message
@@ -107,7 +106,7 @@ def _is_module(value: object) -> bool:
     return bool(name) and "_rebuild_" not in name and not name.startswith(("numpy", "argparse"))
 
 
-def _expression(name: str, state: Mapping[Any, Any]) -> str:
+def _expression(name: str, state: Mapping[object, object]) -> str:
     if all("_reconstruct" in _origin(value) for value in state.values()):
         return f"{{k: torch.from_numpy(v) for k, v in {name}.items()}}"
     return name

@@ -28,14 +28,14 @@ class TreeModule(torch.nn.Module):  # type: ignore[misc]
 
     TENSOR = object()
 
-    def __init__(self, inner: nn.Module, in_spec: Any, leaves: tuple[Any, ...]) -> None:
+    def __init__(self, inner: nn.Module, in_spec: object, leaves: tuple[object, ...]) -> None:
         super().__init__()
         self.inner = inner
         self.in_spec = in_spec
         self.leaves = leaves
         self.training = False
 
-    def forward(self, *tensors: Any) -> tuple[Any, ...]:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the program; return its outputs in order."""
         # Leaves (TENSOR, None, TENSOR) and the tensors a, b give (a, None, b).
         fed = iter(tensors)

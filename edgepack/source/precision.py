@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Names in code that casts to a fixed float type.
@@ -42,7 +43,7 @@ def cast_to_float32(module: nn.Module) -> list[str]:
     casting = next((p for p in module.modules() if _owns(p, types) and _casts(p)), None)
     if casting is not None:
         return [f"Not cast to float32: {type(casting).__qualname__} casts its own operands."]
-    counts: dict[Any, int] = {}
+    counts: dict[torch.dtype, int] = {}
     for parameter in module.parameters():
         if parameter.dtype in types:
             counts[parameter.dtype] = counts.get(parameter.dtype, 0) + 1
@@ -61,7 +62,7 @@ def cast_to_float32(module: nn.Module) -> list[str]:
     ]
 
 
-def _owns(part: nn.Module, types: set[Any]) -> bool:
+def _owns(part: nn.Module, types: set[torch.dtype]) -> bool:
     return any(parameter.dtype in types for parameter in part.parameters(recurse=False))
 
 

@@ -108,7 +108,7 @@ def unsafe(file: str, why: str) -> SourceError:
     )
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     # torch's parser may take the other one of two equal keys.
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -116,12 +116,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _walk(root: Any, file: str) -> Iterator[tuple[str, Any]]:
+def _walk(root: object, file: str) -> Iterator[tuple[str, object]]:
     """Yield every (key, value) of nested objects; elements of a list have the list's key.
 
     {"a": [{"b": 1}]} gives ("a", [...]), then ("a", {"b": 1}), then ("b", 1).
     """
-    pending: list[tuple[str, Any, int]] = [("", root, 0)]
+    pending: list[tuple[str, object, int]] = [("", root, 0)]
     while pending:
         key, value, depth = pending.pop()
         if depth > MAX_DEPTH:
@@ -163,12 +163,12 @@ def _check(key: str, value: object, file: str) -> None:
             raise unsafe(file, f"the {key} {value[:60]!r} is not a name")
 
 
-def _check_name(name: Any, file: str) -> None:
+def _check_name(name: object, file: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or keyword.iskeyword(name):
         raise unsafe(file, f"{str(name)[:60]!r} is not a name")
 
 
-def _check_operator(target: Any, file: str) -> None:
+def _check_operator(target: object, file: str) -> None:
     target = str(target)
     if target in _SYMBOLIC or target in _HIGHER_ORDER:
         return
@@ -265,7 +265,7 @@ def _check_tree(text: str, file: str) -> None:
         raise corrupt(file, f"a tree specification is broken: {error}") from error
 
 
-def _plain_keys(keys: Any) -> bool:
+def _plain_keys(keys: object) -> bool:
     if keys is None or keys == []:
         return True
     return isinstance(keys, list) and all(

@@ -153,7 +153,7 @@ def _walk(value: object, key: str, beside: tuple[str, ...], visited: set[int]) -
         yield from _walk(entries[name], inside + name, (*beside, *siblings), visited)
 
 
-def _entries(value: object) -> dict[str, Any]:
+def _entries(value: object) -> dict[str, object]:
     """Return the entries of a dict or a short list by name; an optimizer has none."""
     if isinstance(value, Mapping) and "param_groups" not in value:
         return {str(name): inner for name, inner in value.items()}
@@ -169,7 +169,7 @@ def _is_state(name: str, value: object) -> bool:
     return isinstance(value, (torch.Tensor, np.ndarray)) or name.endswith("_extra_state")
 
 
-def _tensor(value: object) -> Any:
+def _tensor(value: object) -> torch.Tensor | None:
     import numpy as np
     import torch
 

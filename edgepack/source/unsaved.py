@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -80,13 +80,13 @@ class _Walk:
             since the checkpoint determines them; None for none.
     """
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: nn.Module) -> None:
         self._excluded: set[int] = set()
         if root is not None:
             self._excluded.update(id(part) for part in root.modules())
             self._excluded.update(id(tensor) for tensor in root.state_dict(keep_vars=True).values())
 
-    def attributes(self, part: nn.Module) -> Iterator[tuple[str, Any]]:
+    def attributes(self, part: nn.Module) -> Iterator[tuple[str, object]]:
         """Yield the plain attributes of a torch module, in the order of their names."""
         for attribute, value in sorted(vars(part).items()):
             if attribute in _HOOKS:
@@ -119,13 +119,13 @@ class _Walk:
                     # Reversed, since the last one is taken first.
                     pending.extend(reversed(self._parts(item)))
 
-    def _parts(self, value: object) -> list[Any]:
+    def _parts(self, value: object) -> list[object]:
         """Return the values inside of one, in an order that is the same in every run."""
         if isinstance(value, (types.ModuleType, type)):
             return []  # the digest of the code covers them
         if _is_module(value):
             # A module outside the network: no state dict holds its weights.
-            parts: list[Any] = [*value.named_parameters(), *value.named_buffers()]
+            parts: list[object] = [*value.named_parameters(), *value.named_buffers()]
             for part in value.modules():
                 parts.extend(self.attributes(part))
             return parts
@@ -134,7 +134,7 @@ class _Walk:
         if isinstance(value, (tuple, list)):
             return list(value)
         if isinstance(value, (set, frozenset)):
-            return sorted(_hash(self.pieces(item)) for item in value)
+            return list[object](sorted(_hash(self.pieces(item)) for item in value))
         if isinstance(value, partial):
             return [value.func, value.args, value.keywords]
         if isinstance(value, types.FunctionType):
@@ -151,7 +151,7 @@ def _text(value: str) -> str:
     return value
 
 
-def _function(value: types.FunctionType) -> list[Any]:
+def _function(value: types.FunctionType) -> list[object]:
     # Bytecode without line numbers: moving a function in its file does not change its digest.
     code = value.__code__
     constants = [constant for constant in code.co_consts if _is_plain(constant)]
@@ -159,14 +159,14 @@ def _function(value: types.FunctionType) -> list[Any]:
     return [code.co_code, constants, code.co_names, value.__defaults__, value.__kwdefaults__, cells]
 
 
-def _content(cell: Any) -> Any:
+def _content(cell: types.CellType) -> object:
     try:
         return cell.cell_contents
     except ValueError:  # a name that is assigned later
         return None
 
 
-def _fields(value: object) -> list[Any]:
+def _fields(value: object) -> list[object]:
     """Return the attributes of a plain object: a configuration, a name space, a dataclass."""
     top = type(value).__module__.partition(".")[0]
     if top in sys.stdlib_module_names and top not in _HOLDERS:
@@ -176,7 +176,7 @@ def _fields(value: object) -> list[Any]:
         if not dataclasses.is_dataclass(value):
             return []
         content = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-    entries: list[Any] = sorted(content.items(), key=lambda entry: str(entry[0]))
+    entries: list[tuple[object, object]] = sorted(content.items(), key=lambda entry: str(entry[0]))
     return list(chain.from_iterable(entries))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.source.names import differ, mismatch
@@ -127,7 +127,7 @@ def _may_cast(value: torch.Tensor, dtype: torch.dtype, is_buffer: bool) -> bool:
     return bool(torch.equal(value.to(dtype).to(value.dtype), value))
 
 
-def _wrong_type(path: Path, name: str, dtype: str, expected: Any) -> SourceError:
+def _wrong_type(path: Path, name: str, dtype: str, expected: object) -> SourceError:
     return SourceError(
         "source-weights-dtype",
         f"a tensor of {path.name} has a type that the network cannot take",
@@ -169,7 +169,7 @@ def _check_plain(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 def named_tensors(
     module: nn.Module, state: Mapping[str, torch.Tensor] | None = None
-) -> list[tuple[str, Any, bool]]:
+) -> list[tuple[str, torch.Tensor, bool]]:
     """List the tensors of a module, or of a state dict for it: name, tensor, True if trained."""
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     if state is None:
@@ -179,7 +179,7 @@ def named_tensors(
     return [(name, tensor, name in trained) for name, tensor in tensors]
 
 
-def check_finite(path: Path, tensors: Iterable[tuple[str, Any, bool]]) -> None:
+def check_finite(path: Path, tensors: Iterable[tuple[str, torch.Tensor, bool]]) -> None:
     """Refuse NaN and infinities.
 
     A buffer may hold minus infinity: attention masks do.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -35,7 +33,7 @@ class Static(nn.Module):  # type: ignore[misc]
         # Checkpoints of interrupted builds store the buffers under these names.
         self.register_buffer("seen", torch.tensor(extremes, dtype=torch.float32))
 
-    def forward(self, values: Any) -> Any:
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize; in training mode, update the range first."""
         if self.training:
             with torch.no_grad():
@@ -45,7 +43,7 @@ class Static(nn.Module):  # type: ignore[misc]
         lowest = -128 if self.steps else 0
         return fake(values, scale, zero_point, lowest, lowest + LEVELS)
 
-    def affine(self) -> tuple[Any, Any]:
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scalar scale and zero point: `scheme.affine`, or `signed` without its float16."""
         low, high = (self.share * self.seen).unbind()
         if self.steps:
@@ -64,7 +62,7 @@ def _share(end: float, extreme: float) -> float:
 class Dynamic(nn.Module):  # type: ignore[misc]
     """Quantizes to u8 with the range of each sample, as on a device that runs one at a time."""
 
-    def forward(self, values: Any) -> Any:
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize."""
         with torch.no_grad():
             flat = values.detach().reshape(len(values), -1)
@@ -75,7 +73,7 @@ class Dynamic(nn.Module):  # type: ignore[misc]
         return fake(values, scale, zero_point, 0, LEVELS)
 
 
-def _compute_affine(low: Any, high: Any) -> tuple[Any, Any]:
+def _compute_affine(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scale and zero point of u8 for ranges, as `scheme.affine` does.
 
     The range [-1, 4] has the scale 5 / 255 and the zero point 51.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,17 +44,17 @@ class Attached:
         network: nn.Module,
         sites: Sites,
         options: QuantizeOptions,
-        batches: Callable[[], Iterable[Any]],
+        batches: Callable[[], Iterable[Sequence[torch.Tensor]]],
     ) -> None:
         self._layers = {name: network.get_submodule(name) for name in sites.layers}
         points = [(name, False) for name in sites.layers] + [(name, True) for name in sites.outputs]
-        parts: dict[Point, Any] = {}
+        parts: dict[Point, nn.Module] = {}
         if options.mode == "static":
             records = self._observe(network, points, batches)
             parts = {point: _static(*record, options) for point, record in records.items()}
         elif options.mode == "dynamic":
             parts = {(name, False): Dynamic() for name in sites.layers}
-        self._parts: list[tuple[Any, str]] = []
+        self._parts: list[tuple[nn.Module, str]] = []
         self._hooks: list[Any] = []
         for (name, output), part in parts.items():
             attribute = OUTPUT if output else INPUT
@@ -73,18 +73,21 @@ class Attached:
             delattr(layer, part)
 
     def _observe(
-        self, network: nn.Module, points: list[Point], batches: Callable[[], Iterable[Any]]
+        self,
+        network: nn.Module,
+        points: list[Point],
+        batches: Callable[[], Iterable[Sequence[torch.Tensor]]],
     ) -> dict[Point, tuple[Histogram, tuple[float, float]]]:
         """Return a histogram and the mean extremes of the batches for each point.
 
         Runs the samples twice: the bins of a histogram need the extremes of all of them.
         """
-        extremes: dict[Point, list[Any]] = {point: [] for point in points}
+        extremes: dict[Point, list[torch.Tensor]] = {point: [] for point in points}
 
-        def record_extremes(point: Point, values: Any) -> None:
+        def record_extremes(point: Point, values: torch.Tensor) -> None:
             extremes[point].append(torch.stack(torch.aminmax(values)).numpy())
 
-        def count(point: Point, values: Any) -> None:
+        def count(point: Point, values: torch.Tensor) -> None:
             histograms[point].add(values.numpy())
 
         self._run(network, points, batches, record_extremes)
@@ -104,8 +107,8 @@ class Attached:
         self,
         network: nn.Module,
         points: list[Point],
-        batches: Callable[[], Iterable[Any]],
-        record: Callable[[Point, Any], None],
+        batches: Callable[[], Iterable[Sequence[torch.Tensor]]],
+        record: Callable[[Point, torch.Tensor], None],
     ) -> None:
         """Run the batches, and pass the values at each point to `record`."""
 
@@ -134,7 +137,7 @@ def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeO
     return Static(low, limits.high, extremes, options.scheme)
 
 
-def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[Any], Any]:
+def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the fake quantization of a layer's weights."""
     if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
         # Same condition as `quantize.unranged.blocks.in_blocks`: blocks have to save memory.
@@ -147,7 +150,7 @@ def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[Any], Any]
     return partial(fake_weights, steps=steps, lowest=lowest)
 
 
-def _make_pre_hook(weights: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+def _make_pre_hook(weights: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any, Any], Any]:
     """Return a pre-hook that quantizes a layer's input, and its weights for this call."""
 
     def quantize(layer: nn.Module, inputs: Any) -> Any:

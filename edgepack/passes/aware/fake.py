@@ -19,7 +19,12 @@ class _Fake(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, values: Any, scale: Any, zero_point: Any, lowest: int, highest: int
+        ctx: Any,
+        values: torch.Tensor,
+        scale: torch.Tensor,
+        zero_point: torch.Tensor,
+        lowest: int,
+        highest: int,
     ) -> Any:
         steps = torch.round(values / scale) + zero_point
         ctx.save_for_backward((steps >= lowest) & (steps <= highest))
@@ -31,7 +36,9 @@ class _Fake(torch.autograd.Function):  # type: ignore[misc]
         return gradients[0] * inside, None, None, None, None
 
 
-def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) -> Any:
+def fake(
+    values: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, lowest: int, highest: int
+) -> torch.Tensor:
     """Quantize and dequantize: (clip(round(x / s) + z, lowest, highest) - z) s, ties to even.
 
     With s = 0.5, z = 0 and integers from -128 to 127, 0.8 becomes 1.0 and 100 becomes 63.5.
@@ -45,7 +52,7 @@ def fake(values: Any, scale: Any, zero_point: Any, lowest: int, highest: int) ->
     return _Fake.apply(values, scale, zero_point, lowest, highest)
 
 
-def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> Any:
+def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> torch.Tensor:
     """Round weights to symmetric s8 with a scale per output channel, as `scheme.symmetric` does.
 
     Args:
@@ -61,7 +68,7 @@ def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> Any:
     return exact.to(weight.dtype)
 
 
-def fake_blocks(weight: torch.Tensor, block: int) -> Any:
+def fake_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
     """Round the weights of a linear layer to four bits, a scale and zero point per block of a row.
 
     The grid of each block minimizes the rounding error, as in `unranged.blocks` for rounding to the
@@ -81,7 +88,7 @@ def fake_blocks(weight: torch.Tensor, block: int) -> Any:
     return rounded.reshape(outputs, -1)[:, :inputs].to(weight.dtype)
 
 
-def _grid(blocks: Any) -> tuple[Any, Any]:
+def _grid(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the scale and zero point of each block, (outputs, blocks, 1).
 
     Tries grids over shrinking shares of each block's range: a smaller step rounds most weights more
@@ -105,7 +112,7 @@ def _grid(blocks: Any) -> tuple[Any, Any]:
     return scales, zeros
 
 
-def _exact(values: Any) -> Any:
+def _exact(values: torch.Tensor) -> torch.Tensor:
     """Convert to float64 unless the device is Apple's, without support for it."""
     if values.device.type == "mps":
         return values

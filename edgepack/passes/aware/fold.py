@@ -8,7 +8,6 @@ folded network trains the weights and ranges that will be quantized. The statist
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +22,9 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 TOLERANCE = 1e-5
 
 
-def find_folds(network: nn.Module, example: Sequence[Any]) -> tuple[dict[str, str], dict[str, str]]:
+def find_folds(
+    network: nn.Module, example: Sequence[torch.Tensor]
+) -> tuple[dict[str, str], dict[str, str]]:
     """Find the batch norms that can be folded.
 
     Returns:
@@ -51,7 +52,12 @@ def find_folds(network: nn.Module, example: Sequence[Any]) -> tuple[dict[str, st
 
 
 def _reject(
-    name: str, norm: Any, source: Value | None, layer: nn.Module, record: Trace, shared: set[int]
+    name: str,
+    norm: nn.Module,
+    source: Value | None,
+    layer: nn.Module,
+    record: Trace,
+    shared: set[int],
 ) -> str:
     """Return the reason why a batch norm cannot be folded; "" if it can."""
     if norm.running_mean is None:
@@ -73,7 +79,7 @@ def _reject(
     return ""
 
 
-def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[Any]) -> None:
+def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[torch.Tensor]) -> None:
     """Fold batch norms, in place.
 
     Args:

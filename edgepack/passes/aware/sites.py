@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +35,7 @@ class Sites:
 
 
 def find_sites(
-    network: nn.Module, example: Sequence[Any], mode: str, conv3d: str = "static"
+    network: nn.Module, example: Sequence[torch.Tensor], mode: str, conv3d: str = "static"
 ) -> Sites:
     """Predict the layers around which `quantize` will insert Q/DQ pairs.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -46,7 +47,9 @@ class Trace:
     returned: set[int] = field(default_factory=set)
 
 
-def trace(network: nn.Module, followed: Mapping[str, Any], example: Sequence[Any]) -> Trace:
+def trace(
+    network: nn.Module, followed: Mapping[str, nn.Module], example: Sequence[torch.Tensor]
+) -> Trace:
     """Call a network and record its functions.
 
     Args:
@@ -70,10 +73,12 @@ def trace(network: nn.Module, followed: Mapping[str, Any], example: Sequence[Any
     return record
 
 
-def _make_hook(name: str, record: Trace, recorder: _Recorder) -> Any:
+def _make_hook(
+    name: str, record: Trace, recorder: _Recorder
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
     """Return a forward hook that records a call of a followed layer."""
 
-    def note(_layer: Any, inputs: Any, output: Any) -> None:
+    def note(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         record.calls[name] += 1
         if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
             value = recorder.value(output)
@@ -92,7 +97,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         # First operand of the function that returned a tensor, by the tensor's id.
         self.read: dict[int, Value] = {}
         # References to all tensors, so that Python does not reuse an id.
-        self._alive: list[Any] = []
+        self._alive: list[torch.Tensor] = []
 
     def value(self, tensor: torch.Tensor) -> Value:
         """Return the current value of a tensor."""
@@ -120,7 +125,7 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         return output
 
 
-def _tensors(nested: Any) -> Iterator[Any]:
+def _tensors(nested: object) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested tuples, lists and dicts."""
     if isinstance(nested, torch.Tensor):
         yield nested

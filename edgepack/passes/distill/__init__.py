@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.student import make_student, recipe_of
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import Context, ModuleResult, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +86,7 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
     return ModuleResult(student, True, notes, details, recipe)
 
 
-def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     """Rebuild the structure of the trained student, without its weights."""
     student = make_student(module, recipe, context)
     if "folded" in recipe:
@@ -119,7 +119,7 @@ def _details(student: nn.Module, data: Any, objective: Any, trained: Any) -> dic
 
 
 def _notes(
-    options: DistillOptions, recipe: Mapping[str, Any], data: Any, details: Mapping[str, Any]
+    options: DistillOptions, recipe: Recipe, data: Any, details: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Return the notes of the pass."""
     student = "the network"

@@ -16,6 +16,7 @@ from edgepack.passes.quantize import QuantizeOptions
 from edgepack.passes.training.data import TrainingSet
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Training samples on which the first ranges are measured.
@@ -60,7 +61,7 @@ class Aware:
     def attach(self, data: TrainingSet) -> Attached:
         """Attach fake quantization to the student, until the result is closed."""
 
-        def batches() -> Iterator[tuple[Any, ...]]:
+        def batches() -> Iterator[tuple[torch.Tensor, ...]]:
             count = 0
             for step in data.plan.epoch(0):
                 for members in step:

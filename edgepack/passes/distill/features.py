@@ -10,6 +10,7 @@ from edgepack.passes.distill.options import DistillOptions
 from edgepack.spec.document import did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -22,7 +23,7 @@ class Features:
     def __init__(self, options: DistillOptions, teacher: nn.Module, student: nn.Module) -> None:
         theirs, _, ours = options.features.partition("=")
         self.names = {"teacher": theirs, "student": ours or theirs}
-        self.outputs: dict[str, Any] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
         self.hooks = [
             _part(network, self.names[role], role).register_forward_hook(self._make_hook(role))
             for role, network in (("teacher", teacher), ("student", student))
@@ -31,7 +32,7 @@ class Features:
     def _make_hook(self, role: str) -> Any:
         """Return a forward hook that stores the first output of a part."""
 
-        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
             while isinstance(output, (tuple, list)) and output:
                 output = output[0]
             # Hugging Face networks return a ModelOutput, which is not a tuple.
@@ -41,7 +42,7 @@ class Features:
 
         return keep
 
-    def loss(self, count: int) -> Any:
+    def loss(self, count: int) -> torch.Tensor:
         """Return 1 - cosine of each of `count` samples. Raises ChainError `distill-features`."""
         ours, theirs = self.outputs["student"], self.outputs["teacher"]
         shapes = [list(getattr(output, "shape", ())) for output in (ours, theirs)]
@@ -61,7 +62,7 @@ class Features:
             hook.remove()
 
 
-def _part(network: nn.Module, name: str, role: str) -> Any:
+def _part(network: nn.Module, name: str, role: str) -> nn.Module:
     """Return a named submodule. Raises ChainError `distill-features`."""
     parts = dict(network.named_modules())
     if not name or name not in parts:

@@ -62,7 +62,7 @@ class Head:
         """Return True if each value decides between two classes."""
         return self.tensor.kind in ("logit", "probability")
 
-    def arrange(self, output: Any) -> Any:
+    def arrange(self, output: torch.Tensor) -> torch.Tensor:
         """Return this output of a network in float32, the classes of scores along the last axis."""
         values = output.float()
         if self.scores:
@@ -71,9 +71,12 @@ class Head:
 
 
 def soft_loss(
-    heads: Sequence[Head], student: Sequence[Any], teacher: Mapping[int, Any], count: int,
+    heads: Sequence[Head],
+    student: Sequence[torch.Tensor],
+    teacher: Mapping[int, torch.Tensor],
+    count: int,
     options: DistillOptions,
-) -> Any:  # fmt: skip
+) -> torch.Tensor:
     """Return the soft loss of each of `count` samples: a tensor [count]."""
     # Each output's loss is relative to its own scale, so they add up without weights.
     total: Any = 0.0
@@ -88,7 +91,9 @@ def soft_loss(
     return total
 
 
-def _divergence(head: Head, ours: Any, theirs: Any, count: int, temperature: float) -> Any:
+def _divergence(
+    head: Head, ours: torch.Tensor, theirs: torch.Tensor, count: int, temperature: float
+) -> torch.Tensor:
     """Return the soft loss of scores per sample: the divergence, and the offset of logits."""
     from torch.nn import functional as F
 
@@ -104,8 +109,8 @@ def _divergence(head: Head, ours: Any, theirs: Any, count: int, temperature: flo
 
 
 def hard_loss(
-    head: Head, student: Sequence[Any], labels: torch.Tensor, count: int
-) -> tuple[Any, Any]:
+    head: Head, student: Sequence[torch.Tensor], labels: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the hard loss of each sample, 0 without a label, and a mask of labelled samples.
 
     Args:
@@ -138,7 +143,7 @@ def hard_loss(
     return loss.sum(1) / number.clamp(min=1), number > 0
 
 
-def opposed(ours: Any, theirs: Any, count: int) -> Any:
+def opposed(ours: torch.Tensor, theirs: torch.Tensor, count: int) -> torch.Tensor:
     """Return 1 - cosine of each sample, averaged over positions.
 
     The cosine is taken along the channels of images, and along the last axis otherwise.
@@ -150,19 +155,19 @@ def opposed(ours: Any, theirs: Any, count: int) -> Any:
     return _mean(1 - F.cosine_similarity(ours.float(), theirs.float(), dim=axis), count)
 
 
-def are_probabilities(scores: Any) -> bool:
+def are_probabilities(scores: torch.Tensor) -> bool:
     """Return True if scores are the output of a softmax."""
     total = scores.float().sum(-1)
     return bool((scores >= 0).all() and (total - 1).abs().max() < 1e-3)
 
 
-def _logits(scores: Any, probabilities: bool) -> Any:
+def _logits(scores: torch.Tensor, probabilities: bool) -> torch.Tensor:
     """Convert scores to finite logits."""
     if probabilities:
         return scores.clamp(min=1e-12).log()
     return scores.clamp(min=FLOOR)
 
 
-def _mean(values: Any, count: int) -> Any:
+def _mean(values: torch.Tensor, count: int) -> torch.Tensor:
     """Average values per sample."""
     return values.reshape(count, -1).mean(1)

@@ -18,6 +18,7 @@ from edgepack.passes.module import Context
 from edgepack.passes.training.data import TrainingSet, has_label
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # With fewer labelled held-out samples, top-1 is less precise than the agreement with the teacher.
@@ -78,7 +79,9 @@ class Distillation:
         if options.features:
             self.features = Features(options, network, student)
 
-    def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
+    def loss(
+        self, model: nn.Module, members: np.ndarray, generator: torch.Generator
+    ) -> torch.Tensor:
         """Return the sum of the losses of some samples."""
         feed = self.data.feed(members, generator)
         # The teacher runs first, because the student may write into its inputs.
@@ -96,11 +99,13 @@ class Distillation:
             total = total + self.options.feature_weight * self.features.loss(count)
         return total.sum()
 
-    def score(self, model: Any) -> float | None:
+    def score(self, model: nn.Module) -> float | None:
         """Score the student on the held-out samples: top-1 or agreement, 0..1, or SNR in dB."""
         import torch
 
-        def answers(_members: np.ndarray, feed: tuple[Any, ...]) -> tuple[Any, ...]:
+        def answers(
+            _members: np.ndarray, feed: tuple[torch.Tensor, ...]
+        ) -> tuple[torch.Tensor, ...]:
             with torch.no_grad():
                 return outputs_of(model(*feed))
 
@@ -134,7 +139,9 @@ class Distillation:
         if self.features is not None:
             self.features.close()
 
-    def _score(self, answers: Callable[[np.ndarray, tuple[Any, ...]], Any]) -> float | None:
+    def _score(
+        self, answers: Callable[[np.ndarray, tuple[torch.Tensor, ...]], Any]
+    ) -> float | None:
         """Score the outputs of a network on the held-out samples; None without any."""
         # Sums over all batches first, so that the size of the batches does not matter.
         good = total = 0.0
@@ -149,7 +156,9 @@ class Distillation:
             return 10 * math.log10(max(good, 1e-30) / total)
         return good / total
 
-    def _compare(self, ours: Any, theirs: Any, members: np.ndarray) -> tuple[float, float]:
+    def _compare(
+        self, ours: torch.Tensor, theirs: torch.Tensor, members: np.ndarray
+    ) -> tuple[float, float]:
         """Return correct and total decisions of a batch; for values, signal and squared error."""
         if self.judged is None:
             pairs = [(ours[h.index].double(), theirs[h.index].double()) for h in self.heads]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.passes.module import Context
+from edgepack.passes.module import Context, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def recipe_of(module: nn.Module, options: DistillOptions) -> dict[str, Any]:
     return {"list": name, "keep": list(keep)}
 
 
-def make_student(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
+def make_student(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     """Build the student of a recipe; changes `module` unless a factory builds the student."""
     if "student" in recipe:
         return context.code.build(recipe["student"], recipe["arguments"])
@@ -66,14 +66,14 @@ def spread(count: int, drop: float) -> tuple[int, ...]:
     return tuple(round(i * (count - 1) / (remaining - 1)) for i in range(remaining))
 
 
-def find_layers(module: nn.Module) -> tuple[str, Any]:
+def find_layers(module: nn.Module) -> tuple[str, nn.Module]:
     """Find the layers of a transformer: the largest list of parts of one class.
 
     Returns its name and the list. Raises ChainError `distill-layers` if there is none.
     """
     import torch
 
-    candidates: list[tuple[int, str, Any]] = []
+    candidates: list[tuple[int, str, nn.Module]] = []
     for name, part in module.named_modules():
         # A list of equal parts, as BertEncoder.layer; a Sequential of different ones is no stack.
         kinds = {type(layer) for layer in part.children()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from edgepack.passes.training.data import TrainingSet
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Outputs are stored on disk up to this size; beyond it they are computed for each batch.
@@ -37,13 +38,15 @@ class Teacher:
         self.stored: Store | None = None
         self.everything = np.arange(data.store.count)
 
-    def ask(self, feed: Sequence[Any]) -> tuple[Any, ...]:
+    def ask(self, feed: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the outputs for a feed, which is cloned: the network may write into its inputs."""
         from edgepack.passes.network import ask
 
         return tuple(ask(self.network, feed))
 
-    def answers(self, members: np.ndarray, feed: Sequence[Any]) -> Mapping[int, Any]:
+    def answers(
+        self, members: np.ndarray, feed: Sequence[torch.Tensor]
+    ) -> Mapping[int, torch.Tensor]:
         """Return the outputs for some samples by output index.
 
         Args:
@@ -132,12 +135,12 @@ class Teacher:
         return max(float(torch.cat(values).var(correction=0)), 1e-12)
 
 
-def outputs_of(answer: Any) -> tuple[Any, ...]:
+def outputs_of(answer: object) -> tuple[torch.Tensor, ...]:
     """Return a network's outputs as a tuple."""
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def answer_of(student: nn.Module, feed: Sequence[Any]) -> tuple[Any, ...]:
+def answer_of(student: nn.Module, feed: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return a student's outputs. Raises ChainError `distill-student` if it fails."""
     try:
         return outputs_of(student(*feed))
@@ -146,7 +149,7 @@ def answer_of(student: nn.Module, feed: Sequence[Any]) -> tuple[Any, ...]:
         raise _unlike(f"{type(error).__name__}: {error}\ninputs: {description}") from error
 
 
-def _check_batch(tensor: Tensor, output: Any, count: int) -> None:
+def _check_batch(tensor: Tensor, output: torch.Tensor, count: int) -> None:
     """Raise ChainError distill-outputs unless axis 0 of an output counts the samples."""
     if output.ndim == 0 or output.shape[0] != count:
         raise ChainError(

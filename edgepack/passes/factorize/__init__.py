@@ -18,11 +18,10 @@ run        the pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.passes.factorize.options import FactorizeOptions
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import Context, ModuleResult, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +40,7 @@ def factorize(module: nn.Module, options: FactorizeOptions, context: Context) ->
     return run(module, options, context)
 
 
-def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     """Rebuild the layers of low rank of a recipe, without their weights."""
     from edgepack.passes.factorize.split import split_all
 

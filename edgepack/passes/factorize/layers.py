@@ -35,7 +35,7 @@ class Layer:
     inputs: int
 
     @property
-    def matrix(self) -> Any:
+    def matrix(self) -> torch.Tensor:
         """Return the weights [o, k], float64."""
         weight = self.module.weight.detach().double()
         if is_transposed(self.module):
@@ -44,7 +44,7 @@ class Layer:
         return weight.flatten(1)
 
     @property
-    def bias(self) -> Any:
+    def bias(self) -> torch.Tensor:
         """Return the bias [o], float64; None without one."""
         return None if self.module.bias is None else self.module.bias.detach().double()
 
@@ -65,7 +65,9 @@ class Layer:
         return weights
 
 
-def find_layers(module: nn.Module, example: Sequence[Any]) -> tuple[list[Layer], dict[str, str]]:
+def find_layers(
+    module: nn.Module, example: Sequence[torch.Tensor]
+) -> tuple[list[Layer], dict[str, str]]:
     """Return the layers that can be factorized, and for each other layer the reason by name.
 
     Args:
@@ -125,7 +127,7 @@ def plain_kind(layer: nn.Module) -> Any:
 
 
 def _find_special(
-    module: nn.Module, names: Sequence[str], example: Sequence[Any]
+    module: nn.Module, names: Sequence[str], example: Sequence[torch.Tensor]
 ) -> dict[str, str]:
     """Find layers of derived classes whose outputs differ from their torch class's; name -> reason.
 
@@ -134,7 +136,7 @@ def _find_special(
     special: dict[str, str] = {}
 
     def make_hook(name: str) -> Any:
-        def check(layer: nn.Module, inputs: Any, output: Any) -> None:
+        def check(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             kind = plain_kind(layer)
             if kind is nn.Linear:
                 expected = nn.Linear.forward(layer, *inputs)
@@ -163,14 +165,14 @@ class Probe(nn.Sequential):  # type: ignore[misc]
 
     calls = 0
 
-    def forward(self, input: Any) -> Any:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Call the layer, and count the calls."""
         self.calls += 1
         return super().forward(input)
 
 
 def _find_irreplaceable(
-    module: nn.Module, names: Sequence[str], example: Sequence[Any]
+    module: nn.Module, names: Sequence[str], example: Sequence[torch.Tensor]
 ) -> dict[str, str]:
     """Find layers that the network uses other than by calling them; name -> reason."""
     expected = ask(module, example)

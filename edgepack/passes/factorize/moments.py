@@ -39,7 +39,7 @@ class Moments:
     total: Any = 0.0
     square: Any = 0.0
 
-    def add(self, values: Any) -> None:
+    def add(self, values: torch.Tensor) -> None:
         """Add values [positions, n]."""
         # E[x^2] - E[x]^2 cancels if the mean is large: for a mean of 1e4 and a variance of 1, eight
         # of the digits are lost. Subtracting a constant near the mean avoids that.
@@ -51,12 +51,12 @@ class Moments:
         self.square = self.square + values.t() @ values
 
     @property
-    def mean(self) -> Any:
+    def mean(self) -> torch.Tensor:
         """Return the mean [n]."""
         return self.origin + self.total / self.count
 
     @property
-    def covariance(self) -> Any:
+    def covariance(self) -> torch.Tensor:
         """Return the covariance [n, n]."""
         off = self.total / self.count
         return self.square / self.count - torch.outer(off, off)
@@ -107,7 +107,7 @@ def _by_inputs(layer: Layer) -> bool:
 def _make_hook(layer: Layer, moments: Moments) -> Any:
     """Return a forward hook that adds the positions of one call."""
 
-    def add(_module: Any, inputs: Any, output: Any) -> None:
+    def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         values = inputs[0] if moments.of_inputs else output
         if isinstance(layer.module, CONVOLUTIONS):
             # [batch, channels, positions...] or [channels, positions...]: counting from the end

@@ -16,7 +16,6 @@ activation   U: eigenvectors of C, i.e. left singular vectors of W cov(x)^1/2. B
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +34,9 @@ class Spectrum:
         mean: [o] of W x on the calibration samples; None if only the weights were read.
     """
 
-    basis: Any
+    basis: torch.Tensor
     energy: np.ndarray
-    mean: Any
+    mean: torch.Tensor
 
     def lost(self) -> np.ndarray:
         """Return the share of the energy that ranks 0 to n lose: [n + 1], from 1 down to 0.

@@ -13,7 +13,7 @@ from edgepack.passes.factorize.spectrum import Spectrum
 from edgepack.passes.network import is_transposed, put
 
 
-def split_all(module: nn.Module, ranks: Mapping[str, int], bias: bool) -> Any:
+def split_all(module: nn.Module, ranks: Mapping[str, int], bias: bool) -> nn.Module:
     """Replace each layer by two with uninitialized weights, in place.
 
     Args:

@@ -18,10 +18,9 @@ run         the pass
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import Context, ModuleResult, Recipe
 from edgepack.passes.prune.options import PruneOptions
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleR
     return run(module, options, context)
 
 
-def replay(module: nn.Module, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     """Remove the channels of a recipe; zeros are stored with the weights."""
     from edgepack.passes.prune.cut import Cut, cut
 

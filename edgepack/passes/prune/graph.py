@@ -113,7 +113,7 @@ class Grouping:
             self.skipped.setdefault(name, reason)
 
 
-def find_groups(module: nn.Module, example: Sequence[Any]) -> Grouping:
+def find_groups(module: nn.Module, example: Sequence[torch.Tensor]) -> Grouping:
     """Return the groups that the dependency graph proposes.
 
     Args:
@@ -178,7 +178,7 @@ def find_groups(module: nn.Module, example: Sequence[Any]) -> Grouping:
     return grouping
 
 
-def _differentiable(answer: Any) -> tuple[Any, ...]:
+def _differentiable(answer: object) -> tuple[torch.Tensor, ...]:
     """Return the outputs that have a gradient, which are those that torch-pruning can follow."""
     outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
     result = tuple(output for output in outputs if output.grad_fn is not None)

@@ -100,7 +100,7 @@ def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     return high
 
 
-def without(module: nn.Module, slices: Cut) -> Any:
+def without(module: nn.Module, slices: Cut) -> nn.Module:
     """Return a copy of a network without some channels."""
     network = copy.deepcopy(module)
     cut(network, slices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -18,6 +18,9 @@ from edgepack.passes.prune.importance import by_taylor, by_weights, costs
 from edgepack.passes.prune.options import BUDGETS, PruneOptions
 from edgepack.passes.prune.search import Ranking, smallest_step, without
 from edgepack.passes.prune.trial import Trial
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def _search(
     module: nn.Module,
     ranking: Ranking,
     options: PruneOptions,
-    example: Sequence[Any],
+    example: Sequence[torch.Tensor],
     grouping: Grouping,
 ) -> Cut:
     """Return the smallest cut that meets the budget, measured on the network without it."""
@@ -164,7 +167,7 @@ def _search(
     return ranking.cut(step)
 
 
-def _figures(module: nn.Module, example: Sequence[Any]) -> dict[str, int]:
+def _figures(module: nn.Module, example: Sequence[torch.Tensor]) -> dict[str, int]:
     """Return the parameters and the multiply-accumulates of a network."""
     return {
         "parameters": sum(parameter.numel() for parameter in module.parameters()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -36,7 +36,7 @@ class Trial:
         seed: of the perturbation.
     """
 
-    def __init__(self, module: nn.Module, example: Sequence[Any], seed: int = 0) -> None:
+    def __init__(self, module: nn.Module, example: Sequence[torch.Tensor], seed: int = 0) -> None:
         self.example = example
         self.module = copy.deepcopy(module)
         generator = torch.Generator().manual_seed(seed)

@@ -91,7 +91,7 @@ def _reject_pattern(layer: nn.Module) -> str:
     return ""
 
 
-def _two_of_four(layer: nn.Module) -> Any:
+def _two_of_four(layer: nn.Module) -> torch.Tensor:
     """Return the mask of the two smallest of every four weights along the input.
 
     |w| = [3, 1, 2, 2] gives [False, True, False, True]: the later one of equal weights is zeroed.
@@ -104,7 +104,7 @@ def _two_of_four(layer: nn.Module) -> Any:
     return mask.reshape(weights.shape).movedim(-1, 1)
 
 
-def _smallest(weights: list[Any], share: float) -> list[Any]:
+def _smallest(weights: list[torch.Tensor], share: float) -> list[torch.Tensor]:
     """Return masks of the smallest of all weights, exactly that share of them.
 
     The earlier one of equal weights is zeroed: the sort is stable.

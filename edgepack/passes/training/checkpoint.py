@@ -45,17 +45,17 @@ class Position:
     scaler: Mapping[str, Any] = field(default_factory=dict)
 
 
-def tensors_of(module: nn.Module) -> dict[str, Any]:
+def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return all parameters and buffers, including the ones that a state dict omits."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def copy_tensors(module: nn.Module) -> dict[str, Any]:
+def copy_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in tensors_of(module).items()}
 
 
-def restore(module: nn.Module, values: Mapping[str, Any]) -> None:
+def restore(module: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Restore the values that `copy_tensors` returned."""
     import torch
 
@@ -68,8 +68,8 @@ def save(
     folder: Path,
     position: Position,
     module: nn.Module,
-    optimizer: Any,
-    best: Mapping[str, Any] | None,
+    optimizer: torch.optim.Optimizer,
+    best: Mapping[str, torch.Tensor] | None,
 ) -> None:
     """Write the checkpoint atomically, in the main process only. Raises HostError."""
     if not processes.is_main():
@@ -87,7 +87,9 @@ def save(
     files.write(folder / NAME, serialize(tensors, {"position": json.dumps(vars(position))}))
 
 
-def load(folder: Path, module: nn.Module, optimizer: Any) -> tuple[Position, dict[str, Any] | None]:
+def load(
+    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[Position, dict[str, torch.Tensor] | None]:
     """Restore module and optimizer; return the position and the best weights of the checkpoint.
 
     Without a checkpoint the position is the beginning. Other processes get the main one's file.
@@ -114,6 +116,6 @@ def load(folder: Path, module: nn.Module, optimizer: Any) -> tuple[Position, dic
     return Position(**json.loads(position)), _under("best/", tensors) or None
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors whose names have a prefix, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

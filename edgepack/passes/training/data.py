@@ -15,6 +15,7 @@ from edgepack.passes.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import Accelerator
 
 # Samples per call without training.
 ASK_BATCH = 256
@@ -29,7 +30,9 @@ class TrainingSet:
         labelled: number of samples with a label.
     """
 
-    def __init__(self, context: Context, options: TrainingOptions, accelerator: Any) -> None:
+    def __init__(
+        self, context: Context, options: TrainingOptions, accelerator: Accelerator
+    ) -> None:
         samples = context.training
         if samples is None:
             raise ValueError('the options of a pass that trains must list "training" in `needs`')
@@ -51,7 +54,9 @@ class TrainingSet:
             self._augment = context.code.function(options.augment)
         self._augment_name = options.augment
 
-    def feed(self, members: np.ndarray, generator: Any = None) -> tuple[Any, ...]:
+    def feed(
+        self, members: np.ndarray, generator: torch.Generator | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Return the inputs of some samples, by position; a generator augments them."""
         import torch
 
@@ -61,7 +66,7 @@ class TrainingSet:
             tensors = self._apply_augment(tensors, generator)
         return tuple(tensors[name].to(self.device) for name in self.names)
 
-    def labels(self, members: np.ndarray) -> Any:
+    def labels(self, members: np.ndarray) -> torch.Tensor:
         """Return the labels of some samples, int64 or float32, of a set with labels."""
         import torch
 
@@ -85,7 +90,9 @@ class TrainingSet:
             count += int(present.sum())
         return count
 
-    def _apply_augment(self, tensors: dict[str, torch.Tensor], generator: Any) -> dict[str, Any]:
+    def _apply_augment(
+        self, tensors: dict[str, torch.Tensor], generator: torch.Generator
+    ) -> dict[str, torch.Tensor]:
         """Apply the user's augmentation, and check its result."""
         try:
             result = self._augment(tensors, generator)  # type: ignore[misc]
@@ -114,7 +121,7 @@ class TrainingSet:
         return dict(result)
 
 
-def has_label(labels: torch.Tensor) -> Any:
+def has_label(labels: torch.Tensor) -> torch.Tensor:
     """Return the mask of present labels, neither negative nor NaN, of an array or a tensor."""
     import torch
 

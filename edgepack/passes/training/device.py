@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError, missing_package
 from edgepack.passes.training import processes
 from edgepack.passes.training.options import TrainingOptions
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import nn
 
 
-def make_accelerator(options: TrainingOptions) -> Any:
+def make_accelerator(options: TrainingOptions) -> Accelerator:
     """Create accelerate's Accelerator for the device that it selects.
 
     Raises HostError package-missing, ChainError training-precision.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from edgepack.passes.training.optimizer import make_optimizer, pruned, set_rates
 from edgepack.passes.training.options import TrainingOptions
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
     from torch import nn
 
 # Steps between checks of the loss, each of which waits for the device.
@@ -32,7 +34,9 @@ class Objective(Protocol):
 
     score_name: str
 
-    def loss(self, model: Any, members: np.ndarray, generator: Any) -> Any:
+    def loss(
+        self, model: nn.Module, members: np.ndarray, generator: torch.Generator
+    ) -> torch.Tensor:
         """Return the sum of the losses of some samples, a scalar tensor.
 
         Args:
@@ -41,7 +45,7 @@ class Objective(Protocol):
             generator: on the CPU, the source of random numbers.
         """
 
-    def score(self, model: Any) -> float | None:
+    def score(self, model: nn.Module) -> float | None:
         """Score the model on the held-out samples, higher is better; None without any."""
 
     def reached(self, score: float) -> bool:
@@ -92,7 +96,7 @@ class Loop:
 
     def __init__(
         self, module: nn.Module, objective: Objective, plan: Plan, options: TrainingOptions,
-        accelerator: Any, work: Path, progress: Progress,
+        accelerator: Accelerator, work: Path, progress: Progress,
     ) -> None:  # fmt: skip
         self.objective, self.plan, self.options = objective, plan, options
         self.accelerator, self.work, self.progress = accelerator, work, progress
@@ -109,8 +113,8 @@ class Loop:
                 why=f"a step is divided into {plan.parts} parts{size}",
                 hint="provide more samples, or train with fewer processes or accumulate=1",
             )
-        self.masks: list[tuple[Any, Any]] = []
-        self.best: Mapping[str, Any] | None = None
+        self.masks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.best: Mapping[str, torch.Tensor] | None = None
 
     def run(self) -> Trained:
         """Train the module, and return the figures.
@@ -184,7 +188,7 @@ class Loop:
         epoch, first = divmod(position.step, self.per_epoch)
         if first == 0:
             position.loss, position.losses = 0.0, 0
-        losses: list[Any] = []
+        losses: list[torch.Tensor] = []
         self.model.train()
         for parts in self.plan.epoch(epoch)[first:]:
             losses.append(self._step(position.step, parts))
@@ -212,7 +216,7 @@ class Loop:
         self._tell(position, epoch)
         self._save(position)
 
-    def _add_losses(self, position: Position, losses: Any) -> None:
+    def _add_losses(self, position: Position, losses: torch.Tensor) -> None:
         """Add losses to the position. Raises ChainError training-diverged."""
         with processes.together():
             total = self.accelerator.reduce(losses.sum(), "mean").item()
@@ -245,7 +249,7 @@ class Loop:
             position.scaler = self.accelerator.scaler.state_dict()
         checkpoint.save(self.work, position, self.module, self.optimizer.optimizer, self.best)
 
-    def _step(self, step: int, parts: Sequence[np.ndarray]) -> Any:
+    def _step(self, step: int, parts: Sequence[np.ndarray]) -> torch.Tensor:
         """Run one optimizer step, and return its mean loss on the device."""
         import torch
 
@@ -278,7 +282,9 @@ class Loop:
                 parameter.mul_(mask)
         return total
 
-    def _backward(self, members: np.ndarray, generator: Any, scale: float) -> Any:
+    def _backward(
+        self, members: np.ndarray, generator: torch.Generator, scale: float
+    ) -> torch.Tensor:
         """Compute the loss and gradients of a part. Raises ChainError for the user's network."""
         try:
             with processes.together():

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
 from edgepack.passes.training.options import TrainingOptions
 from edgepack.passes.training.schedule import learning_rate, momentum
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Share of exact zeros above which a parameter counts as pruned; trained weights have none.
 PRUNED = 0.1
 
 
-def make_optimizer(module: nn.Module, options: TrainingOptions) -> Any:
+def make_optimizer(module: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     """Create the optimizer of a module's parameters. Raises ChainError training-nothing."""
     import torch
 
@@ -40,7 +41,9 @@ def make_optimizer(module: nn.Module, options: TrainingOptions) -> Any:
     )
 
 
-def set_rates(optimizer: Any, options: TrainingOptions, step: int, steps: int) -> None:
+def set_rates(
+    optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, steps: int
+) -> None:
     """Set the learning rate and the momentum of a step."""
     beta = momentum(options, step, steps)
     for group in optimizer.param_groups:
@@ -51,7 +54,7 @@ def set_rates(optimizer: Any, options: TrainingOptions, step: int, steps: int) -
             group["momentum"] = beta
 
 
-def pruned(module: nn.Module) -> list[tuple[Any, Any]]:
+def pruned(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the pruned parameters, each with a mask that is 0 at its zeros.
 
     A parameter with only zeros is an untrained one, and does not count as pruned.
