@@ -81,7 +81,7 @@ def tool_versions() -> dict[str, str]:
 
 
 @cache
-def own_code() -> str:
+def hash_own_code() -> str:
     """Return the SHA-256 of edgepack's sources."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
@@ -138,7 +138,7 @@ class Cache:
     def key(self, stage: str, parts: Mapping[str, Any]) -> str:
         """Return the key of a stage's result."""
         return digest(
-            {"stage": stage, "parts": parts, "tools": tool_versions(), "code": own_code()}
+            {"stage": stage, "parts": parts, "tools": tool_versions(), "code": hash_own_code()}
         )
 
     def _path(self, stage: str, key: str) -> Path:
@@ -151,7 +151,7 @@ class Cache:
         folder = self._path(stage, key)
         # Lock before reading, so that `clean` in another process cannot delete files in between.
         try:
-            lock = files.in_use(folder)
+            lock = files.mark_in_use(folder)
         except OSError:
             return None
         try:
@@ -230,7 +230,7 @@ class Cache:
             ) from error
 
     @contextmanager
-    def workplace(self, stage: str, key: str) -> Iterator[Path]:
+    def checkpoint_folder(self, stage: str, key: str) -> Iterator[Path]:
         """Provide a folder for checkpoints of a long stage, which an interrupted build finds again.
 
         It is removed when the stage ends without an exception. If another build uses it, or if this
@@ -270,7 +270,7 @@ class Cache:
 
     def size(self) -> int:
         """Return the size of all stages in bytes."""
-        return sum(map(bytes_of, self._folders()))
+        return sum(map(disk_usage, self._folders()))
 
     def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> Cleaned:
         """Delete entries that were not used for some days and that no running build uses.
@@ -292,7 +292,7 @@ class Cache:
             # A temporary name that survived the sweep above is in use, and no entry yet.
             if path.name.startswith(temporary.PREFIX) or _modified(path) > limit:
                 continue
-            size = bytes_of(path)
+            size = disk_usage(path)
             if not _delete(path):
                 used += 1
                 continue
@@ -326,7 +326,7 @@ def _modified(path: Path) -> float:
         return float("inf")
 
 
-def bytes_of(path: Path) -> int:
+def disk_usage(path: Path) -> int:
     """Return the size in bytes of a file, or of all files below a folder."""
     total = 0
     for item in (path, *path.rglob("*")):

@@ -138,7 +138,7 @@ def _release(descriptor: int, private: Path | None) -> None:
     os.close(descriptor)
 
 
-def in_use(path: Path) -> Lock:
+def mark_in_use(path: Path) -> Lock:
     """Mark a file or folder as in use, so that no other process removes it.
 
     Raises FileNotFoundError if it does not exist, BlockingIOError if it is being removed.
@@ -291,7 +291,7 @@ def unwritable(path: Path, error: OSError) -> HostError:
     return HostError(code, f"{path} cannot be written", why=error.strerror or str(error), hint=hint)
 
 
-def failed(error: OSError) -> HostError:
+def convert_os_error(error: OSError) -> HostError:
     """Return the error for a failed system call that no other error explains."""
     code, hint = "host-io", "check the path, its permissions and the disk"
     if error.errno in _DISK_FULL:

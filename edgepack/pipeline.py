@@ -26,7 +26,7 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     then kept beside it, with its report.
     """
     started = time.perf_counter()
-    files.check_output(request.output, request.reads())
+    files.check_output(request.output, request.list_inputs())
     stages.check_host(request, describe())
     if request.sign:
         signing.fingerprint(request.sign)
@@ -46,11 +46,11 @@ def build(request: Request, progress: Progress) -> Outcome | None:
 
     module, graph = source, context.original
     for step in passes.of_domain("module", request.chain):
-        module, graph = stages.apply_module(step, module, context, cache, ledger)
+        module, graph = stages.apply_module_pass(step, module, context, cache, ledger)
     if not processes.is_main():
         return None
     for step in passes.of_domain("graph", request.chain):
-        graph = stages.apply(step, graph, context, cache, ledger)
+        graph = stages.apply_graph_pass(step, graph, context, cache, ledger)
     graph = stages.build_engine(graph, request, reference, ledger)
 
     job = proof.Job(request, source, samples, reference, context.original, graph, wheels)
@@ -58,5 +58,5 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     with Local(runs_bundle=True) as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:
-        raise proof.missed(outcome, ledger)
+        raise proof.make_gate_error(outcome, ledger)
     return outcome

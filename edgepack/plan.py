@@ -7,7 +7,7 @@ from typing import Any
 
 from edgepack import data, files, passes, source
 from edgepack.request import Request
-from edgepack.stages import emulates, foreign, missing
+from edgepack.stages import emulates, foreign, list_missing_samples
 
 # Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
 BASE_BYTES = 600 << 20
@@ -30,7 +30,7 @@ def plan(request: Request) -> dict[str, Any]:
     Raises SourceError if the model is missing or of unknown kind, DataError if samples are missing,
     HostError or SpecError if the bundle cannot be written.
     """
-    files.check_output(request.output, request.reads())
+    files.check_output(request.output, request.list_inputs())
     specs = {
         "calibration": request.calibration,
         "evaluation": request.evaluation,
@@ -53,7 +53,7 @@ def plan(request: Request) -> dict[str, Any]:
         "target": request.target.name,
         "output": str(request.output),
         **{role: spec or None for role, spec in specs.items()},
-        "missing": missing(request),
+        "missing": list_missing_samples(request),
         "gates": dict(request.quality),
         "stages": [
             *(["wheels"] if request.wheels else []),

@@ -52,7 +52,7 @@ class Request:
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
         quality: the gates, including those that apply only with labels.
-        stated: names of the gates that the user set; these apply in any case.
+        explicit_gates: names of the gates that the user set; these apply in any case.
         reference_samples: number of samples in the bundle; None for as many as fit 4 MiB.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
         wheels: True to include the device's wheels in the bundle.
@@ -86,7 +86,7 @@ class Request:
     allow_chance: bool = False
     chain: tuple[passes.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
-    stated: frozenset[str] = frozenset()
+    explicit_gates: frozenset[str] = frozenset()
     reference_samples: int | None = None
     latency: str = "smoke"
     wheels: bool = False
@@ -95,7 +95,7 @@ class Request:
     refresh: bool = False
     sign: Path | None = None
 
-    def reads(self) -> tuple[Path, ...]:
+    def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
         texts = (self.arch, self.calibration, self.evaluation, self.training)
         # "data.py:samples" may be a file of that name, or the function in data.py: list both.
@@ -165,7 +165,7 @@ def resolve(
     chain_text = manifest.chain or target.chain
     if passes is not None:
         chain_text = passes
-    quality, stated = _gates(target, manifest, strict, max_drop)
+    quality, explicit_gates = _gates(target, manifest, strict, max_drop)
     # Paths on the command line are relative to the current folder, those in a manifest to its own.
     origin = _Origin(manifest.folder)
     # Random calibration ignores the samples of the manifest, but not those on the command line.
@@ -200,7 +200,7 @@ def resolve(
         allow_chance=allow_chance or manifest.allow_chance,
         chain=_steps(chain_text, target, manifest),
         quality=quality,
-        stated=stated,
+        explicit_gates=explicit_gates,
         reference_samples=manifest.reference_samples,
         latency=latency,
         wheels=wheels,

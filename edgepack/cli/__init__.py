@@ -19,7 +19,7 @@ from edgepack import __version__
 from edgepack.cli import bench, build, bundle, host, ship, targets, verify
 from edgepack.cli.boundary import COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
-from edgepack.files import failed
+from edgepack.files import convert_os_error
 from edgepack.runtime.streams import flush_streams, restore_streams
 
 CONTEXT = {
@@ -52,7 +52,7 @@ def _convert_system_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise failed(error) from error
+        raise convert_os_error(error) from error
 
 
 @click.group(cls=OrderedGroup, context_settings=CONTEXT)

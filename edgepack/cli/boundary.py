@@ -63,7 +63,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
         except (click.ClickException, click.exceptions.Exit):
             raise
         except OSError as error:
-            fail(files.failed(error), bool(kwargs.get("as_json")))
+            fail(files.convert_os_error(error), bool(kwargs.get("as_json")))
         except MemoryError:
             fail(
                 EdgepackError(

@@ -67,12 +67,12 @@ def cache() -> None:
 @boundary
 def cache_info(as_json: bool) -> None:
     """Show the folder and size of the cache."""
-    from edgepack.cache import Cache, bytes_of, default_folder
+    from edgepack.cache import Cache, default_folder, disk_usage
 
     store = Cache(default_folder())
     document = {
         "folder": str(store.folder), "entries": len(store.entries()), "bytes": store.size(),
-        "emulator_bytes": sum(map(bytes_of, store.emulator())),
+        "emulator_bytes": sum(map(disk_usage, store.emulator())),
     }  # fmt: skip
     print_status("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
     if document["emulator_bytes"]:

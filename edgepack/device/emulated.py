@@ -50,7 +50,7 @@ class Emulated(Isolated):
         python = sys.executable
         if foreign:
             # Held until this device is gone, so that `cache clean --emulator` leaves the folder.
-            self._in_use = files.in_use(foreign.folder)
+            self._in_use = files.mark_in_use(foreign.folder)
             foreign.link(prefix)
             python = str(foreign.python)
         # qemu-aarch64 -cpu cortex-a53 -L /tmp/.../prefix .../root/usr/bin/python3

@@ -17,7 +17,7 @@ from edgepack.source.model import Source
 from edgepack.spec.target import Target
 from edgepack.stages import Graph, Reference, SampleSets, stands_in
 from edgepack.stages import gates as quality_gates
-from edgepack.stages.parts import parts_of
+from edgepack.stages.parts import output_parts
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def draft(job: Job) -> bundle.Contents:
         inputs=job.graph.inputs,
         outputs=job.graph.outputs,
         model=job.graph.model,
-        variants=variants(target),
+        variants=list_variants(target),
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
         # One array per input, samples along a new axis 0.
         reference=[
@@ -83,8 +83,8 @@ def draft(job: Job) -> bundle.Contents:
         built=None,
         sizes=job.reference.sizes,
         gates=bounds,
-        metric=quality_gates.metric(job.request, job.graph.outputs, job.reference.labels),
-        parts=parts_of(job.reference, tuple(job.graph.outputs)),
+        metric=quality_gates.choose_metric(job.request, job.graph.outputs, job.reference.labels),
+        parts=output_parts(job.reference, tuple(job.graph.outputs)),
         provenance={
             "source": {
                 "kind": job.source.kind,
@@ -103,7 +103,7 @@ def draft(job: Job) -> bundle.Contents:
     )
 
 
-def variants(target: Target) -> tuple[Variant, ...]:
+def list_variants(target: Target) -> tuple[Variant, ...]:
     """Return the variant of the profile's engine, then that of its fallback, if it has one.
 
     For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime").
@@ -133,8 +133,10 @@ def bound_gates(job: Job) -> dict[str, dict[str, Any]]:
         # Equal bits meet any other bound as well.
         bounds = {"bit_exact": True}
     return {
-        "quality": quality_gates.quality(job.request, job.graph.outputs, job.reference.labels),
-        "fidelity": quality_gates.held(
+        "quality": quality_gates.bound_quality(
+            job.request, job.graph.outputs, job.reference.labels
+        ),
+        "fidelity": quality_gates.require_gates(
             bounds,
             "fidelity",
             "the profile's only gate is bit_exact, and the model keeps float operators",
@@ -145,7 +147,7 @@ def bound_gates(job: Job) -> dict[str, dict[str, Any]]:
 def describe_lowered_gates(request: Request) -> list[str]:
     """Return a sentence for every gate that the manifest sets lower than the profile."""
     sentences = []
-    for gate in sorted(request.stated & set(MINIMA) & set(request.target.quality)):
+    for gate in sorted(request.explicit_gates & set(MINIMA) & set(request.target.quality)):
         bound, default = request.quality[gate], request.target.quality[gate]
         if bound < default:
             sentences.append(

@@ -112,7 +112,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     return Outcome(path, document, accepted)
 
 
-def missed(outcome: Outcome, ledger: Ledger) -> GateError:
+def make_gate_error(outcome: Outcome, ledger: Ledger) -> GateError:
     """Return the error of a bundle that missed gates, with the stage that lost quality."""
     reasons = _describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]

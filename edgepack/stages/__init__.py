@@ -2,15 +2,15 @@
 
 from edgepack.stages.context import BuildContext, Graph
 from edgepack.stages.emulate import check_host, emulate, emulates, foreign, stands_in
-from edgepack.stages.graph import apply, build_engine, export, simplify
-from edgepack.stages.module import apply_module
+from edgepack.stages.graph import apply_graph_pass, build_engine, export, simplify
+from edgepack.stages.module import apply_module_pass
 from edgepack.stages.original import (
     EVALUATION_BATCH,
     Reference,
     evaluation_frames,
     run_original,
 )
-from edgepack.stages.samples import SampleSets, evaluation_of, missing, open_samples
+from edgepack.stages.samples import SampleSets, evaluation_of, list_missing_samples, open_samples
 from edgepack.stages.source import load_source, resolve_inputs
 from edgepack.stages.wheels import fetch_wheels
 
@@ -20,8 +20,8 @@ __all__ = [
     "Graph",
     "Reference",
     "SampleSets",
-    "apply",
-    "apply_module",
+    "apply_graph_pass",
+    "apply_module_pass",
     "build_engine",
     "check_host",
     "emulate",
@@ -31,8 +31,8 @@ __all__ = [
     "export",
     "fetch_wheels",
     "foreign",
+    "list_missing_samples",
     "load_source",
-    "missing",
     "open_samples",
     "resolve_inputs",
     "run_original",

@@ -59,13 +59,13 @@ class BuildContext:
 
     @property
     def metric(self) -> str:
-        """Task metric of quality; "" for none. Raises as `gates.metric` does."""
-        return gates.metric(self.request, self.original.outputs, self.reference.labels)
+        """Task metric of quality; "" for none. Raises as `gates.choose_metric` does."""
+        return gates.choose_metric(self.request, self.original.outputs, self.reference.labels)
 
     @property
     def bounds(self) -> Mapping[str, Any]:
-        """Gates of quality. Raises as `gates.quality` does."""
-        return gates.quality(self.request, self.original.outputs, self.reference.labels)
+        """Gates of quality. Raises as `gates.bound_quality` does."""
+        return gates.bound_quality(self.request, self.original.outputs, self.reference.labels)
 
 
 def parse_model(model: bytes) -> Any:

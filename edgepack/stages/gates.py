@@ -12,7 +12,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.stages.labels import Labels
 
 
-def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
+def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     """Return the task metric: the requested one, else top-1 if there are labels; "" for none.
 
     Raises SpecError `metric-needs-labels` if the requested metric cannot be measured, and
@@ -21,9 +21,9 @@ def metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
     # A gate on the metric needs labels as the option --metric does.
-    on_metric = sorted(request.stated & {"max_drop", "metric_ratio"})
+    on_metric = sorted(request.explicit_gates & {"max_drop", "metric_ratio"})
     requested = request.metric or next(iter(on_metric), "")
-    if not compared and "agreement" in request.stated:
+    if not compared and "agreement" in request.explicit_gates:
         requested = requested or "agreement"
     # Agreement compares decisions with the original's, and needs no labels.
     measurable = bool(compared) if requested == "agreement" else labels.used
@@ -65,7 +65,7 @@ def _refuse_trivial(metric: str, deciding: Sequence[Tensor]) -> None:
     )
 
 
-def quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, Any]:
+def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, Any]:
     """Return the gates of quality: on agreement and SNR, and on the metric if there is one.
 
     Without a metric, or if the original is at chance, a gate on it applies only if the user sets
@@ -73,28 +73,30 @@ def quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict
     lowered by the same amount, since every lost decision also differs: max_drop = 2 (points)
     lowers an agreement of 0.99 to 0.97.
 
-    Raises as `metric` does, and SpecError gates-empty if none applies.
+    Raises as `choose_metric` does, and SpecError gates-empty if none applies.
     """
     bounds = dict(request.quality)
-    if not metric(request, outputs, labels) or labels.chance:
-        for gate in {"metric_ratio", "max_drop"} - request.stated:
+    if not choose_metric(request, outputs, labels) or labels.chance:
+        for gate in {"metric_ratio", "max_drop"} - request.explicit_gates:
             bounds.pop(gate, None)
-    elif "agreement" in bounds and "agreement" not in request.stated:
+    elif "agreement" in bounds and "agreement" not in request.explicit_gates:
         bounds["agreement"] = max(0.0, bounds["agreement"] - _allowed_loss(request))
-    return held(bounds, "quality", "neither the profile nor the manifest sets one that applies")
+    return require_gates(
+        bounds, "quality", "neither the profile nor the manifest sets one that applies"
+    )
 
 
 def _allowed_loss(request: Request) -> float:
     """Return the share of decisions that the user's gates on the metric let the model lose."""
     losses = []
-    if "max_drop" in request.stated:
+    if "max_drop" in request.explicit_gates:
         losses.append(request.quality["max_drop"] / 100)
-    if "metric_ratio" in request.stated:
+    if "metric_ratio" in request.explicit_gates:
         losses.append(1 - request.quality["metric_ratio"])
     return min(losses, default=0.0)
 
 
-def held(bounds: Mapping[str, Any], question: str, why: str) -> dict[str, Any]:
+def require_gates(bounds: Mapping[str, Any], question: str, why: str) -> dict[str, Any]:
     """Return the gates of a question. Raises SpecError gates-empty if there are none."""
     if not bounds:
         raise SpecError(

@@ -18,13 +18,13 @@ from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
+from edgepack.stages.cached import fetch_or_compute, read_model, run_cached
 from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
-from edgepack.stages.kept import fetch_or_compute, read_model, run_cached
 from edgepack.stages.labels import OutputKind
 from edgepack.stages.measure import measure, measure_reference
 from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
-from edgepack.stages.shapes import profiles
+from edgepack.stages.shapes import derive_profiles
 
 # Errors of a graph from torch.export that a traced graph may not have.
 _TRACED_INSTEAD = ("axis-frozen", "axis-wrong", "export-wrong", "graph-rejected", "run-failed")
@@ -256,7 +256,7 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
     )
 
 
-def apply(
+def apply_graph_pass(
     step: passes.Step, before: Graph, context: BuildContext, cache: Cache, ledger: Ledger
 ) -> Graph:
     """Apply one pass to the graph."""
@@ -289,7 +289,7 @@ def build_engine(before: Graph, request: Request, reference: Reference, ledger: 
     """Build the target's engine from the ONNX."""
     with ledger.stage("engine") as stage:
         builder = engine.ENGINES[request.target.engine]
-        shapes = profiles(request, before.inputs, reference.feeds[0], ledger)
+        shapes = derive_profiles(request, before.inputs, reference.feeds[0], ledger)
         built = builder.build(before.model, request.target, shapes)
         stage.note(*built.notes)
         stage.set(bytes=len(built.model))

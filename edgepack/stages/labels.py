@@ -238,8 +238,8 @@ class Grade:
         number = min(self.samples, self.total)
         right = round(number * self.right / self.total)
         guess = min(self.guessing(), 1.0)
-        lucky = at_least(right, number, guess)
-        unlucky = 1.0 - at_least(right + 1, number, (1 + guess) / 2)
+        lucky = binomial_tail(right, number, guess)
+        unlucky = 1.0 - binomial_tail(right + 1, number, (1 + guess) / 2)
         return lucky > SIGNIFICANCE and unlucky < SIGNIFICANCE
 
     def describe(self) -> str:
@@ -250,7 +250,7 @@ class Grade:
         )
 
 
-def at_least(successes: int, trials: int, share: float) -> float:
+def binomial_tail(successes: int, trials: int, share: float) -> float:
     """Return the probability of at least this many successes in independent trials."""
     if successes <= 0 or share >= 1:
         return 1.0

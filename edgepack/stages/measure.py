@@ -27,7 +27,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
 from edgepack.stages.emulate import stands_in
 from edgepack.stages.original import Reference, iterate_answers
-from edgepack.stages.parts import parts_of
+from edgepack.stages.parts import output_parts
 from edgepack.stages.samples import evaluation_of
 
 # Seconds of the quick latency of a graph, for all models together, and of one model's turn.
@@ -52,7 +52,7 @@ def measure_reference(
     stage.set(
         bytes=len(model),
         parameters=graph.stats(proto).parameters,
-        parity=compare(outputs, parts_of(reference, tuple(outputs)), pairs),
+        parity=compare(outputs, output_parts(reference, tuple(outputs)), pairs),
     )
     return runner
 
@@ -77,14 +77,14 @@ def measure(
     measured: dict[str, Any] = {
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
         "quality": dict(quality),
-        "missed": missed_gates(quality, context),
+        "missed": list_missed_gates(quality, context),
         "latency": _latency(candidate, context),
         "change": None,
     }
     stage.set(measured=measured)
     earlier = [r.to_json() for r in ledger.records if r.measured is not None]
     if earlier:
-        measured["change"] = change(stage.record.to_json(), earlier[-1])
+        measured["change"] = compare_records(stage.record.to_json(), earlier[-1])
 
 
 def evaluate(
@@ -119,7 +119,7 @@ def evaluate(
     if entry is None:
         literal = graph.signed_activations(parse_model(model))
         runner = runner or graph.Runner(rounded(model), literal=literal)
-        parts_by_output = parts_of(context.reference, outputs)
+        parts_by_output = output_parts(context.reference, outputs)
         quality = Quality(outputs, parts_by_output, context.metric, context.inputs)
         for batch, answers in iterate_answers(context.samples, context.reference):
             quality.update(answers, runner.run(batch.inputs), batch.labels, batch.count)
@@ -128,13 +128,13 @@ def evaluate(
     return entry.document
 
 
-def missed_gates(quality: Mapping[str, Any], context: BuildContext) -> list[dict[str, Any]]:
+def list_missed_gates(quality: Mapping[str, Any], context: BuildContext) -> list[dict[str, Any]]:
     """Return the gates of quality that these figures miss."""
     gates = judge(context.bounds, quality["outputs"], quality["metric"])
     return [gate for gate in gates if not gate["passed"]]
 
 
-def change(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def compare_records(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """Return the differences between two records of the ledger with measurements."""
     new, old = now["measured"], before["measured"]
     after, prior = _figures(now), _figures(before)
@@ -179,13 +179,15 @@ def _latency(candidate: Graph, context: BuildContext) -> dict[str, Any] | None:
     feed = context.reference.feeds[0]
     # A pass that changed nothing has the original's latency, whatever the clock says.
     if candidate.model == context.original.model:
-        ((median, queries),) = in_turns([candidate.model], feed)
+        ((median, queries),) = time_in_turns([candidate.model], feed)
         return {"p50": median, "original": median, "ratio": 1.0, "queries": queries}
-    (median, queries), (other, _) = in_turns([candidate.model, context.original.model], feed)
+    (median, queries), (other, _) = time_in_turns([candidate.model, context.original.model], feed)
     return {"p50": median, "original": other, "ratio": other / median, "queries": queries}
 
 
-def in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[tuple[float, int]]:
+def time_in_turns(
+    models: Sequence[bytes], feed: Mapping[str, np.ndarray]
+) -> list[tuple[float, int]]:
     """Return, for each model, the median of one call in ms and the number of timed calls.
 
     Each model runs on one thread. They take turns, so that a drift of the machine's speed

@@ -21,10 +21,10 @@ from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.model import Source
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state
+from edgepack.stages.cached import record_document, to_document
 from edgepack.stages.code import UserCode
 from edgepack.stages.context import BuildContext, Graph
 from edgepack.stages.graph import export_again
-from edgepack.stages.kept import record_document, to_document
 from edgepack.stages.measure import measure
 
 WEIGHTS = "weights.safetensors"
@@ -33,7 +33,7 @@ WEIGHTS = "weights.safetensors"
 REPLAY_TOLERANCE = 1e-5
 
 
-def apply_module(
+def apply_module_pass(
     step: passes.Step, before: Source, context: BuildContext, cache: Cache, ledger: Ledger
 ) -> tuple[Source, Graph]:
     """Apply one pass to the module; return the new source and its graph.
@@ -143,7 +143,7 @@ def _through_cache(
     entry = cache.get(step.name, key) if processes.is_main() else None
     if processes.broadcast(entry is not None):
         stage.set(status="cached")
-    with _workplace(cache, step.name, key) as work:
+    with _checkpoint_folder(cache, step.name, key) as work:
         needs, samples = options.needs, context.samples
         pass_context = Context(
             original=context.source.module,
@@ -180,9 +180,9 @@ def _through_cache(
     return module, document, weights
 
 
-def _workplace(cache: Cache, name: str, key: str) -> AbstractContextManager[Path]:
+def _checkpoint_folder(cache: Cache, name: str, key: str) -> AbstractContextManager[Path]:
     if processes.is_main():
-        return cache.workplace(name, key)
+        return cache.checkpoint_folder(name, key)
     return files.temporary_folder()
 
 

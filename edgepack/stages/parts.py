@@ -13,7 +13,9 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.stages.original import Reference
 
 
-def parts_of(reference: Reference, outputs: tuple[Tensor, ...]) -> Mapping[str, tuple[Part, ...]]:
+def output_parts(
+    reference: Reference, outputs: tuple[Tensor, ...]
+) -> Mapping[str, tuple[Part, ...]]:
     """Return the parts of every output; integers have none, as they are compared for equality."""
     return _parts(reference.answers, reference.digest, outputs)
 

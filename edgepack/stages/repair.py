@@ -28,10 +28,10 @@ from edgepack.report.figures import (
 )
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
+from edgepack.stages.cached import run_cached
 from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
-from edgepack.stages.kept import run_cached
-from edgepack.stages.measure import evaluate, measure, missed_gates, summarize_quality
-from edgepack.stages.parts import parts_of
+from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
+from edgepack.stages.parts import output_parts
 from edgepack.stages.samples import evaluation_of
 
 # Samples per feed for ranking the layers.
@@ -161,7 +161,7 @@ class _Search:
 
     def _parities(self) -> list[Parity]:
         outputs = self.context.original.outputs
-        parts = parts_of(self.context.reference, outputs)
+        parts = output_parts(self.context.reference, outputs)
         return [
             Parity(tensor, parts[tensor.name], list_axis(tensor, self.context.inputs))
             for tensor in outputs
@@ -176,7 +176,7 @@ class _Search:
         return not self._missed(floats)
 
     def _missed(self, floats: tuple[str, ...]) -> list[dict[str, Any]]:
-        return missed_gates(self.tried[floats], self.context)
+        return list_missed_gates(self.tried[floats], self.context)
 
     def _closeness(self, floats: tuple[str, ...]) -> tuple[float, ...]:
         """Order results by the number of missed gates, then the metric, then the SNR.

@@ -38,7 +38,7 @@ class SampleSets:
     training: Samples | None = None
 
 
-def missing(request: Request) -> list[str]:
+def list_missing_samples(request: Request) -> list[str]:
     """Return the roles of samples that the chain needs and the request lacks."""
     specs = {"calibration": request.calibration or request.random, "training": request.training}
     return [role for role, spec in specs.items() if passes.needs(request.chain, role) and not spec]
@@ -49,7 +49,7 @@ def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -
     with ledger.stage("samples") as stage:
         needs = passes.needs(request.chain, "calibration")
         trains = passes.needs(request.chain, "training")
-        absent = missing(request)
+        absent = list_missing_samples(request)
         samples = {
             role: data.open_samples(
                 spec,

@@ -38,7 +38,7 @@ def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
             )
 
 
-def profiles(
+def derive_profiles(
     request: Request, inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], ledger: Ledger
 ) -> Profiles:
     """Return the smallest, usual and largest shape of every input with a dynamic axis.

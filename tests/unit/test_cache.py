@@ -41,7 +41,7 @@ def test_whatever_differs_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     keys.add(cache.key("export", {**PARTS, "opset": 17}))
     monkeypatch.setattr(module, "tool_versions", lambda: {"onnx": "0"})
     keys.add(cache.key("export", PARTS))
-    monkeypatch.setattr(module, "own_code", lambda: "other")
+    monkeypatch.setattr(module, "hash_own_code", lambda: "other")
     keys.add(cache.key("export", PARTS))
     assert len(keys) == 5
 
@@ -105,11 +105,11 @@ def test_the_emulator_goes_only_when_it_is_named(tmp_path: Path) -> None:
     preparing, descriptor = temporary.create_folder(str(tmp_path / "emulator"))
     _, killed = temporary.create_folder(str(tmp_path / "emulator"))
     os.close(killed)
-    assert sum(map(module.bytes_of, cache.emulator())) == 1010
+    assert sum(map(module.disk_usage, cache.emulator())) == 1010
     assert cache.clean().entries == 1
     assert len(cache.emulator()) == 4
     assert cache.clean(1, emulator=True) == (0, 0, 0)
-    emulating = files.in_use(tmp_path / "emulator" / "aarch64")
+    emulating = files.mark_in_use(tmp_path / "emulator" / "aarch64")
     assert cache.clean(emulator=True) == (1, 10, 1)
     emulating.close()
     assert cache.clean(emulator=True) == (1, 1000, 0)

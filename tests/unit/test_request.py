@@ -50,7 +50,7 @@ def test_gates(
 ) -> None:
     found = resolved(quality, **flags)
     assert found.quality == {**PROFILE, **expected}
-    assert found.stated == stated
+    assert found.explicit_gates == stated
 
 
 def test_a_flag_overrides_where_the_manifest_finds_the_weights() -> None:

@@ -12,7 +12,7 @@ from conftest import linear_contents
 from gpu_standin import tensorrt_contents
 
 from edgepack import bundle
-from edgepack.proof.job import variants
+from edgepack.proof.job import list_variants
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.runtime.bundle.index import Index, read_index
@@ -293,7 +293,7 @@ def test_the_build_host_stands_in(tmp_path: Path) -> None:
 
 
 def test_variants_of_a_profile(tmp_path: Path) -> None:
-    (only,) = variants(target.load("cpu-fbgemm"))
+    (only,) = list_variants(target.load("cpu-fbgemm"))
     assert only == Variant("onnxruntime", "onnxruntime", {"engine_version": "1.19"})
     profile = tmp_path / "mine.toml"
     profile.write_text(
@@ -301,7 +301,7 @@ def test_variants_of_a_profile(tmp_path: Path) -> None:
         '[device]\narch = "x86_64"\ncompute_capability = ">=8.0"\n'
         '[engine]\nname = "tensorrt"\nversion = ">=10,<12"\nfallback = "onnxruntime"\n'
     )
-    found = variants(target.load(str(profile)))
+    found = list_variants(target.load(str(profile)))
     assert [variant.name for variant in found] == ["tensorrt", "onnxruntime"]
     assert found[0].needs == {"compute_capability": ">=8.0", "engine_version": ">=10,<12"}
     assert found[1].needs == {"engine_version": "1.19"}

@@ -14,7 +14,7 @@ from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import manifest, target, tensors
 from edgepack.spec.tensors import Span
-from edgepack.stages.shapes import check_axes, profiles
+from edgepack.stages.shapes import check_axes, derive_profiles
 
 INPUTS = (
     Tensor("tokens", "int64", ("batch", "length")),
@@ -40,7 +40,9 @@ def ledger() -> Ledger:
 
 def test_stated_ranges_are_taken_and_nothing_is_said() -> None:
     told = ledger()
-    found = profiles(request(batch=Span(1, 8, 32), length=Span(4, 24, 128)), INPUTS, FEED, told)
+    found = derive_profiles(
+        request(batch=Span(1, 8, 32), length=Span(4, 24, 128)), INPUTS, FEED, told
+    )
     assert found == {
         "tokens": ((1, 4), (8, 24), (32, 128)),
         "mask": ((1, 4), (8, 24), (32, 128)),
@@ -51,7 +53,7 @@ def test_stated_ranges_are_taken_and_nothing_is_said() -> None:
 
 def test_what_is_not_stated_is_assumed_aloud() -> None:
     told = ledger()
-    found = profiles(request(batch=Span(1, 1, 1)), INPUTS, FEED, told)
+    found = derive_profiles(request(batch=Span(1, 1, 1)), INPUTS, FEED, told)
     assert found["tokens"] == ((1, 1), (1, 24), (1, 96))
     (warning,) = told.warnings
     assert "length from 1 to 96, best at 24" in warning
@@ -60,20 +62,20 @@ def test_what_is_not_stated_is_assumed_aloud() -> None:
 
 def test_fixed_shapes_need_no_ranges() -> None:
     told = ledger()
-    assert profiles(request(), INPUTS[3:], FEED, told) == {}
+    assert derive_profiles(request(), INPUTS[3:], FEED, told) == {}
     assert told.warnings == []
 
 
 def test_other_engines_take_every_shape() -> None:
     told = ledger()
-    assert profiles(request("cpu-fbgemm"), INPUTS, FEED, told) == {}
+    assert derive_profiles(request("cpu-fbgemm"), INPUTS, FEED, told) == {}
     assert told.warnings == []
 
 
 @pytest.mark.parametrize("span", [Span(2, 4, 8), Span(30, 40, 50)])
 def test_the_reference_samples_must_fit(span: Span) -> None:
     with pytest.raises(SpecError) as caught:
-        profiles(request(length=span), INPUTS, FEED, ledger())
+        derive_profiles(request(length=span), INPUTS, FEED, ledger())
     assert caught.value.code == "axis-range"
     assert "the samples have 24" in caught.value.why
 

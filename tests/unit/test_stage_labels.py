@@ -14,7 +14,7 @@ from edgepack.stages.labels import (
     Grade,
     Labels,
     OutputKind,
-    at_least,
+    binomial_tail,
     infer_kinds,
     judge_labels,
 )
@@ -182,10 +182,10 @@ def test_a_model_that_always_answers_the_commonest_class_is_one_of_chance() -> N
 
 
 def test_the_binomial_tail() -> None:
-    assert at_least(0, 10, 0.5) == 1.0
-    assert at_least(10, 10, 0.5) == pytest.approx(2**-10)
-    assert at_least(6, 10, 0.5) == pytest.approx(386 / 1024)
-    assert at_least(3, 2, 0.5) == at_least(1, 2, 0.0) == 0.0
+    assert binomial_tail(0, 10, 0.5) == 1.0
+    assert binomial_tail(10, 10, 0.5) == pytest.approx(2**-10)
+    assert binomial_tail(6, 10, 0.5) == pytest.approx(386 / 1024)
+    assert binomial_tail(3, 2, 0.5) == binomial_tail(1, 2, 0.0) == 0.0
 
 
 @pytest.mark.parametrize(

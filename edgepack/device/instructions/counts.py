@@ -108,7 +108,7 @@ def count(bundle: Path, cpu: str, against: Path | None = None) -> Counted:
 
 def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
     # `cache clean --emulator` skips the plugin while it is in use.
-    in_use = files.in_use(counter.parent)
+    in_use = files.mark_in_use(counter.parent)
     with files.temporary_folder() as folder, closing(in_use):
         out = folder / "regions"
         specifier = f"file={_escape(counter)},out={_escape(out)}"

@@ -21,7 +21,7 @@ def interrupted(cache: Cache) -> Path:
 
 
 def _interrupted(cache: Cache) -> None:
-    with cache.workplace("distill", "k") as work:
+    with cache.checkpoint_folder("distill", "k") as work:
         (work / "half").write_text("so far")
         raise KeyboardInterrupt
 
@@ -29,9 +29,9 @@ def _interrupted(cache: Cache) -> None:
 def test_what_a_killed_stage_left_is_found_again(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     interrupted(cache)
-    with cache.workplace("distill", "other") as work:
+    with cache.checkpoint_folder("distill", "other") as work:
         assert not (work / "half").exists()
-    with cache.workplace("distill", "k") as work:
+    with cache.checkpoint_folder("distill", "k") as work:
         assert (work / "half").read_text() == "so far"
     assert not work.exists()
     assert cache.entries() == []
@@ -39,7 +39,7 @@ def test_what_a_killed_stage_left_is_found_again(tmp_path: Path) -> None:
 
 def test_who_computes_anew_finds_nothing(tmp_path: Path) -> None:
     work = interrupted(Cache(tmp_path))
-    with Cache(tmp_path, refresh=True).workplace("distill", "k") as other:
+    with Cache(tmp_path, refresh=True).checkpoint_folder("distill", "k") as other:
         assert other != work
         assert list(other.iterdir()) == []
     assert not other.exists()
@@ -50,7 +50,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from edgepack.cache import Cache
-with Cache(Path(sys.argv[1])).workplace("distill", "k") as work:
+with Cache(Path(sys.argv[1])).checkpoint_folder("distill", "k") as work:
     print(work, flush=True)
     sys.stdin.read()
 """
@@ -67,7 +67,7 @@ def test_two_builds_do_not_meet(tmp_path: Path) -> None:
     theirs = Path(holder.stdout.readline().strip())
     cache = Cache(tmp_path)
     try:
-        with cache.workplace("distill", "k") as mine:
+        with cache.checkpoint_folder("distill", "k") as mine:
             assert mine != theirs
             (mine / "half").write_text("mine")
         assert not mine.exists()
@@ -86,11 +86,14 @@ def test_two_builds_do_not_meet(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "stages").write_text("a file")
-    with pytest.raises(HostError) as caught, Cache(tmp_path).workplace("distill", "k"):
+    with pytest.raises(HostError) as caught, Cache(tmp_path).checkpoint_folder("distill", "k"):
         pass
     assert caught.value.code == "output-unwritable"
 
 
 def test_what_the_stage_raises_is_its_own(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="of the stage"), Cache(tmp_path).workplace("distill", "k"):
+    with (
+        pytest.raises(OSError, match="of the stage"),
+        Cache(tmp_path).checkpoint_folder("distill", "k"),
+    ):
         raise OSError("of the stage")
