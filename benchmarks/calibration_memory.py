@@ -63,7 +63,7 @@ def ours(path: Path, count: int, rounding: str) -> int:
     """Peak growth of edgepack's quantization, in bytes."""
     import onnx
 
-    import edgepack.passes.quantize.run
+    import edgepack.passes.quantize.static.quantizer
     from edgepack.data.samples import Batch
     from edgepack.passes.quantize import QuantizeOptions, quantize
 
@@ -79,7 +79,7 @@ def ours(path: Path, count: int, rounding: str) -> int:
                 yield Batch({name: array}, None, len(array))
 
     model = onnx.load(str(path))
-    assert edgepack.passes.quantize.run
+    assert edgepack.passes.quantize.static.quantizer
     before = peak_bytes()
     quantize(model, Stream(), QuantizeOptions(rounding=rounding), Quiet())
     return peak_bytes() - before

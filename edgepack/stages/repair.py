@@ -17,7 +17,7 @@ from edgepack import graph
 from edgepack.cache import Cache
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
-from edgepack.passes.quantize.trials import Trials, chosen, rank, search, spared
+from edgepack.passes.quantize.repair import Trials, chosen, rank, search, spared
 from edgepack.report import describe_gate
 from edgepack.report.figures import (
     format_bytes,

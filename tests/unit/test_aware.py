@@ -29,9 +29,9 @@ from edgepack.passes.aware.fold import find_folds, fold, fold_structure
 from edgepack.passes.aware.sites import find_sites
 from edgepack.passes.distill import DistillOptions, distill, replay
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.rounding import nearest
 from edgepack.passes.quantize.scheme import WEIGHTS, affine, signed, symmetric
-from edgepack.passes.quantize.unranged.blocks import quantize_blocks
+from edgepack.passes.quantize.weights.int4 import quantize_blocks
+from edgepack.passes.quantize.weights.rounding import nearest
 from edgepack.passes.training.loop import Loop
 from edgepack.progress import SilentProgress
 from edgepack.runtime.tensor import Tensor

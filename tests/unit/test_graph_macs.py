@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgepack.graph import Runner, export_module, macs, simplify
+from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.fused import fused
 from edgepack.runtime.tensor import Tensor
 
 

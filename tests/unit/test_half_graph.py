@@ -22,7 +22,7 @@ from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_
 
 from edgepack.engine import tensorrt_rtx
 from edgepack.passes.half import HalfOptions, half
-from edgepack.passes.half.measure import measure_array
+from edgepack.passes.half.measurements import measure_array
 from edgepack.passes.quantize import QuantizeOptions, quantize
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -367,7 +367,7 @@ def test_what_is_measured_of_a_tensor_is_what_numpy_finds() -> None:
         net = Net()
         x = net.op("Mul", "x", net.constant(np.float32(1)))
         model = net.model({"x": ["n", 8]}, [net.op("MatMul", x, net.constant(net.weights(8, 8)))])
-        from edgepack.passes.half.measure import measure
+        from edgepack.passes.half.measurements import measure
 
         found = measure(
             model,

@@ -10,7 +10,7 @@ import pytest
 from quantize_nets import Arrays, Net, run
 
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.half.measure import measure
+from edgepack.passes.half.measurements import measure
 from edgepack.passes.half.sums import partial_sum
 
 X = (np.random.default_rng(3).standard_normal((4, 6, 8, 8)) * 3).astype(np.float32)

@@ -22,9 +22,9 @@ BANNED_NAMES = {
 BANNED_OPENINGS = {"how", "what", "where", "whether", "which", "who", "why"}
 # `place` as a verb: a pass places its integer nodes. The other words are of the ssh protocol.
 ALLOWED = {
-    ("passes/half/place.py", "place"),
-    ("passes/quantize/place.py", "place"),
-    ("passes/quantize/place_tensorrt.py", "place"),
+    ("passes/half/placement.py", "place"),
+    ("passes/quantize/static/placement.py", "place"),
+    ("passes/quantize/static/placement_tensorrt.py", "place"),
     ("device/ssh/remote.py", "look"),
     ("device/ssh/remote.py", "place"),
 }

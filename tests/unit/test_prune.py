@@ -32,11 +32,11 @@ from edgepack.errors import ChainError
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.network import count_macs
 from edgepack.passes.prune import PruneOptions, prune, replay
+from edgepack.passes.prune.channel_groups import find_groups
 from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
-from edgepack.passes.prune.graph import find_groups
+from edgepack.passes.prune.cut_check import Trial
 from edgepack.passes.prune.importance import by_taylor, by_weights, costs
 from edgepack.passes.prune.search import Ranking, smallest_step, without
-from edgepack.passes.prune.trial import Trial
 
 
 class Squeeze(nn.Module):

@@ -13,8 +13,8 @@ from onnx import numpy_helper
 from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 from edgepack.ledger import PassResult
+from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.fused import fused
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "silero-vad" / "silero-vad.safetensors"
 

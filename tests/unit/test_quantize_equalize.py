@@ -13,10 +13,10 @@ from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_
 from edgepack.data.samples import Batch
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.equalize.restore import FACTOR
-from edgepack.passes.quantize.equalize.run import equalize
-from edgepack.passes.quantize.place import place
+from edgepack.passes.quantize.equalize.restorers import FACTOR
+from edgepack.passes.quantize.equalize.scaling import equalize
 from edgepack.passes.quantize.prepare import prepare
+from edgepack.passes.quantize.static.placement import place
 
 BOTH = QuantizeOptions(equalize="both")
 

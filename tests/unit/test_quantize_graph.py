@@ -21,8 +21,8 @@ from quantize_nets import (
 )
 
 from edgepack.ledger import PassResult
+from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.fused import fused
 
 
 def quantized(
@@ -250,7 +250,7 @@ def test_an_activation_that_is_always_zero_is_reported() -> None:
 
 def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgepack.onnx_tools import stream
-    from edgepack.passes.quantize import moments
+    from edgepack.passes.quantize.calibration import moments
 
     whole = quantized(residual(), {"x": images(16)}, batch_size=4).model
     monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)

@@ -12,10 +12,10 @@ from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.order import MOST, pair_order, reorder
-from edgepack.passes.quantize.place import place
 from edgepack.passes.quantize.prepare import prepare
-from edgepack.passes.quantize.rounding import largest_pair
+from edgepack.passes.quantize.static.placement import place
+from edgepack.passes.quantize.weights.channel_order import MOST, pair_order, reorder
+from edgepack.passes.quantize.weights.rounding import largest_pair
 
 
 def reordered(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:

@@ -8,17 +8,17 @@ from quantize_nets import Net, run
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions
+from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer, read_layer
-from edgepack.passes.quantize.moments import Moments
-from edgepack.passes.quantize.rounding import (
+from edgepack.passes.quantize.scheme import affine
+from edgepack.passes.quantize.weights.int8 import quantize_layer
+from edgepack.passes.quantize.weights.rounding import (
     PAIR_LIMIT,
     compensated,
     inverse_factor,
     largest_pair,
     nearest,
 )
-from edgepack.passes.quantize.scheme import affine
-from edgepack.passes.quantize.weights import quantize_layer
 
 SHAPES = [(4, 9), (3, 27), (8, 64), (2, 1), (5, 301)]
 
@@ -145,7 +145,7 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_no_obstacle() -> None:
 
 
 def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
-    from edgepack.passes.quantize.moments import _add
+    from edgepack.passes.quantize.calibration.moments import _add
 
     values = (1000 + np.random.default_rng(1).standard_normal((1, 900, 5))).astype(np.float32)
     gathered: dict = {}
@@ -163,7 +163,7 @@ def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
 def test_rows_times_columns_is_the_convolution(
     groups: int, stride: int, dilation: int, pads: int
 ) -> None:
-    from edgepack.passes.quantize.moments import columns
+    from edgepack.passes.quantize.calibration.moments import columns
 
     net = Net(3)
     weight = net.constant(net.weights(8, 4 // groups, 3, 3))

@@ -9,8 +9,8 @@ from torch.ao.quantization import HistogramObserver, MinMaxObserver, get_default
 from torch.ao.quantization.observer import default_per_channel_weight_observer
 from torch.ao.quantization.qconfig import default_per_channel_symmetric_qnnpack_qconfig
 
-from edgepack.passes.quantize import calibrators
-from edgepack.passes.quantize.observe import Histogram, spread
+from edgepack.passes.quantize.calibration import calibrators
+from edgepack.passes.quantize.calibration.histograms import Histogram, spread
 from edgepack.passes.quantize.scheme import WEIGHTS, Affine, affine, room_for_bias, symmetric
 
 RANDOM = np.random.default_rng(3)

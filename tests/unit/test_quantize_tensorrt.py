@@ -21,8 +21,8 @@ from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from edgepack.ledger import PassResult
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.observe import Histogram, Range
-from edgepack.passes.quantize.ranges import folded, of_histogram, of_range
+from edgepack.passes.quantize.calibration.histograms import Histogram, Range
+from edgepack.passes.quantize.calibration.ranges import folded, of_histogram, of_range
 from edgepack.passes.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 

@@ -14,7 +14,7 @@ from edgepack.graph import Runner
 from edgepack.ledger import Ledger
 from edgepack.metrics.parts import find_parts
 from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
-from edgepack.passes.quantize.trials import Trials, chosen, rank, search, spared
+from edgepack.passes.quantize.repair import Trials, chosen, rank, search, spared
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.tensor import Tensor
 

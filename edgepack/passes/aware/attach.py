@@ -13,11 +13,11 @@ from torch import nn
 from edgepack.passes.aware.activation import Dynamic, Static
 from edgepack.passes.aware.fake import fake_blocks, fake_weights
 from edgepack.passes.aware.sites import Sites
-from edgepack.passes.quantize.observe import Histogram, Range
+from edgepack.passes.quantize.calibration.histograms import Histogram, Range
+from edgepack.passes.quantize.calibration.ranges import of_histogram, of_range
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.ranges import of_histogram, of_range
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
-from edgepack.passes.quantize.unranged.blocks import BESIDE
+from edgepack.passes.quantize.weights.int4 import BESIDE
 
 # Steps on either side of a weight's zero at reduced range.
 REDUCED = 63.5
@@ -140,7 +140,7 @@ def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeO
 def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the fake quantization of a layer's weights."""
     if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
-        # Same condition as `quantize.unranged.blocks.in_blocks`: blocks have to save memory.
+        # Same condition as `quantize.weights.int4.in_blocks`: blocks have to save memory.
         width = layer.in_features
         if -(-width // options.block) * (options.block / 2 + BESIDE) < width:
             return partial(fake_blocks, block=options.block)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from edgepack.passes.quantize.scheme import LEAST_SCALE
-from edgepack.passes.quantize.unranged.blocks import HIGHEST, SHRINKS
+from edgepack.passes.quantize.weights.int4 import HIGHEST, SHRINKS
 
 
 class _Fake(torch.autograd.Function):  # type: ignore[misc]
@@ -71,7 +71,7 @@ def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> torch.Tenso
 def fake_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
     """Round the weights of a linear layer to four bits, a scale and zero point per block of a row.
 
-    The grid of each block minimizes the rounding error, as in `unranged.blocks` for rounding to the
+    The grid of each block minimizes the rounding error, as in `weights.int4` for rounding to the
     nearest.
 
     Args:

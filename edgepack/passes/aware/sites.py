@@ -10,8 +10,8 @@ from torch import nn
 
 from edgepack.passes.aware.fold import LAYERS
 from edgepack.passes.aware.trace import Value, trace
+from edgepack.passes.quantize.dynamic_and_weight_only.constants import NOT_DYNAMIC
 from edgepack.passes.quantize.layers import SLOW_VOLUME
-from edgepack.passes.quantize.unranged.choose import NOT_DYNAMIC
 
 # The quantization behind a convolution absorbs these functions.
 CLAMPS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp", "clamp_", "clip"))

@@ -43,9 +43,9 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
         HostError: accelerate is not installed, or the disk is full.
     """
     from edgepack.passes.distill.objective import Distillation
-    from edgepack.passes.training.data import TrainingSet
     from edgepack.passes.training.device import make_accelerator
     from edgepack.passes.training.loop import Loop
+    from edgepack.passes.training.training_set import TrainingSet
 
     recipe = recipe_of(module, options)
     student = make_student(module, recipe, context)

@@ -13,7 +13,7 @@ from edgepack.passes.distill.teacher import answer_of
 from edgepack.passes.module import Context
 from edgepack.passes.network import arguments, grouped
 from edgepack.passes.quantize import QuantizeOptions
-from edgepack.passes.training.data import TrainingSet
+from edgepack.passes.training.training_set import TrainingSet
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from edgepack.errors import ChainError
 from edgepack.passes.distill.loss import Head
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.teacher import Teacher
-from edgepack.passes.training.data import TrainingSet
+from edgepack.passes.training.training_set import TrainingSet
 
 BY_TEACHER = "alpha=1 learns from the teacher alone"
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.passes.training.data import has_label
+from edgepack.passes.training.training_set import has_label
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from edgepack.passes.distill.loss import hard_loss, soft_loss
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.teacher import Teacher, outputs_of
 from edgepack.passes.module import Context
-from edgepack.passes.training.data import TrainingSet, has_label
+from edgepack.passes.training.training_set import TrainingSet, has_label
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from edgepack.data.store import Rows, Store, store
 from edgepack.errors import ChainError
 from edgepack.ledger import Progress
 from edgepack.passes.distill.loss import Head, are_probabilities
-from edgepack.passes.training.data import TrainingSet
+from edgepack.passes.training.training_set import TrainingSet
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ A k x k followed by a 1 x 1 convolution, rather than k x 1 and 1 x k: the r chan
 directions of the layer's own outputs, so the error is known exactly, and int8 kernels are optimized
 for square and 1 x 1 windows.
 
-options    the options of the pass
-layers     search for layers that can be factorized
-moments    streamed mean and second moments of layer inputs or outputs
-spectrum   the directions and the energy of each
-ranks      choice of the ranks
-split      construction of the two layers
-run        the pass
+factorize_module  the pass
+options           the options of the pass
+layers            search for layers that can be factorized
+moments           streamed mean and second moments of layer inputs or outputs
+spectrum          the directions and the energy of each
+ranks             choice of the ranks
+split             construction of the two layers
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def factorize(module: nn.Module, options: FactorizeOptions, context: Context) ->
     Raises:
         ChainError: factorize-layers, factorize-nothing, factorize-budget, factorize-not-finite.
     """
-    from edgepack.passes.factorize.run import run
+    from edgepack.passes.factorize.factorize_module import factorize_module
 
-    return run(module, options, context)
+    return factorize_module(module, options, context)
 
 
 def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:

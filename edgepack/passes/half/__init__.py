@@ -1,10 +1,13 @@
 """Convert a float32 ONNX model to fp16, with float32 inputs and outputs.
 
-operators   operators with fp16 kernels, and the sums that they compute
-sums        a graph that bounds the largest partial sum of a node
-measure     ranges, rounding losses and sums over the samples, streamed
-place       nodes that become fp16, and the reason for every node that stays float32
-emit        the mixed graph, with Casts between the two types
+convert       the pass
+candidates    nodes that could become fp16
+operators     operators with fp16 kernels, and the sums that they compute
+sums          a graph that bounds the largest partial sum of a node
+measurements  ranges, rounding losses and sums over the samples, streamed
+placement     nodes that become fp16, and the reason for every node that stays float32
+mixed_graph   the graph with Casts between the two types
+figures       figures and notes for the ledger
 
 fp16 has 11 bits of precision and a range that networks do exceed: values above 65504 become
 infinity, values below 6e-5 lose bits, values below 6e-8 become 0. A node stays float32 if a sample
@@ -38,7 +41,7 @@ def half(
 
     Returns:
         The model with unchanged inputs and outputs, and the figures for the ledger (see
-        `summary.details`). Its `value_info` names every fp16 tensor, since the loader needs them
+        `figures.details`). Its `value_info` names every fp16 tensor, since the loader needs them
         (see `runtime.session.rounding`).
 
     Raises:
@@ -46,7 +49,7 @@ def half(
             half-calibration-empty, half-calibration-nonfinite.
         DataError: a sample does not fit the model.
     """
-    from edgepack.passes.half.run import convert
+    from edgepack.passes.half.convert import convert
 
     if samples is None:
         raise ChainError(

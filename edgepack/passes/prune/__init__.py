@@ -4,16 +4,16 @@ structured    removes whole channels: the network becomes smaller and faster on 
 pattern       zeroes two of every four weights: faster on devices with a kernel for that pattern
 unstructured  zeroes single weights: the file is no smaller and no kernel of ours is faster
 
-options     the options of the pass
-graph       groups of channels that must be removed together (torch-pruning's dependency graph)
-follow      bounded traversal of that graph
-cut         the slices of layers to remove, and their removal
-trial       test of a cut on the network itself
-importance  importance scores of channels
-search      selection of channels until the budget is met
-structured  structured pruning, from groups to figures
-zeros       pruning of single weights
-run         the pass
+prune_module    the pass
+options         the options of the pass
+channel_groups  groups of channels that must be removed together (torch-pruning's dependency graph)
+bounded_groups  bounded traversal of that graph
+cut             the slices of layers to remove, and their removal
+cut_check       check of a cut on the network itself
+importance      importance scores of channels
+search          selection of channels until the budget is met
+structured      structured pruning, from groups to figures
+zeros           pruning of single weights
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleR
         ChainError: prune-layers, prune-nothing, prune-budget, prune-graph, prune-labels.
         HostError: package-missing if channels are to be pruned without torch-pruning.
     """
-    from edgepack.passes.prune.run import run
+    from edgepack.passes.prune.prune_module import prune_module
 
-    return run(module, options, context)
+    return prune_module(module, options, context)
 
 
 def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:

@@ -25,8 +25,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.passes.network import arguments
+from edgepack.passes.prune.channel_groups import Group, Slice
 from edgepack.passes.prune.cut import is_channelwise
-from edgepack.passes.prune.graph import Group, Slice
 from edgepack.passes.prune.options import PruneOptions
 
 LABELS, ANSWERS = "the loss on labelled training samples", "the answers to training samples"

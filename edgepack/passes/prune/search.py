@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgepack.passes.prune.channel_groups import Group
 from edgepack.passes.prune.cut import Cut, cut
-from edgepack.passes.prune.graph import Group
 
 if TYPE_CHECKING:
     from torch import nn

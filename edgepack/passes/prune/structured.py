@@ -12,12 +12,12 @@ from torch.nn.modules.conv import _ConvNd
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.passes.network import arguments, count_macs, select
+from edgepack.passes.prune.channel_groups import Group, Grouping, find_groups
 from edgepack.passes.prune.cut import Cut, cut
-from edgepack.passes.prune.graph import Group, Grouping, find_groups
+from edgepack.passes.prune.cut_check import Trial
 from edgepack.passes.prune.importance import by_taylor, by_weights, costs
 from edgepack.passes.prune.options import BUDGETS, PruneOptions
 from edgepack.passes.prune.search import Ranking, smallest_step, without
-from edgepack.passes.prune.trial import Trial
 
 if TYPE_CHECKING:
     import torch

@@ -1,22 +1,16 @@
 """Quantize a float32 ONNX model to int8, in three modes.
 
-static       weights and activations, calibrated on samples: a Q/DQ graph (`run`)
-dynamic      weights, and activations with ranges taken at run time (`unranged`)
-weights      weights only, in eight bits or four (`unranged`)
+static       weights and activations, calibrated on samples: a Q/DQ graph (`static`)
+dynamic      weights, and activations with ranges taken at run time (`dynamic_and_weight_only`)
+weights      weights only, in eight bits or four (`dynamic_and_weight_only`)
 
-Modules of the static mode, some of which the others use as well:
-
-graphs       (beside this package) edges, streamed runs, unused initializers
-equalize     optional scaling of channels to similar magnitudes
 prepare      constants as initializers, spatial means as pools
-place        nodes that become integer, and the reason for every layer that stays float
-order        order of input channels, where it is free (channels)
-observe      exact ranges, then histograms, streamed
-calibrators  from a histogram to a range;  scheme: from a range to scale and zero point
-moments      means and second moments of every layer's input, streamed
-weights      scale, pair-safe rounding (rounding) and bias correction (correct)
-emit         the Q/DQ graph;  fused: the same after onnxruntime's fusions
-trials       variants with some layers in float, ranked and searched for a repair
+layers       linear layers as matrices in one order
+scheme       from a range to scale and zero point
+calibration  ranges, histograms and moments, streamed over the samples
+weights      pair-safe rounding, int8 and int4 weights, order of the input channels
+equalize     optional scaling of channels to similar magnitudes
+repair       quantizations with some layers in float, ranked and searched
 """
 
 from __future__ import annotations
@@ -26,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.trials import make_trials
+from edgepack.passes.quantize.repair import make_trials
 
 if TYPE_CHECKING:
     import onnx
@@ -48,8 +42,8 @@ def quantize(
         progress: receives the number of samples run.
 
     Returns:
-        A model for any onnxruntime from 1.19, and the figures for the ledger (`summary.details`,
-        `summary_unranged.details`).
+        A model for any onnxruntime from 1.19, and the figures for the ledger (`static.figures`,
+        `dynamic_and_weight_only.weight_figures`).
 
     Raises:
         ChainError: quantize-already, quantize-opset, quantize-exclude-unknown,

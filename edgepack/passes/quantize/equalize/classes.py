@@ -203,7 +203,7 @@ class Classes:
         if self._view.is_constant(first) or self._view.shapes[first] != self._view.shapes[output]:
             # A constant dividend would have to absorb the factor of the output.
             return False
-        # Mul by a constant of ones per channel, as in `restore`: its channels can absorb factors.
+        # Mul by a constant of ones per channel, as in `restorers`: its channels can absorb factors.
         shape, operand_shape = self._view.shapes[output], self._view.shapes[second]
         axes = {axis: axis for axis in range(len(shape))}
         if (

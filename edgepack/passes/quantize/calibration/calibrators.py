@@ -1,0 +1,127 @@
+"""Choose the range of an activation's u8 values from its histogram."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgepack.passes.quantize.calibration.histograms import Histogram
+from edgepack.passes.quantize.scheme import LEVELS
+
+# Candidates of the mse search for either end of the range.
+CANDIDATES = 256
+# Candidates of the entropy search for the share of values outside, both tails together.
+TAILS = (0.0, *np.logspace(-6, -1.5, 60).tolist())
+
+
+def minmax(histogram: Histogram) -> tuple[float, float]:
+    """Return the range of all values."""
+    return histogram.low, histogram.high
+
+
+def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
+    """Return the range that holds `percent` of all values, with equal tails outside."""
+    return _cut_tails(histogram, 1.0 - percent / 100.0)
+
+
+def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+    """Return the range whose levels lose the least information about the distribution.
+
+    It minimizes the Kullback-Leibler divergence between the clipped distribution and the quantized
+    one, as in Migacz, "8-bit inference with TensorRT" (2017). The candidates cut equal shares off
+    both tails, since u8 ranges need not be symmetric.
+    """
+    # The full range is the first candidate, so ties favour it.
+    best, least = (histogram.low, histogram.high), np.inf
+    for tail in TAILS:
+        low, high = _cut_tails(histogram, tail)
+        divergence = _divergence(histogram, low, high, levels)
+        if divergence < least:
+            best, least = (low, high), divergence
+    return best
+
+
+def mse(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+    """Return the range with the least mean squared error, over a grid of both ends.
+
+    Inside the range the error is uniform, step^2 / 12; outside, it is the distance to the nearer
+    end. Exact zeros have no error (see Banner et al., "Post training 4-bit quantization", 2019, for
+    the split into rounding and clipping).
+    """
+    counts, edges = histogram.counts.astype(np.float64), histogram.edges
+    if histogram.high <= histogram.low or not counts.sum():
+        return histogram.low, histogram.high
+    # Every low end meets every high end: with lows (L,) and highs (H,) the error is (L, H).
+    centres = (edges[:-1] + edges[1:]) / 2
+    lows = np.linspace(min(histogram.low, 0.0), 0.0, CANDIDATES, endpoint=False)
+    highs = np.linspace(max(histogram.high, 0.0), 0.0, CANDIDATES, endpoint=False)
+    lows, highs = np.unique(lows), np.unique(highs)
+    below = _clipping(counts, centres, lows)
+    above = _clipping(counts, -centres, -highs)
+    step = (highs[None, :] - lows[:, None]) / levels
+    inside = counts.sum() - below[0][:, None] - above[0][None, :]
+    error = np.maximum(inside, 0) * step**2 / 12 + below[1][:, None] + above[1][None, :]
+    error[step <= 0] = np.inf
+    row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+    return float(lows[row]), float(highs[column])
+
+
+def _clipping(
+    counts: np.ndarray, centres: np.ndarray, limits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the count of values below each limit, and the sum of their squared distances.
+
+    The sum is expanded into moments: sum (x - l)^2 = sum x^2 - 2 l sum x + l^2 n.
+    """
+    order = np.argsort(centres)
+    sorted_centres = centres[order]
+    moments = [
+        np.concatenate([[0], np.cumsum(counts[order] * sorted_centres**p)]) for p in (0, 1, 2)
+    ]
+    position = np.searchsorted(sorted_centres, limits)
+    zeroth, first, second = (m[position] for m in moments)
+    return zeroth, np.maximum(second - 2 * limits * first + limits**2 * zeroth, 0)
+
+
+def _cut_tails(histogram: Histogram, share: float) -> tuple[float, float]:
+    """Cut equal shares off both tails, `share` in total, and return the ends of the rest."""
+    counts = histogram.counts.astype(np.float64)
+    edges = histogram.edges
+    if histogram.high <= histogram.low or share <= 0:
+        return histogram.low, histogram.high
+    home = int(np.clip(np.searchsorted(edges, 0.0, side="right") - 1, 0, len(counts) - 1))
+    counts[home] += histogram.zeros
+    cumulated = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    # Interpolate within a bin. The tiny slope makes the sums strictly increasing across empty bins.
+    grown = cumulated + np.arange(len(cumulated)) * 1e-15
+    low, high = np.interp([share / 2, 1 - share / 2], grown, edges)
+    return float(low), float(high)
+
+
+def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> float:
+    """Return KL(clipped distribution || its quantization), in nats."""
+    edges = histogram.edges
+    low, high = min(low, 0.0), max(high, 0.0)
+    if high <= low:
+        return np.inf
+    centres = (edges[:-1] + edges[1:]) / 2
+    counts = histogram.counts.astype(np.float64)
+    within = (centres >= low) & (centres <= high)
+    clipped = np.where(within, counts, 0.0)
+    if not clipped.any():
+        return np.inf
+    inside = np.flatnonzero(within)
+    # Bins of one level share its count evenly: counts 6, 0, 2 of one level become 4, 0, 4.
+    quantized = np.zeros_like(clipped)
+    level = np.rint((centres - low) / (high - low) * levels).astype(np.int64)
+    sums = np.bincount(level[inside], clipped[inside], levels + 1)
+    filled = np.bincount(level[inside], clipped[inside] > 0, levels + 1)
+    live = inside[clipped[inside] > 0]
+    quantized[live] = sums[level[live]] / filled[level[live]]
+    # In the reference distribution, clipped values lie at the ends.
+    clipped[inside[0]] += counts[: inside[0]].sum()
+    clipped[inside[-1]] += counts[inside[-1] + 1 :].sum()
+    p = clipped / clipped.sum()
+    q = quantized / quantized.sum()
+    present = p > 0
+    q = np.maximum(q, 1e-12)
+    return float(np.sum(p[present] * np.log(p[present] / q[present])))

@@ -1,0 +1,127 @@
+"""Run the modes without stored ranges, with any layers in float."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import onnx
+
+from edgepack.data.samples import Samples
+from edgepack.ledger import PassResult, Progress
+from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize.calibration.layer_inputs import observe_layers
+from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose
+from edgepack.passes.quantize.dynamic_and_weight_only.dynamic import DynamicEmitter
+from edgepack.passes.quantize.dynamic_and_weight_only.integer_graph import (
+    Integers,
+    IntegerWeights,
+    integers_of,
+)
+from edgepack.passes.quantize.dynamic_and_weight_only.weight_figures import details, notes
+from edgepack.passes.quantize.dynamic_and_weight_only.weight_only import WeightsEmitter
+from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.prepare import prepare
+from edgepack.passes.quantize.refusals import check_excluded, nothing_to_do
+from edgepack.passes.quantize.weights.channel_order import reorder
+from edgepack.passes.quantize.weights.int4 import in_blocks, layer_in_blocks
+from edgepack.passes.quantize.weights.int8 import quantize_layer
+
+
+class WeightQuantizer:
+    """Integers of one model in one of these modes, and any number of graphs with them."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        samples: Samples | None,
+        options: QuantizeOptions,
+        progress: Progress,
+    ) -> None:
+        self.samples, self.progress = samples, progress
+        # Only products of integer activations can saturate, so only those pairs are limited.
+        if options.mode != "dynamic":
+            options = replace(options, range="full")
+        self.options = options
+        self.seconds: dict[str, float] = {}
+        self.reordered = 0
+        self._load(prepare(model))
+        if self.options.range == "pair-safe":
+            with self._phase("order"):
+                ordered, self.reordered = reorder(self.model, self.view, self.choice.layers)
+                self._load(ordered)
+        self._integers: IntegerWeights | None = None
+
+    def _load(self, model: onnx.ModelProto) -> None:
+        """Take over a prepared model, and choose the nodes that become integer."""
+        self.model, self.view = model, GraphView(model)
+        check_excluded(self.view, self.options.exclude)
+        self.choice: Choice = choose(self.view, self.options.mode, self.options.exclude)
+        if not self.choice.count:
+            raise nothing_to_do(self.choice.float_layers)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the nodes that become integer."""
+        return tuple(self.view.nodes[index].name for index in self.choice.indices)
+
+    def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
+        """Return the quantized model and its figures; layers in `floats` stay float."""
+        integers = self._quantize_weights()
+        choice = self.choice.without(floats, self.view)
+        with self._phase("writing"):
+            model = self._emit(choice)
+            kernels = Counter(node.op_type for node in fused(model).graph.node)
+        figures = details(choice, self.options, integers, kernels, self.reordered, self.seconds)
+        return PassResult(model, True, notes(choice, figures), figures)
+
+    def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
+        """Return the same model without the figures."""
+        return self._emit(self.choice.without(floats, self.view))
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def _emit(self, choice: Choice) -> onnx.ModelProto:
+        emitter = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}[self.options.mode]
+        return emitter(self.model, self.view, choice, self._quantize_weights()).model()
+
+    def _quantize_weights(self) -> IntegerWeights:
+        """Quantize all weights once, and return them."""
+        if self._integers is None:
+            with self._phase("weights"):
+                count, observed = observe_layers(
+                    self.model, self.choice.layers, self.samples, self.options, self.progress
+                )
+                integers = IntegerWeights(count, constants=self._quantize_constants())
+                # Matrices that are smaller in eight bits than in blocks of four keep eight.
+                for layer, source, moments in observed:
+                    block = self.options.block
+                    if block is not None and in_blocks(layer, block):
+                        four = layer_in_blocks(layer, block, moments, self.options)
+                        integers.blocks[layer.index] = four
+                    else:
+                        eight = quantize_layer(layer, source, moments, self.options)
+                        integers.weights[layer.index] = eight
+            self._integers = integers
+        return self._integers
+
+    def _quantize_constants(self) -> dict[int, tuple[Integers, ...]]:
+        """Quantize the constants of other nodes than linear layers, by node index."""
+        # Tables are read, not multiplied, so their pairs need no limit.
+        full_range = replace(self.options, range="full")
+        tables = {
+            index: (integers_of(table, full_range),) for index, table in self.choice.tables.items()
+        }
+        others = {
+            index: tuple(integers_of(each, self.options) for each in constants)
+            for index, constants in self.choice.others.items()
+        }
+        return {**tables, **others}

@@ -1,0 +1,186 @@
+"""Figures and notes of the quantization for the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.scheme import Affine, affine, signed
+from edgepack.passes.quantize.static.forms import Form
+from edgepack.passes.quantize.static.placement import Placement
+from edgepack.passes.quantize.weights.int8 import Quantized
+
+# Quantizations of an activation that is 0 on every sample.
+CONSTANT = (affine(0.0, 0.0), signed(0.0))
+# Opening of the note on layers of a form.
+_FORMS = {
+    "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",
+    "weights": "Int8 weights with float arithmetic",
+}
+
+
+def details(
+    placement: Placement,
+    forms: Sequence[Form],
+    options: QuantizeOptions,
+    count: int,
+    quantization: Mapping[str, Affine],
+    weights: Mapping[int, Quantized],
+    reordered: int,
+    equalized: Mapping[str, Any] | None,
+    float_counts: Mapping[str, int] | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the figures as JSON values.
+
+    Args:
+        placement: nodes that became integer, and layers that stay float.
+        forms: layers in another form than static int8.
+        options: of the pass.
+        count: number of calibration samples.
+        quantization: of every root tensor.
+        weights: of every layer, by the node's index.
+        reordered: number of layers whose input channels were reordered.
+        equalized: figures of `equalize`; None if it did not run.
+        float_counts: number of nodes by operator that round in float after onnxruntime's fusion;
+            None if another engine fuses.
+        seconds: of every phase.
+    """
+    pairs = [weights[layer.index].factor for layer in placement.layers]
+    for form in forms:
+        # Forms that compute in float have no pairs to limit.
+        if form.kind == "dynamic":
+            pairs += [integers.factor for integers in form.integers]
+    return {
+        "mode": options.mode,
+        "scheme": options.scheme,
+        "range": options.range,
+        "calibrator": options.calibrator,
+        "rounding": options.rounding,
+        "bias_correction": options.bias_correction,
+        "calibration_samples": count,
+        "layers_quantized": len(placement.layers),
+        "layers_dynamic": form_names(forms, "dynamic"),
+        "layers_weights": form_names(forms, "weights"),
+        "layers_float": float_layer_figures(placement.float_layers),
+        "activations_quantized": len(quantization),
+        "equalize": None if equalized is None else dict(equalized),
+        "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
+        "integer_only": float_counts is not None and not float_counts,
+        "float_operators": None if float_counts is None else dict(float_counts),
+        "seconds": dict(seconds),
+    }
+
+
+def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
+    """Summarize how far the pair limit raised the scales of output channels."""
+    # The empty array keeps this defined for a model without layers.
+    channels = np.concatenate([np.zeros(0), *factors])
+    return {
+        "reordered": reordered,
+        "channels": int(channels.size),
+        "limited": int((channels > 1).sum()),
+        "factor_mean": round(float(channels.mean()), 4) if channels.size else 1.0,
+        "factor_max": round(float(channels.max()), 4) if channels.size else 1.0,
+    }
+
+
+def float_layer_figures(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
+    """Return name, operator and reason of the layers that stay float."""
+    return [
+        {"name": name, "operator": kind, "reason": reason} for name, kind, reason in float_layers
+    ]
+
+
+def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
+    """Return name, operator and reason of the layers in one form."""
+    return [
+        {"name": form.name, "operator": form.operator, "reason": form.reason}
+        for form in forms
+        if form.kind == kind
+    ]
+
+
+def form_notes(forms: Sequence[Form]) -> list[str]:
+    """Describe the layers in other forms, with a sentence for each form and reason."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for form in forms:
+        groups.setdefault((form.kind, form.reason), []).append(form.name)
+    return [
+        f"{_FORMS[kind]}: {_join_names(names)} ({reason})."
+        for (kind, reason), names in groups.items()
+    ]
+
+
+def float_layer_notes(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:
+    """Describe the layers that stay float, with a sentence for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, _, reason in float_layers:
+        reasons.setdefault(reason, []).append(name)
+    return [f"Left float: {_join_names(names)}: {reason}." for reason, names in reasons.items()]
+
+
+def _join_names(names: Sequence[str]) -> str:
+    """Join the first four names, and count the others."""
+    joined = ", ".join(names[:4])
+    if len(names) > 4:
+        joined += f" and {len(names) - 4} more"
+    return joined
+
+
+def pair_note(figures: Mapping[str, Any]) -> str:
+    """Describe the effect of the pair limit in a sentence."""
+    layers = figures["reordered"]
+    return (
+        f"Pair-safe: input channels of {layers} layer{'s' * (layers != 1)} reordered; "
+        f"{figures['limited']} of {figures['channels']} output channels scaled down "
+        f"(mean {figures['factor_mean']:.2f}x, at most {figures['factor_max']:.2f}x)."
+    )
+
+
+def equalize_note(figures: Mapping[str, Any]) -> str:
+    """Describe the scaling between layers in a sentence."""
+    count, blocked = figures["scaled"], sum(figures["left"].values())
+    sentence = (
+        f"Equalized ({figures['kind']}): {figures['channels']} channels in {count} "
+        f"group{'s' * (count != 1)}, by factors that differ up to {figures['widest']:g}-fold"
+    )
+    reasons = ", ".join(f"{reason} ({n})" for reason, n in figures["left"].items())
+    if blocked:
+        sentence += f"; {blocked} not scaled: {reasons}"
+    return f"{sentence}."
+
+
+def notes(
+    placement: Placement,
+    forms: Sequence[Form],
+    quantization: Mapping[str, Affine],
+    figures: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Describe the result in sentences."""
+    quantized, float_layers = figures["layers_quantized"], placement.float_layers
+    total = quantized + len(forms) + len(float_layers)
+    sentences = []
+    if quantized:
+        sentences.append(
+            f"{quantized} of {total} layers quantized to int8, calibrated on "
+            f"{figures['calibration_samples']} samples ({figures['calibrator']})."
+        )
+    sentences += form_notes(forms)
+    sentences += float_layer_notes(float_layers)
+    if figures["equalize"] is not None:
+        sentences.append(equalize_note(figures["equalize"]))
+    if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
+        sentences.append(pair_note(figures["pair_safe"]))
+    # A constant 0 gets scale 1, which is arbitrary: the samples say nothing about its range.
+    constant = [name for name, affine in quantization.items() if affine in CONSTANT]
+    if constant:
+        sentences.append(
+            f"{len(constant)} activations were 0 on every sample, such as {constant[0]}: on the "
+            "device their values are rounded to whole numbers from "
+            f"{quantization[constant[0]].low:g} to {quantization[constant[0]].high:g}."
+        )
+    return tuple(sentences)

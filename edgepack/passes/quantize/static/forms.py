@@ -1,0 +1,131 @@
+"""Forms of layers whose static int8 kernel is missing or slow.
+
+    LSTM              int8, quantized at run time by a kernel of onnxruntime
+    GRU, RNN, Conv3d  int8 in the file, converted to float32 when the model is loaded: a quarter of
+                      the bytes at the speed of the float layer
+
+They share a graph with the static layers. Their weights are rounded to the nearest integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+import onnx
+
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize.dynamic_and_weight_only.constants import (
+    RECURRENT,
+    Choice,
+    Constant,
+    read_weights,
+)
+from edgepack.passes.quantize.dynamic_and_weight_only.dynamic import DynamicEmitter
+from edgepack.passes.quantize.dynamic_and_weight_only.integer_graph import (
+    Integers,
+    IntegerWeights,
+    WeightEmitter,
+    integers_of,
+)
+from edgepack.passes.quantize.dynamic_and_weight_only.weight_only import WeightsEmitter
+from edgepack.passes.quantize.layers import FLOAT_LAYERS, SLOW_VOLUME, is_volume
+from edgepack.passes.quantize.options import QuantizeOptions
+
+# Emitter of each form, in the order of writing.
+EMITTERS: dict[str, type[WeightEmitter]] = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}
+
+# Reasons why a layer is not static int8. GRU and RNN have no dynamic kernel either.
+_REASONS = {
+    "LSTM": FLOAT_LAYERS["LSTM"],
+    "GRU": "recurrent: onnxruntime has no int8 GRU",
+    "RNN": "recurrent: onnxruntime has no int8 RNN",
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """Form of one layer that is not static int8.
+
+    Attributes:
+        name: the node's name.
+        operator: the node's operator.
+        kind: "dynamic" or "weights", a key of `EMITTERS`.
+        reason: why the layer is not static int8.
+        constants: its weights.
+        integers: the weights as s8, in the same order.
+    """
+
+    name: str
+    operator: str
+    kind: str
+    reason: str
+    constants: tuple[Constant, ...]
+    integers: tuple[Integers, ...]
+
+
+def choose_forms(
+    view: GraphView, options: QuantizeOptions
+) -> tuple[dict[str, Form], dict[str, str]]:
+    """Choose the form of every layer whose static int8 kernel is missing or slow.
+
+    Args:
+        view: of a prepared graph.
+        options: `recurrent`, `conv3d`, and those for rounding weights.
+
+    Returns:
+        The forms by node name, and the reasons of layers that cannot have one.
+    """
+    forms: dict[str, Form] = {}
+    reasons: dict[str, str] = {}
+    for index, node in enumerate(view.nodes):
+        kind = _kind(view, index, options)
+        if kind is None or node.name in options.exclude:
+            continue
+        constants = read_weights(view, index)
+        if isinstance(constants, str):
+            reasons[node.name] = constants
+            continue
+        # Only integer activations need the pair limit: their products are added in 16 bits.
+        rounding = options
+        if kind != "dynamic":
+            rounding = replace(options, range="full")
+        integers = tuple(integers_of(constant, rounding) for constant in constants)
+        reason = _REASONS.get(node.op_type, SLOW_VOLUME)
+        forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
+    return forms, reasons
+
+
+def store_forms(
+    model: onnx.ModelProto, forms: Mapping[str, Form], floats: Collection[str]
+) -> onnx.ModelProto:
+    """Rewrite layers of a static int8 graph to their forms.
+
+    Args:
+        model: the static graph, in which these layers are float.
+        forms: by node name.
+        floats: names of layers that stay float.
+    """
+    for kind, emitter in EMITTERS.items():
+        selected = [f for f in forms.values() if f.kind == kind and f.name not in floats]
+        if not selected:
+            continue
+        # Indices change with every emitter, so the nodes are found by name again.
+        view = GraphView(model)
+        indices = {node.name: index for index, node in enumerate(view.nodes)}
+        choice = Choice((), {indices[f.name]: f.constants for f in selected}, {}, ())
+        integers = IntegerWeights(0, {indices[form.name]: form.integers for form in selected})
+        model = emitter(model, view, choice, integers).model()
+    return model
+
+
+def _kind(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
+    """Return the form that the options select for a layer; None if it is static or float."""
+    operator = view.nodes[index].op_type
+    if operator == "LSTM" and options.recurrent == "dynamic":
+        return "dynamic"
+    if operator in RECURRENT and options.recurrent != "float":
+        return "weights"
+    if is_volume(view, index) and options.conv3d == "weights":
+        return "weights"
+    return None

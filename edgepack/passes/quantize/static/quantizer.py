@@ -1,0 +1,274 @@
+"""Run the static mode: equalize, reorder, observe, calibrate, round, emit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import onnx
+
+from edgepack.data.samples import Samples
+from edgepack.ledger import PassResult, Progress
+from edgepack.onnx_tools.fusion import float_operators, fused
+from edgepack.onnx_tools.stream import grouped
+from edgepack.onnx_tools.view import GraphView
+from edgepack.passes.quantize.calibration.histograms import (
+    Range,
+    observe_histograms,
+    observe_ranges,
+)
+from edgepack.passes.quantize.calibration.moments import group_by_memory, key, observe_moments
+from edgepack.passes.quantize.calibration.ranges import of_histogram, of_range
+from edgepack.passes.quantize.equalize.scaling import equalize
+from edgepack.passes.quantize.layers import (
+    RETURNED,
+    SLOW_VOLUME,
+    Layer,
+    is_volume,
+    read_layer,
+)
+from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.prepare import prepare
+from edgepack.passes.quantize.refusals import check_excluded, nothing_to_do
+from edgepack.passes.quantize.scheme import SYMMETRIC, Affine
+from edgepack.passes.quantize.static import placement_tensorrt
+from edgepack.passes.quantize.static.figures import details, notes
+from edgepack.passes.quantize.static.forms import choose_forms, store_forms
+from edgepack.passes.quantize.static.placement import Placement, place
+from edgepack.passes.quantize.static.qdq_graph import emit
+from edgepack.passes.quantize.weights.channel_order import reorder
+from edgepack.passes.quantize.weights.int8 import Quantized, quantize_layer
+
+
+class StaticQuantizer:
+    """One calibration of one model, and any number of quantizations of it.
+
+    Layers are returned to float without measuring again: the inputs and weights of the others do
+    not change, nor does the order of their channels.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        samples: Samples,
+        options: QuantizeOptions,
+        progress: Progress,
+    ) -> None:
+        self.samples, self.options, self.progress = samples, options, progress
+        self.seconds: dict[str, float] = {}
+        self.reordered = 0
+        self.equalized: dict[str, Any] | None = None
+        self._load(prepare(model))
+        # Equalizing and reordering change constants, so the graph is read again after each.
+        if self.options.equalize != "none" and self.placement.layers:
+            with self._phase("equalize"):
+                scaled, self.equalized = equalize(
+                    self.model, self.placement.points, samples, options, progress.advance
+                )
+                self._load(scaled)
+        if self.options.range == "pair-safe" and self.placement.layers:
+            with self._phase("order"):
+                ordered, self.reordered = reorder(self.model, self.view, self.placement.layers)
+                self._load(ordered)
+        self._quantization: dict[str, Affine] = {}
+        self._quantized: dict[int, Quantized] = {}
+        self._count = 0
+
+    def _load(self, model: onnx.ModelProto) -> None:
+        """Take over a prepared model, and decide which of its nodes become integer."""
+        self.model, self.view = model, GraphView(model)
+        check_excluded(self.view, self.options.exclude)
+        self.forms, reasons = choose_forms(self.view, self.options)
+        placement = self._placer(self.view, self.options.exclude, self._read)
+        float_layers = [
+            (name, kind, reasons.get(name, reason))
+            for name, kind, reason in placement.float_layers
+            if name not in self.forms
+        ]
+        self.placement = replace(placement, float_layers=tuple(float_layers))
+        if not (self.placement.layers or self.forms):
+            raise nothing_to_do(self.placement.float_layers)
+
+    def _read(self, view: GraphView, index: int) -> Layer | str:
+        """Return the layer at a node, or the reason why it does not become static int8."""
+        if self.options.conv3d != "static" and is_volume(view, index):
+            return SLOW_VOLUME
+        return read_layer(view, index)
+
+    @property
+    def _placer(self) -> Callable[..., Placement]:
+        if self.options.scheme == "tensorrt":
+            return placement_tensorrt.place
+        return place
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers that become integer."""
+        return (*(layer.name for layer in self.placement.layers), *self.forms)
+
+    def result(self, floats: Collection[str] = ()) -> PassResult[onnx.ModelProto]:
+        """Return the quantized model and its figures; layers in `floats` stay float."""
+        self._measure()
+        with self._phase("writing"):
+            placement, quantization, weights = self._select_parts(floats)
+            model = emit(self.model, self.view, placement, quantization, weights)
+            model = store_forms(model, self.forms, floats)
+            # TensorRT fuses by other rules, and onnxruntime in its place runs the pairs in float.
+            gpu = self.options.scheme in SYMMETRIC
+            float_counts = None if gpu else float_operators(fused(model).graph)
+        forms = [form for form in self.forms.values() if form.name not in floats]
+        figures = details(
+            placement,
+            forms,
+            self.options,
+            self._count,
+            quantization,
+            weights,
+            self.reordered,
+            self.equalized,
+            float_counts,
+            self.seconds,
+        )
+        return PassResult(model, True, notes(placement, forms, quantization, figures), figures)
+
+    def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
+        """Return the same model without the figures."""
+        self._measure()
+        return store_forms(
+            emit(self.model, self.view, *self._select_parts(floats)), self.forms, floats
+        )
+
+    def _select_parts(
+        self, floats: Collection[str]
+    ) -> tuple[Placement, dict[str, Affine], dict[int, Quantized]]:
+        """Return the placement, quantizations and weights when some layers stay float."""
+        placement = self.placement
+        if floats:
+            placement = self._place_without(floats)
+        roots = placement.roots()
+        # A tensor that shared a root before keeps the quantization of that root.
+        points = self.placement.points
+        self._calibrate([name for name in roots if name not in points])
+        quantization = {n: self._quantization[points.get(n, n)] for n in roots}
+        weights = {layer.index: self._quantized[layer.index] for layer in placement.layers}
+        return placement, quantization, weights
+
+    def _place_without(self, floats: Collection[str]) -> Placement:
+        """Place the pairs again, with these layers in float."""
+        layers = {layer.index: layer for layer in self.placement.layers}
+        reasons = {name: reason for name, _, reason in self.placement.float_layers}
+        reasons.update({form.name: form.reason for form in self.forms.values()})
+
+        # Layers that stay integer are reused. Placing changes their outputs, so each is copied with
+        # the node's own output.
+        def read(view: GraphView, index: int) -> Layer | str:
+            layer = layers.get(index)
+            if layer is None:
+                return reasons[view.nodes[index].name]
+            return replace(layer, output=view.nodes[index].output[0])
+
+        placement = self._placer(self.view, {*self.options.exclude, *floats}, read)
+        float_layers = [
+            (name, kind, RETURNED if name in floats else reason)
+            for name, kind, reason in placement.float_layers
+            if name in floats or name not in self.forms
+        ]
+        return replace(placement, float_layers=tuple(float_layers))
+
+    def _calibrate(self, names: Sequence[str]) -> None:
+        """Measure tensors that were float before, such as a skip branch on another operand."""
+        new = [name for name in names if name not in self._quantization]
+        if new:
+            ranges, _ = self._observe_ranges(new, _ignore_progress)
+            self._quantization.update(self._compute_quantization(ranges, _ignore_progress))
+
+    def _observe_ranges(
+        self, names: Sequence[str], advance: Callable[[int], None]
+    ) -> tuple[dict[str, Range], int]:
+        return observe_ranges(self.model, names, self.samples, self.options.batch_size, advance)
+
+    def _measure(self) -> None:
+        """Run the phases that read samples, once."""
+        if self._quantized or not self.placement.layers:
+            return
+        with self._phase("ranges"):
+            ranges, count = self._observe_ranges(self.placement.roots(), self.progress.advance)
+        lots = self._group_layers()
+        histogrammed = self.options.calibrator != "minmax"
+        # One pass for the ranges, one for histograms, and one for each group of layers.
+        self.progress.expect(count * (1 + histogrammed + len(lots)))
+        with self._phase("calibration"):
+            self._quantization = self._compute_quantization(ranges, self.progress.advance)
+        with self._phase("weights"):
+            self._quantized = self._quantize_layers(lots, self._quantization, ranges, count)
+        self._count = count
+
+    def _group_layers(self) -> list[list[Layer]]:
+        """Group the layers by the passes over the samples that their weights need."""
+        compensate = self.options.rounding == "gptq"
+        if not (compensate or self.options.bias_correction):
+            return []
+        return group_by_memory(self.placement.layers, squares=compensate)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        # The seconds of every phase go to the ledger.
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 3)
+
+    def _compute_quantization(
+        self, ranges: Mapping[str, Range], advance: Callable[[int], None]
+    ) -> dict[str, Affine]:
+        if self.options.calibrator == "minmax":
+            return {
+                name: of_range(observed, self.options.scheme) for name, observed in ranges.items()
+            }
+        histograms = observe_histograms(
+            self.model, ranges, self.samples, self.options.batch_size, advance
+        )
+        return {name: of_histogram(counts, self.options) for name, counts in histograms.items()}
+
+    def _quantize_layers(
+        self,
+        lots: list[list[Layer]],
+        quantization: Mapping[str, Affine],
+        ranges: Mapping[str, Range],
+        count: int,
+    ) -> dict[int, Quantized]:
+        points = self.placement.points
+        of_input = {x.input: quantization[points[x.input]] for x in self.placement.layers}
+        if not lots:
+            return {
+                layer.index: quantize_layer(layer, of_input[layer.input], None, self.options)
+                for layer in self.placement.layers
+            }
+        # Moments are estimated and dropped group by group, since together they may not fit in
+        # memory.
+        weights: dict[int, Quantized] = {}
+        for lot in lots:
+            inputs = list(dict.fromkeys(layer.input for layer in lot))
+            elements = {name: ranges[points[name]].elements for name in inputs}
+            moments = observe_moments(
+                self.model,
+                lot,
+                grouped(inputs, elements),
+                of_input,
+                self.samples,
+                self.options.batch_size,
+                self.progress.advance,
+                count,
+                squares=self.options.rounding == "gptq",
+            )
+            for layer in lot:
+                weights[layer.index] = quantize_layer(
+                    layer, of_input[layer.input], moments[key(layer)], self.options
+                )
+        return weights
+
+
+def _ignore_progress(samples: int) -> None:
+    """Ignore progress: samples that a search runs were not announced."""
