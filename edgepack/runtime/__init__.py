@@ -27,4 +27,4 @@ def __getattr__(name: str) -> Any:
         from . import model
 
         return getattr(model, name)
-    raise AttributeError("module {!r} has no attribute {!r}".format(__name__, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
     """Parser that raises InputError for a wrong option and prints its help as a result."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError("usage", printable(message), hint="{} --help".format(self.prog))
+        raise InputError("usage", printable(message), hint=f"{self.prog} --help")
 
     def print_help(self, file: Any = None) -> None:
         write_result(self.format_help())

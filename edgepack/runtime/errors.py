@@ -36,11 +36,11 @@ class EdgepackError(Exception):
     def __str__(self) -> str:
         # A file name may contain a newline: joining the lines keeps it from imitating the
         # "why:" or "hint:" line.
-        lines = ["error[{}]: {}".format(self.code, " ".join(self.what.splitlines()))]
+        lines = [f"error[{self.code}]: {' '.join(self.what.splitlines())}"]
         for label, text in (("why: ", self.why), ("hint:", self.hint)):
             if text:
                 first, *rest = text.splitlines()
-                lines.append("  {} {}".format(label, first))
+                lines.append(f"  {label} {first}")
                 lines.extend("        " + line for line in rest)
         return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import platform
 from typing import NamedTuple, Optional, Tuple
 
 from .bundle.archive import Archive
@@ -51,13 +51,13 @@ def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
         return BundleError(
             "bundle-changed",
             "the bundle was changed while it was in use",
-            why="{}: {}".format(type(error).__name__, error),
+            why=f"{type(error).__name__}: {error}",
             hint="run the command again; to replace a bundle, copy to another name and rename",
         )
     return _damage(before.path) or EdgepackError(
         "internal-error",
         "the loader itself failed",
-        why="{}: {}\n{}".format(type(error).__name__, error, _raised_at(error)),
+        why=f"{type(error).__name__}: {error}\n{_raised_at(error)}",
         hint="report it with the lines above",
     )
 
@@ -81,6 +81,6 @@ def _raised_at(error: Exception) -> str:
         # Frames of numpy and of the engine are skipped.
         name = trace.tb_frame.f_globals.get("__name__", "")
         if name.startswith(__name__.rpartition(".")[0]):
-            position = "in {}, line {}".format(name, trace.tb_lineno)
+            position = f"in {name}, line {trace.tb_lineno}"
         trace = trace.tb_next
-    return position + ", Python {}.{}.{}".format(*sys.version_info[:3])
+    return f"{position}, Python {platform.python_version()}"

@@ -81,9 +81,7 @@ class Model:
                 raise
             raise DeviceError(
                 "engine-failed",
-                "{} failed on inputs that fit the model".format(
-                    self.choice.require_variant().engine
-                ),
+                f"{self.choice.require_variant().engine} failed on inputs that fit the model",
                 why=str(error).strip(),
                 hint="python3 BUNDLE verify shows if the bundle runs here at all; a smaller batch "
                 "may need less memory",

@@ -45,7 +45,7 @@ def read_plain(path: "os.PathLike[str] | str", limit: Optional[int] = None) -> b
             return file.read()
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise OSError(errno.EFBIG, "it is larger than {:,} bytes".format(limit), os.fspath(path))
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", os.fspath(path))
     return content
 
 

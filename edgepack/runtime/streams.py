@@ -168,7 +168,7 @@ def _unwritable(subject: str, name: str, stream: Any, error: OSError) -> InputEr
     _discard(stream)
     return InputError(
         "output-unwritable",
-        "{} cannot be written to {}".format(subject, name),
+        f"{subject} cannot be written to {name}",
         why=error.strerror or str(error),
-        hint="check the file or pipe behind {}, and its free space".format(name),
+        hint=f"check the file or pipe behind {name}, and its free space",
     )

@@ -57,7 +57,7 @@ def hold(path: str) -> int:
     if _hold(descriptor, path):
         return descriptor
     os.close(descriptor)
-    raise BlockingIOError("{} is being removed".format(path))
+    raise BlockingIOError(f"{path} is being removed")
 
 
 def remove_unused(path: str) -> bool:

@@ -31,7 +31,7 @@ class Tensor:
     axis: int = -1
 
     def __str__(self) -> str:
-        return "{}:{}:{}".format(self.name, self.dtype, ",".join(map(str, self.shape)))
+        return f"{self.name}:{self.dtype}:{','.join(map(str, self.shape))}"
 
     @property
     def rank(self) -> int:

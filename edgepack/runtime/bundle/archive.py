@@ -114,7 +114,7 @@ class Archive:
         try:
             self.size = os.fstat(self._file.fileno()).st_size
             if self.size < _END.size:
-                raise _refuse("it has only {} bytes".format(self.size))
+                raise _refuse(f"it has only {self.size} bytes")
             self.entries: Dict[str, Entry] = {entry.name: entry for entry in self._scan()}
         except BaseException:
             self._file.close()
@@ -123,7 +123,7 @@ class Archive:
     def _unreadable(self, error: OSError) -> BundleError:
         return BundleError(
             "bundle-unreadable",
-            "the bundle cannot be read: {}".format(self.path),
+            f"the bundle cannot be read: {self.path}",
             why=error.strerror or str(error),
             hint="check the path and the permissions",
         )
@@ -136,12 +136,11 @@ class Archive:
         except OSError as error:
             raise self._unreadable(error) from error
         if len(data) != size:
+            size_now = os.fstat(self._file.fileno()).st_size
             raise BundleError(
                 "bundle-changed",
                 "the bundle was truncated while it was read",
-                why="it had {:,} bytes and now has {:,}".format(
-                    self.size, os.fstat(self._file.fileno()).st_size
-                ),
+                why=f"it had {self.size:,} bytes and now has {size_now:,}",
                 hint="run the command again; to replace a bundle, copy to another name and rename",
             )
         return data
@@ -175,7 +174,7 @@ class Archive:
         for _ in range(total):
             entry, header, position = self._central(position, end)
             if header != cursor:
-                raise _refuse("the entry {!r} overlaps another or leaves a gap".format(entry.name))
+                raise _refuse(f"the entry {entry.name!r} overlaps another or leaves a gap")
             entries.append(self._local(entry, header, offset))
             cursor = entries[-1].start + entry.size
         if cursor != offset or position != end:
@@ -202,17 +201,17 @@ class Archive:
 
     def _local(self, entry: Entry, header: int, limit: int) -> Entry:
         if header + _LOCAL.size > limit:
-            raise _refuse("the entry {!r} is truncated".format(entry.name))
+            raise _refuse(f"the entry {entry.name!r} is truncated")
         fields = _LOCAL.unpack(self._bytes(header, _LOCAL.size))
         name_length, extra = fields[9:]
         noncanonical = fields[0] != b"PK\3\4" or fields[1:6] != _LOCAL_FIXED
         if noncanonical or extra or fields[6:9] != (entry.crc, entry.size, entry.size):
-            raise _refuse("the two headers of {!r} differ".format(entry.name))
+            raise _refuse(f"the two headers of {entry.name!r} differ")
         if self._name(header + _LOCAL.size, name_length) != entry.name:
-            raise _refuse("{!r} has another name in its local header".format(entry.name))
+            raise _refuse(f"{entry.name!r} has another name in its local header")
         start = header + _LOCAL.size + name_length
         if start + entry.size > limit:
-            raise _refuse("the entry {!r} is truncated".format(entry.name))
+            raise _refuse(f"the entry {entry.name!r} is truncated")
         return Entry(entry.name, start, entry.size, entry.crc)
 
     def _name(self, start: int, length: int) -> str:
@@ -223,7 +222,7 @@ class Archive:
         except UnicodeDecodeError:
             name = ""
         if not _NAME.match(name):
-            raise _refuse("an entry has the name {!r}".format(raw[:80]), "bundle-unsafe-name")
+            raise _refuse(f"an entry has the name {raw[:80]!r}", "bundle-unsafe-name")
         return name
 
     def read(self, name: str) -> bytes:
@@ -259,12 +258,10 @@ class Archive:
         Needed only if no hash vouches for the bytes, or if the headers themselves are in question.
         """
         if crc != self._find(name).crc:
-            raise _refuse(
-                "the checksum of the entry {!r} does not match".format(name), "bundle-altered"
-            )
+            raise _refuse(f"the checksum of the entry {name!r} does not match", "bundle-altered")
 
     def _find(self, name: str) -> Entry:
         entry = self.entries.get(name)
         if entry is None:
-            raise _refuse("it has no entry {!r}".format(name))
+            raise _refuse(f"it has no entry {name!r}")
         return entry

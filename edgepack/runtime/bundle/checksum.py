@@ -33,7 +33,7 @@ def encode_checksum(digest: str, name: str) -> bytes:
         name: file name of the bundle, without its folder.
     """
     escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    line = "{}  {}\n".format(digest, escaped)
+    line = f"{digest}  {escaped}\n"
     if escaped != name:
         line = "\\" + line
     return os.fsencode(line)
@@ -84,7 +84,7 @@ def mismatch(origin: str, digest: str, expected: str) -> BundleError:
     return BundleError(
         "bundle-checksum",
         "the bundle is not the expected file",
-        why="its SHA-256 is {}\n{} says {}".format(digest, origin, expected),
+        why=f"its SHA-256 is {digest}\n{origin} says {expected}",
         hint="copy the bundle and its .sha256 again from the build host",
     )
 
@@ -93,6 +93,6 @@ def _fault(path: str, why: str) -> BundleError:
     return BundleError(
         "bundle-checksum",
         "the bundle's .sha256 file cannot be read",
-        why="{}: {}".format(path, why),
+        why=f"{path}: {why}",
         hint="copy the bundle and its .sha256 again from the build host",
     )

@@ -40,12 +40,12 @@ class Reader:
         return self._fault(self.path, why)
 
     def _key(self, key: str) -> str:
-        return "{}.{}".format(self.path, key).strip(".")
+        return f"{self.path}.{key}".strip(".")
 
     def get(self, key: str, *types: type) -> Any:
         """Return the value of a key, which must be of one of those types; a bool is no number."""
         if not isinstance(self.value, dict) or key not in self.value:
-            raise self.fault("the key {!r} is missing".format(key))
+            raise self.fault(f"the key {key!r} is missing")
         value = self.value[key]
         # `isinstance(True, int)` holds in Python, so bools are excluded explicitly.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
@@ -60,7 +60,7 @@ class Reader:
         """Return the elements of the list under a key, each converted by `read`."""
         path = self._key(key)
         return tuple(
-            read(Reader(value, "{}[{}]".format(path, i), self._fault))
+            read(Reader(value, f"{path}[{i}]", self._fault))
             for i, value in enumerate(self.get(key, list))
         )
 
@@ -88,24 +88,24 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
         return dict(pairs)
 
     def constant(text: str) -> Any:
-        raise fault("", "{} is not a JSON number".format(text))
+        raise fault("", f"{text} is not a JSON number")
 
     def finite(text: str) -> float:
         number = float(text)
         if not math.isfinite(number):
-            raise fault("", "the number {} is too large".format(text))
+            raise fault("", f"the number {text} is too large")
         return number
 
     def whole(text: str) -> int:
         # Python's integers have no limit, but computing with a huge one may overflow a float.
         if len(text) > MAX_DIGITS:
-            raise fault("", "the number {}... is too large".format(text[:MAX_DIGITS]))
+            raise fault("", f"the number {text[:MAX_DIGITS]}... is too large")
         return int(text)
 
     if len(data) > max_bytes:
-        raise fault("", "it has {} bytes; the limit is {}".format(len(data), max_bytes))
+        raise fault("", f"it has {len(data)} bytes; the limit is {max_bytes}")
     if _depth(data) > MAX_DEPTH:
-        raise fault("", "it is nested deeper than {} levels".format(MAX_DEPTH))
+        raise fault("", f"it is nested deeper than {MAX_DEPTH} levels")
     try:
         document = json.loads(
             data.decode("ascii"),
@@ -115,7 +115,7 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
             parse_int=whole,
         )
     except ValueError as error:
-        raise fault("", "it is not JSON: {}".format(error)) from error
+        raise fault("", f"it is not JSON: {error}") from error
     return Reader(document, "", fault)
 
 

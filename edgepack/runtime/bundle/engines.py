@@ -106,9 +106,7 @@ def read_variants(index: Reader, files: Mapping[str, Any]) -> Tuple[Variant, ...
     """
     variants = index.each("variants", lambda reader: _variant(reader, files))
     if not 0 < len(variants) <= MAX_VARIANTS:
-        raise index.fault(
-            "it has {} variants; 1 to {} are allowed".format(len(variants), MAX_VARIANTS)
-        )
+        raise index.fault(f"it has {len(variants)} variants; 1 to {MAX_VARIANTS} are allowed")
     if len({variant.name for variant in variants}) != len(variants):
         raise index.fault("two variants have the same name")
     if sum(variant.unfinished for variant in variants) > 1:
@@ -119,22 +117,22 @@ def read_variants(index: Reader, files: Mapping[str, Any]) -> Tuple[Variant, ...
 def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
     name, engine = reader.get("name", str), reader.get("engine", str)
     if not re.match(_NAME, name):
-        raise reader.fault("its name is {!r}".format(name))
+        raise reader.fault(f"its name is {name!r}")
     if engine not in ENGINES:
         raise BundleError(
             "bundle-engine",
             "the bundle requires an engine that this loader does not support",
-            why="it requires {!r}; this loader supports {}".format(engine, ", ".join(ENGINES)),
+            why=f"it requires {engine!r}; this loader supports {', '.join(ENGINES)}",
             hint="build it with a version of edgepack that supports this engine",
         )
     needs, file = _needs(reader.at("needs")), reader.get("file", str, type(None))
     if file is not None:
         if engine != TENSORRT or file not in files or not file.startswith("engine/"):
-            raise reader.fault("its file is {!r}".format(file))
+            raise reader.fault(f"its file is {file!r}")
         # A built engine runs on one GPU and one version, so ">=10" is not precise enough.
         loose = [key for key in _EXACT if not _exact(key, needs.get(key, ""))]
         if loose:
-            raise reader.fault("a built engine needs an exact {}".format(", ".join(loose)))
+            raise reader.fault(f"a built engine needs an exact {', '.join(loose)}")
     return Variant(name, engine, needs, file)
 
 
@@ -149,9 +147,9 @@ def _needs(reader: Reader) -> Dict[str, Any]:
         if key == "isa":
             reader.each(key, Reader.text)
         elif key not in _NEEDS:
-            raise reader.fault("it requires {!r}, which this loader cannot check".format(key))
+            raise reader.fault(f"it requires {key!r}, which this loader cannot check")
         elif not re.match(_NEEDS[key], reader.get(key, str)):
-            raise reader.fault("its {} is {!r}".format(key, reader.value[key]))
+            raise reader.fault(f"its {key} is {reader.value[key]!r}")
     return dict(reader.value)
 
 
@@ -166,7 +164,7 @@ def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
     profiles = {}
     for name in entries.value:
         if name not in tensors:
-            raise entries.fault("{!r} is no input".format(name))
+            raise entries.fault(f"{name!r} is no input")
         profiles[name] = _profile(entries.at(name), tensors[name])
     return EngineOptions(workspace, core, profiles)
 
@@ -180,6 +178,6 @@ def _profile(reader: Reader, tensor: Tensor) -> Tuple[Shape, Shape, Shape]:
         for shape in shapes
     )
     if not fits or not all(a <= b <= c for a, b, c in zip(*shapes)):
-        raise reader.fault("its shapes do not fit {}".format(tensor))
+        raise reader.fault(f"its shapes do not fit {tensor}")
     smallest, usual, largest = shapes
     return smallest, usual, largest

@@ -25,14 +25,12 @@ def _part(tensor: Tensor) -> Any:
         axis = reader.get("axis", int)
         size = tensor.shape[axis] if 0 <= axis < tensor.rank else None
         if not isinstance(size, int) or not ranges:
-            raise reader.fault("its axis is not an axis of fixed size of {}".format(tensor))
+            raise reader.fault(f"its axis is not an axis of fixed size of {tensor}")
         for pair in ranges:
             if len(pair) != 2 or any(type(bound) is not int for bound in pair):
                 raise reader.fault("its ranges are not pairs of whole numbers")
             if not 0 <= pair[0] < pair[1] <= size:
-                raise reader.fault(
-                    "its range {} does not lie in {} slices".format(list(pair), size)
-                )
+                raise reader.fault(f"its range {list(pair)} does not lie in {size} slices")
         return Part(axis, ranges, variance)
 
     return read

@@ -28,7 +28,7 @@ NOT_CONTENT = ("report/", "engine/")
 MAX_SIZE = 1 << 24
 DTYPES = (
     *("float16", "float32", "float64", "bool"),
-    *("{}int{}".format(sign, bits) for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 
 # Gates of each question, and below the range of each bound.
@@ -83,7 +83,7 @@ class OtherSize:
     @property
     def label(self) -> str:
         """Axis and size in words, `batch = 2`."""
-        return "{} = {}".format(self.axis, self.size)
+        return f"{self.axis} = {self.size}"
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _fault(path: str, why: str) -> BundleError:
     return BundleError(
         "bundle-index",
         "the bundle's index is not valid",
-        why="{}: {}".format(path or INDEX, why),
+        why=f"{path or INDEX}: {why}",
         hint="copy the bundle again from the build host",
     )
 
@@ -159,23 +159,23 @@ def _tensor(reader: Reader) -> Tensor:
     shape = tuple(reader.get("shape", list))
     for dim in shape:
         if not (isinstance(dim, str) or (type(dim) is int and dim >= 0)):
-            raise reader.fault("its shape is {!r}".format(shape))
+            raise reader.fault(f"its shape is {shape!r}")
     dtype = reader.get("dtype", str)
     if dtype not in DTYPES:
-        raise reader.fault("its element type is {!r}".format(dtype))
+        raise reader.fault(f"its element type is {dtype!r}")
     kind, axis = reader.get("kind", str), reader.value.get("axis", -1)
     if kind not in KINDS:
-        raise reader.fault("its kind is {!r}".format(kind))
+        raise reader.fault(f"its kind is {kind!r}")
     # A bool is an int to isinstance, but no axis.
     if type(axis) is not int or (axis != -1 and not 0 <= axis < len(shape)):
-        raise reader.fault("its class axis is {!r}".format(axis))
+        raise reader.fault(f"its class axis is {axis!r}")
     return Tensor(reader.get("name", str), dtype, shape, kind, axis)
 
 
 def _other_size(reader: Reader) -> OtherSize:
     size = reader.get("size", int)
     if not 0 < size <= MAX_SIZE:
-        raise reader.fault("its size is {}".format(size))
+        raise reader.fault(f"its size is {size}")
     original, built = (reader.each(key, Reader.text) for key in ("original", "built"))
     return OtherSize(reader.get("axis", str), size, original, built)
 
@@ -190,14 +190,14 @@ def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
 
 def _bound(bounds: Reader, gate: str, names: Tuple[str, ...]) -> float:
     if gate not in names:
-        raise bounds.fault("this loader has no gate {!r}".format(gate))
+        raise bounds.fault(f"this loader has no gate {gate!r}")
     if gate == "bit_exact":
         exact: float = bounds.get(gate, bool)
         return exact
     bound: float = bounds.get(gate, int, float)
     least, most = _RANGES[gate]
     if not least <= bound <= most:
-        raise bounds.fault("the gate {} cannot be {}".format(gate, bound))
+        raise bounds.fault(f"the gate {gate} cannot be {bound}")
     return bound
 
 
@@ -218,7 +218,7 @@ def parse(data: bytes) -> Index:
         raise BundleError(
             "bundle-format",
             "this loader does not read the bundle's format",
-            why="the bundle has {!r}, the loader reads {!r}".format(version, FORMAT),
+            why=f"the bundle has {version!r}, the loader reads {FORMAT!r}",
             hint="run the bundle itself: python3 BUNDLE verify",
         )
     files: Dict[str, Tuple[str, int]] = {}
@@ -272,7 +272,7 @@ def _consistent(index: Index) -> None:
         names += [*size.original, *size.built]
     for name in (*names, *index.reference.built):
         if name not in index.files:
-            raise _fault("files", "{!r} is used but not listed".format(name))
+            raise _fault("files", f"{name!r} is used but not listed")
     counts = (len(index.reference.inputs), len(index.reference.original))
     if counts != (len(index.inputs), len(index.outputs)):
         raise _fault("reference", "it does not have one file per input and output")
@@ -285,11 +285,11 @@ def _consistent(index: Index) -> None:
     axes = set(chain.from_iterable(tensor.shape for tensor in index.inputs))
     for size in index.sizes:
         if size.axis not in axes:
-            raise _fault("sizes", "no input has an axis {!r}".format(size.axis))
+            raise _fault("sizes", f"no input has an axis {size.axis!r}")
         if len(size.original) != len(index.outputs):
-            raise _fault("sizes", "{} does not have one file per output".format(size.label))
+            raise _fault("sizes", f"{size.label} does not have one file per output")
         if len(size.built) != len(index.reference.built):
-            raise _fault("sizes", "{} does not have one answer per output".format(size.label))
+            raise _fault("sizes", f"{size.label} does not have one answer per output")
     for key, tensors in (("inputs", index.inputs), ("outputs", index.outputs)):
         if len({tensor.name for tensor in tensors}) != len(tensors):
             raise _fault(key, "two of them have the same name")
@@ -348,8 +348,6 @@ def _require(name: str, digest: str, index: Index) -> None:
         raise BundleError(
             "bundle-altered",
             "the bundle was altered after it was built",
-            why="{} has SHA-256 {}..., the index lists {}...".format(
-                name, digest[:16], listed[:16]
-            ),
+            why=f"{name} has SHA-256 {digest[:16]}..., the index lists {listed[:16]}...",
             hint="do not use it; copy it again from the build host",
         )

@@ -90,7 +90,7 @@ class Sealed:
             "engine-other",
             "the engine sealed beside the bundle is for another " + subject,
             why="\n".join(
-                "{}: it was built for {}; this is {}".format(name, recorded[name], required[name])
+                f"{name}: it was built for {recorded[name]}; this is {required[name]}"
                 for name in different
             ),
             hint=FINISH,
@@ -123,7 +123,7 @@ def find(bundle: str) -> Optional[Sealed]:
             raise _fault(KEY, "it is too large")
         top = parse(archive.read(KEY), _fault, MAX_KEY_BYTES)
         if top.get("format", str) != FORMAT:
-            raise _fault(KEY, "its format is {!r}".format(top.value["format"]))
+            raise _fault(KEY, f"its format is {top.value['format']!r}")
         listed = {name: _file(top.at("files").at(name)) for name in (PLAN, TIMING)}
         sizes = {name: archive.entries[name].size for name in (PLAN, TIMING)}
     if sizes != {name: size for name, (_, size) in listed.items()}:
@@ -186,10 +186,10 @@ def find_distrust_reason(status: os.stat_result) -> str:
         return "it is not a regular file"
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
-        return "users other than its owner may write it (mode {:o})".format(mode)
+        return f"users other than its owner may write it (mode {mode:o})"
     user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
     if status.st_uid not in (0, user):
-        return "it belongs to user {}; this is user {}".format(status.st_uid, user)
+        return f"it belongs to user {status.st_uid}; this is user {user}"
     return ""
 
 
@@ -198,7 +198,7 @@ def untrusted_error(path: str, why: str) -> DeviceError:
     return DeviceError(
         "engine-untrusted",
         "the engine sealed beside the bundle is not trusted and was not opened",
-        why="{}: {}".format(path, why),
+        why=f"{path}: {why}",
         hint=FINISH,
     )
 
@@ -237,6 +237,6 @@ def write(
         raise DeviceError(
             "engine-too-large",
             "the engine is too large to seal",
-            why="it has {:,} bytes; the limit of the format is 2 GiB".format(len(plan)),
+            why=f"it has {len(plan):,} bytes; the limit of the format is 2 GiB",
             hint="set a smaller workspace_mb in the target profile, or build a smaller model",
         ) from error

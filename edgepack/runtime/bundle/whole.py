@@ -116,7 +116,7 @@ def _open_locked(part: str) -> int:
             raise DeviceError(
                 "finish-running",
                 "another process is building this engine",
-                why="{} is locked".format(part),
+                why=f"{part} is locked",
                 hint="wait until it is done",
             ) from error
         except BaseException:
@@ -138,7 +138,7 @@ def _blocked_error(part: str) -> DeviceError:
     return DeviceError(
         "output-unwritable",
         "the engine's temporary file cannot be created",
-        why="{} exists and is not a file of this user".format(part),
+        why=f"{part} exists and is not a file of this user",
         hint="inspect it and remove it",
     )
 
@@ -146,7 +146,7 @@ def _blocked_error(part: str) -> DeviceError:
 def _unwritable(path: str, error: OSError) -> EdgepackError:
     return DeviceError(
         "output-unwritable",
-        "the engine cannot be written: {}".format(path),
+        f"the engine cannot be written: {path}",
         why=error.strerror or str(error),
         hint="check the folder, its permissions and its free space",
     )

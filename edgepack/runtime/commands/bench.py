@@ -106,7 +106,7 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise InputError(
             "against-unreadable",
-            "{} cannot be read".format(path),
+            f"{path} cannot be read",
             why=error.strerror or str(error),
             hint="--against takes an ONNX file",
         ) from error
@@ -157,7 +157,7 @@ def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
             "bench-failed",
             "the process that measures the latency failed",
             why=process.stderr.decode("utf-8", "replace").strip()[-2000:]
-            or "exit status {}".format(process.returncode),
+            or f"exit status {process.returncode}",
             hint="python3 BUNDLE verify shows if the bundle runs here at all",
         ) from error
     if "error" in turn:
@@ -211,17 +211,17 @@ def bench(
     """
     queries, seconds = LENGTHS[length]
     share = (
-        "--queries={}".format(math.ceil(queries / ROUNDS)),
-        "--seconds={}".format(seconds / ROUNDS),
-        "--threads={}".format(threads),
+        f"--queries={math.ceil(queries / ROUNDS)}",
+        f"--seconds={seconds / ROUNDS}",
+        f"--threads={threads}",
     )
     turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}
     monitor = LoadMonitor()
     for _ in range(ROUNDS):
-        turns["model"].append(_turn(path, [*share, "--variant={}".format(variant)]))
+        turns["model"].append(_turn(path, [*share, f"--variant={variant}"]))
         if against:
             on_gpu = turns["model"][0]["variant"]["engine"] == CUDA
-            other_file = "--against={}".format(os.path.abspath(against))
+            other_file = f"--against={os.path.abspath(against)}"
             turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * on_gpu]))
     load = monitor.result()
     model = _summary(turns["model"])

@@ -56,7 +56,7 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         if not force and _fits(before, key):
             # A killed `finish --force` may have left its temporary file beside the good engine.
             sweep(engine)
-            print_status("already finished: {} is for this bundle, GPU and TensorRT".format(engine))
+            print_status(f"already finished: {engine} is for this bundle, GPU and TensorRT")
             return {"built": False, "engine": engine, "key": asdict(key)}
         with lock_part(engine) as publish:
             started = time.perf_counter()
@@ -64,7 +64,7 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
             built = time.perf_counter()
             proof = _prove(archive, index, variant, device, plan)
             for question, gate in _gates(proof):
-                print_status("{}: {}".format(question, describe_gate(gate)))
+                print_status(f"{question}: {describe_gate(gate)}")
             if not proof["passed"]:
                 raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
@@ -72,7 +72,7 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
             details["seconds"] = seconds
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
-    print_status("sealed: {} ({:,} bytes)".format(engine, len(plan)))
+    print_status(f"sealed: {engine} ({len(plan):,} bytes)")
     return {
         "built": True,
         "engine": engine,
@@ -87,14 +87,14 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
 def _fits(before: Union[Sealed, DeviceError, None], key: Key) -> bool:
     """Return True for an intact sealed engine with this key; print the fault of a damaged one."""
     if isinstance(before, DeviceError):
-        print_status("{}: {}".format(before.what, before.why))
+        print_status(f"{before.what}: {before.why}")
         return False
     if before is None or before.key != key:
         return False
     try:
         before.read(PLAN)
     except DeviceError as error:
-        print_status("{}: {}".format(error.what, error.why))
+        print_status(f"{error.what}: {error.why}")
         return False
     return True
 
@@ -124,8 +124,8 @@ def _build(
     from ..session.tensorrt_session import import_tensorrt
 
     print_status(
-        "building the engine for {} with TensorRT {}; on a small board this takes about ten "
-        "minutes".format(device["gpu"], device["tensorrt"])
+        f"building the engine for {device['gpu']} with TensorRT {device['tensorrt']}; "
+        "on a small board this takes about ten minutes"
     )
     options = index.engine_options
     return build(
@@ -133,7 +133,7 @@ def _build(
         check_file(archive, index, index.model),
         Options(options.workspace_mb << 20, options.profiles, options.dla_core),
         timing_cache,
-        lambda seconds: print_status("  still building, {:.0f} s".format(seconds)),
+        lambda seconds: print_status(f"  still building, {seconds:.0f} s"),
     )
 
 
@@ -161,7 +161,7 @@ def _gate_error(proof: Mapping[str, Any]) -> GateError:
         "engine-gate-missed",
         "the engine missed a gate and was not sealed",
         why="\n".join(
-            "{}: {}".format(question, describe_gate(gate))
+            f"{question}: {describe_gate(gate)}"
             for question, gate in _gates(proof)
             if not gate["passed"]
         ),

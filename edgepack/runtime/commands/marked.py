@@ -53,7 +53,7 @@ def run_marked(path: str, against: str, repeats: int, threads: int) -> Dict[str,
     except Exception as error:  # onnxruntime's exceptions share no base but Exception
         raise InputError(
             "against-failed",
-            "{} does not run on the bundle's reference samples".format(against),
+            f"{against} does not run on the bundle's reference samples",
             why=str(error).strip(),
             hint="--against takes a model with the same inputs, by name, type and shape",
         ) from error

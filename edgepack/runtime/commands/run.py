@@ -29,14 +29,14 @@ def read_npz(path: str) -> Dict[str, np.ndarray]:
                 raise ValueError("it is a single array, not an .npz")
             repeated = sorted({name for name in loaded.files if loaded.files.count(name) > 1})
             if repeated:
-                raise ValueError("it has two arrays named {}".format(", ".join(repeated)))
+                raise ValueError(f"it has two arrays named {', '.join(repeated)}")
             arrays = {name: loaded[name] for name in loaded.files}
         # An entry that is no array (a note, a README) is loaded as bytes: skip it.
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     except Exception as error:  # numpy, tokenize, zipfile and lzma share no base for broken files
         raise InputError(
             "samples-unreadable",
-            "the samples cannot be read: {}".format(path),
+            f"the samples cannot be read: {path}",
             why=str(error) or type(error).__name__,
             hint="store one array per input in an .npz: numpy.savez(file, name=array)",
         ) from error
@@ -75,7 +75,7 @@ def write_npz(path: str, arrays: Dict[str, np.ndarray]) -> None:
 def _unwritable(path: str, error: OSError) -> InputError:
     return InputError(
         "output-unwritable",
-        "the outputs cannot be written: {}".format(path),
+        f"the outputs cannot be written: {path}",
         why=error.strerror or str(error),
         hint="check the folder, its permissions and its free space",
     )
@@ -131,7 +131,7 @@ def _columns(
             raise InputError(
                 "output-ragged",
                 "the outputs of several samples differ in shape",
-                why="{}: {}".format(tensor.name, error),
+                why=f"{tensor.name}: {error}",
                 hint="run samples of one size at a time",
             ) from error
     return columns

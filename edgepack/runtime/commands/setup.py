@@ -35,7 +35,7 @@ def describe_wheels(index: Index) -> List[str]:
         return []
     size = sum(index.files[name][1] for name in names)
     python = describe_tags([read_tags(os.path.basename(name)) for name in names])
-    return ["{}, {:,} bytes, for {}".format(len(names), size, python)]
+    return [f"{len(names)}, {size:,} bytes, for {python}"]
 
 
 def setup(bundle: str, folder: str) -> Dict[str, Any]:
@@ -111,6 +111,6 @@ def _clash(first: Wheel, second: Wheel, path: str) -> BundleError:
     return BundleError(
         "wheels-clash",
         "two wheels have different files of the same name",
-        why="{}: in {} and in {}".format(path, first.name, second.name),
+        why=f"{path}: in {first.name} and in {second.name}",
         hint="build the bundle again, with one build of each package in its requirements",
     )

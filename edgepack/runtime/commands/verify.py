@@ -46,15 +46,15 @@ def read_arrays(
             array = np.lib.format.read_array(stream, allow_pickle=False)
             # bool, signed and unsigned integers, floats
             if array.dtype.kind not in "biuf":
-                raise ValueError("its elements are {}, not numbers".format(array.dtype))
+                raise ValueError(f"its elements are {array.dtype}, not numbers")
             if array.shape[:1] != (rows,):
-                raise ValueError("its shape is {} for {} samples".format(array.shape, rows))
+                raise ValueError(f"its shape is {array.shape} for {rows} samples")
             arrays.append(array)
         except Exception as error:  # numpy reads a header with Python's tokenizer and parser
             raise BundleError(
                 "bundle-reference",
                 "the bundle's reference samples cannot be read",
-                why="{}: {}".format(name, str(error) or type(error).__name__),
+                why=f"{name}: {str(error) or type(error).__name__}",
                 hint="copy the bundle again from the build host",
             ) from error
     return arrays
@@ -116,7 +116,7 @@ def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
             raise InputError(
                 "evaluation-cut",
                 "the evaluation samples are truncated",
-                why="a shard has {} of {} bytes".format(len(data), length),
+                why=f"a shard has {len(data)} of {length} bytes",
                 hint="this stream comes from `edgepack build`; see its error",
             )
         with np.load(io.BytesIO(data), allow_pickle=False) as shard:
@@ -141,10 +141,10 @@ def _on_evaluation(
     quality = Quality(index.outputs, index.parts, metric or "", index.inputs)
     for shard in read_frames(stream):
         outputs = model.run(
-            {tensor.name: shard["input-{}".format(i)] for i, tensor in enumerate(index.inputs)}
+            {tensor.name: shard[f"input-{i}"] for i, tensor in enumerate(index.inputs)}
         )
         quality.update(
-            [shard["original-{}".format(i)] for i in range(len(index.outputs))],
+            [shard[f"original-{i}"] for i in range(len(index.outputs))],
             [outputs[tensor.name] for tensor in index.outputs],
             shard.get("labels"),
             int(shard["count"]),
@@ -181,7 +181,7 @@ class _AtSize:
     def compare(self, index: Index, expected: Sequence[np.ndarray]) -> Dict[str, Dict[str, Any]]:
         """Compare this device's answers with others; return metrics by output and size."""
         outputs = compare(index.outputs, index.parts, [(expected, self.answers)], index.inputs)
-        return {"{} at {}".format(name, self.label): metrics for name, metrics in outputs.items()}
+        return {f"{name} at {self.label}": metrics for name, metrics in outputs.items()}
 
 
 def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
@@ -221,7 +221,7 @@ def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -
         raise BundleError(
             "bundle-reference",
             "the bundle's reference samples cannot be read",
-            why="{} is too far from the samples' size of {}".format(size.label, usual),
+            why=f"{size.label} is too far from the samples' size of {usual}",
             hint="copy the bundle again from the build host",
         )
 
@@ -233,7 +233,7 @@ def _judge_sizes(
     for size in sizes:
         outputs = size.compare(index, size.original)
         for tensor in index.outputs:
-            name = "{} at {}".format(tensor.name, size.label)
+            name = f"{tensor.name} at {size.label}"
             gates += judge_size(
                 index.gates["quality"], name, outputs[name], evaluated[tensor.name],
                 index.parts[tensor.name],
@@ -299,9 +299,8 @@ def _check_recorded(
                 raise BundleError(
                     "bundle-answers",
                     "the bundle's answers are not those that its build measured",
-                    why="{}: {} is {}, the build recorded {}".format(
-                        tensor.name, key, measured_part[key], recorded_part.get(key)
-                    ),
+                    why=f"{tensor.name}: {key} is {measured_part[key]}, "
+                    f"the build recorded {recorded_part.get(key)}",
                     hint="do not use it; fetch it again from where it was built",
                 )
 
@@ -348,7 +347,7 @@ def on_samples(
         raise BundleError(
             "bundle-metric",
             "the bundle names a metric that this loader does not support",
-            why="it names {!r}; this loader supports {}".format(metric, ", ".join(TOP)),
+            why=f"it names {metric!r}; this loader supports {', '.join(TOP)}",
             hint="build it with a version of edgepack that supports the metric",
         )
     fidelity = None

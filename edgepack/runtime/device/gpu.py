@@ -66,9 +66,9 @@ def probe(tensorrt: bool, timeout: float = TIMEOUT_SECONDS) -> Dict[str, Any]:
             )
             out, err, ended = process.stdout, process.stderr, _describe_end(process.returncode)
         except subprocess.TimeoutExpired as error:
-            out, ended = error.stdout or b"", "the probe took longer than {:g} s".format(timeout)
+            out, ended = error.stdout or b"", f"the probe took longer than {timeout:g} s"
         except OSError as error:
-            ended = "the probe could not be started: {}".format(error.strerror or error)
+            ended = f"the probe could not be started: {error.strerror or error}"
     return {**_facts(out, err, ended), **_jetson()}
 
 
@@ -82,12 +82,12 @@ def _describe_end(status: int) -> str:
     if status == 0:
         return ""
     if status > 0:
-        return "exit status {}".format(status)
+        return f"exit status {status}"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = "an unknown signal"
-    return "the probe ended with signal {} ({})".format(-status, name)
+    return f"the probe ended with signal {-status} ({name})"
 
 
 def _facts(out: bytes, err: bytes, ended: str) -> Dict[str, Any]:
@@ -143,7 +143,7 @@ def _driver() -> Dict[str, Any]:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
-        return {**_NOTHING, "gpu_why": "NVIDIA's driver is not installed: {}".format(error)}
+        return {**_NOTHING, "gpu_why": f"NVIDIA's driver is not installed: {error}"}
     # Output parameters of the calls below; `number` is reused.
     number, device, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
@@ -154,7 +154,7 @@ def _driver() -> Dict[str, Any]:
             text = ctypes.c_char_p()
             cuda.cuGetErrorString(status, ctypes.byref(text))
             reason = (text.value or b"").decode("utf-8", "replace")
-            raise OSError("{}: error {} {}".format(function, status, reason).strip())
+            raise OSError(f"{function}: error {status} {reason}".strip())
 
     def attribute(identifier: int) -> int:
         call("cuDeviceGetAttribute", ctypes.byref(number), identifier, device)
@@ -171,7 +171,7 @@ def _driver() -> Dict[str, Any]:
         call("cuDeviceGetName", name, len(name), device)
         call("cuDeviceTotalMem_v2", ctypes.byref(memory), device)
         # CUdevice_attribute: 75 and 76 are the compute capability, 16 the multiprocessors.
-        capability = "{}.{}".format(attribute(75), attribute(76))
+        capability = f"{attribute(75)}.{attribute(76)}"
         multiprocessors = attribute(16)
     except (OSError, AttributeError) as error:
         return {**_NOTHING, "gpu_why": str(error)}
@@ -182,7 +182,7 @@ def _driver() -> Dict[str, Any]:
         "multiprocessors": multiprocessors,
         "gpu_memory_bytes": memory.value,
         # 12060 is CUDA 12.6.
-        "cuda_driver": "{}.{}".format(driver // 1000, driver % 1000 // 10),
+        "cuda_driver": f"{driver // 1000}.{driver % 1000 // 10}",
     }
 
 
@@ -195,5 +195,5 @@ def _tensorrt() -> Dict[str, Optional[str]]:
         # process.
         tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.ERROR))
     except Exception as error:  # noqa: BLE001  An extension module may raise anything.
-        return {"tensorrt": None, "tensorrt_why": "{}: {}".format(type(error).__name__, error)}
+        return {"tensorrt": None, "tensorrt_why": f"{type(error).__name__}: {error}"}
     return {"tensorrt": str(tensorrt.__version__), "tensorrt_why": ""}

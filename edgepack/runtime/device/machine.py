@@ -96,7 +96,7 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
         raise DeviceError(
             "device-arch",
             "this bundle is not for this kind of processor",
-            why="it is for {}; this is {}".format(arch, device["arch"]),
+            why=f"it is for {arch}; this is {device['arch']}",
             hint="build it for a target profile of this device: edgepack targets list",
         )
     # A system that does not report its instruction sets is trusted to have them.
@@ -105,7 +105,7 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
         raise DeviceError(
             "device-isa",
             "this processor is older than the bundle needs",
-            why="it lacks {}: {}".format(", ".join(lacking), device["cpu"]),
+            why=f"it lacks {', '.join(lacking)}: {device['cpu']}",
             hint="build for a target profile with lower requirements",
         )
     floor = str(needs.get("python", "3.8"))
@@ -113,7 +113,7 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
         raise DeviceError(
             "device-python",
             "this Python is older than the bundle needs",
-            why="it needs {} or newer; this is {}".format(floor, device["python"]),
+            why=f"it needs {floor} or newer; this is {device['python']}",
             hint="run it with a newer python3",
         )
 

@@ -60,9 +60,9 @@ class Choice(NamedTuple):
             raise faults[0]
         raise DeviceError(
             "variant-none-fits",
-            "none of the bundle's {} variants fits this device".format(len(faults)),
+            f"none of the bundle's {len(faults)} variants fits this device",
             why="\n".join(
-                "{}: {}: {}".format(passed.variant.name, passed.fault.what, passed.fault.why)
+                f"{passed.variant.name}: {passed.fault.what}: {passed.fault.why}"
                 for passed in self.passed_over
             ),
             hint="\n".join(dict.fromkeys(fault.hint for fault in faults)),
@@ -83,22 +83,18 @@ def format_skip_reason(passed: Mapping[str, Any]) -> str:
     """Format a skipped variant of the verdict's JSON: the reason and the remedy, in one line."""
     # Collapse the line breaks of both texts into spaces.
     why, hint = (" ".join(passed[key].split()) for key in ("why", "hint"))
-    return "{}: {} ({})".format(passed["what"], why, hint)
+    return f"{passed['what']}: {why} ({hint})"
 
 
 def format_fallback(variant: Mapping[str, Any]) -> List[str]:
     """Format the warning for a fallback: a line, and one per skipped variant; from its JSON."""
     if not variant["fallback"]:
         return []
-    return [
-        "FALLBACK: running in {}, not in the engine that the bundle was built for".format(
-            variant["engine"]
-        ),
-        *(
-            "  not {}: {}".format(passed["name"], format_skip_reason(passed))
-            for passed in variant["passed_over"]
-        ),
-    ]
+    engine = variant["engine"]
+    lines = [f"FALLBACK: running in {engine}, not in the engine that the bundle was built for"]
+    for passed in variant["passed_over"]:
+        lines.append(f"  not {passed['name']}: {format_skip_reason(passed)}")
+    return lines
 
 
 def choose(
@@ -124,8 +120,8 @@ def choose(
     if not candidates:
         raise InputError(
             "variant-unknown",
-            "the bundle has no variant named {!r}".format(only),
-            why="it has {}".format(", ".join(variant.name for variant in index.variants)),
+            f"the bundle has no variant named {only!r}",
+            why=f"it has {', '.join(variant.name for variant in index.variants)}",
             hint="python3 BUNDLE info lists them",
         )
 
@@ -199,7 +195,7 @@ def _other_processor(
         return DeviceError(
             "device-arch",
             "it is for another kind of processor",
-            why="it is for {}; this is {}".format(arch, device["arch"]),
+            why=f"it is for {arch}; this is {device['arch']}",
             hint="build it for a target profile of this device: edgepack targets list",
         )
     # `machine.require` has checked the whole bundle's minimum before. A system that does not
@@ -209,10 +205,10 @@ def _other_processor(
     if not lacking:
         return None
     what = "this processor is older than it needs"
-    why = "it lacks {}: {}".format(", ".join(lacking), device["cpu"])
+    why = f"it lacks {', '.join(lacking)}: {device['cpu']}"
     if device["isa"] is None:
         what = "this system does not report the processor's instruction sets"
-        why = "it needs {}; the safest variant is used instead".format(", ".join(lacking))
+        why = f"it needs {', '.join(lacking)}; the safest variant is used instead"
     return DeviceError(
         "device-isa", what, why=why, hint="build for a target profile with lower requirements"
     )
@@ -230,16 +226,12 @@ def _without_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[Device
     name = variant.needs.get("gpu", device["gpu"])
     if satisfies(actual, required) and name == device["gpu"]:
         return None
+    needs = filter(None, (variant.needs.get("gpu"), required and "capability " + required))
     return DeviceError(
         "gpu-other",
         "it is for another GPU",
-        why="it needs {}; this is {} of compute capability {}".format(
-            " and ".join(
-                filter(None, (variant.needs.get("gpu"), required and "capability " + required))
-            ),
-            device["gpu"],
-            actual,
-        ),
+        why=f"it needs {' and '.join(needs)}; "
+        f"this is {device['gpu']} of compute capability {actual}",
         hint="build it for a target profile of this GPU: edgepack targets list",
     )
 
@@ -258,7 +250,7 @@ def _without_tensorrt(variant: Variant, device: Mapping[str, Any]) -> Optional[D
         return DeviceError(
             "engine-version",
             "the bundle needs another version of TensorRT",
-            why="it needs {}; this is {}".format(required, version),
+            why=f"it needs {required}; this is {version}",
             hint="build it for a target profile with this version",
         )
     return None
@@ -282,17 +274,16 @@ def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[Dev
         return DeviceError(
             "engine-version",
             "the bundle needs another version of onnxruntime",
-            why="it needs {}; this is {}".format(required, version),
-            hint="pip install '{}{}'".format(package, specifier),
+            why=f"it needs {required}; this is {version}",
+            hint=f"pip install '{package}{specifier}'",
         )
     if variant.engine == CUDA and PROVIDER not in device["onnxruntime_providers"].split(", "):
         return DeviceError(
             "engine-provider",
             "this onnxruntime cannot use a GPU",
-            why="{} is not in get_available_providers(): {}; the packages onnxruntime and "
-            "onnxruntime-gpu share one name, and the last one installed wins".format(
-                PROVIDER, device["onnxruntime_providers"]
-            ),
+            why=f"{PROVIDER} is not in get_available_providers(): "
+            f"{device['onnxruntime_providers']}; the packages onnxruntime and onnxruntime-gpu "
+            "share one name, and the last one installed wins",
             hint="pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu",
         )
     return None

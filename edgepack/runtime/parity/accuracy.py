@@ -188,11 +188,11 @@ def read_labels(
 def _out_of_range(label: Any, count: Optional[int]) -> InputError:
     classes = "classes are whole numbers, counted from 0"
     if count is not None:
-        classes = "there are {} classes, counted from 0".format(count)
+        classes = f"there are {count} classes, counted from 0"
     return InputError(
         "labels-range",
         "a label is not one of the model's classes",
-        why="label {}; {}".format(label, classes),
+        why=f"label {label}; {classes}",
         hint="labels are class indices in the order of the model's scores",
     )
 
@@ -201,7 +201,7 @@ def _misfit(labels: np.ndarray, shape: Tuple[int, ...], hint: str) -> InputError
     return InputError(
         "labels-shape",
         "the labels do not fit the model's output",
-        why="labels of shape {} for an output of shape {}".format(labels.shape, shape),
+        why=f"labels of shape {labels.shape} for an output of shape {shape}",
         hint=hint + "; set the class axis in the manifest: [[outputs]] kind, axis",
     )
 

@@ -246,7 +246,7 @@ def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[
 def _few(count: float, share: float) -> str:
     if share <= 0 or count * share >= 1 - 1e-9:
         return ""
-    return "one miss is allowed: {:.0f} samples are too few to measure this rate".format(count)
+    return f"one miss is allowed: {count:.0f} samples are too few to measure this rate"
 
 
 def _decibel(value: Optional[float]) -> str:

@@ -32,10 +32,10 @@ class Part:
         if self.axis is None:
             return ""
         # Axis 1 with ranges (0, 4) and (5, 85) is `[:, 0:4+5:85]`.
-        texts = ["{}:{}".format(*bounds) for bounds in self.ranges[:_SPELLED]]
+        texts = [f"{start}:{end}" for start, end in self.ranges[:_SPELLED]]
         if len(self.ranges) > _SPELLED:
             texts.append("...")
-        return "[{}{}]".format(":, " * self.axis, "+".join(texts))
+        return f"[{':, ' * self.axis}{'+'.join(texts)}]"
 
     def snr_db(self, error: float) -> Optional[float]:
         """Return the SNR in dB of a mean squared error; None for an exact answer.

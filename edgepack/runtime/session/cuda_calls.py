@@ -41,6 +41,6 @@ def cuda_error(call: str, why: str) -> DeviceError:
     return DeviceError(
         "cuda-failed",
         "the GPU cannot be used",
-        why="{}: {}".format(call, why),
+        why=f"{call}: {why}",
         hint="check the driver and the GPU's memory with nvidia-smi, or tegrastats on a Jetson",
     )

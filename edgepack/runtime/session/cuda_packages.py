@@ -26,9 +26,7 @@ class CudaBindings:
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status):
             text = self._runtime.cudaGetErrorString(status)[1] or b""
-            raise cuda_error(
-                function, "error {}: {}".format(int(status), text.decode("utf-8", "replace"))
-            )
+            raise cuda_error(function, f"error {int(status)}: {text.decode('utf-8', 'replace')}")
         return int(values[0]) if values else 0
 
     def malloc(self, size: int) -> int:
@@ -86,7 +84,7 @@ class PyCuda:
         try:
             return call()
         except Exception as error:
-            raise cuda_error("pycuda {}".format(function), str(error)) from error
+            raise cuda_error(f"pycuda {function}", str(error)) from error
 
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the GPU and return their address."""

@@ -39,19 +39,15 @@ def feeds(
         raise InputError(
             "input-names",
             "the samples lack an input",
-            why="missing: {}; there are: {}".format(
-                ", ".join(missing), ", ".join(sorted(arrays)) or "none"
-            ),
-            hint="store one array per input under its name: numpy.savez(file, {}=...)".format(
-                missing[0]
-            ),
+            why=f"missing: {', '.join(missing)}; there are: {', '.join(sorted(arrays)) or 'none'}",
+            hint=f"store one array per input under its name: numpy.savez(file, {missing[0]}=...)",
         )
     for tensor in inputs:
         if arrays[tensor.name].ndim == 0:
             raise InputError(
                 "input-shape",
                 "an input has the wrong shape",
-                why="{} is a single value".format(tensor.name),
+                why=f"{tensor.name} is a single value",
                 hint="axis 0 of every array must count the samples",
             )
     counts = {tensor.name: len(arrays[tensor.name]) for tensor in inputs}
@@ -59,7 +55,7 @@ def feeds(
         raise InputError(
             "input-counts",
             "the inputs hold different numbers of samples",
-            why=", ".join("{}: {}".format(*item) for item in counts.items()),
+            why=", ".join(f"{name}: {count}" for name, count in counts.items()),
             hint="axis 0 of every array must count the samples",
         )
     count = next(iter(counts.values()))
@@ -80,8 +76,8 @@ def feeds(
         raise InputError(
             "input-counts",
             "the samples do not fill the model's batch",
-            why="the batch is fixed to {}; there are {} samples".format(fixed, count),
-            hint="give a multiple of {} samples".format(fixed),
+            why=f"the batch is fixed to {fixed}; there are {count} samples",
+            hint=f"give a multiple of {fixed} samples",
         )
     for start in range(0, count, step):
         yield {tensor.name: arrays[tensor.name][start : start + step] for tensor in inputs}
@@ -116,21 +112,21 @@ def explain(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
     names = [tensor.name for tensor in expected]
     signature = "the model takes " + "; ".join(map(str, expected))
     if not isinstance(inputs, Mapping):
-        why = "they are {}, not arrays by name".format(_describe(inputs))
+        why = f"they are {_describe(inputs)}, not arrays by name"
         return InputError("input-names", "the inputs do not fit", why=why, hint=signature)
     # Sorted as strings: the keys of a user's mapping may be of any type.
     unknown = sorted(set(inputs) - set(names), key=str)
     missing = [name for name in names if name not in inputs]
     if unknown or missing:
-        faults = ["{} is missing".format(name) for name in missing]
-        faults += ["{} is unknown".format(name) for name in unknown]
+        faults = [f"{name} is missing" for name in missing]
+        faults += [f"{name} is unknown" for name in unknown]
         return InputError(
             "input-names", "the inputs do not fit", why="; ".join(faults), hint=signature
         )
     sizes: Dict[str, int] = {}
     for tensor in expected:
         array = inputs[tensor.name]
-        why = "{} is {}".format(tensor.name, _describe(array))
+        why = f"{tensor.name} is {_describe(array)}"
         if not isinstance(array, np.ndarray) or array.dtype != np.dtype(tensor.dtype):
             return InputError("input-type", "an input has the wrong type", why=why, hint=signature)
         if array.ndim != tensor.rank or not _dims_fit(tensor.shape, array.shape, sizes):
@@ -152,5 +148,5 @@ def _dims_fit(dims: Sequence[Dim], shape: Sequence[int], sizes: Dict[str, int]) 
 def _describe(array: Any) -> str:
     if isinstance(array, np.ndarray):
         order = "" if array.dtype.isnative else " in the other byte order"
-        return "{}:{}{}".format(array.dtype.name, ",".join(map(str, array.shape)), order)
-    return "a {}".format(type(array).__name__)
+        return f"{array.dtype.name}:{','.join(map(str, array.shape))}{order}"
+    return f"a {type(array).__name__}"

@@ -58,9 +58,7 @@ class Libcudart:
         status = getattr(self._library, function)(*arguments)
         if status:
             text = self._library.cudaGetErrorString(status) or b""
-            raise cuda_error(
-                function, "error {}: {}".format(status, text.decode("utf-8", "replace"))
-            )
+            raise cuda_error(function, f"error {status}: {text.decode('utf-8', 'replace')}")
 
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the GPU and return their address."""

@@ -76,7 +76,7 @@ class OnnxSession:
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise DeviceError(
                 "engine-refused",
-                "onnxruntime {} refuses the model".format(ort.__version__),
+                f"onnxruntime {ort.__version__} refuses the model",
                 why=str(error).strip(),
                 hint="install the versions in the bundle's requirements.txt",
             ) from error
@@ -99,9 +99,8 @@ class OnnxSession:
                     raise BundleError(
                         "bundle-model",
                         "the model in the bundle is not the one that its index describes",
-                        why="{} {}: {} in the index, {} in the model".format(
-                            title, name, expected.get(name, "absent"), actual.get(name, "absent")
-                        ),
+                        why=f"{title} {name}: {expected.get(name, 'absent')} in the index, "
+                        f"{actual.get(name, 'absent')} in the model",
                         hint="build the bundle again",
                     )
 
@@ -122,8 +121,8 @@ def _require_cuda(session: Any, version: str, output: str) -> None:
     if PROVIDER not in active:
         raise DeviceError(
             "engine-provider",
-            "onnxruntime {} did not start on the GPU".format(version),
-            why="it would run in {}{}".format(", ".join(active), output and "\n" + output),
+            f"onnxruntime {version} did not start on the GPU",
+            why="\n".join(filter(None, (f"it would run in {', '.join(active)}", output))),
             hint="install the CUDA and cuDNN versions that it was built with: "
             "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html",
         )

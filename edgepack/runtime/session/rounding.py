@@ -139,9 +139,9 @@ def _fields(message: memoryview) -> Iterator[Tuple[int, int, int, int]]:
         elif kind in FIXED_SIZES:
             offset = value + FIXED_SIZES[kind]
         else:
-            raise ValueError("field {} has the unknown wire type {}".format(key >> 3, kind))
+            raise ValueError(f"field {key >> 3} has the unknown wire type {kind}")
         if offset > len(message):
-            raise ValueError("field {} ends after its message".format(key >> 3))
+            raise ValueError(f"field {key >> 3} ends after its message")
         yield key >> 3, start, value, offset
 
 

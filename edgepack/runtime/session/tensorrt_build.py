@@ -75,7 +75,7 @@ def build(
     except Exception as error:  # pybind may raise anything if the library cannot start.
         raise DeviceError(
             "engine-unusable",
-            "TensorRT {} cannot build here".format(trt.__version__),
+            f"TensorRT {trt.__version__} cannot build here",
             why=_messages(log, str(error)),
             hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         ) from error
@@ -97,7 +97,7 @@ def build(
     if engine is None:
         raise DeviceError(
             "engine-build",
-            "TensorRT {} could not build an engine".format(trt.__version__),
+            f"TensorRT {trt.__version__} could not build an engine",
             why=_messages(log, "it gave no reason"),
             hint="use a profile that allows onnxruntime too",
         )
@@ -144,7 +144,7 @@ def _parse(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple
         faults = [parser.get_error(i) for i in range(parser.num_errors)]
         raise DeviceError(
             "engine-parse",
-            "TensorRT {} refuses this ONNX".format(trt.__version__),
+            f"TensorRT {trt.__version__} refuses this ONNX",
             why="\n".join(map(_format_fault, faults[:SHOWN]))
             or _messages(log, "it gave no reason"),
             hint="keep a quantized layer in float with --chain quantize:exclude=NODE,half; for an "
@@ -160,9 +160,9 @@ def _format_fault(error: Any) -> str:
     operator = error.node_operator() if hasattr(error, "node_operator") else ""
     node = name or operator
     if name and operator:
-        node = "{} ({})".format(name, operator)
+        node = f"{name} ({operator})"
     if not node and error.node() >= 0:
-        node = "node {}".format(error.node())
+        node = f"node {error.node()}"
     return ": ".join(filter(None, (node, error.desc().strip())))
 
 
@@ -186,9 +186,7 @@ def _set_gpu(trt: Any, config: Any, capability: str) -> None:
             why = "it builds only for the GPU of its machine"
         raise DeviceError(
             "engine-unusable",
-            "TensorRT {} cannot build for compute capability {}".format(
-                trt.__version__, capability
-            ),
+            f"TensorRT {trt.__version__} cannot build for compute capability {capability}",
             why=why,
             hint="omit the compute capability on the device",
         )
@@ -203,9 +201,9 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: Optional[int]) -> None:
     if core >= cores:
         raise DeviceError(
             "engine-dla",
-            "this device has no deep-learning accelerator number {}".format(core),
-            why="TensorRT {} supports {} of them on this device; most releases from 10.8 on "
-            "support none".format(trt.__version__, cores),
+            f"this device has no deep-learning accelerator number {core}",
+            why=f"TensorRT {trt.__version__} supports {cores} of them on this device; "
+            "most releases from 10.8 on support none",
             hint="remove engine.dla_core from the profile: the GPU then runs every layer",
         )
     # Layers that the accelerator does not support run on the GPU.
@@ -219,10 +217,10 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     missing = [tensor.name for tensor in dynamic if tensor.name not in profiles]
     if missing:
-        raise _bad_profile("there are no shapes for {}".format(", ".join(missing)))
+        raise _bad_profile(f"there are no shapes for {', '.join(missing)}")
     by_value = [tensor.name for tensor in inputs if tensor.is_shape_tensor]
     if by_value:
-        raise _bad_profile("other shapes depend on the values of {}".format(", ".join(by_value)))
+        raise _bad_profile(f"other shapes depend on the values of {', '.join(by_value)}")
     if not dynamic:
         return
     profile = builder.create_optimization_profile()
@@ -236,9 +234,8 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
         ) and all(0 < a <= b <= c for a, b, c in zip(smallest, usual, largest))
         if not fits:
             raise _bad_profile(
-                "{} is {}, and its shapes are {}, {} and {}".format(
-                    tensor.name, tuple(tensor.shape), smallest, usual, largest
-                )
+                f"{tensor.name} is {tuple(tensor.shape)}, "
+                f"and its shapes are {smallest}, {usual} and {largest}"
             )
         profile.set_shape(tensor.name, smallest, usual, largest)
     if config.add_optimization_profile(profile) < 0:

@@ -66,7 +66,7 @@ class TensorrtSession:
         dla_core: Optional[int] = None,
     ) -> None:
         trt = import_tensorrt()
-        self._title = "TensorRT {}".format(trt.__version__)
+        self._title = f"TensorRT {trt.__version__}"
         self._inputs, self._outputs = tuple(inputs), tuple(outputs)
         self.output_names = [tensor.name for tensor in outputs]
         self._log = logger(trt)
@@ -104,17 +104,15 @@ class TensorrtSession:
             kind = engine.get_tensor_dtype(name).name
             if kind not in DTYPES or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
                 raise _mismatch(
-                    "{} is {} in {}, which this loader cannot feed".format(
-                        name, kind, engine.get_tensor_location(name)
-                    )
+                    f"{name} is {kind} in {engine.get_tensor_location(name)}, "
+                    "which this loader cannot feed"
                 )
             dtypes[name] = np.dtype(DTYPES[kind])
         for is_input, tensors in ((True, self._inputs), (False, self._outputs)):
             if set(names[is_input]) != {tensor.name for tensor in tensors}:
                 raise _mismatch(
-                    "it has {}; the model has {}".format(
-                        ", ".join(names[is_input]), "; ".join(map(str, tensors))
-                    )
+                    f"it has {', '.join(names[is_input])}; "
+                    f"the model has {'; '.join(map(str, tensors))}"
                 )
         return dtypes
 
@@ -205,7 +203,7 @@ class TensorrtSession:
         return InputError(
             "input-profile",
             "an input has a shape outside the engine's limits",
-            why="{} is {}; the engine takes {} to {}".format(name, tuple(shape), smallest, largest),
+            why=f"{name} is {tuple(shape)}; the engine takes {smallest} to {largest}",
             hint="set wider limits in the manifest, and build again",
         )
 
@@ -221,8 +219,8 @@ class TensorrtSession:
                 raise InputError(
                     "input-range",
                     "an input has a value that the engine cannot hold",
-                    why="{} is {} in the engine".format(tensor.name, dtype),
-                    hint="keep the values in range: this TensorRT has no {}".format(tensor.dtype),
+                    why=f"{tensor.name} is {dtype} in the engine",
+                    hint=f"keep the values in range: this TensorRT has no {tensor.dtype}",
                 )
         return np.ascontiguousarray(array, dtype)
 

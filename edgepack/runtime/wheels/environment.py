@@ -26,7 +26,8 @@ from .wheel import Wheel
 # installed wheels is complete.
 MARK = "edgepack.json"
 CONFIG = "pyvenv.cfg"
-SITE = os.path.join("lib", "python{}.{}".format(*sys.version_info[:2]), "site-packages")
+MAJOR, MINOR = sys.version_info[:2]
+SITE = os.path.join("lib", f"python{MAJOR}.{MINOR}", "site-packages")
 
 
 def base_python() -> str:
@@ -56,10 +57,10 @@ class Environment:
         return {"wheels": dict(self.wheels), "python": self.python, "config": self._config()}
 
     def _config(self) -> str:
-        return "home = {}\ninclude-system-site-packages = {}\nversion = {}.{}.{}\n".format(
-            os.path.dirname(self.python),
-            "true" if self.system_packages else "false",
-            *sys.version_info[:3],
+        return (
+            f"home = {os.path.dirname(self.python)}\n"
+            f"include-system-site-packages = {str(self.system_packages).lower()}\n"
+            f"version = {MAJOR}.{MINOR}.{sys.version_info[2]}\n"
         )
 
     def make(self, folder: str) -> bool:
@@ -69,7 +70,7 @@ class Environment:
         if it cannot be written; the previous contents then stay.
         """
         parent, name = os.path.split(folder)
-        new, old = (os.path.join(parent, ".{}.{}".format(name, kind)) for kind in ("new", "old"))
+        new, old = (os.path.join(parent, f".{name}.{kind}") for kind in ("new", "old"))
         try:
             if self._read_mark(folder) == self.mark and self._intact(folder):
                 _sweep(new, old)
@@ -167,7 +168,7 @@ def _lock_folder(new: str) -> Iterator[BinaryIO]:
                 raise DeviceError(
                     "setup-running",
                     "another process is setting up the same folder",
-                    why="{} is locked".format(path),
+                    why=f"{path} is locked",
                     hint="wait until it is done",
                 ) from error
             # Its owner may have renamed it between the opening and the lock: try again.
@@ -212,7 +213,7 @@ def _put(new: str, folder: str, old: str) -> None:
 def _occupied_error(folder: str) -> DeviceError:
     return DeviceError(
         "setup-occupied",
-        "the folder is in use for something else: {}".format(folder),
+        f"the folder is in use for something else: {folder}",
         why="`setup` did not create it and does not replace it",
         hint="name a folder that does not exist yet",
     )
@@ -225,7 +226,7 @@ def _unwritable(folder: str, error: OSError) -> DeviceError:
         hint = "free some space: unpacked wheels take three to four times their size"
     return DeviceError(
         code,
-        "the environment cannot be written: {}".format(folder),
+        f"the environment cannot be written: {folder}",
         why=error.strerror or str(error),
         hint=hint,
     )

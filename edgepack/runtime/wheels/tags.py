@@ -71,14 +71,16 @@ class Interpreter:
 
     def __str__(self) -> str:
         words = ["CPython" if self.abi else "a Python that is not CPython,"]
-        words.append("{}.{}".format(*self.version))
+        words.append(".".join(map(str, self.version)))
         if self.abi.endswith("t"):
             words.append("without a global lock")
         words.append("on " + self.arch)
         if self.bits != 64:
-            words.append("in {} bits".format(self.bits))
-        libc = "glibc {}.{}".format(*self.glibc) if self.glibc else "no glibc"
-        return "{}, {}".format(" ".join(words), libc)
+            words.append(f"in {self.bits} bits")
+        libc = "no glibc"
+        if self.glibc:
+            libc = "glibc " + ".".join(map(str, self.glibc))
+        return f"{' '.join(words)}, {libc}"
 
 
 def this_python() -> Interpreter:
@@ -86,7 +88,7 @@ def this_python() -> Interpreter:
     major, minor = sys.version_info[:2]
     machine = platform.machine().lower()
     cpython = sys.implementation.name == "cpython"
-    abi = "cp{}{}".format(major, minor) if cpython else ""
+    abi = f"cp{major}{minor}" if cpython else ""
     if cpython and sysconfig.get_config_var("Py_GIL_DISABLED"):
         abi += "t"
     return Interpreter(
@@ -100,7 +102,7 @@ def interpreter(python: str, platforms: Sequence[str]) -> Interpreter:
     needs = [requirement for requirement in map(_needs, platforms) if requirement]
     glibc = max((glibc for glibc, _ in needs if glibc), default=None)
     arch = needs[0][1] if needs else ""
-    return Interpreter((major, minor), arch, glibc, "cp{}{}".format(major, minor))
+    return Interpreter((major, minor), arch, glibc, f"cp{major}{minor}")
 
 
 def _glibc() -> Optional[Glibc]:
@@ -120,7 +122,7 @@ def read_tags(wheel: str) -> Tags:
     if not match:
         raise BundleError(
             "wheel-malformed",
-            "a file among the bundle's wheels is not a wheel: {}".format(wheel),
+            f"a file among the bundle's wheels is not a wheel: {wheel}",
             why="its name is not that of a wheel",
             hint="copy the bundle again from the build host",
         )
@@ -151,9 +153,8 @@ def require(wheels: Sequence[Tags], here: Interpreter) -> None:
             raise DeviceError(
                 code,
                 "the bundle's wheels are not for this Python",
-                why="they are for {}; this is {}\n{} {} does not run here".format(
-                    describe_tags(wheels), here, first.name, first.version
-                ),
+                why=f"they are for {describe_tags(wheels)}; this is {here}\n"
+                f"{first.name} {first.version} does not run here",
                 hint=hint,
             )
 
@@ -171,12 +172,12 @@ def describe_tags(wheels: Sequence[Tags]) -> str:
         archs.update(arch for _, arch in needs)
         # A wheel needs the oldest of its tags, the set of wheels the newest of those.
         glibcs += sorted(glibc for glibc, _ in needs if glibc)[:1]
-    text = " and ".join("CPython {}.{}".format(tag[0], tag[1:]) for tag in sorted(exact))
+    text = " and ".join(f"CPython {tag[0]}.{tag[1:]}" for tag in sorted(exact))
     text = text or "any Python 3"
     if archs:
         text += " on " + " and ".join(sorted(archs))
     if glibcs:
-        text += ", glibc {}.{} or newer".format(*max(glibcs))
+        text += f", glibc {'.'.join(map(str, max(glibcs)))} or newer"
     return text
 
 
@@ -191,7 +192,7 @@ def _python_fits(python: str, abi: str, here: Interpreter) -> bool:
     tag = re.match(r"(py|cp)3([0-9]*)\Z", python)
     if tag is None:
         return False
-    minor, exact = int(tag.group(2) or 0), "cp3{}".format(here.version[1])
+    minor, exact = int(tag.group(2) or 0), f"cp3{here.version[1]}"
     if tag.group(1) == "py":
         return abi == "none" and minor <= here.version[1]
     if abi == "abi3":

@@ -69,7 +69,7 @@ class Wheel:
             self._zip = zipfile.ZipFile(file)
             entries = self._scan()
             if sum(info.file_size for info in entries.values()) > MAX_RATIO * size:
-                raise self._fault("it unpacks to more than {} times its size".format(MAX_RATIO))
+                raise self._fault(f"it unpacks to more than {MAX_RATIO} times its size")
             self._record = self._read_record(entries)
             self.files = self._targets(entries)
 
@@ -82,7 +82,7 @@ class Wheel:
     def _fault(self, why: str) -> BundleError:
         return BundleError(
             "wheel-malformed",
-            "this wheel cannot be unpacked: {}".format(self.name),
+            f"this wheel cannot be unpacked: {self.name}",
             why=why,
             hint="copy the bundle again from the build host",
         )
@@ -93,32 +93,32 @@ class Wheel:
         try:
             yield
         except _BROKEN as error:
-            raise self._fault("{}: {}".format(type(error).__name__, error)) from error
+            raise self._fault(f"{type(error).__name__}: {error}") from error
 
     def _scan(self) -> Dict[str, zipfile.ZipInfo]:
         """Return every file by name; folders are checked and then ignored."""
         entries: Dict[str, zipfile.ZipInfo] = {}
         infos = self._zip.infolist()
         if len(infos) > MAX_FILES:
-            raise self._fault("it has {} files".format(len(infos)))
+            raise self._fault(f"it has {len(infos)} files")
         for info in infos:
             # The raw name: `filename` hides everything after a NUL.
             name = info.orig_filename
             folder = name.endswith("/")
             if not safe(name[:-1] if folder else name):
-                raise self._fault("a file has the name {!r}".format(name[:80]))
+                raise self._fault(f"a file has the name {name[:80]!r}")
             if stat.S_IFMT(info.external_attr >> 16) not in (
                 0,
                 stat.S_IFDIR if folder else stat.S_IFREG,
             ):
-                raise self._fault("{!r} is a link or a device".format(name))
+                raise self._fault(f"{name!r} is a link or a device")
             if info.flag_bits & 1 or info.compress_type not in (
                 zipfile.ZIP_STORED,
                 zipfile.ZIP_DEFLATED,
             ):
-                raise self._fault("{!r} is encrypted or compressed in an unusual way".format(name))
+                raise self._fault(f"{name!r} is encrypted or compressed in an unusual way")
             if name in entries:
-                raise self._fault("{!r} is repeated".format(name))
+                raise self._fault(f"{name!r} is repeated")
             if not folder:
                 entries[name] = info
         return entries
@@ -130,32 +130,32 @@ class Wheel:
         """
         records = [path for path in entries if re.match(r"[^/]+\.dist-info/RECORD\Z", path)]
         if len(records) != 1:
-            raise self._fault("it has {} RECORD files instead of one".format(len(records)))
+            raise self._fault(f"it has {len(records)} RECORD files instead of one")
         self._info = records[0].partition("/")[0]
         version = re.search(r"^Wheel-Version: *([0-9]+)\.", self.text("WHEEL"), re.MULTILINE)
         if not version or version.group(1) != "1":
             raise self._fault("its format is not Wheel-Version 1")
-        unhashed = ["{}/{}".format(self._info, name) for name in UNHASHED]
+        unhashed = [f"{self._info}/{name}" for name in UNHASHED]
         listed: Dict[str, Tuple[str, bytes]] = {}
         for row in csv.reader(io.StringIO(self.text("RECORD")), strict=True):
             if not row:
                 continue
             if len(row) != 3 or row[0] in listed:
-                raise self._fault("RECORD has the line {!r}".format(",".join(row)[:200]))
+                raise self._fault(f"RECORD has the line {','.join(row)[:200]!r}")
             path, stated_hash, size = row
             entry = entries.get(path)
             if entry is None or (size and int(size) != entry.file_size):
-                raise self._fault("{!r} does not match RECORD".format(path))
+                raise self._fault(f"{path!r} does not match RECORD")
             kind, _, value = stated_hash.partition("=")
             if path in unhashed:
                 kind, value = "", ""
             elif kind not in HASHES:
-                raise self._fault("RECORD has no hash of {!r}".format(path))
+                raise self._fault(f"RECORD has no hash of {path!r}")
             # RECORD omits the padding of base64: 43 characters need one "=" to make 44.
             listed[path] = kind, base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
         unlisted = sorted(set(entries) - set(listed))
         if unlisted:
-            raise self._fault("RECORD does not list {!r}".format(unlisted[0]))
+            raise self._fault(f"RECORD does not list {unlisted[0]!r}")
         return listed
 
     def _targets(self, entries: Dict[str, zipfile.ZipInfo]) -> Dict[str, zipfile.ZipInfo]:
@@ -172,7 +172,7 @@ class Wheel:
                 if scheme not in ("purelib", "platlib") or not target:
                     continue
             if target in targets:
-                raise self._fault("{!r} is repeated".format(target))
+                raise self._fault(f"{target!r} is repeated")
             targets[target] = info
         return targets
 
@@ -180,12 +180,12 @@ class Wheel:
         """Return a text file beside RECORD, such as METADATA with the package's requirements."""
         with self._as_fault():
             try:
-                info = self._zip.getinfo("{}/{}".format(self._info, name))
+                info = self._zip.getinfo(f"{self._info}/{name}")
             except KeyError:
-                raise self._fault("it has no file {}".format(name)) from None
+                raise self._fault(f"it has no file {name}") from None
             # `file_size` is the size after unpacking, so a bomb is refused before it unpacks.
             if info.file_size > MAX_TEXT:
-                raise self._fault("{} has {} bytes".format(name, info.file_size))
+                raise self._fault(f"{name} has {info.file_size} bytes")
             return self._zip.read(info).decode("utf-8")
 
     def digest(self, path: str) -> Tuple[str, bytes]:
@@ -204,4 +204,4 @@ class Wheel:
                 digest.update(chunk)
                 yield chunk
         if kind and digest.digest() != expected:
-            raise self._fault("the hash of {!r} does not match RECORD".format(path))
+            raise self._fault(f"the hash of {path!r} does not match RECORD")
