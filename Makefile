@@ -36,7 +36,7 @@ $(VENV)/tensorrt-rtx: $(VENV)/develop
 	else echo "no TensorRT-RTX here: that TensorRT takes the models will not be tested"; fi
 
 demo: $(VENV)/edgepack
-	$(BIN)/python manifests/efficientnet_lite0.py $(DEMO)
+	$(BIN)/python examples/efficientnet_lite0.py $(DEMO)
 	$(BIN)/edgepack build $(DEMO)/efficientnet-lite0.pth --target cpu-fbgemm \
 	    --manifest manifests/efficientnet-lite0.toml \
 	    --output $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
@@ -67,7 +67,7 @@ check: $(VENV)/develop docs
 
 # Silero VAD's weights and recordings of speech; the tests that need them skip without.
 $(DEMO)/silero-vad: | $(VENV)/edgepack
-	$(BIN)/python manifests/silero_vad.py prepare || \
+	$(BIN)/python examples/silero_vad.py prepare || \
 	    echo "Silero VAD could not be fetched; the tests that need it will skip"
 
 test: $(VENV)/develop $(VENV)/tensorrt-rtx system check $(DEMO)/silero-vad

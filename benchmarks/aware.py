@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "manifests"), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT / "examples"), str(Path(__file__).parent)]
 
 import fashion_resnet  # noqa: E402
 from pair_safe import answers, snr_db  # noqa: E402
@@ -39,7 +39,7 @@ from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
 from edgepack.stages.code import UserCode  # noqa: E402
 
-WEIGHTS = ROOT / "manifests" / "weights" / "fashion-resnet.safetensors"
+WEIGHTS = ROOT / "examples" / "weights" / "fashion-resnet.safetensors"
 INPUTS = (Tensor("image", "float32", ("batch", 1, 28, 28)),)
 OUTPUTS = (Tensor("scores", "float32", ("batch", 10), "scores"),)
 NEAREST: dict[str, Any] = {"rounding": "nearest", "bias_correction": False}
@@ -119,7 +119,7 @@ def main() -> None:
     networks = {"perceptron": perceptron(), "resnet": resnet()}
     images, labels = fashion_resnet.pictures("test")
     feeds = [{"image": part} for part in np.split(fashion_resnet.standardise(images), 50)]
-    calibration = data.open_samples(str(ROOT / "manifests/fashion_resnet.py:calibration"), INPUTS)
+    calibration = data.open_samples(str(ROOT / "examples/fashion_resnet.py:calibration"), INPUTS)
 
     def scores(model: onnx.ModelProto) -> np.ndarray:
         return answers(model.SerializeToString(), feeds)[0].reshape(-1, 10)

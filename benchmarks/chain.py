@@ -33,8 +33,8 @@ from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
 
 ROOT = Path(__file__).resolve().parents[1]
-MANIFESTS = ROOT / "manifests"
-WEIGHTS = MANIFESTS / "weights" / "fashion-teacher.safetensors"
+EXAMPLES = ROOT / "examples"
+WEIGHTS = EXAMPLES / "weights" / "fashion-teacher.safetensors"
 # A row is to show what it loses: gates that only a collapse misses.
 GATES = "snr_db = -20\nagreement = 0\nmetric_ratio = 0\n"
 
@@ -47,7 +47,7 @@ class Row:
         name: as the table calls it.
         chain: its passes.
         goal: what it is to reach, in words; empty where it is there to compare with.
-        training: function of the training samples, in manifests/.
+        training: function of the training samples, in examples/.
     """
 
     name: str
@@ -110,7 +110,7 @@ def _build(row: Row, work: Path) -> tuple[Path, dict[str, Any]]:
         "--manifest", str(_manifest(work)), "--training", row.training, "--chain", row.chain,
         "--latency", "none", "--no-emulate", "--output", str(output), "--json",
     ]  # fmt: skip
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=MANIFESTS)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=EXAMPLES)
     if done.returncode:
         raise SystemExit(f"{row.name}: the build ended with {done.returncode}")
     kept.write_text(done.stdout)
@@ -119,11 +119,11 @@ def _build(row: Row, work: Path) -> tuple[Path, dict[str, Any]]:
 
 def _manifest(work: Path) -> Path:
     """The teacher's manifest with gates that only a collapse misses."""
-    text = (MANIFESTS / "fashion-teacher.toml").read_text()
+    text = (ROOT / "manifests" / "fashion-teacher.toml").read_text()
     head, rest = text.split("[gates.quality]\n")
     _, tail = rest.split("\n[", 1)
     text = f"{head}[gates.quality]\n{GATES}\n[{tail}".replace(
-        '"fashion_resnet.py', f'"{MANIFESTS}/fashion_resnet.py'
+        '"../examples/fashion_resnet.py', f'"{EXAMPLES}/fashion_resnet.py'
     )
     path = work / "chain.toml"
     path.write_text(text)

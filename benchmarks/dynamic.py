@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/dynamic.py
 
-The network is the sentence classifier of manifests/tiny_bert.py with four layers of width 192,
+The network is the sentence classifier of examples/tiny_bert.py with four layers of width 192,
 which is trained first where demo/small-bert is not there (some minutes). Every contender is judged
 on the same 853 held-out sentences, each alone and as long as it is, against PyTorch in float32, and
 timed on one thread in a process of its own, in turns, so that a machine whose speed drifts is the
@@ -64,7 +64,7 @@ STUDENT_QUANTIZED = ("dynamic int8", "int4 weights, gptq")
 def prepare() -> None:
     """Train the network where it is not there."""
     if not MODEL.is_dir():
-        script = ROOT / "manifests" / "tiny_bert.py"
+        script = ROOT / "examples" / "tiny_bert.py"
         command = [sys.executable, str(script), "train", *NETWORK, "--output", str(DEMO)]
         subprocess.run(command, check=True)
 

@@ -30,9 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CPUS = ("cortex-a53", "cortex-a72", "neoverse-n1", "neoverse-i8mm")
 # Manifest, what it builds from, and what brings that where it is not here.
 MODELS = (
-    ("fashion-resnet", "manifests/weights/fashion-resnet.safetensors", "the repository"),
-    ("tiny-bert", "demo/tiny-bert/model", "manifests/tiny_bert.py train"),
-    ("silero-vad", "demo/silero-vad/silero-vad.safetensors", "manifests/silero_vad.py prepare"),
+    ("fashion-resnet", "examples/weights/fashion-resnet.safetensors", "the repository"),
+    ("tiny-bert", "demo/tiny-bert/model", "examples/tiny_bert.py train"),
+    ("silero-vad", "demo/silero-vad/silero-vad.safetensors", "examples/silero_vad.py prepare"),
     ("efficientnet-lite0", "demo/efficientnet-lite0.pth", "make demo"),
 )
 # What is counted here the build need not prove on emulated CPUs.

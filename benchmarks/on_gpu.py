@@ -75,7 +75,7 @@ class Case:
 def examples() -> list[Case]:
     """The example models whose files are here."""
     places = {
-        "fashion-resnet": "manifests/weights/fashion-resnet.safetensors",
+        "fashion-resnet": "examples/weights/fashion-resnet.safetensors",
         "efficientnet-lite0": "demo/efficientnet-lite0.pth",
         "tiny-bert": "demo/tiny-bert/model",
         "silero-vad": "demo/silero-vad/silero-vad.safetensors",

@@ -46,7 +46,7 @@ FEEDS = 1040
 DRAWS = range(7, 19)
 EXAMPLES = {
     "efficientnet-lite0": "demo/efficientnet-lite0.pth",
-    "fashion-resnet": "manifests/weights/fashion-resnet.safetensors",
+    "fashion-resnet": "examples/weights/fashion-resnet.safetensors",
     "silero-vad": "demo/silero-vad/silero-vad.safetensors",
     "tiny-bert": "demo/tiny-bert/model",
 }

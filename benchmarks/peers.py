@@ -135,7 +135,7 @@ def main() -> None:
     options = parser.parse_args()
 
     manifest = manifests.load(ROOT / "manifests" / "efficientnet-lite0.toml")
-    arch = f"{ROOT / 'manifests' / 'efficientnet_lite0.py'}:model"
+    arch = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
     found = source.load(DEMO / "efficientnet-lite0.pth", arch=arch)
     preprocessing = Preprocessing(**(manifest.pictures or {}))
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-MANIFESTS = ROOT / "manifests"
-WEIGHTS = MANIFESTS / "weights" / "fashion-resnet.safetensors"
-ARCH = f"{MANIFESTS / 'fashion_resnet.py'}:model"
+EXAMPLES = ROOT / "examples"
+WEIGHTS = EXAMPLES / "weights" / "fashion-resnet.safetensors"
+ARCH = f"{EXAMPLES / 'fashion_resnet.py'}:model"
 _FOLDER = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 
 # How a test's own module of samples begins.
 IMPORTS = f"""
 import sys
 
-sys.path.insert(0, {str(MANIFESTS)!r})
+sys.path.insert(0, {str(EXAMPLES)!r})
 import fashion_resnet"""
 # What a manifest says of the network.
 TENSORS = """

@@ -14,13 +14,13 @@ import pytest
 
 from edgepack.errors import DataError, HostError
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TEST_FILES = ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz")
 
 
 def load(name: str) -> ModuleType:
-    """A module of `manifests/`, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, MANIFESTS / f"{name}.py")
+    """A module of `examples/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -87,9 +87,9 @@ def test_damaged_pictures(fashion: ModuleType, tmp_path: Path, damage: str) -> N
 
 def test_score_without_pictures_exits_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPACK_FASHION_MNIST", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(MANIFESTS.parent))
-    weights = MANIFESTS / "weights" / "fashion-resnet.safetensors"
-    script = str(MANIFESTS / "fashion_resnet.py")
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    weights = EXAMPLES / "weights" / "fashion-resnet.safetensors"
+    script = str(EXAMPLES / "fashion_resnet.py")
     command = [sys.executable, script, "score", "--weights", str(weights)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -20,7 +20,9 @@ def blocks(language: str) -> list[str]:
 
 
 def test_every_file_that_is_named_exists() -> None:
-    named = set(re.findall(r"(?<![/\w])(?:manifests|edgepack|benchmarks)/[\w./-]+\.\w+", README))
+    named = set(
+        re.findall(r"(?<![/\w])(?:examples|manifests|edgepack|benchmarks)/[\w./-]+\.\w+", README)
+    )
     assert named
     assert not [name for name in named if not (ROOT / name).exists()]
 
@@ -33,7 +35,8 @@ def test_make_targets_that_are_named_exist() -> None:
 
 @pytest.mark.skipif(not PICTURES.is_dir(), reason="apt-get install dataset-fashion-mnist")
 def test_the_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "manifests").symlink_to(ROOT / "manifests")
+    for folder in ("examples", "manifests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -33,6 +33,7 @@ from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import manifest, target
 
+EXAMPLES = ROOT / "examples"
 MANIFESTS = ROOT / "manifests"
 OPSET = target.load("tensorrt-int8").opset
 Feeds = Sequence[Mapping[str, np.ndarray]]
@@ -64,8 +65,8 @@ class Case:
 
 
 def module(name: str) -> ModuleType:
-    """A module of `manifests/`, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, MANIFESTS / f"{name}.py")
+    """A module of `examples/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
@@ -109,7 +110,7 @@ def efficientnet(folder: Path) -> Case:
 def fashion(_: Path) -> Case:
     code, found = module("fashion_resnet"), stated("fashion-resnet")
     network = code.model(**found.arch_args)
-    network.load_state_dict(load_file(MANIFESTS / "weights" / "fashion-resnet.safetensors"))
+    network.load_state_dict(load_file(EXAMPLES / "weights" / "fashion-resnet.safetensors"))
     try:
         calibration, evaluation = (
             [{"image": s["image"][None]} for s in itertools.islice(source(), 0, stop, 4)]

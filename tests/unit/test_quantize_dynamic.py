@@ -295,7 +295,7 @@ def test_an_lstm_keeps_its_other_inputs() -> None:
     assert min(snr_db(real, found) for real, found in pairs) > 25
 
 
-@pytest.mark.skipif(not WEIGHTS.exists(), reason="python manifests/silero_vad.py prepare")
+@pytest.mark.skipif(not WEIGHTS.exists(), reason="python examples/silero_vad.py prepare")
 def test_the_cell_of_a_trained_detector_keeps_its_answers() -> None:
     from safetensors.numpy import load_file
 

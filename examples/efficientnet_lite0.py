@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: the network's factory, and the files that its demonstration needs.
 
-    python manifests/efficientnet_lite0.py demo/
+    python examples/efficientnet_lite0.py demo/
 
 writes `efficientnet-lite0.pth`, `calibration/` and `evaluation/` into `demo/`. Weights and
 pictures come from installed packages and nothing is downloaded:

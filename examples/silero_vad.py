@@ -1,6 +1,6 @@
 """Silero VAD at 16 kHz, rebuilt as an eager network, with real speech to calibrate it.
 
-    python manifests/silero_vad.py prepare     (fetches two packages with pip, and unpacks them)
+    python examples/silero_vad.py prepare     (fetches two packages with pip, and unpacks them)
 
 The structure is that of the package silero-vad 6.2.3 (Silero Team, MIT licence), parameters
 named as in its `tinygrad_model.py`. The weights are those of its ONNX file, which are the ones
@@ -111,7 +111,7 @@ def prepared(name: str) -> Path:
             "dataset-missing",
             "Silero VAD's weights and recordings cannot be read",
             why=f"{folder} has no {name}",
-            hint=f"python manifests/silero_vad.py prepare, or set {FOLDER_VARIABLE} to its folder",
+            hint=f"python examples/silero_vad.py prepare, or set {FOLDER_VARIABLE} to its folder",
         )
     return folder / name
 
@@ -166,7 +166,7 @@ def read_wav(path: Path) -> np.ndarray:
             "recording-unreadable",
             f"{path} is not a mono 16 kHz recording of 32-bit floats",
             why=f"it starts with {data[:4]!r}; format, channels, rate, ...: {fields}",
-            hint="python manifests/silero_vad.py prepare",
+            hint="python examples/silero_vad.py prepare",
         )
     samples = chunks[b"data"]
     return np.frombuffer(samples[: len(samples) // 4 * 4], dtype="<f4").astype(np.float32)

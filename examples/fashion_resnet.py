@@ -1,12 +1,12 @@
 """A ResNet for Fashion-MNIST: the network, its samples, and the command that trained it.
 
-    python manifests/fashion_resnet.py train --output manifests/weights/fashion-resnet.safetensors
-    python manifests/fashion_resnet.py score --weights manifests/weights/fashion-resnet.safetensors
+    python examples/fashion_resnet.py train --output examples/weights/fashion-resnet.safetensors
+    python examples/fashion_resnet.py score --weights examples/weights/fashion-resnet.safetensors
 
 The large teacher of benchmarks/chain.py is the same network, wider, its weights kept in half:
 
-    python manifests/fashion_resnet.py train --width 64 --blocks 2 --epochs 20 --bfloat16 --half
-        --output manifests/weights/fashion-teacher.safetensors
+    python examples/fashion_resnet.py train --width 64 --blocks 2 --epochs 20 --bfloat16 --half
+        --output examples/weights/fashion-teacher.safetensors
 
 The network is the CIFAR ResNet of He et al., "Deep Residual Learning for Image Recognition"
 (2015), section 4.2, with a stem of stride 2: at 28x28 pixels that costs hardly any accuracy and

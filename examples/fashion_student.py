@@ -1,7 +1,7 @@
 """A student of 19,938 parameters for Fashion-MNIST, and what it may learn from.
 
     edgepack build --target cpu-fbgemm --manifest manifests/fashion-student.toml \
-        manifests/weights/fashion-resnet.safetensors
+        examples/weights/fashion-resnet.safetensors
 
 Of the 60,000 training pictures 1,000 keep their label, 100 of each class; the others count as
 pictures that nobody has labelled yet. By those labels alone the student is right on about 80 % of
