@@ -121,7 +121,7 @@ def example(name: str) -> Network:
         graph.simplify(exported.model, feed).model,
         calibration,
         spread([dict(b.inputs) for b in samples(manifest.evaluation).batches(1)], FEEDS),
-        manifest.passes.get("quantize", {}),
+        manifest.read_table("quantization"),
     )
 
 

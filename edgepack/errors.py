@@ -11,6 +11,7 @@
     ├── GraphError               export, simplification or a check of the graph failed
     ├── ChainError               a requested pass could not be applied
     ├── EngineError              no engine could be built for the target
+    ├── PluginError              an installed plug-in cannot be used
     └── HostError                this host lacks something: a package, disk, permission
 
 Errors are raised close to their cause and printed in one place, `edgepack.cli`. Each has a stable
@@ -52,6 +53,10 @@ class EngineError(EdgepackError):
     """No engine could be built for the target."""
 
 
+class PluginError(EdgepackError):
+    """An installed plug-in cannot be used."""
+
+
 class HostError(EdgepackError):
     """This host lacks something that the build needs."""
 
@@ -83,6 +88,7 @@ __all__ = [
     "GraphError",
     "HostError",
     "InputError",
+    "PluginError",
     "SourceError",
     "SpecError",
     "missing_package",

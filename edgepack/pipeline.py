@@ -45,11 +45,11 @@ def build(request: Request, progress: Progress) -> Outcome | None:
         context = stages.simplify(context, cache, ledger)
 
     module, graph = source, context.original
-    for step in passes.of_domain("module", request.chain):
+    for step in passes.select_domain("module", request.chain):
         module, graph = stages.apply_module_pass(step, module, context, cache, ledger)
     if not processes.is_main():
         return None
-    for step in passes.of_domain("graph", request.chain):
+    for step in passes.select_domain("graph", request.chain):
         graph = stages.apply_graph_pass(step, graph, context, cache, ledger)
     graph = stages.build_engine(graph, request, reference, ledger)
 
@@ -58,5 +58,5 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     with Local(runs_bundle=True) as host:
         outcome = proof.prove(job, host, ledger, started)
     if not outcome.accepted:
-        raise proof.make_gate_error(outcome, ledger)
+        raise proof.make_gate_error(outcome, ledger, request.chain)
     return outcome

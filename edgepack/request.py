@@ -235,19 +235,13 @@ def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[passes.
     """Parse the chain; options in it override the manifest, which overrides the profile."""
     # For "quantize:samples=64" with a profile of {scheme: u8s8, samples: 256} the options are
     # {scheme: u8s8, samples: 64}.
-    steps = tuple(
-        passes.Step(
-            step.name,
-            {
-                **target.passes.get(step.name, {}),
-                **manifest.passes.get(step.name, {}),
-                **step.options,
-            },
-        )
-        for step in passes.parse(chain_text)
-    )
-    passes.check(steps)
-    return steps
+    steps: list[passes.Step] = []
+    for step in passes.parse_chain(chain_text):
+        table = step.definition.table
+        options = {**target.read_table(table), **manifest.read_table(table), **step.options}
+        steps.append(passes.Step(step.name, options))
+    passes.check_chain(steps)
+    return tuple(steps)
 
 
 def _gates(

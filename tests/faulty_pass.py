@@ -10,6 +10,7 @@ from torch import nn
 
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.options import PassOptions
+from edgepack.passes.protocol import ModulePass
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,14 @@ def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
     elif how == "classes":
         module[6] = nn.Linear(16, 5)
     return module
+
+
+class Cut(ModulePass[Options]):
+    name = "cut"
+    options = Options
+
+    def apply(self, module: nn.Module, options: Options, context: Context) -> ModuleResult:
+        return apply(module, options, context)
+
+    def replay(self, module: nn.Module, recipe: Mapping[str, Any], context: Context) -> nn.Module:
+        return replay(module, recipe, context)

@@ -14,7 +14,7 @@ from edgepack.runtime.streams import print_status
 
 
 def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    from edgepack.passes import value
+    from edgepack.passes import parse_value
 
     pairs = {}
     # "width=32" gives {"width": 32}: values are read as in a chain's options.
@@ -22,7 +22,7 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
         key, equals, literal = text.partition("=")
         if not equals or not key.isidentifier():
             raise click.BadParameter(f"{text!r} is not key=value")
-        pairs[key] = value(literal)
+        pairs[key] = parse_value(literal)
     return pairs
 
 

@@ -14,8 +14,8 @@ from dataclasses import MISSING, Field, dataclass, fields
 from importlib import import_module
 
 from edgepack.errors import ChainError, EdgepackError
-from edgepack.passes import PASSES
 from edgepack.passes.options import PassOptions
+from edgepack.passes.table import find_pass, list_names
 from edgepack.spec.document import did_you_mean
 
 # Type of a field as written in the dataclass -> its name for people.
@@ -71,21 +71,22 @@ class Entry:
 
 def list_entries() -> list[Entry]:
     """Return all passes, in the order in which they combine."""
-    return [describe_pass(name) for name in PASSES]
+    return [describe_pass(name) for name in list_names()]
 
 
 def describe_pass(name: str) -> Entry:
     """Return the entry of a pass. Raises ChainError for an unknown name."""
-    if name not in PASSES:
+    names = list_names()
+    if name not in names:
         raise ChainError(
             "chain-unknown-pass",
             f"there is no pass named {name!r}",
-            why=f"it is not in the catalogue{did_you_mean(name, PASSES)}",
+            why=f"it is not in the catalogue{did_you_mean(name, names)}",
             hint="edgepack passes",
         )
-    definition = PASSES[name]
-    module = import_module(definition.module_path)
-    kind = getattr(module, definition.options)
+    definition = find_pass(name)
+    module = import_module(type(definition).__module__)
+    kind = definition.options
     options = tuple(_describe_option(kind, field) for field in fields(kind))
     opening = inspect.getdoc(module) or ""
     return Entry(name, definition.domain, _first_sentence(opening), options)

@@ -22,10 +22,11 @@ import numpy as np
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
+from edgepack.passes.options import PassOptions
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
-    from edgepack.passes.quantize import QuantizeOptions
+    from torch import nn
 
 
 Recipe = Mapping[str, Any]
@@ -33,7 +34,7 @@ Recipe = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class ModuleResult(PassResult[Any]):
+class ModuleResult(PassResult["nn.Module"]):
     """Result of a pass on the module.
 
     Attributes:
@@ -47,7 +48,7 @@ class ModuleResult(PassResult[Any]):
 class Code(Protocol):
     """Access to the user's code by the names of `--arch`: "module:function", "file.py:function"."""
 
-    def build(self, spec: str, arguments: Mapping[str, Any]) -> Any:
+    def build(self, spec: str, arguments: Mapping[str, Any]) -> nn.Module:
         """Return the torch module that a factory builds, in eval mode. Raises SourceError."""
 
     def function(self, spec: str) -> Callable[..., Any]:
@@ -72,10 +73,10 @@ class Context:
         work: folder for checkpoints; it survives an interrupted build and is deleted after the
             pass.
         progress: receives progress messages.
-        quantize: the options of a later `quantize`; None unless the options need them.
+        later: the options of the later passes that the options need, by pass.
     """
 
-    original: Any
+    original: nn.Module
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     example: Mapping[str, np.ndarray]
@@ -85,4 +86,4 @@ class Context:
     code: Code
     work: Path
     progress: Progress
-    quantize: QuantizeOptions | None = None
+    later: Mapping[str, PassOptions] = field(default_factory=dict)

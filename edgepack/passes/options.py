@@ -18,8 +18,8 @@ class PassOptions:
     def needs(self) -> tuple[str, ...]:
         """Return the inputs that the pass needs with these options.
 
-        They are some of "calibration", "training", "gates", and "quantize" (the options of a later
-        quantize).
+        They are some of "calibration", "training", "gates", and names of later passes, whose
+        options the pass reads.
         """
         return ()
 
@@ -30,7 +30,17 @@ class PassOptions:
 
     @property
     def repairs(self) -> bool:
-        """Return True if layers may be returned to float when a gate fails (`Pass.trials`)."""
+        """Return True if layers may be returned to float when a gate fails (`PartialPass`)."""
+        return False
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Return True if the device multiplies integers after the pass."""
+        return False
+
+    @property
+    def may_saturate(self) -> bool:
+        """Return True if sums of products saturate on x86 CPUs without VNNI after the pass."""
         return False
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
@@ -53,7 +63,7 @@ class PassOptions:
 Options = TypeVar("Options", bound=PassOptions)
 
 
-def read(name: str, kind: type[Options], options: Mapping[str, object]) -> Options:
+def read_options(name: str, kind: type[Options], options: Mapping[str, object]) -> Options:
     """Return the options of a pass as its dataclass.
 
     Raises ChainError: `chain-option` for an unknown option, and the dataclass's own error for an

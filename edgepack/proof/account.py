@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgepack.cache import tool_versions
 from edgepack.data import Samples
 from edgepack.device import Local
 from edgepack.ledger import Ledger
-from edgepack.passes import Step
+from edgepack.passes import name_precision
 from edgepack.proof.job import Job, reject_path
 from edgepack.runtime.device.machine import peak_rss
 
@@ -48,17 +48,6 @@ def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[s
         "count": lint.counts[role],
         "digest": lint.digests[role],
     }
-
-
-def _name_precision(steps: Sequence[Step]) -> str:
-    """Name the precision after these passes: "int8", "int4 weights+fp16" or "fp32"."""
-    # The later pass is named last: half converts the layers that quantize left in float.
-    names = {"half": "fp16", "quantize": "int8"}
-    for step in steps:
-        if step.name == "quantize" and step.options.get("mode") == "weights":
-            names["quantize"] = f"int{step.options.get('bits', 8)} weights"
-    passes = {step.name for step in steps}
-    return "+".join(names[name] for name in ("quantize", "half") if name in passes) or "fp32"
 
 
 def _compare_sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
@@ -110,7 +99,7 @@ def make_report(
         "target": {
             "name": job.request.target.name,
             "summary": job.request.target.summary,
-            "precision": _name_precision(job.request.chain),
+            "precision": name_precision(job.request.chain),
         },
         "source": _describe_source(job),
         "bundle": _describe_bundle(job, verdict),

@@ -19,6 +19,7 @@ from edgepack import bundle, device, files, report, signing
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.ledger import Ledger, Record
+from edgepack.passes import Step
 from edgepack.proof.account import make_report
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
@@ -112,7 +113,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     return Outcome(path, document, accepted)
 
 
-def make_gate_error(outcome: Outcome, ledger: Ledger) -> GateError:
+def make_gate_error(outcome: Outcome, ledger: Ledger, chain: Sequence[Step]) -> GateError:
     """Return the error of a bundle that missed gates, with the stage that lost quality."""
     reasons = _describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]
@@ -123,8 +124,8 @@ def make_gate_error(outcome: Outcome, ledger: Ledger) -> GateError:
         for record in ledger.records:
             if record.stage == "repair":
                 reasons += record.notes
-        hints.append(_suggest_remedy(lost))
-    if _may_saturate(outcome.report):
+        hints.append(_suggest_remedy(lost, chain))
+    if _may_saturate(outcome.report, chain):
         hints.append(
             "full-range weights saturate on CPUs without VNNI; pair-safe weights give the same "
             "bits everywhere: --chain quantize:range=pair-safe"
@@ -150,33 +151,29 @@ def _describe_misses(document: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _suggest_remedy(lost: Record | None) -> str:
+def _suggest_remedy(lost: Record | None, chain: Sequence[Step]) -> str:
     """Suggest how to recover the quality that a stage lost."""
     stage = "" if lost is None else lost.stage
     if stage in ("simplify", "export"):
         return "the exported original misses this gate already, so no chain can meet it: lower it"
-    remedies = {
-        "prune": "train after pruning (--chain prune,distill), prune less",
-        "factorize": "train after factorizing (--chain factorize,distill), factorize less",
-        "distill": "train longer or on more samples",
-        "quantize": "use more or better calibration samples, use another calibrator, train for "
-        "int8 (--chain distill:aware=true,quantize)",
-    }
-    remedy = remedies.get(stage, "use more or better calibration samples, use another chain")
+    remedy = ""
+    for step in chain:
+        if step.name == stage:
+            remedy = step.definition.advice()
+    remedy = remedy or "use more or better calibration samples, use another chain"
     return f"{remedy}, or lower the gate in the manifest"
 
 
-def _may_saturate(document: Mapping[str, Any]) -> bool:
+def _may_saturate(document: Mapping[str, Any], chain: Sequence[Step]) -> bool:
     """Return true if an emulated x86 decided the fidelity of a model with full-range weights.
 
     Without VNNI an x86 CPU adds two int8 products in 16 bits: 127 * 255 * 2 is 64,770, over the
     limit of 32,767.
     """
-    quantize = [stage for stage in document["ledger"] if stage["stage"] == "quantize"]
-    ranges = [stage["details"].get("range") for stage in quantize]
+    saturates = any(step.read().may_saturate for step in chain)
     # Only an emulated CPU that decided is named in `fidelity`.
     native = document["device"]["arch"] == "x86_64" and not document["stands_in"]
-    return native and "full" in ranges and "device" in document["fidelity"]
+    return native and saturates and "device" in document["fidelity"]
 
 
 def _apply_emulated(

@@ -173,9 +173,9 @@ def describe_size(report: Mapping[str, Any]) -> str:
 
 def describe_forms(report: Mapping[str, Any]) -> str:
     """Return the number of layers in each quantized form; empty if all are static or float."""
-    quantize = (record for record in report["ledger"] if record["stage"] == "quantize")
-    details: Mapping[str, Any] = next((record["details"] for record in quantize), {})
-    if details.get("mode") != "static" or "layers_dynamic" not in details:
+    with_forms = (r["details"] for r in report["ledger"] if "layers_dynamic" in r["details"])
+    details: Mapping[str, Any] = next(with_forms, {})
+    if details.get("mode") != "static":
         return ""
     counts = [
         (details["layers_quantized"], "in static int8"),

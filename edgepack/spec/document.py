@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from edgepack import plugins
 from edgepack.errors import SpecError
 from edgepack.runtime.plain import read_plain
 
@@ -23,14 +24,6 @@ else:
 
 # Profiles and manifests are written by hand; a larger file is something else.
 MAX_BYTES = 1 << 20
-# Name of a table of options in a document -> name of the pass.
-PASS_TABLES = {
-    "prune": "prune",
-    "factorize": "factorize",
-    "distill": "distill",
-    "quantization": "quantize",
-    "half": "half",
-}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -88,6 +81,7 @@ def _validator(name: str) -> Any:
     registry: Any = referencing.Registry(retrieve=refuse)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
+    _add_plugins(schema)
     base = jsonschema.Draft202012Validator
     # JSON Schema accepts 1.0 as an integer, but it cannot be the size of an axis.
     types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
@@ -95,6 +89,19 @@ def _validator(name: str) -> Any:
     return jsonschema.validators.extend(base, type_checker=types)(
         {**schema, "$id": f"{name}.schema.json"}, registry=registry
     )
+
+
+def _add_plugins(schema: dict[str, Any]) -> None:
+    """Allow tables of the passes of plug-ins, and their engines, in a schema, in place.
+
+    The options in such a table are checked by the pass itself.
+    """
+    properties = schema["properties"]
+    for name in plugins.list_plugins(plugins.PASSES, tuple(properties)):
+        properties[name] = {"$ref": "target.schema.json#/$defs/options"}
+    if "engine" in properties:
+        names = properties["engine"]["properties"]["name"]["enum"]
+        names += plugins.list_plugins(plugins.ENGINES, tuple(names))
 
 
 def faults(document: Mapping[str, Any], schema: str) -> list[str]:
@@ -121,12 +128,6 @@ def check(document: Mapping[str, Any], schema: str, origin: str) -> None:
             why="\n".join(lines),
             hint="correct the keys named above",
         )
-
-
-def passes(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the options of each pass in a profile or a manifest, by pass."""
-    # {"quantization": {"range": "full"}, "gates": {...}} gives {"quantize": {"range": "full"}}.
-    return {PASS_TABLES[key]: dict(document[key]) for key in document if key in PASS_TABLES}
 
 
 def nearest(word: str, candidates: Iterable[str], likeness: float = 0.6) -> str:

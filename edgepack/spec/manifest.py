@@ -37,7 +37,7 @@ class Manifest:
         pictures: conversion of a picture to an input, as keyword arguments of Preprocessing; None
             without a table [pictures].
         chain: the passes; overrides the target's.
-        passes: options by pass; each overrides the target's.
+        document: the manifest as read.
         quality: gate to bound; each overrides the target's.
         reference_samples: number of samples in the bundle.
         emulate: verify the bundle on the target's CPUs, emulated.
@@ -61,10 +61,15 @@ class Manifest:
     allow_chance: bool = False
     pictures: Mapping[str, Any] | None = None
     chain: str = ""
-    passes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    document: Mapping[str, Any] = field(default_factory=dict, repr=False)
     quality: Mapping[str, float] = field(default_factory=dict)
     reference_samples: int | None = None
     emulate: bool = True
+
+    def read_table(self, name: str) -> Mapping[str, object]:
+        """Return a table, such as the options of a pass, which override the target's."""
+        table: Mapping[str, object] = self.document.get(name, {})
+        return table
 
 
 def load(path: Path) -> Manifest:
@@ -99,7 +104,7 @@ def load(path: Path) -> Manifest:
         allow_chance=evaluation.get("allow_chance", False),
         pictures=None if pictures is None else _convert_lists(pictures),
         chain=table.get("chain", ""),
-        passes=document.passes(table),
+        document=table,
         quality=table.get("gates", {}).get("quality", {}),
         reference_samples=table.get("reference", {}).get("samples"),
         emulate=table.get("emulate", True),

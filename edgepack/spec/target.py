@@ -34,7 +34,6 @@ class Target:
         dla_core: number of the Jetson's deep-learning accelerator for TensorRT; None for none.
         opset: opset of the ONNX.
         chain: the default chain.
-        passes: options by pass.
         quality: gate to bound, for quality.
         strict: bounds that replace those of `quality` with `--strict`.
         fidelity: gate to bound, for fidelity. `bit_exact` applies to models with integer
@@ -60,7 +59,6 @@ class Target:
     dla_core: int | None
     opset: int
     chain: str
-    passes: Mapping[str, Mapping[str, Any]]
     quality: Mapping[str, float]
     strict: Mapping[str, float]
     fidelity: Mapping[str, Any]
@@ -69,6 +67,11 @@ class Target:
     wheel_python: str
     document: Mapping[str, Any] = field(repr=False)
     path: Path | None = None
+
+    def read_table(self, name: str) -> Mapping[str, object]:
+        """Return a table of the profile, such as the options of a pass; empty if it has none."""
+        table: Mapping[str, object] = self.document.get(name, {})
+        return table
 
 
 def folder() -> Path:
@@ -162,7 +165,6 @@ def load(target: str) -> Target:
         dla_core=engine.get("dla_core"),
         opset=engine["opset"],
         chain=profile["chain"]["default"],
-        passes=document.passes(profile),
         quality=gates["quality"],
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],

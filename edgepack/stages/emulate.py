@@ -18,7 +18,6 @@ from typing import Any
 from edgepack.device import Emulated, ask, ready
 from edgepack.errors import DeviceError, HostError
 from edgepack.ledger import Ledger
-from edgepack.passes import Step
 from edgepack.report.figures import format_seconds, format_snr
 from edgepack.report.findings import find_worst
 from edgepack.request import Request
@@ -62,7 +61,7 @@ def check_host(request: Request, host: Mapping[str, Any]) -> None:
     # A model for a GPU runs here in float.
     integer = request.target.engine == ONNXRUNTIME
     if (
-        _has_full_range(request)
+        _may_saturate(request)
         and integer
         and host["arch"] == "x86_64"
         and not set(WIDE_SUMS) & set(host["isa"] or ())
@@ -177,17 +176,11 @@ def _skip_reason(request: Request, seconds: float) -> str:
 
 
 def _is_integer(request: Request) -> bool:
-    return bool(_integer_steps(request))
+    return any(step.read().multiplies_integers for step in request.chain)
 
 
-def _has_full_range(request: Request) -> bool:
-    return any(step.options.get("range") == "full" for step in _integer_steps(request))
-
-
-def _integer_steps(request: Request) -> list[Step]:
-    """Return the steps that lead to integer multiplications; weights-only quantization does not."""
-    steps = (step for step in request.chain if step.name == "quantize")
-    return [step for step in steps if step.options.get("mode") != "weights"]
+def _may_saturate(request: Request) -> bool:
+    return any(step.read().may_saturate for step in request.chain)
 
 
 def _describe_unverified(request: Request, reason: str) -> list[str]:
@@ -203,7 +196,7 @@ def _describe_unverified(request: Request, reason: str) -> list[str]:
     cpus = ", ".join(target.emulate)
     if target.arch == "x86_64":
         cpus = "CPUs without VNNI"
-        if _has_full_range(request):
+        if _may_saturate(request):
             cpus += ", where full-range weights saturate"
     return [f"not verified on {cpus} ({reason})"]
 

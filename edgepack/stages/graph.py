@@ -44,7 +44,7 @@ def export(
     """Export the model to ONNX, and run every dynamic axis at a second size."""
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
-        for_passes = bool(passes.of_domain("graph", request.chain))
+        for_passes = bool(passes.select_domain("graph", request.chain))
         parts, compute = _export(
             source, inputs, names, reference.feeds, request.target.opset, for_passes
         )
@@ -267,7 +267,10 @@ def apply_graph_pass(
         samples_digest = context.samples.lint.digests.get("calibration")
     inputs = (parse_model(before.model), samples, options, ledger.progress)
     # A repair reuses the calibration of the pass for its trials.
-    trials = functools.cache(lambda: step.definition.trials(*inputs))
+    graph_pass = step.graph_pass
+    trials = None
+    if options.repairs and isinstance(graph_pass, passes.PartialPass):
+        trials = functools.cache(functools.partial(graph_pass.partial, *inputs))
     with ledger.stage(step.name) as stage:
         parts = {
             "model": digest_model(before.model),
@@ -276,11 +279,11 @@ def apply_graph_pass(
         }
         model, details = run_cached(
             step.name, parts, stage, cache,
-            lambda: trials().result() if options.repairs else step.definition.apply(*inputs),
+            lambda: trials().result() if trials else graph_pass.apply(*inputs),
         )  # fmt: skip
         result = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
         measure(result, context, cache, ledger, stage)
-    if not options.repairs:
+    if trials is None:
         return result
     return repair(before, result, parts, trials, context, cache, ledger)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,7 @@ def apply_module_pass(
         if not processes.is_main():
             return result, context.original
         request, reference = context.request, context.reference
-        for_passes = bool(passes.of_domain("graph", request.chain))
+        for_passes = bool(passes.select_domain("graph", request.chain))
         graph, notes = export_again(
             result,
             context.inputs,
@@ -100,11 +100,9 @@ def _parts(
     example = context.reference.feeds[0]
     digests = context.samples.lint.digests
     # A part that the pass does not need is empty, and so does not invalidate its results.
-    gates, quantize, environment = {}, {}, {}
+    gates, environment = {}, {}
     if "gates" in needs:
         gates = dict(context.request.quality)
-    if "quantize" in needs:
-        quantize = dict(_quantize_step(context).options)
     if "training" in needs:
         environment = processes.environment()
     return {
@@ -119,7 +117,7 @@ def _parts(
             role: samples_digest for role, samples_digest in digests.items() if role in needs
         },
         "gates": gates,
-        "quantize": quantize,
+        "later": {name: dict(later.options) for name, later in _later_steps(needs, context)},
         "environment": environment,
     }
 
@@ -156,20 +154,20 @@ def _through_cache(
             code=code,
             work=work,
             progress=stage.progress,
-            quantize=_quantize_step(context).read() if "quantize" in needs else None,
+            later={name: later.read() for name, later in _later_steps(needs, context)},
         )
         result: ModuleResult | None = None
         if stage.record.status == "cached":
             outcome = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
         else:
-            result = step.definition.apply(_copy_module(before, step), options, pass_context)
+            result = step.module_pass.apply(_copy_module(before, step), options, pass_context)
             outcome = (
                 {**to_document(result), "recipe": dict(result.recipe)},
                 _serialize(result.model),
             )
         # Workers get the main process's result, so that all of them continue with one network.
         document, weights = processes.broadcast(outcome)
-        module = step.definition.replay(
+        module = step.module_pass.replay(
             _copy_module(before, step), document["recipe"], pass_context
         )
         _load(module, weights, step)
@@ -186,9 +184,12 @@ def _checkpoint_folder(cache: Cache, name: str, key: str) -> AbstractContextMana
     return files.temporary_folder()
 
 
-def _quantize_step(context: BuildContext) -> passes.Step:
-    """Return the step that quantizes; `passes.check` ensures that there is one if it is needed."""
-    return next(step for step in context.request.chain if step.name == "quantize")
+def _later_steps(needs: Sequence[str], context: BuildContext) -> list[tuple[str, passes.Step]]:
+    """Return the steps whose options a pass needs, by name.
+
+    `passes.check_chain` ensures that they follow it.
+    """
+    return [(step.name, step) for step in context.request.chain if step.name in needs]
 
 
 def _copy_module(before: Source, step: passes.Step) -> Any:

@@ -17,7 +17,8 @@ from edgepack import graph
 from edgepack.cache import Cache
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
-from edgepack.passes.quantize.repair import Trials, chosen, rank, search, spared
+from edgepack.passes.protocol import Trials
+from edgepack.passes.quantize.repair import chosen, rank, search, spared
 from edgepack.report import describe_gate
 from edgepack.report.figures import (
     format_bytes,

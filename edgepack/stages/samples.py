@@ -41,14 +41,15 @@ class SampleSets:
 def list_missing_samples(request: Request) -> list[str]:
     """Return the roles of samples that the chain needs and the request lacks."""
     specs = {"calibration": request.calibration or request.random, "training": request.training}
-    return [role for role, spec in specs.items() if passes.needs(request.chain, role) and not spec]
+    absent = [role for role, spec in specs.items() if not spec]
+    return [role for role in absent if passes.list_passes_needing(role, request.chain)]
 
 
 def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
     """Open the samples, and check every one before hours are spent on them."""
     with ledger.stage("samples") as stage:
-        needs = passes.needs(request.chain, "calibration")
-        trains = passes.needs(request.chain, "training")
+        needs = passes.list_passes_needing("calibration", request.chain)
+        trains = passes.list_passes_needing("training", request.chain)
         absent = list_missing_samples(request)
         samples = {
             role: data.open_samples(

@@ -39,7 +39,7 @@ def load_source(request: Request, ledger: Ledger) -> Source:
 
 def _check_module(request: Request, model: Source) -> None:
     """Refuse passes on the module if the source has none, or one that cannot be changed."""
-    steps = passes.of_domain("module", request.chain)
+    steps = passes.select_domain("module", request.chain)
     fixed = model.module is None or model.program is not None or model.kind == "torchscript"
     if steps and fixed:
         raise ChainError(

@@ -55,7 +55,7 @@ def test_options_of_distill(options: dict[str, Any]) -> None:
 )
 def test_chains_in_which_it_is_in_vain(text: str, reason: str) -> None:
     with pytest.raises(ChainError) as caught:
-        passes.check(passes.parse(text))
+        passes.check_chain(passes.parse_chain(text))
     assert caught.value.code == "chain-conflict"
     assert reason in caught.value.why
     assert "quantize" in caught.value.hint
@@ -70,7 +70,9 @@ def test_a_network_without_layers(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (x * self.factor)[:, :3]
 
-    given = replace(context(tmp_path, network(), {"x": drawn(64)}), quantize=QuantizeOptions())
+    given = replace(
+        context(tmp_path, network(), {"x": drawn(64)}), later={"quantize": QuantizeOptions()}
+    )
     with pytest.raises(ChainError) as caught:
         distill(Scale(), DistillOptions(aware=True, epochs=1), given)
     assert caught.value.code == "distill-aware"
@@ -87,7 +89,7 @@ def test_a_network_of_convolutions_for_the_mode_that_leaves_them(tmp_path: Path)
             return self.only(x[..., None])[..., 0]
 
     options = QuantizeOptions(mode="dynamic")
-    given = replace(context(tmp_path, network(), {"x": drawn(64)}), quantize=options)
+    given = replace(context(tmp_path, network(), {"x": drawn(64)}), later={"quantize": options})
     with pytest.raises(ChainError) as caught:
         distill(Convolutions(), DistillOptions(aware=True, epochs=1), given)
     assert caught.value.code == "distill-aware"
@@ -129,7 +131,9 @@ def test_samples_that_tell_nothing_are_refused_as_without_it(values: np.ndarray)
 
 def test_layers_that_do_not_fit_without_the_others(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(12, 3)).eval()
-    given = replace(context(tmp_path, network, {"x": drawn(64)}), quantize=QuantizeOptions())
+    given = replace(
+        context(tmp_path, network, {"x": drawn(64)}), later={"quantize": QuantizeOptions()}
+    )
     with pytest.raises(ChainError) as caught:
         distill(network, DistillOptions(aware=True, epochs=1, drop=0.4), given)
     assert caught.value.code == "distill-student"

@@ -75,7 +75,7 @@ def test_a_chain_that_cannot_be(home: Home, tmp_path: Path, written: str, expect
 
 def test_a_misspelt_option_gets_a_suggestion() -> None:
     with pytest.raises(ChainError) as error:
-        passes.check(passes.parse("half:margn=3"))
+        passes.check_chain(passes.parse_chain("half:margn=3"))
     assert "did you mean 'margin'" in str(error.value)
 
 

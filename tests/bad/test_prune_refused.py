@@ -68,7 +68,7 @@ def test_an_option_misspelt() -> None:
 @pytest.mark.parametrize("text", ["prune:2:4", "prune:pattern=2:+4", "prune:structured"])
 def test_options_that_cannot_be_read(text: str) -> None:
     with pytest.raises(ChainError) as caught:
-        passes.parse(text)
+        passes.parse_chain(text)
     assert caught.value.code == "chain-option"
 
 

@@ -79,8 +79,8 @@ def test_extends_lays_keys_over_the_base(tmp_path: Path) -> None:
         tmp_path, 'extends = "cpu-fbgemm"\nname = "mine"\n[quantization]\nrange = "full"\n'
     )
     profile = target.load(str(path))
-    assert (profile.name, profile.passes["quantize"]["range"]) == ("mine", "full")
-    assert profile.passes["quantize"]["scheme"] == "fbgemm"
+    assert (profile.name, profile.read_table("quantization")["range"]) == ("mine", "full")
+    assert profile.read_table("quantization")["scheme"] == "fbgemm"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_name_with_colons_and_a_scalar() -> None:
     ],
 )
 def test_chains(text: str, code: str) -> None:
-    assert refuse(passes.parse, text).code == code
+    assert refuse(passes.parse_chain, text).code == code
 
 
 @pytest.mark.parametrize(

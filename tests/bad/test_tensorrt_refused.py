@@ -62,7 +62,7 @@ def test_samples_that_hold_nan_are_refused_as_for_every_scheme() -> None:
 
 
 def steps(profile: target.Target) -> Request:
-    found = (passes.Step("quantize", {**profile.passes["quantize"], "range": "full"}),)
+    found = (passes.Step("quantize", {**profile.read_table("quantization"), "range": "full"}),)
     return Request(Path("m"), profile, Path("o"), "m", chain=found)
 
 

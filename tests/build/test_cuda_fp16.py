@@ -38,11 +38,17 @@ class NaiveOptions(PassOptions):
     """The converter of others has nothing to choose here."""
 
 
-def convert(
-    model: onnx.ModelProto, samples: Samples | None, options: NaiveOptions, progress: Progress
-) -> PassResult[onnx.ModelProto]:
+class Naive(passes.GraphPass[NaiveOptions]):
     """onnxruntime's own conversion to fp16, as a pass."""
-    return PassResult(naive(model), True, ("Everything became fp16.",))
+
+    name = "naive"
+    options = NaiveOptions
+
+    def apply(
+        self, model: onnx.ModelProto, samples: Samples | None, options: NaiveOptions,
+        progress: Progress,
+    ) -> PassResult[onnx.ModelProto]:  # fmt: skip
+        return PassResult(naive(model), True, ("Everything became fp16.",))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +79,7 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_a_conversion_that_does_not_measure_is_caught_without_a_gpu(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        passes.PASSES, "naive", passes.Pass("graph", __name__, "NaiveOptions", "convert")
-    )
+    monkeypatch.setitem(passes.PASSES, "naive", Naive)
     output = tmp_path / "naive.edgepack"
     answer = ask(*arguments(folder, "--chain", "naive", "--output", str(output)))
     assert (answer.status, answer.code) == (1, "gate-missed")

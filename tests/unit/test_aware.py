@@ -392,7 +392,7 @@ def run_pass(folder: Path, made: nn.Module, options: DistillOptions = AWARE, **m
     given = context(
         folder, seeded(Residual), {"image": pictures(128)}, inputs=IMAGE, outputs=SCORES
     )
-    given = replace(given, quantize=more.get("quantize", NEAREST))
+    given = replace(given, later={"quantize": more.get("quantize", NEAREST)})
     return distill(made, options, given), given
 
 
@@ -454,7 +454,7 @@ def test_it_learns_what_rounding_took(tmp_path: Path) -> None:
         held.close()
         return float((found - wanted).square().sum())
 
-    given = replace(context(tmp_path, teacher, {"x": x}), quantize=options)
+    given = replace(context(tmp_path, teacher, {"x": x}), later={"quantize": options})
     result = distill(network(wide=64), replace(AWARE, epochs=8, lr=3e-3), given)
     assert error(result.model) < 0.6 * error(network(wide=64))
 
@@ -481,7 +481,7 @@ def test_half_precision_is_not_what_it_trains_in(tmp_path: Path) -> None:
 
 def test_a_batch_norm_that_stays_is_told_of(tmp_path: Path) -> None:
     made = seeded(lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)))
-    given = replace(context(tmp_path, network(), {"x": drawn(64)}), quantize=NEAREST)
+    given = replace(context(tmp_path, network(), {"x": drawn(64)}), later={"quantize": NEAREST})
     result = distill(made, replace(AWARE, epochs=1), given)
     assert any(note.startswith("Batch norm not folded: 0: no conv") for note in result.notes)
 
@@ -506,4 +506,4 @@ def test_it_depends_on_the_quantization_that_follows() -> None:
      "distill:aware=true,distill:aware=true:seed=1,quantize"],
 )  # fmt: skip
 def test_chains_that_make_sense(text: str) -> None:
-    passes.check(passes.parse(text))
+    passes.check_chain(passes.parse_chain(text))

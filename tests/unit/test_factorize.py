@@ -368,12 +368,12 @@ def test_by_budget_is_the_best_of_all() -> None:
 
 
 def test_its_place_in_a_chain() -> None:
-    passes.check(passes.parse("factorize:energy=0.9,distill,quantize"))
+    passes.check_chain(passes.parse_chain("factorize:energy=0.9,distill,quantize"))
     with pytest.raises(passes.ChainError) as caught:
-        passes.check(passes.parse("factorize,distill,factorize"))
+        passes.check_chain(passes.parse_chain("factorize,distill,factorize"))
     assert caught.value.code == "chain-conflict"
     with pytest.raises(passes.ChainError) as caught:
-        passes.check(passes.parse("quantize,factorize"))
+        passes.check_chain(passes.parse_chain("quantize,factorize"))
     assert caught.value.code == "chain-order"
 
 

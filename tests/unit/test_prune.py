@@ -429,15 +429,17 @@ def test_after_a_factorization(tmp_path: Path) -> None:
 
 
 def test_its_place_in_a_chain() -> None:
-    steps = passes.parse("prune:structured=0.5:of=macs,distill,prune:pattern=2:4,distill,quantize")
-    passes.check(steps)
+    steps = passes.parse_chain(
+        "prune:structured=0.5:of=macs,distill,prune:pattern=2:4,distill,quantize"
+    )
+    passes.check_chain(steps)
     assert steps[2].read().pattern == "2:4"
     assert steps[0].read().needs == ()
-    assert passes.parse("prune:importance=taylor")[0].read().needs == ("training",)
+    assert passes.parse_chain("prune:importance=taylor")[0].read().needs == ("training",)
     assert PruneOptions().structured == 0.5
     for written in ("prune:pattern=2:4,prune", "prune:unstructured=0.5,factorize"):
         with pytest.raises(passes.ChainError) as caught:
-            passes.check(passes.parse(written))
+            passes.check_chain(passes.parse_chain(written))
         assert caught.value.code == "chain-conflict"
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.student import make_student, recipe_of
 from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.protocol import ModulePass
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +95,25 @@ def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
 
         fold_structure(student, recipe["folded"])
     return student
+
+
+class Distill(ModulePass[DistillOptions]):
+    """Train a student on the outputs of the original."""
+
+    name = DistillOptions.NAME
+    options = DistillOptions
+
+    def advice(self) -> str:
+        """Suggest how to lose less quality."""
+        return "train longer or on more samples"
+
+    def apply(self, module: nn.Module, options: DistillOptions, context: Context) -> ModuleResult:
+        """Return the changed network with its recipe."""
+        return distill(module, options, context)
+
+    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+        """Rebuild the structure of a recipe."""
+        return replay(module, recipe, context)
 
 
 def _details(student: nn.Module, data: Any, objective: Any, trained: Any) -> dict[str, Any]:

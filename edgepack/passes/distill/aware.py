@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgepack.errors import ChainError
 from edgepack.passes.aware.attach import Attached
@@ -12,7 +12,8 @@ from edgepack.passes.aware.sites import find_sites
 from edgepack.passes.distill.teacher import answer_of
 from edgepack.passes.module import Context
 from edgepack.passes.network import arguments, grouped
-from edgepack.passes.quantize import QuantizeOptions
+from edgepack.passes.quantize.options import NAME as QUANTIZE
+from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.training.training_set import TrainingSet
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class Aware:
         import torch
 
         self.student = student
-        self.options = context.quantize or QuantizeOptions()
+        later = context.later.get(QUANTIZE) or QuantizeOptions()
+        self.options = cast("QuantizeOptions", later)
         example = arguments(context, context.example)
         with torch.no_grad():
             answer_of(student, [tensor.clone() for tensor in example])

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from edgepack.passes.options import PassOptions, flag, number, several, text, wrong
+from edgepack.passes.quantize.options import NAME as QUANTIZE
+from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.training.options import TrainingOptions
 
 # Default peak learning rate of quantization-aware training.
@@ -125,7 +127,7 @@ class DistillOptions(TrainingOptions):
     def needs(self) -> tuple[str, ...]:
         """Return the needs of the loop, and "quantize" for quantization-aware training."""
         if self.aware:
-            return (*super().needs, "quantize")
+            return (*super().needs, QUANTIZE)
         return super().needs
 
     @property
@@ -140,24 +142,23 @@ class DistillOptions(TrainingOptions):
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject a new student after passes whose changes it would discard."""
-        names = [name for name, _ in earlier if name in ("prune", "factorize", "distill")]
-        if self.student and names:
-            return f"{self.student} is another network: the changes of {names[-1]} would be lost"
+        # Only passes on the module can precede it.
+        if self.student and earlier:
+            name, _ = earlier[-1]
+            return f"{self.student} is another network: the changes of {name} would be lost"
         return ""
 
     def unmet(self, later: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject quantization-aware training unless quantize follows it directly."""
-        names = [name for name, _ in later]
         if not self.aware:
             return ""
-        if "quantize" not in names:
-            return "aware=true trains for int8, and no quantize follows"
-        # Another aware distill may follow, as it continues the same training.
-        between = [
-            name
-            for name, options in later[: names.index("quantize")]
-            if not (isinstance(options, DistillOptions) and options.aware)
-        ]
-        if between:
-            return f"aware=true trains for int8, and {between[0]} would undo it before quantize"
-        return ""
+        disturbing = ""
+        for name, options in later:
+            if isinstance(options, QuantizeOptions):
+                if not disturbing:
+                    return ""
+                return f"aware=true trains for int8, and {disturbing} would undo it before {name}"
+            # Another aware distill may follow, as it continues the same training.
+            if not (isinstance(options, DistillOptions) and options.aware):
+                disturbing = disturbing or name
+        return "aware=true trains for int8, and no quantize follows"

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 
 from edgepack.passes.factorize.options import FactorizeOptions
 from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.protocol import ModulePass
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FactorizeOptions", "factorize", "replay"]
+__all__ = ["Factorize", "FactorizeOptions", "factorize", "replay"]
 
 
 def factorize(module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
@@ -45,3 +46,22 @@ def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
     from edgepack.passes.factorize.split import split_all
 
     return split_all(module, recipe["ranks"], recipe["bias"])
+
+
+class Factorize(ModulePass[FactorizeOptions]):
+    """Replace layers by two layers of low rank."""
+
+    name = FactorizeOptions.NAME
+    options = FactorizeOptions
+
+    def advice(self) -> str:
+        """Suggest how to lose less quality."""
+        return "train after factorizing (--chain factorize,distill), factorize less"
+
+    def apply(self, module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
+        """Return the changed network with its recipe."""
+        return factorize(module, options, context)
+
+    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+        """Rebuild the structure of a recipe."""
+        return replay(module, recipe, context)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from edgepack.passes.options import PassOptions, number, one_of, several, text, wrong
+from edgepack.passes.prune.options import PruneOptions
 
 METHODS = ("activation", "svd")
 BOUNDS = ("parameters", "energy", "snr_db")
@@ -84,6 +85,8 @@ class FactorizeOptions(PassOptions):
         for name, options in earlier:
             if name == self.NAME:
                 return "the layers are already factorized"
-            if name == "prune" and getattr(options, "zeros", False):
-                return "prune's zeros would be lost, since the factors of sparse weights are dense"
+            if isinstance(options, PruneOptions) and options.zeros:
+                return (
+                    f"{name}'s zeros would be lost, since the factors of sparse weights are dense"
+                )
         return ""

@@ -23,6 +23,7 @@ from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes.half.options import HalfOptions
+from edgepack.passes.protocol import GraphPass
 
 if TYPE_CHECKING:
     import onnx
@@ -62,4 +63,22 @@ def half(
     return convert(model, samples, options, progress)
 
 
-__all__ = ["HalfOptions", "half"]
+class Half(GraphPass[HalfOptions]):
+    """Convert a float32 model to fp16."""
+
+    name = "half"
+    options = HalfOptions
+
+    def precision(self, options: HalfOptions) -> str:
+        """Return "fp16"."""
+        return "fp16"
+
+    def apply(
+        self, model: onnx.ModelProto, samples: Samples | None, options: HalfOptions,
+        progress: Progress,
+    ) -> PassResult[onnx.ModelProto]:  # fmt: skip
+        """Convert a model wherever its values allow."""
+        return half(model, samples, options, progress)
+
+
+__all__ = ["Half", "HalfOptions", "half"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgepack.passes.options import PassOptions, number, several, wrong
+from edgepack.passes.quantize.options import QuantizeOptions
 
 # On the device, values may be four times the largest that calibration measured.
 MARGIN = 4.0
@@ -45,8 +46,7 @@ class HalfOptions(PassOptions):
 
         Integers in Q/DQ pairs are unaffected; in other modes fp16 would change the arithmetic.
         """
-        for _, options in earlier:
-            mode = getattr(options, "mode", "static")
-            if mode != "static":
-                return f"quantize:mode={mode} makes layers with float32 inputs and outputs"
+        for name, options in earlier:
+            if isinstance(options, QuantizeOptions) and options.mode != "static":
+                return f"{name}:mode={options.mode} makes layers with float32 inputs and outputs"
         return ""

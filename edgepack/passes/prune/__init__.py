@@ -21,12 +21,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.protocol import ModulePass
 from edgepack.passes.prune.options import PruneOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["PruneOptions", "prune", "replay"]
+__all__ = ["Prune", "PruneOptions", "prune", "replay"]
 
 
 def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
@@ -47,3 +48,22 @@ def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
 
     cut(module, Cut.from_json(recipe))
     return module
+
+
+class Prune(ModulePass[PruneOptions]):
+    """Remove the least important channels, or zero weights."""
+
+    name = PruneOptions.NAME
+    options = PruneOptions
+
+    def advice(self) -> str:
+        """Suggest how to lose less quality."""
+        return "train after pruning (--chain prune,distill), prune less"
+
+    def apply(self, module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
+        """Return the changed network with its recipe."""
+        return prune(module, options, context)
+
+    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+        """Rebuild the structure of a recipe."""
+        return replay(module, recipe, context)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.protocol import PartialPass, Trials
+from edgepack.passes.quantize.options import NAME, QuantizeOptions
 from edgepack.passes.quantize.repair import make_trials
 
 if TYPE_CHECKING:
@@ -53,4 +54,39 @@ def quantize(
     return make_trials(model, samples, options, progress).result()
 
 
-__all__ = ["QuantizeOptions", "make_trials", "quantize"]
+class Quantize(PartialPass[QuantizeOptions]):
+    """Quantize a model to int8, or its weights to 8 or 4 bits."""
+
+    name = NAME
+    options = QuantizeOptions
+    table = "quantization"
+
+    def precision(self, options: QuantizeOptions) -> str:
+        """Return "int8", or "int4 weights" if only the weights are stored as integers."""
+        if options.mode == "weights":
+            return f"int{options.bits} weights"
+        return "int8"
+
+    def advice(self) -> str:
+        """Suggest how to lose less quality."""
+        return (
+            "use more or better calibration samples, use another calibrator, train for int8 "
+            "(--chain distill:aware=true,quantize)"
+        )
+
+    def apply(
+        self, model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions,
+        progress: Progress,
+    ) -> PassResult[onnx.ModelProto]:  # fmt: skip
+        """Quantize every layer that the options select."""
+        return quantize(model, samples, options, progress)
+
+    def partial(
+        self, model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions,
+        progress: Progress,
+    ) -> Trials:  # fmt: skip
+        """Return the quantizations that differ in the layers that stay float."""
+        return make_trials(model, samples, options, progress)
+
+
+__all__ = ["Quantize", "QuantizeOptions", "make_trials", "quantize"]

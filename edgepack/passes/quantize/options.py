@@ -101,6 +101,16 @@ class QuantizeOptions(PassOptions):
         """True if layers are returned to float when a gate is missed."""
         return self.repair
 
+    @property
+    def multiplies_integers(self) -> bool:
+        """True unless only the stored weights are integers."""
+        return self.mode != "weights"
+
+    @property
+    def may_saturate(self) -> bool:
+        """True for integer multiplications with weights that use the full range of s8."""
+        return self.multiplies_integers and self.range == "full"
+
     def __post_init__(self) -> None:
         # One name on the command line, a list in TOML.
         exclude: object = self.exclude

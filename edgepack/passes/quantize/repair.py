@@ -7,14 +7,15 @@ gate passes; the caller evaluates the gate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.data.samples import Samples
-from edgepack.ledger import PassResult, Progress
+from edgepack.ledger import Progress
 from edgepack.metrics.closeness import closeness_db
+from edgepack.passes.protocol import Trials
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.refusals import check_not_quantized, no_samples
 from edgepack.runtime.parity.metrics import Parity
@@ -29,20 +30,6 @@ Runs = Callable[[bytes], Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarra
 RANKED = 32
 # Number of layers of a repair that are tried as integers again, in case others suffice.
 SPARED = 8
-
-
-class Trials(Protocol):
-    """Quantizations of one model that differ in the layers that stay float."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the nodes that become integer."""
-
-    def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
-        """Return the model with these layers in float; not all of `names`."""
-
-    def result(self, floats: Collection[str] = ()) -> PassResult[Any]:
-        """Return the same model with its figures."""
 
 
 def make_trials(

@@ -1,0 +1,100 @@
+"""Table of the passes: edgepack's own, and those of installed plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from edgepack import plugins
+from edgepack.passes.options import PassOptions
+from edgepack.passes.protocol import GraphPass, ModulePass, Pass
+from edgepack.plugins import Plugin, is_callable, is_subclass_of, is_text
+
+# A pass plug-in must not have the name of another stage of the ledger.
+STAGES = (
+    *("wheels", "source", "samples", "original", "export", "simplify", "repair", "engine"),
+    *("bundle", "verify", "emulate", "latency"),
+)
+
+
+def _prune() -> ModulePass[Any]:
+    from edgepack.passes.prune import Prune
+
+    return Prune()
+
+
+def _factorize() -> ModulePass[Any]:
+    from edgepack.passes.factorize import Factorize
+
+    return Factorize()
+
+
+def _distill() -> ModulePass[Any]:
+    from edgepack.passes.distill import Distill
+
+    return Distill()
+
+
+def _quantize() -> GraphPass[Any]:
+    from edgepack.passes.quantize import Quantize
+
+    return Quantize()
+
+
+def _half() -> GraphPass[Any]:
+    from edgepack.passes.half import Half
+
+    return Half()
+
+
+# Functions, so that a pass is imported on first use. In the order in which they combine: structure
+# first, then recovery, then the graph's arithmetic.
+PASSES: dict[str, Callable[[], Pass[Any]]] = {
+    "prune": _prune,
+    "factorize": _factorize,
+    "distill": _distill,
+    "quantize": _quantize,
+    "half": _half,
+}
+
+
+def list_names() -> tuple[str, ...]:
+    """Return the names of all passes, edgepack's own first. Raises PluginError."""
+    return (*PASSES, *_list_plugins())
+
+
+def find_plugin(name: str) -> Plugin | None:
+    """Return the plug-in that defines a pass; None for one of edgepack's own, or none."""
+    return _list_plugins().get(name)
+
+
+def find_pass(name: str) -> Pass[Any]:
+    """Return the pass of a name; raises KeyError if there is none, PluginError if it is broken."""
+    plugin = find_plugin(name)
+    if plugin is None:
+        return PASSES[name]()
+    return _load(plugin)
+
+
+def _list_plugins() -> dict[str, Plugin]:
+    return dict(plugins.list_plugins(plugins.PASSES, (*PASSES, *STAGES)))
+
+
+@cache
+def _load(plugin: Plugin) -> Pass[Any]:
+    """Import the pass of a plug-in, and check that it has the members of its domain."""
+    members: dict[str, Callable[[object], bool]] = {
+        "name": lambda name: name == plugin.name,
+        "domain": lambda domain: domain in ("module", "graph"),
+        "options": is_subclass_of(PassOptions),
+        "table": is_text,
+        "precision": is_callable,
+        "advice": is_callable,
+        "apply": is_callable,
+    }
+    definition: Any = plugin.load(members)
+    if definition.domain == "module":
+        plugin.load({"replay": is_callable})
+    result: Pass[Any] = definition
+    return result
