@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from edgepack.cli import cli
 from edgepack.runtime.bundle.archive import Archive
@@ -307,6 +309,13 @@ def ask(*arguments: str, env: dict[str, str] | None = None) -> Answer:
     result = CliRunner().invoke(cli, [*arguments, "--json"], env=env, catch_exceptions=False)
     assert "Traceback" not in result.stderr, result.stderr
     return Answer(result.exit_code, one_document(result.stdout), result.stderr)
+
+
+def render_text(render: Callable[[Mapping[str, Any], Console], None], document: Any) -> str:
+    """Return the text that a command prints without `--json`."""
+    file = io.StringIO()
+    render(document, Console(file=file, width=160))
+    return file.getvalue()
 
 
 def one_document(stdout: str) -> Any:

@@ -1,8 +1,9 @@
 """Command line of edgepack.
 
-Text for people goes to stderr, `--json` to stdout. Exit status: 0 done, 1 a gate was missed, 2 the
-command could not run. Every option can also be set in the environment: EDGEPACK_BUILD_TARGET is
-`build --target`, EDGEPACK_CACHE_CLEAN_JSON is `cache clean --json`.
+The result of a command goes to stdout, as text or with `--json` as a document; progress, warnings
+and errors go to stderr. Exit status: 0 done, 1 a gate was missed, 2 the command could not run.
+Every option can also be set in the environment: EDGEPACK_BUILD_TARGET is `build --target`,
+EDGEPACK_CACHE_CLEAN_JSON is `cache clean --json`.
 """
 
 from __future__ import annotations

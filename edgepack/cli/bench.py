@@ -87,7 +87,7 @@ def _count_instructions(
     from edgepack.bundle import admit
     from edgepack.device import count
     from edgepack.report import render_instructions
-    from edgepack.report.console import StderrConsole
+    from edgepack.report.console import ResultConsole, StderrConsole
 
     context = click.get_current_context()
     if not instructions:
@@ -104,14 +104,15 @@ def _count_instructions(
         # One inference on one thread is counted: several threads interleave at random.
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             raise click.UsageError(f"--{name} and --instructions exclude each other")
-    console = StderrConsole()
-    with admit(bundle, demands) as admitted, console.status("counting") as status:
+    progress = StderrConsole().status("counting")
+    with admit(bundle, demands) as admitted, progress as status:
         warn_of_loader(admitted)
         counts = []
         for cpu in dict.fromkeys(cpus):
             status.update(f"counting on {cpu}")
             counts.append(count(admitted.path, cpu, Path(against) if against else None).to_json())
     document = {"devices": counts, "trust": admitted.to_json()}
-    render_instructions(document, console)
     if as_json:
         print_json(document)
+    else:
+        render_instructions(document, ResultConsole())

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import wraps
 from typing import Any, NoReturn
@@ -17,7 +17,7 @@ from edgepack import files
 from edgepack.errors import EdgepackError
 from edgepack.runtime.streams import (
     print_error,
-    print_status,
+    print_result,
     printable,
     reserve_stdout,
     write_result,
@@ -27,9 +27,17 @@ from edgepack.runtime.streams import (
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
-def print_json(document: Any) -> None:
+def print_json(document: object) -> None:
     """Print a document as one line of JSON on stdout."""
     write_result(json.dumps(document, sort_keys=True, allow_nan=False) + "\n")
+
+
+def print_text_or_json(as_json: bool, document: object, *lines: str) -> None:
+    """Print a command's result on stdout: lines of text, or with `--json` a document instead."""
+    if as_json:
+        print_json(document)
+    else:
+        print_result(*lines)
 
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:
@@ -89,11 +97,11 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def show_report(document: Any) -> None:
-    """Print a report, then the two digests of its bundle."""
+def print_report(document: Mapping[str, Any]) -> None:
+    """Print a report on stdout, then the two digests of its bundle."""
     from edgepack.report import render_terminal
-    from edgepack.report.console import StderrConsole
+    from edgepack.report.console import ResultConsole
 
-    render_terminal(document, StderrConsole())
+    render_terminal(document, ResultConsole())
     bundle = document["bundle"]
-    print_status(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")
+    print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

@@ -7,10 +7,9 @@ from typing import Any
 
 import click
 
-from edgepack.cli.boundary import TERMINATED, boundary, print_json, show_report
+from edgepack.cli.boundary import TERMINATED, boundary, print_json, print_report, print_text_or_json
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
-from edgepack.runtime.streams import print_status
 
 
 def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
@@ -203,9 +202,7 @@ def build(
         from edgepack import plan
 
         document = plan.plan(request)
-        print_status(*plan.describe(document).splitlines())
-        if as_json:
-            print_json(document)
+        print_text_or_json(as_json, document, *plan.describe(document).splitlines())
         return
     from edgepack.passes.training import processes
     from edgepack.pipeline import build as run
@@ -228,7 +225,7 @@ def build(
     # Another training process than the main one has no outcome.
     if outcome is None:
         return
-    if not quiet:
-        show_report(outcome.report)
     if as_json:
         print_json(outcome.report)
+    elif not quiet:
+        print_report(outcome.report)

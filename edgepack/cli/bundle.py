@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack import files
-from edgepack.cli.boundary import boundary, print_json, show_report
+from edgepack.cli.boundary import boundary, print_json, print_report, print_text_or_json
 from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import as_json, bundle_file, threads, trust_options
 from edgepack.runtime.streams import print_status
@@ -74,11 +74,11 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
     if html:
         files.write(html, render_html(report).encode())
         print_status(f"written: {html}")
-    if not quiet:
-        show_report(report)
     if as_json:
         index = dict(admitted.index.raw)
         print_json({"index": index, "report": report, "trust": admitted.to_json()})
+    elif not quiet:
+        print_report(report)
 
 
 @click.command(short_help="Sign a BUNDLE with an SSH key.")
@@ -105,6 +105,5 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
         require_accepted(admitted)
         signature = signing.sign(admitted.path, key)
     path = write_signature(bundle, signature)
-    print_status(f"signed: {path} ({fingerprint})")
-    if as_json:
-        print_json({"signature": str(path), "key": fingerprint, "sha256": admitted.sha256})
+    document = {"signature": str(path), "key": fingerprint, "sha256": admitted.sha256}
+    print_text_or_json(as_json, document, f"signed: {path} ({fingerprint})")

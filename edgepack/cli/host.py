@@ -6,9 +6,9 @@ import sys
 
 import click
 
-from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_json
+from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_text_or_json
 from edgepack.cli.options import as_json
-from edgepack.runtime.streams import print_status, write_result
+from edgepack.runtime.streams import write_result
 
 
 @click.command(short_help="Check this machine for required tools.")
@@ -19,13 +19,13 @@ def doctor(as_json: bool) -> None:
     from edgepack import doctor as doctors
 
     findings = doctors.examine()
+    lines = []
     for finding in findings:
         mark = "ok     " if finding.present else "missing"
-        print_status(f"{mark} {finding.name:<14} {finding.detail}")
+        lines.append(f"{mark} {finding.name:<14} {finding.detail}")
         if finding.hint:
-            print_status(f"{'':22} {finding.hint}")
-    if as_json:
-        print_json([finding.to_json() for finding in findings])
+            lines.append(f"{'':22} {finding.hint}")
+    print_text_or_json(as_json, [finding.to_json() for finding in findings], *lines)
     # An absent optional tool only narrows the choice of targets and passes.
     if any(not finding.present and finding.required for finding in findings):
         sys.exit(COULD_NOT_RUN)
@@ -52,9 +52,7 @@ def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
 
     device.prepare(cpus, Ledger(make_progress()))
     ready = list(dict.fromkeys(cpus)) or list(device.CPUS)
-    print_status(f"ready: {', '.join(ready)}")
-    if as_json:
-        print_json({"ready": ready})
+    print_text_or_json(as_json, {"ready": ready}, f"ready: {', '.join(ready)}")
 
 
 @click.group()
@@ -74,11 +72,10 @@ def cache_info(as_json: bool) -> None:
         "folder": str(store.folder), "entries": len(store.entries()), "bytes": store.size(),
         "emulator_bytes": sum(map(disk_usage, store.emulator())),
     }  # fmt: skip
-    print_status("{folder}: {entries} entries, {bytes:,} bytes".format(**document))
+    lines = ["{folder}: {entries} entries, {bytes:,} bytes".format(**document)]
     if document["emulator_bytes"]:
-        print_status("the emulator: {emulator_bytes:,} bytes".format(**document))
-    if as_json:
-        print_json(document)
+        lines.append("the emulator: {emulator_bytes:,} bytes".format(**document))
+    print_text_or_json(as_json, document, *lines)
 
 
 @cache.command("clean")
@@ -99,11 +96,10 @@ def cache_clean(older_than: float, emulator: bool, as_json: bool) -> None:
     from edgepack.cache import Cache, default_folder
 
     cleaned = Cache(default_folder()).clean(older_than, emulator=emulator)
-    print_status(f"{cleaned.entries} entries deleted, {cleaned.bytes:,} bytes freed")
+    lines = [f"{cleaned.entries} entries deleted, {cleaned.bytes:,} bytes freed"]
     if cleaned.in_use:
-        print_status(f"{cleaned.in_use} entries in use were not deleted")
-    if as_json:
-        print_json(cleaned._asdict())
+        lines.append(f"{cleaned.in_use} entries in use were not deleted")
+    print_text_or_json(as_json, cleaned._asdict(), *lines)
 
 
 @click.command(short_help="Print the completion script of a SHELL.")

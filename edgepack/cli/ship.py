@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgepack.cli.boundary import FAILED, boundary, print_json
+from edgepack.cli.boundary import FAILED, boundary, print_text_or_json
 from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import as_json, bundle_file, ssh_options, threads, trust_options
 from edgepack.runtime.streams import print_status
@@ -46,12 +46,11 @@ def ship(
     from edgepack.bundle import admit
     from edgepack.device import ssh
     from edgepack.report import render_matrix
-    from edgepack.report.console import StderrConsole
+    from edgepack.report.console import ResultConsole, StderrConsole
     from edgepack.report.figures import format_bytes
 
     address = ssh.parse(device, path=True)
-    console = StderrConsole()
-    status = console.status("connecting")
+    status = StderrConsole().status("connecting")
     with ExitStack() as stack:
         admitted = stack.enter_context(admit(bundle, demands))
         remote = ssh.Ssh(address, ssh.Settings(**settings), status.update)
@@ -65,16 +64,14 @@ def ship(
         )  # fmt: skip
     result["trust"] = admitted.to_json()
     # The table of `verify`, with a single row.
-    if result["verdict"]:
+    if result["verdict"] and not as_json:
         column = {"name": remote.name, "emulated": False, "verdict": result["verdict"]}
-        render_matrix({"devices": [column]}, console)
-    if as_json:
-        print_json(result)
+        render_matrix({"devices": [column]}, ResultConsole())
     if not result["shipped"]:
-        print_status(f"not shipped: {result['path']} is unchanged")
+        print_text_or_json(as_json, result, f"not shipped: {result['path']} is unchanged")
         sys.exit(FAILED)
     sent = f"{format_bytes(result['sent'])} sent" if result["sent"] else "already there"
-    print_status(f"shipped: {remote.name}{result['path']} ({sent})")
+    print_text_or_json(as_json, result, f"shipped: {remote.name}{result['path']} ({sent})")
     # Said last, where it is read: the file is in use from now on.
     if no_verify:
         print_status("warning: not verified on the device (--no-verify)")

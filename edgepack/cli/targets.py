@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from edgepack.cli.boundary import boundary, print_json
+from edgepack.cli.boundary import boundary, print_json, print_text_or_json
 from edgepack.cli.options import as_json
-from edgepack.runtime.streams import print_status, write_result
+from edgepack.runtime.streams import write_result
 
 
 @click.group()
@@ -22,10 +22,9 @@ def targets_list(as_json: bool) -> None:
     from edgepack.spec import target
 
     profiles = [target.load(name) for name in target.shipped()]
-    for profile in profiles:
-        print_status(f"{profile.name:<16} {profile.summary}")
-    if as_json:
-        print_json([{"name": p.name, "summary": p.summary} for p in profiles])
+    document = [{"name": profile.name, "summary": profile.summary} for profile in profiles]
+    lines = [f"{profile.name:<16} {profile.summary}" for profile in profiles]
+    print_text_or_json(as_json, document, *lines)
 
 
 @targets.command("show")
@@ -52,6 +51,5 @@ def targets_check(target: str, as_json: bool) -> None:
     from edgepack.spec import target as profiles
 
     profile = profiles.load(target)
-    print_status(f"{profile.name}: valid")
-    if as_json:
-        print_json({"name": profile.name, "valid": True})
+    document = {"name": profile.name, "valid": True}
+    print_text_or_json(as_json, document, f"{profile.name}: valid")

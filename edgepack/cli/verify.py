@@ -84,14 +84,13 @@ def _verify_on_devices(
     from edgepack import device
     from edgepack.device import ssh
     from edgepack.report import render_matrix
-    from edgepack.report.console import StderrConsole
+    from edgepack.report.console import ResultConsole, StderrConsole
 
     # dict.fromkeys drops repeated values and keeps the order of the command line.
     addresses = [ssh.parse(url) for url in dict.fromkeys(on)]
     ssh_settings = ssh.Settings(**settings)
     warn_of_loader(bundle, "a device" if on else "")
-    console = StderrConsole()
-    status = console.status("connecting" if on else "emulating")
+    status = StderrConsole().status("connecting" if on else "emulating")
     with ExitStack() as stack:
         remotes = [device.Ssh(address, ssh_settings, status.update) for address in addresses]
         stack.callback(warn_of_leftovers, remotes)
@@ -102,9 +101,10 @@ def _verify_on_devices(
             bundle.path, devices, threads=threads, begin=lambda d: status.update(f"on {d.name}")
         )
     matrix["trust"] = bundle.to_json()
-    render_matrix(matrix, console)
     if as_json:
         print_json(matrix)
+    else:
+        render_matrix(matrix, ResultConsole())
     # A device that could not run outweighs a missed gate: its verdict is unknown.
     if any("error" in column for column in matrix["devices"]):
         sys.exit(COULD_NOT_RUN)

@@ -114,12 +114,17 @@ def print_result(*lines: str) -> None:
 
 def write_result(text: str) -> None:
     """Write text to standard output as it is, and flush. Raises InputError if that fails."""
-    stream: Any = _RESERVED.get("stream", sys.stdout)
+    stream = result_stream()
     try:
         stream.write(text)
         stream.flush()
     except OSError as error:
         raise _unwritable("the result", "standard output", stream, error) from error
+
+
+def result_stream() -> Any:
+    """Return the stream of the result: standard output, even while it is reserved."""
+    return _RESERVED.get("stream", sys.stdout)
 
 
 def print_status(*lines: str) -> None:

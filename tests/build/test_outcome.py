@@ -175,12 +175,14 @@ def test_quiet_says_nothing_but_warnings(home: Home, tmp_path: Path) -> None:
     assert unproved == "warning: not verified on CPUs without VNNI (--no-emulate)"
 
 
-def test_without_json_stdout_is_empty(home: Home, tmp_path: Path) -> None:
+def test_the_report_goes_to_stdout_and_progress_to_stderr(home: Home, tmp_path: Path) -> None:
     done = edgepack(*evaluated(home), "--output", str(tmp_path / "x.edgepack"),
                     env={"NO_COLOR": "1"})  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "PASS" in done.stderr
-    assert "\x1b" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "PASS" in done.stdout
+    assert "PASS" not in done.stderr
+    assert "quantize" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_a_dry_run_writes_nothing(home: Home, tmp_path: Path) -> None:
@@ -191,17 +193,18 @@ def test_a_dry_run_writes_nothing(home: Home, tmp_path: Path) -> None:
     planned = one_document(done.stdout)
     assert "quantize" in planned["stages"]
     assert planned["estimate"]["memory_bytes"] > planned["estimate"]["disk_bytes"] > 0
-    assert "would write" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert sorted(home.folder.rglob("*")) == before
 
 
 def test_a_dry_run_tells_what_is_missing(home: Home, tmp_path: Path) -> None:
-    arguments = home.build("tiny.onnx", "--dry-run", "--json", calibration="")
-    done = edgepack(*arguments, cwd=tmp_path)
+    arguments = home.build("tiny.onnx", "--dry-run", calibration="")
+    done = edgepack(*arguments, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert one_document(done.stdout)["missing"] == ["calibration"]
-    assert "calibration  none, but the chain needs them" in done.stderr
+    text = edgepack(*arguments, cwd=tmp_path).stdout
+    assert "would write" in text
+    assert "calibration  none, but the chain needs them" in text
 
 
 def test_a_module_of_samples_is_looked_for_beside_the_manifest(home: Home, tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from build_cases import render_text
 from conftest import run_bundle
 from int8_nets import ROOT, build, mixed_onnx, run_build, saturating_onnx
 from onnx import numpy_helper
 
 from edgepack.device import CPUS
+from edgepack.report import render_matrix
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.device import machine
 from edgepack.spec import target
@@ -100,7 +102,8 @@ def matrix(bundle: Path, *cpus: str) -> tuple[dict[str, dict[str, Any]], str, in
     for column in found["devices"]:
         assert column["emulated"] is True
         assert not SPEED & set(column.get("verdict", ()))
-    return {column["name"]: column for column in found["devices"]}, done.stderr, done.returncode
+    text = render_text(render_matrix, found)
+    return {column["name"]: column for column in found["devices"]}, text, done.returncode
 
 
 def exact(column: dict[str, Any]) -> bool:
