@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import record
 import torch
 from torch import nn
+
+import record
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "examples"), str(Path(__file__).parent)]
 
 import fashion_resnet  # noqa: E402
-from pair_safe import answers, snr_db  # noqa: E402
 
 from edgepack import data, graph  # noqa: E402
 from edgepack.passes.distill import distill  # noqa: E402
@@ -38,6 +38,7 @@ from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
 from edgepack.stages.code import UserCode  # noqa: E402
+from pair_safe import answers, snr_db  # noqa: E402
 
 WEIGHTS = ROOT / "examples" / "weights" / "fashion-resnet.safetensors"
 INPUTS = (Tensor("image", "float32", ("batch", 1, 28, 28)),)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import record
 
 ROOT = Path(__file__).resolve().parents[1]

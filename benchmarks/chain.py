@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import record
 
+import record
 from edgepack import graph
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index

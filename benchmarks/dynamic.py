@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import record
 import torch
 
+import record
 from edgepack import data, graph, source
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress

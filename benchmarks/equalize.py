@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import record
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pair_safe
-from pair_safe import EXAMPLES, ROOT, Network, snr_db, spread
-
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
+from pair_safe import EXAMPLES, ROOT, Network, snr_db, spread
 
 KINDS = ("cross-layer", "smooth", "both")
 ALPHAS = (0.25, 0.5, 0.75)

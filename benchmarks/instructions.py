@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import record
-
 from edgepack.device import count
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index

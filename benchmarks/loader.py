@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
 from onnx import TensorProto, helper, numpy_helper
 
+import record
 from edgepack import bundle, load
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import Variant

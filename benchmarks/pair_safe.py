@@ -23,13 +23,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+
 import record
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests" / "unit"), str(ROOT / "tests" / "device")]
-
-import int8_nets  # noqa: E402
-import quantize_nets  # noqa: E402
+sys.path.insert(0, str(ROOT / "tests"))
 
 from edgepack import data, graph, source  # noqa: E402
 from edgepack.data.preprocessing import Preprocessing  # noqa: E402
@@ -37,6 +35,7 @@ from edgepack.device import Emulated, Local, ready  # noqa: E402
 from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.spec import manifest as manifests  # noqa: E402
+from support import int8_nets, quantize_nets  # noqa: E402
 
 RANGES = ("full", "pair-safe", "reduced")
 CPUS = ("Haswell", "Skylake-Client")

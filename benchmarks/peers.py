@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import record
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -34,6 +33,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+import record
 from edgepack import data, graph, source
 from edgepack.data.preprocessing import Preprocessing
 from edgepack.runtime.bundle.archive import Archive

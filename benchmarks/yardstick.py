@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+
 import pair_safe
 import record
 from pair_safe import EXAMPLES, OF_TESTS, ROOT, Network, example, images, make_network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_cases import context, drawn, network
 
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.passes.distill import DistillOptions, distill
 from edgepack.passes.quantize import QuantizeOptions, quantize
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from quantize_nets import Arrays, Steps, images, residual
+from support.quantize_nets import Arrays, Steps, images, residual
+from support.training_cases import context, drawn, network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from build_cases import Home
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
@@ -24,6 +23,7 @@ from edgepack.cli import cli
 from edgepack.errors import SourceError
 from edgepack.source import load
 from edgepack.source.state import MANY
+from support.build_cases import Home
 
 FED = {"x": np.ones((16, 4), np.float32)}
 

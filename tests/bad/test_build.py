@@ -13,10 +13,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_cases import SIZE, Home, ask, edgepack, images, one_document, tiny_onnx, tiny_weights
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.data import infer_inputs
+from support.build_cases import (
+    SIZE,
+    Home,
+    ask,
+    edgepack,
+    images,
+    one_document,
+    tiny_onnx,
+    tiny_weights,
+)
 
 
 def refuse(arguments: list[str], folder: Path, code: str, *said: str, output: str = "") -> None:

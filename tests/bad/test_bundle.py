@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import entry, run_bundle
 
 from edgepack.device.local import _top_level
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import check_all, content_digest, encode, parse, read_index
 from edgepack.runtime.errors import BundleError
+from support.bundle_cases import entry, run_bundle
 
 
 def refuse(path: Path) -> BundleError:

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_contents, linear_onnx, measured, run_bundle
 from onnx import helper, numpy_helper
 
 from edgepack import bundle
@@ -22,6 +21,8 @@ from edgepack.bundle import OtherSize
 from edgepack.graph import Runner
 from edgepack.runtime.parity.sizes import feed_at_size, stack_limit
 from edgepack.runtime.tensor import Tensor
+from support.bundle_cases import run_bundle
+from support.linear import linear_contents, linear_onnx, measured
 
 Fault = Callable[[onnx.ModelProto], None]
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from build_cases import Home, ask, images
 from torch import nn
-from training_cases import context, drawn, network
 
 from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError
 from edgepack.passes.distill import DistillOptions, distill
 from edgepack.runtime.tensor import Tensor
+from support.build_cases import Home, ask, images
+from support.training_cases import context, drawn, network
 
 
 @pytest.mark.parametrize(

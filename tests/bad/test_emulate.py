@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_cases import Home
 
 from edgepack.errors import DeviceError
 from edgepack.ledger import Ledger
@@ -20,6 +19,7 @@ from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
 from edgepack.stages import emulate
+from support.build_cases import Home
 
 X86_64 = pytest.mark.skipif(describe()["arch"] != "x86_64", reason="this host is not x86-64")
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
-
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
-from module_nets import given, mlp, mobile, pictures, seeded
 
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.passes.factorize import FactorizeOptions, factorize
+from support.module_nets import given, mlp, mobile, pictures, seeded
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
@@ -18,9 +15,7 @@ from edgepack.graph.opset import load_onnx, to_opset
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
 from edgepack.graph.simplify import simplify
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from graph_nets import (
+from support.graph_nets import (
     Branching,
     Factorized,
     FixedBatch,

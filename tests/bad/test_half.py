@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from build_cases import Home, ask
 
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.passes.half import HalfOptions, half
 from edgepack.passes.quantize import QuantizeOptions, quantize
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from half_nets import loud
-from quantize_nets import Arrays, Net, Steps, images, residual
+from support.build_cases import Home, ask
+from support.half_nets import loud
+from support.quantize_nets import Arrays, Net, Steps, images, residual
 
 
 def code(error: pytest.ExceptionInfo[ChainError]) -> str:

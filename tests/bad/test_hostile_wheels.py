@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from wheel_cases import bundle_with, entries_of, make_wheel, record_of, write_zip
 
 from edgepack.errors import BundleError, DeviceError, EdgepackError, EngineError
 from edgepack.runtime.commands.setup import setup
 from edgepack.runtime.wheels.wheel import Wheel
+from support.wheel_cases import bundle_with, entries_of, make_wheel, record_of, write_zip
 
 NAME = "evil-1.0-py3-none-any.whl"
 INFO = "evil-1.0.dist-info"

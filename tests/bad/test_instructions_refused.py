@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_cases import ask
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.device import countable
 from edgepack.device.instructions.plugin import plugin
 from edgepack.runtime.device.machine import describe
+from support.build_cases import ask
 
 COUNT = ("--instructions", "--emulate", "Haswell")
 

@@ -10,23 +10,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import mutated_bundles
 import numpy as np
 import pytest
-from conftest import ROOT, linear_contents, linear_onnx, run_bundle
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import check_all, read_index
 from edgepack.runtime.errors import BundleError
 from edgepack.runtime.tensor import Tensor
+from support import ROOT, mutated_bundles
+from support.bundle_cases import run_bundle
+from support.linear import linear_contents, linear_onnx
 
 
 @pytest.fixture(scope="module")
 def whole_bundle(linear_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The linear network with answers of its own and the report of a real build."""
     path = tmp_path_factory.mktemp("mutated") / "whole.edgepack"
-    report = (ROOT / "tests" / "unit" / "report_example.json").read_bytes()
+    report = (ROOT / "tests" / "support" / "report_example.json").read_bytes()
     contents = linear_contents()
     pages = {"report.json": report, "report.html": b"<p>report</p>"}
     bundle.write(path, replace(contents, built=contents.original, report=pages))

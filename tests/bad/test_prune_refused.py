@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch import nn
-
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
-from module_nets import given, mlp, mobile, pictures, seeded
 
 from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError
 from edgepack.passes.prune import PruneOptions, prune
+from support.module_nets import given, mlp, mobile, pictures, seeded
 
 
 @pytest.mark.parametrize(

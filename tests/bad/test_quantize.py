@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +9,7 @@ import pytest
 
 from edgepack.errors import ChainError
 from edgepack.passes.quantize import QuantizeOptions, quantize
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from quantize_nets import Arrays, Net, Steps, images, residual
+from support.quantize_nets import Arrays, Net, Steps, images, residual
 
 
 def code(error: pytest.ExceptionInfo[ChainError]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from edgepack.report import ReportError, validate
 
-EXAMPLE = Path(__file__).parent.parent / "unit" / "report_example.json"
+EXAMPLE = Path(__file__).parents[1] / "support" / "report_example.json"
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, ask
-from conftest import linear_contents
-from ssh_server import Server, free_port, host_python
 
 from edgepack import bundle
 from edgepack.device.ssh import Address, Settings, Ssh, parse, remote
 from edgepack.errors import DeviceError, SpecError
+from support.build_cases import Answer, ask
+from support.linear import linear_contents
+from support.ssh_server import Server, free_port, host_python
 
 ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not ROOT, reason="not root: no file system can be mounted")

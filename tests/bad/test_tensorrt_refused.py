@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.request import Request, resolve
 from edgepack.spec import manifest, target
 from edgepack.stages import check_host
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from quantize_nets import Arrays, Net, Steps, images
+from support.quantize_nets import Arrays, Net, Steps, images
 
 JETSON = target.load("jetson-trt")
 OLD_HOST = {"arch": "x86_64", "cpu": "of 2015", "isa": ["avx2", "fma"]}

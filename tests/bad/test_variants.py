@@ -17,8 +17,6 @@ from typing import Any
 
 import onnxruntime
 import pytest
-from conftest import entry, linear_onnx
-from gpu_standin import StandIn, tensorrt_contents
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import INDEX
@@ -28,6 +26,9 @@ from edgepack.runtime.bundle.index import content_digest, parse
 from edgepack.runtime.bundle.seal import find
 from edgepack.runtime.errors import BundleError, DeviceError
 from edgepack.runtime.session.onnx_session import OnnxSession
+from support.bundle_cases import entry
+from support.gpu_standin import StandIn, tensorrt_contents
+from support.linear import linear_onnx
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from half_nets import attention, loud, norm
 from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import Net, gated, images, residual
+
+from support.half_nets import attention, loud, norm
+from support.quantize_nets import Net, gated, images, residual
 
 # The first for calibration, then for evaluation, the rest for training.
 CALIBRATION, EVALUATION, TRAINING = 24, 16, 48

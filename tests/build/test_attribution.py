@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, Home, ask, build, entry
 
 from edgepack.report.passes import tabulate_passes
+from support.build_cases import Answer, Home, ask, build, entry
 
 pytest.importorskip("torch_pruning")
 

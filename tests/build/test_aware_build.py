@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from build_cases import Answer, ask, digest_of
-from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 from safetensors.torch import save_file
 from torch import nn
+
+from support.build_cases import Answer, ask, digest_of
+from support.fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 
 pytest.importorskip("accelerate")
 

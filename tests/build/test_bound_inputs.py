@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build_cases import Home, ask, build
 
 from edgepack import load
+from support.build_cases import Home, ask, build
 
 NETS = '''
 import torch

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, Home, ask, build, digest_of, edgepack
-from conftest import run_bundle
 
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import check_all, read_index
 from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
+from support.build_cases import Answer, Home, ask, build, digest_of, edgepack
+from support.bundle_cases import run_bundle
 
 HERE = ".".join(platform.python_version_tuple()[:2])
 pytestmark = pytest.mark.skipif(

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_cases import Home, ask, build, edgepack, one_document, tiny_onnx, tiny_weights
 
 from edgepack.cache import Cache
+from support.build_cases import Home, ask, build, edgepack, one_document, tiny_onnx, tiny_weights
 
 STAGES = ("original", "export", "simplify", "quantize")
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from build_cases import Home, build, digest_of, one_document
-from conftest import run_bundle
+
+from support.build_cases import Home, build, digest_of, one_document
+from support.bundle_cases import run_bundle
 
 KILLED = -9
 

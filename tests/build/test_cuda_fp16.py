@@ -18,19 +18,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from build_cases import Answer, Home, ask, build, entry
-from conftest import ROOT, run_bundle
 
 from edgepack import passes
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes.options import PassOptions
+from support import ROOT
+from support.build_cases import Answer, Home, ask, build, entry
+from support.bundle_cases import run_bundle
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import on_gpu
-from half_nets import NETS, loud, naive
-from quantize_nets import images, run, snr_db
+from support.half_nets import NETS, loud, naive
+from support.quantize_nets import images, run, snr_db
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build_cases import Answer, Home, ask, digest_of, images
-from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
+
+from support.build_cases import Answer, Home, ask, digest_of, images
+from support.fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 
 pytest.importorskip("accelerate")
 

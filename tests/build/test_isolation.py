@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from build_cases import entry
-from conftest import ROOT
 
 from edgepack.device import Local
+from support import ROOT
+from support.build_cases import entry
 
 PROBE = """
 import importlib.util, json, os, socket, sys

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from build_cases import ask, build
 from onnx import TensorProto, helper, numpy_helper
+
+from support.build_cases import ask, build
 
 COUNT, CLASSES, SIZE = 96, 5, 8
 

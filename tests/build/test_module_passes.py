@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, Home, ask, digest_of
-from faulty_pass import Cut
 
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.stages.module import _serialize
+from support.build_cases import Answer, Home, ask, digest_of
+from support.faulty_pass import Cut
 
 NETS = """
 import threading

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_cases import Home, ask, build, edgepack
-from conftest import ROOT, run_bundle
 from onnx import TensorProto, helper
 
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
+from support import ROOT
+from support.build_cases import Home, ask, build, edgepack
+from support.bundle_cases import run_bundle
 
 
 def on_evaluation(home: Home, *more: str) -> list[str]:

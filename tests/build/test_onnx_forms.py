@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from build_cases import Home, ask, build, tiny_onnx, tiny_weights
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import load
+from support.build_cases import Home, ask, build, tiny_onnx, tiny_weights
 
 
 def samples(home: Home) -> list[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_cases import (
+
+from edgepack import load, report
+from support.build_cases import (
     SIZE,
     Home,
     ask,
@@ -22,9 +24,7 @@ from build_cases import (
     images,
     one_document,
 )
-from conftest import run_bundle
-
-from edgepack import load, report
+from support.bundle_cases import run_bundle
 
 UNREACHABLE = "schema = 1\n[gates.quality]\nsnr_db = 300\n"
 

@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_cases import ask
 from pass_nets import VALUES, write
+
+from support.build_cases import ask
 
 pytest.importorskip("accelerate")
 pytest.importorskip("torch_pruning")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from build_cases import Home, digest_of, images
-from conftest import ROOT
-from training_cases import drawn, labels_of, network
+
+from support import ROOT
+from support.build_cases import Home, digest_of, images
+from support.training_cases import drawn, labels_of, network
 
 pytest.importorskip("accelerate")
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from safetensors.torch import save_file
-from training_cases import context, drawn, labels_of, network
+from support.training_cases import context, drawn, labels_of, network
 from edgepack.passes.distill import DistillOptions, distill
 
 folder, rank = Path(sys.argv[1]), os.environ.get("RANK", "alone")

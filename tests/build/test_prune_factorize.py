@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, ask, digest_of
-from fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
+
+from support.build_cases import Answer, ask, digest_of
+from support.fashion_cases import ARCH, IMPORTS, TENSORS, WEIGHTS, need_pictures
 
 pytest.importorskip("torch_pruning")
 

@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from build_cases import Home, ask, build, digest_of, entry
 from onnx import TensorProto, helper, numpy_helper
+
+from support.build_cases import Home, ask, build, digest_of, entry
 
 WORDS, WIDTH, HIDDEN, LENGTH, CLASSES = 600, 32, 48, 12, 4
 

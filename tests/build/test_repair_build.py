@@ -11,11 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from build_cases import Answer, Home, ask, build, digest_of, edgepack, entry, one_document
-from conftest import run_bundle
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import load
+from support.build_cases import Answer, Home, ask, build, digest_of, edgepack, entry, one_document
+from support.bundle_cases import run_bundle
 
 LOUD = 300.0
 HARD = "conv0"

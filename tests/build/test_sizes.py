@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from build_cases import Home, build
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.report.findings import describe_size, format_title
+from support.build_cases import Home, build
 
 LENGTH, WIDTH = 256, 64
 

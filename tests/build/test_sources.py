@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from build_cases import (
+
+from edgepack import load
+from support.build_cases import (
     MANIFEST,
     SIZE,
     Home,
@@ -19,8 +21,6 @@ from build_cases import (
     tiny_onnx,
     tiny_weights,
 )
-
-from edgepack import load
 
 
 def importable(home: Home, name: str) -> Any:

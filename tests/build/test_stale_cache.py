@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from build_cases import Answer, Home, build
 
 from edgepack import load
+from support.build_cases import Answer, Home, build
 
 # The table comes through code that Python's audit hooks do not see; the gain is read in forward.
 NETS = """

@@ -17,8 +17,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT
-from rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 from safetensors.torch import load_file
 
 from edgepack import data, graph
@@ -32,6 +30,8 @@ from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import manifest, target
+from support import ROOT
+from support.rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 
 EXAMPLES = ROOT / "examples"
 MANIFESTS = ROOT / "manifests"

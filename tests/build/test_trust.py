@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from build_cases import Answer, Home, ask, edgepack, entry, one_document
-from bundle_cases import Keys, reseal
-from conftest import linear_contents, run_bundle
 
 from edgepack import __version__, bundle, signing
 from edgepack.bundle import Demands, admit, copy_engine, loader
 from edgepack.device import ready
 from edgepack.errors import DeviceError, EdgepackError
+from support.build_cases import Answer, Home, ask, edgepack, entry, one_document
+from support.bundle_cases import Keys, reseal, run_bundle
+from support.linear import linear_contents
 
 # Prints a verdict, and leaves a trace of having run.
 HOSTILE = b"""

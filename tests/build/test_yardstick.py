@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from build_cases import ask, build
-from conftest import run_bundle
-from quantize_nets import Net, images, run
+
+from support.build_cases import ask, build
+from support.bundle_cases import run_bundle
+from support.quantize_nets import Net, images, run
 
 UNREPAIRED = ("--chain", "quantize:repair=false")
 

@@ -16,9 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from build_cases import render_text
-from conftest import run_bundle
-from int8_nets import ROOT, build, mixed_onnx, run_build, saturating_onnx
 from onnx import numpy_helper
 
 from edgepack.device import CPUS
@@ -26,6 +23,9 @@ from edgepack.report import render_matrix
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.device import machine
 from edgepack.spec import target
+from support.build_cases import render_text
+from support.bundle_cases import run_bundle
+from support.int8_nets import ROOT, build, mixed_onnx, run_build, saturating_onnx
 
 KEPT = ROOT / ".cache"
 FULL = "quantize:range=full"

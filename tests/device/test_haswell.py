@@ -18,13 +18,13 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import run_bundle
-from int8_nets import EVALUATION, build, mixed_onnx, run_build, saturating_onnx
-from interpreters import equipped
 
 from edgepack.device.local import PACKAGES, _top_level
 from edgepack.runtime.device import machine
 from edgepack.spec import target
+from support.bundle_cases import run_bundle
+from support.int8_nets import EVALUATION, build, mixed_onnx, run_build, saturating_onnx
+from support.interpreters import equipped
 
 QEMU = shutil.which("qemu-x86_64")
 NETWORKS = {"mixed": mixed_onnx, "saturating": saturating_onnx}

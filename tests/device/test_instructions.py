@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import instruction_kinds as kinds
 import numpy as np
 import onnx
 import pytest
-from build_cases import render_text
 from onnx import TensorProto, helper, numpy_helper
 from test_emulated import KEPT, X86_64, edgepack, prepare
 
@@ -28,6 +26,8 @@ from edgepack.device.instructions.plugin import SOURCES, plugin
 from edgepack.report import render_instructions
 from edgepack.report.instructions import CLASSES
 from edgepack.runtime.commands.marked import BEGIN, END
+from support import instruction_kinds as kinds
+from support.build_cases import render_text
 
 # Says of every line of bytes, in hexadecimal, which kind of instruction they are.
 TELL = """

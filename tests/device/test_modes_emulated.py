@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from interpreters import equipped
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.engine import onnxruntime
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.progress import SilentProgress
 from edgepack.runtime.device import machine
+from support.interpreters import equipped
 
 QEMU = shutil.which("qemu-x86_64")
 VNNI = {"avx512_vnni", "avx_vnni"} & set(machine.describe()["isa"] or ())

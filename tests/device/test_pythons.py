@@ -10,14 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear_contents, measured, run_bundle
-from gpu_standin import StandIn
-from int8_nets import EVALUATION, build, mixed_onnx, pictures
-from interpreters import equipped, find
 from packaging.requirements import Requirement
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
+from support.bundle_cases import run_bundle
+from support.gpu_standin import StandIn
+from support.int8_nets import EVALUATION, build, mixed_onnx, pictures
+from support.interpreters import equipped, find
+from support.linear import linear_contents, measured
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 TOO_OLD = ("2.7", "3.6", "3.7")

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_contents, measured, run_bundle
-from interpreters import equipped
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle
@@ -18,6 +16,9 @@ from edgepack.engine import onnxruntime
 from edgepack.runtime.bundle.engines import CUDA, ONNXRUNTIME, Variant
 from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.tensor import Tensor
+from support.bundle_cases import run_bundle
+from support.interpreters import equipped
+from support.linear import linear_contents, measured
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 

@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import interpreters
 import pytest
-from conftest import linear_contents, measured
 from test_emulated import KEPT, arm  # noqa: F401  (a fixture)
 
 from edgepack import bundle, device, engine
@@ -27,6 +25,8 @@ from edgepack.errors import HostError
 from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
+from support import interpreters
+from support.linear import linear_contents, measured
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
 HOST = {"x86_64": "cpu-fbgemm", "aarch64": "arm-qnnpack"}

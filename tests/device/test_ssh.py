@@ -17,12 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build_cases import Answer, ask, render_text
-from bundle_cases import Keys
-from conftest import linear_contents, measured
-from int8_nets import ROOT, build, mixed_onnx
-from interpreters import find
-from ssh_server import Server, host_python, proxy
 from test_emulated import KEPT, X86_64, prepare
 
 from edgepack import bundle, device, signing
@@ -32,6 +26,12 @@ from edgepack.errors import DeviceError
 from edgepack.report import render_matrix
 from edgepack.runtime.bundle.whole import file_mode
 from edgepack.runtime.commands.verify import frame
+from support.build_cases import Answer, ask, render_text
+from support.bundle_cases import Keys
+from support.int8_nets import ROOT, build, mixed_onnx
+from support.interpreters import find
+from support.linear import linear_contents, measured
+from support.ssh_server import Server, host_python, proxy
 
 # A device on which every command of a bundle takes long, and which tells that it began.
 SLOW = 'case "$*" in *verify*) echo $$ > "$HOME/running"; exec sleep 60;; esac\n'

@@ -9,14 +9,14 @@ from typing import Any
 
 import onnx
 import pytest
-from conftest import run_bundle
-from int8_nets import build, mixed_onnx, run_build, saturating_onnx
 from onnx import TensorProto
-from rtx_cases import linear_kernels, needs_rtx, plan_of
 from test_emulated import X86_64, edgepack, fresh, matrix, prepare
 
 from edgepack.engine import tensorrt_rtx
 from edgepack.runtime.device import gpu
+from support.bundle_cases import run_bundle
+from support.int8_nets import build, mixed_onnx, run_build, saturating_onnx
+from support.rtx_cases import linear_kernels, needs_rtx, plan_of
 
 CHAIN = "quantize,half"
 TARGET = "tensorrt-int8"

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import on_gpu
 import pytest
-from conftest import ROOT
-from half_nets import NETS
 
+import on_gpu
 from edgepack.runtime.bundle.engines import CUDA
+from support import ROOT
+from support.half_nets import NETS
 
 # The profile's own bound on a GPU against the build host's CPU.
 FIDELITY_DB = 34.0

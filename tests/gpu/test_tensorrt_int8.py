@@ -6,11 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import on_gpu
 import pytest
-from half_nets import NETS
 
+import on_gpu
 from edgepack.runtime.bundle.engines import TENSORRT
+from support.half_nets import NETS
 
 
 @pytest.fixture(autouse=True)

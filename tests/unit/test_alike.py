@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from module_nets import given, seeded
 from torch import nn
 from torch.nn import functional as F
 
 from edgepack.errors import ChainError
 from edgepack.passes.network import alike
 from edgepack.passes.prune import PruneOptions, prune
+from support.module_nets import given, seeded
 
 
 @pytest.mark.parametrize("hidden", [-math.inf, math.inf, math.nan, -1e9, -3e38], ids=str)

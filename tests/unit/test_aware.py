@@ -13,11 +13,9 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import Arrays
 from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
-from training_cases import context, drawn, network, same
 
 from edgepack import passes
 from edgepack.errors import ChainError
@@ -35,6 +33,8 @@ from edgepack.passes.quantize.weights.rounding import nearest
 from edgepack.passes.training.loop import Loop
 from edgepack.progress import SilentProgress
 from edgepack.runtime.tensor import Tensor
+from support.quantize_nets import Arrays
+from support.training_cases import context, drawn, network, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,13 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.passes.options import PassOptions
 from edgepack.request import resolve
 from edgepack.spec import manifest, target
+from support import ROOT
 
 
 def steps(text: str) -> list[tuple[str, dict]]:

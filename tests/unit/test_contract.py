@@ -13,9 +13,9 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import ROOT
 
 from edgepack.cli import cli
+from support import ROOT
 
 HEAVY = ("torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "transformers", "numpy", "PIL")
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from training_cases import INPUTS, SCORES, context, drawn, labels_of, network, same
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill import DistillOptions, distill, replay
@@ -20,6 +19,7 @@ from edgepack.passes.distill.features import Features
 from edgepack.passes.distill.loss import Head, are_probabilities, hard_loss, opposed, soft_loss
 from edgepack.passes.distill.student import find_layers, keep_layers, spread
 from edgepack.runtime.tensor import Tensor
+from support.training_cases import INPUTS, SCORES, context, drawn, labels_of, network, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

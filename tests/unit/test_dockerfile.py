@@ -11,10 +11,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from edgepack.runtime.device.machine import satisfies, version_tuple
 from edgepack.spec import target
+from support import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile.jetson"
 # Each instruction on one line, comments gone.

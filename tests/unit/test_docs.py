@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 # A link may lead elsewhere; a script, a style sheet, a font or a picture may not come from there.
 LOADED = re.compile(

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_onnx
-from half_nets import converted, naive
 from onnx import TensorProto
 from packaging.requirements import Requirement
-from quantize_nets import images, residual
 
 from edgepack import engine
 from edgepack.engine import onnxruntime_cuda
 from edgepack.errors import EngineError
 from edgepack.runtime.session.rounding import rounded
 from edgepack.spec import target
+from support.half_nets import converted, naive
+from support.linear import linear_onnx
+from support.quantize_nets import images, residual
 
 CUDA = target.load("cuda-fp16")
 

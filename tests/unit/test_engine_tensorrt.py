@@ -7,11 +7,8 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_onnx
 from onnx import TensorProto, helper, numpy_helper
 from packaging.requirements import Requirement
-from quantize_nets import Arrays, Net, Steps, images, residual
-from rtx_cases import needs_rtx, profiles_of
 
 from edgepack import engine
 from edgepack.engine import tensorrt, tensorrt_rtx
@@ -19,6 +16,9 @@ from edgepack.errors import EngineError
 from edgepack.passes.half import HalfOptions, half
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.spec import target
+from support.linear import linear_onnx
+from support.quantize_nets import Arrays, Net, Steps, images, residual
+from support.rtx_cases import needs_rtx, profiles_of
 
 TARGET = target.load("tensorrt-int8")
 JETSON = target.load("jetson-trt")

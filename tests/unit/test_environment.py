@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="not root: cannot become another user")
 # An account that no system has.

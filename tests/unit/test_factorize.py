@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from module_nets import (
+from torch import nn
+
+from edgepack import passes
+from edgepack.passes.factorize import FactorizeOptions, factorize, replay
+from edgepack.passes.factorize.layers import find_layers
+from edgepack.passes.factorize.moments import Moments, observe
+from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
+from edgepack.passes.factorize.spectrum import spectrum
+from edgepack.passes.factorize.split import fill, split
+from support.module_nets import (
     Dense,
     Residual,
     ask,
@@ -23,16 +32,7 @@ from module_nets import (
     snr,
     tiny_bert,
 )
-from torch import nn
-from training_cases import same
-
-from edgepack import passes
-from edgepack.passes.factorize import FactorizeOptions, factorize, replay
-from edgepack.passes.factorize.layers import find_layers
-from edgepack.passes.factorize.moments import Moments, observe
-from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
-from edgepack.passes.factorize.spectrum import spectrum
-from edgepack.passes.factorize.split import fill, split
+from support.training_cases import same
 
 LAYERS = {
     "linear": (lambda: nn.Linear(10, 6), (4, 10)),

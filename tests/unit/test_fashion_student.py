@@ -9,8 +9,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from fashion_cases import need_pictures
+
+from support import ROOT
+from support.fashion_cases import need_pictures
 
 
 @pytest.fixture(scope="module")

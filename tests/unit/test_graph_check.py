@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graph_nets import floats
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.errors import GraphError
@@ -15,6 +14,7 @@ from edgepack.graph.outputs import state_outputs
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from support.graph_nets import floats
 
 INPUTS = (floats("x", "batch", 4),)
 EXAMPLE = {"x": np.arange(8, dtype=np.float32).reshape(2, 4)}

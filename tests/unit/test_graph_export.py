@@ -8,7 +8,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_nets import (
+
+from edgepack.errors import GraphError
+from edgepack.graph.agreement import floor_db
+from edgepack.graph.check import check_dynamic_axes
+from edgepack.graph.export import export_module, export_program, export_traced
+from edgepack.graph.reads import input_read
+from edgepack.graph.run import Runner
+from edgepack.graph.signature import signature
+from edgepack.graph.simplify import simplify
+from edgepack.runtime.tensor import Tensor
+from support.graph_nets import (
     Branch,
     Guarded,
     Keyed,
@@ -25,16 +35,6 @@ from graph_nets import (
     normal,
     runner,
 )
-
-from edgepack.errors import GraphError
-from edgepack.graph.agreement import floor_db
-from edgepack.graph.check import check_dynamic_axes
-from edgepack.graph.export import export_module, export_program, export_traced
-from edgepack.graph.reads import input_read
-from edgepack.graph.run import Runner
-from edgepack.graph.signature import signature
-from edgepack.graph.simplify import simplify
-from edgepack.runtime.tensor import Tensor
 
 PICTURE = (floats("image", "batch", 3, 16, 16),)
 

@@ -9,9 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graph_nets import runner
 from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import Arrays, Steps, gated, images, residual
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +17,8 @@ from edgepack.graph import Runner, export_module, macs, simplify
 from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.tensor import Tensor
+from support.graph_nets import runner
+from support.quantize_nets import Arrays, Steps, gated, images, residual
 
 
 def one(

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from half_nets import (
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepack.engine import tensorrt_rtx
+from edgepack.passes.half import HalfOptions, half
+from edgepack.passes.half.measurements import measure_array
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.half_nets import (
     NETS,
     as_on_gpu,
     attention,
@@ -17,13 +23,7 @@ from half_nets import (
     norm,
     types,
 )
-from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
-
-from edgepack.engine import tensorrt_rtx
-from edgepack.passes.half import HalfOptions, half
-from edgepack.passes.half.measurements import measure_array
-from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Arrays, Net, run
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.half.measurements import measure
 from edgepack.passes.half.sums import partial_sum
+from support.quantize_nets import Arrays, Net, run
 
 X = (np.random.default_rng(3).standard_normal((4, 6, 8, 8)) * 3).astype(np.float32)
 

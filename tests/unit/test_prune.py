@@ -10,7 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from module_nets import (
+from torch import nn
+from torch.nn import functional as F
+
+from edgepack import passes
+from edgepack.errors import ChainError
+from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.network import count_macs
+from edgepack.passes.prune import PruneOptions, prune, replay
+from edgepack.passes.prune.channel_groups import find_groups
+from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
+from edgepack.passes.prune.cut_check import Trial
+from edgepack.passes.prune.importance import by_taylor, by_weights, costs
+from edgepack.passes.prune.search import Ranking, smallest_step, without
+from support.module_nets import (
     Dense,
     Residual,
     ask,
@@ -23,20 +36,7 @@ from module_nets import (
     snr,
     tiny_bert,
 )
-from torch import nn
-from torch.nn import functional as F
-from training_cases import same
-
-from edgepack import passes
-from edgepack.errors import ChainError
-from edgepack.passes.module import Context, ModuleResult
-from edgepack.passes.network import count_macs
-from edgepack.passes.prune import PruneOptions, prune, replay
-from edgepack.passes.prune.channel_groups import find_groups
-from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
-from edgepack.passes.prune.cut_check import Trial
-from edgepack.passes.prune.importance import by_taylor, by_weights, costs
-from edgepack.passes.prune.search import Ranking, smallest_step, without
+from support.training_cases import same
 
 
 class Squeeze(nn.Module):

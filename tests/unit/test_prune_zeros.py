@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
-from module_nets import Residual, ask, given, mlp, mobile, pictures, replayed, seeded
 from torch import nn
-from training_cases import same
 
 from edgepack.passes.prune import PruneOptions, prune, replay
+from support.module_nets import Residual, ask, given, mlp, mobile, pictures, replayed, seeded
+from support.training_cases import same
 
 
 def weights(network: nn.Module) -> dict[str, torch.Tensor]:

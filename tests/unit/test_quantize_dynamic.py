@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 from edgepack.ledger import PassResult
 from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 WEIGHTS = Path(__file__).parents[2] / "demo" / "silero-vad" / "silero-vad.safetensors"
 

@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
 from edgepack.data.samples import Batch
 from edgepack.onnx_tools.view import GraphView
@@ -17,6 +16,7 @@ from edgepack.passes.quantize.equalize.restorers import FACTOR
 from edgepack.passes.quantize.equalize.scaling import equalize
 from edgepack.passes.quantize.prepare import prepare
 from edgepack.passes.quantize.static.placement import place
+from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
 BOTH = QuantizeOptions(equalize="both")
 

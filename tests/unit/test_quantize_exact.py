@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Arrays, Steps, bright, gated, images, residual, run, stress
 
 from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.quantize_nets import Arrays, Steps, bright, gated, images, residual, run, stress
 
 CPUS = ("Haswell", "Skylake-Client")
 QEMU = shutil.which("qemu-x86_64")

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantize_nets import Arrays, Net, Steps, run, snr_db
 
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult
 from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
+from support.quantize_nets import Arrays, Net, Steps, run, snr_db
 
 HIDDEN, WIDTH = 48, 24
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

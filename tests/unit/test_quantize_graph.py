@@ -9,7 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantize_nets import (
+
+from edgepack.ledger import PassResult
+from edgepack.onnx_tools.fusion import fused
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.quantize_nets import (
     Arrays,
     Net,
     Steps,
@@ -19,10 +23,6 @@ from quantize_nets import (
     run,
     snr_db,
 )
-
-from edgepack.ledger import PassResult
-from edgepack.onnx_tools.fusion import fused
-from edgepack.passes.quantize import QuantizeOptions, quantize
 
 
 def quantized(

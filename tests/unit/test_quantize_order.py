@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions, quantize
@@ -16,6 +15,7 @@ from edgepack.passes.quantize.prepare import prepare
 from edgepack.passes.quantize.static.placement import place
 from edgepack.passes.quantize.weights.channel_order import MOST, pair_order, reorder
 from edgepack.passes.quantize.weights.rounding import largest_pair
+from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
 
 def reordered(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Net
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import FLOAT_LAYERS
 from edgepack.passes.quantize.prepare import prepare
 from edgepack.passes.quantize.static import placement_tensorrt
 from edgepack.passes.quantize.static.placement import Placement
+from support.quantize_nets import Net
 
 IMAGE: dict[str, Sequence[int | str]] = {"x": ["n", 3, 16, 16]}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from quantize_nets import Net, run
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions
@@ -19,6 +18,7 @@ from edgepack.passes.quantize.weights.rounding import (
     largest_pair,
     nearest,
 )
+from support.quantize_nets import Net, run
 
 SHAPES = [(4, 9), (3, 27), (8, 64), (2, 1), (5, 301)]
 

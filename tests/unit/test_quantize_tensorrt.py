@@ -15,7 +15,6 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
-from quantize_nets import Arrays, Net, Steps, bright, gated, images, residual, run, snr_db, stress
 from torch.ao.quantization import MinMaxObserver
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
@@ -25,6 +24,18 @@ from edgepack.passes.quantize.calibration.histograms import Histogram, Range
 from edgepack.passes.quantize.calibration.ranges import folded, of_histogram, of_range
 from edgepack.passes.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
+from support.quantize_nets import (
+    Arrays,
+    Net,
+    Steps,
+    bright,
+    gated,
+    images,
+    residual,
+    run,
+    snr_db,
+    stress,
+)
 
 RANDOM = np.random.default_rng(11)
 OPTIONS = {"scheme": "tensorrt", "range": "full"}

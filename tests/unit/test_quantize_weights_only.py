@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 from edgepack.ledger import PassResult
 from edgepack.onnx_tools.fusion import fused
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.passes.quantize.weights.int4 import quantize_blocks
+from support.quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
 
 def quantized(model: onnx.ModelProto, samples: Any = None, **options: Any) -> PassResult[Any]:

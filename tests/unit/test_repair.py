@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
 
 from edgepack.graph import Runner
 from edgepack.ledger import Ledger
@@ -17,6 +16,7 @@ from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
 from edgepack.passes.quantize.repair import Trials, chosen, rank, search, spared
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.tensor import Tensor
+from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
 
 LOUD = 300.0
 

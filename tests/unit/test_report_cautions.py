@@ -6,7 +6,6 @@ from io import StringIO
 from typing import Any
 
 import pytest
-import report_cases as cases
 from rich.console import Console
 
 from edgepack.report import (
@@ -17,6 +16,7 @@ from edgepack.report import (
     render_terminal,
     validate,
 )
+from support import report_cases as cases
 
 BUSY = ["other processes took 1.4 of 2 cores, load 3.9", "rounds differ by 38 %"]
 

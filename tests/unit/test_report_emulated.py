@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import report_cases as cases
 from rich.console import Console
 
 from edgepack import report as reports
 from edgepack.report import ReportError, render_html, render_terminal, validate
+from support import report_cases as cases
 
 
 def question(report: Mapping[str, Any], snr_db: float | None) -> dict[str, Any]:

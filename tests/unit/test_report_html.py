@@ -7,10 +7,10 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-import report_cases as cases
 
 from edgepack.report import render_html
 from edgepack.report.html import latency_bars, size_bars, snr_width
+from support import report_cases as cases
 
 MAKE = [cases.passed, cases.failed, cases.unproven, cases.hostile]
 VOID = {"meta", "rect", "link", "br"}

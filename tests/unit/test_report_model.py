@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-import report_cases as cases
 from jsonschema import Draft202012Validator
 
 from edgepack.report import encode, figures, model, validate
 from edgepack.runtime.parity import gates, metrics
+from support import report_cases as cases
 
 
 def test_the_schema_is_one() -> None:

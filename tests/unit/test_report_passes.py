@@ -6,12 +6,12 @@ import copy
 import io
 
 import pytest
-import report_cases as cases
 from rich.console import Console
 
 from edgepack.report import ReportError, render_html, render_terminal, validate
 from edgepack.report.figures import format_short_count
 from edgepack.report.passes import tabulate_passes
+from support import report_cases as cases
 
 
 def draw(report: dict, width: int) -> str:

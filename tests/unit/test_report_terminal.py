@@ -6,10 +6,10 @@ import io
 from typing import Any
 
 import pytest
-import report_cases as cases
 from rich.console import Console
 
 from edgepack.report import render_terminal
+from support import report_cases as cases
 
 
 def draw(report: dict[str, Any], width: int = 80, encoding: str = "utf-8", **options: Any) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import report_cases as cases
 
 from edgepack.report import describe_gate, figures, findings
 from edgepack.report.gates import format_gate
+from support import report_cases as cases
 
 
 @pytest.mark.parametrize(

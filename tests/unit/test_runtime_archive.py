@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, linear_contents, linear_onnx
 
 from edgepack import bundle
 from edgepack.runtime.bundle import archive as archives
@@ -18,6 +17,8 @@ from edgepack.runtime.bundle.archive import INDEX, Archive, own_bundle
 from edgepack.runtime.bundle.index import check_all, check_file, read_index
 from edgepack.runtime.commands.verify import read_arrays, reference_feeds
 from edgepack.runtime.errors import BundleError
+from support import ROOT
+from support.linear import linear_contents, linear_onnx
 
 
 def test_every_entry_is_what_zipfile_reads(linear_bundle: Path) -> None:

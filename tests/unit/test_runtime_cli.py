@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear_contents, run_bundle
 from test_runtime_model import reshaping
 
 from edgepack import bundle
@@ -21,6 +20,8 @@ from edgepack.runtime.commands.info import info
 from edgepack.runtime.commands.run import read_npz, write_npz
 from edgepack.runtime.device import machine
 from edgepack.runtime.errors import InputError
+from support.bundle_cases import run_bundle
+from support.linear import linear_contents
 
 
 def bare(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu_standin import GPU, StandIn
 
 from edgepack.runtime.errors import DeviceError
 from edgepack.runtime.session import cuda, cuda_packages, libcudart
 from edgepack.runtime.session.cuda_calls import Cuda
 from edgepack.runtime.session.libcudart import Libcudart
+from support.gpu_standin import GPU, StandIn
 
 
 def real() -> str:

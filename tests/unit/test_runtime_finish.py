@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import linear_contents, linear_onnx, measured
-from gpu_standin import GPU, StandIn, tensorrt_contents
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.whole import file_mode
+from support.gpu_standin import GPU, StandIn, tensorrt_contents
+from support.linear import linear_contents, linear_onnx, measured
 
 STRACE = shutil.which("strace")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
-from gpu_standin import GPU, StandIn
 
 from edgepack.runtime.device import gpu
+from support import ROOT
+from support.gpu_standin import GPU, StandIn
 
 PROBE = """
 import json, sys

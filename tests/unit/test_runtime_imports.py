@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 RUNTIME = ROOT / "edgepack" / "runtime"
 TEMPLATE = ROOT / "edgepack" / "bundle" / "main_template.py"

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import linear_contents, linear_onnx
 from onnx import TensorProto, helper
 
 from edgepack import bundle, load
@@ -22,6 +21,7 @@ from edgepack.runtime.model import Model
 from edgepack.runtime.session.feeds import explain
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.tensor import Tensor
+from support.linear import linear_contents, linear_onnx
 
 IMAGE = np.ones((2, 8), np.float32)
 

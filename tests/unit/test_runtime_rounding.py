@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from half_nets import as_on_gpu, converted, loud, naive
 from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import gated, images, residual, run
 
 from edgepack.runtime.session.rounding import rounded
+from support.half_nets import as_on_gpu, converted, loud, naive
+from support.quantize_nets import gated, images, residual, run
 
 
 def half_model(

@@ -19,13 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import gpu_standin as standins
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import ROOT, linear_onnx
-from gpu_standin import GPU, StandIn
 from onnx import TensorProto, helper
 
 from edgepack.runtime.errors import DeviceError, InputError
@@ -33,6 +30,10 @@ from edgepack.runtime.session import cuda
 from edgepack.runtime.session.tensorrt_build import Options, build
 from edgepack.runtime.session.tensorrt_session import TensorrtSession
 from edgepack.runtime.tensor import Tensor
+from support import ROOT
+from support import gpu_standin as standins
+from support.gpu_standin import GPU, StandIn
+from support.linear import linear_onnx
 
 X, Y = Tensor("x", "float32", ("batch", 8)), Tensor("y", "float32", ("batch", 3), "scores")
 LINEAR = linear_onnx()[0].SerializeToString()

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import linear_contents
-from gpu_standin import tensorrt_contents
 
 from edgepack import bundle
 from edgepack.proof.job import list_variants
@@ -20,6 +18,8 @@ from edgepack.runtime.bundle.seal import Key, Sealed
 from edgepack.runtime.device.variants import Choice, choose, choose_stand_in, format_fallback
 from edgepack.runtime.errors import DeviceError, InputError
 from edgepack.spec import target
+from support.gpu_standin import tensorrt_contents
+from support.linear import linear_contents
 
 ONNX = Variant("onnxruntime", "onnxruntime", {"engine_version": "1.19"})
 CUDA = Variant(

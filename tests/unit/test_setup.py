@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import linear_contents, run_bundle
-from wheel_cases import bundle_with, make_wheel
 
 from edgepack import bundle
 from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.commands.setup import setup
 from edgepack.runtime.errors import DeviceError
+from support.bundle_cases import run_bundle
+from support.linear import linear_contents
+from support.wheel_cases import bundle_with, make_wheel
 
 SITE = Path("lib") / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
 KILLED = -9

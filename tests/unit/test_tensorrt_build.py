@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Arrays, Net, Steps, images
-from rtx_cases import needs_rtx
 
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.errors import DeviceError
 from edgepack.runtime.session import tensorrt_build
 from edgepack.runtime.session.tensorrt_build import Options, build
+from support.quantize_nets import Arrays, Net, Steps, images
+from support.rtx_cases import needs_rtx
 
 SHAPES = ((1, 3, 16, 16), (2, 3, 16, 16), (4, 3, 16, 16))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from quantize_nets import Arrays, Net, Steps, bright, gated, images, residual, stress
-from rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 
 from edgepack.engine import tensorrt_rtx
 from edgepack.errors import EngineError
 from edgepack.passes.half import HalfOptions, half
 from edgepack.passes.quantize import QuantizeOptions, quantize
+from support.quantize_nets import Arrays, Net, Steps, bright, gated, images, residual, stress
+from support.rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
 
 pytestmark = needs_rtx
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_cases import context, drawn, labels_of, network, same
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill import DistillOptions, distill
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.training import loop
 from edgepack.runtime.tensor import Tensor
+from support.training_cases import context, drawn, labels_of, network, same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

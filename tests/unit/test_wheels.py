@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from wheel_cases import entries_of, make_wheel, write_zip
 
 from edgepack.bundle import wheels
 from edgepack.cache import Cache
 from edgepack.errors import BundleError, HostError, SpecError
 from edgepack.spec import target
 from edgepack.spec.target import Target
+from support.wheel_cases import entries_of, make_wheel, write_zip
 
 ARM = replace(target.load("arm-qnnpack"), wheel_python="3.8")
 HERE = "{}.{}".format(*sys.version_info[:2])

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from training_cases import context
 
 from edgepack.data import open_samples
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.runtime.tensor import Tensor
+from support.training_cases import context
 
 IMAGE = (Tensor("x", "float32", ("batch", 3, 12, 12)),)
 SCORES = (Tensor("scores", "float32", ("batch", 5), "scores"),)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,3 +94,17 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     public = (folder / "key.pub").read_text()
     (folder / "signers").write_text(f"builder@example.org {public}")
     return Keys(folder / "key", folder / "other", folder / "signers")
+
+
+def entry(name: str) -> zipfile.ZipInfo:
+    """An entry as a bundle has it."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def run_bundle(path: Path, *arguments: str, python: str = sys.executable):
+    """Run a bundle as a user would, in a process of its own."""
+    return subprocess.run(
+        [python, str(path), *arguments], capture_output=True, text=True, timeout=120
+    )

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from quantize_nets import Arrays, Net, Steps, gated, images, residual, run
 
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.ledger import PassResult
 from edgepack.passes.half import HalfOptions, half
 from edgepack.runtime.session.rounding import rounded
+from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run
 
 
 def converted(

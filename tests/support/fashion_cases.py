@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 EXAMPLES = ROOT / "examples"
 WEIGHTS = EXAMPLES / "weights" / "fashion-resnet.safetensors"

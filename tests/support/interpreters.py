@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-KEPT = Path(__file__).resolve().parents[2] / ".pythons"
+from support import ROOT
+
+KEPT = ROOT / ".pythons"
 REQUIREMENTS = "requirements.txt"
 # What pip says where it cannot reach an index; whatever else it fails with is a wrong pin.
 OFFLINE = re.compile(

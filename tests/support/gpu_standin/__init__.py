@@ -84,7 +84,7 @@ def gpu_standin(tmp_path_factory: pytest.TempPathFactory) -> StandIn:
 
 def tensorrt_contents() -> bundle.Contents:
     """As `linear_contents`, for TensorRT, with onnxruntime to fall back to."""
-    from conftest import linear_contents
+    from support.linear import linear_contents
 
     return replace(
         linear_contents(),
@@ -104,7 +104,7 @@ def tensorrt_contents() -> bundle.Contents:
 def tensorrt_bundle(tmp_path: Path) -> Path:
     """A bundle whose engine is to be finished on the device."""
     path = tmp_path / "linear-jetson-trt.edgepack"
-    from conftest import measured
+    from support.linear import measured
 
     contents = tensorrt_contents()
     # What the build host answered: its own arithmetic on the same weights.

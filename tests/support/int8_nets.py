@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-ROOT = Path(__file__).resolve().parents[2]
+from support import ROOT
+
 SIZE = 12
 CLASSES = 6
 CALIBRATION = 100
