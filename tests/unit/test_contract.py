@@ -105,7 +105,9 @@ def test_the_wheel_holds_the_package_and_the_targets(wheel: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
+        "edgepack/py.typed",
         "edgepack/bundle/main_template.py",
+        "edgepack/report/page/report.html.j2",
         "edgepack/device/instructions/plugin.c",
         "edgepack/device/instructions/classes.h",
         "edgepack/runtime/cli.py",
