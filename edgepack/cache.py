@@ -68,9 +68,13 @@ def default_folder() -> Path:
     return folder / "edgepack"
 
 
-@cache
 def tool_versions() -> dict[str, str]:
     """Return the versions of edgepack and of each installed library."""
+    return dict(_read_versions())
+
+
+@cache
+def _read_versions() -> dict[str, str]:
     versions = {}
     for name in ("edgepack", *LIBRARIES):
         try:

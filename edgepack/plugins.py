@@ -16,14 +16,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgepack.errors import PluginError
+from edgepack.errors import EdgepackError, PluginError
 
 PASSES = "edgepack.passes"
 ENGINES = "edgepack.engines"
@@ -97,6 +98,32 @@ class Plugin:
             folders = [Path(folder) for folder in spec.submodule_search_locations]
             return sorted(path for folder in folders for path in folder.rglob("*.py"))
         return [Path(spec.origin)] if spec.origin else []
+
+
+def credit(plugin: Plugin | None) -> tuple[str, ...]:
+    """Return the note of the ledger on the origin of a stage; none for edgepack's own."""
+    return () if plugin is None else (f"by the plug-in {plugin}",)
+
+
+@contextmanager
+def attribute_faults(plugin: Plugin | None) -> Iterator[None]:
+    """Turn any fault of a plug-in's code into an error that names it; None leaves faults alone.
+
+    Raises PluginError: plugin-failed. An EdgepackError of the plug-in is raised as it is.
+    """
+    try:
+        yield
+    except EdgepackError:
+        raise
+    except Exception as error:
+        if plugin is None:
+            raise
+        raise PluginError(
+            "plugin-failed",
+            f"the plug-in {plugin.name!r} of {plugin} failed",
+            why=f"{type(error).__name__}: {error}",
+            hint=f"report it to the authors of {plugin.distribution}",
+        ) from error
 
 
 @cache

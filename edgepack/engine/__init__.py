@@ -1,24 +1,54 @@
 """Engines: builders of the artefact that runs on the device, from an ONNX model.
 
-Each engine is one module and one line in the table. A module has two functions:
-
-    build(model, target, profiles) -> Built    the artefact, checked on this host
-    requirements() -> str                      the device's packages, as requirements.txt
+Each engine is one module that implements `protocol.Engine` and one line in the table. Another
+distribution adds one in the group `edgepack.engines` of its entry points (see `edgepack.plugins`);
+the name of the entry is the `engine.name` of a target profile.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from functools import cache
+from typing import cast
 
+from edgepack import plugins
 from edgepack.engine import onnxruntime, onnxruntime_cuda, tensorrt
 from edgepack.engine.built import Built
+from edgepack.engine.protocol import Engine
+from edgepack.plugins import Plugin, is_callable
+from edgepack.runtime.bundle import engines
+from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
-ENGINES: dict[str, ModuleType] = {
-    "onnxruntime": onnxruntime,
-    "onnxruntime-cuda": onnxruntime_cuda,
-    "tensorrt": tensorrt,
+ENGINES: dict[str, Engine] = {
+    engines.ONNXRUNTIME: onnxruntime,
+    engines.CUDA: onnxruntime_cuda,
+    engines.TENSORRT: tensorrt,
 }
+
+
+def find_plugin(name: str) -> Plugin | None:
+    """Return the plug-in that defines an engine; None for one of edgepack's own, or none."""
+    return plugins.list_plugins(plugins.ENGINES, tuple(ENGINES)).get(name)
+
+
+def find_engine(name: str) -> Engine:
+    """Return an engine by name. Raises KeyError if there is none, PluginError if it is broken."""
+    plugin = find_plugin(name)
+    if plugin is None:
+        return ENGINES[name]
+    return _load(plugin)
+
+
+def find_runtime(target: Target) -> str:
+    """Return the loader's engine that runs the artefact of a target."""
+    return find_engine(target.engine).RUNTIME
+
+
+def build(model: bytes, target: Target, profiles: Profiles) -> Built:
+    """Build the artefact of a target. Raises EngineError, and PluginError for a plug-in's fault."""
+    builder = find_engine(target.engine)
+    with plugins.attribute_faults(find_plugin(target.engine)):
+        return builder.build(model, target, profiles)
 
 
 def requirements(target: Target) -> str:
@@ -26,14 +56,33 @@ def requirements(target: Target) -> str:
     # A target with the engine tensorrt and the fallback onnxruntime-cuda needs numpy for both and
     # onnxruntime-gpu for the second. Each line is listed once.
     names = dict.fromkeys(filter(None, (target.engine, target.fallback)))
-    if "onnxruntime-cuda" in names:
+    if find_runtime(target) == engines.CUDA or target.fallback == engines.CUDA:
         # onnxruntime-gpu has the CPU provider too, and the two packages overwrite each other's
         # files.
-        names.pop("onnxruntime", None)
+        names.pop(engines.ONNXRUNTIME, None)
     lines: dict[str, None] = {}
     for name in names:
-        lines |= dict.fromkeys(ENGINES[name].requirements().splitlines())
+        lines |= dict.fromkeys(find_engine(name).requirements().splitlines())
     return "".join(f"{line}\n" for line in lines)
 
 
-__all__ = ["ENGINES", "Built", "requirements"]
+@cache
+def _load(plugin: Plugin) -> Engine:
+    members = {
+        "RUNTIME": lambda runtime: runtime in engines.ENGINES,
+        "build": is_callable,
+        "requirements": is_callable,
+    }
+    return cast("Engine", plugin.load(members))
+
+
+__all__ = [
+    "ENGINES",
+    "Built",
+    "Engine",
+    "build",
+    "find_engine",
+    "find_plugin",
+    "find_runtime",
+    "requirements",
+]

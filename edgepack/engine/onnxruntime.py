@@ -6,9 +6,11 @@ from importlib import metadata
 
 from edgepack.engine.built import Built
 from edgepack.errors import EngineError
+from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
+RUNTIME = ONNXRUNTIME
 # Marker, numpy and onnxruntime: the last releases with wheels for the older Pythons that the
 # loader supports.
 OLDER_PYTHONS = (

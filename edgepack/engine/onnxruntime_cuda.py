@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.engine import onnxruntime
 from edgepack.engine.built import Built
+from edgepack.runtime.bundle.engines import CUDA
 from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
@@ -19,6 +20,7 @@ from edgepack.spec.target import Target
 if TYPE_CHECKING:
     import onnx
 
+RUNTIME = CUDA
 # The extras install CUDA and cuDNN as wheels. Releases before 1.21 have no such extras, of which
 # pip only warns.
 PACKAGE = "onnxruntime-gpu[cuda,cudnn]"

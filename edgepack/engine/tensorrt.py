@@ -15,6 +15,7 @@ from edgepack.engine import onnxruntime, tensorrt_rtx
 from edgepack.engine.built import Built
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
+from edgepack.runtime.bundle.engines import TENSORRT
 from edgepack.runtime.device.machine import version_tuple
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
@@ -22,6 +23,7 @@ from edgepack.spec.target import Target
 if TYPE_CHECKING:
     import onnx
 
+RUNTIME = TENSORRT
 # Newest opset that the first parser of each major release reads, according to its operators.md.
 NEWEST_OPSET = {8: 17, 10: 20}
 # Quantized operators of ONNX other than Q/DQ pairs, which TensorRT does not parse.

@@ -47,6 +47,13 @@ class Step:
         """Return the pass of a step on the module."""
         return cast("ModulePass[Any]", self.definition)
 
+    def key_parts(self) -> dict[str, object]:
+        """Return the parts of the cache's keys that the step decides: options, a plug-in's code."""
+        parts: dict[str, object] = {"options": dict(self.options)}
+        if self.plugin:
+            parts["plugin"] = self.plugin.digest()
+        return parts
+
     def read(self) -> Any:
         """Return the options as the pass's dataclass. Raises ChainError for invalid ones."""
         return read_options(self.name, self.definition.options, self.options)

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import report
-from edgepack.cache import tool_versions
 from edgepack.data import Samples
 from edgepack.device import Local
 from edgepack.ledger import Ledger
 from edgepack.passes import name_precision
-from edgepack.proof.job import Job, reject_path
+from edgepack.proof.job import Job, list_tools, reject_path
 from edgepack.runtime.device.machine import peak_rss
 
 _TIMING = ("p50", "p90", "queries", "seconds")
@@ -120,7 +119,7 @@ def make_report(
         "device": verdict["device"],
         "stands_in": bool(job.stands_in),
         "isolation": {"network": host.network, "hidden": verdict["hidden"]},
-        "tools": tool_versions(),
+        "tools": list_tools(job),
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }

@@ -13,6 +13,7 @@ from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.request import MINIMA, Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
+from edgepack.source import formats
 from edgepack.source.model import Source
 from edgepack.spec.target import Target
 from edgepack.stages import Graph, Reference, SampleSets, stands_in
@@ -98,9 +99,20 @@ def draft(job: Job) -> bundle.Contents:
             ],
             **({"returned": list(job.graph.returned)} if job.graph.returned else {}),
         },
-        tools=tool_versions(),
+        tools=list_tools(job),
         requirements=engine.requirements(target),
     )
+
+
+def list_tools(job: Job) -> dict[str, str]:
+    """Return the versions of edgepack, its libraries and the plug-ins of this build."""
+    plugins = [step.plugin for step in job.request.chain]
+    plugins.append(engine.find_plugin(job.request.target.engine))
+    plugins.append(formats.find_plugin(job.source.kind))
+    versions = tool_versions()
+    for plugin in filter(None, plugins):
+        versions[plugin.distribution] = plugin.version
+    return versions
 
 
 def list_variants(target: Target) -> tuple[Variant, ...]:
@@ -112,7 +124,9 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
         "compute_capability": target.compute_capability,
         "engine_version": target.engine_version,
     }
-    result = [Variant(target.engine, target.engine, {k: v for k, v in needs.items() if v})]
+    result = [
+        Variant(target.engine, engine.find_runtime(target), {k: v for k, v in needs.items() if v})
+    ]
     if target.fallback:
         # Python 3.8, as on JetPack 5, has no newer onnxruntime than this.
         oldest = {"engine_version": engine.onnxruntime.OLDEST}

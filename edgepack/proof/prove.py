@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepack import bundle, device, files, report, signing
+from edgepack import bundle, device, engine, files, report, signing
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.ledger import Ledger, Record
@@ -299,7 +299,7 @@ def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[
             stage.set(status="skipped")
             target = job.request.target
             device_name = target.arch
-            if target.engine != ONNXRUNTIME:
+            if engine.find_runtime(target) != ONNXRUNTIME:
                 device_name = "the GPU"
             stage.note(f"measure it on {device_name}: python3 BUNDLE bench")
             return None

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.formats import (
+    FORMATS,
+    LoadOptions,
+    SourceFormat,
+    find_format,
+    find_plugin,
+    load_format,
+    recognise,
+)
 from edgepack.source.model import Source
-from edgepack.source.recognise import Format, recognise
-
-_WORDS: dict[Format, str] = {
-    "exported-program": "a torch.export program",
-    "torchscript": "a TorchScript archive",
-    "onnx": "an ONNX file",
-    "hugging-face": "a Hugging Face folder",
-}
 
 
 def load(
@@ -46,55 +47,35 @@ def load(
         The model, in eval mode, on the CPU.
 
     Raises:
-        SourceError: the codes are listed at `recognise` and at each format's loader.
+        SourceError: the codes are listed at `recognise.recognise` and at each format's loader.
         HostError: package-missing.
     """
-    form = recognise(path)
-    # Each loader is imported late: an ONNX file must load on a host without torch.
-    if form in ("checkpoint", "safetensors", "sharded-checkpoint"):
-        from edgepack.source.checkpoint import load_checkpoint
+    name = recognise(path)
+    options = LoadOptions(arch, arch_args or {}, trust_pickle, search, weights, strip_prefix)
+    form = find_format(name)
+    if not form.takes_network:
+        _refuse_network(path, form.description, options)
+    return load_format(name, path, options)
 
-        return load_checkpoint(
-            path,
-            form,
-            arch=arch,
-            arch_args=arch_args or {},
-            trust_pickle=trust_pickle,
-            search=search,
-            weights=weights,
-            strip_prefix=strip_prefix,
-        )
-    if arch is not None or arch_args:
-        option = f"--arch {arch}" if arch else "--arch-arg"
+
+def _refuse_network(path: Path, description: str, options: LoadOptions) -> None:
+    """Refuse options for weights without a network, for a model that brings its own."""
+    if options.arch is not None or options.arch_args:
+        option = f"--arch {options.arch}" if options.arch else "--arch-arg"
         raise SourceError(
             "source-arch-unneeded",
-            f"{path.name} is {_WORDS[form]}, which brings its own network",
+            f"{path.name} is {description}, which brings its own network",
             why=f"{option} was given",
             hint="remove --arch and --arch-arg" + _weights_file(path),
         )
-    if weights or strip_prefix:
-        option = "--weights" if weights else "--strip-prefix"
+    if options.weights or options.strip_prefix:
+        option = "--weights" if options.weights else "--strip-prefix"
         raise SourceError(
             "source-weights-unneeded",
-            f"{path.name} is {_WORDS[form]}; its weights cannot be selected",
+            f"{path.name} is {description}; its weights cannot be selected",
             why=f"{option} is for checkpoints and state dicts",
             hint=f"remove {option}",
         )
-    if form == "exported-program":
-        from edgepack.source.exported import load_exported
-
-        return load_exported(path)
-    if form == "torchscript":
-        from edgepack.source.pickled import load_torchscript
-
-        return load_torchscript(path, trust_pickle=trust_pickle)
-    if form == "onnx":
-        from edgepack.source.onnx_file import load_onnx
-
-        return load_onnx(path)
-    from edgepack.source.huggingface import load_huggingface
-
-    return load_huggingface(path)
 
 
 def _weights_file(folder: Path) -> str:
@@ -147,4 +128,14 @@ def _dropped(source: Source, names: tuple[str, ...]) -> str:
     return f"optional inputs of the model without samples keep their defaults: {', '.join(dropped)}"
 
 
-__all__ = ["Format", "Source", "bind", "load", "recognise"]
+__all__ = [
+    "FORMATS",
+    "LoadOptions",
+    "Source",
+    "SourceFormat",
+    "bind",
+    "find_format",
+    "find_plugin",
+    "load",
+    "recognise",
+]

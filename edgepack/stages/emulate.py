@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from edgepack import engine
 from edgepack.device import Emulated, ask, ready
 from edgepack.errors import DeviceError, HostError
 from edgepack.ledger import Ledger
@@ -46,7 +47,7 @@ def stands_in(target: Target) -> bool:
     A model for a GPU is judged by its ONNX on the CPU, so that a build needs no GPU; `verify`
     compares the GPU's answers on the device.
     """
-    return foreign(target) or target.engine != ONNXRUNTIME
+    return foreign(target) or engine.find_runtime(target) != ONNXRUNTIME
 
 
 def check_host(request: Request, host: Mapping[str, Any]) -> None:
@@ -59,7 +60,7 @@ def check_host(request: Request, host: Mapping[str, Any]) -> None:
     Raises HostError if this host would saturate and a CPU of the target would not.
     """
     # A model for a GPU runs here in float.
-    integer = request.target.engine == ONNXRUNTIME
+    integer = engine.find_runtime(request.target) == ONNXRUNTIME
     if (
         _may_saturate(request)
         and integer

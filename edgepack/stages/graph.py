@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from edgepack.cache import Cache
 from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import Ledger, PassResult, Stage
 from edgepack.normalize import batch_dependent
+from edgepack.plugins import attribute_faults, credit
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
@@ -25,6 +26,9 @@ from edgepack.stages.measure import measure, measure_reference
 from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
 from edgepack.stages.shapes import derive_profiles
+
+if TYPE_CHECKING:
+    import onnx
 
 # Errors of a graph from torch.export that a traced graph may not have.
 _TRACED_INSTEAD = ("axis-frozen", "axis-wrong", "export-wrong", "graph-rejected", "run-failed")
@@ -271,16 +275,19 @@ def apply_graph_pass(
     trials = None
     if options.repairs and isinstance(graph_pass, passes.PartialPass):
         trials = functools.cache(functools.partial(graph_pass.partial, *inputs))
+
+    def compute() -> PassResult[onnx.ModelProto]:
+        with attribute_faults(step.plugin):
+            return trials().result() if trials else graph_pass.apply(*inputs)
+
     with ledger.stage(step.name) as stage:
         parts = {
             "model": digest_model(before.model),
-            "options": dict(step.options),
             "samples": samples_digest,
+            **step.key_parts(),
         }
-        model, details = run_cached(
-            step.name, parts, stage, cache,
-            lambda: trials().result() if trials else graph_pass.apply(*inputs),
-        )  # fmt: skip
+        model, details = run_cached(step.name, parts, stage, cache, compute)
+        stage.note(*credit(step.plugin))
         result = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
         measure(result, context, cache, ledger, stage)
     if trials is None:
@@ -291,10 +298,9 @@ def apply_graph_pass(
 def build_engine(before: Graph, request: Request, reference: Reference, ledger: Ledger) -> Graph:
     """Build the target's engine from the ONNX."""
     with ledger.stage("engine") as stage:
-        builder = engine.ENGINES[request.target.engine]
         shapes = derive_profiles(request, before.inputs, reference.feeds[0], ledger)
-        built = builder.build(before.model, request.target, shapes)
-        stage.note(*built.notes)
+        built = engine.build(before.model, request.target, shapes)
+        stage.note(*built.notes, *credit(engine.find_plugin(request.target.engine)))
         stage.set(bytes=len(built.model))
         stage.detail(**built.details)
     ledger.warn(*built.warnings)

@@ -17,6 +17,7 @@ from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.training import processes
+from edgepack.plugins import attribute_faults, credit
 from edgepack.source.eager import count_parameters, torch_run
 from edgepack.source.model import Source
 from edgepack.source.torch_host import import_torch
@@ -58,6 +59,7 @@ def apply_module_pass(
             step, options, before, context, code, key, cache, stage
         )
         record_document(document, stage)
+        stage.note(*credit(step.plugin))
         result = replace(
             before,
             digest=digest({"before": before.key, "recipe": document["recipe"],
@@ -111,7 +113,7 @@ def _parts(
         "inputs": [tensor.to_json() for tensor in context.inputs],
         "outputs": [tensor.to_json() for tensor in context.original.outputs],
         "example": {name: list(array.shape) for name, array in example.items()},
-        "options": dict(step.options),
+        **step.key_parts(),
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],
         "samples": {
             role: samples_digest for role, samples_digest in digests.items() if role in needs
@@ -160,16 +162,18 @@ def _through_cache(
         if stage.record.status == "cached":
             outcome = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
         else:
-            result = step.module_pass.apply(_copy_module(before, step), options, pass_context)
+            with attribute_faults(step.plugin):
+                result = step.module_pass.apply(_copy_module(before, step), options, pass_context)
             outcome = (
                 {**to_document(result), "recipe": dict(result.recipe)},
                 _serialize(result.model),
             )
         # Workers get the main process's result, so that all of them continue with one network.
         document, weights = processes.broadcast(outcome)
-        module = step.module_pass.replay(
-            _copy_module(before, step), document["recipe"], pass_context
-        )
+        with attribute_faults(step.plugin):
+            module = step.module_pass.replay(
+                _copy_module(before, step), document["recipe"], pass_context
+            )
         _load(module, weights, step)
         if result is not None and processes.is_main():
             result.model.eval()

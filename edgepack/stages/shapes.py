@@ -7,6 +7,7 @@ from itertools import chain
 
 import numpy as np
 
+from edgepack import engine
 from edgepack.errors import SpecError
 from edgepack.ledger import Ledger
 from edgepack.request import Request
@@ -55,7 +56,7 @@ def derive_profiles(
     Returns nothing for an engine that takes every shape. Raises SpecError if the example lies
     outside of a range.
     """
-    if request.target.engine != TENSORRT:
+    if engine.find_runtime(request.target) != TENSORRT:
         return {}
     sizes: dict[str, int] = {}
     for tensor in inputs:
