@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from packaging.version import Version
 
 from edgepack import trial
 from edgepack.errors import EdgepackError, GraphError
@@ -229,7 +231,7 @@ def _folded(
     """Return onnxsim's result and "", or None and the reason for dropping it."""
     fold = _fold_in_child if untrusted else _fold
     try:
-        folded = fold(model, {"skipped_optimizers": list(SKIPPED), **options})
+        folded = fold(model, {"skipped_optimizers": list(SKIPPED), **_unproven(), **options})
     except EdgepackError as error:
         return None, f"{error.what}: {error.why}"
     except Exception as error:  # noqa: BLE001 - onnxsim raises whatever its passes in C++ raise
@@ -259,11 +261,21 @@ def _folded(
     return folded, ""
 
 
+def _unproven() -> dict[str, bool]:
+    """Return the option that keeps onnxsim from proving its result with z3, if it can.
+
+    Releases before 0.8, the last for Python 3.10, neither prove nor know the option.
+    """
+    if Version(metadata.version("onnxsim")) < Version("0.8"):
+        return {}
+    return {"certify": False}
+
+
 def _fold(model: ModelProto, options: Mapping[str, Any]) -> ModelProto:
     import onnxsim
 
     with muted():
-        folded, _ = onnxsim.simplify(model, certify=False, **options)
+        folded, _ = onnxsim.simplify(model, **options)
     return folded
 
 
