@@ -23,6 +23,8 @@ import numpy as np
 
 from edgepack import files
 from edgepack.errors import EdgepackError, SourceError
+from edgepack.onnx_tools.sessions import Session, create_session
+from edgepack.runtime.session.onnx_session import import_engine
 
 # Limits of a task: bytes and seconds at least, and more for each byte of the model (8 times its
 # size: the file, the parsed graph, the weights as onnxruntime packs them) and of the inputs
@@ -224,8 +226,7 @@ def _prepare(request: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], 
         import onnxsim  # noqa: F401
 
         return _fold
-    import onnxruntime  # noqa: F401
-
+    import_engine()
     return _load if request["task"] == "load" else _run
 
 
@@ -290,13 +291,8 @@ def _infer(model: str) -> None:
     onnx.shape_inference.infer_shapes(parsed, data_prop=True)
 
 
-def _session(model: str) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _session(model: str) -> Session:
+    return create_session(model, optimization="basic")
 
 
 def _fold(request: Mapping[str, Any], folder: Path) -> None:

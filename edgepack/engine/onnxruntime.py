@@ -6,6 +6,7 @@ from importlib import metadata
 
 from edgepack.engine.built import Built
 from edgepack.errors import EngineError
+from edgepack.onnx_tools.limits import NEWEST_IR, NEWEST_OPSET, OLDEST_ONNXRUNTIME, default_opset
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
@@ -18,11 +19,6 @@ OLDER_PYTHONS = (
     ("python_version == '3.9'", "2.0.2", "1.19.2"),
     ("python_version == '3.10'", "2.2.6", "1.23.2"),
 )
-# Oldest onnxruntime supported, the newest with wheels for Python 3.8, and the newest ONNX that it
-# reads.
-OLDEST = "1.19"
-MAX_IR_VERSION = 10
-MAX_OPSET = 21
 
 
 def build(model: bytes, target: Target, profiles: Profiles) -> Built:
@@ -33,13 +29,13 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     import onnx
 
     proto = onnx.load_model_from_string(model)
-    opset = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if proto.ir_version > MAX_IR_VERSION or opset > MAX_OPSET:
+    opset = default_opset(proto)
+    if proto.ir_version > NEWEST_IR or opset > NEWEST_OPSET:
         raise EngineError(
             "engine-too-old",
             "the ONNX is too new for the target's onnxruntime",
             why=f"IR version {proto.ir_version} and opset {opset}; "
-            f"onnxruntime {OLDEST} reads at most {MAX_IR_VERSION} and {MAX_OPSET}",
+            f"onnxruntime {OLDEST_ONNXRUNTIME} reads at most {NEWEST_IR} and {NEWEST_OPSET}",
             hint="export it with an older opset",
         )
     return Built(model, ("onnxruntime runs the ONNX itself",))

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 from edgepack.engine import onnxruntime
 from edgepack.engine.built import Built
+from edgepack.onnx_tools.copies import with_outputs
+from edgepack.onnx_tools.sessions import create_session
+from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.bundle.engines import CUDA
-from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
@@ -43,7 +45,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
             "as a GPU stores them"
         )
     return Built(
-        proto.SerializeToString(deterministic=True),
+        serialised(proto),
         ("onnxruntime's CUDA provider runs the ONNX itself", note),
         (
             "not run on a GPU: answers and quality were measured on this host's CPU; "
@@ -67,25 +69,13 @@ def name_half_tensors(model: onnx.ModelProto) -> int:
     # A copy of the model gets every tensor between nodes as an output without a type, and a
     # session reports the types: for x -> Cast -> h -> MatMul -> y it adds h, of tensor(float16).
     graph = model.graph
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
     outputs = {value.name for value in graph.output}
-    computed = itertools.chain.from_iterable(node.output for node in graph.node)
-    exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in computed if name and name not in outputs
-    )
-    ort = import_engine()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    session = ort.InferenceSession(
-        exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    half = [
-        value.name
-        for value in session.get_outputs()
-        if value.type == "tensor(float16)" and value.name not in outputs
-    ]
+    computed = filter(None, itertools.chain.from_iterable(node.output for node in graph.node))
+    inner = [name for name in computed if name not in outputs]
+    if not inner:
+        return 0
+    session = create_session(with_outputs(model, inner), optimization="none")
+    half = [value.name for value in session.get_outputs() if value.type == "tensor(float16)"]
     typed = {value.name for value in graph.value_info}
     for name in half:
         if name not in typed:

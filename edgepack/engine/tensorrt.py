@@ -15,6 +15,8 @@ from edgepack.engine import onnxruntime, tensorrt_rtx
 from edgepack.engine.built import Built
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
+from edgepack.onnx_tools.limits import default_opset
+from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.bundle.engines import TENSORRT
 from edgepack.runtime.device.machine import version_tuple
 from edgepack.runtime.session.tensorrt_build import Profiles
@@ -46,7 +48,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     _check_opset(proto, target)
     _check_pairs(proto)
     count = name_half_tensors(proto)
-    serialised = proto.SerializeToString(deterministic=True)
+    data = serialised(proto)
     notes = ["TensorRT builds its engine from the ONNX on the device: python3 BUNDLE finish"]
     warnings = [
         "not run by TensorRT: answers and quality were measured with onnxruntime on this host's "
@@ -55,7 +57,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     details: dict[str, Any] = {"half_tensors": count, "tensorrt_rtx": None}
     if tensorrt_rtx.installed():
         capability = tensorrt_rtx.capability_for(target.compute_capability)
-        parsed = tensorrt_rtx.check(serialised, profiles, capability)
+        parsed = tensorrt_rtx.check(data, profiles, capability)
         details["tensorrt_rtx"] = asdict(parsed)
         notes.append(
             f"parsed and built by TensorRT-RTX {parsed.version} for compute capability "
@@ -66,7 +68,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
             "TensorRT-RTX is not installed: not verified that TensorRT parses this ONNX "
             f"({tensorrt_rtx.EXTRA})"
         )
-    return Built(serialised, tuple(notes), tuple(warnings), details)
+    return Built(data, tuple(notes), tuple(warnings), details)
 
 
 def requirements() -> str:
@@ -76,7 +78,7 @@ def requirements() -> str:
 
 
 def _check_opset(model: onnx.ModelProto, target: Target) -> None:
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = default_opset(model)
     # ">=8.5" gives (8, 5), so the opset must be readable by the first parsers of TensorRT 8.
     oldest = version_tuple(target.engine_version.lstrip("<>="))
     newest = NEWEST_OPSET.get(oldest[0] if oldest else 10)

@@ -9,10 +9,10 @@ import numpy as np
 
 from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import SNR_FLOOR_DB, disagreement
-from edgepack.graph.proto import walk_nodes
 from edgepack.graph.run import Runner, failing_node
 from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.onnx_tools.walk import walk_nodes
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from edgepack.graph.frozen import freezing_line, frozen_axis, frozen_error
 from edgepack.graph.names import name_nodes, strip_metadata
 from edgepack.graph.opset import cast_up, needed_opset, operators_above, with_promoted
 from edgepack.graph.outputs import state_outputs
-from edgepack.graph.proto import NEWEST_OPSET, require_size
 from edgepack.graph.quiet import quiet
 from edgepack.graph.signature import default_output_names, name_dimensions, rename_outputs
 from edgepack.graph.sizes import bind_sizes, resized
 from edgepack.graph.torchscript import export_script, trace_module
 from edgepack.graph.trace import explain, model_line
 from edgepack.ledger import PassResult
+from edgepack.onnx_tools.limits import NEWEST_OPSET, require_size
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:

@@ -20,8 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.graph.proto import copied, walk_graphs, walk_nodes
 from edgepack.graph.run import Runner
+from edgepack.onnx_tools.attributes import attribute
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
+from edgepack.onnx_tools.writer import serialised
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -74,18 +77,9 @@ def _shapes(
             output = f"edgepack_shape_{index}"
             probe.graph.node.append(helper.make_node("Shape", [name], [output]))
             probe.graph.output.append(ValueInfoProto(name=output))
-        outputs = Runner(probe.SerializeToString(), optimize=False).run(example)
+        outputs = Runner(serialised(probe), optimize=False).run(example)
         shapes.update({n: tuple(map(int, s)) for n, s in zip(missing, outputs, strict=True)})
     return shapes
-
-
-def _attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    from onnx import helper
-
-    for item in node.attribute:
-        if item.name == name:
-            return helper.get_attribute_value(item)
-    return default
 
 
 def _convolution(weights: int) -> Count:
@@ -107,13 +101,13 @@ def _product(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count a matrix product: (..., rows, K) by (..., K, columns)."""
     # For example (8, 128) by (128, 10) takes 80 x 128 = 10,240 products.
     # Gemm with transA reads (K, rows), all other products (..., rows, K).
-    summed = -2 if _attribute(node, "transA", 0) else -1
+    summed = -2 if attribute(node, "transA", 0) else -1
     return prod(of(node.output[0])) * of(node.input[0])[summed]
 
 
 def _of_bits(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count (..., rows, K) by weights packed in blocks, with N columns."""
-    return prod(of(node.input[0])) * int(_attribute(node, "N"))
+    return prod(of(node.input[0])) * int(attribute(node, "N"))
 
 
 def _recurrent(node: NodeProto, of: Callable[[str], Shape]) -> int:
@@ -129,7 +123,7 @@ def _einsum(node: NodeProto, of: Callable[[str], Shape]) -> int:
     For example "ij,jk->ik" on (2, 3) and (3, 4) takes 2 x 3 x 4 = 24 products. "..." matches the
     axes that have no letter.
     """
-    equation = _attribute(node, "equation").decode().replace(" ", "")
+    equation = attribute(node, "equation").decode().replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     sizes: dict[str, int] = {}
     for term, name in zip(terms, node.input, strict=True):

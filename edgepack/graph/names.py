@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.graph.proto import count_readers, used_names, walk_graphs, walk_nodes
+from edgepack.onnx_tools.copies import replace_items
+from edgepack.onnx_tools.names import numbered
+from edgepack.onnx_tools.walk import count_readers, walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -50,7 +52,7 @@ def name_nodes(model: ModelProto) -> None:
         else:
             proposals.append((node, node.name))
     for node, name in proposals:
-        node.name = _unique(name, used)
+        node.name = numbered(name, used)
     _name_weights(model, readers)
 
 
@@ -81,22 +83,6 @@ def strip_metadata(model: ModelProto) -> None:
                     attribute.t.doc_string = ""
 
 
-def drop_unused(model: ModelProto) -> int:
-    """Remove initializers that nothing reads, in place, and return their number."""
-    # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
-    used = used_names(model.graph)
-    dropped = 0
-    for graph in walk_graphs(model.graph):
-        read = [value for value in graph.initializer if value.name in used]
-        unread = len(graph.initializer) - len(read)
-        if unread:
-            copies = [type(value).FromString(value.SerializeToString()) for value in read]
-            del graph.initializer[:]
-            graph.initializer.extend(copies)
-            dropped += unread
-    return dropped
-
-
 def drop_given_inputs(model: ModelProto) -> None:
     """Turn inputs with an initializer into plain constants, in place.
 
@@ -107,9 +93,7 @@ def drop_given_inputs(model: ModelProto) -> None:
     inputs = [value for value in model.graph.input if value.name not in initialized]
     if len(inputs) == len(model.graph.input):
         return
-    copies = [type(value).FromString(value.SerializeToString()) for value in inputs]
-    del model.graph.input[:]
-    model.graph.input.extend(copies)
+    replace_items(model.graph.input, inputs)
     model.ir_version = max(model.ir_version, OLDEST_IR_VERSION)
 
 
@@ -189,13 +173,3 @@ def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
                 initializers[old].name = new
                 node.input[position] = new
                 used.add(new)
-
-
-def _unique(name: str, used: set[str]) -> str:
-    # "conv", "conv_2", "conv_3", ...
-    candidate, count = name, 1
-    while candidate in used:
-        count += 1
-        candidate = f"{name}_{count}"
-    used.add(candidate)
-    return candidate

@@ -12,14 +12,6 @@ from typing import TYPE_CHECKING
 from edgepack.errors import GraphError
 from edgepack.graph.names import strip_metadata
 from edgepack.graph.outputs import state_inputs
-from edgepack.graph.proto import (
-    NEWEST_OPSET,
-    copied,
-    default_opset,
-    require_size,
-    walk_graphs,
-    walk_nodes,
-)
 from edgepack.graph.simplify import check_failure
 from edgepack.ledger import PassResult
 from edgepack.normalize import (
@@ -30,13 +22,13 @@ from edgepack.normalize import (
     split_fused,
     types_to_promote,
 )
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.limits import NEWEST_OPSET, OLDEST_OPSET, default_opset, require_size
+from edgepack.onnx_tools.walk import DEFAULT_DOMAINS, is_standard, walk_graphs, walk_nodes
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-OLDEST_OPSET = 13
-"""Per-channel quantization (`QuantizeLinear` with an axis) begins here."""
 
 
 def load_onnx(
@@ -224,7 +216,7 @@ def _restated(model: ModelProto, opset: int) -> ModelProto:
     """
     restated = copied(model)
     for entry in restated.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in DEFAULT_DOMAINS:
             entry.version = opset
     return restated
 
@@ -238,7 +230,7 @@ def _expanded(model: ModelProto, opset: int) -> ModelProto:
     import onnx.shape_inference
 
     first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
     newer = [("", str(kind)) for kind in sorted(kinds) if first.get(kind, 1) > opset]
     if not newer:
         return model
@@ -257,7 +249,7 @@ def _expanded(model: ModelProto, opset: int) -> ModelProto:
 def operators_above(model: ModelProto, opset: int) -> list[str]:
     """Return the operators that are newer than an opset, as `TensorScatter (24)`."""
     first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
     return [f"{kind} ({first[kind]})" for kind in sorted(kinds) if first.get(kind, 1) > opset]
 
 
@@ -267,7 +259,7 @@ def needed_opset(model: ModelProto) -> int:
     Exporters write operators of a newer opset than requested (DeformConv of opset 19).
     """
     first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if node.domain in ("", "ai.onnx")}
+    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
     return max([1, *(first.get(kind, 1) for kind in kinds)])
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack.errors import GraphError
-from edgepack.graph.proto import copied
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.onnx_tools.copies import copied
 from edgepack.runtime.tensor import Dim, Tensor
 
 if TYPE_CHECKING:

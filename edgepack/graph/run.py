@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import GraphError
-from edgepack.runtime.session.onnx_session import LITERAL, import_engine
+from edgepack.onnx_tools.sessions import Optimization, create_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,28 +41,10 @@ class Runner:
         optimize: bool = True,
         literal: bool = False,
     ) -> None:
-        ort = import_engine()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.log_severity_level = 4  # fatal only: errors are raised anyway
-        # Threads that spin while they wait take the cores from other processes.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if literal:
-            options.add_session_config_entry(LITERAL, "1")
-        if not optimize:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        source: str | bytes
-        if isinstance(model, (str, Path)):
-            source = str(model)
-        elif isinstance(model, bytes):
-            source = model
-        else:
-            source = model.SerializeToString()
+        optimization: Optimization = "all" if optimize else "none"
         try:
-            self._session = ort.InferenceSession(
-                source, sess_options=options, providers=["CPUExecutionProvider"]
+            self._session = create_session(
+                model, optimization=optimization, threads=threads, literal=literal
             )
         except Exception as error:  # onnxruntime's errors have no other base class
             raise GraphError(

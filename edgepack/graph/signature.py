@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
-from edgepack.graph.proto import copied, walk_graphs
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.names import unused
+from edgepack.onnx_tools.walk import walk_graphs
 from edgepack.runtime.tensor import Dim, Tensor
 
 if TYPE_CHECKING:
@@ -120,17 +122,10 @@ def _rename_clashes(graph: GraphProto, requested: set[str], mapping: dict[str, s
     used = inner_names | requested | {initializer.name for initializer in graph.initializer}
     # An inner value "logits" makes room for the output of that name by becoming "logits_inner".
     for name in sorted(requested & inner_names - set(mapping)):
-        fresh = f"{name}_inner"
-        while fresh in used:
-            fresh += "_"
-        used.add(fresh)
-        mapping[name] = fresh
+        mapping[name] = unused(f"{name}_inner", used)
     for initializer in graph.initializer:
         if initializer.name in requested:
-            fresh = f"{initializer.name}_weight"
-            while fresh in used:
-                fresh += "_"
-            used.add(fresh)
+            fresh = unused(f"{initializer.name}_weight", used)
             mapping[initializer.name] = fresh
             initializer.name = fresh
 

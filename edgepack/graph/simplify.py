@@ -16,15 +16,18 @@ from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import disagreement
 from edgepack.graph.names import (
     drop_given_inputs,
-    drop_unused,
     lift_constants,
     name_nodes,
     strip_metadata,
 )
-from edgepack.graph.proto import IR_VERSION, copied, count_readers, require_size, walk_nodes
 from edgepack.graph.quiet import muted
 from edgepack.graph.run import Runner
 from edgepack.ledger import PassResult
+from edgepack.onnx_tools.clean import remove_unused_initializers
+from edgepack.onnx_tools.copies import copied, replace_items
+from edgepack.onnx_tools.limits import NEWEST_IR, require_size
+from edgepack.onnx_tools.walk import count_readers, is_standard, walk_nodes
+from edgepack.onnx_tools.writer import serialised
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -99,7 +102,7 @@ def simplify(
         notes.append(f"{len(unfolded_norms)} BatchNormalization could not be folded: {listed}.")
     return PassResult(
         ordered,
-        changed=ordered.SerializeToString() != model.SerializeToString(),
+        changed=serialised(ordered) != serialised(model),
         notes=tuple(notes),
         details={
             "nodes_before": sum(before.values()),
@@ -143,8 +146,8 @@ def _tidy(model: ModelProto) -> None:
     lift_constants(model)
     name_nodes(model)
     strip_metadata(model)
-    drop_unused(model)
-    model.ir_version = min(model.ir_version, IR_VERSION)
+    remove_unused_initializers(model.graph)
+    model.ir_version = min(model.ir_version, NEWEST_IR)
 
 
 def _inlined(model: ModelProto) -> ModelProto:
@@ -282,15 +285,16 @@ def _fold(model: ModelProto, options: Mapping[str, Any]) -> ModelProto:
 def _fold_in_child(model: ModelProto, options: Mapping[str, Any]) -> ModelProto:
     import onnx
 
-    return onnx.load_model_from_string(trial.fold(model.SerializeToString(), options))
+    return onnx.load_model_from_string(trial.fold(serialised(model), options))
 
 
 def _operators(model: ModelProto) -> set[tuple[str, str]]:
     """Return domain and type of every node; "" is ONNX's default domain."""
-    return {
-        ("" if node.domain == "ai.onnx" else str(node.domain), str(node.op_type))
-        for node in walk_nodes(model.graph)
-    }
+    operators: set[tuple[str, str]] = set()
+    for node in walk_nodes(model.graph):
+        domain = "" if is_standard(node) else str(node.domain)
+        operators.add((domain, str(node.op_type)))
+    return operators
 
 
 def _interface(model: ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -303,9 +307,7 @@ def _ordered(model: ModelProto) -> ModelProto:
     """Return a copy with its initializers sorted: onnxsim's order is that of a hash table."""
     model = copied(model)
     initializers = sorted(model.graph.initializer, key=lambda value: str(value.name))
-    copies = [type(value).FromString(value.SerializeToString()) for value in initializers]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(copies)
+    replace_items(model.graph.initializer, initializers)
     return model
 
 

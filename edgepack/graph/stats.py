@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from edgepack.graph.proto import walk_graphs, walk_nodes
+from edgepack.onnx_tools.attributes import attributes, constant_value
+from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -65,10 +66,9 @@ def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
         for initializer in graph.initializer:
             yield initializer.name, initializer
         for node in graph.node:
-            if node.op_type == "Constant":
-                for attribute in node.attribute:
-                    if attribute.name == "value":
-                        yield node.output[0], attribute.t
+            tensor = constant_value(node) if node.op_type == "Constant" else None
+            if tensor is not None:
+                yield node.output[0], tensor
 
 
 def _parameters(model: ModelProto) -> int:
@@ -92,7 +92,7 @@ def _parameters(model: ModelProto) -> int:
             quantization.update(node.input[8:])
         elif node.op_type == "MatMulNBits":
             quantization.update(node.input[2:4])
-            sizes = {item.name: item.i for item in node.attribute}
+            sizes = attributes(node)
             packed[node.input[1]] = sizes["K"] * sizes["N"]
     return sum(
         packed.get(name, prod(tensor.dims))

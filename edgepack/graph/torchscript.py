@@ -13,10 +13,10 @@ import numpy as np
 from edgepack.graph.agreement import disagreement, floor_db
 from edgepack.graph.exporting import exporting
 from edgepack.graph.opset import cast_up
-from edgepack.graph.proto import NEWEST_OPSET
 from edgepack.graph.reads import input_read
 from edgepack.graph.run import Runner
 from edgepack.graph.sizes import candidate_sizes, resized
+from edgepack.onnx_tools.limits import NEWEST_OPSET
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:

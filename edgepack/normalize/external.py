@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
+from edgepack.onnx_tools.walk import subgraphs
+
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
@@ -51,6 +53,8 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             yield from _of_attribute(attribute)
+        for graph in subgraphs(node):
+            yield from _of_graph(graph)
 
 
 def _of_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
@@ -62,11 +66,6 @@ def _of_attribute(attribute: AttributeProto) -> Iterator[TensorProto]:
         sparse.append(attribute.sparse_tensor)
     for value in sparse:
         yield from (value.values, value.indices)
-    graphs = [*attribute.graphs]
-    if attribute.HasField("g"):
-        graphs.append(attribute.g)
-    for graph in graphs:
-        yield from _of_graph(graph)
 
 
 def set_lengths(model: ModelProto) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from edgepack.normalize.order import walk_graphs
+from edgepack.onnx_tools.copies import copied, replace_items
+from edgepack.onnx_tools.names import unused, value_names
+from edgepack.onnx_tools.walk import walk_graphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
@@ -81,10 +83,7 @@ def promote_floats(model: ModelProto, types: Collection[str]) -> ModelProto:
         model: an `onnx.ModelProto` without functions of its own.
         types: "float16", "bfloat16", "float64".
     """
-    import onnx
-
-    promoted = onnx.ModelProto()
-    promoted.CopyFrom(model)
+    promoted = copied(model)
     numbers = {number for number, name in _NAMES.items() if name in types}
     # Types of inputs and outputs before the promotion, which changes them like any other value.
     interface = [(value, int(value.type.tensor_type.elem_type)) for value in _interface(promoted)]
@@ -150,7 +149,7 @@ def _cast_at_edge(graph: GraphProto, name: str, number: int, is_input: bool) -> 
     """
     from onnx import helper
 
-    inside = _unused_name(graph, f"{name}_float32")
+    inside = unused(f"{name}_float32", value_names(graph))
     renamed = {name: inside}
     for inner in walk_graphs(graph):
         for node in inner.node:
@@ -166,23 +165,10 @@ def _cast_at_edge(graph: GraphProto, name: str, number: int, is_input: bool) -> 
         nodes = [helper.make_node("Cast", [name], [inside], name=label, to=_FLOAT), *graph.node]
     else:
         nodes = [*graph.node, helper.make_node("Cast", [inside], [name], name=label, to=number)]
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    replace_items(graph.node, nodes)
 
 
 def _rename(values: Any, old: str, new: str) -> None:
     for value in values:
         if value.name == old:
             value.name = new
-
-
-def _unused_name(graph: GraphProto, name: str) -> str:
-    names = {value.name for value in graph.input}
-    for inner in walk_graphs(graph):
-        names |= {tensor.name for tensor in inner.initializer}
-        for node in inner.node:
-            names.update(node.output)
-    while name in names:
-        name += "_"
-    return name

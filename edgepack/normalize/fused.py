@@ -7,17 +7,18 @@ the passes nor TensorRT support such operators.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgepack.normalize.order import walk_graphs
+from edgepack.onnx_tools.attributes import attributes as read_attributes
+from edgepack.onnx_tools.copies import replace_items
+from edgepack.onnx_tools.names import unused, value_names
+from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
+from edgepack.onnx_tools.writer import MICROSOFT
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
-
-DOMAIN = "com.microsoft"
 
 # Activations of FusedConv and FusedGemm, and the attributes that take their parameters.
 _ACTIVATIONS: dict[str, tuple[str, ...]] = {
@@ -38,30 +39,17 @@ def split_fused(model: ModelProto) -> tuple[str, ...]:
     writer = _Writer(model)
     for graph in walk_graphs(model.graph):
         writer.rewrite(graph)
-    nodes = chain.from_iterable(graph.node for graph in walk_graphs(model.graph))
     # The import of the domain goes with its last node.
-    if not any(node.domain == DOMAIN for node in nodes):
-        entries = [entry for entry in model.opset_import if entry.domain != DOMAIN]
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in entries]
-        del model.opset_import[:]
-        model.opset_import.extend(copies)
+    if not any(node.domain == MICROSOFT for node in walk_nodes(model.graph)):
+        others = [entry for entry in model.opset_import if entry.domain != MICROSOFT]
+        replace_items(model.opset_import, others)
     return tuple(writer.split)
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
 
 
 class _Writer:
     def __init__(self, model: ModelProto) -> None:
         self.split: list[str] = []
-        self._names = {value.name for value in model.graph.input}
-        for graph in walk_graphs(model.graph):
-            self._names.update(tensor.name for tensor in graph.initializer)
-            for node in graph.node:
-                self._names.update(node.output)
+        self._names = value_names(model.graph)
         self._ranks = _ranks(model)
 
     def rewrite(self, graph: GraphProto) -> None:
@@ -74,7 +62,7 @@ class _Writer:
         nodes = []
         for node in graph.node:
             parts = None
-            if node.domain == DOMAIN and node.op_type in rules:
+            if node.domain == MICROSOFT and node.op_type in rules:
                 parts = rules[node.op_type](graph, node)
             # A rule returns None for a node that has no equivalent in ONNX.
             if parts is None:
@@ -82,23 +70,18 @@ class _Writer:
             else:
                 self.split.append(str(node.op_type))
                 nodes += parts
-        copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-        del graph.node[:]
-        graph.node.extend(copies)
+        replace_items(graph.node, nodes)
 
     def _unused_name(self, stem: str) -> str:
-        while stem in self._names:
-            stem += "_"
-        self._names.add(stem)
-        return stem
+        return unused(stem, self._names)
 
     def _convolution(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
-        attributes = _attributes(node)
+        attributes = read_attributes(node)
         parameters = list(attributes.get("activation_params", ()))
         return self._layer(graph, node, "Conv", parameters)
 
     def _gemm(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
-        attributes = _attributes(node)
+        attributes = read_attributes(node)
         names = ("activation_alpha", "activation_beta")
         parameters = [attributes[name] for name in names if name in attributes]
         return self._layer(graph, node, "Gemm", parameters)
@@ -113,7 +96,7 @@ class _Writer:
         """
         from onnx import helper
 
-        attributes = _attributes(node)
+        attributes = read_attributes(node)
         activation = attributes.get("activation", b"").decode()
         if activation and activation not in _ACTIVATIONS:
             return None
@@ -151,7 +134,7 @@ class _Writer:
         """Split alpha * A' B', in which the last two axes of each operand may be transposed."""
         from onnx import helper, numpy_helper
 
-        attributes = _attributes(node)
+        attributes = read_attributes(node)
         if attributes.get("transBatchA") or attributes.get("transBatchB"):
             return None
         parts, operands = [], list(node.input)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgepack.normalize.order import walk_graphs
+from edgepack.onnx_tools.attributes import attribute, constant_value
+from edgepack.onnx_tools.limits import default_opset
+from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto, TensorProto
 
 _INTEGER = ("QLinear", "DynamicQuantize")
 _INTEGER_OPERATORS = frozenset(
@@ -19,7 +20,7 @@ _INTEGER_OPERATORS = frozenset(
 
 def integer_operators(model: ModelProto) -> tuple[str, ...]:
     """Return the operators that only a quantized model has, without duplicates."""
-    kinds = {str(node.op_type) for node in _nodes(model)}
+    kinds = {str(node.op_type) for node in walk_nodes(model.graph)}
     return tuple(sorted(k for k in kinds if k in _INTEGER_OPERATORS or k.startswith(_INTEGER)))
 
 
@@ -28,7 +29,7 @@ def batch_dependent(model: ModelProto) -> tuple[str, ...]:
     opset = default_opset(model)
     return tuple(
         str(node.name or node.output[0])
-        for node in _nodes(model)
+        for node in walk_nodes(model.graph)
         if node.op_type == "BatchNormalization" and _trains(node, opset)
     )
 
@@ -38,15 +39,13 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
     from onnx import numpy_helper
 
     opset = default_opset(model)
-    constants: dict[str, Any] = {}
+    constants: dict[str, TensorProto] = {}
     for graph in walk_graphs(model.graph):
         constants.update({tensor.name: tensor for tensor in graph.initializer})
-    for node in _nodes(model):
-        if node.op_type != "Constant":
-            continue
-        for attribute in node.attribute:
-            if attribute.name == "value":
-                constants[node.output[0]] = attribute.t
+    for node in walk_nodes(model.graph):
+        tensor = constant_value(node) if node.op_type == "Constant" else None
+        if tensor is not None:
+            constants[node.output[0]] = tensor
 
     def value(node: NodeProto, index: int) -> float | None:
         name = node.input[index] if index < len(node.input) else ""
@@ -58,32 +57,17 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
         # Before opset 7 an attribute selects the mode; since 12 the third input does, and the
         # second is the share of values to drop. In between, Dropout never drops.
         if opset < 7:
-            return not _integer(node, "is_test", 0)
+            return not attribute(node, "is_test", 0)
         return bool(opset >= 12 and value(node, 2) and value(node, 1) != 0)
 
-    dropouts = (node for node in _nodes(model) if node.op_type == "Dropout")
+    dropouts = (node for node in walk_nodes(model.graph) if node.op_type == "Dropout")
     return tuple(str(node.name or node.output[0]) for node in dropouts if draws(node))
-
-
-def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    for graph in walk_graphs(model.graph):
-        yield from graph.node
-
-
-def default_opset(model: ModelProto) -> int:
-    """Return the version of the default operator set that the model imports, 1 without one."""
-    versions = [e.version for e in model.opset_import if e.domain in ("", "ai.onnx")]
-    return int(max(versions, default=1))
 
 
 def _trains(node: NodeProto, opset: int) -> bool:
     # Between opsets 7 and 13 the mode shows in the outputs: running statistics are updated as well.
     if opset >= 14:
-        return bool(_integer(node, "training_mode", 0))
+        return bool(attribute(node, "training_mode", 0))
     if opset < 7:
-        return not _integer(node, "is_test", 0)
+        return not attribute(node, "is_test", 0)
     return len([name for name in node.output if name]) > 1
-
-
-def _integer(node: NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from edgepack.onnx_tools.copies import replace_items
+from edgepack.onnx_tools.walk import captured_names, walk_graphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
@@ -19,30 +21,9 @@ def sort_nodes(model: ModelProto) -> int:
     return sum(_sort(graph) for graph in walk_graphs(model.graph))
 
 
-def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """Yield the graph and every subgraph of its nodes, depth first."""
-    yield graph
-    for node in graph.node:
-        for inner in _subgraphs(node):
-            yield from walk_graphs(inner)
-
-
-def _subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def _reads(node: NodeProto) -> set[str]:
     """Return the names that a node reads, including reads of outer values by its subgraphs."""
-    # Values computed inside a subgraph are included; they have no producer outside and are ignored.
-    names = {name for name in node.input if name}
-    for graph in _subgraphs(node):
-        for inner in graph.node:
-            names |= _reads(inner)
-        names |= {value.name for value in graph.output}
-    return names
+    return {*filter(None, node.input), *captured_names(node)}
 
 
 def _sort(graph: GraphProto) -> bool:
@@ -59,9 +40,7 @@ def _sort(graph: GraphProto) -> bool:
     order = _order(sources)
     if order is None:
         return False
-    copies = [type(node).FromString(node.SerializeToString()) for node in graph.node]
-    del graph.node[:]
-    graph.node.extend(copies[index] for index in order)
+    replace_items(graph.node, [graph.node[index] for index in order])
     return True
 
 

@@ -15,11 +15,11 @@ class Ties:
         self._parent: dict[Axis, Axis] = {}
 
     def __iter__(self) -> Iterator[Axis]:
-        """Every axis that was asked for, in that order."""
+        """Iterate over the axes in the order of their first mention."""
         return iter(self._parent)
 
     def root(self, axis: Axis) -> Axis:
-        """The axis that stands for the class; one not seen before is a class of its own."""
+        """Return the axis that stands for the class; a new axis is a class of its own."""
         self._parent.setdefault(axis, axis)
         while self._parent[axis] != axis:
             self._parent[axis] = self._parent[self._parent[axis]]

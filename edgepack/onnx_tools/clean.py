@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import onnx
-from onnx import numpy_helper
+from typing import TYPE_CHECKING
+
+from edgepack.onnx_tools.copies import replace_items
+from edgepack.onnx_tools.walk import used_names, walk_graphs
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
 
 
-def remove_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Remove initializers that no node reads, those of subgraphs included."""
-    used = {value.name for value in graph.output}
-    stack = [graph]
-    while stack:
-        for node in stack.pop().node:
-            used.update(node.input)
-            for item in node.attribute:
-                stack.extend([item.g] if item.HasField("g") else item.graphs)
-    read = [tensor for tensor in graph.initializer if tensor.name in used]
-    if len(read) != len(graph.initializer):
-        copies = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in read]
-        del graph.initializer[:]
-        graph.initializer.extend(copies)
+def remove_unused_initializers(graph: GraphProto) -> int:
+    """Remove initializers that nothing reads, in place and in subgraphs; return their number."""
+    # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
+    used = used_names(graph)
+    removed = 0
+    for inner in walk_graphs(graph):
+        read = [tensor for tensor in inner.initializer if tensor.name in used]
+        unread = len(inner.initializer) - len(read)
+        if unread:
+            replace_items(inner.initializer, read)
+            removed += unread
+    return removed

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import onnx
 
 from edgepack import files
-from edgepack.runtime.session.onnx_session import import_engine
+from edgepack.onnx_tools.sessions import create_session
+from edgepack.onnx_tools.walk import walk_nodes
 
 # Operators without rounding: they move values, compare them, or compute shapes.
 # fmt: off
@@ -31,31 +34,17 @@ INTEGER = frozenset(
 def fused(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph that onnxruntime runs, at the level that does not depend on the CPU."""
     # onnxruntime returns its optimized graph only as a file.
-    onnxruntime = import_engine()
     with files.temporary_folder() as folder:
         path = folder / "fused.onnx"
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.optimized_model_filepath = str(path)
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-        onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        create_session(model, optimization="extended", save_to=path)
         return onnx.load(str(path))
 
 
 def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
     """Count the nodes of each operator that round in floating point, subgraphs included."""
-    counts: dict[str, int] = {}
-    graphs = [graph]
-    while graphs:
-        for node in graphs.pop().node:
-            for item in node.attribute:
-                graphs.extend(item.graphs)
-                if item.HasField("g"):
-                    graphs.append(item.g)
-            kind = node.op_type
-            if kind in ROUNDLESS or kind in INTEGER or kind.startswith("QLinear"):
-                continue
-            counts[kind] = counts.get(kind, 0) + 1
+    counts: Counter[str] = Counter()
+    for node in walk_nodes(graph):
+        kind = node.op_type
+        if not (kind in ROUNDLESS or kind in INTEGER or kind.startswith("QLinear")):
+            counts[kind] += 1
     return dict(sorted(counts.items()))

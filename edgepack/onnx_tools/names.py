@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
-from edgepack.onnx_tools.view import GraphView
+from edgepack.onnx_tools.walk import walk_graphs
 from edgepack.spec.document import nearest
+
+if TYPE_CHECKING:
+    from onnx import GraphProto
+
+    from edgepack.onnx_tools.view import GraphView
 
 
 def check_names(names: Iterable[str], nodes: Sequence[str], code: str, precision: str) -> None:
@@ -39,12 +45,34 @@ def unused(name: str, used: set[str]) -> str:
     return name
 
 
+def numbered(name: str, used: set[str]) -> str:
+    """Return the name, or its first free numbered form, and add it to those used."""
+    # "conv", "conv_2", "conv_3", ...
+    candidate, count = name, 1
+    while candidate in used:
+        count += 1
+        candidate = f"{name}_{count}"
+    used.add(candidate)
+    return candidate
+
+
+def value_names(graph: GraphProto) -> set[str]:
+    """Return the names of all values that a graph and its subgraphs define."""
+    names = {value.name for value in graph.input}
+    for inner in walk_graphs(graph):
+        names.update(tensor.name for tensor in inner.initializer)
+        for node in inner.node:
+            names.update(node.output)
+    return names
+
+
 class FreeNames:
     """Free names for tensors and nodes that are added to a graph."""
 
     def __init__(self, view: GraphView) -> None:
-        self._tensors = {t for node in view.nodes for t in (*node.input, *node.output)}
-        self._tensors |= {*view.initializers, *view.inputs, *view.captured}
+        self._tensors = {*view.initializers, *view.inputs, *view.captured}
+        for node in view.nodes:
+            self._tensors.update(node.input, node.output)
         self._nodes = {node.name for node in view.nodes}
 
     def tensor(self, name: str) -> str:

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import onnx
 
-from edgepack.data.samples import Samples
-from edgepack.runtime.session.onnx_session import import_engine
+from edgepack.onnx_tools.copies import with_outputs
+from edgepack.onnx_tools.sessions import Session, create_session
 
 # Inner tensors of one batch that are held at a time; a larger batch takes several runs.
 HELD_BYTES = 192 * 2**20
 
 
-def session(model: onnx.ModelProto) -> Any:
-    """Create an onnxruntime session on the CPU whose threads sleep while it waits."""
-    onnxruntime = import_engine()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # a failure is raised, and printed once
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # The arena keeps the largest buffers of all batches; calibration prefers a low peak.
-    options.enable_cpu_mem_arena = False
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+class Feed(Protocol):
+    """One batch of samples."""
+
+    @property
+    def inputs(self) -> Mapping[str, np.ndarray]:
+        """Return one array per input of the model."""
+
+    @property
+    def count(self) -> int:
+        """Return the number of samples."""
 
 
-def exposing(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """Copy a model so that it returns these tensors alone."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    del copy.graph.output[:]
-    for name in names:
-        copy.graph.output.append(onnx.ValueInfoProto(name=name))
-    return copy
+class Feeds(Protocol):
+    """A source of samples that can be read any number of times: `data.samples.Samples`."""
+
+    def batches(self, size: int) -> Iterator[Feed]:
+        """Iterate over all samples from the first, at most `size` per batch."""
+
+
+def session(model: onnx.ModelProto) -> Session:
+    """Create a session whose peak of memory is low, for calibration."""
+    # The arena keeps the largest buffers of all batches.
+    return create_session(model, arena=False)
 
 
 def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
@@ -55,7 +57,7 @@ def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
 def tensors(
     model: onnx.ModelProto,
     groups: Sequence[Sequence[str]],
-    samples: Samples,
+    samples: Feeds,
     batch_size: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -72,19 +74,17 @@ def tensors(
         the batch's number and name -> array, for one batch and one group.
     """
     inputs = {value.name for value in model.graph.input}
-    # A graph input cannot be an output as well.
-    runs = [
-        (group, session(exposing(model, [n for n in group if n not in inputs])))
-        if any(n not in inputs for n in group)
-        else (group, None)
-        for group in groups
-    ]
+    runs = []
+    for group in groups:
+        # A graph input cannot be an output as well, so its values are those of the feed.
+        inner = [name for name in group if name not in inputs]
+        runner = session(with_outputs(model, inner)) if inner else None
+        runs.append((group, inner, runner))
     for number, batch in enumerate(samples.batches(batch_size)):
-        for group, runner in runs:
-            values: dict[str, np.ndarray] = {n: batch.inputs[n] for n in group if n in inputs}
+        for group, inner, runner in runs:
+            values = {name: batch.inputs[name] for name in group if name in inputs}
             if runner is not None:
-                names = [n for n in group if n not in inputs]
-                feed = {v.name: batch.inputs[v.name] for v in runner.get_inputs()}
-                values.update(zip(names, runner.run(names, feed), strict=True))
+                feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+                values.update(zip(inner, runner.run(inner, feed), strict=True))
             yield number, values
         advance(batch.count)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import onnx
 from onnx import numpy_helper
+
+from edgepack.onnx_tools.attributes import attribute as attribute
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.walk import captured_names as captured_names
+
+# Sizes of a tensor's axes: numbers, symbols, None where nothing is known.
+Shape = tuple[int | str | None, ...]
 
 
 class GraphView:
@@ -53,44 +57,27 @@ class GraphView:
         return readers[0]
 
 
-def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
-    """Return the value of a node's attribute, or the default."""
-    for item in node.attribute:
-        if item.name == name:
-            return onnx.helper.get_attribute_value(item)
-    return default
-
-
-def captured_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that the subgraphs of a node may read from the graph around it."""
-    for item in node.attribute:
-        for graph in [item.g] if item.HasField("g") else list(item.graphs):
-            for inner in graph.node:
-                yield from (name for name in inner.input if name)
-                yield from captured_names(inner)
-            yield from (value.name for value in graph.output)
-
-
-def _inferred(
-    model: onnx.ModelProto,
-) -> tuple[dict[str, tuple[int | str | None, ...]], dict[str, int]]:
+def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:
     """Infer shapes and element types; tensors of unknown rank are left out, unknown sizes None."""
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
+    bare = copied(model)
     # Stale entries contradict what inference finds.
     del bare.graph.value_info[:]
     inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=False)
-    shapes: dict[str, tuple[int | str | None, ...]] = {
-        tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer
-    }
-    types = {str(tensor.name): int(tensor.data_type) for tensor in model.graph.initializer}
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+        types[tensor.name] = int(tensor.data_type)
     graph = inferred.graph
     for value in (*graph.input, *graph.output, *graph.value_info):
         kind = value.type.tensor_type
         types[value.name] = kind.elem_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
-            shapes[value.name] = tuple(
-                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-                for dim in kind.shape.dim
-            )
+            shapes[value.name] = tuple(_size(dim) for dim in kind.shape.dim)
     return shapes, types
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
+from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.request import MINIMA, Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source import formats
@@ -129,7 +130,7 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
     ]
     if target.fallback:
         # Python 3.8, as on JetPack 5, has no newer onnxruntime than this.
-        oldest = {"engine_version": engine.onnxruntime.OLDEST}
+        oldest = {"engine_version": OLDEST_ONNXRUNTIME}
         result.append(Variant(target.fallback, target.fallback, oldest))
     return tuple(result)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
+from edgepack.onnx_tools.walk import with_nested
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -50,14 +51,8 @@ def _size(nodes: Iterable[NodeProto], sizes: dict[tuple[str, str], int]) -> int:
 
 def _calls(nodes: Iterable[NodeProto]) -> Iterable[tuple[str, str]]:
     """Yield domain and operator of every node, subgraphs included."""
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
+    for node in with_nested(nodes):
         yield node.domain, node.op_type
-        for attribute in node.attribute:
-            pending.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                pending.extend(graph.node)
 
 
 def _unfolds(path: Path, why: str) -> SourceError:

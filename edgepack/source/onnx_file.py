@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ from edgepack.normalize import (
     tensors,
     types_to_promote,
 )
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.sessions import create_session
+from edgepack.onnx_tools.walk import model_nodes
+from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.digest import Digest
@@ -33,7 +37,7 @@ from edgepack.source.onnx_signature import check_outputs, graph_inputs
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 MIN_ONNX = (1, 21)
 """The first onnx whose loader of external data has no known hole."""
@@ -129,8 +133,7 @@ def load_onnx(path: Path) -> Source:
 
 def _with_data(onnx: ModuleType, path: Path, model: ModelProto) -> ModelProto:
     """Return a copy of a model that includes its external data."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copied(model)
     onnx.load_external_data_for_model(copy, str(path.parent))
     return copy
 
@@ -158,7 +161,7 @@ def _original(
     from onnx import inliner
 
     if not _has_bfloat16(model):
-        graph = str(path) if as_file else _with_data(onnx, path, model).SerializeToString()
+        graph = str(path) if as_file else serialised(_with_data(onnx, path, model))
         try:
             return _onnx_run(path, graph, inputs, size), ()
         except SourceError:
@@ -166,7 +169,7 @@ def _original(
                 raise
     inlined = inliner.inline_local_functions(_with_data(onnx, path, model))
     types = types_to_promote(inlined, for_passes=False)
-    promoted = promote_floats(inlined, types).SerializeToString()
+    promoted = serialised(promote_floats(inlined, types))
     return _onnx_run(path, promoted, inputs, size), types
 
 
@@ -210,7 +213,7 @@ def _check_domains(path: Path, model: ModelProto) -> None:
     unknown = sorted(
         {
             f"{node.domain}::{node.op_type}"
-            for node in nodes(model)
+            for node in model_nodes(model)
             if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in functions
         }
     )
@@ -223,24 +226,10 @@ def _check_domains(path: Path, model: ModelProto) -> None:
         )
 
 
-def nodes(model: ModelProto) -> Iterable[NodeProto]:
-    """Yield every node of a model, including those of subgraphs and functions."""
-    pending = list(model.graph.node)
-    for function in model.functions:
-        pending.extend(function.node)
-    while pending:
-        node = pending.pop()
-        yield node
-        for attribute in node.attribute:
-            pending.extend(attribute.g.node)
-            for graph in attribute.graphs:
-                pending.extend(graph.node)
-
-
 def _check_values(path: Path, onnx: ModuleType, model: ModelProto) -> int:
     """Refuse NaN anywhere, and infinity in weights; return the number of trained values."""
     weights: set[str] = set()
-    for node in nodes(model):
+    for node in model_nodes(model):
         indices = _WEIGHT_INPUTS.get(node.op_type, ())
         weights.update(node.input[index] for index in indices if index < len(node.input))
     total = 0
@@ -283,20 +272,16 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: 
     Raises:
         SourceError: source-onnx-unsupported if onnxruntime cannot take the model.
     """
-    ort = import_engine()
     if isinstance(model, bytes):
         size = max(size, len(model))
         trial.load(path.name, model, size)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # errors are raised, and need no second line
-    # Folding constants changes no answer; fusing and reordering may, and this is the reference.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        # Folding constants changes no answer; fusing and reordering may, and this is the reference.
+        session = create_session(model, optimization="basic")
     except Exception as error:  # onnxruntime's exceptions share no public base
         raise SourceError(
             "source-onnx-unsupported",
-            f"onnxruntime {ort.__version__} cannot run {path.name}",
+            f"onnxruntime {import_engine().__version__} cannot run {path.name}",
             why=str(error).strip().splitlines()[0],
             hint="export it with an older opset, or with standard operators",
         ) from error

@@ -9,11 +9,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.errors import GraphError
 from edgepack.graph.opset import load_onnx, to_opset
-from edgepack.graph.proto import default_opset
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import signature
 from edgepack.graph.simplify import simplify
 from edgepack.graph.stats import stats
+from edgepack.onnx_tools.limits import default_opset
 from edgepack.runtime.tensor import Tensor
 
 WEIGHT = np.random.default_rng(0).standard_normal((6, 3, 3, 3)).astype(np.float32)

@@ -10,8 +10,10 @@ import onnx
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress
+from edgepack.onnx_tools.copies import with_outputs
+from edgepack.onnx_tools.limits import NEWEST_OPSET, OLDEST_OPSET, default_opset
 from edgepack.onnx_tools.names import check_names
-from edgepack.onnx_tools.stream import exposing, session
+from edgepack.onnx_tools.stream import session
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.half.candidates import Graph, title
 from edgepack.passes.half.figures import details, notes
@@ -21,16 +23,13 @@ from edgepack.passes.half.options import HalfOptions
 from edgepack.passes.half.placement import Placement, place
 from edgepack.passes.half.sums import partial_sum
 
-# Softmax changed its meaning in opset 13; the oldest supported onnxruntime (1.19) stops at 21.
-OLDEST_OPSET, NEWEST_OPSET = 13, 21
-
 
 def convert(
     model: onnx.ModelProto, samples: Samples, options: HalfOptions, progress: Progress
 ) -> PassResult[onnx.ModelProto]:
     """Run every phase and return the fp16 model with its figures; see `half`."""
     started = time.perf_counter()
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = default_opset(model)
     _check_opset(opset)
     view = GraphView(model)
     titles = [title(node, index) for index, node in enumerate(view.nodes)]
@@ -77,7 +76,7 @@ def _check_opset(opset: int) -> None:
 def _tensor_types(model: onnx.ModelProto, view: GraphView) -> dict[str, str]:
     """Return the types of all tensors except constants, in onnxruntime's notation."""
     outputs = list(filter(None, chain.from_iterable(node.output for node in view.nodes)))
-    runner = session(exposing(model, outputs))
+    runner = session(with_outputs(model, outputs))
     values = (
         *runner.get_inputs(), *runner.get_overridable_initializers(), *runner.get_outputs()
     )  # fmt: skip

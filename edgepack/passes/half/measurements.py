@@ -16,6 +16,7 @@ from onnx import helper
 
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.stream import grouped, session, tensors
 from edgepack.passes.half.operators import LARGEST
 from edgepack.passes.half.sums import Sum
@@ -196,8 +197,7 @@ def _append_reductions(
     squares of its rounding error and, for a divisor, its smallest nonzero magnitude; then the
     largest value of each bound.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     graph = result.graph
     del graph.output[:]
     del graph.value_info[:]

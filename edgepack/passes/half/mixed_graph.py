@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.onnx_tools.clean import remove_unused_initializers
-from edgepack.onnx_tools.names import FreeNames
-from edgepack.onnx_tools.view import captured_names
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.walk import captured_names
+from edgepack.onnx_tools.writer import Writer
 from edgepack.passes.half.candidates import Graph
 from edgepack.passes.half.operators import FLOAT_INPUTS
 from edgepack.passes.half.placement import Placement
@@ -43,11 +43,8 @@ class _Emitter:
     ) -> None:
         self.graph, self.view, self.placement = graph, graph.view, placement
         self.existing = tuple(existing)
-        self.result = onnx.ModelProto()
-        self.result.CopyFrom(model)
-        self.nodes: list[onnx.NodeProto] = []
+        self.writer = Writer(model, self.view)
         self.casts = 0
-        self.names = FreeNames(self.view)
         # Tensors that exist so far: float32 name -> fp16 name, and the float32 ones.
         self.halves: dict[str, str] = {}
         self.floats = set(self.view.inputs)
@@ -63,7 +60,7 @@ class _Emitter:
                     read_half.add(name)
                 else:
                     read_float.add(name)
-        for tensor in list(self.result.graph.initializer):
+        for tensor in list(self.writer.result.graph.initializer):
             name = str(tensor.name)
             if name not in read_half or not self.view.is_constant(name):
                 self.floats.add(name)
@@ -71,8 +68,8 @@ class _Emitter:
             stored = _as_half(tensor)
             if name in read_float:
                 self.floats.add(name)
-                stored.name = self.names.tensor(f"{name}_half")
-                self.result.graph.initializer.append(stored)
+                stored.name = self.writer.free(f"{name}_half")
+                self.writer.result.graph.initializer.append(stored)
             else:
                 tensor.CopyFrom(stored)
             self.halves[name] = str(stored.name)
@@ -87,8 +84,7 @@ class _Emitter:
         # Example, with Gemm in fp16: x -> Gemm -> y -> Floor becomes
         # x -> Cast -> x_half -> Gemm -> y_half -> Cast -> y -> Floor.
         for index, node in enumerate(self.view.nodes):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
+            copy = copied(node)
             for slot, name in enumerate(node.input):
                 if self._is_read_as_half(index, slot):
                     copy.input[slot] = self._read_as_half(name)
@@ -103,25 +99,23 @@ class _Emitter:
                 self._make_half(copy)
             else:
                 self.floats.update(node.output)
-            self.nodes.append(copy)
+            self.writer.append(copy)
         # Outputs of the model keep their type.
-        for value in self.result.graph.output:
+        for value in self.view.graph.output:
             self._read_as_float(value.name)
-        graph = self.result.graph
-        del graph.node[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
+        values = self.writer.result.graph.value_info
+        del values[:]
         halves = [half for name, half in self.halves.items() if not self.view.is_constant(name)]
         for name in (*self.existing, *halves):
             if name not in self.view.outputs:
                 value = helper.make_tensor_value_info(name, TensorProto.FLOAT16, None)
-                graph.value_info.append(value)
-        remove_unused_initializers(graph)
-        return self.result
+                values.append(value)
+        return self.writer.model()
 
     def _make_half(self, node: onnx.NodeProto) -> None:
         for slot, name in enumerate(node.output):
             if name in self.graph.floats:
-                self.halves[name] = node.output[slot] = self.names.tensor(f"{name}_half")
+                self.halves[name] = node.output[slot] = self.writer.free(f"{name}_half")
             else:
                 self.floats.add(name)
         for item in node.attribute:
@@ -137,7 +131,7 @@ class _Emitter:
     def _read_as_half(self, name: str) -> str:
         """Return the name of a tensor's fp16 form, inserting a Cast if needed."""
         if name not in self.halves:
-            self.halves[name] = self.names.tensor(f"{name}_half")
+            self.halves[name] = self.writer.free(f"{name}_half")
             self._append_cast(name, self.halves[name], TensorProto.FLOAT16)
         return self.halves[name]
 
@@ -149,8 +143,7 @@ class _Emitter:
 
     def _append_cast(self, source: str, output: str, kind: int) -> None:
         target = {TensorProto.FLOAT16: "half", TensorProto.FLOAT: "float"}[kind]
-        name = self.names.node(f"{source}_to_{target}")
-        self.nodes.append(helper.make_node("Cast", [source], [output], name=name, to=kind))
+        self.writer.node("Cast", [source], [output], f"{source}_to_{target}", to=kind)
         self.casts += 1
 
 

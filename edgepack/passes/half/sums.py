@@ -15,6 +15,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView, attribute
 
 RECURRENT = ("GRU", "LSTM", "RNN")
@@ -88,8 +89,7 @@ class _Bound:
         # An absent optional input stays absent.
         inputs = [self.op("Abs", name) if name else "" for name in self.node.input]
         output = f"{self.prefix}_absolute"
-        copy = onnx.NodeProto()
-        copy.CopyFrom(self.node)
+        copy = copied(self.node)
         copy.name = ""
         del copy.input[:], copy.output[:]
         copy.input.extend(inputs)
