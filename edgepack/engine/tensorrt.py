@@ -16,6 +16,8 @@ from edgepack.engine.built import Built
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
 from edgepack.onnx_tools.limits import default_opset
+from edgepack.onnx_tools.operators import Trait, having, is_quantized
+from edgepack.onnx_tools.walk import is_standard
 from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.bundle.engines import TENSORRT
 from edgepack.runtime.device.machine import version_tuple
@@ -28,10 +30,6 @@ if TYPE_CHECKING:
 RUNTIME = TENSORRT
 # Newest opset that the first parser of each major release reads, according to its operators.md.
 NEWEST_OPSET = {8: 17, 10: 20}
-# Quantized operators of ONNX other than Q/DQ pairs, which TensorRT does not parse.
-INTEGER_OPERATORS = (
-    *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
-)
 # Faults listed in a message; a network repeats the same fault in every layer.
 SHOWN = 4
 
@@ -110,9 +108,9 @@ def _faults(model: onnx.ModelProto) -> Iterator[str]:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         title = f"{node.name} ({node.op_type})"
-        if node.op_type in INTEGER_OPERATORS:
-            yield f"{title}: an integer operator; TensorRT needs Q/DQ pairs"
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type not in having(Trait.QUANTIZES):
+            if is_quantized(node.op_type) and is_standard(node):
+                yield f"{title}: an integer operator; TensorRT needs Q/DQ pairs"
             continue
         # The inputs of a Q or DQ node are x, the scale and, optionally, the zero point.
         stored = constants.get(node.input[0])

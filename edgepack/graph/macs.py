@@ -16,14 +16,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.graph.run import Runner
 from edgepack.onnx_tools.attributes import attribute
 from edgepack.onnx_tools.copies import copied
-from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
+from edgepack.onnx_tools.operators import Products, operator
+from edgepack.onnx_tools.walk import walk_graphs
 from edgepack.onnx_tools.writer import serialised
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 # Counts the products of a node, from the shapes of its inputs and outputs by name.
-Count = Callable[[Any, Callable[[str], Shape]], int]
+Count = Callable[["NodeProto", Callable[[str], Shape]], int]
 
 
 def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
@@ -47,14 +48,18 @@ def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
     Raises:
         GraphError: if the graph does not run on the example.
     """
-    _, *subgraphs = walk_graphs(model.graph)
-    inner_nodes = chain.from_iterable(graph.node for graph in subgraphs)
-    hidden = any(node.op_type in _COUNTS for node in inner_nodes)
-    if hidden or any(node.op_type in UNCOUNTED for node in walk_nodes(model.graph)):
-        return None
-    nodes = [node for node in model.graph.node if node.op_type in _COUNTS]
-    shapes = _shapes(model, nodes, example)
-    return sum(_COUNTS[node.op_type](node, shapes.__getitem__) for node in nodes)
+    outer: list[tuple[NodeProto, Count]] = []
+    main = model.graph
+    for graph in walk_graphs(main):
+        for node in graph.node:
+            rule = operator(node.op_type).products
+            if rule is None:
+                continue
+            if rule == "hidden" or graph is not main:
+                return None
+            outer.append((node, _COUNTS[rule]))
+    shapes = _shapes(model, [node for node, _ in outer], example)
+    return sum(count(node, shapes.__getitem__) for node, count in outer)
 
 
 def _shapes(
@@ -82,13 +87,14 @@ def _shapes(
     return shapes
 
 
-def _convolution(weights: int) -> Count:
+def _convolution(node: NodeProto, of: Callable[[str], Shape]) -> int:
     """Count a convolution: every output element sums over all weight axes but the first.
 
     The weights have the shape (outputs, inputs / groups, *kernel). For example 64 filters of
     (64, 3, 7, 7) with an output of (1, 64, 112, 112) take 802816 x 147 = 118 million products.
     """
-    return lambda node, of: prod(of(node.output[0])) * prod(of(node.input[weights])[1:])
+    weights = node.input[operator(node.op_type).weights[0]]
+    return prod(of(node.output[0])) * prod(of(weights)[1:])
 
 
 def _transposed(node: NodeProto, of: Callable[[str], Shape]) -> int:
@@ -137,29 +143,11 @@ def _einsum(node: NodeProto, of: Callable[[str], Shape]) -> int:
     return prod(sizes.values()) * (len(terms) - 1)
 
 
-# onnxruntime's fusions of whole attention layers, whose products are not counted.
-UNCOUNTED = frozenset(
-    {
-        "Attention", "DecoderMaskedMultiHeadAttention", "GroupQueryAttention",
-        "LongformerAttention",
-        "MultiHeadAttention", "PackedAttention", "QAttention", "SparseAttention",
-    }
-)  # fmt: skip
-_COUNTS: dict[str, Count] = {
-    "Conv": _convolution(1),
-    "FusedConv": _convolution(1),
-    "ConvInteger": _convolution(1),
-    "DeformConv": _convolution(1),
-    "QLinearConv": _convolution(3),
-    "ConvTranspose": _transposed,
-    **dict.fromkeys(
-        (
-            *("Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "MatMulInteger"),
-            *("MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul"),
-        ),
-        _product,
-    ),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), _of_bits),
-    **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
-    "Einsum": _einsum,
+_COUNTS: dict[Products, Count] = {
+    "convolution": _convolution,
+    "transposed": _transposed,
+    "matrix": _product,
+    "packed": _of_bits,
+    "recurrent": _recurrent,
+    "einsum": _einsum,
 }

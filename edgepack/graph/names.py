@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.onnx_tools.copies import replace_items
 from edgepack.onnx_tools.names import numbered
+from edgepack.onnx_tools.operators import Trait, having
 from edgepack.onnx_tools.walk import count_readers, walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 OLDEST_IR_VERSION = 4
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NO_SCOPE = "_empty_nn_module_stack"
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_RECURRENT = ("LSTM", "GRU", "RNN")
 _GENERATED_WEIGHT = re.compile(r"^(val_\d+|_v_\d+|onnx::\w+)$")
 _GENERATED = re.compile(r"^(node_|n\d+(_\d+)?$|/?(Constant|Cast|Shape)_?\d*$)|^$")
 
@@ -43,7 +42,11 @@ def name_nodes(model: ModelProto) -> None:
     proposals: list[tuple[NodeProto, str]] = []
     for node in walk_nodes(model.graph):
         module = _weight_owner(node, weights, readers) or _scope(node)
-        if module and any(name in weights for name in node.input[1:2]) and _is_layer(node):
+        if (
+            module
+            and any(name in weights for name in node.input[1:2])
+            and node.op_type in having(Trait.LAYER)
+        ):
             proposals.append((node, module))
         elif module:
             proposals.append((node, f"{module}/{node.op_type}"))
@@ -125,7 +128,7 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
 
 
 def _weight_owner(node: NodeProto, weights: set[str], readers: Counter[str]) -> str | None:
-    if node.op_type not in _WEIGHTED:
+    if not _has_matrix(node):
         return None
     # "blocks.3.conv1.weight" belongs to "blocks.3.conv1", unless several nodes share it.
     for name in node.input[:2]:
@@ -150,8 +153,9 @@ def _scope(node: NodeProto) -> str | None:
     return None
 
 
-def _is_layer(node: NodeProto) -> bool:
-    return node.op_type in _WEIGHTED or node.op_type in _RECURRENT
+def _has_matrix(node: NodeProto) -> bool:
+    """Return True for a convolution or a product, whose weights and bias are single tensors."""
+    return node.op_type in having(Trait.LAYER) - having(Trait.RECURRENT)
 
 
 def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
@@ -161,7 +165,7 @@ def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
         used.update(node.input, node.output)
     initializers = {value.name: value for value in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type not in _WEIGHTED:
+        if not _has_matrix(node):
             continue
         for position, part in ((1, "weight"), (2, "bias")):
             # "val_12" becomes "blocks.3.conv1.weight", unless another value has that name.

@@ -26,6 +26,7 @@ from edgepack.ledger import PassResult
 from edgepack.onnx_tools.clean import remove_unused_initializers
 from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.limits import NEWEST_IR, require_size
+from edgepack.onnx_tools.operators import Trait, having
 from edgepack.onnx_tools.walk import count_readers, is_standard, walk_nodes
 from edgepack.onnx_tools.writer import serialised
 
@@ -47,8 +48,6 @@ UNFOLDED: tuple[Mapping[str, Any], ...] = (
     {"skip_constant_folding": True},
 )
 """Options of onnxsim that fold less: first no large Tile, Expand and ConstantOfShape, then none."""
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-"""Operators with weights as their second input, which a quantizer reads."""
 PAIRS, FASTER = 25, 0.75
 """Pairs of calls to time, and the share of them that a larger graph must win to be kept."""
 
@@ -203,7 +202,7 @@ def _weighted(model: ModelProto) -> int:
     """Count the layers whose weights are initializers."""
     # The second input of a MatMul may also be an activation, as in attention; it does not count.
     constants = {initializer.name for initializer in model.graph.initializer}
-    layers = (node for node in walk_nodes(model.graph) if node.op_type in LAYERS)
+    layers = (node for node in walk_nodes(model.graph) if node.op_type in having(Trait.LAYER))
     return sum(node.input[1] in constants for node in layers)
 
 

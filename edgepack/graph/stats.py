@@ -9,6 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from edgepack.onnx_tools.attributes import attributes, constant_value
+from edgepack.onnx_tools.operators import Trait, having
 from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _parameters(model: ModelProto) -> int:
     # values comes from the node: K = 100 rows of N = 10 hold 1,000, though the blocks hold more.
     packed: dict[str, int] = {}
     for node in walk_nodes(model.graph):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in having(Trait.QUANTIZES):
             quantization.update(node.input[1:])
             biases.add(node.input[0])
         elif node.op_type == "DynamicQuantizeLSTM":

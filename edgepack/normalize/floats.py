@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.names import unused, value_names
+from edgepack.onnx_tools.operators import operator
 from edgepack.onnx_tools.walk import walk_graphs
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-# Operators with weights, and the positions of the weights among their inputs.
-_WEIGHTS = {
-    "Conv": (1,), "ConvTranspose": (1,), "DeformConv": (1,), "Gemm": (0, 1), "MatMul": (0, 1),
-    "Einsum": (0, 1), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
-}  # fmt: skip
 _NAMES = {10: "float16", 16: "bfloat16", 11: "float64"}
 _BFLOAT16, _FLOAT = 16, 1
 # Attributes that declare the type of a node's output.
@@ -38,9 +34,9 @@ def weight_types(model: ModelProto) -> tuple[str, ...]:
         for node in graph.node:
             if node.op_type == "Constant":
                 constants |= dict.fromkeys(node.output, _constant_type(node))
-            elif node.op_type in ("Identity", "Transpose", "Cast") and node.input[0] in constants:
+            elif _passes_on(node) and node.input[0] in constants:
                 constants[node.output[0]] = _output_type(node, constants[node.input[0]])
-            for index in _WEIGHTS.get(node.op_type, ()):
+            for index in operator(node.op_type).weights:
                 if index < len(node.input) and node.input[index] in constants:
                     types.add(constants[node.input[index]])
     return tuple(name for number, name in _NAMES.items() if number in types)
@@ -99,6 +95,11 @@ def promote_floats(model: ModelProto, types: Collection[str]) -> ModelProto:
         if number in numbers - {_BFLOAT16}:
             _cast_at_edge(promoted.graph, name, number, name in inputs)
     return promoted
+
+
+def _passes_on(node: NodeProto) -> bool:
+    """Return True if a node outputs the values of its input, perhaps as another type."""
+    return node.op_type == "Cast" or node.op_type in ("Identity", "Transpose")
 
 
 def _constant_type(node: NodeProto) -> int:

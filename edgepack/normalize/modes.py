@@ -6,22 +6,17 @@ from typing import TYPE_CHECKING
 
 from edgepack.onnx_tools.attributes import attribute, constant_value
 from edgepack.onnx_tools.limits import default_opset
+from edgepack.onnx_tools.operators import is_quantized
 from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
-_INTEGER = ("QLinear", "DynamicQuantize")
-_INTEGER_OPERATORS = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "QAttention",
-     "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QMoE"}
-)  # fmt: skip
-
 
 def integer_operators(model: ModelProto) -> tuple[str, ...]:
     """Return the operators that only a quantized model has, without duplicates."""
     kinds = {str(node.op_type) for node in walk_nodes(model.graph)}
-    return tuple(sorted(k for k in kinds if k in _INTEGER_OPERATORS or k.startswith(_INTEGER)))
+    return tuple(sorted(filter(is_quantized, kinds)))
 
 
 def batch_dependent(model: ModelProto) -> tuple[str, ...]:

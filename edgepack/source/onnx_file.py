@@ -22,6 +22,7 @@ from edgepack.normalize import (
     types_to_promote,
 )
 from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.operators import operator
 from edgepack.onnx_tools.sessions import create_session
 from edgepack.onnx_tools.walk import model_nodes
 from edgepack.onnx_tools.writer import serialised
@@ -47,13 +48,6 @@ _KNOWN_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.ms.internal.nhwc",
      "ai.onnx.preview", "ai.onnx.training", "ai.onnx.preview.training"}
 )  # fmt: skip
-
-# Inputs of operators that hold trained values; other inputs may be infinite (Clip, masks).
-_WEIGHT_INPUTS = {
-    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1),
-    "BatchNormalization": (1, 2, 3, 4), "LayerNormalization": (1, 2), "LSTM": (1, 2, 3),
-    "GRU": (1, 2, 3), "RNN": (1, 2, 3), "PRelu": (1,), "InstanceNormalization": (1, 2),
-}  # fmt: skip
 
 
 def load_onnx(path: Path) -> Source:
@@ -230,7 +224,8 @@ def _check_values(path: Path, onnx: ModuleType, model: ModelProto) -> int:
     """Refuse NaN anywhere, and infinity in weights; return the number of trained values."""
     weights: set[str] = set()
     for node in model_nodes(model):
-        indices = _WEIGHT_INPUTS.get(node.op_type, ())
+        # Other inputs may be infinite: bounds of a Clip, masks.
+        indices = operator(node.op_type).trained
         weights.update(node.input[index] for index in indices if index < len(node.input))
     total = 0
     for tensor in tensors(model):

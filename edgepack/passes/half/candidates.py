@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from edgepack.onnx_tools.operators import Trait, having, operator
 from edgepack.onnx_tools.view import GraphView, attribute
-from edgepack.passes.half import operators
+from edgepack.passes.half.operators import why_not
 
 # The first opset in which Q and DQ take fp16.
 SCALES_OPSET = 19
@@ -68,7 +69,7 @@ class Graph:
     def accepts_either_type(self, index: int) -> bool:
         """Return True if a node reads fp16 or float32 alike and outputs neither."""
         node = self.view.nodes[index]
-        return node.op_type in operators.READERS or (
+        return node.op_type in having(Trait.READS_ANY_FLOAT) or (
             node.op_type == "Cast" and node.output[0] not in self.floats
         )
 
@@ -85,7 +86,7 @@ class Graph:
             return "kept by name"
         if set(attribute(node, "activations", ())) - {b"Sigmoid", b"Tanh"}:
             return "its activation functions are unbounded"
-        return operators.why_not(node.domain, node.op_type)
+        return why_not(node)
 
     def _stays_quantized(self, index: int) -> bool:
         """Return True for a quantized node before opset 19, where Q and DQ take float32 only."""
@@ -98,16 +99,16 @@ class Graph:
         """Yield Q, DQ, layers whose weights come from DQ, and nodes between a DQ and a Q."""
         view = self.view
         quantizers = {
-            i for i, node in enumerate(view.nodes) if node.op_type in operators.QUANTIZERS
+            i for i, node in enumerate(view.nodes) if node.op_type in having(Trait.QUANTIZES)
         }
         yield from quantizers
         for index, node in enumerate(view.nodes):
-            if index in quantizers or node.op_type not in operators.HALF:
+            if index in quantizers or node.op_type not in having(Trait.HALF):
                 continue
             makers = [view.producer.get(name) for name in node.input if name in self.floats]
             dequantized = [m for m in makers if m is not None and m in quantizers]
             weighted = (
-                node.op_type in operators.LAYERS and len(makers) > 1 and makers[1] in dequantized
+                operator(node.op_type).weights and len(makers) > 1 and makers[1] in dequantized
             )
             readers: list[int] = []
             for name in node.output:
@@ -119,7 +120,7 @@ class Graph:
     def inputs(self, index: int) -> list[str]:
         """List the float32 inputs of a node that become fp16 with it, constants included."""
         node = self.view.nodes[index]
-        fixed = operators.FLOAT_INPUTS.get(node.op_type, ())
+        fixed = operator(node.op_type).float_slots
         return [
             name
             for slot, name in enumerate(node.input)
@@ -150,7 +151,7 @@ class Graph:
     def angle(self, index: int) -> str:
         """Return the tensor whose sine or cosine a node computes; "" for other nodes."""
         node = self.view.nodes[index]
-        if node.op_type in operators.ANGLES:
+        if node.op_type in having(Trait.ANGLES):
             return str(node.input[0])
         return ""
 
@@ -163,7 +164,7 @@ class Graph:
             if exponent is not None and (exponent < 0).any():
                 return str(node.input[0])
             return ""
-        slot = operators.DIVISORS.get(node.op_type)
+        slot = operator(node.op_type).divisor
         if slot is None:
             return ""
         return str(node.input[slot])

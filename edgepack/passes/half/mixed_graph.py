@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.operators import operator
 from edgepack.onnx_tools.walk import captured_names
 from edgepack.onnx_tools.writer import Writer
 from edgepack.passes.half.candidates import Graph
-from edgepack.passes.half.operators import FLOAT_INPUTS
 from edgepack.passes.half.placement import Placement
 
 
@@ -76,7 +76,7 @@ class _Emitter:
 
     def _is_read_as_half(self, index: int, slot: int) -> bool:
         node = self.view.nodes[index]
-        if index not in self.placement.half or slot in FLOAT_INPUTS.get(node.op_type, ()):
+        if index not in self.placement.half or slot in operator(node.op_type).float_slots:
             return False
         return node.input[slot] in self.graph.inputs(index)
 

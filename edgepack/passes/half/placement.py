@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import numpy_helper
 
+from edgepack.onnx_tools.operators import Trait, having, operator
 from edgepack.passes.half import operators
 from edgepack.passes.half.candidates import FloatNode, Graph, title
 from edgepack.passes.half.measurements import Measurements, TensorStatistics, measure_array
@@ -97,7 +98,7 @@ class _Placer:
 
     def _justifies_casts(self, index: int) -> bool:
         """Return True if fp16 saves a node enough time or bytes to pay for Casts around it."""
-        if self.graph.view.nodes[index].op_type in operators.LAYERS or index in self.graph.integer:
+        if operator(self.graph.view.nodes[index].op_type).weights or index in self.graph.integer:
             return True
         constants = (self.graph.view.constant(n) for n in self.graph.inputs(index))
         return any(values is not None and values.size >= LARGE for values in constants)
@@ -179,7 +180,7 @@ class _Placer:
         node = self.graph.view.nodes[index]
         output = node.output[0]
         # In x / (std + 1e-8) fp16 rounds the epsilon to 0, so the sum may become 0.
-        floors = self.graph.constants(index) if node.op_type in operators.FLOORS else []
+        floors = self.graph.constants(index) if node.op_type in having(Trait.FLOORS) else []
         for name in floors:
             fault = self._check_constant(name)
             if fault is not None and fault[1] < operators.SMALLEST_NORMAL:
@@ -204,7 +205,7 @@ class _Placer:
         """Return why a candidate stays float32: a constant, a tensor or a partial sum; or None."""
         node = self.graph.view.nodes[index]
         for name in self.graph.constants(index):
-            fault = self._check_constant(name, scale=node.op_type in operators.QUANTIZERS)
+            fault = self._check_constant(name, scale=node.op_type in having(Trait.QUANTIZES))
             if fault is not None:
                 return f"its constant {name} {fault[0]}", fault[1]
         for name, fault in self._check_inputs(index):

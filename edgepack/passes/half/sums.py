@@ -16,9 +16,8 @@ import onnx
 from onnx import helper
 
 from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.operators import Bound, operator
 from edgepack.onnx_tools.view import GraphView, attribute
-
-RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 @dataclass
@@ -47,11 +46,11 @@ def partial_sum(view: GraphView, index: int, opset: int) -> Sum | None:
         opset: of the graph.
     """
     node = view.nodes[index]
-    make = _BOUNDS.get(node.op_type)
-    if make is None:
+    rule = operator(node.op_type).bound
+    if rule is None:
         return None
     bound = _Bound(node, f"edgepack_sum_{index}", opset)
-    make(bound)
+    _BOUNDS[rule](bound)
     return bound.sum
 
 
@@ -115,7 +114,7 @@ class _Bound:
 
     def reduction(self) -> None:
         source = self.node.input[0]
-        if self.node.op_type in ("ReduceL2", "ReduceSumSquare"):
+        if operator(self.node.op_type).bound == "squares":
             self.sum.what = "its sum of squares"
             source = self.op("Mul", source, source)
         else:
@@ -187,14 +186,13 @@ class _Bound:
         self.op("Max", total, cell)
 
 
-_BOUNDS: dict[str, Callable[[_Bound], None]] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", "Sum"), _Bound.absolute),
-    **dict.fromkeys(("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum"), _Bound.reduction),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _Bound.variance),
-    **dict.fromkeys(("Softmax", "LogSoftmax"), _Bound.softmax),
-    **dict.fromkeys(RECURRENT, _Bound.recurrent),
-    "AveragePool": _Bound.average,
-    "GlobalAveragePool": _Bound.global_sum,
-    "InstanceNormalization": _Bound.variance,
-    "ReduceSumSquare": _Bound.reduction,
+_BOUNDS: dict[Bound, Callable[[_Bound], None]] = {
+    "absolute": _Bound.absolute,
+    "average": _Bound.average,
+    "global-sum": _Bound.global_sum,
+    "reduction": _Bound.reduction,
+    "squares": _Bound.reduction,
+    "variance": _Bound.variance,
+    "softmax": _Bound.softmax,
+    "recurrent": _Bound.recurrent,
 }
