@@ -145,7 +145,7 @@ def _tidy(model: ModelProto) -> None:
     lift_constants(model)
     name_nodes(model)
     strip_metadata(model)
-    remove_unused_initializers(model.graph)
+    remove_unused_initializers(model.graph, rewrite=False)
     model.ir_version = min(model.ir_version, NEWEST_IR)
 
 

@@ -11,15 +11,25 @@ if TYPE_CHECKING:
     from onnx import GraphProto
 
 
-def remove_unused_initializers(graph: GraphProto) -> int:
-    """Remove initializers that nothing reads, in place and in subgraphs; return their number."""
+def remove_unused_initializers(graph: GraphProto, rewrite: bool = True) -> int:
+    """Remove initializers that nothing reads, in place and in subgraphs; return their number.
+
+    Args:
+        graph: of a model.
+        rewrite: if any is removed, store the others anew: as raw bytes, with name and shape alone.
+    """
+    from onnx import numpy_helper
+
     # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
     used = used_names(graph)
     removed = 0
     for inner in walk_graphs(graph):
         read = [tensor for tensor in inner.initializer if tensor.name in used]
         unread = len(inner.initializer) - len(read)
-        if unread:
-            replace_items(inner.initializer, read)
-            removed += unread
+        if not unread:
+            continue
+        if rewrite:
+            read = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in read]
+        replace_items(inner.initializer, read)
+        removed += unread
     return removed
