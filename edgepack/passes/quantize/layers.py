@@ -14,30 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edgepack.onnx_tools.operators import OPERATORS, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
+from edgepack.onnx_tools.walk import subgraphs, walk_nodes
 
 # Operators that can become integer if their weights are constant.
-LINEAR = ("Conv", "Gemm", "MatMul")
+LINEAR = with_int8("layer")
 # Operators that the report lists as layers although they stay float, with the reason.
-FLOAT_LAYERS = {
-    "ConvTranspose": "onnxruntime has no integer transposed convolution on the CPU",
-    "LSTM": "recurrent: onnxruntime has no static int8 LSTM",
-    "GRU": "recurrent: onnxruntime has no static int8 GRU",
-    "RNN": "recurrent: onnxruntime has no static int8 RNN",
-    "Einsum": "onnxruntime has no integer Einsum",
-    "DeformConv": "onnxruntime has no integer deformable convolution",
-    **dict.fromkeys(
-        ("FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMul"),
-        "a fused operator of onnxruntime that ONNX cannot express",
-    ),
-    **dict.fromkeys(
-        (
-            *("Attention", "MultiHeadAttention", "GroupQueryAttention", "LongformerAttention"),
-            *("DecoderMaskedMultiHeadAttention", "PackedAttention", "SparseAttention"),
-        ),
-        "an attention layer in one operator: its products cannot be quantized separately",
-    ),
-}
+FLOAT_LAYERS = {row.name: row.no_int8 for row in OPERATORS.values() if row.no_int8}
 # Reason of a layer that repair took back.
 RETURNED = "returned to float to meet the quality gate"
 # Measured on x86-64 with VNNI: QLinearConv of three spatial axes takes 1.4 to 1.9 times as long as
@@ -280,21 +264,10 @@ def is_layer(node: onnx.NodeProto) -> bool:
     return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS
 
 
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    graphs: list[onnx.GraphProto] = []
-    for item in node.attribute:
-        graphs += [item.g, *item.graphs]
-    return graphs
-
-
 def inner_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
     """Yield (name, operator, reason) of the layers in subgraphs; all of them stay float."""
-    # Subgraphs nest: the body of a Loop may hold an If with two branches of its own.
     for node in nodes:
-        pending = _subgraphs(node)
-        while pending:
-            for inner in pending.pop().node:
-                pending += _subgraphs(inner)
-                if is_layer(inner):
-                    reason = f"it is in a subgraph of {node.name} ({node.op_type})"
-                    yield inner.name or inner.op_type, inner.op_type, reason
+        for graph in subgraphs(node):
+            for inner in filter(is_layer, walk_nodes(graph)):
+                reason = f"it is in a subgraph of {node.name} ({node.op_type})"
+                yield inner.name or inner.op_type, inner.op_type, reason

@@ -7,11 +7,12 @@ import onnx
 from onnx import helper
 
 from edgepack.errors import ChainError
+from edgepack.onnx_tools.copies import copied, replace_items
+from edgepack.onnx_tools.limits import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, default_opset
 from edgepack.onnx_tools.names import unused
 from edgepack.onnx_tools.view import GraphView, attribute
 
 FLOAT = onnx.TensorProto.FLOAT
-OLDEST_OPSET, NEWEST_OPSET, NEWEST_IR = 13, 21, 10
 
 
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -24,7 +25,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ChainError: quantize-opset, if onnxruntime 1.19 could not load the result.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = default_opset(model)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ChainError(
             "quantize-opset",
@@ -34,8 +35,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             hint=f"export with an opset of {OLDEST_OPSET} to {NEWEST_OPSET}",
         )
     # Shapes in value_info may be outdated after the changes; they are inferred again when needed.
-    ready = onnx.ModelProto()
-    ready.CopyFrom(model)
+    ready = copied(model)
     ready.ir_version = min(ready.ir_version, NEWEST_IR)
     del ready.graph.value_info[:]
     _lift_constants(ready.graph)
@@ -56,7 +56,7 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
             tensor.CopyFrom(value)
             tensor.name = node.output[0]
             graph.initializer.append(tensor)
-    _replace_nodes(graph, nodes)
+    replace_items(graph.node, nodes)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -89,7 +89,7 @@ def _pool_spatial_means(model: onnx.ModelProto) -> None:
                 "Flatten", [pooled], [node.output[0]], name=node.name + "_flatten", axis=1
             )
             nodes.append(flat)
-    _replace_nodes(model.graph, nodes)
+    replace_items(model.graph.node, nodes)
 
 
 def _drop_pad_counts(graph: onnx.GraphProto) -> None:
@@ -113,13 +113,3 @@ def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
         values = view.constant(node.input[1])
         axes = np.ravel(values).tolist() if values is not None else []
     return {int(axis) % rank for axis in axes}
-
-
-def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copies = []
-    for node in nodes:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copies.append(copy)
-    del graph.node[:]
-    graph.node.extend(copies)

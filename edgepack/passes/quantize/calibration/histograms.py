@@ -15,6 +15,7 @@ from onnx import helper
 
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.stream import grouped, session, tensors
 
 BINS = 2048
@@ -156,8 +157,7 @@ def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:
 
 def _append_reductions(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy of the model that outputs minimum, maximum, mean and size of each tensor."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     graph = result.graph
     del graph.output[:]
     for position, name in enumerate(names):

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
+from edgepack.onnx_tools.operators import OPERATORS, Trait, having
 from edgepack.onnx_tools.view import GraphView, attribute
 from edgepack.passes.quantize.layers import (
-    FLOAT_LAYERS,
     RETURNED,
     Layer,
     inner_layers,
@@ -23,18 +23,11 @@ from edgepack.passes.quantize.layers import (
     read_layer,
 )
 
-RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = having(Trait.RECURRENT)
 # A smaller table saves fewer bytes than its extra operators cost.
 TABLE = 4096
-# Operators that stay float in the mode "dynamic", with the reason. On x86-64 with VNNI, ConvInteger
-# takes five to seven times as long as the float Conv.
-NOT_DYNAMIC = {
-    "Conv": "onnxruntime's dynamic int8 convolution is slower than its float one",
-    "ConvTranspose": FLOAT_LAYERS["ConvTranspose"],
-    "GRU": "recurrent: onnxruntime has no dynamic int8 GRU",
-    "RNN": "recurrent: onnxruntime has no dynamic int8 RNN",
-    "Einsum": FLOAT_LAYERS["Einsum"],
-}
+# Operators that stay float in the mode "dynamic", with the reason.
+NOT_DYNAMIC = {row.name: row.no_dynamic for row in OPERATORS.values() if row.no_dynamic}
 
 
 @dataclass(frozen=True)

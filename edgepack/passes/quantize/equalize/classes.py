@@ -14,13 +14,9 @@ from dataclasses import dataclass, field
 import onnx
 
 from edgepack.onnx_tools.axes import Axis, Ties
+from edgepack.onnx_tools.operators import Trait, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
-
-# f(s x) = s f(x) for every s > 0, element by element.
-HOMOGENEOUS = frozenset(("Abs", "Dropout", "Identity", "LeakyRelu", "Neg", "PRelu", "Relu"))
-SUMS = frozenset(("Add", "Sub", "Sum"))
-POOLS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
-SQUEEZES = frozenset(("Flatten", "Reshape", "Squeeze"))
+from edgepack.onnx_tools.walk import is_standard
 
 
 @dataclass(frozen=True)
@@ -127,24 +123,25 @@ class Classes:
         """Tie the axes that an operator passes factors through; False if it passes none."""
         shapes, view = self._view.shapes, self._view
         has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
-        if not has_shapes or node.domain not in ("", "ai.onnx") or len(node.output) != 1:
+        if not has_shapes or not is_standard(node) or len(node.output) != 1:
             return False
         if not node.input:
             return False
         source, output = node.input[0], node.output[0]
-        if node.op_type in HOMOGENEOUS:
+        traits = operator(node.op_type).traits
+        if Trait.HOMOGENEOUS in traits:
             for name in node.input[1:]:
                 self._bind(name, f"{node.op_type} reads it")
             return self._tie_through(source, output, {a: a for a in range(len(shapes[output]))})
         # relu(s x) = s relu(x), and s x + s y = s (x + y), but in s x * y only one operand is
         # scaled.
-        if node.op_type in SUMS:
+        if Trait.ADDS in traits:
             return self._tie_sum(list(node.input), output)
-        if node.op_type in ("Mul", "Div"):
+        if Trait.SCALES in traits:
             return self._tie_product(index, node)
-        if node.op_type in POOLS:
+        if Trait.POOLS in traits:
             return self._tie_through(source, output, {1: 1})
-        if node.op_type in SQUEEZES:
+        if Trait.FLATTENS in traits:
             before, after = shapes[source], shapes[output]
             flat = len(after) == 2 <= len(before) and all(size == 1 for size in before[2:])
             same = flat and isinstance(before[1], int) and before[1] == after[1]
@@ -157,7 +154,7 @@ class Classes:
             )
         if node.op_type == "LayerNormalization":
             return self._tie_normalization(index, node)
-        if node.op_type in ("Conv", "Gemm", "MatMul") and view.constant(node.input[1]) is not None:
+        if node.op_type in with_int8("layer") and view.constant(node.input[1]) is not None:
             return self._tie_layer(index, node)
         return False
 

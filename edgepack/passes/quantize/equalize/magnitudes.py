@@ -10,6 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgepack.data.samples import Samples
+from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.limits import default_opset
 from edgepack.onnx_tools.stream import session
 from edgepack.onnx_tools.view import GraphView
 
@@ -45,11 +47,10 @@ def observe_channels(
     """
     if not axes:
         return {}
-    extended = onnx.ModelProto()
-    extended.CopyFrom(model)
+    extended = copied(model)
     graph = extended.graph
     del graph.output[:]
-    opset = next(o.version for o in extended.opset_import if o.domain in ("", "ai.onnx"))
+    opset = default_opset(extended)
     for position, (name, axis) in enumerate(axes.items()):
         others = [a for a in range(len(view.shapes[name])) if a != axis]
         for kind in ("ReduceMax", "ReduceMin", "ReduceMean"):

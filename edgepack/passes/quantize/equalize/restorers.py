@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgepack.onnx_tools.clean import remove_unused_initializers
+from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import LINEAR
 
@@ -20,8 +21,7 @@ FACTOR = "_restored_factor"
 
 def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with a Mul by ones between a LayerNormalization and its other readers."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     view = GraphView(result)
     nodes = []
     for node in view.nodes:
@@ -57,8 +57,7 @@ def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
         factor = view.constant(node.input[1])
         if factor is not None and (factor == 1).all():
             idle[node.output[0]] = node.input[0]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     nodes = [node for node in result.graph.node if node.output[0] not in idle]
     for node in nodes:
         for slot, read in enumerate(node.input):
@@ -69,8 +68,6 @@ def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
     """Replace the nodes of a model, and remove initializers that nothing reads."""
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
+    replace_items(model.graph.node, nodes)
     remove_unused_initializers(model.graph)
     return model

@@ -26,6 +26,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgepack.data.samples import Samples
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.equalize.classes import Classes, Reader, Scalable
 from edgepack.passes.quantize.equalize.magnitudes import ChannelMagnitudes, observe_channels
@@ -193,8 +194,7 @@ def _scale_constants(
             powers.setdefault(name, []).append((axis, 1 / factor))
         for reader in scalable.readers:
             powers.setdefault(reader.weight, []).append((reader.axis, factor))
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     for tensor in result.graph.initializer:
         if tensor.name in powers:
             stored = numpy_helper.to_array(tensor)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from edgepack.onnx_tools.operators import Trait, operator
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import (
     RECURRENT,
@@ -29,18 +30,11 @@ from edgepack.passes.quantize.dynamic_and_weight_only.integer_graph import (
     integers_of,
 )
 from edgepack.passes.quantize.dynamic_and_weight_only.weight_only import WeightsEmitter
-from edgepack.passes.quantize.layers import FLOAT_LAYERS, SLOW_VOLUME, is_volume
+from edgepack.passes.quantize.layers import SLOW_VOLUME, is_volume
 from edgepack.passes.quantize.options import QuantizeOptions
 
 # Emitter of each form, in the order of writing.
 EMITTERS: dict[str, type[WeightEmitter]] = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}
-
-# Reasons why a layer is not static int8. GRU and RNN have no dynamic kernel either.
-_REASONS = {
-    "LSTM": FLOAT_LAYERS["LSTM"],
-    "GRU": "recurrent: onnxruntime has no int8 GRU",
-    "RNN": "recurrent: onnxruntime has no int8 RNN",
-}
 
 
 @dataclass(frozen=True)
@@ -91,9 +85,20 @@ def choose_forms(
         if kind != "dynamic":
             rounding = replace(options, range="full")
         integers = tuple(integers_of(constant, rounding) for constant in constants)
-        reason = _REASONS.get(node.op_type, SLOW_VOLUME)
+        reason = _reason(node.op_type)
         forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
     return forms, reasons
+
+
+def _reason(kind: str) -> str:
+    """Return why a layer is not static int8."""
+    row = operator(kind)
+    if Trait.RECURRENT not in row.traits:
+        return SLOW_VOLUME
+    # GRU and RNN have no dynamic kernel either.
+    if row.no_dynamic:
+        return f"recurrent: onnxruntime has no int8 {kind}"
+    return row.no_int8
 
 
 def store_forms(
@@ -121,10 +126,10 @@ def store_forms(
 
 def _kind(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
     """Return the form that the options select for a layer; None if it is static or float."""
-    operator = view.nodes[index].op_type
-    if operator == "LSTM" and options.recurrent == "dynamic":
+    kind = view.nodes[index].op_type
+    if kind == "LSTM" and options.recurrent == "dynamic":
         return "dynamic"
-    if operator in RECURRENT and options.recurrent != "float":
+    if kind in RECURRENT and options.recurrent != "float":
         return "weights"
     if is_volume(view, index) and options.conv3d == "weights":
         return "weights"

@@ -14,33 +14,15 @@ from itertools import chain
 
 import numpy as np
 
+from edgepack.onnx_tools.operators import Trait, having, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
-from edgepack.passes.quantize.layers import LINEAR, Layer, inner_layers, is_layer, read_layer
+from edgepack.passes.quantize.layers import Layer, inner_layers, is_layer, read_layer
 
-# Integer kernels that requantize their output, with the number of activations that they read
-# (None: all inputs).
-ARITHMETIC: dict[str, int | None] = {
-    "Add": 2,
-    "Mul": 2,
-    "Concat": None,
-    "AveragePool": 1,
-    "GlobalAveragePool": 1,
-    "Sigmoid": 1,
-    "LeakyRelu": 1,
-    "Relu": 1,
-}
 # Operators that move values: both sides share a quantization.
-MOVES = (
-    "MaxPool",
-    "Reshape",
-    "Transpose",
-    "Flatten",
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "DepthToSpace",
-)
-CLAMPS = ("Relu", "Clip")
+MOVES = with_int8("moves")
+# Operators with integer kernels that requantize their output.
+ARITHMETIC = with_int8("arithmetic")
+CLAMPS = having(Trait.CLAMPS)
 
 
 # Index of a node, and a tensor that it reads through a Q/DQ pair.
@@ -128,9 +110,7 @@ class _Placer:
 
     def _activations(self, index: int) -> list[str]:
         node = self.view.nodes[index]
-        if node.op_type in MOVES or node.op_type in LINEAR:
-            return [node.input[0]]
-        return list(node.input)[: ARITHMETIC[node.op_type]]
+        return list(node.input)[: operator(node.op_type).activations]
 
     def _clamp_of(self, index: int) -> int | None:
         """Return the Relu or Clip that the quantization behind an integer operator absorbs."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
+from edgepack.onnx_tools.operators import Trait, having, operator
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import (
     FLOAT_LAYERS,
@@ -29,20 +30,13 @@ from edgepack.passes.quantize.layers import (
 from edgepack.passes.quantize.static.placement import Placement, Read, Reader
 
 # TensorRT moves a Q backwards over these operators.
-MOVES = (
-    *("Relu", "Clip", "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"),
-    *("Slice", "Identity"),
-)
+MOVES = having(Trait.TENSORRT_MOVES)
 # Operators that a layer's kernel computes on its sums.
-POINTWISE = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu")
-POOLS = ("AveragePool", "GlobalAveragePool")
+POINTWISE = having(Trait.TENSORRT_POINTWISE)
+POOLS = having(Trait.AVERAGES)
 
 FLOAT_IN_TENSORRT = {
-    **FLOAT_LAYERS,
-    **{name: f"recurrent: TensorRT has no integer {name}" for name in ("LSTM", "GRU", "RNN")},
-    "ConvTranspose": "edgepack quantizes no transposed convolution",
-    "Einsum": "edgepack quantizes no Einsum",
-    "DeformConv": "edgepack quantizes no deformable convolution",
+    name: operator(name).no_tensorrt or reason for name, reason in FLOAT_LAYERS.items()
 }
 
 

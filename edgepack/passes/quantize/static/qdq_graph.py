@@ -9,6 +9,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgepack.onnx_tools.clean import remove_unused_initializers
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.names import FreeNames
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import Layer
@@ -47,8 +48,7 @@ class _Emitter:
     ) -> None:
         self.view, self.placement = view, placement
         self.quantization, self.weights = quantization, weights
-        self.result = onnx.ModelProto()
-        self.result.CopyFrom(model)
+        self.result = copied(model)
         self.nodes: list[onnx.NodeProto] = []
         # By the preferred name; the stored name differs if the graph uses it already.
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -73,8 +73,7 @@ class _Emitter:
         for index, node in enumerate(self.view.nodes):
             if index in self.placement.clamps:
                 continue
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
+            copy = copied(node)
             for slot, name in enumerate(copy.input):
                 if (index, name) in self.placement.reads:
                     copy.input[slot] = self.dequantized[name]

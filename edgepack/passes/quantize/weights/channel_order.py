@@ -15,6 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 from edgepack.onnx_tools.axes import Axis
+from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.scheme import symmetric
@@ -146,8 +147,7 @@ def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
 
 def _permute(model: onnx.ModelProto, orders: dict[Axis, np.ndarray]) -> onnx.ModelProto:
     """Return a copy with constants permuted along the given axes."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copied(model)
     for tensor in result.graph.initializer:
         value = numpy_helper.to_array(tensor)
         axes = [axis for axis in range(value.ndim) if (tensor.name, axis) in orders]

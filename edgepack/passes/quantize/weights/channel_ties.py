@@ -13,19 +13,9 @@ from collections.abc import Collection
 import onnx
 
 from edgepack.onnx_tools.axes import Axis, Ties
+from edgepack.onnx_tools.operators import Trait, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
-
-# Each output element depends only on the input elements at its position, after broadcasting.
-ELEMENTWISE = frozenset(
-    (
-        *("Abs", "Add", "Cast", "Clip", "Div", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid"),
-        *("HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu"),
-        *("Pow", "Reciprocal", "Relu", "Selu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh"),
-    )
-)
-# Operators that treat each channel (axis 1) independently.
-POOLS = frozenset(("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"))
-SQUEEZES = frozenset(("Flatten", "Reshape", "Squeeze"))
+from edgepack.onnx_tools.walk import is_standard
 
 
 class Channels:
@@ -71,14 +61,15 @@ class Channels:
         """Tie the axes that an operator keeps in order; False if its ties are unknown."""
         shapes = self._view.shapes
         has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
-        if not has_shapes or node.domain not in ("", "ai.onnx"):
+        if not has_shapes or not is_standard(node):
             return False
-        if node.op_type in ELEMENTWISE:
+        traits = operator(node.op_type).traits
+        if Trait.ELEMENTWISE in traits:
             self._tie_elementwise(node)
             return True
-        if node.op_type in POOLS:
+        if Trait.POOLS in traits:
             return len(node.output) == 1 and self._tie_through(node, 1, 1)
-        if node.op_type in SQUEEZES:
+        if Trait.FLATTENS in traits:
             source, output = shapes[node.input[0]], shapes[node.output[0]]
             # Channels with one value each stay channels; with more, values of a channel would be
             # spread over several columns.
@@ -117,7 +108,7 @@ class Channels:
     def _tie_weights(self, node: onnx.NodeProto) -> bool:
         """Tie the axes of operators with a matrix of weights."""
         shapes, inputs = self._view.shapes, list(node.input)
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type not in with_int8("layer"):
             return False
         if not all(self._view.is_constant(name) for name in inputs[1:] if name):
             return False
