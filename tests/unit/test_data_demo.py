@@ -38,7 +38,10 @@ def absent() -> list[str]:
     return [name for name in PACKAGES if name.lower().replace("_", "-") not in installed]
 
 
-pytestmark = pytest.mark.skipif(bool(absent()), reason=f"not installed: {', '.join(absent())}")
+pytestmark = [
+    pytest.mark.skipif(bool(absent()), reason=f"not installed: {', '.join(absent())}"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from edgepack import passes
+from edgepack.errors import ChainError
 from edgepack.passes.factorize import FactorizeOptions, factorize, replay
 from edgepack.passes.factorize.layers import find_layers
 from edgepack.passes.factorize.moments import Moments, observe
@@ -369,10 +370,10 @@ def test_by_budget_is_the_best_of_all() -> None:
 
 def test_its_place_in_a_chain() -> None:
     passes.check_chain(passes.parse_chain("factorize:energy=0.9,distill,quantize"))
-    with pytest.raises(passes.ChainError) as caught:
+    with pytest.raises(ChainError) as caught:
         passes.check_chain(passes.parse_chain("factorize,distill,factorize"))
     assert caught.value.code == "chain-conflict"
-    with pytest.raises(passes.ChainError) as caught:
+    with pytest.raises(ChainError) as caught:
         passes.check_chain(passes.parse_chain("quantize,factorize"))
     assert caught.value.code == "chain-order"
 

@@ -438,7 +438,7 @@ def test_its_place_in_a_chain() -> None:
     assert passes.parse_chain("prune:importance=taylor")[0].read().needs == ("training",)
     assert PruneOptions().structured == 0.5
     for written in ("prune:pattern=2:4,prune", "prune:unstructured=0.5,factorize"):
-        with pytest.raises(passes.ChainError) as caught:
+        with pytest.raises(ChainError) as caught:
             passes.check_chain(passes.parse_chain(written))
         assert caught.value.code == "chain-conflict"
 

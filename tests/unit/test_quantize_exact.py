@@ -16,6 +16,8 @@ import pytest
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from support.quantize_nets import Arrays, Steps, bright, gated, images, residual, run, stress
 
+pytestmark = pytest.mark.slow
+
 CPUS = ("Haswell", "Skylake-Client")
 QEMU = shutil.which("qemu-x86_64")
 SCRIPT = """

@@ -26,6 +26,8 @@ from edgepack.runtime.bundle.whole import file_mode
 from support.gpu_standin import GPU, StandIn, tensorrt_contents
 from support.linear import linear_contents, linear_onnx, measured
 
+pytestmark = pytest.mark.slow
+
 STRACE = shutil.which("strace")
 
 

@@ -23,6 +23,8 @@ from support.bundle_cases import run_bundle
 from support.linear import linear_contents
 from support.wheel_cases import bundle_with, make_wheel
 
+pytestmark = pytest.mark.slow
+
 SITE = Path("lib") / "python{}.{}".format(*sys.version_info[:2]) / "site-packages"
 KILLED = -9
 

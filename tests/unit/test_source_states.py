@@ -188,6 +188,7 @@ def test_a_buffer_is_cast_where_no_value_changes(folder: Path) -> None:
     assert caught.value.code == "source-weights-dtype"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(
     "content",

@@ -13,6 +13,8 @@ import pytest
 from edgepack.runtime.errors import InputError
 from edgepack.runtime.streams import printable
 
+pytestmark = pytest.mark.slow
+
 # Python's own buffering, none by an option, none by the environment.
 MODES = {"buffered": ([], {}), "-u": (["-u"], {}), "variable": ([], {"PYTHONUNBUFFERED": "1"})}
 HOST = "-m edgepack "

@@ -264,7 +264,7 @@ def test_recomputed_activations_give_the_same_weights(tmp_path: Path) -> None:
         options = replace(FAST, epochs=1, gradient_checkpointing=thrifty)
         data = context(tmp_path / str(thrifty), Net(0).eval(), {"x": x}, inputs=inputs)
         result = distill(Net(1).eval(), options, data)
-        assert not result.model.bert.is_gradient_checkpointing
+        assert not result.model.bert.is_activation_checkpointing
         found.append(result.model.state_dict())
     for name, values in found[0].items():
         assert torch.allclose(values, found[1][name], atol=1e-6), name

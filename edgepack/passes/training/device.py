@@ -81,9 +81,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
 
     Raises ChainError training-no-checkpointing if the network does not support it.
     """
-    part = next(
-        (part for part in module.modules() if hasattr(part, "gradient_checkpointing_enable")), None
-    )
+    part, prefix = _checkpointing_part(module)
     if part is None or not getattr(part, "supports_gradient_checkpointing", True):
         raise ChainError(
             "training-no-checkpointing",
@@ -91,8 +89,22 @@ def recomputing(module: nn.Module) -> Iterator[None]:
             why=f"{type(module).__name__} has no gradient_checkpointing_enable()",
             hint="gradient_checkpointing=false; accumulate=4 saves memory too",
         )
-    part.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # For example activation_checkpointing_enable(activation_checkpointing_kwargs={...}).
+    enable = getattr(part, f"{prefix}_checkpointing_enable")
+    enable(**{f"{prefix}_checkpointing_kwargs": {"use_reentrant": False}})
     try:
         yield
     finally:
-        part.gradient_checkpointing_disable()
+        getattr(part, f"{prefix}_checkpointing_disable")()
+
+
+def _checkpointing_part(module: nn.Module) -> tuple[nn.Module | None, str]:
+    """Find the part of a network that can recompute, and the prefix of its methods' names.
+
+    transformers has renamed `gradient_checkpointing_enable`, and warns where the old name is used.
+    """
+    for part in module.modules():
+        for prefix in ("activation", "gradient"):
+            if hasattr(part, f"{prefix}_checkpointing_enable"):
+                return part, prefix
+    return None, ""
