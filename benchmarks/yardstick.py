@@ -10,7 +10,6 @@ last rows are of networks built so that int8 collapses, which the first figure d
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,23 +18,19 @@ import onnxruntime
 
 import pair_safe
 import record
+from edgepack.graph.outputs import state_outputs
+from edgepack.graph.signature import signature
+from edgepack.metrics.parts import find_parts
+from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.progress import SilentProgress
+from edgepack.runtime.parity.metrics import Parity
+from edgepack.runtime.tensor import Tensor
 from pair_safe import EXAMPLES, OF_TESTS, ROOT, Network, example, images, make_network
-
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "build")]
-
-import test_yardstick  # noqa: E402
-
-from edgepack.graph.outputs import state_outputs  # noqa: E402
-from edgepack.graph.signature import signature  # noqa: E402
-from edgepack.metrics.parts import find_parts  # noqa: E402
-from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
-from edgepack.progress import SilentProgress  # noqa: E402
-from edgepack.runtime.parity.metrics import Parity  # noqa: E402
-from edgepack.runtime.tensor import Tensor  # noqa: E402
+from support import output_nets
 
 COLLAPSING: dict[str, Callable[[], Network]] = {
-    "detector, collapsed": lambda: make_network(test_yardstick.detector(), "x", images),
-    "offset, collapsed": lambda: make_network(test_yardstick.offset_head(), "x", images),
+    "detector, collapsed": lambda: make_network(output_nets.detector(), "x", images),
+    "offset, collapsed": lambda: make_network(output_nets.offset_head(), "x", images),
 }
 
 

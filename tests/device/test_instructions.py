@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_emulated import KEPT, X86_64, edgepack, prepare
 
 from edgepack.device import CPUS, countable
 from edgepack.device.instructions.counts import COMPUTE
@@ -28,6 +27,7 @@ from edgepack.report.instructions import CLASSES
 from edgepack.runtime.commands.marked import BEGIN, END
 from support import instruction_kinds as kinds
 from support.build_cases import render_text
+from support.emulation import KEPT, X86_64, edgepack, prepare
 
 # Says of every line of bytes, in hexadecimal, which kind of instruction they are.
 TELL = """

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_emulated import KEPT, arm  # noqa: F401  (a fixture)
 
 from edgepack import bundle, device, engine
 from edgepack.bundle import wheels
@@ -26,6 +25,7 @@ from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
 from support import interpreters
+from support.emulation import KEPT
 from support.linear import linear_contents, measured
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_emulated import KEPT, X86_64, prepare
 
 from edgepack import bundle, device, signing
 from edgepack.device import Emulated
@@ -28,6 +27,7 @@ from edgepack.runtime.bundle.whole import file_mode
 from edgepack.runtime.commands.verify import frame
 from support.build_cases import Answer, ask, render_text
 from support.bundle_cases import Keys
+from support.emulation import KEPT, X86_64, prepare
 from support.int8_nets import ROOT, build, mixed_onnx
 from support.interpreters import find
 from support.linear import linear_contents, measured

@@ -10,11 +10,11 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto
-from test_emulated import X86_64, edgepack, fresh, matrix, prepare
 
 from edgepack.engine import tensorrt_rtx
 from edgepack.runtime.device import gpu
 from support.bundle_cases import run_bundle
+from support.emulation import X86_64, edgepack, fresh, matrix, prepare
 from support.int8_nets import build, mixed_onnx, run_build, saturating_onnx
 from support.rtx_cases import linear_kernels, needs_rtx, plan_of
 

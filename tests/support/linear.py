@@ -33,6 +33,20 @@ def linear_onnx() -> tuple[onnx.ModelProto, np.ndarray]:
     return model, weights
 
 
+def reshaping() -> bytes:
+    """x [batch, 8] as [1, 8]: fits the signature with any batch, and fails with all but 1."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
+        "reshape",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
+        [helper.make_tensor("shape", TensorProto.INT64, [2], [1, 8])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    data: bytes = model.SerializeToString()
+    return data
+
+
 def linear_contents() -> bundle.Contents:
     """What goes into a bundle of `linear_onnx`, without answers of its own."""
     model, weights = linear_onnx()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_runtime_model import reshaping
 
 from edgepack import bundle
 from edgepack.runtime.bundle.engines import Variant
@@ -21,7 +20,7 @@ from edgepack.runtime.commands.run import read_npz, write_npz
 from edgepack.runtime.device import machine
 from edgepack.runtime.errors import InputError
 from support.bundle_cases import run_bundle
-from support.linear import linear_contents
+from support.linear import linear_contents, reshaping
 
 
 def bare(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

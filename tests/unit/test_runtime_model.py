@@ -21,7 +21,7 @@ from edgepack.runtime.model import Model
 from edgepack.runtime.session.feeds import explain
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.tensor import Tensor
-from support.linear import linear_contents, linear_onnx
+from support.linear import linear_contents, linear_onnx, reshaping
 
 IMAGE = np.ones((2, 8), np.float32)
 
@@ -164,20 +164,6 @@ def test_axes_of_one_name_have_one_size() -> None:
     fault = explain({"a": a, "b": b[:2]}, expected)
     assert fault is not None
     assert (fault.code, fault.why) == ("input-shape", "b is int64:2")
-
-
-def reshaping() -> bytes:
-    """x [batch, 8] as [1, 8]: fits the signature with any batch, and fails with all but 1."""
-    graph = helper.make_graph(
-        [helper.make_node("Reshape", ["x", "shape"], ["y"])],
-        "reshape",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 8])],
-        [helper.make_tensor("shape", TensorProto.INT64, [2], [1, 8])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    data: bytes = model.SerializeToString()
-    return data
 
 
 def test_an_engine_that_fails_on_what_fits(tmp_path: Path) -> None:
