@@ -1,4 +1,7 @@
-"""Command line of `python3 BUNDLE`: messages go to stderr, `--json` to stdout.
+"""Command line of `python3 BUNDLE`.
+
+The result goes to stdout, as text or with `--json` as a document; progress, warnings and errors go
+to stderr.
 
 Exit status: 0 done, 1 a gate was missed, 2 the command could not run.
 """
@@ -9,7 +12,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
-from typing import Any, Dict, List, NoReturn, Optional
+from typing import Any, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, TENSORRT
@@ -24,6 +27,7 @@ from .parity.gates import describe_gate
 from .streams import (
     flush_streams,
     print_error,
+    print_result,
     print_status,
     printable,
     reserve_stdout,
@@ -63,7 +67,7 @@ def _parse_threads(text: str) -> int:
     return _parse_integer(text, 0, 4096)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python3 BUNDLE", description="Run, verify and measure the model in this bundle."
     )
@@ -107,12 +111,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     # Called by the build, not by people, so it has no help.
     add = commands.add_parser("device")
-    add.set_defaults(act=_device)
+    add.set_defaults(act=_describe_device)
     # Called by the instruction counter of `edgepack bench --instructions`.
     add = commands.add_parser("marked")
     add.add_argument("--repeats", type=int, required=True)
     add.add_argument("--against", default="")
-    add.set_defaults(act=_marked)
+    add.set_defaults(act=_run_marked)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
         sub.add_argument(
@@ -126,11 +130,25 @@ def _parser() -> argparse.ArgumentParser:
     turn.add_argument("--against", default="")
     turn.add_argument("--variant", default="")
     turn.add_argument("--cuda", action="store_true")
-    turn.set_defaults(act=_turn, json=True)
+    turn.set_defaults(act=_measure_turn, json=True)
     return parser
 
 
-def _engine(variant: Dict[str, Any], device: Dict[str, Any]) -> str:
+class _Answer(NamedTuple):
+    """Result of a command.
+
+    Attributes:
+        document: JSON values, printed with `--json`; empty for none.
+        lines: text for people, printed without `--json`.
+        status: exit status, 0 or 1.
+    """
+
+    document: Mapping[str, Any]
+    lines: Sequence[str] = ()
+    status: int = 0
+
+
+def _describe_engine(variant: Mapping[str, Any], device: Mapping[str, Any]) -> str:
     """Return the engine that ran, its version, and its GPU, in words."""
     if variant["engine"] == TENSORRT:
         return f"TensorRT {device['tensorrt']} on {device['gpu']}"
@@ -139,7 +157,7 @@ def _engine(variant: Dict[str, Any], device: Dict[str, Any]) -> str:
     return f"onnxruntime {device['onnxruntime']}"
 
 
-def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.verify import verify
 
     verdict = verify(
@@ -150,54 +168,49 @@ def _verify(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], 
         variant=options.variant,
         samples=options.samples,
     )
-    device = verdict["device"]
-    print_status(
-        *format_fallback(verdict["variant"]),
-        f"{verdict['bundle']['name']} for {verdict['bundle']['target']}, "
-        f"content {verdict['bundle']['content_digest'][:16]}",
-        f"SHA-256 {verdict['bundle']['sha256']}",
+    print_status(*format_fallback(verdict["variant"]))
+    return _Answer(verdict, _describe_verdict(verdict), int(not verdict["passed"]))
+
+
+def _describe_verdict(verdict: Mapping[str, Any]) -> List[str]:
+    """Return the text of `verify`: the bundle, the device, each gate, and the verdict."""
+    bundle, device, integrity = verdict["bundle"], verdict["device"], verdict["integrity"]
+    lines = [
+        f"{bundle['name']} for {bundle['target']}, content {bundle['content_digest'][:16]}",
+        f"SHA-256 {bundle['sha256']}",
         # With the engine, for example "on Cortex-A76 (aarch64), Python 3.11.2, onnxruntime 1.18".
         f"on {device['cpu']} ({device['arch']}), Python {device['python']}, "
-        + _engine(verdict["variant"], device),
-        f"integrity: {verdict['integrity']['files']} files, "
-        f"{verdict['integrity']['bytes']:,} bytes, all hashes match",
-    )
+        + _describe_engine(verdict["variant"], device),
+        f"integrity: {integrity['files']} files, {integrity['bytes']:,} bytes, all hashes match",
+    ]
     for question, subject in (("fidelity", "build host"), ("quality", "original model")):
         answers = verdict[question]
-        if answers is None:
-            continue
-        print_status(
-            f"{question}, against the {subject}, {answers['samples']} {answers['on']} samples:"
-        )
-        print_status(*("  " + describe_gate(gate) for gate in answers["gates"]))
-    print_status("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+        if answers is not None:
+            samples = f"{answers['samples']} {answers['on']} samples"
+            lines.append(f"{question}, against the {subject}, {samples}:")
+            lines += ["  " + describe_gate(gate) for gate in answers["gates"]]
+    lines.append("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
     if not verdict["proven"]:
-        print_status(UNPROVEN)
-    return verdict, int(not verdict["passed"])
+        lines.append(UNPROVEN)
+    return lines
 
 
-def _run(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _run(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.run import run, write_npz
 
     outputs, choice = run(
         bundle, options.input, options.threads, stand_in=options.stand_in, variant=options.variant
     )
     write_npz(options.output, outputs)
-    shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
     variant = choice.to_json()
     print_status(*format_fallback(variant))
-    print_status(*(f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()))
-    print_status(f"written: {options.output}")
-    return {"output": options.output, "outputs": shapes, "variant": variant}, 0
+    shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
+    lines = [f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()]
+    lines.append(f"written: {options.output}")
+    return _Answer({"output": options.output, "outputs": shapes, "variant": variant}, lines)
 
 
-def _ms(value: Optional[float]) -> str:
-    if value is None:
-        return "too few queries"
-    return f"{value:.3f} ms"
-
-
-def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
     report = bench(
         bundle,
         length=options.length,
@@ -206,22 +219,27 @@ def _bench(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], i
         variant=options.variant,
     )
     print_status(*format_fallback(report["variant"]))
+    lines = []
     for name, title in (("model", "this bundle"), ("original", "the other model")):
-        if report[name]:
-            print_status(
-                f"{title}: p50 {_ms(report[name]['p50'])}, p90 {_ms(report[name]['p90'])}, "
-                f"{report[name]['queries']} queries"
-            )
+        latency = report[name]
+        if latency:
+            p50, p90 = _format_latency(latency["p50"]), _format_latency(latency["p90"])
+            lines.append(f"{title}: p50 {p50}, p90 {p90}, {latency['queries']} queries")
     if report["ratio"]:
-        print_status(_comparison(report["ratio"], bool(report["disturbed"])))
+        lines.append(_format_ratio(report["ratio"], bool(report["disturbed"])))
     if report["disturbed"]:
-        print_status(
-            f"disturbed: {'; '.join(report['disturbed'])}; measure again on an idle machine"
-        )
-    return report, 0
+        reasons = "; ".join(report["disturbed"])
+        print_status(f"disturbed: {reasons}; measure again on an idle machine")
+    return _Answer(report, lines)
 
 
-def _comparison(ratio: float, disturbed: bool) -> str:
+def _format_latency(milliseconds: Optional[float]) -> str:
+    if milliseconds is None:
+        return "too few queries"
+    return f"{milliseconds:.3f} ms"
+
+
+def _format_ratio(ratio: float, disturbed: bool) -> str:
     """Return the speed-up in words; a disturbed one with fewer digits."""
     # A ratio of 0.5 reads better as "2.00x SLOWER".
     factor = max(ratio, 1 / ratio)
@@ -229,7 +247,7 @@ def _comparison(ratio: float, disturbed: bool) -> str:
     return f"this bundle is {about} {'faster' if ratio >= 1 else 'SLOWER'}"
 
 
-def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _measure_turn(bundle: str, options: argparse.Namespace) -> _Answer:
     turn = measure_turn(
         bundle,
         options.against,
@@ -239,51 +257,60 @@ def _turn(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], in
         options.variant,
         options.cuda,
     )
-    return turn, 0
+    return _Answer(turn)
 
 
-def _marked(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .commands import marked
+def _run_marked(bundle: str, options: argparse.Namespace) -> _Answer:
+    from .commands.marked import run_marked
 
-    return marked.run_marked(bundle, options.against, options.repeats, options.threads), 0
+    return _Answer(run_marked(bundle, options.against, options.repeats, options.threads))
 
 
-def _device(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _describe_device(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.verify import this_device
 
-    return this_device(), 0
+    device = this_device()
+    facts = {**device, "isa": " ".join(device["isa"] or ["unknown"])}
+    return _Answer(device, [f"{key:<11} {value}" for key, value in facts.items()])
 
 
-def _info(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _info(bundle: str, options: argparse.Namespace) -> _Answer:
     if options.requirements:
         with Archive(bundle) as archive:
             text = check_file(archive, read_index(archive), "requirements.txt")
-        write_result(
-            "".join(printable(line) + "\n" for line in text.decode("utf-8", "replace").splitlines())
-        )
-        return {}, 0
+        return _Answer({}, text.decode("utf-8", "replace").splitlines())
     lines, document = info(bundle)
-    print_status(*lines)
-    return document, 0
+    return _Answer(document, lines)
 
 
-def _finish(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
-    from .commands.finish import finish
+def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
+    with Archive(bundle) as archive:
+        variants = read_index(archive).variants
+    if not any(variant.unfinished for variant in variants):
+        engines = ", ".join(sorted({variant.engine for variant in variants}))
+        raise InputError(
+            "nothing-to-finish",
+            "the bundle has no engine to build on the device",
+            why=f"it runs in {engines} as it is",
+            hint="python3 BUNDLE verify",
+        )
+    from .commands.finish import describe_report, finish
 
-    return finish(bundle, force=options.force), 0
+    report = finish(bundle, force=options.force)
+    return _Answer(report, describe_report(report))
 
 
-def _setup(bundle: str, options: argparse.Namespace) -> "tuple[Dict[str, Any], int]":
+def _setup(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.setup import setup
 
     report = setup(bundle, options.folder)
     packages = sorted(report["packages"].items())
-    print_status(
+    lines = [
         ("ready: " if report["made"] else "ready, unchanged: ") + report["environment"],
         "has    " + ", ".join(f"{name} {version}" for name, version in packages),
         f"next:  {report['python']} {bundle} verify",
-    )
-    return report, 0
+    ]
+    return _Answer(report, lines)
 
 
 def _require_numpy() -> None:
@@ -322,9 +349,9 @@ def _run_command(arguments: List[str], bundle: str) -> int:
     # Not from `options`: an error in the arguments must be reported as JSON too.
     as_json = "--json" in arguments or arguments[:1] == ["bench-turn"]
     try:
-        options = _parser().parse_args(arguments)
+        options = _make_parser().parse_args(arguments)
         if options.command is None:
-            print_error(_parser().format_help())
+            print_error(_make_parser().format_help())
             return 2
         with reserve_stdout():
             return _act(options, bundle)
@@ -343,10 +370,12 @@ def _act(options: argparse.Namespace, bundle: str) -> int:
     # `info` lists the missing packages and `setup` installs them, so neither may need numpy.
     if options.act not in (_info, _setup):
         _require_numpy()
-    result, status = options.act(bundle or own_bundle(), options)
-    if options.json and result:
-        write_result(json.dumps(result, sort_keys=True, allow_nan=False) + "\n")
-    return int(status)
+    answer: _Answer = options.act(bundle or own_bundle(), options)
+    if options.json and answer.document:
+        write_result(json.dumps(answer.document, sort_keys=True, allow_nan=False) + "\n")
+    else:
+        print_result(*answer.lines)
+    return answer.status
 
 
 def _report_error(error: EdgepackError, as_json: bool) -> int:

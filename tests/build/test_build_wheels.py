@@ -95,7 +95,7 @@ def test_the_report_says_what_came(carrying: tuple[Path, Answer]) -> None:
 
 def test_what_it_was_built_for(carrying: tuple[Path, Answer], tmp_path: Path) -> None:
     path = carrying[0]
-    assert "python3 BUNDLE setup DIR" in run_bundle(path, "info").stderr
+    assert "python3 BUNDLE setup DIR" in run_bundle(path, "info").stdout
     bare = [sys.executable, "-I", "-S", str(path)]
     done = subprocess.run([*bare, "setup", str(tmp_path / "env")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

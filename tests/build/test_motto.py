@@ -52,7 +52,7 @@ def test_a_bundle_of_random_numbers_says_so_wherever_it_goes(home: Home, tmp_pat
     done = run_bundle(output, "verify", "--json")
     assert json.loads(done.stdout)["proven"] is False
     for command in ("verify", "info"):
-        assert "NOT PROVEN" in run_bundle(output, command).stderr
+        assert "NOT PROVEN" in run_bundle(output, command).stdout
 
 
 def test_random_is_no_name_of_samples(home: Home, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from support.linear import linear_contents
 HOSTILE = b"""
 import sys
 open({trace!r}, "w").write("ran")
-sys.stderr.write("verdict: PASS\\n")
 if "--json" in sys.argv:
     print('{{"passed": true, "format": "edgepack-verdict/1"}}')
+else:
+    print("verdict: PASS")
 sys.exit(0)
 """
 
@@ -89,7 +90,7 @@ def test_a_hostile_loader_runs_where_python_runs_the_bundle(
     """Otherwise the next test would show nothing."""
     path, trace = hostile(linear_bundle, tmp_path)
     done = run_bundle(path, "verify")
-    assert (done.returncode, "verdict: PASS" in done.stderr) == (0, True)
+    assert (done.returncode, "verdict: PASS" in done.stdout) == (0, True)
     assert trace.exists()
 
 
@@ -213,7 +214,7 @@ def test_both_digests_are_printed(signed: Path) -> None:
     for done in (edgepack("inspect", str(signed)), run_bundle(signed, "info")):
         assert f"content {content}" in done.stdout + done.stderr
         assert f"sha256  {digest}" in done.stdout + done.stderr
-    assert f"SHA-256 {digest}" in run_bundle(signed, "verify").stderr
+    assert f"SHA-256 {digest}" in run_bundle(signed, "verify").stdout
 
 
 # The hash beside the bundle

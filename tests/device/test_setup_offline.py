@@ -99,7 +99,7 @@ def prove(python: Sequence[str | Path], path: Path, folder: Path, *prefix: str) 
     assert json.loads(done.stdout)["error"]["code"] == "numpy-missing"
     done = run(*bare, path, "info", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "python3 BUNDLE setup DIR" in done.stderr
+    assert "python3 BUNDLE setup DIR" in done.stdout
 
     done = run(*bare, path, "setup", "env", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr

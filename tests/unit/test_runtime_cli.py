@@ -36,7 +36,7 @@ def test_a_bare_device_is_told_what_to_install(linear_bundle: Path) -> None:
     assert done.stdout == linear_contents().requirements
     done = bare(linear_bundle, "info")
     assert done.returncode == 0
-    assert "numpy missing, onnxruntime missing" in done.stderr
+    assert "numpy missing, onnxruntime missing" in done.stdout
 
 
 def test_info_where_nothing_would_run(tmp_path: Path) -> None:
@@ -47,7 +47,8 @@ def test_info_where_nothing_would_run(tmp_path: Path) -> None:
     assert done.returncode == 0
     variant = json.loads(done.stdout)["variant"]
     assert (variant["name"], variant["error"]["code"]) == (None, "device-arch")
-    assert "variant none runs here: this bundle is not for this kind of processor" in done.stderr
+    done = run_bundle(path, "info")
+    assert "variant none runs here: this bundle is not for this kind of processor" in done.stdout
 
 
 def test_info_where_the_system_does_not_tell_its_processor(
@@ -227,7 +228,7 @@ def in_shell(bundle: Path, command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["verify", "info", "no-such-command", "run --output /no/where"])
+@pytest.mark.parametrize("command", ["no-such-command", "run --output /no/where"])
 def test_where_nobody_hears_it_nothing_is_taken_for_a_missed_gate(
     command: str, linear_bundle: Path
 ) -> None:
@@ -236,14 +237,37 @@ def test_where_nobody_hears_it_nothing_is_taken_for_a_missed_gate(
     assert done.stdout == ""
 
 
-def test_text_for_people_stays_out_of_stdout(linear_bundle: Path) -> None:
-    done = in_shell(linear_bundle, "verify --json 2>&-")
-    assert done.returncode == 0
+def test_the_document_replaces_the_text(linear_bundle: Path) -> None:
+    done = in_shell(linear_bundle, "verify --json")
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["passed"]
+    closed = in_shell(linear_bundle, "verify --json 2>&-")
+    assert (closed.returncode, json.loads(closed.stdout)["passed"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [
+        ("verify", "verdict: PASS"),
+        ("info", "linear for cpu-fbgemm"),
+        ("device", "numpy       " + np.__version__),
+    ],
+)
+def test_text_goes_to_stdout_and_nothing_to_stderr(
+    command: str, result: str, linear_bundle: Path
+) -> None:
+    done = in_shell(linear_bundle, command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert result in done.stdout
+
+
+def test_a_pipe_filters_the_text(linear_bundle: Path) -> None:
+    done = in_shell(linear_bundle, "info | grep ^output")
+    assert done.stdout == "output  y:float32:batch,3 (scores)\n"
 
 
 @pytest.mark.parametrize("to", [">/dev/full", ">&-"])
-@pytest.mark.parametrize("command", ["verify --json", "info --requirements"])
+@pytest.mark.parametrize("command", ["verify", "info", "verify --json", "info --requirements"])
 def test_a_result_that_cannot_be_written_is_an_error(
     to: str, command: str, linear_bundle: Path
 ) -> None:

@@ -44,16 +44,18 @@ def run_scrubbed(
     ("line", "status"),
     [
         ("BUNDLE no-such 2>/dev/full", 2),
-        ("BUNDLE info 2>/dev/full", 2),
+        ("BUNDLE info >/dev/full", 2),
+        ("BUNDLE no-such >/dev/full 2>/dev/full", 2),
         ("BUNDLE verify --threads x --json >/dev/full 2>/dev/full", 2),
         ("BUNDLE --help >/dev/full", 2),
         ("BUNDLE info --json >/dev/full", 2),
         ("BUNDLE info --requirements >/dev/full 2>/dev/full", 2),
         ("BUNDLE info --json >&- 2>&-", 2),
-        ("BUNDLE info >&- 2>&- <&-", 0),
+        ("BUNDLE info >&- 2>&- <&-", 2),
         ("BUNDLE no-such >&- 2>&-", 2),
-        ("BUNDLE verify >/dev/full", 0),
-        ("BUNDLE verify 2>&-", 0),
+        ("BUNDLE verify >/dev/full", 2),
+        ("BUNDLE info --json 2>/dev/full >/dev/null", 0),
+        ("BUNDLE verify 2>&- >/dev/null", 0),
     ],
 )
 def test_a_bundle_ends_with_its_own_status(
@@ -106,7 +108,8 @@ def test_a_closed_stream_is_no_other_file(linear_bundle: Path, tmp_path: Path) -
     """The next file that is opened must not get the number of standard output or standard error."""
     output = tmp_path / "out.npz"
     done = run_scrubbed("buffered", f"BUNDLE run --output '{output}' >&- 2>&- <&-", linear_bundle)
-    assert done.returncode == 0
+    # The outputs are written; the text that lists them cannot be.
+    assert done.returncode == 2
     assert output.read_bytes().startswith(b"PK\3\4")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any, Dict, Iterator, Mapping, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
@@ -30,7 +30,8 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
     """Build, verify and seal the engine of a bundle, unless a fitting one exists.
 
     Args:
-        path: the bundle; `seal.engine_path` names the engine's file.
+        path: the bundle, one of whose variants is unfinished; `seal.engine_path` names the
+            engine's file.
         force: rebuild a fitting engine, with the help of its timing cache.
 
     Progress is printed on standard error, every few seconds during a long build. Returns a report
@@ -43,10 +44,7 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         require_checksum(archive)
         device = Here(index)
         machine.require(index.device, device)
-        variant = next((variant for variant in index.variants if variant.unfinished), None)
-        if variant is None:
-            print_status("nothing to finish: the bundle has no engine to build on the device")
-            return {"built": False, "engine": None}
+        variant = next(variant for variant in index.variants if variant.unfinished)
         fault = check_requirements(variant, index, device)
         if fault is not None:
             raise fault
@@ -56,23 +54,20 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         if not force and _fits(before, key):
             # A killed `finish --force` may have left its temporary file beside the good engine.
             sweep(engine)
-            print_status(f"already finished: {engine} is for this bundle, GPU and TensorRT")
             return {"built": False, "engine": engine, "key": asdict(key)}
         with lock_part(engine) as publish:
             started = time.perf_counter()
             plan, timing_cache = _build(archive, index, device, _timing_cache(before, key))
             built = time.perf_counter()
             proof = _prove(archive, index, variant, device, plan)
-            for question, gate in _gates(proof):
-                print_status(f"{question}: {describe_gate(gate)}")
             if not proof["passed"]:
+                print_status(*_describe_gates(proof))
                 raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
             details = {name: device[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
             details["seconds"] = seconds
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
-    print_status(f"sealed: {engine} ({len(plan):,} bytes)")
     return {
         "built": True,
         "engine": engine,
@@ -147,6 +142,18 @@ def _prove(
 
     session = TensorrtSession(plan, index.inputs, index.outputs, index.engine_options.dla_core)
     return on_samples(archive, Model(index, session, Choice(variant, None, False, (), device)))
+
+
+def describe_report(report: Mapping[str, Any]) -> List[str]:
+    """Return the text of a report: every gate and the sealed file."""
+    if not report["built"]:
+        return [f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"]
+    sealed = f"sealed: {report['engine']} ({report['bytes']:,} bytes)"
+    return [*_describe_gates(report), sealed]
+
+
+def _describe_gates(proof: Mapping[str, Any]) -> List[str]:
+    return [f"{question}: {describe_gate(gate)}" for question, gate in _gates(proof)]
 
 
 def _gates(proof: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
