@@ -12,7 +12,7 @@ from edgepack.graph.agreement import SNR_FLOOR_DB, disagreement
 from edgepack.graph.run import Runner, failing_node
 from edgepack.graph.signature import signature
 from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
-from edgepack.onnx_tools.walk import walk_nodes
+from edgepack.onnx_tools.walk import nodes_of
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def _quantized(model: ModelProto) -> str:
 
     onnxruntime computes such a graph in integers or in float, depending on how it rewrites it.
     """
-    if any(node.op_type == "DequantizeLinear" for node in walk_nodes(model.graph)):
+    if next(nodes_of(model.graph, "DequantizeLinear"), None) is not None:
         return "the network is already quantized: pass the model as it was trained"
     return ""
 

@@ -16,7 +16,7 @@ from edgepack.graph.opset import cast_up, needed_opset, operators_above, with_pr
 from edgepack.graph.outputs import state_outputs
 from edgepack.graph.quiet import quiet
 from edgepack.graph.signature import default_output_names, name_dimensions, rename_outputs
-from edgepack.graph.sizes import bind_sizes, resized
+from edgepack.graph.sizes import bind_sizes, dynamic_axes, resized
 from edgepack.graph.torchscript import export_script, trace_module
 from edgepack.graph.trace import explain, model_line
 from edgepack.ledger import PassResult
@@ -64,13 +64,9 @@ def export_module(
             fixed an axis that is declared dynamic, `graph-too-large`, `example-misfit`,
             `output-names`.
     """
-    import torch
 
-    tensors = [*module.parameters(), *module.buffers()]
-    require_size(sum(t.numel() * t.element_size() for t in tensors), type(module).__name__)
-    sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
-    arrays = resized(inputs, example, sizes)
-    args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
+    require_size(_weight_bytes([*module.parameters(), *module.buffers()]), type(module).__name__)
+    sizes, arrays, args = _arguments(inputs, example)
     exported = _export(module, inputs, args, arrays, sizes, opset)
     model, promoted = cast_up(exported.model, for_passes)
     model = state_outputs(_finish(model, output_names, exported.keys), inputs, arrays)
@@ -161,9 +157,7 @@ def export_traced(
 
     if isinstance(module, torch.jit.ScriptModule):
         return None
-    sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
-    arrays = resized(inputs, example, sizes)
-    args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
+    sizes, arrays, args = _arguments(inputs, example)
     traced = trace_module(module, inputs, args, arrays, sizes, opset)
     if traced is None:
         return None
@@ -196,8 +190,7 @@ def export_program(
     import torch
 
     weights = [*program.state_dict.values(), *program.constants.values()]
-    tensors = [value for value in weights if isinstance(value, torch.Tensor)]
-    require_size(sum(t.numel() * t.element_size() for t in tensors), "the exported program")
+    require_size(_weight_bytes(weights), "the exported program")
     # An optional argument that was None at export is no input of the graph.
     expected = [name for name in program.graph_signature.user_inputs if name is not None]
     if inputs is not None and len(inputs) != len(expected):
@@ -230,6 +223,30 @@ def export_program(
     return with_promoted(result, promoted)
 
 
+def _weight_bytes(values: Sequence[object]) -> int:
+    """Sum the bytes of tensors; other values count nothing."""
+    import torch
+
+    total = 0
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+    return total
+
+
+def _arguments(
+    inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]
+) -> tuple[dict[str, int], dict[str, np.ndarray], tuple[TorchTensor, ...]]:
+    """Return the sizes of the dynamic axes, and the example at them as arrays and as tensors."""
+    import torch
+
+    # torch.export fixes an axis whose size is 1 in the example.
+    sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
+    arrays = resized(inputs, example, sizes)
+    args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
+    return sizes, arrays, args
+
+
 def _export_dynamo(
     module: Module,
     inputs: Sequence[Tensor],
@@ -242,23 +259,25 @@ def _export_dynamo(
 
     # An axis name need not be a Python identifier, and may be a function of sympy (N, S), so torch
     # gets neutral names: "batch" and "time" become "axis_0" and "axis_1".
-    symbols = {name: torch.export.Dim(f"axis_{index}") for index, name in enumerate(axes)}
-    shapes = tuple(
-        {axis: symbols[dim] for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-        for tensor in inputs
-    )
+    names: dict[str, str] = {}
+    symbols: dict[str, object] = {}
+    for index, name in enumerate(axes):
+        names[f"axis_{index}"] = name
+        symbols[name] = torch.export.Dim(f"axis_{index}")
+    shapes: list[dict[int, object]] = []
+    for tensor in inputs:
+        shapes.append({axis: symbols[dim] for axis, dim in dynamic_axes(tensor).items()})
     with exporting():
         exported: Any = torch.onnx.export(
             module,
             args,
             dynamo=True,
             opset_version=opset,
-            dynamic_shapes=shapes,
+            dynamic_shapes=tuple(shapes),
             input_names=[tensor.name for tensor in inputs],
             verbose=False,
         )
         model = exported.model_proto
-    names = {f"axis_{index}": name for index, name in enumerate(axes)}
     name_dimensions(model, _symbol_names(model, inputs) | names)
     return model, _structured_names(exported.exported_program)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
 from edgepack.graph.quiet import muted
+from edgepack.graph.sizes import dynamic_axes
 from edgepack.graph.trace import innermost_model_frame, model_line
 from edgepack.runtime.tensor import Tensor
 
@@ -62,10 +63,7 @@ def freezing_line(
     import torch.fx.experimental._config as config
 
     watch = _Watch()
-    shapes = tuple(
-        {a: torch.export.Dim.AUTO for a, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-        for tensor in inputs
-    )
+    shapes = tuple(dict.fromkeys(dynamic_axes(tensor), torch.export.Dim.AUTO) for tensor in inputs)
     # The handler replaces the logger's own, so that no record reaches the terminal meanwhile.
     log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = log.handlers, log.propagate, log.level

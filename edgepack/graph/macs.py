@@ -48,7 +48,7 @@ def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
     Raises:
         GraphError: if the graph does not run on the example.
     """
-    outer: list[tuple[NodeProto, Count]] = []
+    counted: list[NodeProto] = []
     main = model.graph
     for graph in walk_graphs(main):
         for node in graph.node:
@@ -57,9 +57,14 @@ def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
                 continue
             if rule == "hidden" or graph is not main:
                 return None
-            outer.append((node, _COUNTS[rule]))
-    shapes = _shapes(model, [node for node, _ in outer], example)
-    return sum(count(node, shapes.__getitem__) for node, count in outer)
+            counted.append(node)
+    shapes = _shapes(model, counted, example)
+    total = 0
+    for node in counted:
+        rule = operator(node.op_type).products
+        if rule is not None and rule != "hidden":
+            total += _COUNTS[rule](node, shapes.__getitem__)
+    return total
 
 
 def _shapes(

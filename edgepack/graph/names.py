@@ -12,7 +12,7 @@ import numpy as np
 from edgepack.onnx_tools.copies import replace_items
 from edgepack.onnx_tools.names import numbered
 from edgepack.onnx_tools.operators import Trait, having
-from edgepack.onnx_tools.walk import count_readers, walk_graphs, walk_nodes
+from edgepack.onnx_tools.walk import count_readers, fed_inputs, names_of, walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -37,7 +37,7 @@ def name_nodes(model: ModelProto) -> None:
     readers = count_readers(model.graph)
     weights: set[str] = set()
     for graph in walk_graphs(model.graph):
-        weights.update(value.name for value in graph.initializer)
+        weights |= names_of(graph.initializer)
     used: set[str] = set()
     proposals: list[tuple[NodeProto, str]] = []
     for node in walk_nodes(model.graph):
@@ -92,8 +92,7 @@ def drop_given_inputs(model: ModelProto) -> None:
     Before IR version 4 every weight was also an input. Such inputs are no inputs of the model for
     `signature`, yet readers of the graph do not recognize them as constants.
     """
-    initialized = {value.name for value in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in initialized]
+    inputs = fed_inputs(model.graph)
     if len(inputs) == len(model.graph.input):
         return
     replace_items(model.graph.input, inputs)

@@ -24,7 +24,7 @@ from edgepack.normalize import (
 )
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.limits import NEWEST_OPSET, OLDEST_OPSET, default_opset, require_size
-from edgepack.onnx_tools.walk import DEFAULT_DOMAINS, is_standard, walk_graphs, walk_nodes
+from edgepack.onnx_tools.walk import DEFAULT_DOMAINS, standard_operators, walk_graphs
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -229,17 +229,14 @@ def _expanded(model: ModelProto, opset: int) -> ModelProto:
     import onnx.inliner
     import onnx.shape_inference
 
-    first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
-    newer = [("", str(kind)) for kind in sorted(kinds) if first.get(kind, 1) > opset]
+    newer = [("", kind) for kind in _newer_than(model, opset)]
     if not newer:
         return model
     typed = copied(model)
     # The inliner needs the types of all inputs, and does not take them from initializers.
-    typed.graph.value_info.extend(
-        onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-        for tensor in typed.graph.initializer
-    )
+    for tensor in typed.graph.initializer:
+        value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        typed.graph.value_info.append(value)
     typed = onnx.shape_inference.infer_shapes(typed)
     expanded = onnx.inliner.inline_selected_functions(typed, newer, inline_schema_functions=True)
     del expanded.graph.value_info[:]
@@ -249,8 +246,13 @@ def _expanded(model: ModelProto, opset: int) -> ModelProto:
 def operators_above(model: ModelProto, opset: int) -> list[str]:
     """Return the operators that are newer than an opset, as `TensorScatter (24)`."""
     first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
-    return [f"{kind} ({first[kind]})" for kind in sorted(kinds) if first.get(kind, 1) > opset]
+    return [f"{kind} ({first[kind]})" for kind in _newer_than(model, opset)]
+
+
+def _newer_than(model: ModelProto, opset: int) -> list[str]:
+    """Return the sorted types of operators that an opset does not have."""
+    first = _first_versions()
+    return [kind for kind in standard_operators(model.graph) if first.get(kind, 1) > opset]
 
 
 def needed_opset(model: ModelProto) -> int:
@@ -259,8 +261,7 @@ def needed_opset(model: ModelProto) -> int:
     Exporters write operators of a newer opset than requested (DeformConv of opset 19).
     """
     first = _first_versions()
-    kinds = {node.op_type for node in walk_nodes(model.graph) if is_standard(node)}
-    return max([1, *(first.get(kind, 1) for kind in kinds)])
+    return max((first.get(kind, 1) for kind in standard_operators(model.graph)), default=1)
 
 
 @functools.cache

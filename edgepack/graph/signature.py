@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import GraphError
 from edgepack.onnx_tools.copies import copied
-from edgepack.onnx_tools.names import unused
-from edgepack.onnx_tools.walk import walk_graphs
+from edgepack.onnx_tools.names import renamed, unused
+from edgepack.onnx_tools.walk import fed_inputs, names_of, walk_graphs
 from edgepack.runtime.tensor import Dim, Tensor
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ def signature(model: ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]
     Raises:
         GraphError: `tensor-type` if an input or output is not a plain tensor.
     """
-    weights = {initializer.name for initializer in model.graph.initializer}
-    inputs = tuple(_tensor(value) for value in model.graph.input if value.name not in weights)
+    inputs = tuple(map(_tensor, fed_inputs(model.graph)))
     outputs = {value.name: value for value in model.graph.output}
     if not all(value.type.tensor_type.HasField("shape") for value in outputs.values()):
         outputs |= _inferred_outputs(model)
@@ -53,7 +52,7 @@ def rename_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     import onnx
 
     graph = model.graph
-    inputs = {value.name for value in graph.input}
+    inputs = names_of(graph.input)
     clash = sorted(inputs.intersection(names))
     if len(names) != len(graph.output) or len(set(names)) != len(names) or clash or "" in names:
         why = f"{len(graph.output)} outputs; names: {', '.join(names)}"
@@ -70,7 +69,7 @@ def rename_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     # torch writes an output that is an input as an Identity from the name to itself.
     for node in [n for n in graph.node if n.op_type == "Identity" and n.input == n.output]:
         graph.node.remove(node)
-    reserved = inputs | {initializer.name for initializer in graph.initializer}
+    reserved = inputs | names_of(graph.initializer)
     # A graph whose outputs are (x, y, y) with x an input maps y only; x and the second y bypass it.
     mapping: dict[str, str] = {}
     bypass: list[tuple[str, str]] = []
@@ -83,8 +82,8 @@ def rename_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     # The outputs of the main graph are renamed last, since an output may occur there twice.
     for inner in walk_graphs(graph):
         for node in inner.node:
-            node.input[:] = [mapping.get(name, name) for name in node.input]
-            node.output[:] = [mapping.get(name, name) for name in node.output]
+            node.input[:] = renamed(node.input, mapping)
+            node.output[:] = renamed(node.output, mapping)
         values = list(inner.value_info)
         if inner is not graph:
             values += inner.output
@@ -119,7 +118,7 @@ def _rename_clashes(graph: GraphProto, requested: set[str], mapping: dict[str, s
     inner_names: set[str] = set()
     for node in graph.node:
         inner_names.update(node.output)
-    used = inner_names | requested | {initializer.name for initializer in graph.initializer}
+    used = inner_names | requested | names_of(graph.initializer)
     # An inner value "logits" makes room for the output of that name by becoming "logits_inner".
     for name in sorted(requested & inner_names - set(mapping)):
         mapping[name] = unused(f"{name}_inner", used)

@@ -27,7 +27,14 @@ from edgepack.onnx_tools.clean import remove_unused_initializers
 from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.limits import NEWEST_IR, require_size
 from edgepack.onnx_tools.operators import Trait, having
-from edgepack.onnx_tools.walk import count_readers, is_standard, walk_nodes
+from edgepack.onnx_tools.walk import (
+    count_readers,
+    fed_inputs,
+    is_standard,
+    names_of,
+    nodes_of,
+    walk_nodes,
+)
 from edgepack.onnx_tools.writer import serialised
 
 if TYPE_CHECKING:
@@ -201,8 +208,8 @@ def _without_growth(
 def _weighted(model: ModelProto) -> int:
     """Count the layers whose weights are initializers."""
     # The second input of a MatMul may also be an activation, as in attention; it does not count.
-    constants = {initializer.name for initializer in model.graph.initializer}
-    layers = (node for node in walk_nodes(model.graph) if node.op_type in having(Trait.LAYER))
+    constants = names_of(model.graph.initializer)
+    layers = nodes_of(model.graph, *having(Trait.LAYER))
     return sum(node.input[1] in constants for node in layers)
 
 
@@ -297,9 +304,8 @@ def _operators(model: ModelProto) -> set[tuple[str, str]]:
 
 
 def _interface(model: ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    weights = {initializer.name for initializer in model.graph.initializer}
-    inputs = tuple(v.name for v in model.graph.input if v.name not in weights)
-    return inputs, tuple(v.name for v in model.graph.output)
+    outputs = tuple(value.name for value in model.graph.output)
+    return tuple(value.name for value in fed_inputs(model.graph)), outputs
 
 
 def _ordered(model: ModelProto) -> ModelProto:
@@ -320,13 +326,12 @@ def _unfolded_norms(model: ModelProto) -> list[str]:
     Each of them should have been folded into its convolution.
     """
     readers = count_readers(model.graph)
-    convolutions = {
-        node.output[0]
-        for node in walk_nodes(model.graph)
-        if node.op_type in ("Conv", "ConvTranspose") and readers[node.output[0]] == 1
-    }
-    return [
-        str(node.name)
-        for node in walk_nodes(model.graph)
-        if node.op_type == "BatchNormalization" and node.input[0] in convolutions
-    ]
+    convolutions: set[str] = set()
+    for node in nodes_of(model.graph, "Conv", "ConvTranspose"):
+        if readers[node.output[0]] == 1:
+            convolutions.add(node.output[0])
+    unfolded: list[str] = []
+    for node in nodes_of(model.graph, "BatchNormalization"):
+        if node.input[0] in convolutions:
+            unfolded.append(str(node.name))
+    return unfolded

@@ -10,7 +10,7 @@ from edgepack.errors import GraphError
 from edgepack.runtime.parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resized
 from edgepack.runtime.tensor import Tensor
 
-__all__ = ["bind_sizes", "candidate_sizes", "resized"]
+__all__ = ["bind_sizes", "candidate_sizes", "dynamic_axes", "resized"]
 
 
 def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -35,12 +35,20 @@ def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> d
     return sizes
 
 
+def dynamic_axes(tensor: Tensor) -> dict[int, str]:
+    """Return the dynamic axes of a tensor, names by position: {0: "batch"} for (batch, 3)."""
+    return {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
 def candidate_sizes(size: int) -> tuple[int, ...]:
     """Return sizes to try for an axis of `size` in the example, the most conclusive first."""
     # For 2 these are 3, the largest growth in proportion, 1, 4 and the largest absolute growth.
     largest = (LARGEST_GROWTH * size, size + LARGEST_GROWTH_BY)
     candidates = (size + 1, largest[0], 1, size + 2, size // 2, largest[1])
-    return tuple(dict.fromkeys(n for n in candidates if n > 0 and n != size))
+    different = dict.fromkeys(candidates)
+    different.pop(size, None)
+    different.pop(0, None)
+    return tuple(different)
 
 
 def _misfit(tensor: Tensor, why: str) -> GraphError:

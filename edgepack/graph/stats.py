@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.onnx_tools.attributes import attributes, constant_value
 from edgepack.onnx_tools.operators import Trait, having
-from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
+from edgepack.onnx_tools.walk import nodes_of, walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -57,8 +57,10 @@ def signed_activations(model: ModelProto) -> bool:
 
     # The third input of QuantizeLinear is the zero point, whose type is that of the result.
     signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
-    pairs = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
-    return any(len(node.input) > 2 and node.input[2] in signed for node in pairs)
+    for node in nodes_of(model.graph, "QuantizeLinear"):
+        if signed.intersection(node.input[2:]):
+            return True
+    return False
 
 
 def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
@@ -95,13 +97,13 @@ def _parameters(model: ModelProto) -> int:
             quantization.update(node.input[2:4])
             sizes = attributes(node)
             packed[node.input[1]] = sizes["K"] * sizes["N"]
-    return sum(
-        packed.get(name, prod(tensor.dims))
-        for name, tensor in _tensors(model)
-        if tensor.dims
-        and name not in quantization
-        and (tensor.data_type in trained or (tensor.data_type == kinds.INT32 and name in biases))
-    )
+    total = 0
+    for name, tensor in _tensors(model):
+        is_bias = tensor.data_type == kinds.INT32 and name in biases
+        is_trained = tensor.data_type in trained or is_bias
+        if tensor.dims and name not in quantization and is_trained:
+            total += packed.get(name, prod(tensor.dims))
+    return total
 
 
 def _scales_of_products(model: ModelProto) -> set[str]:
@@ -114,11 +116,10 @@ def _scales_of_products(model: ModelProto) -> set[str]:
     """
     import onnx
 
-    integers = {
-        name
-        for name, tensor in _tensors(model)
-        if tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-    }
+    integers: set[str] = set()
+    for name, tensor in _tensors(model):
+        if tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8):
+            integers.add(name)
     scaling: set[str] = set()
     rows: dict[str, str] = {}
     for node in walk_nodes(model.graph):

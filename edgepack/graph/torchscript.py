@@ -15,7 +15,7 @@ from edgepack.graph.exporting import exporting
 from edgepack.graph.opset import cast_up
 from edgepack.graph.reads import input_read
 from edgepack.graph.run import Runner
-from edgepack.graph.sizes import candidate_sizes, resized
+from edgepack.graph.sizes import candidate_sizes, dynamic_axes, resized
 from edgepack.onnx_tools.limits import NEWEST_OPSET
 from edgepack.runtime.tensor import Tensor
 
@@ -72,10 +72,7 @@ def _export_script(
     import torch
 
     # Example: {"image": {0: "batch"}, "mask": {0: "batch", 1: "time"}}
-    dynamic = {
-        tensor.name: {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
-        for tensor in inputs
-    }
+    dynamic = {tensor.name: dynamic_axes(tensor) for tensor in inputs}
     buffer: Any = io.BytesIO()
     with exporting():
         torch.onnx.export(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgepack.onnx_tools.walk import fed_inputs
+
 if TYPE_CHECKING:
     from onnx import ModelProto
 
@@ -16,11 +18,8 @@ def free_zero_axes(model: ModelProto) -> bool:
 
     Returns True if some axis had a size of 0.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
     freed = False
-    for value in model.graph.input:
-        if value.name in weights:
-            continue
+    for value in fed_inputs(model.graph):
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value <= 0:
                 freed = freed or dim.dim_value == 0

@@ -7,16 +7,17 @@ not have and float32 represents exactly.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
+from edgepack.onnx_tools.attributes import attribute, constant_value
 from edgepack.onnx_tools.copies import copied, replace_items
-from edgepack.onnx_tools.names import unused, value_names
+from edgepack.onnx_tools.names import renamed, unused, value_names
 from edgepack.onnx_tools.operators import operator
-from edgepack.onnx_tools.walk import walk_graphs
+from edgepack.onnx_tools.walk import Named, fed_inputs, names_of, walk_graphs
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 _NAMES = {10: "float16", 16: "bfloat16", 11: "float64"}
 _BFLOAT16, _FLOAT = 16, 1
@@ -61,13 +62,13 @@ def types_to_promote(model: ModelProto, for_passes: bool) -> tuple[str, ...]:
 def _uses_bfloat16(model: ModelProto) -> bool:
     # onnxruntime has no bfloat16 on the CPU, so a single value or Cast is enough to promote.
     for graph in walk_graphs(model.graph):
-        if any(tensor.data_type == _BFLOAT16 for tensor in graph.initializer):
-            return True
-        values = [*graph.input, *graph.output]
-        if any(value.type.tensor_type.elem_type == _BFLOAT16 for value in values):
+        types = {tensor.data_type for tensor in graph.initializer}
+        for value in [*graph.input, *graph.output]:
+            types.add(value.type.tensor_type.elem_type)
+        if _BFLOAT16 in types:
             return True
         for node in graph.node:
-            if any(a.name == "to" and a.i == _BFLOAT16 for a in node.attribute):
+            if attribute(node, "to") == _BFLOAT16:
                 return True
     return False
 
@@ -85,7 +86,7 @@ def promote_floats(model: ModelProto, types: Collection[str]) -> ModelProto:
     interface = [(value, int(value.type.tensor_type.elem_type)) for value in _interface(promoted)]
     for graph in walk_graphs(promoted.graph):
         _promote_graph(graph, numbers)
-    inputs = {value.name for value in promoted.graph.input}
+    inputs = names_of(promoted.graph.input)
     for value, number in interface:
         if number in numbers - {_BFLOAT16}:
             value.type.tensor_type.elem_type = number
@@ -103,17 +104,16 @@ def _passes_on(node: NodeProto) -> bool:
 
 
 def _constant_type(node: NodeProto) -> int:
-    return next((int(a.t.data_type) for a in node.attribute if a.name == "value"), 0)
+    tensor = constant_value(node)
+    return int(tensor.data_type) if tensor is not None else 0
 
 
 def _output_type(node: NodeProto, number: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == "to"), number)
+    return int(attribute(node, "to", number))
 
 
-def _interface(model: ModelProto) -> list[Any]:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    return [*inputs, *model.graph.output]
+def _interface(model: ModelProto) -> list[ValueInfoProto]:
+    return [*fed_inputs(model.graph), *model.graph.output]
 
 
 def _promote_graph(graph: GraphProto, numbers: set[int]) -> None:
@@ -125,12 +125,12 @@ def _promote_graph(graph: GraphProto, numbers: set[int]) -> None:
     for tensor in graph.initializer:
         _promote_tensor(tensor, numbers)
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _promote_tensor(attribute.t, numbers)
+        for item in node.attribute:
+            if item.HasField("t"):
+                _promote_tensor(item.t, numbers)
             # Otherwise Cast(to=float16) would bring the old type back.
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in numbers:
-                attribute.i = _FLOAT
+            if item.name in _TYPE_ATTRIBUTES and item.i in numbers:
+                item.i = _FLOAT
 
 
 def _promote_tensor(tensor: TensorProto, numbers: set[int]) -> None:
@@ -151,12 +151,12 @@ def _cast_at_edge(graph: GraphProto, name: str, number: int, is_input: bool) -> 
     from onnx import helper
 
     inside = unused(f"{name}_float32", value_names(graph))
-    renamed = {name: inside}
+    mapping = {name: inside}
     for inner in walk_graphs(graph):
         for node in inner.node:
-            node.input[:] = [renamed.get(value, value) for value in node.input]
+            node.input[:] = renamed(node.input, mapping)
             if not is_input:
-                node.output[:] = [renamed.get(value, value) for value in node.output]
+                node.output[:] = renamed(node.output, mapping)
         # Subgraphs may return the value; an output of the main graph keeps its name.
         if inner is not graph:
             _rename(inner.output, name, inside)
@@ -169,7 +169,7 @@ def _cast_at_edge(graph: GraphProto, name: str, number: int, is_input: bool) -> 
     replace_items(graph.node, nodes)
 
 
-def _rename(values: Any, old: str, new: str) -> None:
+def _rename(values: Iterable[Named], old: str, new: str) -> None:
     for value in values:
         if value.name == old:
             value.name = new

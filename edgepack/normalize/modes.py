@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from edgepack.onnx_tools.attributes import attribute, constant_value
 from edgepack.onnx_tools.limits import default_opset
 from edgepack.onnx_tools.operators import is_quantized
-from edgepack.onnx_tools.walk import walk_graphs, walk_nodes
+from edgepack.onnx_tools.walk import nodes_of, walk_graphs, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -22,11 +22,11 @@ def integer_operators(model: ModelProto) -> tuple[str, ...]:
 def batch_dependent(model: ModelProto) -> tuple[str, ...]:
     """Return the names of BatchNormalization nodes that use the statistics of the batch."""
     opset = default_opset(model)
-    return tuple(
-        str(node.name or node.output[0])
-        for node in walk_nodes(model.graph)
-        if node.op_type == "BatchNormalization" and _trains(node, opset)
-    )
+    names: list[str] = []
+    for node in nodes_of(model.graph, "BatchNormalization"):
+        if _trains(node, opset):
+            names.append(str(node.name or node.output[0]))
+    return tuple(names)
 
 
 def random_dropouts(model: ModelProto) -> tuple[str, ...]:
@@ -37,8 +37,8 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
     constants: dict[str, TensorProto] = {}
     for graph in walk_graphs(model.graph):
         constants.update({tensor.name: tensor for tensor in graph.initializer})
-    for node in walk_nodes(model.graph):
-        tensor = constant_value(node) if node.op_type == "Constant" else None
+    for node in nodes_of(model.graph, "Constant"):
+        tensor = constant_value(node)
         if tensor is not None:
             constants[node.output[0]] = tensor
 
@@ -55,8 +55,11 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
             return not attribute(node, "is_test", 0)
         return bool(opset >= 12 and value(node, 2) and value(node, 1) != 0)
 
-    dropouts = (node for node in walk_nodes(model.graph) if node.op_type == "Dropout")
-    return tuple(str(node.name or node.output[0]) for node in dropouts if draws(node))
+    names: list[str] = []
+    for node in nodes_of(model.graph, "Dropout"):
+        if draws(node):
+            names.append(str(node.name or node.output[0]))
+    return tuple(names)
 
 
 def _trains(node: NodeProto, opset: int) -> bool:
@@ -65,4 +68,4 @@ def _trains(node: NodeProto, opset: int) -> bool:
         return bool(attribute(node, "training_mode", 0))
     if opset < 7:
         return not attribute(node, "is_test", 0)
-    return len([name for name in node.output if name]) > 1
+    return any(node.output[1:])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
-from edgepack.onnx_tools.walk import walk_graphs
+from edgepack.onnx_tools.walk import names_of, walk_graphs
 from edgepack.spec.document import nearest
 
 if TYPE_CHECKING:
@@ -58,12 +58,17 @@ def numbered(name: str, used: set[str]) -> str:
 
 def value_names(graph: GraphProto) -> set[str]:
     """Return the names of all values that a graph and its subgraphs define."""
-    names = {value.name for value in graph.input}
+    names = names_of(graph.input)
     for inner in walk_graphs(graph):
-        names.update(tensor.name for tensor in inner.initializer)
+        names |= names_of(inner.initializer)
         for node in inner.node:
             names.update(node.output)
     return names
+
+
+def renamed(names: Iterable[str], mapping: Mapping[str, str]) -> list[str]:
+    """Return names with those of a mapping replaced."""
+    return [mapping.get(name, name) for name in names]
 
 
 class FreeNames:

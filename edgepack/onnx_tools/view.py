@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from edgepack.onnx_tools.attributes import attribute as attribute
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.walk import captured_names as captured_names
+from edgepack.onnx_tools.walk import fed_inputs, names_of
 
 # Sizes of a tensor's axes: numbers, symbols, None where nothing is known.
 Shape = tuple[int | str | None, ...]
@@ -22,8 +23,8 @@ class GraphView:
         self.graph = graph
         self.nodes = list(graph.node)
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self.inputs = [v.name for v in graph.input if v.name not in self.initializers]
-        self.outputs = {value.name for value in graph.output}
+        self.inputs = [value.name for value in fed_inputs(graph)]
+        self.outputs = names_of(graph.output)
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
         # Names that the subgraphs of If, Loop and Scan take from this graph.

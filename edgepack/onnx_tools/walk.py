@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 """Spellings of the domain of ONNX's own operators."""
+
+
+class Named(Protocol):
+    """Value, tensor or node of a graph."""
+
+    name: str
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -48,6 +54,32 @@ def model_nodes(model: ModelProto) -> Iterator[NodeProto]:
     yield from walk_nodes(model.graph)
     for function in model.functions:
         yield from with_nested(function.node)
+
+
+def nodes_of(graph: GraphProto, *kinds: str) -> Iterator[NodeProto]:
+    """Yield the nodes of some types, subgraphs included."""
+    for node in walk_nodes(graph):
+        if node.op_type in kinds:
+            yield node
+
+
+def standard_operators(graph: GraphProto) -> list[str]:
+    """Return the types of all nodes of ONNX's own domain, subgraphs included, in order."""
+    return sorted({node.op_type for node in walk_nodes(graph) if is_standard(node)})
+
+
+def names_of(items: Iterable[Named]) -> set[str]:
+    """Return the names of values, tensors or nodes."""
+    return {item.name for item in items}
+
+
+def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
+    """Return the inputs of a graph that callers feed.
+
+    Inputs with an initializer are an old way to write weights.
+    """
+    initialized = names_of(graph.initializer)
+    return [value for value in graph.input if value.name not in initialized]
 
 
 def used_names(graph: GraphProto) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from edgepack.cache import Cache, Entry
 from edgepack.ledger import PassResult, Stage
+from edgepack.onnx_tools.writer import serialised
 
 
 def run_cached(
@@ -34,7 +35,7 @@ def fetch_or_compute(
     if entry is not None:
         return entry, True
     result = compute()
-    model: bytes = result.model.SerializeToString(deterministic=True)
+    model: bytes = serialised(result.model)
     return cache.put(name, key, {"model.onnx": model}, to_document(result)), False
 
 

@@ -17,6 +17,7 @@ from edgepack import graph
 from edgepack.cache import Cache
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
+from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.protocol import Trials
 from edgepack.passes.quantize.repair import chosen, rank, search, spared
 from edgepack.report import describe_gate
@@ -170,7 +171,7 @@ class _Search:
 
     def _passes(self, floats: tuple[str, ...]) -> bool:
         if floats not in self.tried:
-            model = self.trials.model_with(floats).SerializeToString(deterministic=True)
+            model = serialised(self.trials.model_with(floats))
             label = f"{format_plural(len(floats), 'layer')} float: "
             progress = self.stage.progress
             self.tried[floats] = evaluate(model, self.context, self.cache, progress, label=label)
