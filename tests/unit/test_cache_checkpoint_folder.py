@@ -57,26 +57,25 @@ with Cache(Path(sys.argv[1])).checkpoint_folder("distill", "k") as work:
 
 
 def test_two_builds_do_not_meet(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
+    cache = Cache(tmp_path)
+    with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert holder.stdout is not None
-    theirs = Path(holder.stdout.readline().strip())
-    cache = Cache(tmp_path)
-    try:
-        with cache.checkpoint_folder("distill", "k") as mine:
-            assert mine != theirs
-            (mine / "half").write_text("mine")
-        assert not mine.exists()
-        # Nor does `clean` take what a running build works in.
-        assert cache.clean().in_use == 1
-        assert theirs.exists()
-    finally:
-        holder.kill()
-        holder.wait()
+    ) as holder:
+        assert holder.stdout is not None
+        theirs = Path(holder.stdout.readline().strip())
+        try:
+            with cache.checkpoint_folder("distill", "k") as mine:
+                assert mine != theirs
+                (mine / "half").write_text("mine")
+            assert not mine.exists()
+            # Nor does `clean` take what a running build works in.
+            assert cache.clean().in_use == 1
+            assert theirs.exists()
+        finally:
+            holder.kill()
     # A build would resume it, until it is cleaned.
     cache.clean(older_than_days=1)
     assert theirs.exists()

@@ -82,16 +82,15 @@ def _next_run(output: Path) -> None:
 
 def test_a_child_that_outlives_its_parent_keeps_the_folder(scratch: Path) -> None:
     folder = files.LockedFolder.create()
-    child = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()"],
         stdin=subprocess.PIPE,
         pass_fds=(folder.lock.descriptor,),
-    )
-    folder.lock.close()
-    temporary.sweep(str(scratch))
-    assert folder.path.exists()
-    child.kill()
-    child.wait()
+    ) as child:
+        folder.lock.close()
+        temporary.sweep(str(scratch))
+        assert folder.path.exists()
+        child.kill()
     temporary.sweep(str(scratch))
     assert not folder.path.exists()
 

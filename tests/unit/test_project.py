@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import edgepack
 from support import ROOT
 
 
@@ -18,6 +19,12 @@ def test_constraints_name_every_package_of_the_development_environment() -> None
         [sys.executable, ".ci/constraints.py", "--check"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_one() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.+)"$', text, re.MULTILINE)[1] == edgepack.__version__
+    assert f"## {edgepack.__version__}, " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "SECURITY.md"])

@@ -170,7 +170,7 @@ def test_a_layer_computes_what_an_integer_kernel_does() -> None:
     stored = np.clip(np.rint(inputs / scale), -128, 127)
     sums = torch.nn.functional.conv2d(
         torch.from_numpy(stored).double(),
-        torch.from_numpy(values[weigh.input[0]]).double(),
+        torch.tensor(values[weigh.input[0]], dtype=torch.float64),
         padding=1,
     ).numpy()
     assert np.abs(sums).max() < 2**31
