@@ -120,7 +120,7 @@ def example(name: str) -> Network:
         graph.simplify(exported.model, feed).model,
         calibration,
         spread([dict(b.inputs) for b in samples(manifest.evaluation).batches(1)], FEEDS),
-        manifest.read_table("quantization"),
+        manifest.read_table("quantize"),
     )
 
 

@@ -29,6 +29,10 @@ from edgepack.runtime.errors import (
 )
 
 
+class DeprecatedName(FutureWarning):
+    """An old name of an option or a key, which works for one release more."""
+
+
 class SpecError(EdgepackError):
     """A target profile, a manifest or an option is wrong."""
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from edgepack import __version__
-from edgepack.cli import bench, build, bundle, host, ship, targets, verify
+from edgepack.cli import bench, build, bundle, host, manifest, passes, ship, targets, verify
 from edgepack.cli.boundary import COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
 from edgepack.files import convert_os_error
@@ -65,7 +65,8 @@ def cli() -> None:
 for command in (
     build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, bundle.sign,
     ship.ship,
-    targets.targets, host.doctor, host.emulator, host.cache, host.completion,
+    targets.targets, passes.passes, manifest.manifest,
+    host.doctor, host.emulator, host.cache, host.completion,
 ):  # fmt: skip
     cli.add_command(command)
 

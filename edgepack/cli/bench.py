@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import boundary, print_json
+from edgepack.cli.complete import complete_cpu
 from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import (
     as_json,
@@ -18,20 +20,36 @@ from edgepack.cli.options import (
     threads,
     trust_options,
 )
-from edgepack.errors import SpecError
+from edgepack.errors import DeprecatedName, SpecError
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
 
 
+# Parameter -> option that applies to measurements of time only.
+_TIMING = {
+    "length": "--latency",
+    "old_length": "--length",
+    "threads": "--threads",
+    "on": "--on",
+}
+
+
 @click.command(short_help="Measure the latency of a BUNDLE.")
 @bundle_file
 @click.option(
-    "--length",
+    "--latency",
+    "length",
     type=click.Choice(["smoke", "quick", "normal"]),
     default="quick",
     show_default=True,
     help="Set the run length; `normal` is MLPerf's.",
+)
+@click.option(
+    "--length",
+    "old_length",
+    type=click.Choice(["smoke", "quick", "normal"]),
+    hidden=True,
 )
 @click.option("--against", metavar="ONNX", help="Measure another model side by side.")
 @click.option("--on", metavar="ssh://[USER@]HOST[:PORT]", help="Measure on a device instead.")
@@ -40,6 +58,7 @@ if TYPE_CHECKING:
     "cpus",
     multiple=True,
     metavar="CPU",
+    shell_complete=complete_cpu,
     help="Count on this emulated CPU (with --instructions); repeatable.",
 )
 @click.option(
@@ -56,6 +75,7 @@ if TYPE_CHECKING:
 def bench(
     bundle: Path,
     length: str,
+    old_length: str | None,
     against: str | None,
     on: str | None,
     cpus: tuple[str, ...],
@@ -68,9 +88,13 @@ def bench(
     """Measure the single-stream latency of a BUNDLE on this machine or on a device."""
     if on is None:
         refuse_without_device(**settings)
+    if old_length:
+        warnings.warn("--length is now called --latency", DeprecatedName, stacklevel=2)
+        length = old_length
     if cpus or instructions:
         _count_instructions(bundle, cpus, against, instructions, as_json, demands)
         return
+    # By its old name, which the loaders of older bundles know as well.
     arguments = ["bench", f"--threads={threads}", "--length", length]
     run_loader(bundle, arguments, as_json, demands, on, against, **settings)
 
@@ -100,10 +124,10 @@ def _count_instructions(
         )
     if not cpus:
         raise click.UsageError("--instructions needs an emulated CPU: --emulate CPU")
-    for name in ("length", "threads", "on"):
-        # One inference on one thread is counted: several threads interleave at random.
+    # One inference on one thread is counted: several threads interleave at random.
+    for name, option in _TIMING.items():
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise click.UsageError(f"--{name} and --instructions exclude each other")
+            raise click.UsageError(f"{option} and --instructions exclude each other")
     progress = StderrConsole().status("counting")
     with admit(bundle, demands) as admitted, progress as status:
         warn_of_loader(admitted)

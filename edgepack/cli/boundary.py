@@ -6,18 +6,20 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
 from edgepack import files
-from edgepack.errors import EdgepackError
+from edgepack.errors import DeprecatedName, EdgepackError
 from edgepack.runtime.streams import (
     print_error,
     print_result,
+    print_status,
     printable,
     reserve_stdout,
     write_result,
@@ -54,13 +56,37 @@ def fail(error: EdgepackError, as_json: bool) -> NoReturn:
     sys.exit(error.exit_code)
 
 
+@contextmanager
+def print_deprecations() -> Iterator[None]:
+    """Print a warning of an old name in one line, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=DeprecatedName)
+        show = warnings.showwarning
+
+        def print_warning(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, DeprecatedName):
+                print_status(f"warning: {message}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = print_warning
+        yield
+
+
 def boundary(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command: print its errors and convert them to exit statuses, here alone."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            with reserve_stdout():
+            with reserve_stdout(), print_deprecations():
                 command(*args, **kwargs)
         except EdgepackError as error:
             fail(error, bool(kwargs.get("as_json")))

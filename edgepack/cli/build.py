@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgepack.cli.boundary import TERMINATED, boundary, print_json, print_report, print_text_or_json
+from edgepack.cli.complete import complete_chain, complete_target
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
 
@@ -32,6 +33,7 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     "--target",
     required=True,
     metavar="NAME|FILE",
+    shell_complete=complete_target,
     help="Build for this profile; `edgepack targets list` shows them.",
 )
 @click.option(
@@ -118,6 +120,7 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     "--chain",
     "passes",
     metavar="PASSES",
+    shell_complete=complete_chain,
     help="Run these passes instead of the target's; `none` runs no pass.",
 )
 @click.option(

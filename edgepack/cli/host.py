@@ -7,6 +7,7 @@ import sys
 import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, boundary, print_text_or_json
+from edgepack.cli.complete import complete_cpu
 from edgepack.cli.options import as_json
 from edgepack.runtime.streams import write_result
 
@@ -37,7 +38,7 @@ def emulator() -> None:
 
 
 @emulator.command("prepare")
-@click.argument("cpus", nargs=-1, metavar="[CPU]...")
+@click.argument("cpus", nargs=-1, metavar="[CPU]...", shell_complete=complete_cpu)
 @as_json
 @boundary
 def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:

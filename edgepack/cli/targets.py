@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from edgepack.cli.boundary import boundary, print_json, print_text_or_json
+from edgepack.cli.complete import complete_target
 from edgepack.cli.options import as_json
 from edgepack.runtime.streams import write_result
 
@@ -28,7 +29,7 @@ def targets_list(as_json: bool) -> None:
 
 
 @targets.command("show")
-@click.argument("target")
+@click.argument("target", shell_complete=complete_target)
 @as_json
 @boundary
 def targets_show(target: str, as_json: bool) -> None:
@@ -43,7 +44,7 @@ def targets_show(target: str, as_json: bool) -> None:
 
 
 @targets.command("check")
-@click.argument("target")
+@click.argument("target", shell_complete=complete_target)
 @as_json
 @boundary
 def targets_check(target: str, as_json: bool) -> None:

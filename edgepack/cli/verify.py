@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgepack.cli.boundary import COULD_NOT_RUN, FAILED, boundary, print_json
+from edgepack.cli.complete import complete_cpu
 from edgepack.cli.loader import run_loader, warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
     as_json,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     "cpus",
     multiple=True,
     metavar="CPU",
+    shell_complete=complete_cpu,
     help="Verify on an emulated CPU instead; repeatable.",
 )
 @threads

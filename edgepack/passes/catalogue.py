@@ -1,8 +1,8 @@
 """Catalogue of the passes: every option with its type, default, values and description.
 
-All of it is read from the passes themselves: the fields of the options dataclass, the `Attributes:`
-of its docstring, and the check of its values. The first line of a pass's package docstring is its
-summary.
+All of it is read from the passes themselves, those of plug-ins as well: the fields of the options
+dataclass, the `Attributes:` of its docstring, and the check of its values. The first sentence of a
+pass's docstring is its summary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
-from importlib import import_module
 
 from edgepack.errors import ChainError, EdgepackError
 from edgepack.passes.options import PassOptions
@@ -51,6 +50,15 @@ class Option:
     summary: str
     description: str
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the values to choose from; empty for numbers, names and text."""
+        if self.type == "true or false":
+            return ("true", "false")
+        if not self.values or self.values.startswith(("from ", ">=")):
+            return ()
+        return tuple(self.values.split(", "))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -85,11 +93,10 @@ def describe_pass(name: str) -> Entry:
             hint="edgepack passes",
         )
     definition = find_pass(name)
-    module = import_module(type(definition).__module__)
     kind = definition.options
     options = tuple(_describe_option(kind, field) for field in fields(kind))
-    opening = inspect.getdoc(module) or ""
-    return Entry(name, definition.domain, _first_sentence(opening), options)
+    summary = _first_sentence(inspect.cleandoc(type(definition).__doc__ or ""))
+    return Entry(name, definition.domain, summary, options)
 
 
 def _describe_option(kind: type[PassOptions], field: Field[object]) -> Option:

@@ -88,7 +88,9 @@ def _make_parser() -> argparse.ArgumentParser:
     add.add_argument("--output", required=True, metavar="NPZ")
     add.set_defaults(act=_run)
     add = commands.add_parser("bench", help="measure single-stream latency on this device")
-    add.add_argument("--length", choices=sorted(LENGTHS), default="quick")
+    add.add_argument(
+        "--latency", "--length", dest="length", choices=sorted(LENGTHS), default="quick"
+    )
     add.add_argument("--against", default="", metavar="ONNX", help="model to compare with")
     add.set_defaults(act=_bench)
     add = commands.add_parser("info", help="show the bundle's contents and requirements")

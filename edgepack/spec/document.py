@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import plugins
-from edgepack.errors import SpecError
+from edgepack.errors import DeprecatedName, SpecError
 from edgepack.runtime.plain import read_plain
 
 if sys.version_info >= (3, 11):
@@ -22,6 +23,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+# Old name of a table -> its name; old names work for one release.
+RENAMED = {"quantization": "quantize"}
+SCHEMAS = ("manifest", "target")
 # Profiles and manifests are written by hand; a larger file is something else.
 MAX_BYTES = 1 << 20
 
@@ -30,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises SpecError if it cannot be read or is not TOML."""
     try:
         text = read_plain(path, MAX_BYTES).decode()
-        return tomllib.loads(text, parse_float=_parse_finite)
+        table = tomllib.loads(text, parse_float=_parse_finite)
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise SpecError(
@@ -52,6 +56,22 @@ def read(path: Path) -> dict[str, Any]:
             why=str(error),
             hint="edgepack targets show cpu-fbgemm prints a valid example",
         ) from error
+    return _rename_old_keys(table, path)
+
+
+def _rename_old_keys(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return the document with the present names of its tables; warn of an old one."""
+    renamed = {}
+    for key, value in table.items():
+        name = RENAMED.get(key, key)
+        # With both names, the old one is an unknown key.
+        if name in renamed or (name != key and name in table):
+            name = key
+        if name != key:
+            message = f"the table [{key}] is now called [{name}]; rename it in {path}"
+            warnings.warn(message, DeprecatedName, stacklevel=4)
+        renamed[name] = value
+    return renamed
 
 
 def _parse_finite(text: str) -> float:
@@ -72,16 +92,10 @@ def _validator(name: str) -> Any:
     def refuse(uri: str) -> Any:
         raise NoSuchResource(ref=uri)
 
-    folder = resources.files("edgepack.spec") / "schema"
-    documents = {
-        entry.name: json.loads(entry.read_text(encoding="utf-8"))
-        for entry in folder.iterdir()
-        if entry.name.endswith(".json")
-    }
+    documents = {f"{each}.schema.json": read_schema(each) for each in SCHEMAS}
     registry: Any = referencing.Registry(retrieve=refuse)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
-    _add_plugins(schema)
     base = jsonschema.Draft202012Validator
     # JSON Schema accepts 1.0 as an integer, but it cannot be the size of an axis.
     types = base.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
@@ -89,6 +103,14 @@ def _validator(name: str) -> Any:
     return jsonschema.validators.extend(base, type_checker=types)(
         {**schema, "$id": f"{name}.schema.json"}, registry=registry
     )
+
+
+def read_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of a kind of document, one of SCHEMAS, with the tables of plug-ins."""
+    path = resources.files("edgepack.spec") / "schema" / f"{name}.schema.json"
+    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    _add_plugins(schema)
+    return schema
 
 
 def _add_plugins(schema: dict[str, Any]) -> None:

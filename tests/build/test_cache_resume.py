@@ -129,7 +129,7 @@ def test_a_target_of_one_s_own_shares_what_it_can(mine: Home, cache: Path, tmp_p
     profile = tmp_path / "mine.toml"
     profile.write_text(
         'schema = 1\nextends = "cpu-fbgemm"\nname = "mine"\nsummary = "of my own"\n'
-        '[quantization]\ncalibrator = "percentile"\n'
+        '[quantize]\ncalibrator = "percentile"\n'
     )
     arguments = [a if a != "cpu-fbgemm" else str(profile) for a in mine.build("tiny.onnx")]
     assert computed(arguments, output) == ["quantize"]

@@ -179,7 +179,7 @@ def test_half_after_quantize_in_one_build(folder: Path, tmp_path: Path) -> None:
         text.replace("opset = 18", "opset = 21")
         .replace('default = "half"', 'default = "quantize,half"')
         .replace("snr_db = 40\nagreement = 0.99", "snr_db = 20\nagreement = 0.9")
-        .replace("[half]", '[quantization]\nscheme = "tensorrt"\nrange = "full"\n[half]')
+        .replace("[half]", '[quantize]\nscheme = "tensorrt"\nrange = "full"\n[half]')
     )
     answer = build(arguments(folder, target=str(profile)), tmp_path / "x.edgepack")
     assert answer.document["target"]["precision"] == "int8+fp16"

@@ -159,7 +159,7 @@ def test_a_layer_of_run_time_goes_back_to_float_by_name(texts: Home, tmp_path: P
 
 def test_the_same_build_twice_and_from_a_manifest(texts: Home, tmp_path: Path) -> None:
     (texts.folder / "weights.toml").write_text(
-        'schema = 1\nchain = "quantize"\n[quantization]\nmode = "weights"\nbits = 4\n'
+        'schema = 1\nchain = "quantize"\n[quantize]\nmode = "weights"\nbits = 4\n'
         'block = 16\nexclude = ["classify"]\n[evaluation]\nsamples = "evaluation.npz"\n'
     )
     outputs = [tmp_path / f"{name}.edgepack" for name in "ab"]

@@ -55,7 +55,7 @@ def qemu() -> dict[str, str | None]:
 
 
 def test_emulated_time(linear_bundle: Path) -> None:
-    error = refused(linear_bundle, "--emulate", "Haswell", "--length", "smoke")
+    error = refused(linear_bundle, "--emulate", "Haswell", "--latency", "smoke")
     assert error["code"] == "emulated-speed"
     assert "--emulate Haswell --instructions" in error["hint"]
 
@@ -65,7 +65,7 @@ def test_emulated_time(linear_bundle: Path) -> None:
     [
         (("--instructions",), "--emulate CPU"),
         ((*COUNT, "--threads", "2"), "--threads"),
-        ((*COUNT, "--length", "quick"), "--length"),
+        ((*COUNT, "--latency", "quick"), "--latency"),
         ((*COUNT, "--on", "ssh://device"), "--on"),
     ],
 )

@@ -36,10 +36,10 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     error = refuse(target.load, str(written(tmp_path, text)))
     assert error.code == "target-invalid"
     for told in (
-        "quantization.rang: unknown key; did you mean 'range'?",
-        "quantization.calibrator: 'mean' is not known",
-        "quantization.mode: 'dynamik' is not known; did you mean 'dynamic'?",
-        "quantization.bits",
+        "quantize.rang: unknown key; did you mean 'range'?",
+        "quantize.calibrator: 'mean' is not known",
+        "quantize.mode: 'dynamik' is not known; did you mean 'dynamic'?",
+        "quantize.bits",
         "device.arch",
         "gates.quality.agreement",
     ):
@@ -75,12 +75,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_extends_lays_keys_over_the_base(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, 'extends = "cpu-fbgemm"\nname = "mine"\n[quantization]\nrange = "full"\n'
-    )
+    path = written(tmp_path, 'extends = "cpu-fbgemm"\nname = "mine"\n[quantize]\nrange = "full"\n')
     profile = target.load(str(path))
-    assert (profile.name, profile.read_table("quantization")["range"]) == ("mine", "full")
-    assert profile.read_table("quantization")["scheme"] == "fbgemm"
+    assert (profile.name, profile.read_table("quantize")["range"]) == ("mine", "full")
+    assert profile.read_table("quantize")["scheme"] == "fbgemm"
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_samples_that_hold_nan_are_refused_as_for_every_scheme() -> None:
 
 
 def steps(profile: target.Target) -> Request:
-    found = (passes.Step("quantize", {**profile.read_table("quantization"), "range": "full"}),)
+    found = (passes.Step("quantize", {**profile.read_table("quantize"), "range": "full"}),)
     return Request(Path("m"), profile, Path("o"), "m", chain=found)
 
 
@@ -79,7 +79,7 @@ def test_a_host_whose_integers_saturate_is_no_hindrance_for_a_gpu() -> None:
         ('extends = "jetson-trt"\n[engine]\nworkspace = 64\n', "did you mean 'workspace_mb'?"),
         ('extends = "jetson-trt"\n[engine]\nversion = "10.x"\n', "engine.version"),
         ('extends = "jetson-trt"\n[device]\ncompute_capability = "sm_87"\n', "compute_capability"),
-        ('extends = "jetson-trt"\n[quantization]\nscheme = "tensor-rt"\n', "quantization.scheme"),
+        ('extends = "jetson-trt"\n[quantize]\nscheme = "tensor-rt"\n', "quantize.scheme"),
     ],
 )
 def test_a_profile_of_ones_own_is_checked(tmp_path: Path, text: str, told: str) -> None:

@@ -154,6 +154,6 @@ def test_the_shipped_profiles_are_what_they_are_said_to_be() -> None:
     for profile in (TARGET, JETSON):
         assert (profile.engine, profile.fallback) == ("tensorrt", "onnxruntime")
         assert profile.chain == "quantize,half"
-        assert profile.read_table("quantization")["scheme"] == "tensorrt"
+        assert profile.read_table("quantize")["scheme"] == "tensorrt"
         # A GPU's floats are its own: no bits are promised.
         assert dict(profile.fidelity) == {"snr_db": 15}

@@ -59,7 +59,6 @@ class Quantize(PartialPass[QuantizeOptions]):
 
     name = NAME
     options = QuantizeOptions
-    table = "quantization"
 
     def precision(self, options: QuantizeOptions) -> str:
         """Return "int8", or "int4 weights" if only the weights are stored as integers."""
