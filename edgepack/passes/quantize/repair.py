@@ -15,6 +15,7 @@ import numpy as np
 from edgepack.data.samples import Samples
 from edgepack.ledger import Progress
 from edgepack.metrics.closeness import closeness_db
+from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.protocol import Trials
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.refusals import check_not_quantized, no_samples
@@ -85,7 +86,7 @@ def rank(
     costs: dict[str, float] = {}
     for name in trials.names:
         others = [actual for actual in trials.names if actual != name]
-        run = runs(trials.model_with(others).SerializeToString())
+        run = runs(serialised(trials.model_with(others)))
         parities = make_parities()
         for feed, answers in zip(feeds, expected, strict=True):
             for parity, expected_output, actual in zip(parities, answers, run(feed), strict=True):
