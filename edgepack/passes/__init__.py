@@ -10,6 +10,7 @@ protocol   the interfaces of a pass
 options    the base class of its options, and checks of their values
 module     the context and the result of a pass on the module
 table      the passes by name, edgepack's own and those of plug-ins
+repair     layers returned to float: their ranking and the search for the fewest
 chain      chains: parse, check, select
 
 To add a pass to edgepack, write a folder here with a class over `protocol.GraphPass` or

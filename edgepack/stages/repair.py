@@ -19,7 +19,7 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
 from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.protocol import Trials
-from edgepack.passes.quantize.repair import chosen, rank, search, spared
+from edgepack.passes.repair import find_fewest_floats, rank_layers, requantize_largest, select_feeds
 from edgepack.report import describe_gate
 from edgepack.report.figures import (
     format_bytes,
@@ -129,21 +129,21 @@ class _Search:
         names = self.trials.names
         count = self.context.samples.lint.counts["calibration"]
         self.stage.progress.expect(len(names))
-        costs = rank(
+        costs = rank_layers(
             self.trials,
             self.before.model,
-            chosen(calibration, count, BATCH),
+            select_feeds(calibration, count, BATCH),
             _make_runner,
             self._parities,
             self.stage.progress,
         )
         # One layer stays quantized: without any, the pass would have no effect.
-        floats = search(list(costs)[:-1], self._passes)
+        floats = find_fewest_floats(list(costs)[:-1], self._passes)
         holds = floats is not None
         if floats is None:
             floats = max(self.tried, key=self._closeness)
         else:
-            floats = spared(floats, self._weights(), self._passes)
+            floats = requantize_largest(floats, self._weights(), self._passes)
         result = self.trials.result(floats)
         operators = {node.name: node.op_type for node in parse_model(self.before.model).graph.node}
         details = {

@@ -10,8 +10,16 @@ from torch.ao.quantization.observer import default_per_channel_weight_observer
 from torch.ao.quantization.qconfig import default_per_channel_symmetric_qnnpack_qconfig
 
 from edgepack.passes.quantize.calibration import calibrators
-from edgepack.passes.quantize.calibration.histograms import Histogram, spread
-from edgepack.passes.quantize.scheme import WEIGHTS, Affine, affine, room_for_bias, symmetric
+from edgepack.passes.quantize.calibration.activations import spread
+from edgepack.passes.quantize.calibration.calibrators import Histogram
+from edgepack.passes.quantize.scheme import (
+    LEVELS,
+    WEIGHTS,
+    Affine,
+    affine,
+    room_for_bias,
+    symmetric,
+)
 
 RANDOM = np.random.default_rng(3)
 ACTIVATIONS = {
@@ -116,18 +124,18 @@ def test_a_bias_beside_vanishing_weights_fits_int32() -> None:
 
 def test_percentile_keeps_what_it_says() -> None:
     values = RANDOM.standard_normal(200_000)
-    low, high = calibrators.percentile(counted(values), 99.0)
+    low, high = calibrators.choose_percentile(counted(values), 99.0)
     assert np.mean((values >= low) & (values <= high)) == pytest.approx(0.99, abs=5e-4)
     assert low == pytest.approx(-2.576, abs=0.03)
-    assert calibrators.percentile(counted(values), 100.0) == (values.min(), values.max())
+    assert calibrators.choose_percentile(counted(values), 100.0) == (values.min(), values.max())
 
 
 def test_entropy_cuts_rare_outliers_and_keeps_a_uniform_whole() -> None:
-    low, high = calibrators.entropy(counted(ACTIVATIONS["outliers"]))
+    low, high = calibrators.choose_entropy(counted(ACTIVATIONS["outliers"]), LEVELS)
     assert -20 < low < -2
     assert 2 < high < 20
     uniform = RANDOM.uniform(0, 6, 50_000)
-    low, high = calibrators.entropy(counted(uniform))
+    low, high = calibrators.choose_entropy(counted(uniform), LEVELS)
     assert high == pytest.approx(6, rel=0.02)
 
 
@@ -144,7 +152,7 @@ def test_mse_is_no_worse_than_minmax_nor_than_pytorchs_histogram_observer(name: 
     def error(quantization: Affine) -> float:
         return float(np.square(quantization.fake(values) - values, dtype=np.float64).mean())
 
-    ours = error(affine(*calibrators.mse(counted(values))))
+    ours = error(affine(*calibrators.choose_mse(counted(values), LEVELS)))
     assert ours <= error(Affine(scale, int(zero_point))) * 1.02
     assert ours <= error(affine(float(values.min()), float(values.max()))) * 1.02
 
@@ -155,7 +163,7 @@ def test_mse_finds_the_optimum_that_the_calculus_gives() -> None:
     count, reach, outlier = 100_000, 4.0, 60.0
     values = np.append(RANDOM.uniform(-reach, reach, count), outlier)
     share = count / (12 * 255**2)
-    low, high = calibrators.mse(counted(values))
+    low, high = calibrators.choose_mse(counted(values), LEVELS)
     assert high == pytest.approx((outlier - share * reach) / (1 + share), abs=0.3)
     assert low == pytest.approx(-reach, abs=0.1)
 

@@ -20,8 +20,8 @@ from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from edgepack.ledger import PassResult
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.calibration.histograms import Histogram, Range
-from edgepack.passes.quantize.calibration.ranges import folded, of_histogram, of_range
+from edgepack.passes.quantize.calibration.activations import Range, calibrate_histogram, cover_range
+from edgepack.passes.quantize.calibration.calibrators import Histogram, fold_magnitudes
 from edgepack.passes.quantize.scheme import Affine, half_above, signed, symmetric
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 from support.quantize_nets import (
@@ -261,7 +261,7 @@ def test_scales_are_pytorchs_symmetric_ones_rounded_up_to_a_float16(reach: float
     )
     observer(torch.from_numpy(values))
     theirs = observer.calculate_qparams()[0].item()
-    ours = of_range(Range(float(values.min()), float(values.max()), values.size), "tensorrt")
+    ours = cover_range(Range(float(values.min()), float(values.max()), values.size), "tensorrt")
     assert theirs <= ours.scale <= theirs * (1 + 2**-10)
     assert ours.zero_point == 0
     channels = PerChannelMinMaxObserver(
@@ -312,7 +312,7 @@ def counted(values: np.ndarray) -> Histogram:
     ids=["shifted", "relu", "negative", "far from zero"],
 )
 def test_folding_a_histogram_counts_magnitudes(values: np.ndarray) -> None:
-    found = folded(counted(values))
+    found = fold_magnitudes(counted(values))
     magnitudes = np.abs(values)
     assert found.low == 0
     assert found.high == pytest.approx(magnitudes.max())
@@ -329,7 +329,7 @@ def test_symmetric_calibrators_weigh_both_sides_by_127_steps() -> None:
 
     def reach(calibrator: str, **options: Any) -> float:
         chosen = QuantizeOptions(**OPTIONS, calibrator=calibrator, **options)
-        return 127 * of_histogram(counts, chosen).scale
+        return 127 * calibrate_histogram(counts, chosen).scale
 
     assert reach("minmax") == pytest.approx(60, rel=2e-3)
     # One value in a hundred lies beyond 2.576 standard deviations, on one side or the other.
@@ -347,4 +347,4 @@ def test_symmetric_calibrators_weigh_both_sides_by_127_steps() -> None:
 def test_a_constant_zero_folds_to_nothing() -> None:
     counts = Histogram(0.0, 0.0)
     counts.add(np.zeros(10))
-    assert of_histogram(counts, QuantizeOptions(**OPTIONS)) == Affine(1.0, 0, -128)
+    assert calibrate_histogram(counts, QuantizeOptions(**OPTIONS)) == Affine(1.0, 0, -128)

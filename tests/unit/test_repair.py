@@ -12,8 +12,9 @@ import pytest
 from edgepack.graph import Runner
 from edgepack.ledger import Ledger
 from edgepack.metrics.parts import find_parts
+from edgepack.passes.protocol import Trials
 from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
-from edgepack.passes.quantize.repair import Trials, chosen, rank, search, spared
+from edgepack.passes.repair import find_fewest_floats, rank_layers, requantize_largest, select_feeds
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.tensor import Tensor
 from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db
@@ -73,7 +74,7 @@ def ranked(made: Trials, model: onnx.ModelProto, fed: np.ndarray) -> dict[str, f
     (answers,) = runs(original)({"x": fed})
     tensor = Tensor("y", "float32", ("batch", *answers.shape[1:]))
     parts = find_parts(tensor, [answers])
-    return rank(made, original, [{"x": fed}], runs, lambda: [Parity(tensor, parts)], Told())
+    return rank_layers(made, original, [{"x": fed}], runs, lambda: [Parity(tensor, parts)], Told())
 
 
 PLAIN = {"range": "full", "calibrator": "minmax"}
@@ -204,13 +205,13 @@ def test_the_search_finds_the_smallest_beginning(count: int, needed: int) -> Non
         asked.append(floats)
         return len(floats) >= needed
 
-    found = search(order, holds)
+    found = find_fewest_floats(order, holds)
     assert found == (tuple(order[:needed]) if needed <= count else None)
     assert len(asked) == len(set(asked)) <= 2 * int(np.ceil(np.log2(count + 1))) + 1
 
 
 def test_nothing_to_search_among() -> None:
-    assert search([], lambda floats: True) is None
+    assert find_fewest_floats([], lambda floats: True) is None
 
 
 def test_what_is_not_needed_is_spared_the_largest_first() -> None:
@@ -220,7 +221,7 @@ def test_what_is_not_needed_is_spared_the_largest_first() -> None:
         asked.append(set("abcd") - set(floats))
         return {"b", "d"} <= set(floats)
 
-    assert spared("abcd", {"a": 1, "b": 9, "c": 5}, holds) == ("b", "d")
+    assert requantize_largest("abcd", {"a": 1, "b": 9, "c": 5}, holds) == ("b", "d")
     assert asked == [{"b"}, {"c"}, {"a", "c"}]
 
 
@@ -253,6 +254,6 @@ def test_the_ledger_knows_since_when_a_gate_is_missed(passes: str, lost: str | N
 @pytest.mark.parametrize("count", [3, 32, 50, 500])
 def test_samples_to_rank_on_are_spread_over_the_set(count: int) -> None:
     fed = np.arange(count, dtype=np.float32)[:, None]
-    found = np.concatenate([feed["x"] for feed in chosen(Arrays(x=fed), count, 4)])
+    found = np.concatenate([feed["x"] for feed in select_feeds(Arrays(x=fed), count, 4)])
     assert min(count, 32) <= len(found) <= 36
     assert found.max() >= (count - 1) * 0.8

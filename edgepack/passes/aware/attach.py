@@ -13,8 +13,8 @@ from torch import nn
 from edgepack.passes.aware.activation import Dynamic, Static
 from edgepack.passes.aware.fake import fake_blocks, fake_weights
 from edgepack.passes.aware.sites import Sites
-from edgepack.passes.quantize.calibration.histograms import Histogram, Range
-from edgepack.passes.quantize.calibration.ranges import of_histogram, of_range
+from edgepack.passes.quantize.calibration.activations import Range, calibrate_histogram, cover_range
+from edgepack.passes.quantize.calibration.calibrators import Histogram
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
 from edgepack.passes.quantize.weights.int4 import BESIDE
@@ -128,9 +128,9 @@ class Attached:
 def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeOptions) -> Static:
     """Return fake quantization that starts from the range of the calibrator of `quantize`."""
     if options.calibrator == "minmax":
-        limits = of_range(Range(counts.low, counts.high, 0), options.scheme)
+        limits = cover_range(Range(counts.low, counts.high, 0), options.scheme)
     else:
-        limits = of_histogram(counts, options)
+        limits = calibrate_histogram(counts, options)
     low = limits.low
     if options.scheme in SYMMETRIC:
         low = -limits.high

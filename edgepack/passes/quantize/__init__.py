@@ -4,13 +4,14 @@ static       weights and activations, calibrated on samples: a Q/DQ graph (`stat
 dynamic      weights, and activations with ranges taken at run time (`dynamic_and_weight_only`)
 weights      weights only, in eight bits or four (`dynamic_and_weight_only`)
 
-prepare      constants as initializers, spatial means as pools
+options      the options of the pass
+prepare      checks of a graph; constants as initializers, spatial means as pools
 layers       linear layers as matrices in one order
 scheme       from a range to scale and zero point
 calibration  ranges, histograms and moments, streamed over the samples
 weights      pair-safe rounding, int8 and int4 weights, order of the input channels
 equalize     optional scaling of channels to similar magnitudes
-repair       quantizations with some layers in float, ranked and searched
+figures      figures and notes for the ledger
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes.protocol import PartialPass, Trials
 from edgepack.passes.quantize.options import NAME, QuantizeOptions
-from edgepack.passes.quantize.repair import make_trials
+from edgepack.passes.quantize.prepare import check_not_quantized, no_samples
 
 if TYPE_CHECKING:
     import onnx
@@ -43,8 +44,7 @@ def quantize(
         progress: receives the number of samples run.
 
     Returns:
-        A model for any onnxruntime from 1.19, and the figures for the ledger (`static.figures`,
-        `dynamic_and_weight_only.weight_figures`).
+        A model for any onnxruntime from 1.19, and the figures for the ledger (`figures`).
 
     Raises:
         ChainError: quantize-already, quantize-opset, quantize-exclude-unknown,
@@ -52,6 +52,22 @@ def quantize(
         DataError: a sample does not fit the model.
     """
     return make_trials(model, samples, options, progress).result()
+
+
+def make_trials(
+    model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions, progress: Progress
+) -> Trials:
+    """Return the quantizations that `quantize` can choose from; raises like `quantize`."""
+    check_not_quantized(model)
+    if samples is None and options.needs:
+        raise no_samples(options.mode)
+    if options.mode == "static" and samples is not None:
+        from edgepack.passes.quantize.static.quantizer import StaticQuantizer
+
+        return StaticQuantizer(model, samples, options, progress)
+    from edgepack.passes.quantize.dynamic_and_weight_only.weight_quantizer import WeightQuantizer
+
+    return WeightQuantizer(model, samples, options, progress)
 
 
 class Quantize(PartialPass[QuantizeOptions]):

@@ -1,15 +1,22 @@
-"""Prepare a graph for quantization: constants as initializers, a name for every node."""
+"""Check a graph and prepare it for quantization.
+
+Constants become initializers, every node gets a name, and a graph that no mode can quantize is
+rejected.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from edgepack.errors import ChainError
+from edgepack.normalize import integer_operators
 from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.limits import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, default_opset
-from edgepack.onnx_tools.names import unused
+from edgepack.onnx_tools.names import check_names, unused
 from edgepack.onnx_tools.view import GraphView, attribute
 
 FLOAT = onnx.TensorProto.FLOAT
@@ -113,3 +120,49 @@ def _mean_axes(view: GraphView, node: onnx.NodeProto, rank: int) -> set[int]:
         values = view.constant(node.input[1])
         axes = np.ravel(values).tolist() if values is not None else []
     return {int(axis) % rank for axis in axes}
+
+
+def check_excluded(view: GraphView, exclude: Collection[str]) -> None:
+    """Raise ChainError quantize-exclude-unknown for a node that is not in the graph."""
+    names = [node.name for node in view.nodes]
+    check_names(exclude, names, "quantize-exclude-unknown", "float")
+
+
+def check_not_quantized(model: onnx.ModelProto) -> None:
+    """Raise ChainError quantize-already for a graph that holds quantized operators."""
+    kinds = integer_operators(model)
+    if kinds:
+        raise ChainError(
+            "quantize-already",
+            "the model is already quantized",
+            why=f"it holds {', '.join(kinds)}",
+            hint="bundle and verify it unchanged with --chain none, or pass the float model",
+        )
+
+
+def nothing_to_do(float_layers: Sequence[tuple[str, str, str]]) -> ChainError:
+    """Return the error for a graph without a layer that can become integer.
+
+    Args:
+        float_layers: (name, operator, reason) of its layers.
+    """
+    reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in float_layers]
+    listing = "\n".join(reasons[:8])
+    if len(reasons) > 8:
+        listing += f"\nand {len(reasons) - 8} more"
+    return ChainError(
+        "quantize-nothing-to-do",
+        "no layer of the model can be quantized",
+        why=listing or "the graph has no convolution, Gemm or MatMul",
+        hint="build without this pass: --chain none",
+    )
+
+
+def no_samples(mode: str) -> ChainError:
+    """Return the error for options that need calibration samples when there are none."""
+    return ChainError(
+        "quantize-calibration-empty",
+        "the model cannot be calibrated",
+        why=f"the mode {mode!r} needs calibration samples with these options",
+        hint="pass calibration samples, or use quantize:mode=dynamic:rounding=nearest",
+    )

@@ -2,28 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
-from edgepack.passes.quantize.calibration.histograms import Histogram
-from edgepack.passes.quantize.scheme import LEVELS
-
+BINS = 2048
 # Candidates of the mse search for either end of the range.
 CANDIDATES = 256
 # Candidates of the entropy search for the share of values outside, both tails together.
 TAILS = (0.0, *np.logspace(-6, -1.5, 60).tolist())
 
 
-def minmax(histogram: Histogram) -> tuple[float, float]:
+@dataclass
+class Histogram:
+    """Counts in bins of equal width over a fixed range; exact zeros are counted separately.
+
+    Attributes:
+        low, high: the range; values outside are counted in the first and last bin.
+        counts: (bins,) int64.
+        zeros: number of values that are exactly 0 (0 is represented without error).
+    """
+
+    low: float
+    high: float
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
+    zeros: int = 0
+
+    @property
+    def edges(self) -> np.ndarray:
+        """Borders of the bins, (bins + 1,)."""
+        return np.linspace(self.low, self.high, len(self.counts) + 1)
+
+    def add(self, values: np.ndarray) -> None:
+        """Count the values of one batch."""
+        flat = np.asarray(values, dtype=np.float32).ravel()
+        if self.high <= self.low:
+            self.zeros += flat.size
+            return
+        # A range of [-1, 3] in 4 bins: -1 falls in bin 0, 0 in bin 1, and 3, the end, in bin 3.
+        bins = len(self.counts)
+        bin_indices = (flat - np.float32(self.low)) * np.float32(bins / (self.high - self.low))
+        bin_indices = np.clip(bin_indices, 0, bins - 1).astype(np.int32)
+        zero = int(flat.size - np.count_nonzero(flat))
+        self.counts += np.bincount(bin_indices, minlength=bins)
+        if zero:
+            # The zeros were counted with their bin; move them to their own count.
+            home = (np.float32(0) - np.float32(self.low)) * np.float32(
+                bins / (self.high - self.low)
+            )
+            self.counts[int(np.clip(home, 0, bins - 1))] -= zero
+            self.zeros += zero
+
+
+def choose_minmax(histogram: Histogram) -> tuple[float, float]:
     """Return the range of all values."""
     return histogram.low, histogram.high
 
 
-def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
+def choose_percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
     """Return the range that holds `percent` of all values, with equal tails outside."""
     return _cut_tails(histogram, 1.0 - percent / 100.0)
 
 
-def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+def choose_entropy(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Return the range whose levels lose the least information about the distribution.
 
     It minimizes the Kullback-Leibler divergence between the clipped distribution and the quantized
@@ -40,7 +81,7 @@ def entropy(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     return best
 
 
-def mse(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
+def choose_mse(histogram: Histogram, levels: int) -> tuple[float, float]:
     """Return the range with the least mean squared error, over a grid of both ends.
 
     Inside the range the error is uniform, step^2 / 12; outside, it is the distance to the nearer
@@ -63,6 +104,18 @@ def mse(histogram: Histogram, levels: int = LEVELS) -> tuple[float, float]:
     error[step <= 0] = np.inf
     row, column = np.unravel_index(int(np.argmin(error)), error.shape)
     return float(lows[row]), float(highs[column])
+
+
+def fold_magnitudes(counts: Histogram) -> Histogram:
+    """Return the histogram of the magnitudes, assuming even spread within a bin."""
+    largest = max(abs(counts.low), abs(counts.high))
+    if not largest:
+        return Histogram(0.0, 0.0, counts.counts, counts.zeros)
+    edges = np.linspace(0, largest, len(counts.counts) + 1)
+    below = np.concatenate([[0], np.cumsum(counts.counts, dtype=np.float64)])
+    # Values in [a, b] of magnitude: those in [a, b] and those in [-b, -a].
+    inside = np.interp(edges, counts.edges, below) - np.interp(-edges, counts.edges, below)
+    return Histogram(0.0, largest, np.diff(inside), counts.zeros)
 
 
 def _clipping(

@@ -3,20 +3,27 @@
 For a layer y = W x + b whose input is quantized to q, replacing W by V costs E|W x - V q|^2. With
 the bias correction, b' = b + E[W x - V q], the cost depends on the covariance of q; without it, on
 E[q q^T]. This module estimates both, and the means.
+
+Bias correction is that of Nagel et al., "Data-free quantization through weight equalization and
+bias correction" (2019), with measured means: E[x] of the float network, and E[q] of the same values
+after quantization. Since earlier layers are corrected in the same way, the means of a layer's input
+are those of the float network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from edgepack.data.samples import Samples
-from edgepack.onnx_tools.stream import tensors
-from edgepack.passes.quantize.calibration.histograms import spread
+from edgepack.ledger import Progress
+from edgepack.onnx_tools.stream import grouped, tensors
+from edgepack.passes.quantize.calibration.activations import cover_range, observe_ranges, spread
 from edgepack.passes.quantize.layers import Layer, Window
+from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import Affine
 
 # Positions that enter the moments of one layer, over all samples: ten times the usual size of the
@@ -25,6 +32,11 @@ POSITIONS = 12288
 FEWEST_A_BATCH, MOST_A_BATCH = 64, 2048
 # Memory for second moments; a larger network takes several passes over the samples.
 MOMENT_BYTES = 384 * 2**20
+
+# Input of a layer, its window and its number of groups.
+ColumnKey = tuple[str, "Window | None", int]
+# A layer, the quantization of its input (None: float), and the input's moments (None: unknown).
+ObservedLayer = tuple[Layer, "Affine | None", "Moments | None"]
 
 
 @dataclass
@@ -57,65 +69,134 @@ class Moments:
         mean = self.quantized / self.count
         return np.asarray(self.covariance + mean[:, :, None] * mean[:, None, :])
 
+    def mean_error(self, layer: Layer, effective: np.ndarray) -> np.ndarray:
+        """Return (outputs,) E[W x - V q], to be added to the bias of a layer.
 
-def key(layer: Layer) -> tuple[str, Window | None, int]:
+        Args:
+            layer: with its real weights W as rows.
+            effective: (outputs, K) weights V that the integers represent.
+        """
+        # The means are per group, (groups, K), and the rows (groups, outputs of the group, K).
+        real, quantized = self.real / self.count, self.quantized / self.count
+        float_output = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
+        integer_output = np.einsum("grk,gk->gr", layer.per_group(effective), quantized)
+        return np.asarray((float_output - integer_output).ravel())
+
+
+def column_key(layer: Layer) -> ColumnKey:
     """Return a key that layers share if they multiply the same columns."""
     return layer.input, layer.window, layer.groups
 
 
-def group_by_memory(layers: Sequence[Layer], squares: bool) -> list[list[Layer]]:
-    """Group layers so that the moments of each group fit `MOMENT_BYTES`."""
-    if not squares:
-        return [list(layers)]
+def group_layers(layers: Sequence[Layer], options: QuantizeOptions) -> list[list[Layer]]:
+    """Group layers by the passes over the samples that their weights need.
+
+    The second moments of each group fit `MOMENT_BYTES`. There is no group if neither rounding nor
+    bias correction reads samples.
+    """
+    if options.rounding != "gptq":
+        return [list(layers)] if options.bias_correction else []
     lots: list[list[Layer]] = []
     available = 0
-    keys: set[tuple[str, Window | None, int]] = set()
+    keys: set[ColumnKey] = set()
     for layer in layers:
         # A float64 matrix (K, K) for each group, which layers with the same columns share.
         full = 8 * layer.groups * layer.rows.shape[1] ** 2
-        size = 0 if key(layer) in keys else full
+        size = 0 if column_key(layer) in keys else full
         if not lots or size > available:
             lots.append([])
             available, keys = MOMENT_BYTES, set()
             size = full
         lots[-1].append(layer)
-        keys.add(key(layer))
+        keys.add(column_key(layer))
         available -= size
     return lots
 
 
-def observe_moments(
+def observe_layers(
     model: onnx.ModelProto,
     layers: Sequence[Layer],
-    groups: Sequence[Sequence[str]],
-    quantization: Mapping[str, Affine],
-    samples: Samples,
-    batch_size: int,
-    advance: Callable[[int], None],
-    count: int,
-    squares: bool,
-) -> dict[tuple[str, Window | None, int], Moments]:
-    """Estimate the moments of the inputs of one group of layers.
+    samples: Samples | None,
+    options: QuantizeOptions,
+    progress: Progress,
+) -> tuple[int, Iterator[ObservedLayer]]:
+    """Observe the inputs of layers in the modes without stored ranges.
 
     Args:
         model: float32, prepared.
-        layers: one of `group_by_memory`.
-        groups: their inputs, in groups that fit in memory.
+        layers: layers whose weights will be rounded.
+        samples: calibration samples; None if the options need none.
+        options: mode, rounding and bias correction.
+        progress: receives the number of samples run.
+
+    Returns:
+        The number of samples, and every layer with its input's statistics.
+    """
+    if samples is None or not (layers and options.needs):
+        return 0, ((layer, None, None) for layer in layers)
+    inputs = list(dict.fromkeys(layer.input for layer in layers))
+    ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
+    # Ranges taken at run time on these samples are at most these.
+    of_input: dict[str, Affine] = {}
+    if options.mode == "dynamic":
+        of_input = {name: cover_range(entry, options.scheme) for name, entry in ranges.items()}
+    # One pass over the samples for the ranges, and one for each group of layers.
+    lots = group_layers(layers, options)
+    progress.expect(count * (1 + len(lots)))
+    elements = {name: entry.elements for name, entry in ranges.items()}
+    return count, observe_moments(
+        model, lots, elements, of_input, samples, count, options, progress.advance
+    )
+
+
+def observe_moments(
+    model: onnx.ModelProto,
+    lots: Sequence[Sequence[Layer]],
+    elements: Mapping[str, int],
+    quantization: Mapping[str, Affine],
+    samples: Samples,
+    count: int,
+    options: QuantizeOptions,
+    advance: Callable[[int], None],
+) -> Iterator[ObservedLayer]:
+    """Estimate the moments of the inputs of layers, one group of layers at a time.
+
+    The moments of all groups together may not fit in memory, so a group's are not kept.
+
+    Args:
+        model: float32, prepared.
+        lots: groups of layers, from `group_layers`.
+        elements: size of the largest batch of every input.
         quantization: of every input that is quantized on the device.
         samples: the calibration samples.
-        batch_size: samples per run.
-        advance: receives the number of samples after each batch.
         count: number of samples; with more of them, fewer positions of each are used.
-        squares: True to estimate second moments in addition to the means.
+        options: rounding and batch_size.
+        advance: receives the number of samples after each batch.
     """
-    readers: dict[str, dict[tuple[str, Window | None, int], Layer]] = {}
+    for lot in lots:
+        inputs = list(dict.fromkeys(layer.input for layer in lot))
+        groups = grouped(inputs, {name: elements[name] for name in inputs})
+        runs = tensors(model, groups, samples, options.batch_size, advance)
+        moments = _sum_moments(lot, runs, quantization, count, options)
+        for layer in lot:
+            yield layer, quantization.get(layer.input), moments[column_key(layer)]
+
+
+def _sum_moments(
+    layers: Sequence[Layer],
+    runs: Iterable[tuple[int, Mapping[str, np.ndarray]]],
+    quantization: Mapping[str, Affine],
+    count: int,
+    options: QuantizeOptions,
+) -> dict[ColumnKey, Moments]:
+    """Sum the moments of the layers' inputs over all batches."""
+    readers: dict[str, dict[ColumnKey, Layer]] = {}
     for layer in layers:
-        readers.setdefault(layer.input, {}).setdefault(key(layer), layer)
-    moments: dict[tuple[str, Window | None, int], Moments] = {}
+        readers.setdefault(layer.input, {}).setdefault(column_key(layer), layer)
+    moments: dict[ColumnKey, Moments] = {}
     # 100 samples in batches of 4: each batch adds 12288 * 4 // 100 = 491 positions.
-    share = POSITIONS * batch_size // count
+    share = POSITIONS * options.batch_size // count
     most = min(max(share, FEWEST_A_BATCH), MOST_A_BATCH)
-    runs = tensors(model, groups, samples, batch_size, advance)
     for number, arrays in runs:
         for name, values in arrays.items():
             for layer_key, layer in readers[name].items():
@@ -124,13 +205,13 @@ def observe_moments(
                 if name in quantization:
                     # Zero is represented exactly, so the zeros of a padded border stay.
                     quantized = quantization[name].fake(real)
-                _add(moments, layer_key, real, quantized, squares)
+                _add(moments, layer_key, real, quantized, squares=options.rounding == "gptq")
     return moments
 
 
 def _add(
-    moments: dict[tuple[str, Window | None, int], Moments],
-    layer_key: tuple[str, Window | None, int],
+    moments: dict[ColumnKey, Moments],
+    layer_key: ColumnKey,
     real: np.ndarray,
     quantized: np.ndarray,
     squares: bool,

@@ -8,28 +8,22 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import onnx
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.onnx_tools.fusion import fused
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.quantize.calibration.layer_inputs import observe_layers
+from edgepack.passes.quantize.calibration.moments import observe_layers
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose
-from edgepack.passes.quantize.dynamic_and_weight_only.dynamic import DynamicEmitter
-from edgepack.passes.quantize.dynamic_and_weight_only.integer_graph import (
-    Integers,
-    IntegerWeights,
-    integers_of,
-)
-from edgepack.passes.quantize.dynamic_and_weight_only.weight_figures import details, notes
-from edgepack.passes.quantize.dynamic_and_weight_only.weight_only import WeightsEmitter
+from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
+from edgepack.passes.quantize.figures import collect_weight_figures, describe_weights
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.prepare import prepare
-from edgepack.passes.quantize.refusals import check_excluded, nothing_to_do
+from edgepack.passes.quantize.prepare import check_excluded, nothing_to_do, prepare
 from edgepack.passes.quantize.weights.channel_order import reorder
 from edgepack.passes.quantize.weights.int4 import in_blocks, layer_in_blocks
-from edgepack.passes.quantize.weights.int8 import quantize_layer
+from edgepack.passes.quantize.weights.int8 import Integers, quantize_layer, round_rows
 
 
 class WeightQuantizer:
@@ -76,8 +70,28 @@ class WeightQuantizer:
         with self._phase("writing"):
             model = self._emit(choice)
             kernels = Counter(node.op_type for node in fused(model).graph.node)
-        figures = details(choice, self.options, integers, kernels, self.reordered, self.seconds)
-        return PassResult(model, True, notes(choice, figures), figures)
+        figures = collect_weight_figures(
+            choice,
+            self.options,
+            integers.samples,
+            len([layer for layer in choice.layers if layer.index in integers.blocks]),
+            self._collect_factors(choice, integers),
+            kernels,
+            self.reordered,
+            self.seconds,
+        )
+        return PassResult(model, True, describe_weights(choice, figures), figures)
+
+    def _collect_factors(self, choice: Choice, integers: IntegerWeights) -> list[np.ndarray]:
+        """Return the factors by which the pair limit raised the scales of 8-bit layers."""
+        factors = []
+        for layer in choice.layers:
+            if layer.index in integers.weights:
+                factors.append(integers.weights[layer.index].factor)
+        for index in choice.others:
+            for constant in integers.constants[index]:
+                factors.append(constant.factor)
+        return factors
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
         """Return the same model without the figures."""
@@ -90,8 +104,8 @@ class WeightQuantizer:
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
     def _emit(self, choice: Choice) -> onnx.ModelProto:
-        emitter = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}[self.options.mode]
-        return emitter(self.model, self.view, choice, self._quantize_weights()).model()
+        writer = WRITERS[self.options.mode]
+        return writer(self.model, self.view, choice, self._quantize_weights()).model()
 
     def _quantize_weights(self) -> IntegerWeights:
         """Quantize all weights once, and return them."""
@@ -117,11 +131,9 @@ class WeightQuantizer:
         """Quantize the constants of other nodes than linear layers, by node index."""
         # Tables are read, not multiplied, so their pairs need no limit.
         full_range = replace(self.options, range="full")
-        tables = {
-            index: (integers_of(table, full_range),) for index, table in self.choice.tables.items()
-        }
-        others = {
-            index: tuple(integers_of(each, self.options) for each in constants)
-            for index, constants in self.choice.others.items()
-        }
-        return {**tables, **others}
+        result: dict[int, tuple[Integers, ...]] = {}
+        for index, table in self.choice.tables.items():
+            result[index] = (round_rows(table.rows, full_range),)
+        for index, constants in self.choice.others.items():
+            result[index] = tuple(round_rows(each.rows, self.options) for each in constants)
+        return result

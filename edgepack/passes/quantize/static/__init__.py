@@ -5,5 +5,4 @@ placement           nodes that become integer, and the reason for every layer th
 placement_tensorrt  the same by the rules of TensorRT
 qdq_graph           the graph with Q/DQ pairs
 forms               layers whose static int8 kernel is missing or slow
-figures             figures and notes for the ledger
 """

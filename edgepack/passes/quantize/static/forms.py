@@ -22,19 +22,10 @@ from edgepack.passes.quantize.dynamic_and_weight_only.constants import (
     Constant,
     read_weights,
 )
-from edgepack.passes.quantize.dynamic_and_weight_only.dynamic import DynamicEmitter
-from edgepack.passes.quantize.dynamic_and_weight_only.integer_graph import (
-    Integers,
-    IntegerWeights,
-    WeightEmitter,
-    integers_of,
-)
-from edgepack.passes.quantize.dynamic_and_weight_only.weight_only import WeightsEmitter
+from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.layers import SLOW_VOLUME, is_volume
 from edgepack.passes.quantize.options import QuantizeOptions
-
-# Emitter of each form, in the order of writing.
-EMITTERS: dict[str, type[WeightEmitter]] = {"dynamic": DynamicEmitter, "weights": WeightsEmitter}
+from edgepack.passes.quantize.weights.int8 import Integers, round_rows
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Form:
     Attributes:
         name: the node's name.
         operator: the node's operator.
-        kind: "dynamic" or "weights", a key of `EMITTERS`.
+        kind: "dynamic" or "weights", a key of `WRITERS`.
         reason: why the layer is not static int8.
         constants: its weights.
         integers: the weights as s8, in the same order.
@@ -84,7 +75,7 @@ def choose_forms(
         rounding = options
         if kind != "dynamic":
             rounding = replace(options, range="full")
-        integers = tuple(integers_of(constant, rounding) for constant in constants)
+        integers = tuple(round_rows(constant.rows, rounding) for constant in constants)
         reason = _reason(node.op_type)
         forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
     return forms, reasons
@@ -111,16 +102,16 @@ def store_forms(
         forms: by node name.
         floats: names of layers that stay float.
     """
-    for kind, emitter in EMITTERS.items():
+    for kind, writer in WRITERS.items():
         selected = [f for f in forms.values() if f.kind == kind and f.name not in floats]
         if not selected:
             continue
-        # Indices change with every emitter, so the nodes are found by name again.
+        # Indices change with every writer, so the nodes are found by name again.
         view = GraphView(model)
         indices = {node.name: index for index, node in enumerate(view.nodes)}
         choice = Choice((), {indices[f.name]: f.constants for f in selected}, {}, ())
         integers = IntegerWeights(0, {indices[form.name]: form.integers for form in selected})
-        model = emitter(model, view, choice, integers).model()
+        model = writer(model, view, choice, integers).model()
     return model
 
 

@@ -13,16 +13,15 @@ import onnx
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.onnx_tools.fusion import float_operators, fused
-from edgepack.onnx_tools.stream import grouped
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.quantize.calibration.histograms import (
+from edgepack.passes.quantize.calibration.activations import (
     Range,
-    observe_histograms,
+    choose_quantization,
     observe_ranges,
 )
-from edgepack.passes.quantize.calibration.moments import group_by_memory, key, observe_moments
-from edgepack.passes.quantize.calibration.ranges import of_histogram, of_range
+from edgepack.passes.quantize.calibration.moments import group_layers, observe_moments
 from edgepack.passes.quantize.equalize.scaling import equalize
+from edgepack.passes.quantize.figures import collect_static_figures, describe_static
 from edgepack.passes.quantize.layers import (
     RETURNED,
     SLOW_VOLUME,
@@ -31,11 +30,9 @@ from edgepack.passes.quantize.layers import (
     read_layer,
 )
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.prepare import prepare
-from edgepack.passes.quantize.refusals import check_excluded, nothing_to_do
+from edgepack.passes.quantize.prepare import check_excluded, nothing_to_do, prepare
 from edgepack.passes.quantize.scheme import SYMMETRIC, Affine
 from edgepack.passes.quantize.static import placement_tensorrt
-from edgepack.passes.quantize.static.figures import details, notes
 from edgepack.passes.quantize.static.forms import choose_forms, store_forms
 from edgepack.passes.quantize.static.placement import Placement, place
 from edgepack.passes.quantize.static.qdq_graph import emit
@@ -120,19 +117,20 @@ class StaticQuantizer:
             gpu = self.options.scheme in SYMMETRIC
             float_counts = None if gpu else float_operators(fused(model).graph)
         forms = [form for form in self.forms.values() if form.name not in floats]
-        figures = details(
+        figures = collect_static_figures(
             placement,
             forms,
             self.options,
             self._count,
             quantization,
-            weights,
+            [weights[layer.index].factor for layer in placement.layers],
             self.reordered,
             self.equalized,
             float_counts,
             self.seconds,
         )
-        return PassResult(model, True, notes(placement, forms, quantization, figures), figures)
+        notes = describe_static(placement, forms, quantization, figures)
+        return PassResult(model, True, notes, figures)
 
     def model_with(self, floats: Collection[str]) -> onnx.ModelProto:
         """Return the same model without the figures."""
@@ -183,7 +181,7 @@ class StaticQuantizer:
         new = [name for name in names if name not in self._quantization]
         if new:
             ranges, _ = self._observe_ranges(new, _ignore_progress)
-            self._quantization.update(self._compute_quantization(ranges, _ignore_progress))
+            self._quantization.update(self._choose_quantization(ranges, _ignore_progress))
 
     def _observe_ranges(
         self, names: Sequence[str], advance: Callable[[int], None]
@@ -196,22 +194,15 @@ class StaticQuantizer:
             return
         with self._phase("ranges"):
             ranges, count = self._observe_ranges(self.placement.roots(), self.progress.advance)
-        lots = self._group_layers()
+        lots = group_layers(self.placement.layers, self.options)
         histogrammed = self.options.calibrator != "minmax"
         # One pass for the ranges, one for histograms, and one for each group of layers.
         self.progress.expect(count * (1 + histogrammed + len(lots)))
         with self._phase("calibration"):
-            self._quantization = self._compute_quantization(ranges, self.progress.advance)
+            self._quantization = self._choose_quantization(ranges, self.progress.advance)
         with self._phase("weights"):
             self._quantized = self._quantize_layers(lots, self._quantization, ranges, count)
         self._count = count
-
-    def _group_layers(self) -> list[list[Layer]]:
-        """Group the layers by the passes over the samples that their weights need."""
-        compensate = self.options.rounding == "gptq"
-        if not (compensate or self.options.bias_correction):
-            return []
-        return group_by_memory(self.placement.layers, squares=compensate)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -220,17 +211,10 @@ class StaticQuantizer:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def _compute_quantization(
+    def _choose_quantization(
         self, ranges: Mapping[str, Range], advance: Callable[[int], None]
     ) -> dict[str, Affine]:
-        if self.options.calibrator == "minmax":
-            return {
-                name: of_range(observed, self.options.scheme) for name, observed in ranges.items()
-            }
-        histograms = observe_histograms(
-            self.model, ranges, self.samples, self.options.batch_size, advance
-        )
-        return {name: of_histogram(counts, self.options) for name, counts in histograms.items()}
+        return choose_quantization(self.model, ranges, self.samples, self.options, advance)
 
     def _quantize_layers(
         self,
@@ -239,34 +223,28 @@ class StaticQuantizer:
         ranges: Mapping[str, Range],
         count: int,
     ) -> dict[int, Quantized]:
-        points = self.placement.points
-        of_input = {x.input: quantization[points[x.input]] for x in self.placement.layers}
-        if not lots:
-            return {
-                layer.index: quantize_layer(layer, of_input[layer.input], None, self.options)
-                for layer in self.placement.layers
-            }
-        # Moments are estimated and dropped group by group, since together they may not fit in
-        # memory.
+        layers, points = self.placement.layers, self.placement.points
+        of_input = {layer.input: quantization[points[layer.input]] for layer in layers}
         weights: dict[int, Quantized] = {}
-        for lot in lots:
-            inputs = list(dict.fromkeys(layer.input for layer in lot))
-            elements = {name: ranges[points[name]].elements for name in inputs}
-            moments = observe_moments(
-                self.model,
-                lot,
-                grouped(inputs, elements),
-                of_input,
-                self.samples,
-                self.options.batch_size,
-                self.progress.advance,
-                count,
-                squares=self.options.rounding == "gptq",
-            )
-            for layer in lot:
+        if not lots:
+            for layer in layers:
                 weights[layer.index] = quantize_layer(
-                    layer, of_input[layer.input], moments[key(layer)], self.options
+                    layer, of_input[layer.input], None, self.options
                 )
+            return weights
+        elements = {layer.input: ranges[points[layer.input]].elements for layer in layers}
+        observed = observe_moments(
+            self.model,
+            lots,
+            elements,
+            of_input,
+            self.samples,
+            count,
+            self.options,
+            self.progress.advance,
+        )
+        for layer, source, moments in observed:
+            weights[layer.index] = quantize_layer(layer, source, moments, self.options)
         return weights
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.weights.bias_correction import mean_error
 from edgepack.passes.quantize.weights.rounding import inverse_factor
 
 HIGHEST = 15
@@ -86,7 +85,7 @@ def layer_in_blocks(
     if not (options.bias_correction and has_bias):
         return blocks, layer.bias
     used = blocks.rows(layer.rows.shape[1])
-    return blocks, layer.bias + mean_error(layer, used, moments)
+    return blocks, layer.bias + moments.mean_error(layer, used)
 
 
 def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Blocks:

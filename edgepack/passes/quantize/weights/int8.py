@@ -10,7 +10,6 @@ from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS, Affine, storable, symmetric
-from edgepack.passes.quantize.weights.bias_correction import mean_error
 from edgepack.passes.quantize.weights.rounding import (
     PAIR_STEPS,
     compensated,
@@ -73,13 +72,37 @@ def quantize_layer(
         scale, rows = _search_scale(layer, largest, loss, limited, source, options.scheme, shrinks)
     bias = layer.bias
     if moments is not None and options.bias_correction:
-        bias = bias + mean_error(layer, rows * scale[:, None], moments)
+        bias = bias + moments.mean_error(layer, rows * scale[:, None])
     # int32 biases saturate rather than overflow; `storable` has made room for them.
     stored = None
     if source is not None and options.scheme not in SYMMETRIC:
         unit = np.float32(source.scale) * scale.astype(np.float32)
         stored = np.clip(np.rint(bias / unit), -(2**31), 2**31 - 1).astype(np.int32)
     return Quantized(rows.astype(np.int8), scale, stored, bias, factor)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Weights that are not those of a linear layer as s8, rounded to the nearest.
+
+    Attributes:
+        rows: (scales, values of each) int8.
+        scale: (scales,) float32.
+        factor: (scales,) by which the pair limit raised each scale.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    factor: np.ndarray
+
+
+def round_rows(rows: np.ndarray, options: QuantizeOptions) -> Integers:
+    """Round (scales, values of each) to the nearest steps; `options.range` limits the pairs."""
+    _, lowest = WEIGHTS[options.scheme]
+    largest, factor = full_scale(rows, options)
+    scale = largest.astype(np.float32)
+    integers = nearest(rows / scale[:, None], options.range != "full", lowest)
+    return Integers(integers.astype(np.int8), scale, factor)
 
 
 def full_scale(

@@ -1,13 +1,18 @@
-"""Observe activations: exact ranges first, then histograms over those ranges.
+"""Observe activations on calibration samples, and choose the quantization of each.
 
-Both are streamed. Ranges are reduced by nodes appended to the graph, so that a run returns only a
-few values per tensor; histograms process a tensor at a time and store counts.
+Exact ranges come first, then histograms over those ranges, both streamed. Ranges are reduced by
+nodes appended to the graph, so that a run returns only a few values per tensor; histograms process
+a tensor at a time and store counts.
+
+A symmetric scheme has one free end, so its calibrators use magnitudes, as TensorRT's own do. The
+entropy calibrator is then exactly that of Migacz, "8-bit inference with TensorRT" (2017).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -17,8 +22,17 @@ from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.stream import grouped, session, tensors
+from edgepack.passes.quantize.calibration.calibrators import (
+    Histogram,
+    choose_entropy,
+    choose_minmax,
+    choose_mse,
+    choose_percentile,
+    fold_magnitudes,
+)
+from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.scheme import LEVELS, SYMMETRIC, Affine, affine, signed
 
-BINS = 2048
 # Values that one batch adds to the histogram of a tensor; larger tensors are subsampled evenly.
 COUNTED = 2**17
 
@@ -35,47 +49,6 @@ class Range:
     low: float
     high: float
     elements: int
-
-
-@dataclass
-class Histogram:
-    """Counts in bins of equal width over a fixed range; exact zeros are counted separately.
-
-    Attributes:
-        low, high: the range; values outside are counted in the first and last bin.
-        counts: (bins,) int64.
-        zeros: number of values that are exactly 0 (0 is represented without error).
-    """
-
-    low: float
-    high: float
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
-    zeros: int = 0
-
-    @property
-    def edges(self) -> np.ndarray:
-        """Borders of the bins, (bins + 1,)."""
-        return np.linspace(self.low, self.high, len(self.counts) + 1)
-
-    def add(self, values: np.ndarray) -> None:
-        """Count the values of one batch."""
-        flat = np.asarray(values, dtype=np.float32).ravel()
-        if self.high <= self.low:
-            self.zeros += flat.size
-            return
-        # A range of [-1, 3] in 4 bins: -1 falls in bin 0, 0 in bin 1, and 3, the end, in bin 3.
-        bins = len(self.counts)
-        bin_indices = (flat - np.float32(self.low)) * np.float32(bins / (self.high - self.low))
-        bin_indices = np.clip(bin_indices, 0, bins - 1).astype(np.int32)
-        zero = int(flat.size - np.count_nonzero(flat))
-        self.counts += np.bincount(bin_indices, minlength=bins)
-        if zero:
-            # The zeros were counted with their bin; move them to their own count.
-            home = (np.float32(0) - np.float32(self.low)) * np.float32(
-                bins / (self.high - self.low)
-            )
-            self.counts[int(np.clip(home, 0, bins - 1))] -= zero
-            self.zeros += zero
 
 
 def observe_ranges(
@@ -141,6 +114,54 @@ def observe_histograms(
         for name, values in arrays.items():
             histograms[name].add(spread(values.ravel(), COUNTED, number))
     return histograms
+
+
+def choose_quantization(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, Range],
+    samples: Samples,
+    options: QuantizeOptions,
+    advance: Callable[[int], None],
+) -> dict[str, Affine]:
+    """Return the quantization of each observed tensor; calibrators run the samples again.
+
+    Args:
+        model: float32, prepared.
+        ranges: of the tensors.
+        samples: the calibration samples.
+        options: scheme, calibrator and batch_size.
+        advance: receives the number of samples after each batch.
+    """
+    if options.calibrator == "minmax":
+        return {name: cover_range(observed, options.scheme) for name, observed in ranges.items()}
+    histograms = observe_histograms(model, ranges, samples, options.batch_size, advance)
+    return {name: calibrate_histogram(counts, options) for name, counts in histograms.items()}
+
+
+def cover_range(observed: Range, scheme: str) -> Affine:
+    """Return the quantization that holds the observed range."""
+    if scheme in SYMMETRIC:
+        return signed(max(abs(observed.low), abs(observed.high)), SYMMETRIC[scheme])
+    return affine(observed.low, observed.high)
+
+
+def calibrate_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:
+    """Return the quantization that the calibrator chooses."""
+    steps = SYMMETRIC.get(options.scheme)
+    levels = steps or LEVELS
+    choose: dict[str, Callable[[Histogram], tuple[float, float]]] = {
+        "minmax": choose_minmax,
+        "percentile": partial(choose_percentile, percent=options.percentile),
+        "entropy": partial(choose_entropy, levels=levels),
+        "mse": partial(choose_mse, levels=levels),
+    }
+    if steps is None:
+        return affine(*choose[options.calibrator](counts))
+    if options.calibrator == "percentile":
+        # Magnitudes have one tail, which takes the share of both: 99.99 % leaves 0.01 % outside, as
+        # 99.98 % with two equal tails leaves 0.01 % beyond the upper end.
+        choose["percentile"] = partial(choose_percentile, percent=2 * options.percentile - 100)
+    return signed(choose[options.calibrator](fold_magnitudes(counts))[1], steps)
 
 
 def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:

@@ -8,7 +8,6 @@ gate passes; the caller evaluates the gate.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,43 +16,22 @@ from edgepack.ledger import Progress
 from edgepack.metrics.closeness import closeness_db
 from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.protocol import Trials
-from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.refusals import check_not_quantized, no_samples
 from edgepack.runtime.parity.metrics import Parity
 from edgepack.runtime.parity.parts import SNR_LIMIT
-
-if TYPE_CHECKING:
-    import onnx
 
 # Runs a serialised model: outputs in order, for arrays by input name.
 Runs = Callable[[bytes], Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]]
 # Number of samples for ranking layers.
-RANKED = 32
+RANKING_SAMPLES = 32
 # Number of layers of a repair that are tried as integers again, in case others suffice.
-SPARED = 8
+REQUANTIZED = 8
 
 
-def make_trials(
-    model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions, progress: Progress
-) -> Trials:
-    """Return the quantizations that `quantize` can choose from; raises like `quantize`."""
-    check_not_quantized(model)
-    if samples is None and options.needs:
-        raise no_samples(options.mode)
-    if options.mode == "static" and samples is not None:
-        from edgepack.passes.quantize.static.quantizer import StaticQuantizer
-
-        return StaticQuantizer(model, samples, options, progress)
-    from edgepack.passes.quantize.dynamic_and_weight_only.weight_quantizer import WeightQuantizer
-
-    return WeightQuantizer(model, samples, options, progress)
-
-
-def chosen(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, np.ndarray]]:
-    """Select about `RANKED` of `count` samples, evenly spread, as feeds of `batch_size`."""
+def select_feeds(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, np.ndarray]]:
+    """Select about `RANKING_SAMPLES` of `count` samples, evenly spread, as feeds."""
     # 100 samples in batches of 4 are 25 batches; 8 of them, evenly spread, hold 32 samples.
     batches = -(-count // batch_size)
-    selected = min(batches, -(-RANKED // batch_size))
+    selected = min(batches, -(-RANKING_SAMPLES // batch_size))
     positions = {position * batches // selected for position in range(selected)}
     return [
         batch.inputs
@@ -62,7 +40,7 @@ def chosen(samples: Samples, count: int, batch_size: int) -> list[Mapping[str, n
     ]
 
 
-def rank(
+def rank_layers(
     trials: Trials,
     original: bytes,
     feeds: Sequence[Mapping[str, np.ndarray]],
@@ -98,7 +76,7 @@ def rank(
     return dict(sorted(costs.items(), key=lambda item: (item[1], item[0])))
 
 
-def search(
+def find_fewest_floats(
     order: Sequence[str], holds: Callable[[tuple[str, ...]], bool]
 ) -> tuple[str, ...] | None:
     """Return the shortest prefix of `order` with which the quality holds; None if none does.
@@ -122,7 +100,7 @@ def search(
     return tuple(order[:high]) or None
 
 
-def spared(
+def requantize_largest(
     floats: Sequence[str],
     weights: Mapping[str, int],
     holds: Callable[[tuple[str, ...]], bool],
@@ -130,15 +108,15 @@ def spared(
     """Return the layers that must be float, after trying the largest as integers again.
 
     Args:
-        floats: result of `search`, of which the last is known to be needed.
+        floats: result of `find_fewest_floats`, of which the last is known to be needed.
         weights: number of weights of every layer.
         holds: returns True if the quality holds with these layers in float.
     """
-    # The last one is needed, as `search` failed without it. Among the others, the layers with the
-    # most weights gain most from int8.
+    # The last one is needed, as the search failed without it. Among the others, the layers with
+    # the most weights gain most from int8.
     result = tuple(floats)
     candidates = sorted(floats[:-1], key=lambda name: (-weights.get(name, 0), name))
-    for name in candidates[:SPARED]:
+    for name in candidates[:REQUANTIZED]:
         candidate = tuple(entry for entry in result if entry != name)
         if holds(candidate):
             result = candidate

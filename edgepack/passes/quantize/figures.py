@@ -1,4 +1,4 @@
-"""Figures and notes of the quantization for the ledger."""
+"""Figures and notes of the quantization for the ledger, in every mode."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import Affine, affine, signed
 from edgepack.passes.quantize.static.forms import Form
 from edgepack.passes.quantize.static.placement import Placement
-from edgepack.passes.quantize.weights.int8 import Quantized
 
 # Quantizations of an activation that is 0 on every sample.
 CONSTANT = (affine(0.0, 0.0), signed(0.0))
@@ -21,20 +21,26 @@ _FORMS = {
     "weights": "Int8 weights with float arithmetic",
 }
 
+# Kernels that multiply integers by integers or by float.
+KERNELS = (
+    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeLSTM"),
+    "MatMulNBits",
+)
 
-def details(
+
+def collect_static_figures(
     placement: Placement,
     forms: Sequence[Form],
     options: QuantizeOptions,
     count: int,
     quantization: Mapping[str, Affine],
-    weights: Mapping[int, Quantized],
+    factors: Sequence[np.ndarray],
     reordered: int,
     equalized: Mapping[str, Any] | None,
     float_counts: Mapping[str, int] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return the figures as JSON values.
+    """Return the figures of the static mode as JSON values.
 
     Args:
         placement: nodes that became integer, and layers that stay float.
@@ -42,14 +48,14 @@ def details(
         options: of the pass.
         count: number of calibration samples.
         quantization: of every root tensor.
-        weights: of every layer, by the node's index.
+        factors: by which the pair limit raised the scales of every static layer.
         reordered: number of layers whose input channels were reordered.
         equalized: figures of `equalize`; None if it did not run.
         float_counts: number of nodes by operator that round in float after onnxruntime's fusion;
             None if another engine fuses.
         seconds: of every phase.
     """
-    pairs = [weights[layer.index].factor for layer in placement.layers]
+    pairs = list(factors)
     for form in forms:
         # Forms that compute in float have no pairs to limit.
         if form.kind == "dynamic":
@@ -63,19 +69,19 @@ def details(
         "bias_correction": options.bias_correction,
         "calibration_samples": count,
         "layers_quantized": len(placement.layers),
-        "layers_dynamic": form_names(forms, "dynamic"),
-        "layers_weights": form_names(forms, "weights"),
-        "layers_float": float_layer_figures(placement.float_layers),
+        "layers_dynamic": list_forms(forms, "dynamic"),
+        "layers_weights": list_forms(forms, "weights"),
+        "layers_float": list_float_layers(placement.float_layers),
         "activations_quantized": len(quantization),
         "equalize": None if equalized is None else dict(equalized),
-        "pair_safe": pair_figures(pairs, reordered) if options.range == "pair-safe" else None,
+        "pair_safe": summarize_pairs(pairs, reordered) if options.range == "pair-safe" else None,
         "integer_only": float_counts is not None and not float_counts,
         "float_operators": None if float_counts is None else dict(float_counts),
         "seconds": dict(seconds),
     }
 
 
-def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
+def summarize_pairs(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any]:
     """Summarize how far the pair limit raised the scales of output channels."""
     # The empty array keeps this defined for a model without layers.
     channels = np.concatenate([np.zeros(0), *factors])
@@ -88,14 +94,14 @@ def pair_figures(factors: Sequence[np.ndarray], reordered: int) -> dict[str, Any
     }
 
 
-def float_layer_figures(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
+def list_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
     """Return name, operator and reason of the layers that stay float."""
     return [
         {"name": name, "operator": kind, "reason": reason} for name, kind, reason in float_layers
     ]
 
 
-def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
+def list_forms(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
     """Return name, operator and reason of the layers in one form."""
     return [
         {"name": form.name, "operator": form.operator, "reason": form.reason}
@@ -104,7 +110,7 @@ def form_names(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
     ]
 
 
-def form_notes(forms: Sequence[Form]) -> list[str]:
+def describe_forms(forms: Sequence[Form]) -> list[str]:
     """Describe the layers in other forms, with a sentence for each form and reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for form in forms:
@@ -115,7 +121,7 @@ def form_notes(forms: Sequence[Form]) -> list[str]:
     ]
 
 
-def float_layer_notes(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:
+def describe_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:
     """Describe the layers that stay float, with a sentence for each reason."""
     reasons: dict[str, list[str]] = {}
     for name, _, reason in float_layers:
@@ -131,7 +137,7 @@ def _join_names(names: Sequence[str]) -> str:
     return joined
 
 
-def pair_note(figures: Mapping[str, Any]) -> str:
+def describe_pairs(figures: Mapping[str, Any]) -> str:
     """Describe the effect of the pair limit in a sentence."""
     layers = figures["reordered"]
     return (
@@ -141,7 +147,7 @@ def pair_note(figures: Mapping[str, Any]) -> str:
     )
 
 
-def equalize_note(figures: Mapping[str, Any]) -> str:
+def describe_equalization(figures: Mapping[str, Any]) -> str:
     """Describe the scaling between layers in a sentence."""
     count, blocked = figures["scaled"], sum(figures["left"].values())
     sentence = (
@@ -154,7 +160,7 @@ def equalize_note(figures: Mapping[str, Any]) -> str:
     return f"{sentence}."
 
 
-def notes(
+def describe_static(
     placement: Placement,
     forms: Sequence[Form],
     quantization: Mapping[str, Affine],
@@ -169,18 +175,95 @@ def notes(
             f"{quantized} of {total} layers quantized to int8, calibrated on "
             f"{figures['calibration_samples']} samples ({figures['calibrator']})."
         )
-    sentences += form_notes(forms)
-    sentences += float_layer_notes(float_layers)
+    sentences += describe_forms(forms)
+    sentences += describe_float_layers(float_layers)
     if figures["equalize"] is not None:
-        sentences.append(equalize_note(figures["equalize"]))
+        sentences.append(describe_equalization(figures["equalize"]))
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
-        sentences.append(pair_note(figures["pair_safe"]))
+        sentences.append(describe_pairs(figures["pair_safe"]))
     # A constant 0 gets scale 1, which is arbitrary: the samples say nothing about its range.
-    constant = [name for name, affine in quantization.items() if affine in CONSTANT]
+    constant = [name for name, parameters in quantization.items() if parameters in CONSTANT]
     if constant:
         sentences.append(
             f"{len(constant)} activations were 0 on every sample, such as {constant[0]}: on the "
             "device their values are rounded to whole numbers from "
             f"{quantization[constant[0]].low:g} to {quantization[constant[0]].high:g}."
         )
+    return tuple(sentences)
+
+
+def collect_weight_figures(
+    choice: Choice,
+    options: QuantizeOptions,
+    samples: int,
+    blocks: int,
+    factors: Sequence[np.ndarray],
+    operators: Mapping[str, int],
+    reordered: int,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return the figures of the modes without stored ranges as JSON values.
+
+    Args:
+        choice: nodes that became integer, and layers that stay float.
+        options: of the pass.
+        samples: number of calibration samples.
+        blocks: number of layers in four bits.
+        factors: by which the pair limit raised the scales of every layer.
+        operators: number of nodes by operator, after onnxruntime's fusions.
+        reordered: number of layers whose input channels were reordered.
+        seconds: of every phase.
+    """
+    dynamic = options.mode == "dynamic"
+    return {
+        "mode": options.mode,
+        "scheme": options.scheme,
+        "range": options.range if dynamic else None,
+        "bits": options.bits,
+        "block": options.block,
+        "rounding": options.rounding,
+        "bias_correction": options.bias_correction,
+        "calibration_samples": samples,
+        "layers_quantized": choice.count,
+        "layers_in_blocks": blocks,
+        "tables_quantized": len(choice.tables),
+        "layers_float": list_float_layers(choice.float_layers),
+        "pair_safe": summarize_pairs(factors, reordered) if options.range == "pair-safe" else None,
+        "integer_only": False,
+        "kernels": {kind: operators[kind] for kind in KERNELS if kind in operators},
+        "seconds": dict(seconds),
+    }
+
+
+def describe_weights(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """Describe the result of the modes without stored ranges in sentences."""
+    quantized, total = figures["layers_quantized"], choice.count + len(choice.float_layers)
+    if figures["mode"] == "dynamic":
+        sentences = [
+            f"{quantized} of {total} layers quantized to int8; their inputs are quantized at run "
+            "time, each tensor by its own range, so that an output depends slightly on its batch."
+        ]
+    elif figures["bits"] == 4:
+        sentences = [
+            f"{quantized} of {total} layers store integer weights: "
+            f"{figures['layers_in_blocks']} in four bits with blocks of {figures['block']}, the "
+            "others in eight; the arithmetic stays float, so this saves bytes but no time."
+        ]
+    else:
+        sentences = [
+            f"{quantized} of {total} layers store int8 weights, converted to float32 when the "
+            "model is loaded: this saves bytes in the file, but neither time nor memory."
+        ]
+    if choice.tables:
+        sentences.append(
+            f"{len(choice.tables)} of them are tables of embeddings, with one scale per row."
+        )
+    if figures["calibration_samples"]:
+        sentences.append(
+            f"Weights rounded ({figures['rounding']}) for the layers' inputs on "
+            f"{figures['calibration_samples']} calibration samples."
+        )
+    sentences += describe_float_layers(choice.float_layers)
+    if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
+        sentences.append(describe_pairs(figures["pair_safe"]))
     return tuple(sentences)
