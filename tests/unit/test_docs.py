@@ -48,3 +48,10 @@ def test_the_pages_never_ask_a_code_host_for_its_stars(site: Path) -> None:
     """The theme does so wherever a page shows a repository."""
     for page in site.rglob("*.html"):
         assert 'data-md-component="source"' not in page.read_text(encoding="utf-8")
+
+
+def test_the_page_of_benchmarks_is_written_from_the_results() -> None:
+    done = subprocess.run(
+        [sys.executable, "benchmarks/page.py", "--check"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
