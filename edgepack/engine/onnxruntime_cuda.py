@@ -14,6 +14,7 @@ from edgepack.engine import onnxruntime
 from edgepack.engine.built import Built
 from edgepack.onnx_tools.copies import with_outputs
 from edgepack.onnx_tools.sessions import create_session
+from edgepack.onnx_tools.walk import names_of
 from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.bundle.engines import CUDA
 from edgepack.runtime.session.tensorrt_build import Profiles
@@ -69,14 +70,14 @@ def name_half_tensors(model: onnx.ModelProto) -> int:
     # A copy of the model gets every tensor between nodes as an output without a type, and a
     # session reports the types: for x -> Cast -> h -> MatMul -> y it adds h, of tensor(float16).
     graph = model.graph
-    outputs = {value.name for value in graph.output}
+    outputs = names_of(graph.output)
     computed = filter(None, itertools.chain.from_iterable(node.output for node in graph.node))
     inner = [name for name in computed if name not in outputs]
     if not inner:
         return 0
     session = create_session(with_outputs(model, inner), optimization="none")
     half = [value.name for value in session.get_outputs() if value.type == "tensor(float16)"]
-    typed = {value.name for value in graph.value_info}
+    typed = names_of(graph.value_info)
     for name in half:
         if name not in typed:
             graph.value_info.append(

@@ -18,7 +18,7 @@ def sort_nodes(model: ModelProto) -> int:
         The number of graphs, subgraphs included, that were out of order. A graph with a cycle
         does not change.
     """
-    return sum(_sort(graph) for graph in walk_graphs(model.graph))
+    return sum(map(_sort, walk_graphs(model.graph)))
 
 
 def _reads(node: NodeProto) -> set[str]:
@@ -29,13 +29,16 @@ def _reads(node: NodeProto) -> set[str]:
 def _sort(graph: GraphProto) -> bool:
     producers: dict[str, int] = {}
     for index, node in enumerate(graph.node):
-        producers.update({name: index for name in node.output if name})
+        producers.update(dict.fromkeys(filter(None, node.output), index))
     # For each node, the indices of the nodes that it depends on. In a sorted graph all are smaller
     # than the node's own, as in [{}, {0}, {0, 1}].
-    sources = [
-        {producers[name] for name in _reads(node) if name in producers} for node in graph.node
-    ]
-    if all(max(inputs, default=-1) < index for index, inputs in enumerate(sources)):
+    sources: list[set[int]] = []
+    is_sorted = True
+    for index, node in enumerate(graph.node):
+        inputs = {producers[name] for name in producers.keys() & _reads(node)}
+        is_sorted = is_sorted and max(inputs, default=-1) < index
+        sources.append(inputs)
+    if is_sorted:
         return False
     order = _order(sources)
     if order is None:

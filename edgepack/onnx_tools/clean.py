@@ -8,7 +8,7 @@ from edgepack.onnx_tools.copies import replace_items
 from edgepack.onnx_tools.walk import used_names, walk_graphs
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
+    from onnx import GraphProto, TensorProto
 
 
 def remove_unused_initializers(graph: GraphProto, rewrite: bool = True) -> int:
@@ -18,8 +18,6 @@ def remove_unused_initializers(graph: GraphProto, rewrite: bool = True) -> int:
         graph: of a model.
         rewrite: if any is removed, store the others anew: as raw bytes, with name and shape alone.
     """
-    from onnx import numpy_helper
-
     # Subgraphs read initializers of the graphs around them, so all names count for all graphs.
     used = used_names(graph)
     removed = 0
@@ -29,7 +27,13 @@ def remove_unused_initializers(graph: GraphProto, rewrite: bool = True) -> int:
         if not unread:
             continue
         if rewrite:
-            read = [numpy_helper.from_array(numpy_helper.to_array(t), t.name) for t in read]
+            read = list(map(_rewritten, read))
         replace_items(inner.initializer, read)
         removed += unread
     return removed
+
+
+def _rewritten(tensor: TensorProto) -> TensorProto:
+    from onnx import numpy_helper
+
+    return numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name)

@@ -10,6 +10,7 @@ import onnx
 
 from edgepack.onnx_tools.copies import with_outputs
 from edgepack.onnx_tools.sessions import Session, create_session
+from edgepack.onnx_tools.walk import names_of
 
 # Inner tensors of one batch that are held at a time; a larger batch takes several runs.
 HELD_BYTES = 192 * 2**20
@@ -38,6 +39,14 @@ def session(model: onnx.ModelProto) -> Session:
     """Create a session whose peak of memory is low, for calibration."""
     # The arena keeps the largest buffers of all batches.
     return create_session(model, arena=False)
+
+
+def run_batch(
+    runner: Session, batch: Feed, names: Sequence[str] | None = None
+) -> Sequence[np.ndarray]:
+    """Return the outputs of these names for one batch; None stands for all outputs."""
+    feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
+    return runner.run(names, feed)
 
 
 def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
@@ -73,7 +82,7 @@ def tensors(
     Yields:
         the batch's number and name -> array, for one batch and one group.
     """
-    inputs = {value.name for value in model.graph.input}
+    inputs = names_of(model.graph.input)
     runs = []
     for group in groups:
         # A graph input cannot be an output as well, so its values are those of the feed.
@@ -84,7 +93,6 @@ def tensors(
         for group, inner, runner in runs:
             values = {name: batch.inputs[name] for name in group if name in inputs}
             if runner is not None:
-                feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-                values.update(zip(inner, runner.run(inner, feed), strict=True))
+                values.update(zip(inner, run_batch(runner, batch, inner), strict=True))
             yield number, values
         advance(batch.count)

@@ -25,6 +25,8 @@ class GraphView:
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value.name for value in fed_inputs(graph)]
         self.outputs = names_of(graph.output)
+        # Inputs of any kind: an initializer among them can be overridden, so it is no constant.
+        self._declared = names_of(graph.input)
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}
         # Names that the subgraphs of If, Loop and Scan take from this graph.
@@ -42,13 +44,13 @@ class GraphView:
     def constant(self, name: str) -> np.ndarray | None:
         """Return the value of an initializer that cannot be fed; None for any other tensor."""
         tensor = self.initializers.get(name)
-        if tensor is None or any(value.name == name for value in self.graph.input):
+        if tensor is None or name in self._declared:
             return None
         return np.asarray(numpy_helper.to_array(tensor))
 
     def is_constant(self, name: str) -> bool:
         """Return True for an initializer that cannot be fed."""
-        return name in self.initializers and all(v.name != name for v in self.graph.input)
+        return name in self.initializers and name not in self._declared
 
     def only_reader(self, name: str) -> int | None:
         """Return the only reader of a tensor; None if there are more, or the graph returns it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Set
 from dataclasses import dataclass
 
 import onnx
@@ -50,7 +50,7 @@ class Graph:
     """
 
     def __init__(
-        self, view: GraphView, floats: Collection[str], opset: int, keep: Collection[str]
+        self, view: GraphView, floats: Set[str], opset: int, keep: Collection[str]
     ) -> None:
         self.view, self.floats, self.opset = view, floats, opset
         self.integer = frozenset(self._integer())
@@ -78,7 +78,7 @@ class Graph:
         node = self.view.nodes[index]
         if self.accepts_either_type(index) or node.op_type == "Constant":
             return False
-        return bool(self.inputs(index)) or any(name in self.floats for name in node.output)
+        return bool(self.inputs(index)) or not self.floats.isdisjoint(node.output)
 
     def _reason_against(self, index: int, keep: Collection[str]) -> str:
         node = self.view.nodes[index]
@@ -98,9 +98,10 @@ class Graph:
     def _integer(self) -> Iterator[int]:
         """Yield Q, DQ, layers whose weights come from DQ, and nodes between a DQ and a Q."""
         view = self.view
-        quantizers = {
-            i for i, node in enumerate(view.nodes) if node.op_type in having(Trait.QUANTIZES)
-        }
+        quantizers: set[int] = set()
+        for index, node in enumerate(view.nodes):
+            if node.op_type in having(Trait.QUANTIZES):
+                quantizers.add(index)
         yield from quantizers
         for index, node in enumerate(view.nodes):
             if index in quantizers or node.op_type not in having(Trait.HALF):
@@ -113,7 +114,7 @@ class Graph:
             readers: list[int] = []
             for name in node.output:
                 readers += view.readers.get(name, [])
-            requantized = bool(readers) and all(r in quantizers for r in readers)
+            requantized = bool(readers) and quantizers.issuperset(readers)
             if dequantized and (weighted or (requantized and len(dequantized) == len(makers))):
                 yield index
 
@@ -121,11 +122,11 @@ class Graph:
         """List the float32 inputs of a node that become fp16 with it, constants included."""
         node = self.view.nodes[index]
         fixed = operator(node.op_type).float_slots
-        return [
-            name
-            for slot, name in enumerate(node.input)
-            if slot not in fixed and (name in self.floats or self._float_constant(name))
-        ]
+        names: list[str] = []
+        for slot, name in enumerate(node.input):
+            if slot not in fixed and (name in self.floats or self._float_constant(name)):
+                names.append(name)
+        return names
 
     def _float_constant(self, name: str) -> bool:
         tensor = self.view.initializers.get(name)
@@ -141,12 +142,8 @@ class Graph:
 
     def float_tensors(self, index: int) -> list[str]:
         """List the float32 inputs and outputs of a node, except constants."""
-        node = self.view.nodes[index]
-        return [
-            name
-            for name in dict.fromkeys((*self.inputs(index), *node.output))
-            if name in self.floats
-        ]
+        names = dict.fromkeys((*self.inputs(index), *self.view.nodes[index].output))
+        return [name for name in names if name in self.floats]
 
     def angle(self, index: int) -> str:
         """Return the tensor whose sine or cosine a node computes; "" for other nodes."""

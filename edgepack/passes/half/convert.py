@@ -21,7 +21,7 @@ from edgepack.passes.half.measurements import Measurements, measure
 from edgepack.passes.half.mixed_graph import emit
 from edgepack.passes.half.options import HalfOptions
 from edgepack.passes.half.placement import Placement, place
-from edgepack.passes.half.sums import partial_sum
+from edgepack.passes.half.sums import Sum, partial_sum
 
 
 def convert(
@@ -38,11 +38,13 @@ def convert(
     floats = frozenset(name for name, kind in kinds.items() if kind == "tensor(float)")
     graph = Graph(view, floats, opset, options.keep)
     names = list(dict.fromkeys(chain.from_iterable(map(graph.float_tensors, graph.candidates))))
-    sums = {
-        index: bound
-        for index in graph.candidates
-        if index not in graph.integer and (bound := partial_sum(view, index, opset))
-    }
+    sums: dict[int, Sum] = {}
+    for index in graph.candidates:
+        bound = None
+        if index not in graph.integer:
+            bound = partial_sum(view, index, opset)
+        if bound is not None:
+            sums[index] = bound
     measured = Measurements({}, {}, 0)
     # A model that is quantized throughout has nothing to measure.
     if names:

@@ -6,8 +6,9 @@ and memory does not grow with the samples.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from onnx import helper
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.onnx_tools.copies import copied
-from edgepack.onnx_tools.stream import grouped, session, tensors
+from edgepack.onnx_tools.stream import grouped, run_batch, session, tensors
 from edgepack.passes.half.operators import LARGEST
 from edgepack.passes.half.sums import Sum
 
@@ -125,13 +126,12 @@ def measure(
     nonfinite: set[str] = set()
     count = 0
     for batch in samples.batches(batch_size):
-        feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-        results: Iterator[float] = (float(np.ravel(array)[0]) for array in runner.run(None, feed))
+        results = map(_first_value, run_batch(runner, batch))
         # The results have the order of `_append_reductions`: four or five a tensor, then one a
         # bound.
         for name in names:
             entry = statistics[name]
-            size, peak, power, noise = (next(results) for _ in range(4))
+            size, peak, power, noise = itertools.islice(results, 4)
             smallest = next(results) if name in divisors else math.inf
             entry.elements = max(entry.elements, int(size))
             if size and not math.isfinite(peak + power):
@@ -161,6 +161,10 @@ def measure(
     return Measurements(statistics, largest, count)
 
 
+def _first_value(array: np.ndarray) -> float:
+    return float(array.flat[0])
+
+
 def _measure_finite(
     model: onnx.ModelProto,
     sizes: dict[str, int],
@@ -173,8 +177,11 @@ def _measure_finite(
     for _, arrays in tensors(model, grouped(list(sizes), sizes), samples, batch_size, advance):
         for name, values in arrays.items():
             statistics[name].add(values)
-    outputs = [value.name for value in model.graph.output if value.name in statistics]
-    broken = [name for name in outputs if statistics[name].nan or statistics[name].infinite]
+    broken: list[str] = []
+    for value in model.graph.output:
+        entry = statistics.get(value.name)
+        if entry is not None and (entry.nan or entry.infinite):
+            broken.append(value.name)
     if broken:
         raise ChainError(
             "half-calibration-nonfinite",

@@ -62,9 +62,9 @@ class _Placer:
     ) -> None:
         self.graph, self.sums, self.measured, self.limit = graph, sums, measured, limit
         self.constants: dict[str, tuple[str, float] | None] = {}
-        self.tensors: dict[str, tuple[str, float] | None] = {
-            name: self._check_tensor(statistics) for name, statistics in measured.tensors.items()
-        }
+        self.tensors: dict[str, tuple[str, float] | None] = {}
+        for name, statistics in measured.tensors.items():
+            self.tensors[name] = self._check_tensor(statistics)
         # If one reader needs a tensor in float32, the tensor is not stored as fp16 at all.
         for index in graph.candidates:
             for name, fault in self._check_inputs(index):
@@ -79,12 +79,14 @@ class _Placer:
                 float_nodes[index] = self._float_node(index, *fault)
         self._exclude_broken_patterns(float_nodes)
         # The remaining candidates become fp16, unless Casts around them would cost too much.
-        half = {index for index in self.graph.candidates if index not in float_nodes}
+        half = set(self.graph.candidates).difference(float_nodes)
         # A Relu between two float32 layers would need two Casts and save nothing.
         for part in self._connected_parts(half):
-            if not any(self._justifies_casts(index) for index in part):
-                half -= part
-                float_nodes.update((index, self._float_node(index, ISOLATED)) for index in part)
+            if any(map(self._justifies_casts, part)):
+                continue
+            half -= part
+            for index in part:
+                float_nodes[index] = self._float_node(index, ISOLATED)
         return Placement(
             half=frozenset(half),
             float_nodes=tuple(float_nodes[index] for index in sorted(float_nodes)),
@@ -100,14 +102,22 @@ class _Placer:
         """Return True if fp16 saves a node enough time or bytes to pay for Casts around it."""
         if operator(self.graph.view.nodes[index].op_type).weights or index in self.graph.integer:
             return True
-        constants = (self.graph.view.constant(n) for n in self.graph.inputs(index))
-        return any(values is not None and values.size >= LARGE for values in constants)
+        for name in self.graph.inputs(index):
+            values = self.graph.view.constant(name)
+            if values is not None and values.size >= LARGE:
+                return True
+        return False
 
     def _neighbours(self, index: int) -> set[int]:
         """Return the nodes that produce a float32 input of a node or read one of its outputs."""
         view, node = self.graph.view, self.graph.view.nodes[index]
-        makers = {view.producer[n] for n in self.graph.inputs(index) if n in view.producer}
-        return makers.union(*(view.readers.get(name, ()) for name in node.output))
+        neighbours: set[int] = set()
+        for name in self.graph.inputs(index):
+            if name in view.producer:
+                neighbours.add(view.producer[name])
+        for name in node.output:
+            neighbours.update(view.readers.get(name, ()))
+        return neighbours
 
     def _around(self, indices: set[int]) -> set[int]:
         """Return the neighbours of several nodes."""
