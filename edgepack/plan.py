@@ -54,25 +54,25 @@ def plan(request: Request) -> dict[str, Any]:
         **{role: spec or None for role, spec in specs.items()},
         "missing": list_missing_samples(request),
         "gates": dict(request.quality),
-        "stages": [
-            *(["wheels"] if request.wheels else []),
-            "source",
-            "samples",
-            "original",
-            "export",
-            "simplify",
-            *(step["stage"] for step in chain),
-            "engine",
-            "bundle",
-            "verify",
-            *_last_stages(request),
-        ],
+        "stages": list_stages(request),
         "chain": chain,
         "estimate": {
             "memory_bytes": BASE_BYTES + COPIES * size,
             "disk_bytes": DISK_COPIES * size,
         },
     }
+
+
+def list_stages(request: Request) -> list[str]:
+    """Return the stages of a build in order, as the ledger names them."""
+    wheels = ["wheels"] if request.wheels else []
+    return [
+        *wheels,
+        *("source", "samples", "original", "export", "simplify"),
+        *(step.name for step in request.chain),
+        *("engine", "bundle", "verify"),
+        *_last_stages(request),
+    ]
 
 
 def _last_stages(request: Request) -> list[str]:

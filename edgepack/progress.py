@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from edgepack.ledger import Progress, Record
@@ -29,18 +30,19 @@ _MARKS = {
 }
 
 
-def make_progress(quiet: bool = False, verbose: int = 0) -> Progress:
+def make_progress(quiet: bool = False, verbose: int = 0, stages: Sequence[str] = ()) -> Progress:
     """Return the progress display that suits standard error.
 
     Args:
         quiet: print warnings only.
         verbose: 1 or more prints all notes of a stage instead of the first.
+        stages: names of the stages to come, in order; empty if they are not known.
     """
     if quiet:
         return QuietProgress(sys.stderr)
     # A dumb terminal, as in some editors, cannot move the cursor.
     if sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
-        return TerminalProgress(verbose)
+        return TerminalProgress(verbose, stages=stages)
     return PlainProgress(sys.stderr, verbose)
 
 
@@ -114,14 +116,21 @@ class TerminalProgress:
     Args:
         verbose: 1 or more prints all notes of a stage instead of the first.
         console: console to print on; None for standard error.
+        stages: names of the stages to come, in order, to print "stage 3 of 11"; empty if they are
+            not known.
     """
 
-    def __init__(self, verbose: int = 0, console: Console | None = None) -> None:
+    def __init__(
+        self, verbose: int = 0, console: Console | None = None, stages: Sequence[str] = ()
+    ) -> None:
         self._verbose = verbose
         self._output = console
         self._live: Live | None = None
         self._tasks: list[TaskID] = []
         self._stages: list[str] = []
+        self._plan = stages
+        # Position in the plan of the stage that runs or ran last.
+        self._position = -1
 
     @property
     def _console(self) -> Console:
@@ -137,8 +146,18 @@ class TerminalProgress:
         if self._live is None:
             self._live = self._line()
             self._live.start()
-        self._tasks.append(self._live.add_task(self._fit(stage), total=total))
-        self._stages.append(stage)
+        label = self._number(stage)
+        self._tasks.append(self._live.add_task(self._fit(label), total=total))
+        self._stages.append(label)
+
+    def _number(self, stage: str) -> str:
+        """Return "stage 3 of 11: original"; the name alone for a stage outside the plan."""
+        # From the last stage on: a chain may name a pass twice.
+        for position in range(self._position + 1, len(self._plan)):
+            if self._plan[position] == stage:
+                self._position = position
+                return f"stage {position + 1} of {len(self._plan)}: {stage}"
+        return stage
 
     def advance(self, steps: int = 1) -> None:
         """Advance the bar of the running stage."""

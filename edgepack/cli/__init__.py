@@ -18,7 +18,7 @@ import click
 
 from edgepack import __version__
 from edgepack.cli import bench, build, bundle, host, manifest, passes, ship, targets, verify
-from edgepack.cli.boundary import COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
+from edgepack.cli.boundary import ARGUMENTS, COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
 from edgepack.files import convert_os_error
 from edgepack.runtime.streams import flush_streams, restore_streams
@@ -40,6 +40,11 @@ class OrderedGroup(click.Group):
         """Parse the command line; `--help` prints during this."""
         with _convert_system_errors():
             return super().make_context(*args, **kwargs)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line, and keep its words for commands that print it."""
+        ctx.meta.setdefault(ARGUMENTS, tuple(args))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

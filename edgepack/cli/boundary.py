@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -26,6 +27,8 @@ from edgepack.runtime.streams import (
 )
 
 # 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
+# Key of the command line, as words, in the `meta` of click's root context.
+ARGUMENTS = "edgepack.arguments"
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
@@ -99,14 +102,7 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             fail(files.convert_os_error(error), bool(kwargs.get("as_json")))
         except MemoryError:
-            fail(
-                EdgepackError(
-                    "out-of-memory",
-                    "out of memory",
-                    hint="edgepack build --dry-run shows how much a build needs",
-                ),
-                bool(kwargs.get("as_json")),
-            )
+            fail(_describe_memory_error(), bool(kwargs.get("as_json")))
         except Exception as error:  # noqa: BLE001
             # Python would exit with 1, which means a missed gate.
             print_error(traceback.format_exc())
@@ -123,11 +119,34 @@ def boundary(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def print_report(document: Mapping[str, Any]) -> None:
-    """Print a report on stdout, then the two digests of its bundle."""
+def _describe_memory_error() -> EdgepackError:
+    hint = "close other programs, or add memory or swap"
+    if click.get_current_context().info_name == "build":
+        hint = f"{format_command(add=('--dry-run',))} shows how much the build needs"
+    return EdgepackError("out-of-memory", "out of memory", hint=hint)
+
+
+def format_command(remove: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> str:
+    """Return the user's command as one would type it again, quoted for a shell.
+
+    Args:
+        remove: flags to leave out.
+        add: words to append.
+    """
+    words = click.get_current_context().find_root().meta.get(ARGUMENTS, ())
+    return shlex.join(("edgepack", *(word for word in words if word not in remove), *add))
+
+
+def print_report(document: Mapping[str, Any], repeat: str = "") -> None:
+    """Print a report on stdout, then the two digests of its bundle.
+
+    Args:
+        document: the report.
+        repeat: the command that builds the bundle on real samples; "" for a general one.
+    """
     from edgepack.report import render_terminal
     from edgepack.report.console import ResultConsole
 
-    render_terminal(document, ResultConsole())
+    render_terminal(document, ResultConsole(), repeat)
     bundle = document["bundle"]
     print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

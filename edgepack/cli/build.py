@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from edgepack.cli.boundary import TERMINATED, boundary, print_json, print_report, print_text_or_json
+from edgepack.cli.boundary import (
+    TERMINATED,
+    boundary,
+    format_command,
+    print_json,
+    print_report,
+    print_text_or_json,
+)
 from edgepack.cli.complete import complete_chain, complete_target
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
@@ -187,6 +194,7 @@ def build(
 ) -> None:
     """Build a bundle from a trained MODEL: a file, or a Hugging Face folder."""
     # Imported here, as in every command: `--help` must not wait for onnx and torch.
+    from edgepack import plan
     from edgepack import request as requests
     from edgepack.spec import manifest as manifests
     from edgepack.spec import target as targets
@@ -202,19 +210,21 @@ def build(
         **options,
     )
     if dry_run:
-        from edgepack import plan
-
         document = plan.plan(request)
         print_text_or_json(as_json, document, *plan.describe(document).splitlines())
         return
+    from edgepack.ledger import Progress
     from edgepack.passes.training import processes
     from edgepack.pipeline import build as run
     from edgepack.progress import SilentProgress, make_progress
 
     # With several training processes, only the main one draws progress and writes the bundle.
     main = processes.is_main()
+    progress: Progress = SilentProgress()
+    if main:
+        progress = make_progress(quiet, verbose, plan.list_stages(request))
     try:
-        outcome = run(request, make_progress(quiet, verbose) if main else SilentProgress())
+        outcome = run(request, progress)
     except SystemExit as error:
         if error.code == TERMINATED:
             raise
@@ -231,4 +241,5 @@ def build(
     if as_json:
         print_json(outcome.report)
     elif not quiet:
-        print_report(outcome.report)
+        repeat = format_command(("--random-calibration",), ("--calibration", "PATH"))
+        print_report(outcome.report, repeat)

@@ -42,7 +42,7 @@ def emulator() -> None:
 @as_json
 @boundary
 def emulator_prepare(cpus: tuple[str, ...], as_json: bool) -> None:
-    """Prepare to emulate CPUs, by default all; ARM downloads about 55 MB.
+    """Prepare to emulate CPUs, by default all; ARM downloads about 53 MB.
 
     Debian's arm64 Python, and arm64 wheels of this host's numpy and onnxruntime, are unpacked in
     edgepack's cache; nothing is installed.

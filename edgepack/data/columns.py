@@ -25,6 +25,8 @@ from edgepack.runtime.tensor import Tensor
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
+# PNG, JPEG, GIF and BMP.
+PICTURE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM")
 # An .npy file has no array names, so an input inferred from one gets this name.
 NPY_NAME = "input"
 
@@ -100,6 +102,13 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
             yield [_open_column(stream, name, path.name, path.stat().st_size)]
         elif magic.startswith(ZIP_MAGIC):
             yield list(_members(stream, path, stack))
+        elif magic.startswith(PICTURE_MAGIC):
+            raise DataError(
+                "samples-format",
+                f"{path.name} is a picture, not samples",
+                why="pictures are read from a folder, and converted as [pictures] says",
+                hint="give the folder, with a manifest that has a table [pictures]",
+            )
         else:
             raise DataError(
                 "samples-format",

@@ -24,11 +24,11 @@ def render_html(report: Mapping[str, Any]) -> str:
     return render(report)
 
 
-def render_terminal(report: Mapping[str, Any], console: Console) -> None:
+def render_terminal(report: Mapping[str, Any], console: Console, repeat: str = "") -> None:
     """Print a summary of a valid report: about 30 lines at 80 columns."""
     from edgepack.report.terminal import render_terminal as render
 
-    render(report, console)
+    render(report, console, repeat)
 
 
 def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:

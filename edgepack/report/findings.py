@@ -367,8 +367,13 @@ def find_spread(latency: Mapping[str, Any]) -> tuple[float, float] | None:
     return min(ratios), max(ratios)
 
 
-def list_next_commands(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
-    """Return the commands to run next, each with its purpose."""
+def list_next_commands(report: Mapping[str, Any], repeat: str = "") -> Sequence[tuple[str, str]]:
+    """Return the commands to run next, each with its purpose.
+
+    Args:
+        report: the report.
+        repeat: the command that builds the bundle on real samples, with the user's own options.
+    """
     # The name is shown, not run; quoted, so that a copied command is one word in a shell.
     bundle = shlex.quote(printable(report["bundle"]["path"]))
     if report["verdict"] == "fail":
@@ -379,12 +384,8 @@ def list_next_commands(report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
     target = shlex.quote(printable(report["target"]["name"]))
     source = shlex.quote(printable(report["source"]["path"]))
     if report["verdict"] == "unproven":
-        return (
-            (
-                f"edgepack build {source} --target {target} --calibration PATH",
-                "use real samples",
-            ),
-        )
+        command = repeat or f"edgepack build {source} --target {target} --calibration PATH"
+        return ((command, "use real samples"),)
     return (
         (f"python3 {bundle} verify", "on the device"),
         (f"python3 {bundle} bench", "measure its latency"),

@@ -137,7 +137,7 @@ def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> 
         "macs": Cell(_format_count(measured["macs"]), _format_change(change, "macs", before)),
         "speed": Cell(
             f"{latency['ratio']:.2f}×" if latency else _NONE,
-            _format_signed(change.get("latency"), 0.005, lambda v: f"{format_percent(v, 0)} ms"),
+            _format_signed(change.get("latency"), 0.005, lambda v: f"{format_percent(v, 0)} time"),
         ),
         "metric": Cell(
             _format_share(value, samples),

@@ -41,20 +41,26 @@ _MAX_GATES = 6
 _MAX_WARNINGS = 3
 
 
-def render_terminal(report: Mapping[str, Any], console: Console) -> None:
+def render_terminal(report: Mapping[str, Any], console: Console, repeat: str = "") -> None:
     """Print a summary of a valid report: about 35 lines at 80 columns.
 
     Foreign text (names, notes, warnings) is printed literally, neither as rich's markup nor as
     escape sequences. Signs become ASCII if the console's encoding lacks them.
+
+    Args:
+        report: the report.
+        console: the console.
+        repeat: the command that builds the bundle on real samples; "" for a general one.
     """
-    _Summary(report, console).show()
+    _Summary(report, console, repeat).show()
 
 
 class _Summary:
     """Summary of one report on one console."""
 
-    def __init__(self, report: Mapping[str, Any], console: Console) -> None:
+    def __init__(self, report: Mapping[str, Any], console: Console, repeat: str) -> None:
         self.report = report
+        self.repeat = repeat
         self.console = console
         self.narrow = console.width < _NARROW
         self.chain = tabulate_passes(report)
@@ -246,7 +252,7 @@ class _Summary:
         self.console.print(grid)
 
     def _print_next_commands(self) -> None:
-        commands = findings.list_next_commands(self.report)
+        commands = findings.list_next_commands(self.report, self.repeat)
         longest = max(len(command) for command, _ in commands)
         # Purposes are printed beside all commands or none.
         room = all(longest + len(purpose) + 6 <= self.console.width for _, purpose in commands)

@@ -188,8 +188,9 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
 
 def _suggest_form(spec: str, option: str) -> str:
     """Suggest a spec with a colon: "nets.small" becomes "nets:small"."""
-    if "/" in spec:
-        return "add :function"
+    # "net.py" is a file whose function is missing, not the function `py` of a module `net`.
+    if "/" in spec or spec.endswith(".py"):
+        return f"{option} {spec}:FUNCTION, a function of that file that returns the network"
     module, _, function = spec.rpartition(".")
     return f"did you mean {option} {module or 'my_model'}:{function}?"
 

@@ -98,16 +98,25 @@ def recognise(path: Path) -> Format:
         ) from error
 
 
+# Usual suffixes of models, for suggestions alone.
+_SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetensors", ".ts")
+
+
 def _suggest_similar(path: Path) -> str:
     """Suggest a file of a similar name beside the missing one."""
     try:
-        names = [entry.name for entry in path.parent.iterdir()]
+        names = [entry.name for entry in path.parent.iterdir() if _may_be_model(entry)]
     except OSError:
         return f"the folder {path.parent} cannot be listed"
     near = nearest(path.name, names)
     if not near:
         return ""
     return f"did you mean {path.parent / near}?"
+
+
+def _may_be_model(path: Path) -> bool:
+    # A log or a report of a similar name is no model.
+    return path.suffix in _SUFFIXES or path.is_dir()
 
 
 def _folder(path: Path) -> Format:

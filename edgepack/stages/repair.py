@@ -232,12 +232,12 @@ def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
 
 
 def _price(record: Record) -> str:
-    """Return the change of the measurements: "+2.1 points, +3.2 dB, +4 % ms, +1.10 MB"."""
+    """Return the change of the measurements: "+2.1 points, +3.2 dB, +4 % time, +1.10 MB"."""
     change = (record.measured or {})["change"]
     parts = [
         *_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
         *_signed(change["snr_db"], format_decibel),
-        *_signed(change["latency"], lambda v: f"{format_percent(v, 0)} ms"),
+        *_signed(change["latency"], lambda v: f"{format_percent(v, 0)} time"),
         *_signed(change["bytes"], format_bytes),
     ]
     return ", ".join(parts) or "nothing changed"

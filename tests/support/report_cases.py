@@ -79,7 +79,7 @@ def chained() -> dict[str, Any]:
                 "latency": last["measured"]["latency"]["ratio"] / ratio - 1,
             }
         if name == "repair":
-            record["notes"] = ["2 of 51 layers back to float: +2.92 points, +10 % ms."]
+            record["notes"] = ["2 of 51 layers back to float: +2.92 points, +10 % time."]
         rows.append(record)
     place = [record["stage"] for record in report["ledger"]].index("simplify")
     report["ledger"][place : place + 2] = rows

@@ -190,3 +190,18 @@ def test_importing_it_brings_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_live_line_counts_the_stages_of_the_plan() -> None:
+    stream, console = terminal()
+    progress = TerminalProgress(console=console, stages=("source", "prune", "calibrate", "verify"))
+    build(progress)
+    text = stream.getvalue()
+    for label in ("stage 1 of 4: source", "stage 3 of 4: calibrate", "stage 4 of 4: verify"):
+        assert label in text
+
+
+def test_a_pass_that_runs_twice_is_counted_twice() -> None:
+    progress = TerminalProgress(stages=("distill", "quantize", "distill"))
+    labels = [progress._number(name) for name in ("distill", "repair", "distill")]
+    assert labels == ["stage 1 of 3: distill", "repair", "stage 3 of 3: distill"]

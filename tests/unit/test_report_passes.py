@@ -31,16 +31,16 @@ def test_every_pass_has_its_figures_and_what_it_changed() -> None:
         ("original", ("18.55 MB", ""), ("4.65 M", ""), ("386 M", ""), ("1.00×", ""),
          ("88.4 %", ""), ("119.8 dB", "")),
         ("prune", ("13.01 MB", "−30 %"), ("3.26 M", "−30 %"), ("270 M", "−30 %"),
-         ("1.32×", "−24 % ms"), ("87.1 %", "−1.30 points"), ("24.1 dB", "−95.7 dB")),
+         ("1.32×", "−24 % time"), ("87.1 %", "−1.30 points"), ("24.1 dB", "−95.7 dB")),
         ("quantize", ("3.42 MB", "−74 %"), ("3.26 M", ""), ("270 M", ""),
-         ("2.41×", "−45 % ms"), ("84.2 %", "−2.90 points"), ("9.6 dB", "−14.5 dB")),
+         ("2.41×", "−45 % time"), ("84.2 %", "−2.90 points"), ("9.6 dB", "−14.5 dB")),
         ("repair", ("4.11 MB", "+20 %"), ("3.26 M", ""), ("270 M", ""),
-         ("2.20×", "+10 % ms"), ("87.1 %", "+2.92 points"), ("19.8 dB", "+10.2 dB")),
+         ("2.20×", "+10 % time"), ("87.1 %", "+2.92 points"), ("19.8 dB", "+10.2 dB")),
     ]  # fmt: skip
     assert [row.missed for row in table.rows] == [False, False, True, False]
     quantized = table.rows[2].cells
     assert [key for key, cell in quantized.items() if cell.missed] == ["metric", "snr"]
-    assert table.remarks == ["2 of 51 layers back to float: +2.92 points, +10 % ms."]
+    assert table.remarks == ["2 of 51 layers back to float: +2.92 points, +10 % time."]
 
 
 def test_the_report_is_valid_and_its_changes_must_add_up() -> None:
@@ -70,8 +70,8 @@ def test_it_fits_the_terminal(width: int) -> None:
     assert max(map(len, table)) <= min(width, 100)
     flat = [" ".join(line.split()) for line in table]
     assert "prune 13.01 MB 3.26 M 270 M 1.32× 87.1 % 24.1 dB" in flat
-    assert "−30 % −30 % −30 % −24 % ms −1.30 points −95.7 dB" in flat
-    assert "2 of 51 layers back to float: +2.92 points, +10 % ms." in flat
+    assert "−30 % −30 % −30 % −24 % time −1.30 points −95.7 dB" in flat
+    assert "2 of 51 layers back to float: +2.92 points, +10 % time." in flat
     assert len(shown.splitlines()) <= 42
 
 

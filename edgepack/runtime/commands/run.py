@@ -24,6 +24,10 @@ def read_npz(path: str) -> Dict[str, np.ndarray]:
     """Read all arrays of an .npz, by name; never unpickles. Raises InputError if it cannot."""
     try:
         with open_plain(path) as file:
+            # numpy takes anything else for a pickle, and advises to load it unsafely.
+            if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
+                raise ValueError("it is neither an .npz nor an .npy file")
+            file.seek(0)
             loaded = np.load(file, allow_pickle=False)
             if not hasattr(loaded, "files"):
                 raise ValueError("it is a single array, not an .npz")
