@@ -1,0 +1,166 @@
+"""Commands printed in the README and the documentation: those that need no board run, in order.
+
+Blocks marked `sh` and `python` run in an empty folder, in the order of the page; a block with a
+title is a file that the page asks the reader to write. Other blocks show commands that need a
+board, a key or a network: their commands and options are checked to exist.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from edgepack.cli import cli
+from edgepack.runtime.cli import _make_parser as build_parser
+from support import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+# Made once, by the command that the pages print first.
+MAKE_DIGITS = "python examples/digits.py"
+FENCE = re.compile(r'^```(\w*)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^ {4}.*\n)+", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Code on a page.
+
+    Attributes:
+        language: "sh", "python", ...; "" for a block that is not run.
+        title: name of the file that it is; "" for commands.
+        text: its lines.
+    """
+
+    language: str
+    title: str
+    text: str
+
+
+def fenced(page: Path) -> list[Block]:
+    """Return the fenced blocks of a page, in order."""
+    return [Block(*match.groups("")) for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that `python examples/digits.py` writes."""
+    folder = tmp_path_factory.mktemp("digits")
+    script = ROOT / "examples" / "digits.py"
+    subprocess.run([sys.executable, script], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Run a command of a page and return its standard output."""
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # Every option may come from the environment; no page needs a latency to go on.
+        "EDGEPACK_BUILD_LATENCY": "none",
+    }
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def follow(page: Path, folder: Path, digits: Path) -> str:
+    """Do what a page says, in its order, and return what its programs in Python print."""
+    for name in ("examples", "manifests"):
+        (folder / name).symlink_to(ROOT / name)
+    printed = ""
+    for block in fenced(page):
+        if block.title.startswith("examples/"):
+            assert block.text == (ROOT / block.title).read_text(encoding="utf-8")
+        elif block.title:
+            (folder / block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            printed += run([sys.executable, "-c", block.text], folder)
+        elif block.language == "sh":
+            commands = block.text
+            if MAKE_DIGITS in commands:
+                for path in digits.iterdir():
+                    shutil.copy(path, folder)
+                commands = commands.replace(MAKE_DIGITS, "true")
+            run(["bash", "-euo", "pipefail", "-c", commands], folder)
+    return printed
+
+
+def test_the_readme_can_be_followed(tmp_path: Path, digits: Path) -> None:
+    assert "scores" in follow(README, tmp_path, digits)
+
+
+def test_the_tutorial_can_be_followed(tmp_path: Path, digits: Path) -> None:
+    printed = follow(ROOT / "docs" / "tutorial.md", tmp_path, digits)
+    accuracy = float(re.findall(r"([\d.]+)% of 597 digits", printed)[0])
+    assert accuracy > 98
+    assert (tmp_path / "precise.rejected.edgepack").exists()
+
+
+def test_every_file_that_the_readme_names_exists() -> None:
+    text = README.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![/\w])(?:examples|manifests|docs)/[\w./-]+\.\w+", text))
+    assert named
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_readme_is_short_and_begins_with_a_command_that_a_checkout_can_run() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert re.search(r"^demo:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert fenced(README)[1].text.startswith("python3 -m venv")
+
+
+def code_lines(page: Path) -> Iterator[str]:
+    """Yield the command lines in the code of a page, those that continue joined."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [block.text for block in fenced(page) if block.language in ("", "sh", "yaml")]
+    blocks += INDENTED.findall(FENCE.sub("", text))
+    for block in blocks:
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+def commands_of(page: Path, program: str) -> Iterator[list[str]]:
+    """Yield the words after a program in the code of a page."""
+    for line in code_lines(page):
+        match = re.match(rf"\s*(?:- run: |set -e; |if |\$ )?(?:{program}) (\S.*)", line)
+        if match is not None:
+            words = shlex.split(match.group(1), comments=True)
+            # What follows is another command of the shell.
+            end = [n for n, word in enumerate(words) if word in ("|", "||", "&&", ">", "2>&1")]
+            yield words[: min(end, default=len(words))]
+
+
+def options_of(words: list[str]) -> list[str]:
+    return [word.partition("=")[0].rstrip(";") for word in words if re.match(r"--?[a-z]", word)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_printed_command_and_option_exists(page: Path) -> None:
+    for words in commands_of(page, "edgepack"):
+        command: click.Command = cli
+        context = click.Context(cli)
+        rest = list(words)
+        while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
+            found = command.get_command(context, rest.pop(0))
+            assert found is not None, f"edgepack {' '.join(words)}"
+            command = found
+        known = {option for parameter in command.get_params(context) for option in parameter.opts}
+        unknown = set(options_of(rest)) - known - {"-h", "--help", "--version"}
+        assert not unknown, f"edgepack {' '.join(words)}: {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_printed_command_of_a_bundle_exists(page: Path) -> None:
+    for words in commands_of(page, r"\S*python3? [\w./-]+\.edgepack"):
+        build_parser().parse_args(words)
