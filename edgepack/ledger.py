@@ -122,10 +122,18 @@ class Stage:
 
 
 class Ledger:
-    """Records of one build, in order."""
+    """Records of one build, in order.
+
+    Attributes:
+        progress: shows the stages while they run.
+        started: start of the build, by `time.perf_counter`.
+        records: of the stages that ended.
+        warnings: each of them once.
+    """
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
+        self.started = time.perf_counter()
         self.records: list[Record] = []
         self.warnings: list[str] = []
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
-
-from edgepack import files, passes, proof, signing, stages
+from edgepack import files, host, passes, proof, signing, stages
 from edgepack.cache import Cache
+from edgepack.context import Context
 from edgepack.device import Local
 from edgepack.ledger import Ledger, Progress
 from edgepack.passes.training import processes
@@ -25,38 +23,34 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     earlier file there is untouched. Raises GateError if a gate was missed; the rejected bundle is
     then kept beside it, with its report.
     """
-    started = time.perf_counter()
+    ledger = Ledger(progress)
     files.check_output(request.output, request.list_inputs())
-    stages.check_host(request, describe())
+    host.check_host(request, describe())
     if request.sign:
         signing.fingerprint(request.sign)
-    ledger = Ledger(progress)
-    cache = Cache(request.cache, refresh=request.refresh)
+    context = Context(request, Cache(request.cache, refresh=request.refresh), ledger)
 
     with processes.in_turn():
-        wheels = stages.fetch_wheels(request, cache, ledger)
-        source = stages.load_source(request, ledger)
-        source, inputs = stages.resolve_inputs(request, source, ledger)
-        samples = stages.open_samples(request, inputs, ledger)
-        reference = stages.run_original(request, source, inputs, samples, cache, ledger)
-        source = replace(source, identity=reference.identity)
-        exported = stages.export(request, source, inputs, reference, cache, ledger)
-        context = stages.BuildContext(request, source, inputs, samples, reference, exported)
-        context = stages.simplify(context, cache, ledger)
+        wheels = stages.fetch_wheels(context)
+        source = stages.load_source(context)
+        source, inputs = stages.resolve_inputs(context, source)
+        samples = stages.open_samples(context, inputs)
+        source, reference = stages.run_original(context, source, inputs, samples)
+        build_context = stages.export(context, source, inputs, samples, reference)
+        build_context = stages.simplify(build_context)
 
-    module, graph = source, context.original
+    module, graph = source, build_context.original
     for step in passes.select_domain("module", request.chain):
-        module, graph = stages.apply_module_pass(step, module, context, cache, ledger)
+        module, graph = stages.apply_module_pass(step, module, build_context)
     if not processes.is_main():
         return None
     for step in passes.select_domain("graph", request.chain):
-        graph = stages.apply_graph_pass(step, graph, context, cache, ledger)
-    graph = stages.build_engine(graph, request, reference, ledger)
+        graph = stages.apply_graph_pass(step, graph, build_context)
+    graph = stages.build_engine(graph, build_context)
 
-    job = proof.Job(request, source, samples, reference, context.original, graph, wheels)
     # The new file is verified with the loader inside it, as on a device.
-    with Local(runs_bundle=True) as host:
-        outcome = proof.prove(job, host, ledger, started)
+    with Local(runs_bundle=True) as device:
+        outcome = proof.prove(proof.Job(build_context, graph, wheels), device)
     if not outcome.accepted:
-        raise proof.make_gate_error(outcome, ledger, request.chain)
+        raise proof.make_gate_error(outcome, build_context)
     return outcome

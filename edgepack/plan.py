@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import data, files, source
+from edgepack.host import is_foreign, needs_emulation
 from edgepack.request import Request
-from edgepack.stages import emulates, foreign, list_missing_samples
+from edgepack.stages import list_missing_samples
 
 # Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
 BASE_BYTES = 600 << 20
@@ -78,10 +79,10 @@ def list_stages(request: Request) -> list[str]:
 def _last_stages(request: Request) -> list[str]:
     """List the optional stages after verification."""
     stages: list[str] = []
-    if request.emulate and emulates(request.target):
+    if request.emulate and needs_emulation(request.target):
         stages.append("emulate")
     # Latency is measured on this host only, and never in an emulator.
-    if not foreign(request.target) and request.latency != "none":
+    if not is_foreign(request.target) and request.latency != "none":
         stages.append("latency")
     return stages
 

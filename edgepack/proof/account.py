@@ -11,7 +11,6 @@ from typing import Any
 from edgepack import report
 from edgepack.data import Samples
 from edgepack.device import Local
-from edgepack.ledger import Ledger
 from edgepack.passes import name_precision
 from edgepack.proof.job import Job, list_tools, reject_path
 from edgepack.runtime.device.machine import peak_rss
@@ -22,15 +21,15 @@ _TIMING = ("p50", "p90", "queries", "seconds")
 def _describe_sample_sets(job: Job) -> dict[str, Any]:
     """Describe the samples by role; None for a role without samples."""
     sets = {
-        "calibration": job.samples.calibration,
-        "evaluation": job.samples.evaluation,
-        "training": job.samples.training,
+        "calibration": job.context.samples.calibration,
+        "evaluation": job.context.samples.evaluation,
+        "training": job.context.samples.training,
     }
     result: dict[str, Any] = {
         role: _describe_sample_set(job, role, samples) for role, samples in sets.items()
     }
     if result["evaluation"]:
-        labels = job.reference.labels
+        labels = job.context.reference.labels
         result["evaluation"]["labels"] = labels.used
         if labels.unused:
             result["evaluation"]["labels_unused"] = labels.unused
@@ -38,7 +37,7 @@ def _describe_sample_sets(job: Job) -> dict[str, Any]:
 
 
 def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[str, Any] | None:
-    lint = job.samples.lint
+    lint = job.context.samples.lint
     if samples is None or role not in lint.counts:
         return None
     return {
@@ -49,19 +48,20 @@ def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[s
     }
 
 
-def _compare_sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
+def _compare_sizes(job: Job) -> dict[str, Any]:
     """Compare the model's bytes with the user's file.
 
     An ONNX file is compared as it is. For any other source the smaller of the file and its
     exported fp32 graph counts: a checkpoint may hold an optimizer's state, or weights in fp16.
     A 60 MB checkpoint of a 20 MB network that becomes 5 MB has the ratio 0.25, not 0.08.
     """
-    model, file = len(job.graph.model), job.source.bytes
-    export = next(record.bytes for record in ledger.records if record.stage == "export")
+    context, model = job.context, len(job.graph.model)
+    file = context.source.bytes
+    export = next(record.bytes for record in context.ledger.records if record.stage == "export")
     if export is None:
-        export = len(job.original.model)
+        export = len(context.original.model)
     basis, original = "export", export
-    if job.source.kind == "onnx" or file <= export:
+    if context.source.kind == "onnx" or file <= export:
         basis, original = "file", file
     return {
         "original_bytes": original,
@@ -75,7 +75,7 @@ def _compare_sizes(job: Job, ledger: Ledger) -> dict[str, Any]:
 
 def make_report(
     job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
-    latency: Mapping[str, Any] | None, host: Local, ledger: Ledger, started: float,
+    latency: Mapping[str, Any] | None, host: Local,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the report of a job, after its verdict.
 
@@ -85,9 +85,8 @@ def make_report(
         emulated: the fidelity on the target's emulated CPUs.
         latency: the result of `bench`, or None.
         host: the device that the verdict is from.
-        ledger: the records so far.
-        started: start of the build, by `time.perf_counter`.
     """
+    ledger = job.context.ledger
     # `bench` runs the model in a process of its own; without it, that of `verify` counts.
     memory = latency["model"] if latency else verdict["memory"]
     document = {
@@ -111,9 +110,9 @@ def make_report(
         "emulated": dict(emulated),
         "latency": _describe_latency(latency),
         "memory": {"peak_rss_bytes": memory["peak_rss_bytes"]},
-        "sizes": _compare_sizes(job, ledger),
+        "sizes": _compare_sizes(job),
         "build": {
-            "seconds": round(time.perf_counter() - started, 3),
+            "seconds": round(time.perf_counter() - ledger.started, 3),
             "peak_rss_bytes": peak_rss(),
         },
         "device": verdict["device"],
@@ -130,13 +129,13 @@ def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:
     """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
     if not verdict["passed"]:
         return "fail"
-    if not job.samples.proven:
+    if not job.context.samples.proven:
         return "unproven"
     return "pass"
 
 
 def _describe_source(job: Job) -> dict[str, Any]:
-    source = job.source
+    source = job.context.source
     return {
         "path": job.request.model.name,
         "kind": source.kind,

@@ -11,15 +11,15 @@ import numpy as np
 
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
+from edgepack.context import BuildContext, Graph
+from edgepack.context.gates import require_gates
+from edgepack.context.parts import output_parts
+from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.request import MINIMA, Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source import formats
-from edgepack.source.model import Source
 from edgepack.spec.target import Target
-from edgepack.stages import Graph, Reference, SampleSets, stands_in
-from edgepack.stages import gates as quality_gates
-from edgepack.stages.parts import output_parts
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,19 @@ class Job:
     """Inputs of the proof.
 
     Attributes:
-        request: the user's request.
-        source: the trained model.
-        samples: the calibration, evaluation and training samples.
-        reference: the reference samples with the original's answers.
-        original: the exported graph, simplified, before the chain.
+        context: the build, with the original model and its answers.
         graph: the graph that ships.
         wheels: wheels that the bundle includes, by file name.
     """
 
-    request: Request
-    source: Source
-    samples: SampleSets
-    reference: Reference
-    original: Graph
+    context: BuildContext
     graph: Graph
     wheels: Mapping[str, Path]
+
+    @property
+    def request(self) -> Request:
+        """The user's request."""
+        return self.context.request
 
     @property
     def stands_in(self) -> tuple[str, ...]:
@@ -59,7 +56,7 @@ def reject_path(output: Path) -> Path:
 
 def draft(job: Job) -> bundle.Contents:
     """Return the contents of the bundle, before it has answers of its own."""
-    target = job.request.target
+    context, target = job.context, job.request.target
     bounds = bound_gates(job)
     return bundle.Contents(
         name=job.request.name,
@@ -77,24 +74,24 @@ def draft(job: Job) -> bundle.Contents:
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
         # One array per input, samples along a new axis 0.
         reference=[
-            np.stack([feed[tensor.name] for feed in job.reference.feeds])
+            np.stack([feed[tensor.name] for feed in context.reference.feeds])
             for tensor in job.graph.inputs
         ],
-        original=[np.stack(column) for column in zip(*job.reference.original, strict=True)],
+        original=[np.stack(column) for column in zip(*context.reference.original, strict=True)],
         # The answers of this host, known once the draft has run.
         built=None,
-        sizes=job.reference.sizes,
+        sizes=context.reference.sizes,
         gates=bounds,
-        metric=quality_gates.choose_metric(job.request, job.graph.outputs, job.reference.labels),
-        parts=output_parts(job.reference, tuple(job.graph.outputs)),
+        metric=context.metric,
+        parts=output_parts(context.reference, tuple(job.graph.outputs)),
         provenance={
             "source": {
-                "kind": job.source.kind,
-                "sha256": job.source.digest,
-                "trusted_pickle": job.source.trusted_pickle,
+                "kind": context.source.kind,
+                "sha256": context.source.digest,
+                "trusted_pickle": context.source.trusted_pickle,
             },
-            "samples": dict(job.samples.lint.digests),
-            "proven": job.samples.proven,
+            "samples": dict(context.samples.lint.digests),
+            "proven": context.samples.proven,
             "chain": [
                 {"pass": step.name, "options": dict(step.options)} for step in job.request.chain
             ],
@@ -109,7 +106,7 @@ def list_tools(job: Job) -> dict[str, str]:
     """Return the versions of edgepack, its libraries and the plug-ins of this build."""
     plugins = [step.plugin for step in job.request.chain]
     plugins.append(engine.find_plugin(job.request.target.engine))
-    plugins.append(formats.find_plugin(job.source.kind))
+    plugins.append(formats.find_plugin(job.context.source.kind))
     versions = tool_versions()
     for plugin in filter(None, plugins):
         versions[plugin.distribution] = plugin.version
@@ -148,10 +145,8 @@ def bound_gates(job: Job) -> dict[str, dict[str, Any]]:
         # Equal bits meet any other bound as well.
         bounds = {"bit_exact": True}
     return {
-        "quality": quality_gates.bound_quality(
-            job.request, job.graph.outputs, job.reference.labels
-        ),
-        "fidelity": quality_gates.require_gates(
+        "quality": dict(job.context.bounds),
+        "fidelity": require_gates(
             bounds,
             "fidelity",
             "the profile's only gate is bit_exact, and the model keeps float operators",

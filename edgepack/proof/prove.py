@@ -16,18 +16,21 @@ from typing import Any
 import numpy as np
 
 from edgepack import bundle, device, engine, files, report, signing
+from edgepack.context import EVALUATION_BATCH, Context
+from edgepack.context.answers import evaluation_frames
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
-from edgepack.ledger import Ledger, Record
+from edgepack.host import may_saturate
+from edgepack.ledger import Record
 from edgepack.passes import Step
 from edgepack.proof.account import make_report
+from edgepack.proof.emulate import emulate
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
-from edgepack.stages import EVALUATION_BATCH, emulate, evaluation_frames, evaluation_of
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,15 @@ class Outcome:
     accepted: bool
 
 
-def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
+def prove(job: Job, host: Local) -> Outcome:
     """Write, judge and publish a bundle; on a missed gate, write it as rejected.
 
     Raises:
         HostError: if the output cannot be written.
         EdgepackError: any error of the loader.
     """
-    output = job.request.output
+    output, context = job.request.output, job.context
+    ledger, samples = context.ledger, context.samples
     with files.temporary_beside(output) as temporary:
         # 1. A draft with the model, the reference samples and the answers of this machine.
         contents = draft(job)
@@ -67,18 +71,17 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             stage.note(f"model, loader and {len(contents.reference[0])} reference samples")
         # 2. The verdict on the whole evaluation set. It is not in the bundle, so the loader reads
         # its samples from a pipe.
-        count, _ = evaluation_of(job.samples)
-        with ledger.stage("verify", count) as stage:
-            frames = evaluation_frames(job.samples, job.reference, job.graph.inputs)
+        with ledger.stage("verify", samples.evaluation_count) as stage:
+            frames = evaluation_frames(samples, context.reference, job.graph.inputs)
             verdict, _ = device.ask(
                 host, host.put(temporary), "verify", "--evaluation", *job.stands_in,
                 stdin=_count_frames(frames, stage.progress.advance),
             )  # fmt: skip
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
         # 3. The target's CPUs, whose int8 arithmetic may differ from this machine's.
-        emulated = emulate(job.request, temporary, verdict, job.graph.integer_only, ledger)
+        emulated = emulate(context, temporary, verdict, job.graph.integer_only)
         _apply_emulated(job, verdict, emulated)
-        latency = _measure_latency(job, temporary, host, ledger)
+        latency = _measure_latency(job, temporary, host)
         accepted = bool(verdict["passed"])
         contents = replace(
             contents,
@@ -86,7 +89,7 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
             wheels=job.wheels,
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
-        document = make_report(job, verdict, emulated, latency, host, ledger, started)
+        document = make_report(job, verdict, emulated, latency, host)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
         contents = replace(
@@ -113,8 +116,9 @@ def prove(job: Job, host: Local, ledger: Ledger, started: float) -> Outcome:
     return Outcome(path, document, accepted)
 
 
-def make_gate_error(outcome: Outcome, ledger: Ledger, chain: Sequence[Step]) -> GateError:
+def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     """Return the error of a bundle that missed gates, with the stage that lost quality."""
+    ledger, chain = context.ledger, context.request.chain
     reasons = _describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]
     if not outcome.report["quality"]["passed"]:
@@ -170,10 +174,9 @@ def _may_saturate(document: Mapping[str, Any], chain: Sequence[Step]) -> bool:
     Without VNNI an x86 CPU adds two int8 products in 16 bits: 127 * 255 * 2 is 64,770, over the
     limit of 32,767.
     """
-    saturates = any(step.read().may_saturate for step in chain)
     # Only an emulated CPU that decided is named in `fidelity`.
     native = document["device"]["arch"] == "x86_64" and not document["stands_in"]
-    return native and saturates and "device" in document["fidelity"]
+    return native and may_saturate(chain) and "device" in document["fidelity"]
 
 
 def _apply_emulated(
@@ -269,7 +272,7 @@ def _warn_of_few_samples(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
 
     40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.
     """
-    count, _ = evaluation_of(job.samples)
+    count = job.context.samples.evaluation_count
     shares = {gate: 1 - quality[gate] for gate in ("agreement", "metric_ratio") if gate in quality}
     if "max_drop" in quality:
         shares["max_drop"] = quality["max_drop"] / 100
@@ -287,8 +290,9 @@ def _count_frames(frames: Iterator[bytes], advance: Callable[[int], None]) -> It
         advance(EVALUATION_BATCH)
 
 
-def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[str, Any] | None:
+def _measure_latency(job: Job, path: Path, host: Local) -> dict[str, Any] | None:
     """Measure the latency in turns with the original's fp32 graph; None if it is skipped."""
+    ledger = job.context.ledger
     with ledger.stage("latency") as stage:
         if job.request.latency == "none":
             stage.set(status="skipped")
@@ -305,7 +309,7 @@ def _measure_latency(job: Job, path: Path, host: Local, ledger: Ledger) -> dict[
             return None
         with files.temporary_folder() as folder:
             fp32 = folder / "original.onnx"
-            fp32.write_bytes(job.original.model)
+            fp32.write_bytes(job.context.original.model)
             result, _ = device.ask(
                 host, host.put(path), "bench",
                 "--length", job.request.latency, "--against", str(fp32),

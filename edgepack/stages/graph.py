@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepack import engine, graph, passes
-from edgepack.cache import Cache
+from edgepack.context import BuildContext, Context, Graph, OutputKind, Reference, SampleSets
+from edgepack.context.graph import digest_model, parse_model
 from edgepack.errors import ChainError, GraphError, SpecError
-from edgepack.ledger import Ledger, PassResult, Stage
+from edgepack.ledger import PassResult, Stage
 from edgepack.normalize import batch_dependent
 from edgepack.plugins import attribute_faults, credit
 from edgepack.request import Request
@@ -20,10 +21,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.cached import fetch_or_compute, read_model, run_cached
-from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
-from edgepack.stages.labels import OutputKind
 from edgepack.stages.measure import measure, measure_reference
-from edgepack.stages.original import Reference
 from edgepack.stages.repair import repair
 from edgepack.stages.shapes import derive_profiles
 
@@ -38,14 +36,17 @@ _TRACE_FEEDS = 8
 
 
 def export(
-    request: Request,
+    context: Context,
     source: Source,
     inputs: tuple[Tensor, ...],
+    samples: SampleSets,
     reference: Reference,
-    cache: Cache,
-    ledger: Ledger,
-) -> Graph:
-    """Export the model to ONNX, and run every dynamic axis at a second size."""
+) -> BuildContext:
+    """Export the model to ONNX, and run every dynamic axis at a second size.
+
+    Returns the context of everything that follows, with the exported graph.
+    """
+    request, cache, ledger = context.request, context.cache, context.ledger
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
         for_passes = bool(passes.select_domain("graph", request.chain))
@@ -62,7 +63,7 @@ def export(
             "answers depend on the other samples of a batch: BatchNormalization is in training "
             f"mode ({', '.join(dependent[:3])}); export after model.eval() if that is not intended"
         )
-    return exported
+    return BuildContext(request, cache, ledger, source, inputs, samples, reference, exported)
 
 
 def _export(
@@ -196,15 +197,15 @@ _READINGS = {
 }
 
 
-def simplify(context: BuildContext, cache: Cache, ledger: Ledger) -> BuildContext:
+def simplify(context: BuildContext) -> BuildContext:
     """Fold, fuse and clean the exported graph; the result is the original from here on."""
     exported = context.original
-    with ledger.stage("simplify") as stage:
+    with context.ledger.stage("simplify") as stage:
         untrusted = context.source.onnx is not None
         parts, compute = _simplify(exported.model, context.reference, untrusted)
-        model, _ = run_cached("simplify", parts, stage, cache, compute)
+        model, _ = run_cached("simplify", parts, stage, context.cache, compute)
         context = replace(context, original=replace(exported, model=model))
-        measure(context.original, context, cache, ledger, stage)
+        measure(context.original, context, stage)
     return context
 
 
@@ -217,26 +218,22 @@ def _simplify(
     return parts, lambda: graph.simplify(parse_model(model), feeds, untrusted=untrusted)
 
 
-def export_again(
-    source: Source,
-    inputs: tuple[Tensor, ...],
-    original: Graph,
-    opset: int,
-    for_passes: bool,
-    reference: Reference,
-    cache: Cache,
-) -> tuple[Graph, tuple[str, ...]]:
+def export_again(source: Source, context: BuildContext) -> tuple[Graph, tuple[str, ...]]:
     """Export and simplify a module changed by a pass; return its graph, and notes.
 
     The graph has the inputs and outputs of the original.
 
     Raises ChainError `chain-outputs` if its outputs are of other shapes or types.
     """
+    original, reference, request = context.original, context.reference, context.request
     names = tuple(tensor.name for tensor in original.outputs)
-    parts, compute = _export(source, inputs, names, reference.feeds, opset, for_passes)
-    exported, _ = fetch_or_compute("export", parts, cache, compute)
+    for_passes = bool(passes.select_domain("graph", request.chain))
+    parts, compute = _export(
+        source, context.inputs, names, reference.feeds, request.target.opset, for_passes
+    )
+    exported, _ = fetch_or_compute("export", parts, context.cache, compute)
     parts, compute = _simplify(read_model(exported), reference)
-    simplified, _ = fetch_or_compute("simplify", parts, cache, compute)
+    simplified, _ = fetch_or_compute("simplify", parts, context.cache, compute)
     model = read_model(simplified)
     _, outputs = graph.signature(parse_model(model))
     for output, first in zip(outputs, original.outputs, strict=True):
@@ -260,16 +257,14 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
     )
 
 
-def apply_graph_pass(
-    step: passes.Step, before: Graph, context: BuildContext, cache: Cache, ledger: Ledger
-) -> Graph:
+def apply_graph_pass(step: passes.Step, before: Graph, context: BuildContext) -> Graph:
     """Apply one pass to the graph."""
     options = step.read()
     samples, samples_digest = None, None
     if "calibration" in options.needs:
         samples = context.samples.calibration
         samples_digest = context.samples.lint.digests.get("calibration")
-    inputs = (parse_model(before.model), samples, options, ledger.progress)
+    inputs = (parse_model(before.model), samples, options, context.ledger.progress)
     # A repair reuses the calibration of the pass for its trials.
     graph_pass = step.graph_pass
     trials = None
@@ -280,25 +275,26 @@ def apply_graph_pass(
         with attribute_faults(step.plugin):
             return trials().result() if trials else graph_pass.apply(*inputs)
 
-    with ledger.stage(step.name) as stage:
+    with context.ledger.stage(step.name) as stage:
         parts = {
             "model": digest_model(before.model),
             "samples": samples_digest,
             **step.key_parts(),
         }
-        model, details = run_cached(step.name, parts, stage, cache, compute)
+        model, details = run_cached(step.name, parts, stage, context.cache, compute)
         stage.note(*credit(step.plugin))
         result = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
-        measure(result, context, cache, ledger, stage)
+        measure(result, context, stage)
     if trials is None:
         return result
-    return repair(before, result, parts, trials, context, cache, ledger)
+    return repair(before, result, parts, trials, context)
 
 
-def build_engine(before: Graph, request: Request, reference: Reference, ledger: Ledger) -> Graph:
+def build_engine(before: Graph, context: BuildContext) -> Graph:
     """Build the target's engine from the ONNX."""
+    request, ledger = context.request, context.ledger
     with ledger.stage("engine") as stage:
-        shapes = derive_profiles(request, before.inputs, reference.feeds[0], ledger)
+        shapes = derive_profiles(request, before.inputs, context.reference.feeds[0], ledger)
         built = engine.build(before.model, request.target, shapes)
         stage.note(*built.notes, *credit(engine.find_plugin(request.target.engine)))
         stage.set(bytes=len(built.model))

@@ -16,12 +16,11 @@ from typing import BinaryIO
 import numpy as np
 
 from edgepack.cache import Cache, Entry, digest
+from edgepack.context import Context, SampleSets
 from edgepack.files import sha256
-from edgepack.ledger import Ledger
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import REPEAT_TOLERANCE, difference
 from edgepack.source.model import Source
-from edgepack.stages.samples import SampleSets
 
 STAGE = "identity"
 SAMPLES = 4
@@ -31,13 +30,14 @@ _ARRAYS = "answers.npz"
 
 
 def identify(
-    source: Source, inputs: tuple[Tensor, ...], samples: SampleSets, cache: Cache, ledger: Ledger
+    context: Context, source: Source, inputs: tuple[Tensor, ...], samples: SampleSets
 ) -> Source:
     """Return the source with its identity: its digest, and its answers to a few samples.
 
     Raises:
         SourceError: as `Source.run`.
     """
+    cache = context.cache
     described = [tensor.to_json() for tensor in inputs]
     key = cache.key(STAGE, {"source": source.digest, "inputs": described})
     entry = cache.get(STAGE, key)
@@ -45,7 +45,7 @@ def identify(
     if entry is not None:
         changed = _change(source, entry)
         if changed:
-            ledger.warn(
+            context.ledger.warn(
                 f"the cache holds answers of another model under the same code and weights "
                 f"({changed}), and is not used: something outside the digest, such as a service "
                 "or a file read in forward, changed the network's answers"

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.context import Labels, OutputKind
+from edgepack.context.answers import AnswerBatch
 from edgepack.errors import DataError, SpecError
 from edgepack.runtime.parity.accuracy import (
     DECIDING,
@@ -22,38 +24,6 @@ from edgepack.runtime.tensor import Tensor
 
 # Bound on the probability of either error of the test for chance, see `Grade.is_chance`.
 SIGNIFICANCE = 0.01
-
-
-@dataclass(frozen=True)
-class OutputKind:
-    """Kind of an output, and the reason for it.
-
-    Attributes:
-        kind: one of `tensor.KINDS`.
-        axis: of the classes, for scores.
-        reason: reason for an inferred kind; "" for a kind from the user or the model.
-        by_labels: True if it was inferred from the labels.
-    """
-
-    kind: str
-    axis: int = -1
-    reason: str = ""
-    by_labels: bool = False
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Use of the labels of the evaluation samples.
-
-    Attributes:
-        used: True if quality is judged by them.
-        unused: reason for not using them; "" for none.
-        chance: warning that the original is right no more often than by guessing; "" otherwise.
-    """
-
-    used: bool = False
-    unused: str = ""
-    chance: str = ""
 
 
 def infer_kinds(
@@ -265,14 +235,11 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
     return min(1.0, math.fsum(map(math.exp, logs)))
 
 
-AnswerBatches = Callable[[], Iterator[tuple[Sequence[np.ndarray], np.ndarray, int]]]
-
-
 def judge_labels(
     kinds: tuple[OutputKind, ...],
     names: Sequence[str],
     survey: Mapping[str, Any],
-    batches: AnswerBatches,
+    batches: Callable[[], Iterator[AnswerBatch]],
     allow_chance: bool,
 ) -> tuple[tuple[OutputKind, ...], Labels]:
     """Match the labels to one output; return the outputs' kinds, and the use of the labels.
@@ -281,7 +248,7 @@ def judge_labels(
         kinds: the result of `infer_kinds`.
         names: of the outputs.
         survey: the result of `AnswerSurvey.to_json`.
-        answered: yields answers, labels and number of samples, batch by batch.
+        batches: yields the answers to all evaluation samples.
         allow_chance: accept an original that is right no more often than by guessing.
 
     Raises DataError `original-chance`, and InputError as `read_labels` does.
@@ -294,9 +261,11 @@ def judge_labels(
     # The same labels may fit several heads of a model; their accuracy then shows the labelled one.
     candidates = _candidates(kinds, names, batches)
     grades = {index: Grade() for index in candidates}
-    for answers, labels, count in batches():
+    for batch in batches():
+        if batch.labels is None:
+            continue
         for index, grade in grades.items():
-            grade.add(answers[index], labels, kinds[index], count)
+            grade.add(batch.answers[index], batch.labels, kinds[index], batch.count)
     # Of several outputs that the labels fit, they belong to one that gets them right.
     index = next((i for i in candidates if not grades[i].is_chance()), candidates[0])
     # A kind inferred from the labels holds only for the output that they belong to.
@@ -353,16 +322,19 @@ def _unused(kinds: Sequence[OutputKind], names: Sequence[str], survey: Mapping[s
 
 
 def _candidates(
-    kinds: Sequence[OutputKind], names: Sequence[str], batches: AnswerBatches
+    kinds: Sequence[OutputKind], names: Sequence[str], batches: Callable[[], Iterator[AnswerBatch]]
 ) -> list[int]:
     """Return the outputs that the labels may belong to, the likeliest first."""
     inferred = [i for i, kind in enumerate(kinds) if kind.by_labels]
     if not any(kind.kind in DECIDING and not kind.by_labels for kind in kinds):
         return sorted(inferred, key=lambda i: DECIDING.index(kinds[i].kind))
-    answers, labels, _ = next(batches())
+    first = next(batches())
     tensors = [
         Tensor(name, "", (), "values" if kind.by_labels else kind.kind, kind.axis)
         for name, kind in zip(names, kinds, strict=True)
     ]
-    index = labelled_output(tensors, [answer.shape for answer in answers], labels.shape)
+    if first.labels is None:
+        return [0]
+    shapes = [answer.shape for answer in first.answers]
+    index = labelled_output(tensors, shapes, first.labels.shape)
     return [index or 0]

@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 
 from edgepack import graph
-from edgepack.cache import Cache
-from edgepack.ledger import Ledger, Progress, Stage
+from edgepack.context import BuildContext, Graph, Reference
+from edgepack.context.answers import iterate_answers
+from edgepack.context.graph import digest_model, parse_model
+from edgepack.context.parts import output_parts
+from edgepack.host import stands_in
+from edgepack.ledger import Progress, Stage
 from edgepack.passes.training import processes
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import rounded
 from edgepack.runtime.tensor import Tensor
-from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
-from edgepack.stages.emulate import stands_in
-from edgepack.stages.original import Reference, iterate_answers
-from edgepack.stages.parts import output_parts
-from edgepack.stages.samples import evaluation_of
 
 # Seconds of the quick latency of a graph, for all models together, and of one model's turn.
 QUICK_SECONDS, TURN_SECONDS = 0.5, 0.02
@@ -57,9 +56,7 @@ def measure_reference(
     return runner
 
 
-def measure(
-    candidate: Graph, context: BuildContext, cache: Cache, ledger: Ledger, stage: Stage
-) -> None:
+def measure(candidate: Graph, context: BuildContext, stage: Stage) -> None:
     """Write all measurements into a stage's record, with the change against the previous pass.
 
     `measured` holds `macs` of one reference sample, `quality`, the gates that it `missed`,
@@ -73,7 +70,7 @@ def measure(
     if not processes.is_main():
         return
     # Only the main process of a training evaluates; the others would repeat its work.
-    quality = evaluate(candidate.model, context, cache, stage.progress, runner)
+    quality = evaluate(candidate.model, context, stage.progress, runner)
     measured: dict[str, Any] = {
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
         "quality": dict(quality),
@@ -82,7 +79,7 @@ def measure(
         "change": None,
     }
     stage.set(measured=measured)
-    earlier = [r.to_json() for r in ledger.records if r.measured is not None]
+    earlier = [r.to_json() for r in context.ledger.records if r.measured is not None]
     if earlier:
         measured["change"] = compare_records(stage.record.to_json(), earlier[-1])
 
@@ -90,7 +87,6 @@ def measure(
 def evaluate(
     model: bytes,
     context: BuildContext,
-    cache: Cache,
     progress: Progress,
     runner: graph.Runner | None = None,
     label: str = "",
@@ -99,17 +95,16 @@ def evaluate(
 
     Args:
         model: the graph, serialised.
-        given: the evaluation set, with the original's answers.
-        cache: of stages.
+        context: the evaluation set, with the original's answers.
         progress: receives the number of evaluated samples, after the label.
         runner: of that graph; None to create one.
         label: start of the progress messages, such as "2 layers float: ".
     """
-    count, samples_digest = evaluation_of(context.samples)
+    count, cache = context.samples.evaluation_count, context.cache
     outputs = context.original.outputs
     parts = {
         "model": digest_model(model),
-        "samples": samples_digest,
+        "samples": context.samples.evaluation_digest,
         "original": context.reference.digest,
         "outputs": [tensor.to_json() for tensor in outputs],
         "metric": context.metric,

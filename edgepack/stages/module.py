@@ -13,6 +13,7 @@ from typing import Any
 
 from edgepack import files, passes
 from edgepack.cache import Cache, digest
+from edgepack.context import BuildContext, Graph
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
 from edgepack.passes.module import Context, ModuleResult
@@ -24,7 +25,6 @@ from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state
 from edgepack.stages.cached import record_document, to_document
 from edgepack.stages.code import UserCode
-from edgepack.stages.context import BuildContext, Graph
 from edgepack.stages.graph import export_again
 from edgepack.stages.measure import measure
 
@@ -35,7 +35,7 @@ REPLAY_TOLERANCE = 1e-5
 
 
 def apply_module_pass(
-    step: passes.Step, before: Source, context: BuildContext, cache: Cache, ledger: Ledger
+    step: passes.Step, before: Source, context: BuildContext
 ) -> tuple[Source, Graph]:
     """Apply one pass to the module; return the new source and its graph.
 
@@ -53,11 +53,9 @@ def apply_module_pass(
         inputs=tuple(tensor.name for tensor in context.inputs),
         outputs=tuple(tensor.name for tensor in context.original.outputs),
     )
-    with ledger.stage(step.name) as stage:
-        key = cache.key(step.name, _parts(step, options, before, context, code))
-        module, document, weights = _through_cache(
-            step, options, before, context, code, key, cache, stage
-        )
+    with context.ledger.stage(step.name) as stage:
+        key = context.cache.key(step.name, _parts(step, options, before, context, code))
+        module, document, weights = _through_cache(step, options, before, context, code, key, stage)
         record_document(document, stage)
         stage.note(*credit(step.plugin))
         result = replace(
@@ -72,20 +70,11 @@ def apply_module_pass(
         )  # fmt: skip
         if not processes.is_main():
             return result, context.original
-        request, reference = context.request, context.reference
-        for_passes = bool(passes.select_domain("graph", request.chain))
-        graph, notes = export_again(
-            result,
-            context.inputs,
-            context.original,
-            request.target.opset,
-            for_passes,
-            reference,
-            cache,
-        )
+        graph, notes = export_again(result, context)
         # Notes of the original's export are not repeated.
-        stage.note(*(note for note in notes if note not in _notes_of(ledger, "export")))
-        measure(graph, context, cache, ledger, stage)
+        repeated = _notes_of(context.ledger, "export")
+        stage.note(*(note for note in notes if note not in repeated))
+        measure(graph, context, stage)
     return result, graph
 
 
@@ -131,7 +120,6 @@ def _through_cache(
     context: BuildContext,
     code: UserCode,
     key: str,
-    cache: Cache,
     stage: Stage,
 ) -> tuple[Any, Mapping[str, Any], bytes]:
     """Return the module after a pass, its cached document, and its weights as safetensors.
@@ -139,6 +127,7 @@ def _through_cache(
     The module is always replayed from the recipe, on a miss as well: a later build, and the
     worker processes of a training, have nothing else.
     """
+    cache = context.cache
     # The main process decides: a worker may see the cache before or after it was written.
     entry = cache.get(step.name, key) if processes.is_main() else None
     if processes.broadcast(entry is not None):

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import BinaryIO
 
 import numpy as np
 
-from edgepack.bundle import OtherSize
 from edgepack.cache import Cache, Entry
+from edgepack.context import (
+    EVALUATION_BATCH,
+    Context,
+    Labels,
+    OutputKind,
+    Reference,
+    SampleSets,
+)
+from edgepack.context.answers import answer_frame, read_answers
 from edgepack.data.samples import Batch, Samples
 from edgepack.graph.signature import default_output_names
-from edgepack.ledger import Ledger, Stage
+from edgepack.ledger import Stage
 from edgepack.request import Request
-from edgepack.runtime.commands.verify import frame, read_frames
 from edgepack.runtime.parity.sizes import LARGEST_STACK
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
@@ -24,49 +30,26 @@ from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
 from edgepack.stages.identity import identify
-from edgepack.stages.labels import Labels, OutputKind, infer_kinds, judge_labels
-from edgepack.stages.samples import SampleSets, evaluation_of
+from edgepack.stages.labels import infer_kinds, judge_labels
 from edgepack.stages.sizes import answer_sizes
 
-EVALUATION_BATCH = 16
+# File of the original's answers in the cache.
+ANSWERS = "answers.bin"
 # Reference samples ship in the bundle: as many as fit into these bytes, within bounds.
 REFERENCE_BYTES = 4 << 20
 REFERENCE_MIN, REFERENCE_MAX = 4, 64
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Reference samples of the bundle, and the original's answers to all evaluation samples.
-
-    Attributes:
-        feeds: the reference samples, one call each.
-        original: per feed, the outputs of the original model.
-        answers: the original's answers on the evaluation set, in frames, batch by batch.
-        kinds: of the outputs.
-        labels: use of the labels of the evaluation samples.
-        digest: of everything that determines these answers.
-        sizes: the original's answers at one other size of every dynamic axis.
-        identity: of the model that computed them, see `identify`.
-    """
-
-    feeds: Sequence[Mapping[str, np.ndarray]]
-    original: Sequence[Sequence[np.ndarray]]
-    answers: Path
-    kinds: tuple[OutputKind, ...]
-    labels: Labels
-    digest: str
-    sizes: Sequence[OtherSize] = ()
-    identity: str = ""
-
-
 def run_original(
-    request: Request, source: Source, inputs: tuple[Tensor, ...], samples: SampleSets,
-    cache: Cache, ledger: Ledger,
-) -> Reference:  # fmt: skip
-    """Run the original model on every evaluation sample, and select the reference samples."""
-    count, samples_digest = evaluation_of(samples)
-    with ledger.stage("original", count) as stage:
-        source = identify(source, inputs, samples, cache, ledger)
+    context: Context, source: Source, inputs: tuple[Tensor, ...], samples: SampleSets
+) -> tuple[Source, Reference]:
+    """Run the original model on every evaluation sample, and select the reference samples.
+
+    Returns the source with its identity, and the reference samples with its answers.
+    """
+    request, cache, count = context.request, context.cache, samples.evaluation_count
+    with context.ledger.stage("original", count) as stage:
+        source = identify(context, source, inputs, samples)
         size = sum(_feed_bytes(tensor) for tensor in inputs)
         fitting = min(REFERENCE_MAX, max(REFERENCE_MIN, REFERENCE_BYTES // max(size, 1)))
         references = min(count, request.reference_samples or fitting)
@@ -74,16 +57,17 @@ def run_original(
             "original",
             {
                 "source": source.key,
-                "samples": samples_digest,
+                "samples": samples.evaluation_digest,
                 "inputs": [tensor.to_json() for tensor in inputs],
                 "wanted": references,
             },
         )
         entry = cache.get("original", key)
         if entry is None:
-            entry = _run_original(
-                request, source, samples.evaluation, inputs, count, references, stage, cache, key
-            )
+            # Spread over the set, since samples are often sorted by class.
+            positions = {i * count // references for i in range(references)}
+            recorder = _Recorder(request, source, inputs, positions, stage)
+            entry = recorder.run(samples.evaluation, cache, key)
         else:
             stage.set(status="cached")
         cache.keep_in_use(entry)
@@ -91,19 +75,19 @@ def run_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-        kinds, labels = _survey_answers(request, source, entry, ledger)
+        kinds, labels = _survey_answers(context, source, entry)
         if labels.used:
             stage.note("the labels of the evaluation samples judge the outputs")
-    sizes = answer_sizes(request, source, inputs, feeds[:LARGEST_STACK], key, cache)
-    answers = entry.folder / "answers.bin"
-    return Reference(feeds, original, answers, kinds, labels, key, sizes, source.identity)
+    sizes = answer_sizes(context, source, inputs, feeds[:LARGEST_STACK], key)
+    reference = Reference(feeds, original, entry.folder / ANSWERS, kinds, labels, key, sizes)
+    return source, reference
 
 
 def _survey_answers(
-    request: Request, source: Source, entry: Entry, ledger: Ledger
+    context: Context, source: Source, entry: Entry
 ) -> tuple[tuple[OutputKind, ...], Labels]:
     """Check that the original's answers allow a proof, and match them with the labels."""
-    survey = entry.document["survey"]
+    request, ledger, survey = context.request, context.ledger, entry.document["survey"]
     names = _output_names(request, source, entry.document["keys"], len(survey["outputs"]))
     trial = request.random and not request.evaluation
     ledger.warn(*refuse_unprovable(survey, names, trial))
@@ -112,13 +96,9 @@ def _survey_answers(
         for name in names
     ]
 
-    def read_batches() -> Iterator[tuple[list[np.ndarray], np.ndarray, int]]:
-        with (entry.folder / "answers.bin").open("rb") as stream:
-            for shard in read_frames(stream):
-                yield _originals(shard), shard["labels"], int(shard["count"])
-
     kinds = infer_kinds(survey, names, stated)
-    kinds, labels = judge_labels(kinds, names, survey, read_batches, request.allow_chance)
+    batches = partial(read_answers, entry.folder / ANSWERS)
+    kinds, labels = judge_labels(kinds, names, survey, batches, request.allow_chance)
     if labels.unused:
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
     if labels.chance:
@@ -137,71 +117,73 @@ def _output_names(
     return default_output_names(count)
 
 
-def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
-    """Return the arrays of a shard of the evaluation set besides inputs and answers."""
-    arrays = {}
-    if batch.labels is not None:
-        arrays["labels"] = batch.labels
-    arrays["count"] = np.array(batch.count)
-    return arrays
-
-
-def _originals(shard: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    count = sum(name.startswith("original-") for name in shard)
-    return [shard[f"original-{i}"] for i in range(count)]
-
-
 def _feed_bytes(tensor: Tensor) -> int:
     sizes = [dim if isinstance(dim, int) else 1 for dim in tensor.shape]
     return int(np.prod(sizes, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
 
 
-def _run_original(
-    request: Request,
-    source: Source,
-    samples: Samples,
-    inputs: tuple[Tensor, ...],
-    count: int,
-    references: int,
-    stage: Stage,
-    cache: Cache,
-    key: str,
-) -> Entry:
-    # Spread over the set, since samples are often sorted by class.
-    positions = {i * count // references for i in range(references)}
-    examples: list[dict[str, np.ndarray]] = []
-    document: dict[str, Any] = {}
+class _Recorder:
+    """Run of the original over the evaluation set, which records its answers batch by batch.
 
-    def name_outputs(number: int) -> tuple[str, ...]:
-        keys = source.output_names
-        if not keys and source.module:
-            keys = output_keys(source.module)
-        document["keys"] = list(keys or ())
-        return _output_names(request, source, document["keys"], number)
+    Args:
+        request: names the outputs.
+        source: the original model.
+        inputs: of the model.
+        positions: of the reference samples in the evaluation set.
+        stage: receives the progress.
+    """
 
-    def answers(stream: BinaryIO) -> None:
-        """Write the answers batch by batch: all of them may not fit into memory."""
+    def __init__(
+        self,
+        request: Request,
+        source: Source,
+        inputs: tuple[Tensor, ...],
+        positions: set[int],
+        stage: Stage,
+    ) -> None:
+        self._request, self._source, self._inputs = request, source, inputs
+        self._positions, self._stage = positions, stage
+        self._examples: list[dict[str, np.ndarray]] = []
+        self._document: dict[str, object] = {}
+
+    def run(self, samples: Samples, cache: Cache, key: str) -> Entry:
+        """Run the original, and store its answers and the reference samples in the cache."""
+        contents: dict[str, Callable[[BinaryIO], None]] = {
+            ANSWERS: partial(self._write_answers, samples),
+            "reference.npz": self._write_reference,
+        }
+        return cache.put("original", key, contents, self._document)
+
+    def _write_answers(self, samples: Samples, stream: BinaryIO) -> None:
         offset = 0
-        survey = AnswerSurvey(name_outputs)
+        survey = AnswerSurvey(self._name_outputs)
         for batch in samples.batches(EVALUATION_BATCH):
-            outputs = source.run(batch.inputs)
+            outputs = self._source.run(batch.inputs)
             survey.add(outputs, batch.labels, batch.count)
-            answers = {f"original-{i}": array for i, array in enumerate(outputs)}
-            stream.write(frame({**answers, **_label_arrays(batch)}))
+            stream.write(answer_frame(batch, outputs))
             # Of positions {0, 20, 40} and a batch of the samples 16 to 31, row 4 is a reference.
-            rows = sorted(positions & set(range(offset, offset + batch.count)))
-            for feed in _feeds(batch, [row - offset for row in rows], inputs):
-                outputs_by_name = {f"original-{j}": a for j, a in enumerate(source.run(feed))}
-                examples.append({**{f"input-{n}": a for n, a in feed.items()}, **outputs_by_name})
+            rows = sorted(self._positions & set(range(offset, offset + batch.count)))
+            for feed in _feeds(batch, [row - offset for row in rows], self._inputs):
+                self._add_example(feed)
             offset += batch.count
-            stage.progress.advance(batch.count)
-        document["survey"] = survey.to_json()
+            self._stage.progress.advance(batch.count)
+        self._document["survey"] = survey.to_json()
 
-    def reference(stream: BinaryIO) -> None:
-        np.savez(stream, **_columns(examples))  # type: ignore[arg-type]
+    def _name_outputs(self, number: int) -> tuple[str, ...]:
+        keys = self._source.output_names
+        if not keys and self._source.module:
+            keys = output_keys(self._source.module)
+        self._document["keys"] = list(keys or ())
+        return _output_names(self._request, self._source, keys or (), number)
 
-    contents = {"answers.bin": answers, "reference.npz": reference}
-    return cache.put("original", key, contents, document)
+    def _add_example(self, feed: Mapping[str, np.ndarray]) -> None:
+        example = {f"input-{name}": array for name, array in feed.items()}
+        for index, array in enumerate(self._source.run(feed)):
+            example[f"original-{index}"] = array
+        self._examples.append(example)
+
+    def _write_reference(self, stream: BinaryIO) -> None:
+        np.savez(stream, **_columns(self._examples))  # type: ignore[arg-type]
 
 
 def _feeds(
@@ -245,24 +227,3 @@ def _read_reference(
         [{name: array[i, ...] for name, array in fed.items()} for i in rows],
         [[array[i, ...] for array in originals] for i in rows],
     )
-
-
-def iterate_answers(
-    samples: SampleSets, reference: Reference
-) -> Iterator[tuple[Batch, list[np.ndarray]]]:
-    """Yield the batches of the evaluation set, each with the original's answers."""
-    with reference.answers.open("rb") as stream:
-        for batch, shard in zip(
-            samples.evaluation.batches(EVALUATION_BATCH), read_frames(stream), strict=True
-        ):
-            yield batch, _originals(shard)
-
-
-def evaluation_frames(
-    samples: SampleSets, reference: Reference, inputs: tuple[Tensor, ...]
-) -> Iterator[bytes]:
-    """Yield the evaluation set with the original's answers, as frames for the loader's `verify`."""
-    for batch, answers in iterate_answers(samples, reference):
-        fed = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
-        originals = {f"original-{i}": array for i, array in enumerate(answers)}
-        yield frame({**fed, **originals, **_label_arrays(batch)})

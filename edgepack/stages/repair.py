@@ -14,7 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from edgepack import graph
-from edgepack.cache import Cache
+from edgepack.context import BuildContext, Graph
+from edgepack.context.graph import digest_model, parse_model
+from edgepack.context.parts import output_parts
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage
 from edgepack.onnx_tools.writer import serialised
@@ -31,10 +33,7 @@ from edgepack.report.figures import (
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.cached import run_cached
-from edgepack.stages.context import BuildContext, Graph, digest_model, parse_model
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
-from edgepack.stages.parts import output_parts
-from edgepack.stages.samples import evaluation_of
 
 # Samples per feed for ranking the layers.
 BATCH = 4
@@ -46,9 +45,11 @@ HALF = 0.5
 
 def repair(
     before: Graph, result: Graph, parts: Mapping[str, Any], trials: Callable[[], Trials],
-    context: BuildContext, cache: Cache, ledger: Ledger,
+    context: BuildContext,
 ) -> Graph:  # fmt: skip
     """Return the graph of a pass; with layers returned to float if it missed a gate.
+
+    The ledger receives the stage `repair`, unless no gate was missed.
 
     Args:
         before: the graph before the pass.
@@ -56,9 +57,8 @@ def repair(
         parts: the key parts of the pass.
         trials: creates other results of the pass; called only if they are needed.
         context: the gates and the evaluation set.
-        cache: of stages.
-        ledger: receives the stage `repair`, unless no gate was missed.
     """
+    ledger = context.ledger
     record = ledger.records[-1]
     if record.measured is None or not record.measured["missed"]:
         return result
@@ -74,21 +74,21 @@ def repair(
             **parts,
             "made": digest_model(result.model),
             "ranked": context.samples.lint.digests.get("calibration"),
-            "evaluation": evaluation_of(context.samples)[1],
+            "evaluation": context.samples.evaluation_digest,
             "original": context.reference.digest,
             "outputs": [tensor.to_json() for tensor in context.original.outputs],
             "metric": context.metric,
             "gates": dict(context.bounds),
         }
         model, details = run_cached(
-            "repair", parts, stage, cache,
-            lambda: _Search(before, record, trials(), context, cache, stage).result(calibration),
+            "repair", parts, stage, context.cache,
+            lambda: _Search(before, record, trials(), context, stage).result(calibration),
         )  # fmt: skip
         names = tuple(layer["name"] for layer in details["returned"])
         repaired = replace(
             result, model=model, integer_only=bool(details["integer_only"]), returned=names
         )
-        measure(repaired, context, cache, ledger, stage)
+        measure(repaired, context, stage)
         stage.note(*_notes(details, stage.record))
         if not details["holds"]:
             stage.set(status="failed")
@@ -114,11 +114,9 @@ class _Search:
     """Search for the layers to return to float."""
 
     def __init__(
-        self, before: Graph, record: Record, trials: Trials, context: BuildContext, cache: Cache,
-        stage: Stage,
-    ) -> None:  # fmt: skip
-        self.before, self.trials, self.context = before, trials, context
-        self.cache, self.stage = cache, stage
+        self, before: Graph, record: Record, trials: Trials, context: BuildContext, stage: Stage
+    ) -> None:
+        self.before, self.trials, self.context, self.stage = before, trials, context, stage
         quality = (record.measured or {})["quality"]
         # Quality by the layers in float; the empty tuple is the result of the pass.
         self.tried: dict[tuple[str, ...], Mapping[str, Any]] = {(): quality}
@@ -174,7 +172,7 @@ class _Search:
             model = serialised(self.trials.model_with(floats))
             label = f"{format_plural(len(floats), 'layer')} float: "
             progress = self.stage.progress
-            self.tried[floats] = evaluate(model, self.context, self.cache, progress, label=label)
+            self.tried[floats] = evaluate(model, self.context, progress, label=label)
         return not self._missed(floats)
 
     def _missed(self, floats: tuple[str, ...]) -> list[dict[str, Any]]:

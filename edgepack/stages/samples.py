@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
 
 from edgepack import data, passes
+from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
 from edgepack.errors import DataError
-from edgepack.ledger import Ledger
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 
@@ -19,25 +17,6 @@ RANDOM_SEED = 0
 RANDOM_AXIS = 16
 
 
-@dataclass(frozen=True)
-class SampleSets:
-    """Samples for calibration, training and evaluation.
-
-    Attributes:
-        calibration: None if the chain does not use any, or has no need of the missing ones.
-        evaluation: samples that quality is judged on.
-        lint: counts, digests and warnings of all samples.
-        proven: False for random samples.
-        training: None if the chain does not train.
-    """
-
-    calibration: Samples | None
-    evaluation: Samples
-    lint: Any
-    proven: bool
-    training: Samples | None = None
-
-
 def list_missing_samples(request: Request) -> list[str]:
     """Return the roles of samples that the chain needs and the request lacks."""
     specs = {"calibration": request.calibration or request.random, "training": request.training}
@@ -45,8 +24,9 @@ def list_missing_samples(request: Request) -> list[str]:
     return [role for role in absent if passes.list_passes_needing(role, request.chain)]
 
 
-def open_samples(request: Request, inputs: tuple[Tensor, ...], ledger: Ledger) -> SampleSets:
+def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
     """Open the samples, and check every one before hours are spent on them."""
+    request, ledger = context.request, context.ledger
     with ledger.stage("samples") as stage:
         needs = passes.list_passes_needing("calibration", request.chain)
         trains = passes.list_passes_needing("training", request.chain)
@@ -127,11 +107,3 @@ def _random(inputs: tuple[Tensor, ...]) -> Samples:
 def _describe_inputs(inputs: tuple[Tensor, ...]) -> str:
     lines = "\n".join(f"  {tensor}" for tensor in inputs)
     return f"these inputs need arrays, with samples along axis 0:\n{lines}"
-
-
-def evaluation_of(samples: SampleSets) -> tuple[int, str]:
-    """Return number and digest of the samples that quality is judged on."""
-    role = "evaluation"
-    if role not in samples.lint.counts:
-        role = "calibration"
-    return samples.lint.counts[role], samples.lint.digests[role]

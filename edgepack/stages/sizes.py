@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from edgepack.bundle import OtherSize
-from edgepack.cache import Cache
+from edgepack.context import Context
 from edgepack.errors import EdgepackError
 from edgepack.graph.sizes import bind_sizes, candidate_sizes
 from edgepack.request import Request
@@ -18,8 +18,8 @@ from edgepack.source.model import Source
 
 
 def answer_sizes(
-    request: Request, source: Source, inputs: Sequence[Tensor],
-    feeds: Sequence[Mapping[str, np.ndarray]], digest: str, cache: Cache,
+    context: Context, source: Source, inputs: Sequence[Tensor],
+    feeds: Sequence[Mapping[str, np.ndarray]], digest: str,
 ) -> tuple[OtherSize, ...]:  # fmt: skip
     """Return the original's answers to reference samples at one other size of every dynamic axis.
 
@@ -28,13 +28,13 @@ def answer_sizes(
     export refuses them.
 
     Args:
-        request: holds the ranges that an engine is built for.
+        context: its request has the ranges that an engine is built for.
         source: the original model.
         inputs: of the model.
         feeds: the reference samples.
         digest: of everything that determines the original's answers.
-        cache: of stages.
     """
+    request, cache = context.request, context.cache
     spans = {name: [span.least, span.most] for name, span in request.axes.items()}
     parts = {"original": digest, "inputs": [tensor.to_json() for tensor in inputs], "spans": spans}
     key = cache.key("sizes", parts)

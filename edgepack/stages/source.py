@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgepack import data, passes, source
+from edgepack.context import Context
 from edgepack.errors import ChainError, SpecError
-from edgepack.ledger import Ledger
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.stages.shapes import check_axes
 
 
-def load_source(request: Request, ledger: Ledger) -> Source:
+def load_source(context: Context) -> Source:
     """Load the trained model, without running code from its file unless the user trusts it."""
+    request, ledger = context.request, context.ledger
     with ledger.stage("source") as stage:
         model = source.load(
             request.model,
@@ -50,9 +51,7 @@ def _check_module(request: Request, model: Source) -> None:
         )
 
 
-def resolve_inputs(
-    request: Request, model: Source, ledger: Ledger
-) -> tuple[Source, tuple[Tensor, ...]]:
+def resolve_inputs(context: Context, model: Source) -> tuple[Source, tuple[Tensor, ...]]:
     """Determine the inputs: from the request, else from the source, else from the samples.
 
     Returns:
@@ -62,10 +61,10 @@ def resolve_inputs(
         SpecError: inputs-unknown, inputs-differ, axis-unknown.
         SourceError: as `source.bind`.
     """
-    inputs = _inputs(request, model)
-    check_axes(request, inputs)
+    inputs = _inputs(context.request, model)
+    check_axes(context.request, inputs)
     bound, inputs = source.bind(model, inputs)
-    ledger.warn(*(warning for warning in bound.warnings if warning not in model.warnings))
+    context.ledger.warn(*(warning for warning in bound.warnings if warning not in model.warnings))
     return bound, inputs
 
 

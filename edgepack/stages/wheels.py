@@ -7,21 +7,20 @@ from pathlib import Path
 
 from edgepack import engine
 from edgepack.bundle import wheels
-from edgepack.cache import Cache
-from edgepack.ledger import Ledger
-from edgepack.request import Request
+from edgepack.context import Context
 
 
-def fetch_wheels(request: Request, cache: Cache, ledger: Ledger) -> Mapping[str, Path]:
+def fetch_wheels(context: Context) -> Mapping[str, Path]:
     """Return the files of the bundle's wheels/ by name; none unless requested.
 
     They are fetched early in a build, so that a missing package fails it before hours are spent.
     Raises as `edgepack.bundle.wheels.fetch` does.
     """
+    request = context.request
     if not request.wheels:
         return {}
-    with ledger.stage("wheels") as stage:
-        result = wheels.fetch(request.target, engine.requirements(request.target), cache)
+    with context.ledger.stage("wheels") as stage:
+        result = wheels.fetch(request.target, engine.requirements(request.target), context.cache)
         if result.cached:
             stage.set(status="cached")
         stage.note(

@@ -15,12 +15,12 @@ import pytest
 
 from edgepack.device import Emulated
 from edgepack.errors import DeviceError, HostError
-from edgepack.passes import parse
+from edgepack.host import check_host
+from edgepack.passes import parse_chain
 from edgepack.request import Request
 from edgepack.runtime import temporary
 from edgepack.runtime.device.machine import describe, require
 from edgepack.spec import target
-from edgepack.stages import check_host
 
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 needs_qemu = pytest.mark.skipif(QEMU is None, reason="no qemu-aarch64: apt-get install qemu-user")
@@ -166,7 +166,7 @@ def test_a_damaged_bundle_is_not_emulated(linear_bundle: Path, tmp_path: Path) -
 
 def request_for(name: str, chain: str) -> Request:
     profile = target.load(name)
-    return Request(Path("m.onnx"), profile, Path("m.edgepack"), "m", chain=parse(chain))
+    return Request(Path("m.onnx"), profile, Path("m.edgepack"), "m", chain=parse_chain(chain))
 
 
 HOSTS: dict[str, dict[str, Any]] = {

@@ -11,24 +11,31 @@ from typing import Any
 
 import pytest
 
+from edgepack.cache import Cache
+from edgepack.context import Context
 from edgepack.errors import DeviceError
 from edgepack.ledger import Ledger
-from edgepack.passes import parse
+from edgepack.passes import parse_chain
 from edgepack.progress import SilentProgress
+from edgepack.proof.emulate import emulate
 from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
 from edgepack.spec import target
-from edgepack.stages import emulate
 from support.build_cases import Home
 
 X86_64 = pytest.mark.skipif(describe()["arch"] != "x86_64", reason="this host is not x86-64")
 
 
 def request_for(name: str = "cpu-fbgemm", **fields: Any) -> Request:
-    chain = parse(fields.pop("chain", "quantize"))
+    chain = parse_chain(fields.pop("chain", "quantize"))
     return Request(
         Path("m.onnx"), target.load(name), Path("m.edgepack"), "m", chain=chain, **fields
     )
+
+
+def context_for(ledger: Ledger, name: str = "cpu-fbgemm", **fields: Any) -> Context:
+    request = request_for(name, **fields)
+    return Context(request, Cache(request.cache), ledger)
 
 
 def host(seconds: float, samples: int = 4) -> dict[str, Any]:
@@ -51,7 +58,7 @@ def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("qemu")
 def test_a_model_that_would_take_hours_is_left_out() -> None:
     ledger = Ledger(SilentProgress())
-    found = emulate(request_for(), Path("m.edgepack"), host(40.0), False, ledger)
+    found = emulate(context_for(ledger), Path("m.edgepack"), host(40.0), False)
     assert found == {}
     (record,) = ledger.records
     assert record.status == "skipped"
@@ -66,7 +73,7 @@ def test_a_model_that_would_take_hours_is_left_out() -> None:
 def test_an_emulator_that_dies_fails_the_build(linear_bundle: Path) -> None:
     ledger = Ledger(SilentProgress())
     with pytest.raises(DeviceError) as caught:
-        emulate(request_for(), linear_bundle, host(0.01), True, ledger)
+        emulate(context_for(ledger), linear_bundle, host(0.01), True)
     assert caught.value.code == "loader-died"
     assert "Haswell" in caught.value.what
     assert "uncaught target signal" in caught.value.why
@@ -102,7 +109,7 @@ def test_a_build_that_is_stopped_does_not_wait(home: Home, qemu: Path, tmp_path:
 )
 def test_what_is_not_asked_for(fields: dict[str, Any], note: str, warned: bool) -> None:
     ledger = Ledger(SilentProgress())
-    assert emulate(request_for(**fields), Path("m.edgepack"), host(0.01), True, ledger) == {}
+    assert emulate(context_for(ledger, **fields), Path("m.edgepack"), host(0.01), True) == {}
     (record,) = ledger.records
     assert record.status == "skipped"
     assert note in record.notes[0]
@@ -114,6 +121,6 @@ def test_a_profile_without_cpus_has_no_such_stage(tmp_path: Path) -> None:
     profile = tmp_path / "mine.toml"
     profile.write_text('schema = 1\nextends = "cpu-fbgemm"\nname = "mine"\n[emulate]\ncpus = []\n')
     ledger = Ledger(SilentProgress())
-    assert emulate(request_for(str(profile)), Path("m.edgepack"), host(0.01), True, ledger) == {}
+    assert emulate(context_for(ledger, str(profile)), Path("m.edgepack"), host(0.01), True) == {}
     assert not ledger.records
     assert not ledger.warnings

@@ -10,10 +10,10 @@ import pytest
 
 from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError, SpecError
+from edgepack.host import check_host
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.request import Request, resolve
 from edgepack.spec import manifest, target
-from edgepack.stages import check_host
 from support.quantize_nets import Arrays, Net, Steps, images
 
 JETSON = target.load("jetson-trt")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 
+from edgepack.context import Labels, OutputKind
+from edgepack.context.answers import AnswerBatch
 from edgepack.errors import EdgepackError
 from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
 from edgepack.stages.labels import (
     Grade,
-    Labels,
-    OutputKind,
     binomial_tail,
     infer_kinds,
     judge_labels,
@@ -35,13 +34,14 @@ def settle(
     names = list(answers)
     survey = AnswerSurvey(lambda count: names)
 
-    def batches() -> Iterator[tuple[list[np.ndarray], Any, int]]:
+    def batches() -> Iterator[AnswerBatch]:
         for part in (slice(0, 32), slice(32, COUNT)):
             rows = None if labels is None else labels[part]
-            yield [answers[name][part] for name in names], rows, len(range(COUNT)[part])
+            arrays = [answers[name][part] for name in names]
+            yield AnswerBatch(arrays, rows, len(range(COUNT)[part]))
 
     for batch in batches():
-        survey.add(*batch)
+        survey.add(batch.answers, batch.labels, batch.count)
     found = survey.to_json()
     refuse_unprovable(found, names, False)
     kinds = infer_kinds(found, names, [(stated or {}).get(name, (None, None)) for name in names])

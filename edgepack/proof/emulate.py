@@ -15,19 +15,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgepack import engine
+from edgepack.context import Context
 from edgepack.device import Emulated, ask, ready
-from edgepack.errors import DeviceError, HostError
-from edgepack.ledger import Ledger
+from edgepack.errors import DeviceError
+from edgepack.host import is_foreign, may_saturate, multiplies_integers, needs_emulation
 from edgepack.report.figures import format_seconds, format_snr
 from edgepack.report.findings import find_worst
 from edgepack.request import Request
-from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.device.machine import describe
 from edgepack.spec.target import Target
 
-# x86 adds u8 x s8 products in 16 bits unless it has one of these.
-WIDE_SUMS = ("avx512_vnni", "avx_vnni")
 # Slowdown of an inference in qemu 7.2 against its host: all-integer, and float at most. Measured
 # on EfficientNet-Lite0: on x86-64 2 s for 3.4 ms and 118 s for 6.3 ms.
 SLOWER = {"x86_64": (600, 19_000), "aarch64": (400, 1_000)}
@@ -36,84 +33,35 @@ ENOUGH, MOST = 10.0, 300.0
 SAMPLES = 8
 
 
-def foreign(target: Target) -> bool:
-    """Return True if this host has another architecture than the target."""
-    return bool(describe()["arch"] != target.arch)
-
-
-def stands_in(target: Target) -> bool:
-    """Return True if this host only represents the target: another processor, or a GPU.
-
-    A model for a GPU is judged by its ONNX on the CPU, so that a build needs no GPU; `verify`
-    compares the GPU's answers on the device.
-    """
-    return foreign(target) or engine.find_runtime(target) != ONNXRUNTIME
-
-
-def check_host(request: Request, host: Mapping[str, Any]) -> None:
-    """Refuse a host that answers differently from the target's CPUs.
-
-    Args:
-        request: the build.
-        host: the result of `edgepack.runtime.device.machine.describe`.
-
-    Raises HostError if this host would saturate and a CPU of the target would not.
-    """
-    # A model for a GPU runs here in float.
-    integer = engine.find_runtime(request.target) == ONNXRUNTIME
-    if (
-        _may_saturate(request)
-        and integer
-        and host["arch"] == "x86_64"
-        and not set(WIDE_SUMS) & set(host["isa"] or ())
-    ):
-        raise HostError(
-            "host-saturates",
-            f"this host cannot compute the answers of {request.target.name}",
-            why=f"{host['cpu']} has no VNNI: it adds two products of full-range weights in 16 "
-            "bits, and the sum saturates",
-            hint="build on a CPU with VNNI, or --chain quantize:range=pair-safe",
-        )
-
-
-def emulates(target: Target) -> bool:
-    """Return True if a build for the target has this stage."""
-    return foreign(target) or bool(target.emulate)
-
-
 def emulate(
-    request: Request, bundle: Path, host: Mapping[str, Any], integer_only: bool, ledger: Ledger
+    context: Context, bundle: Path, host: Mapping[str, Any], integer_only: bool
 ) -> dict[str, Mapping[str, Any]]:
-    """Verify a bundle on the target's CPUs.
+    """Verify a bundle on the target's CPUs; warn if an integer model was not verified.
 
     Args:
-        request: the build.
+        context: the build.
         bundle: with this host's answers.
         host: the verdict on this host.
         integer_only: True if all arithmetic of the model is integer.
-        ledger: receives the stage, and a warning if an integer model was not verified.
 
     Returns the fidelity by CPU; empty if nothing was emulated. Raises the loader's errors.
     """
-    if not emulates(request.target):
+    request = context.request
+    if not needs_emulation(request.target):
         return {}
     cpus = request.target.emulate
-    with ledger.stage("emulate", len(cpus)) as stage:
+    with context.ledger.stage("emulate", len(cpus)) as stage:
         seconds = _expected_seconds(request.target, host, integer_only)
         reason = _skip_reason(request, seconds)
         if reason:
             stage.set(status="skipped")
             stage.note(reason)
-            ledger.warn(*_describe_unverified(request, reason))
+            context.ledger.warn(*_describe_unverified(request, reason))
             return {}
         samples = max(1, min(SAMPLES, int(ENOUGH / seconds)))
         fidelities = _ask_each(cpus, bundle, samples, stage.progress.advance)
-        stage.note(
-            *(
-                f"{cpu}, emulated: {_describe_fidelity(fidelity)}"
-                for cpu, fidelity in fidelities.items()
-            )
-        )
+        for cpu, fidelity in fidelities.items():
+            stage.note(f"{cpu}, emulated: {_describe_fidelity(fidelity)}")
     return fidelities
 
 
@@ -163,11 +111,12 @@ def _skip_reason(request: Request, seconds: float) -> str:
         return "the profile names no CPU to emulate"
     if not request.emulate:
         return "--no-emulate"
-    if not _is_integer(request):
+    if not multiplies_integers(request.chain):
         return "an emulated float model takes minutes for each sample: edgepack verify --emulate"
-    fault = next(filter(None, map(ready, cpus)), None)
-    if fault is not None:
-        return f"{fault.what}: {fault.hint}"
+    for cpu in cpus:
+        fault = ready(cpu)
+        if fault is not None:
+            return f"{fault.what}: {fault.hint}"
     if seconds > MOST:
         return (
             f"one sample could take {format_seconds(seconds)} there: "
@@ -176,28 +125,20 @@ def _skip_reason(request: Request, seconds: float) -> str:
     return ""
 
 
-def _is_integer(request: Request) -> bool:
-    return any(step.read().multiplies_integers for step in request.chain)
-
-
-def _may_saturate(request: Request) -> bool:
-    return any(step.read().may_saturate for step in request.chain)
-
-
 def _describe_unverified(request: Request, reason: str) -> list[str]:
     """Return the warnings of a report without emulation."""
     target = request.target
-    if foreign(target):
+    if is_foreign(target):
         return [
             f"not run on any {target.arch}; the answers are those of this "
             f"{describe()['arch']} host: {reason}"
         ]
-    if not _is_integer(request):
+    if not multiplies_integers(request.chain):
         return []
     cpus = ", ".join(target.emulate)
     if target.arch == "x86_64":
         cpus = "CPUs without VNNI"
-        if _may_saturate(request):
+        if may_saturate(request.chain):
             cpus += ", where full-range weights saturate"
     return [f"not verified on {cpus} ({reason})"]
 

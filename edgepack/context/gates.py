@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from edgepack.context.labels import Labels
 from edgepack.errors import SpecError
 from edgepack.request import Request
 from edgepack.runtime.parity.accuracy import DECIDING, TOP
 from edgepack.runtime.tensor import Tensor
-from edgepack.stages.labels import Labels
 
 
 def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
@@ -65,7 +64,7 @@ def _refuse_trivial(metric: str, deciding: Sequence[Tensor]) -> None:
     )
 
 
-def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, Any]:
+def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -> dict[str, float]:
     """Return the gates of quality: on agreement and SNR, and on the metric if there is one.
 
     Without a metric, or if the original is at chance, a gate on it applies only if the user sets
@@ -96,7 +95,7 @@ def _allowed_loss(request: Request) -> float:
     return min(losses, default=0.0)
 
 
-def require_gates(bounds: Mapping[str, Any], question: str, why: str) -> dict[str, Any]:
+def require_gates(bounds: Mapping[str, float], question: str, why: str) -> dict[str, float]:
     """Return the gates of a question. Raises SpecError gates-empty if there are none."""
     if not bounds:
         raise SpecError(

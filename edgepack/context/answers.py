@@ -1,0 +1,80 @@
+"""File of the original's answers to the evaluation set: one frame per batch.
+
+A frame holds `original-N` for every output, `count`, and `labels` if the set has them; it is the
+form in which the loader's `verify` reads an evaluation set, without the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.context.reference import Reference
+from edgepack.context.samples import SampleSets
+from edgepack.data.samples import Batch
+from edgepack.runtime.commands.verify import frame, read_frames
+from edgepack.runtime.tensor import Tensor
+
+# Samples in a frame, and in every other pass over the evaluation set.
+EVALUATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Answers to one batch of the evaluation set.
+
+    Attributes:
+        answers: per output, an array with the samples along axis 0.
+        labels: of the samples; None for a set without labels.
+        count: number of samples.
+    """
+
+    answers: Sequence[np.ndarray]
+    labels: np.ndarray | None
+    count: int
+
+
+def answer_frame(batch: Batch, answers: Sequence[np.ndarray]) -> bytes:
+    """Encode the original's answers to a batch."""
+    return frame(_number_answers(answers) | _label_arrays(batch))
+
+
+def read_answers(path: Path) -> Iterator[AnswerBatch]:
+    """Yield the answers of a file batch by batch: all of them may not fit into memory."""
+    with path.open("rb") as stream:
+        for shard in read_frames(stream):
+            count = sum(name.startswith("original-") for name in shard)
+            answers = [shard[f"original-{i}"] for i in range(count)]
+            yield AnswerBatch(answers, shard.get("labels"), int(shard["count"]))
+
+
+def iterate_answers(
+    samples: SampleSets, reference: Reference
+) -> Iterator[tuple[Batch, Sequence[np.ndarray]]]:
+    """Yield the batches of the evaluation set, each with the original's answers."""
+    batches = samples.evaluation.batches(EVALUATION_BATCH)
+    for batch, stored in zip(batches, read_answers(reference.answers), strict=True):
+        yield batch, stored.answers
+
+
+def evaluation_frames(
+    samples: SampleSets, reference: Reference, inputs: Sequence[Tensor]
+) -> Iterator[bytes]:
+    """Yield the evaluation set with the original's answers, as frames for the loader's `verify`."""
+    for batch, answers in iterate_answers(samples, reference):
+        arrays = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
+        yield frame(arrays | _number_answers(answers) | _label_arrays(batch))
+
+
+def _number_answers(answers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"original-{i}": array for i, array in enumerate(answers)}
+
+
+def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    arrays = {"count": np.array(batch.count)}
+    if batch.labels is not None:
+        arrays["labels"] = batch.labels
+    return arrays

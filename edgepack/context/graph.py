@@ -1,0 +1,46 @@
+"""The model as a graph, between two passes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from edgepack.runtime.session.tensorrt_build import Profiles
+from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Model as serialised ONNX, with its inputs and outputs.
+
+    Attributes:
+        model: serialised.
+        inputs: of the model.
+        outputs: of the model, with their kinds.
+        integer_only: True if its arithmetic is integer from the first quantization to the last.
+        profiles: shapes of inputs with a dynamic axis, for building the engine.
+        returned: layers returned to float by a repair.
+    """
+
+    model: bytes
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    integer_only: bool = False
+    profiles: Profiles = field(default_factory=dict)
+    returned: tuple[str, ...] = ()
+
+
+def parse_model(model: bytes) -> ModelProto:
+    """Parse a serialised model."""
+    import onnx
+
+    return onnx.load_model_from_string(model)
+
+
+def digest_model(model: bytes) -> str:
+    """Return the SHA-256 of a serialised model."""
+    return hashlib.sha256(model).hexdigest()

@@ -1,0 +1,35 @@
+"""Reference samples of the bundle, and the original's answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepack.bundle import OtherSize
+from edgepack.context.labels import Labels, OutputKind
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Reference samples of the bundle, and the original's answers to all evaluation samples.
+
+    Attributes:
+        feeds: the reference samples, one call each.
+        original: per feed, the outputs of the original model.
+        answers: file of the original's answers on the evaluation set, see `context.answers`.
+        kinds: of the outputs.
+        labels: use of the labels of the evaluation samples.
+        digest: of everything that determines these answers.
+        sizes: the original's answers at one other size of every dynamic axis.
+    """
+
+    feeds: Sequence[Mapping[str, np.ndarray]]
+    original: Sequence[Sequence[np.ndarray]]
+    answers: Path
+    kinds: tuple[OutputKind, ...]
+    labels: Labels
+    digest: str
+    sizes: Sequence[OtherSize] = ()
