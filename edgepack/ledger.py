@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
 from edgepack.metrics.closeness import closeness_db
+from edgepack.runtime.documents import Gate, Measurement, Outputs
 
 Model = TypeVar("Model")
 
@@ -52,6 +53,70 @@ class Progress(Protocol):
         """Show a warning at once."""
 
 
+class SelectionDocument(TypedDict):
+    """Key and prefix of the weights in a checkpoint, and the entries that were not used."""
+
+    key: str
+    prefix: str
+    left: list[str]
+
+
+class QuickLatency(TypedDict):
+    """Quick measurement of a pass's result: medians in ms, and the original's over the model's."""
+
+    p50: float
+    original: float
+    ratio: float
+    queries: int
+
+
+class Change(TypedDict):
+    """Differences from the pass before; the latency's as a share. None: not comparable."""
+
+    bytes: int
+    parameters: int
+    macs: int | None
+    snr_db: float | None
+    metric_points: float | None
+    latency: float | None
+
+
+class Measured(TypedDict):
+    """Cost and loss of the model after a pass, on the whole evaluation set."""
+
+    macs: int | None
+    quality: Measurement
+    missed: list[Gate]
+    latency: QuickLatency | None
+    change: Change | None
+
+
+class _RecordExtra(TypedDict, total=False):
+    # Older reports lack it.
+    measured: Measured | None
+
+
+class RecordDocument(_RecordExtra):
+    """`Record` as JSON values."""
+
+    stage: str
+    status: str
+    notes: list[str]
+    seconds: float
+    bytes: int | None
+    parameters: int | None
+    parity: Outputs | None
+    details: Mapping[str, Any]
+
+
+def read_measured(record: RecordDocument) -> Measured:
+    """Return the measurements after a pass. Raises ValueError for a record of another stage."""
+    measured = record.get("measured")
+    if measured is None:
+        raise ValueError(f"the stage {record['stage']} was not measured")
+    return measured
+
+
 @dataclass(frozen=True)
 class Record:
     """Record of one stage.
@@ -76,18 +141,12 @@ class Record:
     seconds: float = 0.0
     bytes: int | None = None
     parameters: int | None = None
-    parity: Mapping[str, Mapping[str, Any]] | None = None
-    measured: Mapping[str, Any] | None = None
+    parity: Outputs | None = None
+    measured: Measured | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> RecordDocument:
         """Return the record as JSON values for the report."""
-        # None and an empty mapping differ: nothing was measured, or there was nothing to measure.
-        parity = measured = None
-        if self.parity is not None:
-            parity = {output: dict(metrics) for output, metrics in self.parity.items()}
-        if self.measured is not None:
-            measured = dict(self.measured)
         return {
             "stage": self.stage,
             "status": self.status,
@@ -95,8 +154,9 @@ class Record:
             "seconds": round(self.seconds, 3),
             "bytes": self.bytes,
             "parameters": self.parameters,
-            "parity": parity,
-            "measured": measured,
+            # None and an empty mapping differ: not measured, or nothing to measure.
+            "parity": self.parity,
+            "measured": self.measured,
             "details": dict(self.details),
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from edgepack.errors import BundleError
 from edgepack.runtime.bundle.archive import Archive
@@ -15,7 +14,7 @@ REPORT = "report/report.json"
 MAX_BYTES = 16 << 20
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_report(path: Path) -> dict[str, object]:
     """Read the report in an intact bundle: strict JSON, not yet validated against its schema.
 
     Raises BundleError if there is no report, if it cannot be read, or if it belongs to another
@@ -34,7 +33,7 @@ def read_report(path: Path) -> dict[str, Any]:
         top = parse(check_file(archive, index, REPORT), _fault, MAX_BYTES)
         if top.at("bundle").get("content_digest", str) != index.content_digest:
             raise _fault("bundle.content_digest", "the report belongs to another bundle")
-        report: dict[str, Any] = top.value
+        report: dict[str, object] = top.value
         return report
 
 

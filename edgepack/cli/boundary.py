@@ -8,10 +8,10 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -25,6 +25,9 @@ from edgepack.runtime.streams import (
     reserve_stdout,
     write_result,
 )
+
+if TYPE_CHECKING:
+    from edgepack.report.documents import Report
 
 # 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
 # Key of the command line, as words, in the `meta` of click's root context.
@@ -137,7 +140,7 @@ def format_command(remove: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> s
     return shlex.join(("edgepack", *(word for word in words if word not in remove), *add))
 
 
-def print_report(document: Mapping[str, Any], repeat: str = "") -> None:
+def print_report(document: Report, repeat: str = "") -> None:
     """Print a report on stdout, then the two digests of its bundle.
 
     Args:

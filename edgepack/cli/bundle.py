@@ -66,11 +66,11 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
     from edgepack.report import render_html, validate
 
     with admit(bundle, demands) as admitted:
-        report = read_report(admitted.path)
-    validate(report)
+        report = validate(read_report(admitted.path))
     warn_of_loader(admitted)
     # A report cannot state the size and hash of the file that it is in.
-    report["bundle"].update(bytes=admitted.size, sha256=admitted.sha256)
+    report["bundle"]["bytes"] = admitted.size
+    report["bundle"]["sha256"] = admitted.sha256
     if html:
         files.write(html, render_html(report).encode())
         print_status(f"written: {html}")

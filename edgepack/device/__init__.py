@@ -1,7 +1,14 @@
 """Devices that run a bundle, behind one interface."""
 
 from edgepack.device.cpus import CPUS
-from edgepack.device.device import Device, Finished, ask
+from edgepack.device.device import (
+    Device,
+    Finished,
+    ask,
+    compare_latency,
+    require_fidelity,
+    verify_bundle,
+)
 from edgepack.device.emulated import Emulated, prepare, ready
 from edgepack.device.instructions import count, countable
 from edgepack.device.local import Local
@@ -18,9 +25,12 @@ __all__ = [
     "Local",
     "Ssh",
     "ask",
+    "compare_latency",
     "count",
     "countable",
     "prepare",
     "ready",
+    "require_fidelity",
     "verify",
+    "verify_bundle",
 ]

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgepack.errors import DeviceError, EdgepackError
+
+if TYPE_CHECKING:
+    from edgepack.runtime.documents import Comparison, Question, Verdict
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,28 @@ def ask(
     if finished.status not in (0, 1):
         raise _died(device, arguments, finished)
     return document, finished.status
+
+
+def verify_bundle(
+    device: Device, bundle: str, *options: str, stdin: Iterable[bytes] = ()
+) -> Verdict:
+    """Return the verdict of a device on a bundle, passed or not; raises as `ask` does."""
+    verdict, _ = ask(device, bundle, "verify", *options, stdin=stdin)
+    return cast("Verdict", verdict)
+
+
+def require_fidelity(verdict: Verdict) -> Question:
+    """Return the fidelity of a verdict. Raises ValueError for that of a draft without answers."""
+    fidelity = verdict["fidelity"]
+    if fidelity is None:
+        raise ValueError("a draft without the build host's answers has no fidelity")
+    return fidelity
+
+
+def compare_latency(device: Device, bundle: str, against: str, *options: str) -> Comparison:
+    """Return a bundle's latencies beside those of an ONNX file; raises as `ask` does."""
+    latency, _ = ask(device, bundle, "bench", "--against", against, *options)
+    return cast("Comparison", latency)
 
 
 def _died(device: Device, arguments: Sequence[str], finished: Finished) -> DeviceError:

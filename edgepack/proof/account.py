@@ -6,37 +6,43 @@ import datetime
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from edgepack import report
 from edgepack.data import Samples
-from edgepack.device import Local
+from edgepack.device import Local, require_fidelity
 from edgepack.passes import name_precision
 from edgepack.proof.job import Job, list_tools, reject_path
+from edgepack.report.documents import (
+    BundleSection,
+    LatencySection,
+    Report,
+    SampleSet,
+    SampleSets,
+    Sizes,
+    SourceSection,
+    TimingSection,
+)
 from edgepack.runtime.device.machine import peak_rss
+from edgepack.runtime.documents import Comparison, Question, Timing, Verdict
 
-_TIMING = ("p50", "p90", "queries", "seconds")
 
-
-def _describe_sample_sets(job: Job) -> dict[str, Any]:
+def _describe_sample_sets(job: Job) -> SampleSets:
     """Describe the samples by role; None for a role without samples."""
-    sets = {
-        "calibration": job.context.samples.calibration,
-        "evaluation": job.context.samples.evaluation,
-        "training": job.context.samples.training,
-    }
-    result: dict[str, Any] = {
-        role: _describe_sample_set(job, role, samples) for role, samples in sets.items()
-    }
-    if result["evaluation"]:
+    samples = job.context.samples
+    evaluation = _describe_sample_set(job, "evaluation", samples.evaluation)
+    if evaluation:
         labels = job.context.reference.labels
-        result["evaluation"]["labels"] = labels.used
+        evaluation["labels"] = labels.used
         if labels.unused:
-            result["evaluation"]["labels_unused"] = labels.unused
-    return result
+            evaluation["labels_unused"] = labels.unused
+    return {
+        "calibration": _describe_sample_set(job, "calibration", samples.calibration),
+        "evaluation": evaluation,
+        "training": _describe_sample_set(job, "training", samples.training),
+    }
 
 
-def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[str, Any] | None:
+def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> SampleSet | None:
     lint = job.context.samples.lint
     if samples is None or role not in lint.counts:
         return None
@@ -48,7 +54,7 @@ def _describe_sample_set(job: Job, role: str, samples: Samples | None) -> dict[s
     }
 
 
-def _compare_sizes(job: Job) -> dict[str, Any]:
+def _compare_sizes(job: Job) -> Sizes:
     """Compare the model's bytes with the user's file.
 
     An ONNX file is compared as it is. For any other source the smaller of the file and its
@@ -74,9 +80,9 @@ def _compare_sizes(job: Job) -> dict[str, Any]:
 
 
 def make_report(
-    job: Job, verdict: Mapping[str, Any], emulated: Mapping[str, Mapping[str, Any]],
-    latency: Mapping[str, Any] | None, host: Local,
-) -> dict[str, Any]:  # fmt: skip
+    job: Job, verdict: Verdict, emulated: Mapping[str, Question],
+    latency: Comparison | None, host: Local,
+) -> Report:  # fmt: skip
     """Return the report of a job, after its verdict.
 
     Args:
@@ -88,8 +94,13 @@ def make_report(
     """
     ledger = job.context.ledger
     # `bench` runs the model in a process of its own; without it, that of `verify` counts.
-    memory = latency["model"] if latency else verdict["memory"]
-    document = {
+    peak = verdict["memory"]["peak_rss_bytes"]
+    if latency:
+        peak = latency["model"]["peak_rss_bytes"]
+    quality, fidelity = verdict["quality"].copy(), require_fidelity(verdict)
+    # The index records the figures of the reference samples.
+    quality.pop("reference", None)
+    document: Report = {
         "format": report.FORMAT,
         "verdict": _decide_verdict(job, verdict),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -105,11 +116,11 @@ def make_report(
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
         "samples": _describe_sample_sets(job),
         "ledger": [record.to_json() for record in ledger.records],
-        "quality": {k: v for k, v in verdict["quality"].items() if k != "reference"},
-        "fidelity": verdict["fidelity"],
+        "quality": quality,
+        "fidelity": fidelity,
         "emulated": dict(emulated),
         "latency": _describe_latency(latency),
-        "memory": {"peak_rss_bytes": memory["peak_rss_bytes"]},
+        "memory": {"peak_rss_bytes": peak},
         "sizes": _compare_sizes(job),
         "build": {
             "seconds": round(time.perf_counter() - ledger.started, 3),
@@ -122,10 +133,11 @@ def make_report(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
-    return {**document, "cautions": report.list_cautions(document)}
+    document["cautions"] = report.list_cautions(document)
+    return document
 
 
-def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:
+def _decide_verdict(job: Job, verdict: Verdict) -> str:
     """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
     if not verdict["passed"]:
         return "fail"
@@ -134,7 +146,7 @@ def _decide_verdict(job: Job, verdict: Mapping[str, Any]) -> str:
     return "pass"
 
 
-def _describe_source(job: Job) -> dict[str, Any]:
+def _describe_source(job: Job) -> SourceSection:
     source = job.context.source
     return {
         "path": job.request.model.name,
@@ -143,11 +155,11 @@ def _describe_source(job: Job) -> dict[str, Any]:
         "parameters": source.parameters,
         "bytes": source.bytes,
         "trusted_pickle": source.trusted_pickle,
-        "weights": None if source.selection is None else dict(source.selection),
+        "weights": source.selection,
     }
 
 
-def _describe_bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_bundle(job: Job, verdict: Verdict) -> BundleSection:
     path = job.request.output
     if not verdict["passed"]:
         path = reject_path(path)
@@ -160,7 +172,7 @@ def _describe_bundle(job: Job, verdict: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe_latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _describe_latency(latency: Comparison | None) -> LatencySection | None:
     if latency is None:
         return None
     rounds = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
@@ -173,6 +185,15 @@ def _describe_latency(latency: Mapping[str, Any] | None) -> dict[str, Any] | Non
         "spread": latency["spread"],
         "disturbed": latency["disturbed"],
         "rounds": [{"model": model, "original": original} for model, original in rounds],
-        "model": {key: latency["model"][key] for key in _TIMING},
-        "original": {key: latency["original"][key] for key in _TIMING},
+        "model": _describe_timing(latency["model"]),
+        "original": _describe_timing(latency["original"]),
+    }
+
+
+def _describe_timing(timing: Timing) -> TimingSection:
+    return {
+        "p50": timing["p50"],
+        "p90": timing["p90"],
+        "queries": timing["queries"],
+        "seconds": timing["seconds"],
     }

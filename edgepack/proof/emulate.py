@@ -9,20 +9,20 @@ from this host. If they cannot be emulated here, the report says so.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from edgepack.context import Context
-from edgepack.device import Emulated, ask, ready
+from edgepack.device import Emulated, ready, require_fidelity, verify_bundle
 from edgepack.errors import DeviceError
 from edgepack.host import is_foreign, may_saturate, multiplies_integers, needs_emulation
 from edgepack.report.figures import format_seconds, format_snr
 from edgepack.report.findings import find_worst
 from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
+from edgepack.runtime.documents import Question, Verdict
 from edgepack.spec.target import Target
 
 # Slowdown of an inference in qemu 7.2 against its host: all-integer, and float at most. Measured
@@ -34,8 +34,8 @@ SAMPLES = 8
 
 
 def emulate(
-    context: Context, bundle: Path, host: Mapping[str, Any], integer_only: bool
-) -> dict[str, Mapping[str, Any]]:
+    context: Context, bundle: Path, host: Verdict, integer_only: bool
+) -> dict[str, Question]:
     """Verify a bundle on the target's CPUs; warn if an integer model was not verified.
 
     Args:
@@ -65,29 +65,28 @@ def emulate(
     return fidelities
 
 
-def _expected_seconds(target: Target, host: Mapping[str, Any], integer_only: bool) -> float:
+def _expected_seconds(target: Target, host: Verdict, integer_only: bool) -> float:
     """Estimate the seconds of one emulated inference from its time on this host."""
     factors = SLOWER[target.arch]
-    seconds: float = host["seconds"]["reference"] / max(1, host["fidelity"]["samples"])
+    seconds = host["seconds"]["reference"] / max(1, require_fidelity(host)["samples"])
     return max(seconds, 1e-6) * factors[not integer_only]
 
 
 def _ask_each(
     cpus: Sequence[str], bundle: Path, samples: int, advance: Callable[[], None]
-) -> dict[str, Mapping[str, Any]]:
+) -> dict[str, Question]:
     """Return the fidelity on every CPU; as many run at a time as this host has cores."""
     cores = os.cpu_count() or 1
     at_once = min(len(cpus), cores)
 
-    def fidelity(device: Emulated) -> Mapping[str, Any]:
+    def fidelity(device: Emulated) -> Question:
         options = (f"--samples={samples}", f"--threads={cores // at_once}")
         try:
-            verdict, _ = ask(device, device.put(bundle), "verify", *options)
+            verdict = verify_bundle(device, device.put(bundle), *options)
         except DeviceError as error:
             hint = f"{error.hint}\n--no-emulate skips this verification"
             raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
-        answer: Mapping[str, Any] = verdict["fidelity"]
-        return answer
+        return require_fidelity(verdict)
 
     fidelities = {}
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
@@ -143,7 +142,7 @@ def _describe_unverified(request: Request, reason: str) -> list[str]:
     return [f"not verified on {cpus} ({reason})"]
 
 
-def _describe_fidelity(fidelity: Mapping[str, Any]) -> str:
+def _describe_fidelity(fidelity: Question) -> str:
     """Return "the same bits", or the SNR: "62.1 dB from this host's answers, missed"."""
     if all(metrics["bit_exact"] for metrics in fidelity["outputs"].values()):
         return "the same bits"

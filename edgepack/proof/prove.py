@@ -27,9 +27,11 @@ from edgepack.proof.account import make_report
 from edgepack.proof.emulate import emulate
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
+from edgepack.report.documents import Report
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
+from edgepack.runtime.documents import Comparison, Outputs, Question, Verdict
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 
 
@@ -44,7 +46,7 @@ class Outcome:
     """
 
     path: Path
-    report: Mapping[str, Any]
+    report: Report
     accepted: bool
 
 
@@ -73,8 +75,8 @@ def prove(job: Job, host: Local) -> Outcome:
         # its samples from a pipe.
         with ledger.stage("verify", samples.evaluation_count) as stage:
             frames = evaluation_frames(samples, context.reference, job.graph.inputs)
-            verdict, _ = device.ask(
-                host, host.put(temporary), "verify", "--evaluation", *job.stands_in,
+            verdict = device.verify_bundle(
+                host, host.put(temporary), "--evaluation", *job.stands_in,
                 stdin=_count_frames(frames, stage.progress.advance),
             )  # fmt: skip
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
@@ -101,7 +103,7 @@ def prove(job: Job, host: Local) -> Outcome:
         )
         bundle.write(temporary, contents)
         # 5. The finished file once more: the bytes that ship are the bytes that passed.
-        again, _ = device.ask(host, host.put(temporary), "verify", *job.stands_in)
+        again = device.verify_bundle(host, host.put(temporary), *job.stands_in)
         # A signature states that the bundle may be used, so a rejected one is not signed.
         path, key = output, job.request.sign
         if not accepted:
@@ -142,11 +144,12 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     )
 
 
-def _describe_misses(document: Mapping[str, Any]) -> list[str]:
+def _describe_misses(document: Report | Verdict) -> list[str]:
     """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     lines = []
-    for name in ("quality", "fidelity"):
-        question = document[name]
+    for name, question in (("quality", document["quality"]), ("fidelity", document["fidelity"])):
+        if question is None:
+            continue
         label = name
         if "device" in question:
             label += f" on {question['device']}"
@@ -168,7 +171,7 @@ def _suggest_remedy(lost: Record | None, chain: Sequence[Step]) -> str:
     return f"{remedy}, or lower the gate in the manifest"
 
 
-def _may_saturate(document: Mapping[str, Any], chain: Sequence[Step]) -> bool:
+def _may_saturate(document: Report, chain: Sequence[Step]) -> bool:
     """Return true if an emulated x86 decided the fidelity of a model with full-range weights.
 
     Without VNNI an x86 CPU adds two int8 products in 16 bits: 127 * 255 * 2 is 64,770, over the
@@ -179,9 +182,7 @@ def _may_saturate(document: Mapping[str, Any], chain: Sequence[Step]) -> bool:
     return native and may_saturate(chain) and "device" in document["fidelity"]
 
 
-def _apply_emulated(
-    job: Job, verdict: dict[str, Any], emulated: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _apply_emulated(job: Job, verdict: Verdict, emulated: Mapping[str, Question]) -> None:
     """Replace this host's fidelity by that of the deciding emulated CPU.
 
     The first CPU that missed decides; if none missed, the first CPU, but only if this host stands
@@ -194,11 +195,13 @@ def _apply_emulated(
         deciding = list(emulated)
     if deciding:
         cpu = deciding[0]
-        verdict["fidelity"] = {**emulated[cpu], "device": f"{cpu}, emulated"}
-        verdict["passed"] = verdict["quality"]["passed"] and verdict["fidelity"]["passed"]
+        fidelity = emulated[cpu].copy()
+        fidelity["device"] = f"{cpu}, emulated"
+        verdict["fidelity"] = fidelity
+        verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
 
 
-def _format_parity(parity: Mapping[str, Mapping[str, Any]] | None) -> str:
+def _format_parity(parity: Outputs | None) -> str:
     """Return the SNR of every output after a stage: "logits at 9.4 dB SNR after it"."""
     parts = []
     for output, metrics in (parity or {}).items():
@@ -290,7 +293,7 @@ def _count_frames(frames: Iterator[bytes], advance: Callable[[int], None]) -> It
         advance(EVALUATION_BATCH)
 
 
-def _measure_latency(job: Job, path: Path, host: Local) -> dict[str, Any] | None:
+def _measure_latency(job: Job, path: Path, host: Local) -> Comparison | None:
     """Measure the latency in turns with the original's fp32 graph; None if it is skipped."""
     ledger = job.context.ledger
     with ledger.stage("latency") as stage:
@@ -310,10 +313,8 @@ def _measure_latency(job: Job, path: Path, host: Local) -> dict[str, Any] | None
         with files.temporary_folder() as folder:
             fp32 = folder / "original.onnx"
             fp32.write_bytes(job.context.original.model)
-            result, _ = device.ask(
-                host, host.put(path), "bench",
-                "--length", job.request.latency, "--against", str(fp32),
-            )  # fmt: skip
+            length = ("--length", job.request.latency)
+            result = device.compare_latency(host, host.put(path), str(fp32), *length)
         stage.note(
             f"p50 {result['model']['p50']:.3f} ms; fp32 graph of the original "
             f"{result['original']['p50']:.3f} ms, measured in turns",
@@ -332,11 +333,17 @@ def _measure_latency(job: Job, path: Path, host: Local) -> dict[str, Any] | None
     return result
 
 
-def _summarize(quality: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: quality[key] for key in ("on", "samples", "outputs", "metric", "reference")}
+def _summarize(quality: Question) -> dict[str, object]:
+    return {
+        "on": quality["on"],
+        "samples": quality["samples"],
+        "outputs": quality["outputs"],
+        "metric": quality["metric"],
+        "reference": quality["reference"],
+    }
 
 
-def _make_unsteady_error(verdict: Mapping[str, Any]) -> GateError:
+def _make_unsteady_error(verdict: Verdict) -> GateError:
     return GateError(
         "build-unsteady",
         "the same bundle gave different answers in two runs on this machine",

@@ -16,15 +16,17 @@ from edgepack.report.model import FORMAT, ReportError, encode, validate
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgepack.report.documents import Report
 
-def render_html(report: Mapping[str, Any]) -> str:
+
+def render_html(report: Report) -> str:
     """Render a valid report as one self-contained page."""
     from edgepack.report.html import render_html as render
 
     return render(report)
 
 
-def render_terminal(report: Mapping[str, Any], console: Console, repeat: str = "") -> None:
+def render_terminal(report: Report, console: Console, repeat: str = "") -> None:
     """Print a summary of a valid report: about 30 lines at 80 columns."""
     from edgepack.report.terminal import render_terminal as render
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from edgepack.report.documents import Caution, Report
 from edgepack.report.figures import format_percent
 
 # Two medians closer than this are within measurement noise.
@@ -15,7 +13,7 @@ NAMES = 0.01
 LEAST = 0.05
 
 
-def list_cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+def list_cautions(report: Report) -> list[Caution]:
     """Return a code, a ratio and a short text for every cost that a verdict must not hide.
 
     `slower`: slower than the original in fp32. `larger`: more bytes than the model file. `no-gain`:
@@ -25,7 +23,7 @@ def list_cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         report: a valid report; cautions already in it are ignored.
     """
     speed, size = _read_speed(report), report["sizes"]["ratio"]
-    result = []
+    result: list[Caution] = []
     if speed is not None and speed < 1 - NOISE:
         text = f"slower than fp32: {format_factor(report, speed)}"
         result.append({"code": "slower", "ratio": speed, "text": text})
@@ -41,7 +39,7 @@ def list_cautions(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return result
 
 
-def name_size_basis(report: Mapping[str, Any]) -> str:
+def name_size_basis(report: Report) -> str:
     """Name the file that the size is compared with; older reports do not record it."""
     basis = report["sizes"].get("basis")
     if basis is None:
@@ -51,19 +49,22 @@ def name_size_basis(report: Mapping[str, Any]) -> str:
     return str(report["source"]["path"])
 
 
-def format_factor(report: Mapping[str, Any], ratio: float) -> str:
+def format_factor(report: Report, ratio: float) -> str:
     """Format a speed-up or slow-down, and mark it if the measurement was disturbed."""
     if list_disturbances(report):
         return f"about {ratio:.1f}×, disturbed"
     return f"{ratio:.2f}×"
 
 
-def list_disturbances(report: Mapping[str, Any]) -> list[str]:
+def list_disturbances(report: Report) -> list[str]:
     """Return the reasons not to rely on the latency; empty on a quiet machine."""
-    return list((report["latency"] or {}).get("disturbed", ()))
+    latency = report["latency"]
+    if not latency:
+        return []
+    return list(latency.get("disturbed", ()))
 
 
-def _read_speed(report: Mapping[str, Any]) -> float | None:
+def _read_speed(report: Report) -> float | None:
     """Return the speed-up; None if it was not measured or no pass changed the graph."""
     # With one measured record there is the original alone: fp32 against itself.
     passes = [record for record in report["ledger"] if record.get("measured")]
@@ -72,5 +73,5 @@ def _read_speed(report: Mapping[str, Any]) -> float | None:
     return float(report["latency"]["ratio"])
 
 
-def _uses_fewer_bits(report: Mapping[str, Any]) -> bool:
+def _uses_fewer_bits(report: Report) -> bool:
     return str(report["target"].get("precision", "fp32")) != "fp32"

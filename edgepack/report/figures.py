@@ -7,10 +7,10 @@ printed with enough digits to show it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 # Re-exported: report code imports every text helper from this module.
+from edgepack.runtime.documents import OutputMetrics
 from edgepack.runtime.streams import printable as printable
 
 # Equal to `runtime.parity.metrics.SNR_LIMIT`, whose module imports numpy; a test compares the two.
@@ -131,7 +131,7 @@ def format_plural(value: int, noun: str) -> str:
     return f"{value:,} {noun}{ending}"
 
 
-def format_snr(metrics: Mapping[str, Any]) -> str:
+def format_snr(metrics: OutputMetrics) -> str:
     """Format the SNR of one output; in words where it is exact or undefined."""
     snr = metrics["snr_db"]
     if metrics.get("nonfinite"):

@@ -6,10 +6,12 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from edgepack.ledger import RecordDocument
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report.cautions import list_disturbances, name_size_basis
+from edgepack.report.documents import LatencySection, Report
 from edgepack.report.figures import (
     format_apart,
     format_bytes,
@@ -22,12 +24,13 @@ from edgepack.report.figures import (
     printable,
 )
 from edgepack.report.gates import GateRow, format_gate
+from edgepack.runtime.documents import MetricResult, OutputMetrics, Outputs, Question
 
 # Two fp32 graphs whose SNR is above this differ by rounding alone.
 ROUNDING_DB = 90.0
 LOSS_DB = 3.0
 TITLES = {"pass": "PASS", "fail": "FAIL", "unproven": "NOT PROVEN"}
-QUESTIONS = {
+QUESTIONS: Mapping[Literal["quality", "fidelity"], str] = {
     "quality": "How far is the optimized model from the original?",
     "fidelity": "Does this device compute what the build host computed?",
 }
@@ -79,7 +82,7 @@ class Loss:
         return f"{self.stage}: SNR of {self.output} fell from {before} to {self.text}"
 
 
-def find_first_loss(records: Iterable[Mapping[str, Any]], drop_db: float = LOSS_DB) -> Loss | None:
+def find_first_loss(records: Iterable[RecordDocument], drop_db: float = LOSS_DB) -> Loss | None:
     """Return the first stage that lowers some output's SNR by more than `drop_db`, or None.
 
     SNRs of 120, 118, 20 and 12 dB after export, simplify, quantize and repair give "quantize":
@@ -105,7 +108,7 @@ def find_first_loss(records: Iterable[Mapping[str, Any]], drop_db: float = LOSS_
     return None
 
 
-def find_worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def find_worst(outputs: Outputs) -> OutputMetrics | None:
     """Return the metrics of the output furthest from its reference; None without outputs.
 
     Non-finite values are worse than any SNR; a null SNR without them is exact.
@@ -113,7 +116,7 @@ def find_worst(outputs: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | 
     return min(outputs.values(), key=closeness_db, default=None)
 
 
-def format_worst(outputs: Mapping[str, Mapping[str, Any]], missing: str = "") -> str:
+def format_worst(outputs: Outputs, missing: str = "") -> str:
     """Return the SNR of the worst output as text; `missing` without outputs."""
     metrics = find_worst(outputs)
     if metrics is None:
@@ -121,18 +124,18 @@ def format_worst(outputs: Mapping[str, Mapping[str, Any]], missing: str = "") ->
     return format_snr(metrics)
 
 
-def list_gates(report: Mapping[str, Any]) -> list[GateRow]:
+def list_gates(report: Report) -> list[GateRow]:
     """Return the gates of quality, then those of fidelity."""
     gates = [*report["quality"]["gates"], *report["fidelity"]["gates"]]
     return [format_gate(gate) for gate in gates]
 
 
-def describe_samples(question: Mapping[str, Any]) -> str:
+def describe_samples(question: Question) -> str:
     """Return the number and kind of a question's samples: "500 evaluation samples"."""
     return format_plural(question["samples"], f"{question['on']} sample")
 
 
-def describe_verdict(report: Mapping[str, Any]) -> str:
+def describe_verdict(report: Report) -> str:
     """Return the verdict in sentences: the gates, and the samples that they were judged on."""
     if report["verdict"] == "unproven":
         return UNPROVEN
@@ -153,7 +156,7 @@ def describe_verdict(report: Mapping[str, Any]) -> str:
     )
 
 
-def format_title(report: Mapping[str, Any]) -> str:
+def format_title(report: Report) -> str:
     """Return the verdict in a few words: "PASS, but slower than fp32: 0.57×"."""
     name = TITLES[report["verdict"]]
     texts = [caution["text"] for caution in report.get("cautions", ())]
@@ -162,7 +165,7 @@ def format_title(report: Mapping[str, Any]) -> str:
     return f"{name}, but {' and '.join(texts)}"
 
 
-def describe_size(report: Mapping[str, Any]) -> str:
+def describe_size(report: Report) -> str:
     """Return the share of the original's bytes, and for a checkpoint the bytes of its file."""
     sizes = report["sizes"]
     text = f"{format_percent(sizes['ratio'])} of {name_size_basis(report)}"
@@ -171,7 +174,7 @@ def describe_size(report: Mapping[str, Any]) -> str:
     return text
 
 
-def describe_forms(report: Mapping[str, Any]) -> str:
+def describe_forms(report: Report) -> str:
     """Return the number of layers in each quantized form; empty if all are static or float."""
     with_forms = (r["details"] for r in report["ledger"] if "layers_dynamic" in r["details"])
     details: Mapping[str, Any] = next(with_forms, {})
@@ -189,7 +192,7 @@ def describe_forms(report: Mapping[str, Any]) -> str:
     return "Layers: " + ", ".join(f"{count} {form}" for count, form in counts if count) + "."
 
 
-def _describe_quality(report: Mapping[str, Any]) -> str:
+def _describe_quality(report: Report) -> str:
     question = report["quality"]
     metrics = find_worst(question["outputs"])
     if metrics is None:
@@ -214,7 +217,7 @@ def _join_clauses(clauses: Sequence[str]) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _describe_distance(metrics: Mapping[str, Any]) -> str:
+def _describe_distance(metrics: OutputMetrics) -> str:
     if metrics.get("nonfinite"):
         return "returns non-finite values"
     if metrics.get("compared") == "equality":
@@ -229,7 +232,7 @@ def _describe_distance(metrics: Mapping[str, Any]) -> str:
     return f"keeps its error {format_decibel(metrics['snr_db'])} below the signal"
 
 
-def _format_metric(metric: Mapping[str, Any]) -> tuple[str, str]:
+def _format_metric(metric: MetricResult) -> tuple[str, str]:
     """Format the metric of the model and of the original; per cent if both are shares."""
     pair = metric["model"], metric["original"]
     if all(0 <= value <= 1 for value in pair):
@@ -237,7 +240,7 @@ def _format_metric(metric: Mapping[str, Any]) -> tuple[str, str]:
     return format_apart(format_number, *pair, digits=4)
 
 
-def _describe_fidelity(report: Mapping[str, Any]) -> str:
+def _describe_fidelity(report: Report) -> str:
     question = report["fidelity"]
     metrics = find_worst(question["outputs"])
     if metrics is None:
@@ -263,7 +266,7 @@ def _describe_fidelity(report: Mapping[str, Any]) -> str:
     return f"{sentence} On {' and '.join(others)}, emulated: {result}."
 
 
-def _describe_agreement(question: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def _describe_agreement(question: Question, metrics: OutputMetrics) -> str:
     if _is_exact(question):
         return "bit for bit"
     if closeness_db(metrics) == math.inf:
@@ -272,11 +275,11 @@ def _describe_agreement(question: Mapping[str, Any], metrics: Mapping[str, Any])
     return f"at an SNR of {format_snr(metrics)}"
 
 
-def _is_exact(question: Mapping[str, Any]) -> bool:
+def _is_exact(question: Question) -> bool:
     return all(metrics.get("bit_exact") for metrics in question["outputs"].values())
 
 
-def list_emulated(report: Mapping[str, Any]) -> list[EmulatedCpu]:
+def list_emulated(report: Report) -> list[EmulatedCpu]:
     """Return the answers of the target's CPUs, emulated."""
     return [
         EmulatedCpu(cpu, _format_answer(question), describe_samples(question), question["passed"])
@@ -284,20 +287,20 @@ def list_emulated(report: Mapping[str, Any]) -> list[EmulatedCpu]:
     ]
 
 
-def _format_answer(question: Mapping[str, Any]) -> str:
+def _format_answer(question: Question) -> str:
     if _is_exact(question):
         return "same bits"
     return format_worst(question["outputs"])
 
 
-def describe_machine(report: Mapping[str, Any]) -> str:
+def describe_machine(report: Report) -> str:
     """Return the heading of the machine that device, memory and isolation describe."""
     if not report.get("stands_in"):
         return "Measured on"
     return f"Measured on the build host, not on {report['target']['name']}"
 
 
-def describe_metric(question: Mapping[str, Any]) -> str:
+def describe_metric(question: Question) -> str:
     """Return the task's metric: "top1 88.4 % → 88.2 %, 0.20 points lost on 500 samples"."""
     metric = question["metric"]
     if not metric:
@@ -317,7 +320,7 @@ def _format_drop(drop: float) -> str:
     return f"{format_points(-drop)} gained"
 
 
-def describe_speed(report: Mapping[str, Any]) -> str:
+def describe_speed(report: Report) -> str:
     """Return the speed beside the original's; empty if it was not measured."""
     latency = report["latency"]
     if not latency:
@@ -336,17 +339,19 @@ def describe_speed(report: Mapping[str, Any]) -> str:
     return f"{ratio:.2f}× faster than {original}"
 
 
-def _name_sides(report: Mapping[str, Any]) -> tuple[str, str]:
+def _name_sides(report: Report) -> tuple[str, str]:
     precision = report["target"].get("precision")
     if precision:
         return precision, "fp32"
     return "the optimized model", "the original"
 
 
-def describe_method(report: Mapping[str, Any]) -> str:
+def describe_method(report: Report) -> str:
     """Return the method of the latency: "quick run, 2 threads, 128 queries each"."""
-    latency = report["latency"] or {}
-    parts = []
+    parts: list[str] = []
+    latency = report["latency"]
+    if not latency:
+        return ""
     if "length" in latency:
         parts.append(f"{latency['length']} run")
     if "threads" in latency:
@@ -359,7 +364,7 @@ def describe_method(report: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def find_spread(latency: Mapping[str, Any]) -> tuple[float, float] | None:
+def find_spread(latency: LatencySection) -> tuple[float, float] | None:
     """Return the smallest and the largest speed-up of the rounds; None below two rounds."""
     ratios = [each["original"] / each["model"] for each in latency.get("rounds", ())]
     if len(ratios) < 2:
@@ -367,7 +372,7 @@ def find_spread(latency: Mapping[str, Any]) -> tuple[float, float] | None:
     return min(ratios), max(ratios)
 
 
-def list_next_commands(report: Mapping[str, Any], repeat: str = "") -> Sequence[tuple[str, str]]:
+def list_next_commands(report: Report, repeat: str = "") -> Sequence[tuple[str, str]]:
     """Return the commands to run next, each with its purpose.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from edgepack.report.figures import (
     format_percent,
     format_points,
 )
+from edgepack.runtime.documents import Gate
 
 _SIGNS = {"at-least": "≥", "at-most": "≤", "equal": "", None: ""}
 _BOOLEAN_BOUNDS = {True: "required", False: "excluded"}
@@ -58,7 +59,7 @@ _KINDS = {
 }
 
 
-def _find_kind(gate: Mapping[str, Any]) -> _Kind:
+def _find_kind(gate: Gate) -> _Kind:
     name = str(gate["name"])
     if kind := _KINDS.get(name):
         return kind
@@ -66,7 +67,7 @@ def _find_kind(gate: Mapping[str, Any]) -> _Kind:
     return _Kind(name.replace("_", " "), None)
 
 
-def find_relation(gate: Mapping[str, Any]) -> str | None:
+def find_relation(gate: Gate) -> str | None:
     """Return the relation of `measured` to `bound`: the gate's own, else that of its name."""
     return gate.get("relation") or _find_kind(gate).relation
 
@@ -104,7 +105,7 @@ class GateRow:
         return self.label
 
 
-def format_gate(gate: Mapping[str, Any]) -> GateRow:
+def format_gate(gate: Gate) -> GateRow:
     """Format one gate of the report."""
     kind = _find_kind(gate)
     measured, bound, margin = _format_values(gate, kind)
@@ -123,7 +124,7 @@ def format_gate(gate: Mapping[str, Any]) -> GateRow:
     )
 
 
-def _format_values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]:
+def _format_values(gate: Gate, kind: _Kind) -> tuple[str, str, str]:
     """Format the measured value, the bound and the margin: ("19.8 dB", "19.0 dB", "+0.8 dB")."""
     measured, bound = gate["measured"], gate["bound"]
     if measured is None:
@@ -132,7 +133,7 @@ def _format_values(gate: Mapping[str, Any], kind: _Kind) -> tuple[str, str, str]
             return "exact", _format_value(kind, bound), ""
         return "not finite", _format_value(kind, bound), ""
     if isinstance(measured, bool) or isinstance(bound, bool):
-        required = _BOOLEAN_BOUNDS.get(bound, _format_value(kind, bound))
+        required = _BOOLEAN_BOUNDS.get(bool(bound), _format_value(kind, bound))
         return _format_value(kind, measured), required, ""
     texts = format_apart(kind.text, measured, bound, kind.digits)
     return (*texts, _format_margin(find_relation(gate), measured, bound, kind))
@@ -162,7 +163,7 @@ def _format_value(kind: _Kind, value: float | bool) -> str:
     return kind.text(value, kind.digits)
 
 
-def describe_gate(gate: Mapping[str, Any]) -> str:
+def describe_gate(gate: Gate) -> str:
     """Return one gate as one line: "SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     row = format_gate(gate)
     line = f"{row.title}: {row.measured} ({row.bound})"

@@ -6,19 +6,22 @@ characters. A content security policy keeps the browser from loading anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from edgepack.ledger import RecordDocument
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report import figures, findings
+from edgepack.report.documents import Report, TimingSection
 from edgepack.report.gates import format_gate
 from edgepack.report.passes import tabulate_passes
+from edgepack.runtime.documents import OutputMetrics, TensorDocument
 
 # SNR at which a bar is full: above it two fp32 graphs differ by rounding alone.
 _FULL_DB = 100.0
@@ -43,11 +46,11 @@ class Bar:
     tick: float | None = None
 
 
-def render_html(report: Mapping[str, Any]) -> str:
+def render_html(report: Report) -> str:
     """Render a valid report as a self-contained page."""
     bound = _find_snr_bound(report)
 
-    def missed(metrics: Mapping[str, Any]) -> bool:
+    def missed(metrics: OutputMetrics) -> bool:
         # In the units of the bar, so that colour and tick agree: 19 dB is at 19 of 100.
         return snr_width(metrics) < 100 * min((bound or 0.0) / _FULL_DB, 1.0)
 
@@ -64,7 +67,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     return page
 
 
-def size_bars(report: Mapping[str, Any]) -> list[Bar]:
+def size_bars(report: Report) -> list[Bar]:
     """Return bars of the bytes of the original and of the optimized model, to one scale."""
     sizes = report["sizes"]
     sides = (("original", sizes["original_bytes"]), ("optimized", sizes["model_bytes"]))
@@ -72,7 +75,7 @@ def size_bars(report: Mapping[str, Any]) -> list[Bar]:
     return [Bar(name, figures.format_bytes(value), 100 * value / most) for name, value in sides]
 
 
-def latency_bars(report: Mapping[str, Any]) -> list[Bar]:
+def latency_bars(report: Report) -> list[Bar]:
     """Return bars of both p50, to one scale, with a tick at p90; empty without a measurement."""
     if not report["latency"]:
         return []
@@ -81,7 +84,7 @@ def latency_bars(report: Mapping[str, Any]) -> list[Bar]:
     return [_latency_bar(label, timing, most) for label, timing in sides]
 
 
-def _latency_bar(label: str, timing: Mapping[str, Any], most: float) -> Bar:
+def _latency_bar(label: str, timing: TimingSection, most: float) -> Bar:
     tick = None
     if p90 := timing.get("p90"):
         # Half a unit inside, so that a tick at the end of the scale is not cut.
@@ -89,10 +92,13 @@ def _latency_bar(label: str, timing: Mapping[str, Any], most: float) -> Bar:
     return Bar(label, figures.format_ms(timing["p50"]), 100 * timing["p50"] / most, tick)
 
 
-_SIDES = (("original", "original"), ("optimized", "model"))
+_SIDES: tuple[tuple[str, Literal["original", "model"]], ...] = (
+    ("original", "original"),
+    ("optimized", "model"),
+)
 
 
-def snr_width(metrics: Mapping[str, Any]) -> float:
+def snr_width(metrics: OutputMetrics) -> float:
     """Return the width of a stage's bar: 19.8 dB is 19.8, exact is 100, non-finite is 0."""
     # An exact output has a closeness of infinity; the bar ends at 100 dB.
     if metrics.get("nonfinite"):
@@ -100,13 +106,13 @@ def snr_width(metrics: Mapping[str, Any]) -> float:
     return 100 * min(max(closeness_db(metrics), 0.0), _FULL_DB) / _FULL_DB
 
 
-def _find_snr_bound(report: Mapping[str, Any]) -> float | None:
+def _find_snr_bound(report: Report) -> float | None:
     """Return the highest SNR bound of the quality gates in dB; None without one."""
     gates = report["quality"]["gates"]
     return max((gate["bound"] for gate in gates if gate["name"] == "snr_db"), default=None)
 
 
-def _list_details(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _list_details(record: RecordDocument) -> Iterator[tuple[str, str]]:
     """Yield the label and text of a record's details that fit on a line."""
     for key, value in record["details"].items():
         text = _format_detail(value)
@@ -127,7 +133,7 @@ def _format_detail(value: object) -> str | None:
     return None
 
 
-def _format_shape(tensor: Mapping[str, Any]) -> str:
+def _format_shape(tensor: TensorDocument) -> str:
     return " × ".join(map(str, tensor["shape"])) or "scalar"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -12,8 +12,9 @@ from rich.text import Text
 from edgepack.report.figures import fit, format_mark, format_plural, printable
 from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, format_gate
+from edgepack.runtime.documents import Question, Verdict
 
-QUESTIONS = ("fidelity", "quality")
+QUESTIONS: tuple[Literal["fidelity", "quality"], ...] = ("fidelity", "quality")
 
 
 def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
@@ -56,10 +57,11 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             console.print(text(line), soft_wrap=True)
 
 
-def _describe_misses(name: str, verdict: Mapping[str, Any]) -> Iterator[str]:
+def _describe_misses(name: str, verdict: Verdict) -> Iterator[str]:
     """Yield a line for every decisive gate that a device missed."""
     for question in QUESTIONS:
-        for gate in (verdict[question] or {}).get("gates", ()):
+        answer = verdict[question]
+        for gate in answer["gates"] if answer else ():
             if not gate["passed"] and format_gate(gate).decisive:
                 yield f"{name}, {question}: {describe_gate(gate)}"
 
@@ -72,7 +74,7 @@ def _describe_error(name: str, error: Mapping[str, str]) -> list[str]:
     return [f"{subject}error[{error['code']}]: {error['what']}", *(f"  {line}" for line in lines)]
 
 
-def _format_answer(question: Mapping[str, Any] | None) -> tuple[str, str]:
+def _format_answer(question: Question | None) -> tuple[str, str]:
     """Return the answer to one question and its style: ("✓ bit-exact", "green")."""
     if question is None:
         return "not judged", "dim"

@@ -13,13 +13,17 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from edgepack.errors import EdgepackError
+from edgepack.ledger import RecordDocument, read_measured
 from edgepack.report.cautions import NOISE, list_cautions
+from edgepack.report.documents import LatencySection, Report
 from edgepack.report.gates import find_relation
+from edgepack.runtime.documents import Gate
 
 if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
     from jsonschema.protocols import Validator
 
 FORMAT = "edgepack-report/1"
@@ -34,10 +38,10 @@ class ReportError(EdgepackError):
 
 
 @cache
-def schema() -> dict[str, Any]:
+def schema() -> Mapping[str, object]:
     """Return the JSON Schema (2020-12) of the report."""
     text = files("edgepack.report").joinpath("report.schema.json").read_text(encoding="utf-8")
-    document: dict[str, Any] = json.loads(text)
+    document: dict[str, object] = json.loads(text)
     return document
 
 
@@ -47,7 +51,7 @@ def _validator() -> Validator:
     from jsonschema.validators import extend
     from referencing import Registry
 
-    def number(_: Any, value: object) -> bool:
+    def number(_: object, value: object) -> bool:
         # Python's floats include NaN and infinity, which JSON lacks, and its integers may exceed
         # the largest float.
         return (
@@ -56,7 +60,7 @@ def _validator() -> Validator:
             and abs(value) <= sys.float_info.max
         )
 
-    def integer(checker: Any, value: object) -> bool:
+    def integer(checker: object, value: object) -> bool:
         return number(checker, value) and int(value) == value  # type: ignore[call-overload]
 
     strict = extend(
@@ -70,29 +74,31 @@ def _validator() -> Validator:
     return validator
 
 
-def encode(report: Mapping[str, Any]) -> bytes:
+def encode(report: Report) -> bytes:
     """Encode the report as `report.json`: UTF-8, indented, with a final newline."""
     # Lone surrogates of a foreign text cannot be encoded; they are escaped.
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def validate(report: Mapping[str, Any]) -> None:
-    """Check a report's shape and that its statements agree.
+def validate(document: Mapping[str, object]) -> Report:
+    """Return a document as a report, once its shape is right and its statements agree.
 
     Raises:
         ReportError: `report-invalid`, with the path of every invalid key, or
             `report-contradiction`, with the statements that contradict each other.
     """
-    faults = [f"{_format_path(error)}: {error.message}" for error in _find_errors(report)]
+    faults = [f"{_format_path(error)}: {error.message}" for error in _find_errors(document)]
     if faults:
         raise _refuse("report-invalid", f"the report does not match the format {FORMAT}", faults)
+    report = cast("Report", document)
     faults = list(_find_contradictions(report))
     if faults:
         raise _refuse("report-contradiction", "the report contradicts itself", faults)
+    return report
 
 
-def _find_errors(report: Mapping[str, Any]) -> Iterator[Any]:
+def _find_errors(report: Mapping[str, object]) -> Iterator[ValidationError]:
     """Yield the schema's errors; of several allowed forms, the error inside the closest."""
     from jsonschema.exceptions import best_match
 
@@ -103,7 +109,7 @@ def _find_errors(report: Mapping[str, Any]) -> Iterator[Any]:
             yield error
 
 
-def _format_path(error: Any) -> str:
+def _format_path(error: ValidationError) -> str:
     return str(error.json_path).removeprefix("$").removeprefix(".") or "the report"
 
 
@@ -125,7 +131,7 @@ def _refuse(code: str, what: str, faults: list[str]) -> ReportError:
     )
 
 
-def _find_contradictions(report: Mapping[str, Any]) -> Iterator[str]:
+def _find_contradictions(report: Report) -> Iterator[str]:
     """Yield a sentence for every pair of statements that contradict each other."""
     yield from _check_answers(report)
     yield from _check_verdict(report)
@@ -146,7 +152,7 @@ def _find_contradictions(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"cautions are {listed}, the figures give {expected}"
 
 
-def _check_answers(report: Mapping[str, Any]) -> Iterator[str]:
+def _check_answers(report: Report) -> Iterator[str]:
     """Yield questions whose `passed` differs from their gates, and misjudged gates."""
     for name in ("quality", "fidelity"):
         question = report[name]
@@ -157,7 +163,7 @@ def _check_answers(report: Mapping[str, Any]) -> Iterator[str]:
             yield from _check_gate(name, gate)
 
 
-def _check_verdict(report: Mapping[str, Any]) -> Iterator[str]:
+def _check_verdict(report: Report) -> Iterator[str]:
     """Yield verdicts and answers that the questions below them do not support."""
     answers = {name: report[name]["passed"] for name in ("quality", "fidelity")}
     for cpu, question in report.get("emulated", {}).items():
@@ -170,7 +176,7 @@ def _check_verdict(report: Mapping[str, Any]) -> Iterator[str]:
         yield "verdict is 'fail', but every question passed"
 
 
-def _check_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
+def _check_gate(question: str, gate: Gate) -> Iterator[str]:
     """Yield a gate whose mark differs from its own measured value and bound."""
     measured, bound, passed = gate["measured"], gate["bound"], gate["passed"]
     # A gate that allows one miss among few samples says so in its note.
@@ -189,9 +195,9 @@ def _check_gate(question: str, gate: Mapping[str, Any]) -> Iterator[str]:
         yield f"{question}: the gate {gate['name']} is {mark} at {measured}, its bound is {bound}"
 
 
-def _check_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _check_changes(ledger: Sequence[RecordDocument]) -> Iterator[str]:
     """Yield changes that are not the difference of two passes, and missed gates that passed."""
-    before: Mapping[str, Any] | None = None
+    before: RecordDocument | None = None
     for record in ledger:
         measured = record.get("measured")
         if not measured:
@@ -209,15 +215,17 @@ def _check_changes(ledger: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         before = record
 
 
-def _check_change(record: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
-    change = record["measured"]["change"]
+def _check_change(record: RecordDocument, before: RecordDocument) -> Iterator[str]:
+    change = read_measured(record)["change"]
+    if change is None:
+        return
     for key in ("bytes", "parameters"):
         old, new = before[key], record[key]
-        if change[key] != new - old:
+        if change[key] != (new or 0) - (old or 0):
             yield f"{record['stage']}: change.{key} is {change[key]}, but {old} became {new}"
 
 
-def _check_latency(latency: Mapping[str, Any], slower: bool) -> Iterator[str]:
+def _check_latency(latency: LatencySection, slower: bool) -> Iterator[str]:
     ratio = latency["original"]["p50"] / latency["model"]["p50"]
     # Both medians and their ratio may be rounded, the medians to a hundredth of a millisecond.
     if not math.isclose(latency["ratio"], ratio, rel_tol=0.02):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+from edgepack.ledger import Measured, RecordDocument, read_measured
+from edgepack.report.documents import Report
 from edgepack.report.figures import (
     format_bytes,
     format_decibel,
@@ -17,6 +19,7 @@ from edgepack.report.figures import (
     format_short_count,
 )
 from edgepack.report.findings import format_worst
+from edgepack.runtime.documents import Measurement
 
 # Headings by key, in order; the name of the task's metric replaces "metric".
 COLUMNS = {
@@ -81,7 +84,7 @@ class Table:
     remarks: Sequence[str]
 
 
-def tabulate_passes(report: Mapping[str, Any]) -> Table | None:
+def tabulate_passes(report: Report) -> Table | None:
     """Return the table of a report; None if no pass was measured."""
     records = [record for record in report["ledger"] if record.get("measured")]
     if len(records) < 2:
@@ -89,7 +92,7 @@ def tabulate_passes(report: Mapping[str, Any]) -> Table | None:
     # Each row is compared with the one before: (original, None), (prune, original), ...
     befores = [None, *records[:-1]]
     rows = [_format_row(record, before) for record, before in zip(records, befores, strict=True)]
-    measured = records[-1]["measured"]
+    measured = read_measured(records[-1])
     return Table(
         {key: name for key, name in _list_headings(measured).items() if _has_figures(rows, key)},
         rows,
@@ -99,7 +102,7 @@ def tabulate_passes(report: Mapping[str, Any]) -> Table | None:
     )
 
 
-def _list_headings(measured: Mapping[str, Any]) -> dict[str, str]:
+def _list_headings(measured: Measured) -> dict[str, str]:
     metric = measured["quality"]["metric"]
     if not metric:
         return {**COLUMNS, "metric": "Agreement"}
@@ -110,7 +113,7 @@ def _has_figures(rows: Sequence[Row], key: str) -> bool:
     return any(row.cells[key].text != _NONE for row in rows)
 
 
-def _format_caption(measured: Mapping[str, Any]) -> str:
+def _format_caption(measured: Measured) -> str:
     caption = f"On {format_plural(measured['quality']['samples'], 'sample')} of the evaluation set"
     if measured["latency"]:
         caption += "; speed against the original in fp32: half a second in turns, one thread"
@@ -120,10 +123,10 @@ def _format_caption(measured: Mapping[str, Any]) -> str:
 _NONE = "–"
 
 
-def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> Row:
-    measured = record["measured"]
+def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
+    measured = read_measured(record)
     # The first row has no change, and no figure of its cells gets one.
-    change = measured["change"] or {}
+    change = cast("Mapping[str, float | None]", measured["change"] or {})
     missed = {_MARKS.get(gate["name"], "snr") for gate in measured["missed"]}
     value, samples = _read_metric(measured["quality"]), measured["quality"]["samples"]
     latency, snr = measured["latency"], _format_snr(measured["quality"])
@@ -152,7 +155,7 @@ def _format_row(record: Mapping[str, Any], before: Mapping[str, Any] | None) -> 
     return Row(name, cells, bool(missed))
 
 
-def _read_metric(quality: Mapping[str, Any]) -> float | None:
+def _read_metric(quality: Measurement) -> float | None:
     """Return the model's task metric, else its share of decisions equal to the original's."""
     if quality["metric"]:
         return float(quality["metric"]["model"])
@@ -168,7 +171,7 @@ def _format_share(share: float | None, samples: int) -> str:
     return format_percent(share, digits)
 
 
-def _format_snr(quality: Mapping[str, Any]) -> str:
+def _format_snr(quality: Measurement) -> str:
     return format_worst(quality["outputs"], _NONE)
 
 
@@ -178,12 +181,16 @@ def _format_count(value: int | None) -> str:
     return format_short_count(value)
 
 
-def _format_change(change: Mapping[str, Any], key: str, before: Mapping[str, Any] | None) -> str:
+def _format_change(
+    change: Mapping[str, float | None], key: str, before: RecordDocument | None
+) -> str:
     """Return a difference as a share of the row before: 13.01 MB after 18.55 MB is "−30 %"."""
     difference = change.get(key)
     if before is None or not difference:
         return ""
-    previous = before["measured"]["macs"] if key == "macs" else before[key]
+    macs = read_measured(before)["macs"]
+    sizes = {"bytes": before["bytes"], "parameters": before["parameters"], "macs": macs}
+    previous = sizes[key]
     if not previous:
         return ""
     return _format_signed(difference / previous, 0.0, lambda share: format_percent(share, 0))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Literal
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from edgepack.ledger import RecordDocument
 from edgepack.report import findings
 from edgepack.report.cautions import list_disturbances
+from edgepack.report.documents import LatencySection, Report
 from edgepack.report.figures import (
     fit,
     format_bytes,
@@ -41,7 +43,7 @@ _MAX_GATES = 6
 _MAX_WARNINGS = 3
 
 
-def render_terminal(report: Mapping[str, Any], console: Console, repeat: str = "") -> None:
+def render_terminal(report: Report, console: Console, repeat: str = "") -> None:
     """Print a summary of a valid report: about 35 lines at 80 columns.
 
     Foreign text (names, notes, warnings) is printed literally, neither as rich's markup nor as
@@ -58,7 +60,7 @@ def render_terminal(report: Mapping[str, Any], console: Console, repeat: str = "
 class _Summary:
     """Summary of one report on one console."""
 
-    def __init__(self, report: Mapping[str, Any], console: Console, repeat: str) -> None:
+    def __init__(self, report: Report, console: Console, repeat: str) -> None:
         self.report = report
         self.repeat = repeat
         self.console = console
@@ -119,12 +121,12 @@ class _Summary:
             self._add_row(table, "", cpu, self.text(answer.answer, "bold"))
         self.console.print(table)
 
-    def _add_question(self, table: Table, name: str) -> None:
+    def _add_question(self, table: Table, name: Literal["quality", "fidelity"]) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
         rows = sorted(map(format_gate, self.report[name]["gates"]), key=lambda row: row.passed)
         if not rows:
             self._add_row(table, name, self.text("no gate was set", "yellow"), Text())
-        label = name
+        label: str = name
         for row in rows[:_MAX_GATES]:
             self._add_row(table, label, *self._format_gate(row))
             label = ""
@@ -154,7 +156,7 @@ class _Summary:
             machine = " on the build host" if self.report.get("stands_in") else ""
             yield "memory", format_bytes(peak), self.text(f"peak of the loader's process{machine}")
 
-    def _format_speed(self, latency: Mapping[str, Any]) -> Text:
+    def _format_speed(self, latency: LatencySection) -> Text:
         style = "bold yellow" if self.report["slower"] else ""
         speed = self.text(findings.describe_speed(self.report), style)
         if p90 := latency["model"].get("p90"):
@@ -222,7 +224,7 @@ class _Summary:
             table.add_row(*self._format_record(record), style=_STATUS[record["status"]])
         self.console.print(table)
 
-    def _format_record(self, record: Mapping[str, Any]) -> Iterator[Text]:
+    def _format_record(self, record: RecordDocument) -> Iterator[Text]:
         yield self.text(f"  {record['stage']}")
         yield self.text(record["status"])
         # A skipped stage took no time that is worth a figure.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Tuple, Union
+from typing import TYPE_CHECKING, Tuple, Union
+
+if TYPE_CHECKING:
+    from .documents import TensorDocument
 
 Dim = Union[int, str]
 KINDS = ("scores", "logit", "probability", "classes", "values")
@@ -38,9 +41,9 @@ class Tensor:
         """Number of axes."""
         return len(self.shape)
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> TensorDocument:
         """Return the entry of `bundle.json` and of the report."""
-        document: Dict[str, Any] = {
+        document: TensorDocument = {
             "name": self.name,
             "dtype": self.dtype,
             "shape": list(self.shape),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgepack.ledger import SelectionDocument
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Source:
     identity: str = ""
     trusted_pickle: bool = False
     weights: str = ""
-    selection: Mapping[str, Any] | None = None
+    selection: SelectionDocument | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
+from edgepack.ledger import SelectionDocument
 from edgepack.source.names import Match, explain_mismatch, match_names
 from edgepack.spec.document import nearest
 
@@ -110,7 +111,7 @@ class Selection:
             )
         return tuple(messages)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> SelectionDocument:
         """Return the account in the report's form."""
         return {"key": self.key, "prefix": self.prefix, "left": list(self.left)}
 

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -21,8 +21,17 @@ from edgepack.context.answers import iterate_answers
 from edgepack.context.graph import digest_model, parse_model
 from edgepack.context.parts import output_parts
 from edgepack.host import stands_in
-from edgepack.ledger import Progress, Stage
+from edgepack.ledger import (
+    Change,
+    Measured,
+    Progress,
+    QuickLatency,
+    RecordDocument,
+    Stage,
+    read_measured,
+)
 from edgepack.passes.training import processes
+from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
 from edgepack.runtime.session.onnx_session import OnnxSession
@@ -71,9 +80,9 @@ def measure(candidate: Graph, context: BuildContext, stage: Stage) -> None:
         return
     # Only the main process of a training evaluates; the others would repeat its work.
     quality = evaluate(candidate.model, context, stage.progress, runner)
-    measured: dict[str, Any] = {
+    measured: Measured = {
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
-        "quality": dict(quality),
+        "quality": quality,
         "missed": list_missed_gates(quality, context),
         "latency": _latency(candidate, context),
         "change": None,
@@ -90,7 +99,7 @@ def evaluate(
     progress: Progress,
     runner: graph.Runner | None = None,
     label: str = "",
-) -> Mapping[str, Any]:
+) -> Measurement:
     """Return `samples`, `outputs` and `metric` of a graph on the evaluation set, with caching.
 
     Args:
@@ -120,42 +129,45 @@ def evaluate(
             quality.update(answers, runner.run(batch.inputs), batch.labels, batch.count)
             progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")
         entry = cache.put("evaluation", key, {}, quality.result())
-    return entry.document
+    return cast(Measurement, entry.document)
 
 
-def list_missed_gates(quality: Mapping[str, Any], context: BuildContext) -> list[dict[str, Any]]:
+def list_missed_gates(quality: Measurement, context: BuildContext) -> list[Gate]:
     """Return the gates of quality that these figures miss."""
     gates = judge(context.bounds, quality["outputs"], quality["metric"])
     return [gate for gate in gates if not gate["passed"]]
 
 
-def compare_records(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+def compare_records(now: RecordDocument, before: RecordDocument) -> Change:
     """Return the differences between two records of the ledger with measurements."""
-    new, old = now["measured"], before["measured"]
-    after, prior = _figures(now), _figures(before)
-    differences: dict[str, Any] = dict.fromkeys(after)
-    for name, value in after.items():
-        if value is not None and prior[name] is not None:
-            differences[name] = value - prior[name]
+    new, old = read_measured(now), read_measured(before)
+    snr, points = summarize_quality(new["quality"])
+    old_snr, old_points = summarize_quality(old["quality"])
     # The ratio is the original's latency over the model's, so a growth from 2.0 to 1.6 is 25 %.
-    differences["latency"] = None
+    latency = None
     if new["latency"] and old["latency"]:
-        differences["latency"] = old["latency"]["ratio"] / new["latency"]["ratio"] - 1
-    return differences
-
-
-def _figures(record: Mapping[str, Any]) -> dict[str, Any]:
-    snr, points = summarize_quality(record["measured"]["quality"])
+        latency = old["latency"]["ratio"] / new["latency"]["ratio"] - 1
     return {
-        "bytes": record["bytes"],
-        "parameters": record["parameters"],
-        "macs": record["measured"]["macs"],
-        "snr_db": snr,
-        "metric_points": points,
+        "bytes": (now["bytes"] or 0) - (before["bytes"] or 0),
+        "parameters": (now["parameters"] or 0) - (before["parameters"] or 0),
+        "macs": _difference(new["macs"], old["macs"]),
+        "snr_db": _difference(snr, old_snr),
+        "metric_points": _difference(points, old_points),
+        "latency": latency,
     }
 
 
-def summarize_quality(quality: Mapping[str, Any]) -> tuple[float | None, float | None]:
+Figure = TypeVar("Figure", int, float)
+
+
+def _difference(after: Figure | None, before: Figure | None) -> Figure | None:
+    """Return the growth of a figure; None if either of the two is unknown."""
+    if after is None or before is None:
+        return None
+    return after - before
+
+
+def summarize_quality(quality: Measurement) -> tuple[float | None, float | None]:
     """Return the worst output's SNR in dB (None: exact), and the metric or agreement in points."""
     outputs, metric = quality["outputs"], quality["metric"]
     snr = min((o["snr_db"] for o in outputs.values() if o["snr_db"] is not None), default=None)
@@ -167,7 +179,7 @@ def summarize_quality(quality: Mapping[str, Any]) -> tuple[float | None, float |
     return snr, 100.0 * min(agreements)
 
 
-def _latency(candidate: Graph, context: BuildContext) -> dict[str, Any] | None:
+def _latency(candidate: Graph, context: BuildContext) -> QuickLatency | None:
     """Return the median of one call beside the original's, in ms; None if not measured here."""
     if context.request.latency == "none" or stands_in(context.request.target):
         return None

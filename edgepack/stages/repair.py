@@ -13,12 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from edgepack import graph
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import digest_model, parse_model
 from edgepack.context.parts import output_parts
 from edgepack.data.samples import Samples
-from edgepack.ledger import Ledger, PassResult, Record, Stage
+from edgepack.ledger import Ledger, PassResult, Record, Stage, read_measured
 from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.protocol import Trials
 from edgepack.passes.repair import find_fewest_floats, rank_layers, requantize_largest, select_feeds
@@ -30,6 +32,7 @@ from edgepack.report.figures import (
     format_plural,
     format_snr,
 )
+from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.metrics import Parity, list_axis
 from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.cached import run_cached
@@ -117,9 +120,9 @@ class _Search:
         self, before: Graph, record: Record, trials: Trials, context: BuildContext, stage: Stage
     ) -> None:
         self.before, self.trials, self.context, self.stage = before, trials, context, stage
-        quality = (record.measured or {})["quality"]
+        quality = read_measured(record.to_json())["quality"]
         # Quality by the layers in float; the empty tuple is the result of the pass.
-        self.tried: dict[tuple[str, ...], Mapping[str, Any]] = {(): quality}
+        self.tried: dict[tuple[str, ...], Measurement] = {(): quality}
 
     def result(self, calibration: Samples) -> PassResult[Any]:
         """Return the repaired model, or the closest to the gates, with details for `_notes`."""
@@ -175,7 +178,7 @@ class _Search:
             self.tried[floats] = evaluate(model, self.context, progress, label=label)
         return not self._missed(floats)
 
-    def _missed(self, floats: tuple[str, ...]) -> list[dict[str, Any]]:
+    def _missed(self, floats: tuple[str, ...]) -> list[Gate]:
         return list_missed_gates(self.tried[floats], self.context)
 
     def _closeness(self, floats: tuple[str, ...]) -> tuple[float, ...]:
@@ -202,7 +205,7 @@ class _Search:
         return {node.name: sum(sizes.get(i, 0) for i in node.input) for node in proto.node}
 
 
-def _make_runner(model: bytes) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
     """Return a function that runs a model as `measure` does."""
     return graph.Runner(rounded(model), literal=graph.signed_activations(parse_model(model))).run
 
@@ -231,7 +234,9 @@ def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
 
 def _price(record: Record) -> str:
     """Return the change of the measurements: "+2.1 points, +3.2 dB, +4 % time, +1.10 MB"."""
-    change = (record.measured or {})["change"]
+    change = read_measured(record.to_json())["change"]
+    if change is None:
+        return "nothing changed"
     parts = [
         *_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
         *_signed(change["snr_db"], format_decibel),
@@ -252,7 +257,7 @@ def _signed(value: float | None, text: Callable[[float], str]) -> list[str]:
 def _describe_poor_gain(details: Mapping[str, Any], before: Graph, record: Record) -> list[str]:
     """Return a warning if so many layers are in float that the pass is hardly worth its cost."""
     share = (record.bytes or 0) / len(before.model)
-    latency = (record.measured or {})["latency"]
+    latency = read_measured(record.to_json())["latency"]
     if share < HALF or (latency and latency["ratio"] > 1):
         return []
     integers = details["layers"] - len(details["returned"])

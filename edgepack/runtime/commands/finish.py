@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import Any, Dict, Iterator, List, Mapping, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Tuple, Union, cast
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
@@ -24,6 +24,9 @@ from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
 from ..streams import print_status
+
+if TYPE_CHECKING:
+    from ..documents import Answers, Gate
 
 
 def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
@@ -132,9 +135,7 @@ def _build(
     )
 
 
-def _prove(
-    archive: Archive, index: Index, variant: Variant, device: Here, plan: bytes
-) -> Dict[str, Any]:
+def _prove(archive: Archive, index: Index, variant: Variant, device: Here, plan: bytes) -> Answers:
     """Measure fidelity and quality of the engine on the reference samples."""
     from ..model import Model
     from ..session.tensorrt_session import TensorrtSession
@@ -149,21 +150,21 @@ def describe_report(report: Mapping[str, Any]) -> List[str]:
     if not report["built"]:
         return [f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"]
     sealed = f"sealed: {report['engine']} ({report['bytes']:,} bytes)"
-    return [*_describe_gates(report), sealed]
+    return [*_describe_gates(cast("Answers", report)), sealed]
 
 
-def _describe_gates(proof: Mapping[str, Any]) -> List[str]:
+def _describe_gates(proof: Answers) -> List[str]:
     return [f"{question}: {describe_gate(gate)}" for question, gate in _gates(proof)]
 
 
-def _gates(proof: Mapping[str, Any]) -> Iterator[Tuple[str, Dict[str, Any]]]:
-    for question in ("fidelity", "quality"):
-        if proof[question] is not None:
-            for gate in proof[question]["gates"]:
-                yield question, gate
+def _gates(proof: Answers) -> Iterator[Tuple[str, Gate]]:
+    for name, question in (("fidelity", proof["fidelity"]), ("quality", proof["quality"])):
+        if question is not None:
+            for gate in question["gates"]:
+                yield name, gate
 
 
-def _gate_error(proof: Mapping[str, Any]) -> GateError:
+def _gate_error(proof: Answers) -> GateError:
     return GateError(
         "engine-gate-missed",
         "the engine missed a gate and was not sealed",

@@ -8,7 +8,7 @@ import struct
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -23,6 +23,18 @@ from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
 from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, LARGEST_STACK, feed_at_size
+
+if TYPE_CHECKING:
+    from ..documents import (
+        Answers,
+        DeviceDocument,
+        Gate,
+        Measurement,
+        OutputMetrics,
+        Outputs,
+        Question,
+        Verdict,
+    )
 
 FORMAT = "edgepack-verdict/1"
 # Packages that a device must not need; the verdict lists those that were absent, which proves that
@@ -83,11 +95,13 @@ def run_calls(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[L
     return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
 
 
-def _question(on: str, metrics: Mapping[str, Any], gates: List[Dict[str, Any]]) -> Dict[str, Any]:
+def _question(on: str, metrics: Measurement, gates: List[Gate]) -> Question:
     """Return the entry of fidelity or quality: samples, metrics, gates and the verdict on them."""
     return {
         "on": on,
-        **metrics,
+        "samples": metrics["samples"],
+        "outputs": metrics["outputs"],
+        "metric": metrics["metric"],
         "gates": gates,
         # Without a gate nothing was checked, so nothing passed.
         "passed": bool(gates) and all(gate["passed"] for gate in gates),
@@ -96,7 +110,7 @@ def _question(on: str, metrics: Mapping[str, Any], gates: List[Dict[str, Any]]) 
 
 def _measure(
     index: Index, expected: Sequence[np.ndarray], answers: Sequence[Sequence[np.ndarray]]
-) -> Dict[str, Any]:
+) -> Measurement:
     """Compare the answers of each call with one row of the expected arrays."""
     pairs = [([array[i] for array in expected], outputs) for i, outputs in enumerate(answers)]
     outputs = compare(index.outputs, index.parts, pairs, index.inputs)
@@ -132,7 +146,7 @@ def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 def _on_evaluation(
     model: Model, stream: BinaryIO, metric: Optional[str], sizes: Sequence[_AtSize]
-) -> Dict[str, Any]:
+) -> Question:
     """Measure the quality on a stream of shards, one call each, and at other sizes.
 
     A shard holds input-N and original-N, `count` and, if the set has them, `labels`.
@@ -178,7 +192,7 @@ class _AtSize:
     built: Sequence[np.ndarray]
     answers: Sequence[np.ndarray]
 
-    def compare(self, index: Index, expected: Sequence[np.ndarray]) -> Dict[str, Dict[str, Any]]:
+    def compare(self, index: Index, expected: Sequence[np.ndarray]) -> Dict[str, OutputMetrics]:
         """Compare this device's answers with others; return metrics by output and size."""
         outputs = compare(index.outputs, index.parts, [(expected, self.answers)], index.inputs)
         return {f"{name} at {self.label}": metrics for name, metrics in outputs.items()}
@@ -226,10 +240,8 @@ def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -
         )
 
 
-def _judge_sizes(
-    index: Index, sizes: Sequence[_AtSize], evaluated: Mapping[str, Mapping[str, Any]]
-) -> List[Dict[str, Any]]:
-    gates: List[Dict[str, Any]] = []
+def _judge_sizes(index: Index, sizes: Sequence[_AtSize], evaluated: Outputs) -> List[Gate]:
+    gates: List[Gate] = []
     for size in sizes:
         outputs = size.compare(index, size.original)
         for tensor in index.outputs:
@@ -247,7 +259,7 @@ def _on_reference(
     built: Sequence[np.ndarray],
     answers: Sequence[Sequence[np.ndarray]],
     sizes: Sequence[_AtSize],
-) -> Dict[str, Any]:
+) -> Question:
     """Judge the quality on the reference samples by the errors that the build measured.
 
     Raises BundleError if the bundle's stored answers differ from the build's measurements.
@@ -273,10 +285,16 @@ def _on_reference(
     return _question("reference", metrics, gates)
 
 
-def _build_gate(index: Index) -> Dict[str, Any]:
+def _build_gate(index: Index) -> Gate:
     """Return the gate that a draft and a bundle refused by its build miss."""
-    gate = {"name": "built", "output": index.name, "bound": True, "measured": False}
-    return {**gate, "passed": False, "note": ""}
+    return {
+        "name": "built",
+        "output": index.name,
+        "bound": True,
+        "measured": False,
+        "passed": False,
+        "note": "",
+    }
 
 
 def _check_recorded(
@@ -288,19 +306,17 @@ def _check_recorded(
     for tensor in index.outputs:
         recorded = index.quality["reference"][tensor.name]
         # Integers have no parts, so only their agreement is compared.
-        figures = [(measured[tensor.name], recorded, "top1_agreement")]
-        for measured_part, recorded_part in zip(measured[tensor.name]["parts"], recorded["parts"]):
-            figures += [
-                (measured_part, recorded_part, "worst_error"),
-                (measured_part, recorded_part, "max_abs"),
-            ]
-        for measured_part, recorded_part, key in figures:
-            if not _close(measured_part[key], recorded_part.get(key)):
+        share = measured[tensor.name]["top1_agreement"]
+        figures = [("top1_agreement", share, recorded.get("top1_agreement"))]
+        for part, record in zip(measured[tensor.name]["parts"], recorded["parts"]):
+            figures.append(("worst_error", part["worst_error"], record.get("worst_error")))
+            figures.append(("max_abs", part["max_abs"], record.get("max_abs")))
+        for key, figure, recorded_figure in figures:
+            if not _close(figure, recorded_figure):
                 raise BundleError(
                     "bundle-answers",
                     "the bundle's answers are not those that its build measured",
-                    why=f"{tensor.name}: {key} is {measured_part[key]}, "
-                    f"the build recorded {recorded_part.get(key)}",
+                    why=f"{tensor.name}: {key} is {figure}, the build recorded {recorded_figure}",
                     hint="do not use it; fetch it again from where it was built",
                 )
 
@@ -319,7 +335,7 @@ def _close(a: Optional[float], b: Any) -> bool:
 
 def on_samples(
     archive: Archive, model: Model, evaluation: Optional[BinaryIO] = None, most: int = 0
-) -> Dict[str, Any]:
+) -> Answers:
     """Measure fidelity and quality of a running model.
 
     Args:
@@ -381,7 +397,7 @@ def verify(
     stand_in: bool = False,
     variant: str = "",
     samples: int = 0,
-) -> Dict[str, Any]:
+) -> Verdict:
     """Verify a bundle on this device.
 
     Every byte is hashed, the reference inputs run through the loader, and the answers are compared
@@ -420,13 +436,19 @@ def verify(
         },
         "variant": model.choice.to_json(),
         "integrity": {"files": len(index.files), "bytes": hashed},
-        "device": {**model.choice.device, "numpy": np.__version__},
+        "device": _describe_device(model),
         "quality": proof["quality"],
         "fidelity": proof["fidelity"],
         "seconds": {"load": load_seconds, "reference": proof["seconds"]},
         "memory": {"peak_rss_bytes": machine.peak_rss()},
         "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
     }
+
+
+def _describe_device(model: Model) -> DeviceDocument:
+    device: Any = {**model.choice.device, "numpy": np.__version__}
+    described: DeviceDocument = device
+    return described
 
 
 def this_device() -> Dict[str, Any]:

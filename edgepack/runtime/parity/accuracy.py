@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import InputError
 from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..documents import MetricResult
 
 TOP = {"top1": 1, "top5": 5}
 # Labels for "no class" at a position of a sample with many positions: -100 as in torch's losses,
@@ -185,7 +188,7 @@ def read_labels(
     return np.where(unlabelled, NONE, classes).reshape(decided)
 
 
-def _out_of_range(label: Any, count: Optional[int]) -> InputError:
+def _out_of_range(label: object, count: Optional[int]) -> InputError:
     classes = "classes are whole numbers, counted from 0"
     if count is not None:
         classes = f"there are {count} classes, counted from 0"
@@ -245,7 +248,7 @@ class Accuracy:
         right: np.ndarray = np.logical_and(labelled, decided == classes)
         return right
 
-    def result(self) -> Optional[Dict[str, Any]]:
+    def result(self) -> Optional[MetricResult]:
         """Return the metric as JSON values; None without labels."""
         if not self.samples:
             return None
@@ -286,6 +289,6 @@ class TaskMetric:
             self.accuracy = Accuracy(self.metric, tensor.kind, tensor.axis)
         self.accuracy.update(originals[self.index], measured[self.index], labels)
 
-    def result(self) -> Optional[Dict[str, Any]]:
+    def result(self) -> Optional[MetricResult]:
         """Return `Accuracy.result`; None without labels."""
         return self.accuracy.result() if self.accuracy else None

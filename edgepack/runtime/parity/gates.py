@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .parts import SNR_LIMIT, Part, Parts
+
+if TYPE_CHECKING:
+    from ..documents import Gate, MetricResult, OutputMetrics, PartErrors
+
+Bounds = Mapping[str, float]
+"""Gate to bound."""
 
 # Minimum share of equal integers if no gate states one; the built-in profiles use the same.
 AGREEMENT = 0.97
@@ -26,8 +32,13 @@ def _allowed_misses(count: float, share: float) -> int:
 
 
 def _gate(
-    name: str, output: str, bound: Any, measured: Any, passed: bool, note: str = ""
-) -> Dict[str, Any]:
+    name: str,
+    output: str,
+    bound: float,
+    measured: Optional[float],
+    passed: bool,
+    note: str = "",
+) -> Gate:
     return {
         "name": name,
         "output": output,
@@ -40,10 +51,10 @@ def _gate(
 
 
 def judge(
-    bounds: Mapping[str, Any],
-    outputs: Mapping[str, Mapping[str, Any]],
-    metric: Optional[Mapping[str, Any]] = None,
-) -> List[Dict[str, Any]]:
+    bounds: Bounds,
+    outputs: Mapping[str, OutputMetrics],
+    metric: Optional[MetricResult] = None,
+) -> List[Gate]:
     """Compare metrics with their gates.
 
     Args:
@@ -57,7 +68,7 @@ def judge(
 
     Returns one record for each applied gate. A value that is not finite fails.
     """
-    gates: List[Dict[str, Any]] = []
+    gates: List[Gate] = []
     for output, metrics in outputs.items():
         if metrics["nonfinite"]:
             gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
@@ -87,9 +98,9 @@ def judge(
     return gates
 
 
-def _judge_agreement(bound: float, output: str, metrics: Mapping[str, Any]) -> Dict[str, Any]:
+def _judge_agreement(bound: float, output: str, metrics: OutputMetrics) -> Gate:
     count, share = metrics["decisions"], metrics["top1_agreement"]
-    if not count:
+    if share is None:
         return _gate("agreement", output, bound, 1.0, True)
     # With a bound of 0.97 and 200 decisions, up to _allowed(200, 0.03) = 6 may differ.
     passed = round(count * (1.0 - share)) <= _allowed_misses(count, 1.0 - bound)
@@ -97,12 +108,12 @@ def _judge_agreement(bound: float, output: str, metrics: Mapping[str, Any]) -> D
 
 
 def judge_reference(
-    evaluated: Mapping[str, Mapping[str, Any]],
-    host: Mapping[str, Mapping[str, Any]],
-    outputs: Mapping[str, Mapping[str, Any]],
+    evaluated: Mapping[str, OutputMetrics],
+    host: Mapping[str, OutputMetrics],
+    outputs: Mapping[str, OutputMetrics],
     parts: Parts,
-    fidelity: Mapping[str, Any],
-) -> List[Dict[str, Any]]:
+    fidelity: Bounds,
+) -> List[Gate]:
     """Compare the answers to the reference samples with the build's measurements.
 
     A few samples cannot be judged by rates of a whole evaluation set. Instead none of them may be
@@ -119,7 +130,7 @@ def judge_reference(
     Returns one record for each gate, with `worst_db`, the SNR in dB of the worst sample, and
     `agreement`, the share of equal decisions, among them.
     """
-    gates: List[Dict[str, Any]] = []
+    gates: List[Gate] = []
     exact, noise = bool(fidelity.get("bit_exact")), 0.0
     if not exact:
         noise = 10.0 ** (-fidelity.get("snr_db", FIDELITY_DB) / 20.0)
@@ -142,10 +153,10 @@ def _judge_worst(
     output: str,
     part: Part,
     noise: float,
-    measured: Mapping[str, Any],
-    evaluated: Mapping[str, Any],
-    host: Mapping[str, Any],
-) -> Dict[str, Any]:
+    measured: PartErrors,
+    evaluated: PartErrors,
+    host: PartErrors,
+) -> Gate:
     """Compare the largest error of one sample with the largest in the build.
 
     Root mean squares at most add up: the build's error, plus 1 % for the order of sums, and the
@@ -158,12 +169,12 @@ def _judge_worst(
 
 
 def judge_size(
-    bounds: Mapping[str, Any],
+    bounds: Bounds,
     output: str,
-    metrics: Mapping[str, Any],
-    evaluated: Mapping[str, Any],
+    metrics: OutputMetrics,
+    evaluated: OutputMetrics,
     parts: Sequence[Part],
-) -> List[Dict[str, Any]]:
+) -> List[Gate]:
     """Compare an answer at another size of an axis with the errors on the evaluation samples.
 
     It is a single, synthetic sample: its error may be twice that of the worst evaluation sample,
@@ -177,7 +188,7 @@ def judge_size(
         evaluated: metrics of this output on the evaluation set.
         parts: of this output.
     """
-    gates: List[Dict[str, Any]] = []
+    gates: List[Gate] = []
     if metrics["nonfinite"]:
         gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
     # An SNR of 20 dB is a noise of 10 ** (-20 / 20) = 0.1 of the signal's RMS.
@@ -197,31 +208,30 @@ def judge_size(
     return gates
 
 
-def _judge_error(output: str, part: Part, error: float, allowed: float) -> Dict[str, Any]:
+def _judge_error(output: str, part: Part, error: float, allowed: float) -> Gate:
     bound, snr = part.snr_db(allowed), part.snr_db(error)
     finite_bound = SNR_LIMIT if bound is None else bound
     return {**_gate("worst_db", output, finite_bound, snr, error <= allowed), "part": part.label}
 
 
-def _margin(gate: Mapping[str, Any]) -> Tuple[bool, float]:
+def _margin(gate: Gate) -> Tuple[bool, float]:
     # Failed gates sort before passed ones, and among equals the smaller margin comes first.
     measured = SNR_LIMIT if gate["measured"] is None else gate["measured"]
     return gate["passed"], measured - gate["bound"]
 
 
-def _judge_decisions(
-    output: str, metrics: Mapping[str, Any], host: Mapping[str, Any], exact: bool
-) -> Dict[str, Any]:
-    count, share = metrics["decisions"], metrics["top1_agreement"]
-    bound = host["top1_agreement"]
+def _judge_decisions(output: str, metrics: OutputMetrics, host: OutputMetrics, exact: bool) -> Gate:
+    # Callers check that there are decisions, so that there are shares of them.
+    count, share = metrics["decisions"], metrics["top1_agreement"] or 0.0
+    bound = host["top1_agreement"] or 0.0
     # A different arithmetic may flip near ties.
     slack = 0 if exact else _allowed_misses(count, 1.0 - AGREEMENT)
     passed = round(count * (bound - share)) <= slack
     return _gate("agreement", output, bound, share, passed, "as on the build host")
 
 
-def _judge_metric(bounds: Mapping[str, Any], metric: Mapping[str, Any]) -> List[Dict[str, Any]]:
-    gates: List[Dict[str, Any]] = []
+def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
+    gates: List[Gate] = []
     samples, name = metric["samples"], metric["name"]
     # Accuracies of 0.90 and 0.88 on 500 samples are 10 lost ones.
     lost = round((metric["original"] - metric["model"]) * samples)
@@ -255,7 +265,7 @@ def _decibel(value: Optional[float]) -> str:
     return f"{value:.1f} dB"
 
 
-def describe_gate(gate: Dict[str, Any]) -> str:
+def describe_gate(gate: Gate) -> str:
     """Format a gate in one line: `ok   scores: SNR 41.2 dB (at least 20 dB)`."""
     bound, value = gate["bound"], gate["measured"]
     # Gate -> text of the measured value, text of the bound, format of the value.

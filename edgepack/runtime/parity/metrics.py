@@ -6,13 +6,16 @@ import math
 import operator
 from difflib import SequenceMatcher
 from itertools import chain
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..tensor import Tensor
 from .accuracy import TaskMetric, agreement
 from .parts import SNR_LIMIT, Part, Parts
+
+if TYPE_CHECKING:
+    from ..documents import Measurement, OutputMetrics, PartErrors
 
 # Longest list that is matched row by row; matching takes quadratic time.
 _LONGEST_LIST = 2000
@@ -46,7 +49,7 @@ class _PartErrors:
         # Errors [[3, 4], [0, 1]] have the mean squares 12.5 and 0.5, of which 12.5 is the worst.
         self.worst = max(self.worst, float(squares.max()) / rows.shape[1])
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> PartErrors:
         """Return the errors as JSON values.
 
         `snr_db` is that of all samples together, `worst_error` the largest mean squared error of
@@ -166,40 +169,43 @@ class Parity:
                 return axis
         return None
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> OutputMetrics:
         """Return the metrics as JSON values; `snr_db` is None for exact answers."""
         # A single root of the product makes the cosine of equal vectors exactly 1.
         norm = math.sqrt(self._signal * self._power)
         cosine = self._dot / norm if norm else float(self._signal == self._power)
-        agreement: Dict[str, Optional[float]] = {}
-        for name, hits in self._agree.items():
-            agreement[name + "_agreement"] = hits / self.decisions if self.decisions else None
-        if self.integers:
-            agreement["top5_agreement"] = None
         parts = [part.result() for part in self._parts]
-        worst = _worst(parts)
+        part, snr = _find_worst(parts)
         if self.nonfinite:
-            worst = {"part": "", "snr_db": -SNR_LIMIT}
+            part, snr = "", -SNR_LIMIT
         return {
             "compared": "equality" if self.integers else "values",
-            "snr_db": worst["snr_db"],
-            "part": worst["part"],
+            "snr_db": snr,
+            "part": part,
             "parts": parts,
             "max_abs": self.max_abs,
             "cosine": min(1.0, cosine) if math.isfinite(cosine) else 0.0,
             "bit_exact": self.exact,
             "nonfinite": self.nonfinite,
             "decisions": self.decisions,
-            **agreement,
+            "top1_agreement": self._share("top1"),
+            "top5_agreement": None if self.integers else self._share("top5"),
         }
 
+    def _share(self, name: str) -> Optional[float]:
+        if not self.decisions:
+            return None
+        return self._agree[name] / self.decisions
 
-def _worst(parts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the part with the lowest SNR; an exact one if all are exact."""
-    lossy = [part for part in parts if part["snr_db"] is not None]
-    if not lossy:
-        return {"part": "", "snr_db": None}
-    return min(lossy, key=lambda part: float(part["snr_db"]))
+
+def _find_worst(parts: Sequence[PartErrors]) -> Tuple[str, Optional[float]]:
+    """Return the part with the lowest SNR, and that SNR; "" and None if all parts are exact."""
+    name, lowest = "", None
+    for part in parts:
+        snr = part["snr_db"]
+        if snr is not None and (lowest is None or snr < lowest):
+            name, lowest = part["part"], snr
+    return name, lowest
 
 
 def _differ_in_one(a: np.ndarray, b: np.ndarray, axis: Optional[int]) -> bool:
@@ -264,7 +270,7 @@ class Quality:
             self._accuracy.update(originals, measured, labels)
         self.samples += count
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> Measurement:
         """Return `samples`, `outputs` by name, and `metric`, as JSON values."""
         return {
             "samples": self.samples,
@@ -290,10 +296,9 @@ def compare(
     parts: Parts,
     pairs: Sequence[Tuple[Sequence[np.ndarray], Sequence[np.ndarray]]],
     inputs: Sequence[Tensor] = (),
-) -> Dict[str, Dict[str, Any]]:
+) -> Dict[str, OutputMetrics]:
     """Return the metrics per output over (reference, measured) answers of several calls."""
     quality = Quality(outputs, parts, "", inputs)
     for reference, measured in pairs:
         quality.update(reference, measured, None, 1)
-    metrics: Dict[str, Dict[str, Any]] = quality.result()["outputs"]
-    return metrics
+    return quality.result()["outputs"]
