@@ -14,7 +14,6 @@ weights in every step (ONNX operators LSTM and GRU).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -73,11 +72,18 @@ def _shapes(
     """Return the shapes of all inputs and outputs of some nodes, by tensor name."""
     from onnx import ValueInfoProto, helper
 
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
-    shapes.update({name: array.shape for name, array in example.items()})
-    # An omitted optional input has the empty name. The order is kept, and duplicates are dropped.
-    names = chain.from_iterable((*node.input, *node.output) for node in nodes)
-    missing = [name for name in dict.fromkeys(names) if name and name not in shapes]
+    # An omitted optional input has the empty name.
+    shapes: dict[str, Shape] = {"": ()}
+    for tensor in model.graph.initializer:
+        shapes[tensor.name] = tuple(tensor.dims)
+    for name, array in example.items():
+        shapes[name] = array.shape
+    missing: list[str] = []
+    for node in nodes:
+        for name in (*node.input, *node.output):
+            if name not in shapes:
+                missing.append(name)
+                shapes[name] = ()  # until the graph was run
     if missing:
         # Only the shapes are outputs, so that no inner tensor must be kept in memory: an activation
         # of (1, 64, 112, 112) comes out as four integers.
@@ -88,7 +94,8 @@ def _shapes(
             probe.graph.node.append(helper.make_node("Shape", [name], [output]))
             probe.graph.output.append(ValueInfoProto(name=output))
         outputs = Runner(serialised(probe), optimize=False).run(example)
-        shapes.update({n: tuple(map(int, s)) for n, s in zip(missing, outputs, strict=True)})
+        for name, sizes in zip(missing, outputs, strict=True):
+            shapes[name] = tuple(map(int, sizes))
     return shapes
 
 

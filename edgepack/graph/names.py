@@ -102,8 +102,8 @@ def drop_given_inputs(model: ModelProto) -> None:
 def lift_constants(model: ModelProto) -> None:
     """Turn `Constant` nodes that hold numbers into initializers, in place, in every graph."""
     for graph in walk_graphs(model.graph):
-        for node in [n for n in graph.node if n.op_type == "Constant"]:
-            tensor = constant_tensor(node)
+        for node in list(graph.node):
+            tensor = constant_tensor(node) if node.op_type == "Constant" else None
             if tensor is not None:
                 added = graph.initializer.add()
                 added.CopyFrom(tensor)

@@ -20,6 +20,7 @@ from edgepack.normalize import (
     set_lengths,
     sort_nodes,
     split_fused,
+    tensors,
     types_to_promote,
 )
 from edgepack.onnx_tools.copies import copied
@@ -280,10 +281,11 @@ def _first_versions() -> dict[str, int]:
 
 def external_bytes(model: ModelProto) -> int:
     """Sum the declared lengths of the weights that the model stores in other files."""
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+    from onnx.external_data_helper import uses_external_data
 
     total = 0
-    for tensor in _get_all_tensors(model):
-        if uses_external_data(tensor):
-            total += sum(int(e.value) for e in tensor.external_data if e.key == "length")
+    for tensor in filter(uses_external_data, tensors(model)):
+        for entry in tensor.external_data:
+            if entry.key == "length":
+                total += int(entry.value)
     return total

@@ -75,16 +75,18 @@ def state_inputs(model: ModelProto, inputs: Sequence[Tensor]) -> ModelProto:
     renamed: dict[str, Dim] = {}
     for value in result.graph.input:
         if value.name in shapes:
-            before = [dim.dim_param for dim in value.type.tensor_type.shape.dim]
-            renamed |= {
-                name: dim for name, dim in zip(before, shapes[value.name], strict=False) if name
-            }
+            dims = value.type.tensor_type.shape.dim
+            for declared, requested in zip(dims, shapes[value.name], strict=False):
+                if declared.dim_param:
+                    renamed[declared.dim_param] = requested
             _set_shape(value, shapes[value.name])
     for value in result.graph.output:
-        shape = value.type.tensor_type.shape
-        if any(dim.dim_param in renamed for dim in shape.dim):
-            dims = [_declared_size(dim) for dim in shape.dim]
-            _set_shape(value, [renamed.get(d, d) if isinstance(d, str) else d for d in dims])
+        declared_sizes = list(map(_declared_size, value.type.tensor_type.shape.dim))
+        sizes: list[Dim | None] = []
+        for size in declared_sizes:
+            sizes.append(renamed.get(size, size) if isinstance(size, str) else size)
+        if sizes != declared_sizes:
+            _set_shape(value, sizes)
     try:
         Runner(result)
     except GraphError:

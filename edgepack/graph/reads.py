@@ -40,16 +40,16 @@ def input_read(module: Module, args: tuple[TorchTensor, ...]) -> str | None:
         derived[tensor] = True
     lines: list[str] = []
 
+    def is_derived(leaf: object) -> bool:
+        return isinstance(leaf, torch.Tensor) and leaf in derived
+
     class Watch(TorchFunctionMode):  # type: ignore[misc]
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            tensors = [
-                leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-            ]
             # A shape or a parameter of the model is no value of an input.
-            if not any(tensor in derived for tensor in tensors):
+            if not any(map(is_derived, tree_leaves((args, kwargs)))):
                 return result
             for leaf in tree_leaves(result):
                 if isinstance(leaf, torch.Tensor):

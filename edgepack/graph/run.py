@@ -71,11 +71,12 @@ class Runner:
                 f"received {', '.join(inputs) or 'none'}",
                 hint="pass one array for each input",
             )
+        feed = {name: inputs[name] for name in self.input_names}
         try:
-            outputs = self._session.run(None, {name: inputs[name] for name in self.input_names})
+            outputs = self._session.run(None, feed)
         except Exception as error:  # as above
             shapes = ", ".join(
-                f"{n} {inputs[n].dtype}{list(inputs[n].shape)}" for n in self.input_names
+                f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items()
             )
             raise GraphError(
                 "run-failed",
@@ -83,7 +84,7 @@ class Runner:
                 why=f"{brief_reason(error)}\ninputs: {shapes}",
                 hint="compare the inputs' shapes and types with those that the model expects",
             ) from error
-        return tuple(np.asarray(output) for output in outputs)
+        return tuple(map(np.asarray, outputs))
 
 
 def brief_reason(error: BaseException) -> str:

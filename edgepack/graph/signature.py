@@ -67,8 +67,9 @@ def rename_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     model = copied(model)
     graph = model.graph
     # torch writes an output that is an input as an Identity from the name to itself.
-    for node in [n for n in graph.node if n.op_type == "Identity" and n.input == n.output]:
-        graph.node.remove(node)
+    for node in list(graph.node):
+        if node.op_type == "Identity" and node.input == node.output:
+            graph.node.remove(node)
     reserved = inputs | names_of(graph.initializer)
     # A graph whose outputs are (x, y, y) with x an input maps y only; x and the second y bypass it.
     mapping: dict[str, str] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -142,18 +141,19 @@ def _differs(
     runner = Runner(model)
     feeds = [dict(arrays)]
     for name, size in sizes.items():
-        candidates = (resized(inputs, arrays, {**sizes, name: n}) for n in candidate_sizes(size))
-        accepted = (feed for feed in candidates if _accepts(module, inputs, feed))
-        other_feeds = list(itertools.islice(accepted, SIZES_TRIED))
+        other_feeds: list[dict[str, np.ndarray]] = []
+        for candidate in candidate_sizes(size):
+            feed = resized(inputs, arrays, {**sizes, name: candidate})
+            if len(other_feeds) < SIZES_TRIED and _accepts(module, inputs, feed):
+                other_feeds.append(feed)
         if not other_feeds:
             return True
         feeds += other_feeds
-    return any(
-        disagreement(
-            _run_module(module, inputs, feed), runner.run(feed), runner.output_names, floor
-        )
-        for feed in feeds
-    )
+    for feed in feeds:
+        reference = _run_module(module, inputs, feed)
+        if disagreement(reference, runner.run(feed), runner.output_names, floor):
+            return True
+    return False
 
 
 def _accepts(module: Module, inputs: Sequence[Tensor], feed: Mapping[str, np.ndarray]) -> bool:

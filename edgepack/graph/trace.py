@@ -60,8 +60,7 @@ def model_line(error: BaseException) -> str | None:
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             if is_model_file(frame.filename):
                 return describe_frame(frame.filename, frame.lineno or 0, frame.name)
-    texts = [_node_stack(cause) for cause in _chain(error)] + [str(c) for c in _chain(error)]
-    for text in texts:
+    for text in (*map(_node_stack, _chain(error)), *map(str, _chain(error))):
         for filename, line, function in reversed(_TEXT_FRAME.findall(text)):
             if is_model_file(filename):
                 return describe_frame(filename, int(line), function)

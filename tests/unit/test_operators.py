@@ -265,11 +265,8 @@ def test_onnxruntime_has_the_integer_kernels(row: Operator) -> None:
 ALLOWED = {
     "onnx_tools/operators.py": "the table",
     "normalize/fused.py": "attributes of the activations that a FusedConv can hold",
-    "passes/quantize/calibration/histograms.py": "nodes that it appends",
     "passes/quantize/calibration/activations.py": "nodes that it appends",
     "passes/quantize/equalize/magnitudes.py": "nodes that it appends",
-    "passes/quantize/figures.py": "kernels in the order of the figures",
-    "passes/quantize/dynamic_and_weight_only/weight_figures.py": "kernels in the order of figures",
     "source/program.py": "functions of sympy",
 }
 TYPES = {schema.name for schema in onnx.defs.get_all_schemas_with_history()} | set(OPERATORS)

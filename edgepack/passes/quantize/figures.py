@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.onnx_tools.operators import is_quantized, operator
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import Affine, affine, signed
@@ -20,12 +21,6 @@ _FORMS = {
     "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",
     "weights": "Int8 weights with float arithmetic",
 }
-
-# Kernels that multiply integers by integers or by float.
-KERNELS = (
-    *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeLSTM"),
-    "MatMulNBits",
-)
 
 
 def collect_static_figures(
@@ -230,9 +225,18 @@ def collect_weight_figures(
         "layers_float": list_float_layers(choice.float_layers),
         "pair_safe": summarize_pairs(factors, reordered) if options.range == "pair-safe" else None,
         "integer_only": False,
-        "kernels": {kind: operators[kind] for kind in KERNELS if kind in operators},
+        "kernels": _count_kernels(operators),
         "seconds": dict(seconds),
     }
+
+
+def _count_kernels(operators: Mapping[str, int]) -> dict[str, int]:
+    """Count the kernels that multiply integers by integers or by float."""
+    kernels: dict[str, int] = {}
+    for kind, count in operators.items():
+        if is_quantized(kind) and operator(kind).products:
+            kernels[kind] = count
+    return kernels
 
 
 def describe_weights(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from onnx import helper
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.onnx_tools.copies import copied
-from edgepack.onnx_tools.stream import grouped, session, tensors
+from edgepack.onnx_tools.stream import grouped, run_batch, session, tensors
 from edgepack.passes.quantize.calibration.calibrators import (
     Histogram,
     choose_entropy,
@@ -67,9 +67,8 @@ def observe_ranges(
     ranges: dict[str, Range] = {}
     count = 0
     for batch in samples.batches(batch_size):
-        feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
         # Four results a tensor, in the order of `_append_reductions`.
-        results = iter(runner.run(None, feed))
+        results = iter(run_batch(runner, batch))
         for name in names:
             low, high, mean, size = (next(results).item() for _ in range(4))
             if size == 0:

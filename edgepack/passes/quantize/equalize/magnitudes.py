@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from edgepack.data.samples import Samples
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.limits import default_opset
-from edgepack.onnx_tools.stream import session
+from edgepack.onnx_tools.stream import run_batch, session
 from edgepack.onnx_tools.view import GraphView
 
 
@@ -72,8 +72,7 @@ def observe_channels(
     squares: dict[str, np.ndarray] = {}
     count = 0
     for batch in samples.batches(batch_size):
-        feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
-        results = iter(runner.run(None, feed))
+        results = iter(run_batch(runner, batch))
         for name in axes:
             high, low, mean = (next(results) for _ in range(3))
             size = np.maximum(np.abs(high), np.abs(low)).astype(np.float64)
