@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
@@ -68,7 +67,7 @@ class Request:
     name: str
     base: Path = Path()
     arch: str = ""
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    arch_args: Mapping[str, object] = field(default_factory=dict)
     weights: str = ""
     strip_prefix: str = ""
     trust_pickle: bool = False
@@ -104,139 +103,196 @@ class Request:
         return (self.model, *self.files, *key, *sorted({Path(part) for part in parts}))
 
 
-def resolve(
-    model: Path,
-    target: Target,
-    manifest: Manifest,
-    *,
-    output: Path | None = None,
-    arch: str = "",
-    arch_args: Mapping[str, Any] | None = None,
-    weights: str = "",
-    strip_prefix: str = "",
-    trust_pickle: bool = False,
-    inputs: tuple[Tensor, ...] = (),
-    axes: Mapping[str, Span] | None = None,
-    calibration: str = "",
-    evaluation: str = "",
-    training: str = "",
-    random_calibration: bool = False,
-    metric: str = "",
-    allow_chance: bool = False,
-    passes: str | None = None,
-    max_drop: float | None = None,
-    strict: bool = False,
-    latency: str = "smoke",
-    wheels: bool = False,
-    no_emulate: bool = False,
-    refresh: bool = False,
-    sign: Path | None = None,
-) -> Request:
+@dataclass(frozen=True)
+class Flags:
+    """Options of the command line, each with the value of an option that is not given.
+
+    Attributes:
+        output: path of the bundle; None to name it after the model and the target.
+        arch: "module:factory" for a state dict.
+        arch_args: keyword arguments of the factory, added to those of the manifest.
+        weights: the key of the weights in a checkpoint.
+        strip_prefix: prefix to remove from the names of a checkpoint's weights.
+        trust_pickle: True if code in the model's file may run.
+        inputs: declared inputs.
+        axes: sizes of dynamic axes, added to those of the manifest.
+        calibration: source of the calibration samples.
+        evaluation: source of the evaluation samples.
+        training: source of the training samples.
+        random_calibration: True if random numbers replace the calibration samples.
+        metric: the task metric.
+        allow_chance: True if the original may be no better than guessing.
+        chain: text of the chain; None for that of the manifest or the profile.
+        max_drop: largest loss of the metric in points.
+        strict: True for the profile's stricter gates.
+        latency: run length of the latency measurement, or "none".
+        wheels: True to include the device's wheels in the bundle.
+        no_emulate: True to skip the verification on emulated CPUs.
+        refresh: recompute all stages.
+        sign: the key to sign the bundle with.
+    """
+
+    output: Path | None = None
+    arch: str = ""
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    weights: str = ""
+    strip_prefix: str = ""
+    trust_pickle: bool = False
+    inputs: tuple[Tensor, ...] = ()
+    axes: Mapping[str, Span] = field(default_factory=dict)
+    calibration: str = ""
+    evaluation: str = ""
+    training: str = ""
+    random_calibration: bool = False
+    metric: str = ""
+    allow_chance: bool = False
+    chain: str | None = None
+    max_drop: float | None = None
+    strict: bool = False
+    latency: str = "smoke"
+    wheels: bool = False
+    no_emulate: bool = False
+    refresh: bool = False
+    sign: Path | None = None
+
+
+def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None = None) -> Request:
     """Merge flags, manifest and profile, in this order of precedence.
 
     Raises SpecError or ChainError if they contradict each other.
     """
-    if random_calibration and calibration:
-        raise SpecError(
-            "calibration-twice",
-            "calibration samples and random calibration were both requested",
-            why="--calibration and --random-calibration exclude each other",
-            hint="remove one of them",
-        )
-    if max_drop is not None and strict:
-        raise SpecError(
-            "max-drop",
-            "two gates on the loss of the metric were requested",
-            why="--strict and --max-drop exclude each other: each sets the gate on the metric",
-            hint="remove one of them",
-        )
-    if max_drop is not None and not math.isfinite(max_drop):
-        raise SpecError(
-            "max-drop",
-            "the bound on the loss of the metric is not valid",
-            why=f"--max-drop {max_drop} is not a number of points",
-            hint="pass a finite number, such as --max-drop 1",
-        )
-    if wheels:
+    flags = flags or Flags()
+    _check_flags(flags)
+    if flags.wheels:
         check_wheels(target)
-    # "my model.onnx" becomes "my-model": the name is used in file names.
-    name = manifest.name or re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.")
-    # An empty --chain is a chain without passes, unlike an absent one.
-    chain_text = manifest.chain or target.chain
-    if passes is not None:
-        chain_text = passes
-    quality, explicit_gates = _gates(target, manifest, strict, max_drop)
-    # Paths on the command line are relative to the current folder, those in a manifest to its own.
-    origin = _Origin(manifest.folder)
-    # Random calibration ignores the samples of the manifest, but not those on the command line.
-    if not random_calibration:
-        calibration = calibration or origin.of(manifest.calibration)
-        evaluation = evaluation or origin.of(manifest.evaluation)
+    quality, explicit_gates = _merge_gates(target, manifest, flags)
+    chain = _merge_chain(target, manifest, flags)
+    manifest = _merge_source(manifest, flags)
+    manifest = _merge_samples(manifest, flags)
+    name = manifest.name or _name_model(model)
     preprocessing = None
     if manifest.pictures is not None:
         preprocessing = Preprocessing(**manifest.pictures)
     return Request(
         model=model,
         target=target,
-        output=output or Path(f"{name or 'model'}-{target.name}.edgepack"),
-        name=name or "model",
+        output=flags.output or Path(f"{name}-{target.name}.edgepack"),
+        name=name,
         base=manifest.folder,
-        arch=arch or origin.of(manifest.arch),
-        arch_args={**manifest.arch_args, **(arch_args or {})},
-        weights=weights or manifest.weights,
-        strip_prefix=strip_prefix or manifest.strip_prefix,
-        trust_pickle=trust_pickle,
-        inputs=inputs or manifest.inputs,
-        axes={**manifest.axes, **(axes or {})},
+        arch=manifest.arch,
+        arch_args=manifest.arch_args,
+        weights=manifest.weights,
+        strip_prefix=manifest.strip_prefix,
+        trust_pickle=flags.trust_pickle,
+        inputs=manifest.inputs,
+        axes=manifest.axes,
         output_kinds=manifest.output_kinds,
         output_axes=manifest.output_axes,
-        calibration=calibration,
-        evaluation=evaluation,
-        training=training or origin.of(manifest.training),
-        random=random_calibration,
+        calibration=manifest.calibration,
+        evaluation=manifest.evaluation,
+        training=manifest.training,
+        random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=preprocessing,
-        metric=metric or manifest.metric,
-        allow_chance=allow_chance or manifest.allow_chance,
-        chain=_steps(chain_text, target, manifest),
+        metric=flags.metric or manifest.metric,
+        allow_chance=flags.allow_chance or manifest.allow_chance,
+        chain=chain,
         quality=quality,
         explicit_gates=explicit_gates,
         reference_samples=manifest.reference_samples,
-        latency=latency,
-        wheels=wheels,
-        emulate=manifest.emulate and not no_emulate,
-        refresh=refresh,
-        sign=sign,
+        latency=flags.latency,
+        wheels=flags.wheels,
+        emulate=manifest.emulate and not flags.no_emulate,
+        refresh=flags.refresh,
+        sign=flags.sign,
     )
 
 
-@dataclass(frozen=True)
-class _Origin:
-    """Folder to which the paths of a manifest are relative."""
+def _check_flags(flags: Flags) -> None:
+    """Refuse options that contradict each other. Raises SpecError."""
+    if flags.random_calibration and flags.calibration:
+        raise SpecError(
+            "calibration-twice",
+            "calibration samples and random calibration were both requested",
+            why="--calibration and --random-calibration exclude each other",
+            hint="remove one of them",
+        )
+    if flags.max_drop is None:
+        return
+    if flags.strict:
+        raise SpecError(
+            "max-drop",
+            "two gates on the loss of the metric were requested",
+            why="--strict and --max-drop exclude each other: each sets the gate on the metric",
+            hint="remove one of them",
+        )
+    if not math.isfinite(flags.max_drop):
+        raise SpecError(
+            "max-drop",
+            "the bound on the loss of the metric is not valid",
+            why=f"--max-drop {flags.max_drop} is not a number of points",
+            hint="pass a finite number, such as --max-drop 1",
+        )
 
-    folder: Path
 
-    def of(self, text: str) -> str:
-        """Return a path, or "file.py:function", relative to the current folder.
-
-        Any other text, such as the name of a dataset, is returned unchanged.
-        """
-        if not text:
-            return ""
-        name, colon, function = text.rpartition(":")
-        if not colon:
-            return str(self.folder / text)
-        # "torchvision.models:resnet18" names a module: there is no such file.
-        path = self.folder / name
-        return f"{path}:{function}" if path.exists() else text
+def _name_model(model: Path) -> str:
+    """Return a name for file names: "my-model" for "my model.onnx"."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.") or "model"
 
 
-def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[passes.Step, ...]:
+def _merge_source(manifest: Manifest, flags: Flags) -> Manifest:
+    """Return the manifest with the flags that describe the model and its inputs."""
+    return replace(
+        manifest,
+        arch=flags.arch or _resolve_path(manifest, manifest.arch),
+        arch_args={**manifest.arch_args, **flags.arch_args},
+        weights=flags.weights or manifest.weights,
+        strip_prefix=flags.strip_prefix or manifest.strip_prefix,
+        inputs=flags.inputs or manifest.inputs,
+        axes={**manifest.axes, **flags.axes},
+    )
+
+
+def _merge_samples(manifest: Manifest, flags: Flags) -> Manifest:
+    """Return the manifest with the samples of the flags, by paths from the current folder."""
+    calibration, evaluation = flags.calibration, flags.evaluation
+    # Random calibration ignores the samples of the manifest, but not those on the command line.
+    if not flags.random_calibration:
+        calibration = calibration or _resolve_path(manifest, manifest.calibration)
+        evaluation = evaluation or _resolve_path(manifest, manifest.evaluation)
+    training = flags.training or _resolve_path(manifest, manifest.training)
+    return replace(manifest, calibration=calibration, evaluation=evaluation, training=training)
+
+
+def _resolve_path(manifest: Manifest, text: str) -> str:
+    """Return a path of a manifest, or "file.py:function", relative to the current folder.
+
+    Paths on the command line are relative to the current folder, those in a manifest to its own:
+    "data/cal.npz" in "models/m.toml" is "models/data/cal.npz". The name of a module is returned
+    unchanged.
+    """
+    if not text:
+        return ""
+    name, colon, function = text.rpartition(":")
+    if not colon:
+        return str(manifest.folder / text)
+    # "torchvision.models:resnet18" names a module: there is no such file.
+    path = manifest.folder / name
+    if path.exists():
+        return f"{path}:{function}"
+    return text
+
+
+def _merge_chain(target: Target, manifest: Manifest, flags: Flags) -> tuple[passes.Step, ...]:
     """Parse the chain; options in it override the manifest, which overrides the profile."""
+    text = flags.chain
+    # An empty --chain is a chain without passes, unlike an absent one.
+    if text is None:
+        text = manifest.chain or target.chain
     # For "quantize:samples=64" with a profile of {scheme: u8s8, samples: 256} the options are
     # {scheme: u8s8, samples: 64}.
     steps: list[passes.Step] = []
-    for step in passes.parse_chain(chain_text):
+    for step in passes.parse_chain(text):
         table = step.definition.table
         options = {**target.read_table(table), **manifest.read_table(table), **step.options}
         steps.append(passes.Step(step.name, options))
@@ -244,24 +300,25 @@ def _steps(chain_text: str, target: Target, manifest: Manifest) -> tuple[passes.
     return tuple(steps)
 
 
-def _gates(
-    target: Target, manifest: Manifest, strict: bool, max_drop: float | None
+def _merge_gates(
+    target: Target, manifest: Manifest, flags: Flags
 ) -> tuple[dict[str, float], frozenset[str]]:
+    """Return the gates of quality, and the names of those that the user set."""
     quality = {**target.quality, **manifest.quality}
     if "max_drop" in manifest.quality and "metric_ratio" not in manifest.quality:
         # The user's bound on the metric replaces MLPerf's.
         quality.pop("metric_ratio", None)
-    if strict:
+    if flags.strict:
         for gate, bound in target.strict.items():
             # A manifest may be stricter: of snr_db 40 and 30, 40 stays.
             if gate in MINIMA and gate in quality:
                 bound = max(bound, quality[gate])
             quality[gate] = bound
     user_gates = set(manifest.quality)
-    if max_drop is not None:
+    if flags.max_drop is not None:
         # The same for a bound of the manifest: the command line overrides it.
         quality.pop("metric_ratio", None)
         user_gates.discard("metric_ratio")
-        quality["max_drop"] = max_drop
+        quality["max_drop"] = flags.max_drop
         user_gates.add("max_drop")
     return quality, frozenset(user_gates)

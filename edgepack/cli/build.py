@@ -125,7 +125,6 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
 )
 @click.option(
     "--chain",
-    "passes",
     metavar="PASSES",
     shell_complete=complete_chain,
     help="Run these passes instead of the target's; `none` runs no pass.",
@@ -204,10 +203,12 @@ def build(
         model,
         targets.load(target),
         manifests.load(manifest) if manifest else manifests.Manifest(),
-        inputs=tensors.parse_inputs(inputs),
-        axes=tensors.parse_axes(axes),
-        metric=metric or "",
-        **options,
+        requests.Flags(
+            inputs=tensors.parse_inputs(inputs),
+            axes=tensors.parse_axes(axes),
+            metric=metric or "",
+            **options,
+        ),
     )
     if dry_run:
         document = plan.plan(request)

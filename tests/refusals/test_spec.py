@@ -8,7 +8,7 @@ import pytest
 
 from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, SpecError
-from edgepack.request import resolve
+from edgepack.request import Flags, resolve
 from edgepack.spec import manifest, target, tensors
 
 PROFILE = (target.folder() / "cpu-fbgemm.toml").read_text()
@@ -147,7 +147,6 @@ def test_flags_that_exclude_each_other() -> None:
         Path("model.onnx"),
         target.load("cpu-fbgemm"),
         manifest.Manifest(),
-        calibration="x.npz",
-        random_calibration=True,
+        Flags(calibration="x.npz", random_calibration=True),
     )
     assert error.code == "calibration-twice"

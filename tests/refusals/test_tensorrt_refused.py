@@ -12,7 +12,7 @@ from edgepack import passes
 from edgepack.errors import ChainError, EdgepackError, HostError, SpecError
 from edgepack.host import check_host
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.request import Request, resolve
+from edgepack.request import Flags, Request, resolve
 from edgepack.spec import manifest, target
 from support.quantize_nets import Arrays, Net, Steps, images
 
@@ -27,7 +27,7 @@ def test_the_scheme_has_no_other_range(reach: str) -> None:
     assert caught.value.code == "quantize-option"
     assert "range=full" in caught.value.hint
     with pytest.raises(EdgepackError) as caught:
-        resolve(Path("m"), JETSON, manifest.Manifest(), passes=f"quantize:range={reach}")
+        resolve(Path("m"), JETSON, manifest.Manifest(), Flags(chain=f"quantize:range={reach}"))
     assert caught.value.code == "quantize-option"
 
 

@@ -11,7 +11,7 @@ import pytest
 from edgepack import passes
 from edgepack.errors import ChainError
 from edgepack.passes.options import PassOptions
-from edgepack.request import resolve
+from edgepack.request import Flags, resolve
 from edgepack.spec import manifest, target
 from support import ROOT
 
@@ -72,7 +72,7 @@ def test_a_manifest_lies_over_the_profile_and_flags_over_both(tmp_path: Path) ->
         Path("model.pt"),
         target.load(str(tmp_path / "mine.toml")),
         manifest.load(tmp_path / "manifest.toml"),
-        passes="distill:seed=4,quantize",
+        Flags(chain="distill:seed=4,quantize"),
     )
     distill, quantize = request.chain
     assert dict(distill.options) == {"epochs": 7, "lr": 0.25, "seed": 4}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from edgepack.request import Request, resolve
+from edgepack.request import Flags, Request, resolve
 from edgepack.spec import target as targets
 from edgepack.spec.manifest import Manifest
 
 
 def resolved(quality: dict[str, float], **flags: Any) -> Request:
     manifest = Manifest(name="x", quality=quality)
-    return resolve(Path("x.onnx"), targets.load("cpu-fbgemm"), manifest, **flags)
+    return resolve(Path("x.onnx"), targets.load("cpu-fbgemm"), manifest, Flags(**flags))
 
 
 PROFILE = {"snr_db": 10, "agreement": 0.97}
@@ -58,5 +58,5 @@ def test_a_flag_overrides_where_the_manifest_finds_the_weights() -> None:
     manifest = Manifest(name="x", weights="ema", strip_prefix="model.")
     request = resolve(model, target, manifest)
     assert (request.weights, request.strip_prefix) == ("ema", "model.")
-    request = resolve(model, target, manifest, weights="model", strip_prefix="net.")
+    request = resolve(model, target, manifest, Flags(weights="model", strip_prefix="net."))
     assert (request.weights, request.strip_prefix) == ("model", "net.")
