@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edgepack.errors import HostError, SpecError
 from edgepack.runtime import temporary
-from edgepack.runtime.bundle.whole import file_mode, require_plain
+from edgepack.runtime.plain import file_mode, require_plain
 from edgepack.runtime.plain import open_plain as open_plain
 
 CHUNK = 1 << 20

@@ -1,5 +1,8 @@
 """The shipped loader, and identification of a bundle's loader by the digest of its files.
 
+A bundle carries the parts of the loader that its variants use, without
+comments, docstrings and imports for type checkers.
+
 edgepack reads bundles with its own loader, so the code in a bundle matters only on devices. There
 it decides the output of `verify`: a loader that comes from no release of edgepack may print PASS
 and do anything.
@@ -7,8 +10,9 @@ and do anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import cache
 from hashlib import sha256
 from importlib import resources
@@ -16,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import __version__, runtime
+from edgepack.bundle.source import find_imports, strip_documentation
 from edgepack.runtime.bundle.document import encode
+from edgepack.runtime.bundle.engines import TENSORRT, Variant
 from edgepack.runtime.bundle.index import Index
 
 MAIN = "__main__.py"
@@ -24,9 +30,38 @@ FOLDER = "runtime/"
 # Entries that Python never imports from. Any other name could shadow a module, because the bundle
 # precedes the standard library on Python's path: "json.py" would replace json.
 DATA = ("model/", "engine/", "reference/", "report/", "wheels/", "requirements.txt")
-# Loaders of earlier releases, digest to version. A release adds its line when it is tagged:
-#   python -c 'from edgepack.bundle.loader import own; print(own().digest)'
+# Loaders of earlier releases, digest to version. A release adds its lines when it is tagged:
+#   python -c 'from edgepack.bundle.loader import own_digests; print(*own_digests(), sep="\n")'
 RELEASES: Mapping[str, str] = {}
+
+
+class Need(Enum):
+    """Ability of the loader that only some bundles need."""
+
+    GPU = "a variant runs on a GPU"
+    TENSORRT = "a variant runs in TensorRT"
+    FINISH = "an engine is built on the device"
+    WHEELS = "wheels are installed on the device"
+
+
+Needs = frozenset[Need]
+
+# Where the imports of the loader start. Both entries are named in `main_template.py` and in
+# `runtime/__init__.py`, which `from runtime import load` reads.
+ROOTS = ("__init__.py", "cli.py")
+# Modules for one need, imported only inside functions. Modules that only they import follow them:
+# `tensorrt_session.py`, for example, brings `cuda.py` and all that opens a GPU's memory.
+OPTIONAL: Mapping[str, Need] = {
+    "device/gpu.py": Need.GPU,
+    "device/gpu_checks.py": Need.GPU,
+    "session/rounding.py": Need.GPU,
+    "session/tensorrt_session.py": Need.TENSORRT,
+    "bundle/seal.py": Need.FINISH,
+    "commands/finish.py": Need.FINISH,
+    "wheels/install.py": Need.WHEELS,
+}
+# Needs that occur together, besides wheels: each of these includes the ones before it.
+_ENGINE_NEEDS = (Need.GPU, Need.TENSORRT, Need.FINISH)
 
 
 @dataclass(frozen=True)
@@ -46,25 +81,71 @@ class Loader:
         return {"digest": self.digest, "release": self.release}
 
 
-def read_files() -> dict[str, bytes]:
-    """Return the contents of this release's loader, by name in a bundle."""
-    folder = Path(runtime.__file__).parent
-    # The template is a resource of this package, since it is no module of the loader.
-    main = resources.files("edgepack.bundle") / "main_template.py"
-    return {
-        MAIN: main.read_bytes(),
-        **{
-            f"{FOLDER}{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in sorted(folder.rglob("*.py"))
-        },
-    }
+def find_needs(variants: Iterable[Variant], files: Iterable[str]) -> Needs:
+    """Return the needs of a bundle.
+
+    Args:
+        variants: of the bundle.
+        files: names of its entries.
+    """
+    needs = set()
+    for variant in variants:
+        if variant.on_gpu:
+            needs.add(Need.GPU)
+        if variant.engine == TENSORRT:
+            needs.add(Need.TENSORRT)
+        if variant.unfinished:
+            needs.add(Need.FINISH)
+    if any(name.startswith("wheels/") for name in files):
+        needs.add(Need.WHEELS)
+    return frozenset(needs)
 
 
 @cache
-def own() -> Loader:
-    """Return the identity of this release's loader."""
-    hashes = {name: sha256(data).hexdigest() for name, data in read_files().items()}
+def select_modules(needs: Needs) -> tuple[str, ...]:
+    """Return the loader's modules for some needs, as sorted paths below its folder.
+
+    Imports are followed from ROOTS, but not into a module that serves another need.
+    """
+    folder = Path(runtime.__file__).parent
+    selected: set[str] = set()
+    pending = list(ROOTS)
+    while pending:
+        name = pending.pop()
+        if name in selected or OPTIONAL.get(name) not in (None, *needs):
+            continue
+        selected.add(name)
+        pending += find_imports(folder, name)
+    return tuple(sorted(selected))
+
+
+@cache
+def read_files(needs: Needs) -> Mapping[str, bytes]:
+    """Return the contents of this release's loader for some needs, by name in a bundle."""
+    folder = Path(runtime.__file__).parent
+    # The template is a resource of this package, since it is no module of the loader.
+    contents = {MAIN: (resources.files("edgepack.bundle") / "main_template.py").read_bytes()}
+    for name in select_modules(needs):
+        source = (folder / name).read_text(encoding="utf-8")
+        contents[FOLDER + name] = strip_documentation(source).encode()
+    return contents
+
+
+@cache
+def own(needs: Needs) -> Loader:
+    """Return the identity of this release's loader for some needs."""
+    hashes = {name: sha256(data).hexdigest() for name, data in read_files(needs).items()}
     return Loader(_digest(hashes), __version__)
+
+
+def own_digests() -> list[str]:
+    """Return the digests of this release's loader for every combination of needs."""
+    digests = []
+    for count in range(len(_ENGINE_NEEDS) + 1):
+        engine_needs = frozenset(_ENGINE_NEEDS[:count])
+        for needs in (engine_needs, engine_needs | {Need.WHEELS}):
+            digests.append(own(needs).digest)
+    return digests
 
 
 def identify(index: Index) -> Loader:
@@ -75,8 +156,9 @@ def identify(index: Index) -> Loader:
     }
     digest = _digest(hashes)
     release = RELEASES.get(digest)
-    if digest == own().digest:
-        release = own().release
+    expected = own(find_needs(index.variants, index.files))
+    if digest == expected.digest:
+        release = expected.release
     return Loader(digest, release)
 
 

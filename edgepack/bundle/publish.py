@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgepack import files, signing
 from edgepack.runtime.bundle.checksum import SUFFIX, encode_checksum
-from edgepack.runtime.bundle.whole import file_mode
+from edgepack.runtime.plain import file_mode
 
 
 def publish(temporary: Path, path: Path, signature: bytes = b"") -> str:

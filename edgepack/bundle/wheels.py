@@ -18,7 +18,7 @@ from edgepack import files
 from edgepack.bundle import pip
 from edgepack.cache import Cache
 from edgepack.errors import SpecError
-from edgepack.runtime.commands.setup import files_of
+from edgepack.runtime.wheels.install import files_of
 from edgepack.runtime.wheels.tags import Tags, describe_tags, interpreter, require
 from edgepack.runtime.wheels.wheel import Wheel
 from edgepack.spec.target import Target

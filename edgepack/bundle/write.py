@@ -114,8 +114,10 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _entries(contents: Contents) -> dict[str, Content]:
     # Names are sorted within each group, so that the same contents give the same file.
+    wheels = [f"wheels/{name}" for name in contents.wheels]
+    needs = loader.find_needs(contents.variants, wheels)
     entries: dict[str, Content] = {
-        **loader.read_files(),
+        **loader.read_files(needs),
         MODEL: contents.model,
         **{f"engine/{name}": data for name, data in sorted(contents.engines.items())},
     }

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
 
 from .bundle.archive import Archive, own_bundle
+from .bundle.checksum import require_checksum
 from .bundle.engines import CUDA, TENSORRT
 from .bundle.index import check_file, read_index
 from .commands.bench import LENGTHS, bench, measure_turn
@@ -288,6 +289,7 @@ def _info(bundle: str, options: argparse.Namespace) -> _Answer:
 def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
     with Archive(bundle) as archive:
         variants = read_index(archive).variants
+        require_checksum(archive)
     if not any(variant.unfinished for variant in variants):
         engines = ", ".join(sorted({variant.engine for variant in variants}))
         raise InputError(

@@ -49,6 +49,23 @@ def read_plain(path: "os.PathLike[str] | str", limit: Optional[int] = None) -> b
     return content
 
 
+def require_plain(path: str) -> None:
+    """Raise FileExistsError if a path names something other than a file.
+
+    A rename would replace a device by a file: /dev/null, for example, if root runs this.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file")
+
+
+def file_mode() -> int:
+    """Return the permissions of a new file: 0644, less what the user's umask denies."""
+    # The umask can only be read by setting it; a file created in between is private.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return 0o644 & ~mask
+
+
 def _require_regular(path: "os.PathLike[str] | str", mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", os.fspath(path))

@@ -140,6 +140,39 @@ def test_info(int8_bundle: Path, requirements: str, python: str) -> None:
     assert run_bundle(int8_bundle, "info", "--requirements", python=python).stdout == requirements
 
 
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]], indirect=True)
+def test_every_command_of_a_bundle_for_cpus(
+    linear_bundle: Path, python: str, tmp_path: Path
+) -> None:
+    """It carries only the parts of the loader that it needs, so none may look for another."""
+    for command, result in (
+        (["verify"], "verdict: PASS"),
+        (["verify", "--json"], '"passed": true'),
+        (["run", "--output", str(tmp_path / "out.npz")], "written: "),
+        (["info"], "runs here"),
+        (["info", "--json"], '"variant"'),
+        (["info", "--requirements"], "onnxruntime"),
+        (["device"], "onnxruntime "),
+        (["marked", "--repeats", "1", "--json"], '"inferences": 1'),
+        (["bench-turn", "--queries", "1", "--seconds", "0"], '"load_seconds"'),
+        (["--help"], "verify"),
+    ):
+        done = run_bundle(linear_bundle, *command, python=python)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert result in done.stdout
+    for command, code in (
+        (["finish"], "nothing-to-finish"),
+        (["finish", "--force"], "nothing-to-finish"),
+        (["setup", str(tmp_path / "env")], "bundle-without-wheels"),
+        (["verify", "--variant", "cuda"], "variant-unknown"),
+        (["verify", "--evaluation"], "evaluation-cut"),
+    ):
+        done = run_bundle(linear_bundle, *command, python=python)
+        assert (done.returncode, done.stdout) == (2, ""), command
+        assert done.stderr.startswith(f"error[{code}]: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz"]
+
+
 LOAD_ALONE = """
 import sys
 sys.path.insert(0, sys.argv[1])

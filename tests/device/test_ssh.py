@@ -23,8 +23,8 @@ from edgepack.device import Emulated
 from edgepack.device.ssh import Settings, Ssh, command, parse
 from edgepack.errors import DeviceError
 from edgepack.report import render_matrix
-from edgepack.runtime.bundle.whole import file_mode
 from edgepack.runtime.commands.verify import frame
+from edgepack.runtime.plain import file_mode
 from support.build_cases import Answer, ask, render_text
 from support.bundle_cases import Keys
 from support.emulation import KEPT, X86_64, prepare

@@ -108,3 +108,9 @@ def run_bundle(path: Path, *arguments: str, python: str = sys.executable):
     return subprocess.run(
         [python, str(path), *arguments], capture_output=True, text=True, timeout=120
     )
+
+
+def entry_names(path: Path) -> dict[str, int]:
+    """Return the size of every entry of a bundle, by name."""
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename: info.file_size for info in archive.infolist()}

@@ -22,7 +22,7 @@ import pytest
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
-from edgepack.runtime.bundle.whole import file_mode
+from edgepack.runtime.plain import file_mode
 from support.gpu_standin import GPU, StandIn, tensorrt_contents
 from support.linear import linear_contents, linear_onnx, measured
 

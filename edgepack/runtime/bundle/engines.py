@@ -13,6 +13,8 @@ ONNXRUNTIME = "onnxruntime"
 CUDA = "onnxruntime-cuda"
 TENSORRT = "tensorrt"
 ENGINES = (ONNXRUNTIME, CUDA, TENSORRT)
+# onnxruntime's name of its engine for NVIDIA GPUs.
+PROVIDER = "CUDAExecutionProvider"
 MAX_VARIANTS = 16
 # Command that builds and seals a TensorRT engine on the device.
 FINISH = "python3 BUNDLE finish"

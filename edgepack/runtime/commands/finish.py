@@ -13,11 +13,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Tuple, Union, cast
 
 from ..bundle.archive import Archive
+from ..bundle.atomic import lock_part, sweep
 from ..bundle.checksum import require_checksum
 from ..bundle.engines import Variant
 from ..bundle.index import Index, check_all, check_file, read_index
 from ..bundle.seal import PLAN, TIMING, Key, Sealed, engine_path, write
-from ..bundle.whole import lock_part, sweep
 from ..device import machine
 from ..device.here import Here, find_sealed
 from ..device.variants import Choice, check_requirements

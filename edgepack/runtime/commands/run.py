@@ -10,11 +10,10 @@ import numpy as np
 
 from ..bundle.archive import Archive
 from ..bundle.index import Index, read_index
-from ..bundle.whole import file_mode, require_plain
 from ..device.variants import Choice
 from ..errors import InputError
 from ..model import open_model
-from ..plain import open_plain
+from ..plain import file_mode, open_plain, require_plain
 from ..session.feeds import feeds, whole_feeds
 from ..temporary import create_file, sweep
 from .verify import reference_feeds, run_calls

@@ -16,7 +16,6 @@ REQUIREMENTS = (
     "pip install the versions in the bundle's requirements.txt:\n"
     "python3 BUNDLE info --requirements > requirements.txt"
 )
-PROVIDER = "CUDAExecutionProvider"
 
 
 class PassedOver(NamedTuple):
@@ -183,7 +182,9 @@ def check_requirements(
     """Return a requirement that a device does not meet, apart from the engine's file; or None."""
     fault = _other_processor(variant, index, device)
     if fault is None and variant.on_gpu:
-        fault = _without_gpu(variant, device)
+        from .gpu_checks import check_gpu
+
+        fault = check_gpu(variant, device)
     return fault or _without_engine(variant, device)
 
 
@@ -214,51 +215,11 @@ def _other_processor(
     )
 
 
-def _without_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
-    if device["gpu"] is None:
-        return DeviceError(
-            "gpu-missing",
-            "there is no usable NVIDIA GPU",
-            why=device["gpu_why"],
-            hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
-        )
-    required, actual = variant.needs.get("compute_capability", ""), device["compute_capability"]
-    name = variant.needs.get("gpu", device["gpu"])
-    if satisfies(actual, required) and name == device["gpu"]:
-        return None
-    needs = filter(None, (variant.needs.get("gpu"), required and "capability " + required))
-    return DeviceError(
-        "gpu-other",
-        "it is for another GPU",
-        why=f"it needs {' and '.join(needs)}; "
-        f"this is {device['gpu']} of compute capability {actual}",
-        hint="build it for a target profile of this GPU: edgepack targets list",
-    )
-
-
-def _without_tensorrt(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
-    version, required = device[TENSORRT], variant.needs.get("engine_version", "")
-    if version is None:
-        return DeviceError(
-            "engine-missing",
-            "TensorRT cannot be used on this device",
-            why=device["tensorrt_why"],
-            hint="TensorRT comes with JetPack or from NVIDIA's packages; on a desktop: "
-            "pip install tensorrt",
-        )
-    if not satisfies(version, required):
-        return DeviceError(
-            "engine-version",
-            "the bundle needs another version of TensorRT",
-            why=f"it needs {required}; this is {version}",
-            hint="build it for a target profile with this version",
-        )
-    return None
-
-
 def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
     if variant.engine == TENSORRT:
-        return _without_tensorrt(variant, device)
+        from .gpu_checks import check_tensorrt
+
+        return check_tensorrt(variant, device)
     version, required = device[ONNXRUNTIME], variant.needs.get("engine_version", "")
     if version is None:
         return DeviceError(
@@ -277,13 +238,8 @@ def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[Dev
             why=f"it needs {required}; this is {version}",
             hint=f"pip install '{package}{specifier}'",
         )
-    if variant.engine == CUDA and PROVIDER not in device["onnxruntime_providers"].split(", "):
-        return DeviceError(
-            "engine-provider",
-            "this onnxruntime cannot use a GPU",
-            why=f"{PROVIDER} is not in get_available_providers(): "
-            f"{device['onnxruntime_providers']}; the packages onnxruntime and onnxruntime-gpu "
-            "share one name, and the last one installed wins",
-            hint="pip uninstall onnxruntime onnxruntime-gpu; pip install onnxruntime-gpu",
-        )
+    if variant.engine == CUDA:
+        from .gpu_checks import check_provider
+
+        return check_provider(device)
     return None

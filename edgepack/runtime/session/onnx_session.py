@@ -7,7 +7,8 @@ from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Sequence
 
-from ..device.variants import PROVIDER, REQUIREMENTS
+from ..bundle.engines import PROVIDER
+from ..device.variants import REQUIREMENTS
 from ..errors import BundleError, DeviceError
 
 if TYPE_CHECKING:

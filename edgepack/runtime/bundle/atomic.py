@@ -14,26 +14,10 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO, Callable, Iterator
 
 from ..errors import DeviceError, EdgepackError
+from ..plain import file_mode
 
 PART = ".part"
 Publish = Callable[[Callable[[BinaryIO], None]], None]
-
-
-def require_plain(path: str) -> None:
-    """Raise FileExistsError if a path names something other than a file.
-
-    A rename would replace a device by a file: /dev/null, for example, if root runs this.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise FileExistsError(errno.EEXIST, "it exists and is not a regular file")
-
-
-def file_mode() -> int:
-    """Return the permissions of a new file: 0644, less what the user's umask denies."""
-    # The umask can only be read by setting it; a file created in between is private.
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return 0o644 & ~mask
 
 
 @contextmanager

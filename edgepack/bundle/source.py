@@ -1,0 +1,91 @@
+"""Source text of the loader: the modules that a module imports, and the text that a bundle takes.
+
+Comments and docstrings are a third of the source. Devices compile the loader anew at every start
+and never read them. Every line keeps its number, so that an error on a device names the line of
+the source.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeGuard
+
+
+def find_imports(folder: Path, name: str) -> list[str]:
+    """Return the modules that a module of a package imports, itself's packages included.
+
+    Imports for type checkers alone do not count. With `from ..device import machine`, the module
+    `commands/verify.py` imports `device/__init__.py` and `device/machine.py`.
+
+    Args:
+        folder: of the package.
+        name: of the module, as a path below the folder.
+    """
+    modules = [f"{parent.as_posix()}/__init__.py" for parent in Path(name).parents]
+    tree = ast.parse((folder / name).read_text(encoding="utf-8"))
+    for node in _walk_executed(tree):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        # Level 1 is the module's own folder, level 2 the folder above.
+        base = Path(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        modules += [f"{base.as_posix()}.py", f"{base.as_posix()}/__init__.py"]
+        modules += [f"{base.as_posix()}/{alias.name}.py" for alias in node.names]
+    normal = {module.removeprefix("./") for module in modules}
+    return sorted(module for module in normal if (folder / module).is_file())
+
+
+def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes below a node, except those under `if TYPE_CHECKING`."""
+    for child in ast.iter_child_nodes(node):
+        if _is_for_type_checkers(child):
+            continue
+        yield child
+        yield from _walk_executed(child)
+
+
+def strip_documentation(source: str) -> str:
+    """Return a module without its documentation and imports for type checkers.
+
+    Each line keeps its number. The result does not depend on the Python that computes it:
+
+        def area(a, b):                  def area(a, b):
+            '''Return the area.'''
+            # Both are in metres.
+            return a * b  # m2               return a * b
+    """
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            _blank_docstring(node, lines)
+        elif _is_for_type_checkers(node):
+            _blank(node, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _blank_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]) -> None:
+    """Empty the lines of a docstring; a body that is nothing else becomes `pass`."""
+    if ast.get_docstring(node, clean=False) is None:
+        return
+    docstring = node.body[0]
+    _blank(docstring, lines)
+    if len(node.body) == 1 and not isinstance(node, ast.Module):
+        lines[docstring.lineno - 1] = " " * docstring.col_offset + "pass"
+
+
+def _is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def _blank(statement: ast.stmt, lines: list[str]) -> None:
+    """Empty the lines of a statement."""
+    # `ast` gives the end of every statement that it parsed.
+    for number in range(statement.lineno, (statement.end_lineno or statement.lineno) + 1):
+        lines[number - 1] = ""

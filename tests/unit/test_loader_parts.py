@@ -1,0 +1,157 @@
+"""A bundle carries the parts of the loader that its variants use, each with what it imports."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgepack import bundle, runtime
+from edgepack.bundle import admit, loader
+from edgepack.bundle.loader import OPTIONAL, Need, Needs
+from edgepack.bundle.source import find_imports, strip_documentation
+from edgepack.runtime.bundle.engines import Variant
+from support.bundle_cases import entry_names, reseal, run_bundle
+from support.linear import linear_contents
+
+RUNTIME = Path(runtime.__file__).parent
+SOURCES = sorted(path.relative_to(RUNTIME).as_posix() for path in RUNTIME.rglob("*.py"))
+CPU: Needs = frozenset()
+GPU = CPU | {Need.GPU}
+BUILT = GPU | {Need.TENSORRT}
+UNFINISHED = BUILT | {Need.FINISH}
+COMBINATIONS = [
+    engine | wheels
+    for engine in (CPU, GPU, BUILT, UNFINISHED)
+    for wheels in (CPU, frozenset({Need.WHEELS}))
+]
+LARGEST_CPU_LOADER = 150_000
+
+
+def size_of(needs: Needs) -> int:
+    files = loader.read_files(needs)
+    return sum(len(data) for name, data in files.items() if name.startswith(loader.FOLDER))
+
+
+@pytest.mark.parametrize("needs", COMBINATIONS, ids=lambda needs: "-".join(n.name for n in needs))
+def test_every_import_is_carried_or_serves_another_need(needs: Needs) -> None:
+    selected = loader.select_modules(needs)
+    for name in selected:
+        for imported in find_imports(RUNTIME, name):
+            if imported not in selected:
+                assert OPTIONAL[imported] not in needs, f"{name} imports {imported}"
+
+
+def test_an_optional_module_is_imported_inside_functions() -> None:
+    """At the top of a module, its absence would break a bundle that does not need it."""
+    for needs in COMBINATIONS:
+        selected = loader.select_modules(needs)
+        for name in selected:
+            assert set(imports_at_top(name)) <= set(selected), name
+
+
+def imports_at_top(name: str) -> list[str]:
+    """Return the modules that a module imports when it is imported itself."""
+    tree = ast.parse((RUNTIME / name).read_text(encoding="utf-8"))
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
+    modules = []
+    for node in imports:
+        base = Path(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        modules += [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
+    return [module.as_posix() for module in modules if (RUNTIME / module).is_file()]
+
+
+def test_every_module_is_carried_by_some_bundle() -> None:
+    everything = loader.select_modules(UNFINISHED | {Need.WHEELS})
+    absent = [name for name in SOURCES if name not in everything]
+    # Types of documents are for type checkers alone.
+    assert set(absent) <= {"documents.py"}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_stripped_module_is_the_same_program_on_the_same_lines(name: str) -> None:
+    source = (RUNTIME / name).read_text(encoding="utf-8")
+    stripped = strip_documentation(source)
+    assert len(stripped.splitlines()) == len(source.splitlines())
+    actual, expected = ast.parse(stripped), undocumented(ast.parse(source))
+    assert ast.dump(actual) == ast.dump(expected)
+    assert lines_of(actual) == lines_of(expected)
+
+
+def lines_of(tree: ast.Module) -> list[int | None]:
+    return [getattr(node, "lineno", None) for node in ast.walk(tree)]
+
+
+def undocumented(tree: ast.Module) -> ast.Module:
+    """Return a tree without docstrings and imports for type checkers."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        if ast.get_docstring(node, clean=False) is not None:
+            first = node.body.pop(0)
+            if not node.body and not isinstance(node, ast.Module):
+                node.body = [ast.Pass(lineno=first.lineno)]
+        node.body = [
+            child
+            for child in node.body
+            if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING")
+        ]
+    return tree
+
+
+def test_a_string_keeps_what_looks_like_a_comment() -> None:
+    source = 'def f():\n    """Doc # one."""\n    return "# two"  # three\n'
+    assert strip_documentation(source) == 'def f():\n\n    return "# two"\n'
+
+
+@pytest.mark.parametrize(("target", "arch"), [("cpu-fbgemm", "x86_64"), ("arm-qnnpack", "aarch64")])
+def test_a_bundle_for_cpus_carries_a_small_loader(target: str, arch: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.edgepack"
+    contents = linear_contents()
+    device = {**contents.device, "arch": arch, "isa": []}
+    bundle.write(path, replace(contents, target=target, device=device))
+    carried = {name: size for name, size in entry_names(path).items() if "runtime/" in name}
+    assert sum(carried.values()) == size_of(CPU) <= LARGEST_CPU_LOADER
+    for word in ("wheels", "tensorrt", "cuda", "gpu", "seal", "finish", "rounding"):
+        assert not [name for name in carried if word in name]
+
+
+def test_variants_bring_the_parts_that_they_need(tmp_path: Path) -> None:
+    contents = linear_contents()
+    cuda = Variant("cuda", "onnxruntime-cuda", {})
+    unfinished = Variant("tensorrt", "tensorrt", {})
+    for variants, expected in (
+        ([*contents.variants], CPU),
+        ([cuda, *contents.variants], GPU),
+        ([unfinished, *contents.variants], UNFINISHED),
+    ):
+        path = tmp_path / "x.edgepack"
+        bundle.write(path, replace(contents, variants=variants))
+        assert loader.find_needs(variants, ()) == expected
+        carried = {name for name in entry_names(path) if name.startswith(loader.FOLDER)}
+        assert carried == set(loader.read_files(expected)) - {loader.MAIN}
+        with admit(path) as admitted:
+            assert admitted.loader == loader.own(expected)
+    assert len(set(loader.own_digests())) == len(COMBINATIONS)
+
+
+def test_the_parts_of_another_bundle_are_no_loader_of_this_release(
+    linear_bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.edgepack"
+    reseal(linear_bundle, path, loader.read_files(GPU))
+    with admit(path) as admitted:
+        assert admitted.loader.release is None
+
+
+def test_a_bundle_with_the_whole_loader_still_verifies(linear_bundle: Path, tmp_path: Path) -> None:
+    """As releases before this one wrote it."""
+    path = tmp_path / "x.edgepack"
+    whole = {f"{loader.FOLDER}{name}": (RUNTIME / name).read_bytes() for name in SOURCES}
+    reseal(linear_bundle, path, whole)
+    done = run_bundle(path, "verify")
+    assert (done.returncode, done.stdout.endswith("verdict: PASS\n")) == (0, True)
+    with admit(path) as admitted:
+        assert admitted.loader.release is None
