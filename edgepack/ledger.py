@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypedDict, TypeVar
 
-from edgepack.metrics.closeness import closeness_db
 from edgepack.runtime.documents import Gate, Measurement, Outputs
 
 Model = TypeVar("Model")
@@ -221,19 +220,6 @@ class Ledger:
             stage.set(seconds=time.perf_counter() - started)
             self.records.append(stage.record)
             self.progress.end(stage.record)
-
-    def find_first_loss(self, drop_db: float = 3.0) -> Record | None:
-        """Return the first stage that lost more than `drop_db` of SNR on some output, or None."""
-        before: dict[str, float] = {}
-        for record in self.records:
-            for output, metrics in (record.parity or {}).items():
-                # Above 90 dB two fp32 graphs differ by rounding alone: a fall from 150 to 95 dB is
-                # no loss, one from 150 to 80 dB is a loss of 10.
-                snr = min(closeness_db(metrics), 90.0)
-                if before.get(output, 90.0) - snr > drop_db:
-                    return record
-                before[output] = snr
-        return None
 
     def find_losing_pass(self) -> Record | None:
         """Return the pass since which quality gates are missed, None if they hold at the end."""

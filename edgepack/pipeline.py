@@ -54,3 +54,21 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     if not outcome.accepted:
         raise proof.make_gate_error(outcome, build_context)
     return outcome
+
+
+def list_stages(request: Request) -> list[str]:
+    """Return the stages of a build in order, as the ledger names them.
+
+    A build records more of them: `repair` after a missed gate, and skipped ones.
+    """
+    names = ["source", "samples", "original", "export", "simplify"]
+    if request.wheels:
+        names.insert(0, "wheels")
+    names += [step.name for step in request.chain]
+    names += ["engine", "bundle", "verify"]
+    if request.emulate and host.needs_emulation(request.target):
+        names.append("emulate")
+    # Latency is measured on this host only, and never in an emulator.
+    if not host.is_foreign(request.target) and request.latency != "none":
+        names.append("latency")
+    return names

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import data, files, source
-from edgepack.host import is_foreign, needs_emulation
+from edgepack.pipeline import list_stages
 from edgepack.request import Request
 from edgepack.stages import list_missing_samples
 
@@ -62,29 +62,6 @@ def plan(request: Request) -> dict[str, Any]:
             "disk_bytes": DISK_COPIES * size,
         },
     }
-
-
-def list_stages(request: Request) -> list[str]:
-    """Return the stages of a build in order, as the ledger names them."""
-    wheels = ["wheels"] if request.wheels else []
-    return [
-        *wheels,
-        *("source", "samples", "original", "export", "simplify"),
-        *(step.name for step in request.chain),
-        *("engine", "bundle", "verify"),
-        *_last_stages(request),
-    ]
-
-
-def _last_stages(request: Request) -> list[str]:
-    """List the optional stages after verification."""
-    stages: list[str] = []
-    if request.emulate and needs_emulation(request.target):
-        stages.append("emulate")
-    # Latency is measured on this host only, and never in an emulator.
-    if not is_foreign(request.target) and request.latency != "none":
-        stages.append("latency")
-    return stages
 
 
 def describe(document: dict[str, Any]) -> str:

@@ -217,13 +217,14 @@ def build(
     from edgepack.ledger import Progress
     from edgepack.passes.training import processes
     from edgepack.pipeline import build as run
+    from edgepack.pipeline import list_stages
     from edgepack.progress import SilentProgress, make_progress
 
     # With several training processes, only the main one draws progress and writes the bundle.
     main = processes.is_main()
     progress: Progress = SilentProgress()
     if main:
-        progress = make_progress(quiet, verbose, plan.list_stages(request))
+        progress = make_progress(quiet, verbose, list_stages(request))
     try:
         outcome = run(request, progress)
     except SystemExit as error:

@@ -28,6 +28,7 @@ from edgepack.proof.emulate import emulate
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.report.documents import Report
+from edgepack.report.findings import find_first_loss
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
@@ -124,7 +125,7 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     reasons = _describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]
     if not outcome.report["quality"]["passed"]:
-        lost = ledger.find_losing_pass() or ledger.find_first_loss()
+        lost = _find_lost_stage(outcome, context)
         if lost is not None:
             reasons.append(f"first lost in the stage {lost.stage!r}: {_format_parity(lost.parity)}")
         for record in ledger.records:
@@ -142,6 +143,17 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
         why="\n".join(reasons),
         hint="\n".join(hints),
     )
+
+
+def _find_lost_stage(outcome: Outcome, context: Context) -> Record | None:
+    """Return the pass that lost the gates, else the first stage that lost SNR."""
+    losing_pass = context.ledger.find_losing_pass()
+    if losing_pass is not None:
+        return losing_pass
+    loss = find_first_loss(outcome.report["ledger"])
+    if loss is None:
+        return None
+    return context.ledger.records[loss.position]
 
 
 def _describe_misses(document: Report | Verdict) -> list[str]:

@@ -63,6 +63,7 @@ class Loss:
 
     Attributes:
         stage: name of the ledger's stage.
+        position: of its record in the ledger.
         output: name of the model's output.
         before: SNR before the stage in dB; None if exact, or at the rounding of fp32.
         after: SNR after the stage in dB.
@@ -70,6 +71,7 @@ class Loss:
     """
 
     stage: str
+    position: int
     output: str
     before: float | None
     after: float
@@ -93,7 +95,7 @@ def find_first_loss(records: Iterable[RecordDocument], drop_db: float = LOSS_DB)
         drop_db: in dB; SNRs above 90 dB count as equal.
     """
     previous: dict[str, float] = {}
-    for record in records:
+    for position, record in enumerate(records):
         # Several outputs may fall in one stage; the one that ends lowest is named.
         losses = []
         for output, metrics in (record["parity"] or {}).items():
@@ -101,7 +103,8 @@ def find_first_loss(records: Iterable[RecordDocument], drop_db: float = LOSS_DB)
             last = previous.get(output, ROUNDING_DB)
             if last - snr > drop_db:
                 before = None if last >= ROUNDING_DB else last
-                losses.append(Loss(record["stage"], output, before, snr, format_snr(metrics)))
+                text = format_snr(metrics)
+                losses.append(Loss(record["stage"], position, output, before, snr, text))
             previous[output] = snr
         if losses:
             return min(losses, key=lambda loss: loss.after)

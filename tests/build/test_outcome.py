@@ -185,13 +185,21 @@ def test_the_report_goes_to_stdout_and_progress_to_stderr(home: Home, tmp_path: 
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_a_dry_run_writes_nothing(home: Home, tmp_path: Path) -> None:
+def test_a_dry_run_names_the_stages_of_the_build_and_writes_nothing(
+    home: Home, built: Path, tmp_path: Path
+) -> None:
     before = sorted(home.folder.rglob("*"))
     done = edgepack(*evaluated(home), "--dry-run", "--json", cwd=tmp_path,
                     env={"EDGEPACK_CACHE": str(tmp_path / "cache")})  # fmt: skip
     assert done.returncode == 0, done.stderr
     planned = one_document(done.stdout)
-    assert "quantize" in planned["stages"]
+    records = json.loads(entry(built, "report/report.json"))["ledger"]
+    ran = [
+        record["stage"]
+        for record in records
+        if record["status"] != "skipped" or record["stage"] in planned["stages"]
+    ]
+    assert ran == planned["stages"]
     assert planned["estimate"]["memory_bytes"] > planned["estimate"]["disk_bytes"] > 0
     assert list(tmp_path.iterdir()) == []
     assert sorted(home.folder.rglob("*")) == before
