@@ -1,0 +1,1 @@
+"""Plug-ins of edgepack, one of each kind."""

@@ -1,0 +1,75 @@
+"""A graph pass: bound the magnitude of every weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgepack.data.samples import Samples
+from edgepack.ledger import PassResult, Progress
+from edgepack.passes import GraphPass
+from edgepack.passes.options import PassOptions, number
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class ClipOptions(PassOptions):
+    """Options of `clip`.
+
+    Attributes:
+        limit: largest magnitude of a weight.
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self) -> None:
+        number("clip", "limit", self.limit, 0)
+
+    def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
+        """Reject integers: their limits are those of their type."""
+        if any(options.multiplies_integers for _, options in earlier):
+            return "clip works on float weights"
+        return ""
+
+
+class Clip(GraphPass[ClipOptions]):
+    """Bound the magnitude of every weight."""
+
+    name = "clip"
+    options = ClipOptions
+
+    def advice(self) -> str:
+        """Suggest how to lose less quality."""
+        return "clip at a larger limit (--chain clip:limit=2)"
+
+    def apply(
+        self,
+        model: onnx.ModelProto,
+        samples: Samples | None,
+        options: ClipOptions,
+        progress: Progress,
+    ) -> PassResult[onnx.ModelProto]:
+        """Clip the float32 initializers of a copy of the model."""
+        import onnx
+        from onnx import numpy_helper
+
+        result = onnx.ModelProto()
+        result.CopyFrom(model)
+        clipped = 0
+        for tensor in result.graph.initializer:
+            weights = numpy_helper.to_array(tensor)
+            if weights.dtype != np.float32:
+                continue
+            bounded = np.clip(weights, -options.limit, options.limit)
+            clipped += int((bounded != weights).sum())
+            tensor.CopyFrom(numpy_helper.from_array(bounded, tensor.name))
+        note = f"{clipped} weights clipped to {options.limit:g}"
+        return PassResult(result, clipped > 0, (note,), {"clipped": clipped})
+
+
+CLIP = Clip()
