@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.engine import onnxruntime, tensorrt_rtx
 from edgepack.engine.built import Built
@@ -52,7 +52,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
         "not run by TensorRT: answers and quality were measured with onnxruntime on this host's "
         "CPU, on the same Q/DQ pairs; run finish on the device to check that its engine agrees"
     ]
-    details: dict[str, Any] = {"half_tensors": count, "tensorrt_rtx": None}
+    details: dict[str, object] = {"half_tensors": count, "tensorrt_rtx": None}
     if tensorrt_rtx.installed():
         capability = tensorrt_rtx.capability_for(target.compute_capability)
         parsed = tensorrt_rtx.check(data, profiles, capability)

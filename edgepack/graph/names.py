@@ -103,7 +103,7 @@ def lift_constants(model: ModelProto) -> None:
     """Turn `Constant` nodes that hold numbers into initializers, in place, in every graph."""
     for graph in walk_graphs(model.graph):
         for node in list(graph.node):
-            tensor = constant_tensor(node) if node.op_type == "Constant" else None
+            tensor = constant_tensor(node)
             if tensor is not None:
                 added = graph.initializer.add()
                 added.CopyFrom(tensor)
@@ -112,9 +112,11 @@ def lift_constants(model: ModelProto) -> None:
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
-    """Return the tensor of a `Constant` node, None if it holds strings or a sparse tensor."""
+    """Return the tensor of a `Constant` node; None for other nodes, strings and sparse tensors."""
     import onnx
 
+    if node.op_type != "Constant":
+        return None
     (attribute,) = node.attribute
     if attribute.name == "value":
         return attribute.t

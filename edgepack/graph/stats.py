@@ -69,7 +69,7 @@ def _tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
         for initializer in graph.initializer:
             yield initializer.name, initializer
         for node in graph.node:
-            tensor = constant_value(node) if node.op_type == "Constant" else None
+            tensor = constant_value(node)
             if tensor is not None:
                 yield node.output[0], tensor
 

@@ -40,7 +40,7 @@ def weight_types(model: ModelProto) -> tuple[str, ...]:
             for index in operator(node.op_type).weights:
                 if index < len(node.input) and node.input[index] in constants:
                     types.add(constants[node.input[index]])
-    return tuple(name for number, name in _NAMES.items() if number in types)
+    return _in_order(_NAMES[number] for number in types & _NAMES.keys())
 
 
 def types_to_promote(model: ModelProto, for_passes: bool) -> tuple[str, ...]:
@@ -56,13 +56,19 @@ def types_to_promote(model: ModelProto, for_passes: bool) -> tuple[str, ...]:
         weights.discard("float16")
     if _uses_bfloat16(model):
         weights.add("bfloat16")
-    return tuple(name for name in _NAMES.values() if name in weights)
+    return _in_order(weights)
+
+
+def _in_order(types: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(types, key=list(_NAMES.values()).index))
 
 
 def _uses_bfloat16(model: ModelProto) -> bool:
     # onnxruntime has no bfloat16 on the CPU, so a single value or Cast is enough to promote.
     for graph in walk_graphs(model.graph):
-        types = {tensor.data_type for tensor in graph.initializer}
+        types: set[int] = set()
+        for tensor in graph.initializer:
+            types.add(tensor.data_type)
         for value in [*graph.input, *graph.output]:
             types.add(value.type.tensor_type.elem_type)
         if _BFLOAT16 in types:
@@ -83,17 +89,20 @@ def promote_floats(model: ModelProto, types: Collection[str]) -> ModelProto:
     promoted = copied(model)
     numbers = {number for number, name in _NAMES.items() if name in types}
     # Types of inputs and outputs before the promotion, which changes them like any other value.
-    interface = [(value, int(value.type.tensor_type.elem_type)) for value in _interface(promoted)]
+    # An input may be an output at the same time, and then gets one Cast only.
+    edges: dict[str, int] = {}
+    for value in _interface(promoted):
+        edges[value.name] = int(value.type.tensor_type.elem_type)
     for graph in walk_graphs(promoted.graph):
         _promote_graph(graph, numbers)
     inputs = names_of(promoted.graph.input)
-    for value, number in interface:
-        if number in numbers - {_BFLOAT16}:
-            value.type.tensor_type.elem_type = number
-    # An input may be an output at the same time, and then gets one Cast only.
-    edges = {value.name: number for value, number in interface}
+    # For example a float16 output "y" stays float16, behind Cast("y_float32") -> "y".
+    restored = numbers - {_BFLOAT16}
+    for value in _interface(promoted):
+        if edges[value.name] in restored:
+            value.type.tensor_type.elem_type = edges[value.name]
     for name, number in edges.items():
-        if number in numbers - {_BFLOAT16}:
+        if number in restored:
             _cast_at_edge(promoted.graph, name, number, name in inputs)
     return promoted
 
@@ -105,7 +114,9 @@ def _passes_on(node: NodeProto) -> bool:
 
 def _constant_type(node: NodeProto) -> int:
     tensor = constant_value(node)
-    return int(tensor.data_type) if tensor is not None else 0
+    if tensor is None:
+        return 0
+    return int(tensor.data_type)
 
 
 def _output_type(node: NodeProto, number: int) -> int:

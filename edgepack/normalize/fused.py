@@ -82,8 +82,11 @@ class _Writer:
 
     def _gemm(self, graph: GraphProto, node: NodeProto) -> list[NodeProto] | None:
         attributes = read_attributes(node)
-        names = ("activation_alpha", "activation_beta")
-        parameters = [attributes[name] for name in names if name in attributes]
+        # FusedGemm stores alpha = 0.1 of a LeakyRelu as activation_alpha.
+        parameters: list[float] = []
+        for name in ("activation_alpha", "activation_beta"):
+            if name in attributes:
+                parameters.append(attributes[name])
         return self._layer(graph, node, "Gemm", parameters)
 
     def _layer(
@@ -165,7 +168,10 @@ def _ranks(model: ModelProto) -> dict[str, int]:
     import onnx
     import onnx.shape_inference
 
-    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    # The rank of (2, 3, 4) is 3.
+    ranks: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        ranks[tensor.name] = len(tensor.dims)
     try:
         inferred = onnx.shape_inference.infer_shapes(model)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):

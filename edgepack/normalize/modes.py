@@ -36,7 +36,8 @@ def random_dropouts(model: ModelProto) -> tuple[str, ...]:
     opset = default_opset(model)
     constants: dict[str, TensorProto] = {}
     for graph in walk_graphs(model.graph):
-        constants.update({tensor.name: tensor for tensor in graph.initializer})
+        for initializer in graph.initializer:
+            constants[initializer.name] = initializer
     for node in nodes_of(model.graph, "Constant"):
         tensor = constant_value(node)
         if tensor is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnx import NodeProto, TensorProto
+    from onnx import AttributeProto, NodeProto, TensorProto
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
@@ -22,12 +22,18 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:
-    """Return the tensor of a Constant node; None if it stores its value in another attribute."""
+    """Return the tensor of a Constant node; None for other nodes, and for other ways to store it.
+
+    A Constant may also hold numbers, strings or a sparse tensor in other attributes.
+    """
+    if node.op_type != "Constant":
+        return None
+    # For example Constant(value=<int64 [2, 3]>) -> shape.
     value: TensorProto | None = attribute(node, "value")
     return value
 
 
-def _value(item: Any) -> Any:
+def _value(item: AttributeProto) -> Any:
     from onnx import helper
 
     return helper.get_attribute_value(item)

@@ -35,6 +35,7 @@ def with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """Return a copy of a model that returns these tensors alone, inner ones included."""
     import onnx
 
+    # onnxruntime infers the types of outputs that have a name alone.
     copy = copied(model)
     del copy.graph.output[:]
     for name in names:

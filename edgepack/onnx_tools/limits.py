@@ -29,6 +29,7 @@ meaning since."""
 
 def default_opset(model: ModelProto) -> int:
     """Return the version of the default operator set that the model imports, 1 without one."""
+    # A file may import the domain twice, under both of its spellings.
     versions = [entry.version for entry in model.opset_import if entry.domain in DEFAULT_DOMAINS]
     return int(max(versions, default=1))
 

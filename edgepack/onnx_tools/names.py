@@ -39,6 +39,7 @@ def check_names(names: Iterable[str], nodes: Sequence[str], code: str, precision
 
 def unused(name: str, used: set[str]) -> str:
     """Return the name, with underscores appended until it is free, and add it to those used."""
+    # "x", "x_", "x__", ...
     while name in used:
         name += "_"
     used.add(name)
@@ -78,7 +79,7 @@ class FreeNames:
         self._tensors = {*view.initializers, *view.inputs, *view.captured}
         for node in view.nodes:
             self._tensors.update(node.input, node.output)
-        self._nodes = {node.name for node in view.nodes}
+        self._nodes = names_of(view.nodes)
 
     def tensor(self, name: str) -> str:
         """Return a free name for a tensor: this one if possible."""

@@ -369,12 +369,14 @@ def operator(name: str) -> Operator:
 @functools.cache
 def having(trait: Trait) -> frozenset[str]:
     """Return the names of all operators with a trait."""
+    # Of CLAMPS these are Relu and Clip.
     return frozenset(row.name for row in _ROWS if trait in row.traits)
 
 
 @functools.cache
 def with_int8(kernel: Int8) -> frozenset[str]:
     """Return the names of all operators with a kind of static int8 kernel in onnxruntime."""
+    # Of "layer" these are Conv, Gemm and MatMul.
     return frozenset(row.name for row in _ROWS if row.int8 == kernel)
 
 

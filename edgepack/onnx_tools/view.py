@@ -22,6 +22,7 @@ class GraphView:
         graph = model.graph
         self.graph = graph
         self.nodes = list(graph.node)
+        # For x -> Conv -> y -> Relu -> z the producer of y is 0 and its only reader 1.
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value.name for value in fed_inputs(graph)]
         self.outputs = names_of(graph.output)

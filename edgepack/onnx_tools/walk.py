@@ -29,6 +29,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 def walk_graphs(graph: GraphProto) -> Iterator[GraphProto]:
     """Yield the graph and every subgraph of its nodes, depth first."""
+    # Of If { then: Loop { body } else } these are the graph, `then`, the body of Loop and `else`.
     yield graph
     for node in graph.node:
         for inner in subgraphs(node):
@@ -84,6 +85,7 @@ def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
 
 def used_names(graph: GraphProto) -> set[str]:
     """Return the names of all values that a node or a graph output reads, subgraphs included."""
+    # A branch of an If may return a value of the graph around it that none of its nodes reads.
     names: set[str] = set()
     for inner in walk_graphs(graph):
         for node in inner.node:

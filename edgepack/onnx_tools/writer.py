@@ -86,8 +86,8 @@ class Writer:
         graph.initializer.extend(self._constants.values())
         remove_unused_initializers(graph)
         # The domain of onnxruntime's own operators is declared only if one of them is used.
-        domains = {node.domain for node in self._nodes}
-        declared = {opset.domain for opset in self.result.opset_import}
-        if MICROSOFT in domains - declared:
-            self.result.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+        opsets = self.result.opset_import
+        is_used = any(node.domain == MICROSOFT for node in self._nodes)
+        if is_used and not any(opset.domain == MICROSOFT for opset in opsets):
+            opsets.append(helper.make_opsetid(MICROSOFT, 1))
         return self.result

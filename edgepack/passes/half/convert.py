@@ -38,6 +38,7 @@ def convert(
     floats = frozenset(name for name, kind in kinds.items() if kind == "tensor(float)")
     graph = Graph(view, floats, opset, options.keep)
     names = list(dict.fromkeys(chain.from_iterable(map(graph.float_tensors, graph.candidates))))
+    # Integer kernels accumulate in 32 bits, so quantized layers need no bound.
     sums: dict[int, Sum] = {}
     for index in graph.candidates:
         bound = None

@@ -28,6 +28,7 @@ def why_not(node: onnx.NodeProto) -> str:
     """Return the reason why a node stays float32; "" if it need not."""
     if not is_standard(node):
         return f"{node.domain}.{node.op_type} is not a standard ONNX operator"
+    # Floor has a reason of its own in the table; Det, say, has no row.
     row = operator(node.op_type)
     if Trait.HALF in row.traits:
         return ""

@@ -111,6 +111,7 @@ class _Placer:
     def _neighbours(self, index: int) -> set[int]:
         """Return the nodes that produce a float32 input of a node or read one of its outputs."""
         view, node = self.graph.view, self.graph.view.nodes[index]
+        # Of the Relu in Conv -> Relu -> (Add, Mul) these are the Conv, the Add and the Mul.
         neighbours: set[int] = set()
         for name in self.graph.inputs(index):
             if name in view.producer:
