@@ -14,6 +14,9 @@ from edgepack.runtime.tensor import Tensor
 def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     """Return the task metric: the requested one, else top-1 if there are labels; "" for none.
 
+    Labels that the original matches by chance alone prove nothing, so they are measured only on
+    request.
+
     Raises SpecError `metric-needs-labels` if the requested metric cannot be measured, and
     `metric-trivial` if it is always 100 %.
     """
@@ -28,7 +31,7 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     measurable = bool(compared) if requested == "agreement" else labels.used
     if requested and not measurable:
         raise _not_measurable(requested, bool(deciding), labels)
-    if not labels.used:
+    if not labels.used or (labels.chance and not requested):
         return ""
     if TOP.get(request.metric, 1) > 1:
         _refuse_trivial(request.metric, deciding)

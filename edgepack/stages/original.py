@@ -76,7 +76,7 @@ def run_original(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
         kinds, labels = _survey_answers(context, source, entry)
-        if labels.used:
+        if labels.used and not labels.chance:
             stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(context, source, inputs, feeds[:LARGEST_STACK], key)
     reference = Reference(feeds, original, entry.folder / ANSWERS, kinds, labels, key, sizes)

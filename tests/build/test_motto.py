@@ -135,6 +135,7 @@ def test_labels_of_another_model_are_refused_unless_chance_is_allowed(
     gates = {gate["name"] for gate in report["quality"]["gates"]}
     assert {"snr_db", "agreement"} <= gates
     assert "metric_ratio" not in gates
+    assert report["quality"]["metric"] is None
 
 
 def test_no_miss_is_free_where_none_is_allowed() -> None:
