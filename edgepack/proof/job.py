@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -132,7 +131,7 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
     return tuple(result)
 
 
-def bound_gates(job: Job) -> dict[str, dict[str, Any]]:
+def bound_gates(job: Job) -> dict[str, dict[str, float]]:
     """Return the bounds of quality and of fidelity, by gate.
 
     Raises:

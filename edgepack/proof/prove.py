@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -282,7 +281,7 @@ def _run_at_size(
     return [outputs[tensor.name][0] for tensor in contents.outputs]
 
 
-def _warn_of_few_samples(job: Job, quality: Mapping[str, Any]) -> Iterator[str]:
+def _warn_of_few_samples(job: Job, quality: Mapping[str, float]) -> Iterator[str]:
     """Yield a warning for every gate whose rate the evaluation set is too small to resolve.
 
     40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.

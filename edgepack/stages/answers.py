@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -13,6 +13,54 @@ from edgepack.runtime.parity.accuracy import UNLABELLED, is_one_hot, labels_fit
 
 # Answers to different samples that differ by rounding alone, in steps of their type.
 ROUNDING = 2
+
+
+class OutputFacts(TypedDict):
+    """Statistics of one output, in the cache's form.
+
+    Keys:
+        dtype: numpy's name of its type.
+        shape: sizes of its axes; None for an axis that varies from batch to batch.
+        minimum: smallest finite value; None if there is none.
+        maximum: largest finite value; None if there is none.
+        constant: True if all of several samples have the same answer.
+        empty: True if it has no values.
+        forms: forms of labels that fit every batch, as `label_forms` returns them.
+    """
+
+    dtype: str
+    shape: list[int | None]
+    minimum: float | None
+    maximum: float | None
+    constant: bool
+    empty: bool
+    forms: list[str]
+
+
+class LabelFacts(TypedDict):
+    """Statistics of the labels, in the cache's form.
+
+    Keys:
+        whole: True if all of them are integers.
+        dtype: numpy's name of their type.
+        shape: of one sample's labels.
+        minimum: smallest finite value; None if there is none.
+        maximum: largest finite value; None if there is none.
+    """
+
+    whole: bool
+    dtype: str
+    shape: list[int]
+    minimum: float | None
+    maximum: float | None
+
+
+class Survey(TypedDict):
+    """Statistics of the original model's answers; `labels` is None for a set without labels."""
+
+    samples: int
+    outputs: list[OutputFacts]
+    labels: LabelFacts | None
 
 
 @dataclass
@@ -80,7 +128,7 @@ class OutputSurvey:
             same = same | (usable & near)
         self.varies = not bool(np.all(same))
 
-    def to_json(self, samples: int) -> dict[str, Any]:
+    def to_json(self, samples: int) -> OutputFacts:
         """Return the statistics in the cache's form."""
         minimum, maximum = None, None
         if self.minimum <= self.maximum:
@@ -107,7 +155,7 @@ class AnswerSurvey:
         self._name_outputs = name_outputs
         self.outputs: list[OutputSurvey] = []
         self.samples = 0
-        self._labels: dict[str, Any] | None = None
+        self._labels: LabelFacts | None = None
 
     def add(self, answers: Sequence[np.ndarray], labels: np.ndarray | None, count: int) -> None:
         """Add a batch of `count` samples. Raises as `OutputSurvey.add` does."""
@@ -131,18 +179,25 @@ class AnswerSurvey:
         # Only maps and sequences have unlabelled positions, such as -100.
         if labels.size > count:
             values = values[~np.isin(values, UNLABELLED)]
-        facts = self._labels or {"whole": True, "minimum": None, "maximum": None}
         whole = bool(np.all(values == np.round(values)))
-        facts["whole"] = facts["whole"] and whole
-        facts["dtype"], facts["shape"] = labels.dtype.name, list(labels.shape[1:])
+        minimum = maximum = None
+        if self._labels is not None:
+            whole = whole and self._labels["whole"]
+            minimum, maximum = self._labels["minimum"], self._labels["maximum"]
         if np.isfinite(values).any():
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            if facts["minimum"] is not None:
-                low, high = min(low, facts["minimum"]), max(high, facts["maximum"])
-            facts["minimum"], facts["maximum"] = low, high
+            minimum = low if minimum is None else min(low, minimum)
+            maximum = high if maximum is None else max(high, maximum)
+        facts: LabelFacts = {
+            "whole": whole,
+            "dtype": labels.dtype.name,
+            "shape": list(labels.shape[1:]),
+            "minimum": minimum,
+            "maximum": maximum,
+        }
         self._labels = facts
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Survey:
         """Return the statistics in the cache's form."""
         return {
             "samples": self.samples,
@@ -173,9 +228,7 @@ def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
     return forms
 
 
-def refuse_unprovable(
-    survey: Mapping[str, Any], names: Sequence[str], trial: bool
-) -> tuple[str, ...]:
+def refuse_unprovable(survey: Survey, names: Sequence[str], trial: bool) -> tuple[str, ...]:
     """Refuse answers that cannot prove anything, and return warnings.
 
     Args:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack.cache import Cache, Entry
-from edgepack.ledger import PassResult, Stage
+from edgepack.ledger import Model, PassResult, Stage
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 from edgepack.onnx_tools.writer import serialised
 
 
 def run_cached(
     name: str,
-    parts: Mapping[str, Any],
+    parts: Mapping[str, object],
     stage: Stage,
     cache: Cache,
-    compute: Callable[[], PassResult[Any]],
+    compute: Callable[[], PassResult[ModelProto]],
 ) -> tuple[bytes, Mapping[str, Any]]:
     """Return a stage's model and details from the cache, computing them on a miss."""
     entry, cached = fetch_or_compute(name, parts, cache, compute)
@@ -27,7 +30,10 @@ def run_cached(
 
 
 def fetch_or_compute(
-    name: str, parts: Mapping[str, Any], cache: Cache, compute: Callable[[], PassResult[Any]]
+    name: str,
+    parts: Mapping[str, object],
+    cache: Cache,
+    compute: Callable[[], PassResult[ModelProto]],
 ) -> tuple[Entry, bool]:
     """Return the cached entry of a stage, computing it on a miss; and True for a hit."""
     key = cache.key(name, parts)
@@ -39,7 +45,7 @@ def fetch_or_compute(
     return cache.put(name, key, {"model.onnx": model}, to_document(result)), False
 
 
-def to_document(result: PassResult[Any]) -> dict[str, Any]:
+def to_document(result: PassResult[Model]) -> dict[str, object]:
     """Return the cache's document of a result, everything besides its model."""
     return {
         "notes": list(result.notes),

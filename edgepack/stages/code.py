@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from edgepack.source.binding import bind_in_order
 from edgepack.source.eager import OutputOrder
 from edgepack.source.network import build_network, find_function
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class UserCode:
@@ -24,7 +28,7 @@ class UserCode:
 
     def __init__(
         self,
-        torch: Any,
+        torch: ModuleType,
         search: tuple[Path, ...],
         option: str,
         *,
@@ -34,7 +38,7 @@ class UserCode:
         self._torch, self._search, self._option = torch, search, option
         self._inputs, self._outputs = inputs, outputs
 
-    def build(self, spec: str, arguments: Mapping[str, Any]) -> Any:
+    def build(self, spec: str, arguments: Mapping[str, object]) -> nn.Module:
         """Build a factory's torch module: in eval mode, bound like the model, with flat outputs.
 
         Raises SourceError: those of the factory, source-inputs-unmatched, source-inputs-missing.
@@ -48,11 +52,13 @@ class UserCode:
         """Return a function."""
         return find_function(self._torch, spec, self._search, self._option)[0]
 
-    def digest(self, spec: str, arguments: Mapping[str, Any] | None) -> str:
+    def digest(self, spec: str, arguments: Mapping[str, object] | None) -> str:
         """Return the SHA-256 of a function's code; with arguments, call it as a factory first."""
         if arguments is None:
             return find_function(self._torch, spec, self._search, self._option)[1]
         return self._build(spec, arguments)[1]
 
-    def _build(self, spec: str, arguments: Mapping[str, Any]) -> tuple[Any, str, list[str]]:
+    def _build(
+        self, spec: str, arguments: Mapping[str, object]
+    ) -> tuple[nn.Module, str, list[str]]:
         return build_network(self._torch, spec, arguments, self._search, self._option)

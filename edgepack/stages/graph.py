@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -73,14 +73,14 @@ def _export(
     feeds: Sequence[Mapping[str, np.ndarray]],
     opset: int,
     for_passes: bool,
-) -> tuple[dict[str, Any], Callable[[], PassResult[Any]]]:
+) -> tuple[dict[str, object], Callable[[], PassResult[onnx.ModelProto]]]:
     """Return the key parts of an export, and the function that computes it.
 
     The first feed is the export's example; a traced graph is compared on more of them.
     """
     example = feeds[0]
 
-    def compute() -> PassResult[Any]:
+    def compute() -> PassResult[onnx.ModelProto]:
         names = names_by_user or _own_names(source, inputs, example)
         try:
             result = _to_onnx(source, inputs, names, example, opset, for_passes)
@@ -110,7 +110,7 @@ def _export(
 
 
 def _check(
-    result: PassResult[Any],
+    result: PassResult[onnx.ModelProto],
     source: Source,
     inputs: tuple[Tensor, ...],
     feeds: Sequence[Mapping[str, np.ndarray]],
@@ -145,7 +145,7 @@ def _to_onnx(
     example: Mapping[str, np.ndarray],
     opset: int,
     for_passes: bool,
-) -> PassResult[Any]:
+) -> PassResult[onnx.ModelProto]:
     if source.onnx is not None:
         return graph.load_onnx(source.onnx, opset, inputs, for_passes)
     if source.program is not None:
@@ -211,9 +211,9 @@ def simplify(context: BuildContext) -> BuildContext:
 
 def _simplify(
     model: bytes, reference: Reference, untrusted: bool = False
-) -> tuple[dict[str, Any], Callable[[], PassResult[Any]]]:
+) -> tuple[dict[str, object], Callable[[], PassResult[onnx.ModelProto]]]:
     """Return the key parts of a simplification, and the function that computes it."""
-    parts = {"model": digest_model(model)}
+    parts: dict[str, object] = {"model": digest_model(model)}
     feeds = reference.feeds[0]
     return parts, lambda: graph.simplify(parse_model(model), feeds, untrusted=untrusted)
 

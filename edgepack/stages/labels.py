@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -21,13 +20,14 @@ from edgepack.runtime.parity.accuracy import (
     read_labels,
 )
 from edgepack.runtime.tensor import Tensor
+from edgepack.stages.answers import LabelFacts, OutputFacts, Survey
 
 # Bound on the probability of either error of the test for chance, see `Grade.is_chance`.
 SIGNIFICANCE = 0.01
 
 
 def infer_kinds(
-    survey: Mapping[str, Any], names: Sequence[str], stated: Sequence[tuple[str | None, int | None]]
+    survey: Survey, names: Sequence[str], stated: Sequence[tuple[str | None, int | None]]
 ) -> tuple[OutputKind, ...]:
     """Return the kind of each output: as stated, else inferred from the labels and its shape.
 
@@ -62,7 +62,7 @@ def infer_kinds(
 
 
 def _resolve_kind(
-    facts: Mapping[str, Any], labels: Mapping[str, Any] | None, kind: str, axis: int | None
+    facts: OutputFacts, labels: LabelFacts | None, kind: str, axis: int | None
 ) -> OutputKind:
     if kind != "scores":
         return OutputKind(kind)
@@ -76,9 +76,7 @@ def _resolve_kind(
     return OutputKind(kind, axis)
 
 
-def _infer_kind(
-    facts: Mapping[str, Any], labels: Mapping[str, Any] | None, alone: bool
-) -> OutputKind:
+def _infer_kind(facts: OutputFacts, labels: LabelFacts | None, alone: bool) -> OutputKind:
     """Infer a kind from the labels, or from the shape of the model's only output.
 
     Labels of shape (N,) make scores (N, 10) a classifier, 0 and 1 of the shape of a float output
@@ -106,7 +104,7 @@ def _infer_kind(
     return OutputKind("values")
 
 
-def _class_axis(facts: Mapping[str, Any], labels: Mapping[str, Any] | None) -> int | None:
+def _class_axis(facts: OutputFacts, labels: LabelFacts | None) -> int | None:
     """Return the axis of the classes that the labels fit; None for none."""
     if labels is None:
         return None
@@ -123,14 +121,16 @@ def _class_axis(facts: Mapping[str, Any], labels: Mapping[str, Any] | None) -> i
     return next(iter(holding or fitting), None)
 
 
-def _are_binary(labels: Mapping[str, Any]) -> bool:
+def _are_binary(labels: LabelFacts) -> bool:
     low, high = labels["minimum"], labels["maximum"]
-    return bool(labels["whole"]) and low is not None and low >= 0 and high <= 1
+    if low is None or high is None:
+        return False
+    return labels["whole"] and low >= 0 and high <= 1
 
 
-def _binary_kind(facts: Mapping[str, Any], reason: str) -> OutputKind:
+def _binary_kind(facts: OutputFacts, reason: str) -> OutputKind:
     low, high = facts["minimum"], facts["maximum"]
-    if low is not None and low >= 0 and high <= 1:
+    if low is not None and high is not None and low >= 0 and high <= 1:
         reason += ", and its values lie in 0..1"
         return OutputKind("probability", reason=reason, by_labels=True)
     return OutputKind("logit", reason=reason, by_labels=True)
@@ -238,7 +238,7 @@ def binomial_tail(successes: int, trials: int, share: float) -> float:
 def judge_labels(
     kinds: tuple[OutputKind, ...],
     names: Sequence[str],
-    survey: Mapping[str, Any],
+    survey: Survey,
     batches: Callable[[], Iterator[AnswerBatch]],
     allow_chance: bool,
 ) -> tuple[tuple[OutputKind, ...], Labels]:
@@ -255,7 +255,7 @@ def judge_labels(
     """
     if survey["labels"] is None:
         return kinds, Labels()
-    unused = _unused(kinds, names, survey)
+    unused = _unused(kinds, names, survey["outputs"], survey["labels"])
     if unused:
         return kinds, Labels(unused=unused)
     # The same labels may fit several heads of a model; their accuracy then shows the labelled one.
@@ -295,23 +295,24 @@ def judge_labels(
     )
 
 
-def _unused(kinds: Sequence[OutputKind], names: Sequence[str], survey: Mapping[str, Any]) -> str:
+def _unused(
+    kinds: Sequence[OutputKind],
+    names: Sequence[str],
+    outputs: Sequence[OutputFacts],
+    labels: LabelFacts,
+) -> str:
     """Return the reason for not using the labels; "" if they fit, or are plainly wrong."""
-    labels = survey["labels"]
     summary = f"they are {labels['dtype']} {labels['shape']} for each sample"
     if labels["minimum"] is not None:
         summary += f", from {labels['minimum']:g} to {labels['maximum']:g}"
     if not any(kind.kind in DECIDING for kind in kinds):
-        shapes = ", ".join(
-            f"{name} {facts['dtype']} {facts['shape'][1:]}"
-            for name, facts in zip(names, survey["outputs"], strict=True)
-        )
+        shapes = ", ".join(map(_describe_output, names, outputs))
         return (
             f"{summary}, and no output is known to decide between classes ({shapes}); a manifest "
             'can name one that does: [[outputs]] kind = "scores", "logit" or "probability"'
         )
     first = next(i for i, kind in enumerate(kinds) if kind.kind in DECIDING)
-    forms = survey["outputs"][first]["forms"]
+    forms = outputs[first]["forms"]
     is_guess = kinds[first].kind == "scores" and bool(kinds[first].reason)
     if is_guess and _are_binary(labels) and "values" in forms and not kinds[first].by_labels:
         return (
@@ -319,6 +320,11 @@ def _unused(kinds: Sequence[OutputKind], names: Sequence[str], survey: Mapping[s
             f'kind = "logit" or "probability" for {names[first]} judges each class separately'
         )
     return ""
+
+
+def _describe_output(name: str, facts: OutputFacts) -> str:
+    """Return the type and the shape of one sample's answer: "logits float32 [1000]"."""
+    return f"{name} {facts['dtype']} {facts['shape'][1:]}"
 
 
 def _candidates(

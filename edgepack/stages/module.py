@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepack import files, passes
 from edgepack.cache import Cache, digest
@@ -27,6 +27,10 @@ from edgepack.stages.cached import record_document, to_document
 from edgepack.stages.code import UserCode
 from edgepack.stages.graph import export_again
 from edgepack.stages.measure import measure
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 WEIGHTS = "weights.safetensors"
 # Bound on the difference between a replayed module's answers and the pass's own, relative to the
@@ -84,8 +88,12 @@ def _notes_of(ledger: Ledger, stage: str) -> set[str]:
 
 
 def _parts(
-    step: passes.Step, options: Any, before: Source, context: BuildContext, code: UserCode
-) -> dict[str, Any]:
+    step: passes.Step,
+    options: passes.options.PassOptions,
+    before: Source,
+    context: BuildContext,
+    code: UserCode,
+) -> dict[str, object]:
     """Return the key parts of a pass's result."""
     needs = options.needs
     example = context.reference.feeds[0]
@@ -115,13 +123,13 @@ def _parts(
 
 def _through_cache(
     step: passes.Step,
-    options: Any,
+    options: passes.options.PassOptions,
     before: Source,
     context: BuildContext,
     code: UserCode,
     key: str,
     stage: Stage,
-) -> tuple[Any, Mapping[str, Any], bytes]:
+) -> tuple[nn.Module, Mapping[str, Any], bytes]:
     """Return the module after a pass, its cached document, and its weights as safetensors.
 
     The module is always replayed from the recipe, on a miss as well: a later build, and the
@@ -185,7 +193,7 @@ def _later_steps(needs: Sequence[str], context: BuildContext) -> list[tuple[str,
     return [(step.name, step) for step in context.request.chain if step.name in needs]
 
 
-def _copy_module(before: Source, step: passes.Step) -> Any:
+def _copy_module(before: Source, step: passes.Step) -> nn.Module:
     """Return a copy of the module, for a pass to change."""
     try:
         return copy.deepcopy(before.module)
@@ -198,11 +206,11 @@ def _copy_module(before: Source, step: passes.Step) -> Any:
         ) from error
 
 
-def _serialize(module: Any) -> bytes:
+def _serialize(module: nn.Module) -> bytes:
     """Serialize a state dict as safetensors; a shared tensor has the first of its names."""
     from safetensors.torch import save
 
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, torch.Tensor] = {}
     visited: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not hasattr(tensor, "detach"):
@@ -218,14 +226,16 @@ def _serialize(module: Any) -> bytes:
     return bytes(save(tensors))
 
 
-def _load(module: Any, weights: bytes, step: passes.Step) -> None:
+def _load(module: nn.Module, weights: bytes, step: passes.Step) -> None:
     from safetensors.torch import load
 
     load_state(Path(f"{step.name}'s result"), module, load(weights))
     module.eval()
 
 
-def _check_replay(result: Any, replayed: Any, pass_context: Context, step: passes.Step) -> None:
+def _check_replay(
+    result: nn.Module, replayed: nn.Module, pass_context: Context, step: passes.Step
+) -> None:
     """Require that the replayed module answers as the pass's own. Raises ChainError."""
     import torch
 

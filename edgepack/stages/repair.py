@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from edgepack.runtime.session.rounding import rounded
 from edgepack.stages.cached import run_cached
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
 
+if TYPE_CHECKING:
+    import onnx
+
 # Samples per feed for ranking the layers.
 BATCH = 4
 # Layers that a note names.
@@ -47,7 +50,7 @@ HALF = 0.5
 
 
 def repair(
-    before: Graph, result: Graph, parts: Mapping[str, Any], trials: Callable[[], Trials],
+    before: Graph, result: Graph, parts: Mapping[str, object], trials: Callable[[], Trials],
     context: BuildContext,
 ) -> Graph:  # fmt: skip
     """Return the graph of a pass; with layers returned to float if it missed a gate.
@@ -124,7 +127,7 @@ class _Search:
         # Quality by the layers in float; the empty tuple is the result of the pass.
         self.tried: dict[tuple[str, ...], Measurement] = {(): quality}
 
-    def result(self, calibration: Samples) -> PassResult[Any]:
+    def result(self, calibration: Samples) -> PassResult[onnx.ModelProto]:
         """Return the repaired model, or the closest to the gates, with details for `_notes`."""
         started = time.perf_counter()
         names = self.trials.names
@@ -193,7 +196,7 @@ class _Search:
             snr = math.inf
         return -len(self._missed(floats)), points, snr
 
-    def _summarize(self, floats: tuple[str, ...]) -> dict[str, Any]:
+    def _summarize(self, floats: tuple[str, ...]) -> dict[str, object]:
         snr, points = summarize_quality(self.tried[floats])
         gates = [describe_gate(gate) for gate in self._missed(floats)]
         return {"layers": len(floats), "snr_db": snr, "metric_points": points, "missed": gates}
