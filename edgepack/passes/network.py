@@ -27,12 +27,12 @@ SPELT = 6
 MASKED = 1e4
 
 
-def arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+def make_arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
     """Return the positional arguments of the module for a feed by input name."""
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
 
 
-def ask(module: nn.Module, example: Sequence[Any]) -> list[Any]:
+def run_network(module: nn.Module, example: Sequence[Any]) -> list[Any]:
     """Call a module without gradients and return its outputs as a list.
 
     The inputs are cloned, since a network may write into them.
@@ -42,7 +42,7 @@ def ask(module: nn.Module, example: Sequence[Any]) -> list[Any]:
     return list(answer) if isinstance(answer, (tuple, list)) else [answer]
 
 
-def alike(expected: Any, actual: Any, tolerance: float) -> bool:
+def are_outputs_equal(expected: Any, actual: Any, tolerance: float) -> bool:
     """Return True if two outputs are equal up to rounding.
 
     Infinities and NaN must agree exactly. Finite values may differ by `tolerance` times the largest
@@ -78,7 +78,7 @@ def count_macs(module: nn.Module, example: Sequence[Any]) -> dict[str, int]:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            ask(module, example)
+            run_network(module, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
     counts = counter.get_flop_counts()
@@ -98,13 +98,13 @@ def is_transposed(module: nn.Module) -> bool:
     return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
 
 
-def shared_weights(module: nn.Module) -> set[int]:
+def find_shared_weights(module: nn.Module) -> set[int]:
     """Return the ids of the parameters that have several names."""
     names = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     return {key for key, count in names.items() if count > 1}
 
 
-def select(
+def select_layers(
     name: str, names: Sequence[str], include: Sequence[str], exclude: Sequence[str]
 ) -> set[str]:
     """Return the layer names that the options include and exclude leave to a pass.
@@ -142,25 +142,25 @@ def select(
 
 
 @contextmanager
-def in_place_of(module: nn.Module, parts: Mapping[str, Any]) -> Iterator[None]:
+def substitute_submodules(module: nn.Module, parts: Mapping[str, Any]) -> Iterator[None]:
     """Substitute submodules within the context, and restore them on exit."""
     before = {name: module.get_submodule(name) for name in parts}
     try:
         for name, part in parts.items():
-            put(module, name, part)
+            replace_submodule(module, name, part)
         yield
     finally:
         for name, part in before.items():
-            put(module, name, part)
+            replace_submodule(module, name, part)
 
 
-def put(module: nn.Module, name: str, part: nn.Module) -> None:
+def replace_submodule(module: nn.Module, name: str, part: nn.Module) -> None:
     """Replace the submodule of this name."""
     parent, _, last = name.rpartition(".")
     setattr(module.get_submodule(parent), last, part)
 
 
-def grouped(reasons: Mapping[str, str]) -> list[str]:
+def group_by_reason(reasons: Mapping[str, str]) -> list[str]:
     """Group layers by the reason for which they were skipped, one sentence per reason.
 
     {"a": "its weights are shared", "b": "its weights are shared"} gives

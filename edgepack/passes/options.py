@@ -81,7 +81,9 @@ def read_options(name: str, kind: type[Options], options: Mapping[str, object]) 
     return kind(**options)
 
 
-def wrong(name: str, option: str, value: object, why: str, hint: str = "") -> ChainError:
+def make_option_error(
+    name: str, option: str, value: object, why: str, hint: str = ""
+) -> ChainError:
     """Return the error for an invalid value of an option; its code is `NAME-option`."""
     return ChainError(
         f"{name}-option",
@@ -91,7 +93,7 @@ def wrong(name: str, option: str, value: object, why: str, hint: str = "") -> Ch
     )
 
 
-def number(
+def check_number(
     name: str,
     option: str,
     value: object,
@@ -109,26 +111,26 @@ def number(
     valid = isinstance(value, (int, float)) and isinstance(value, kinds) and low <= value <= high
     if isinstance(value, bool) or not valid:
         bounds = f">= {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
-        raise wrong(name, option, value, f"it must be {kind} {bounds}")
+        raise make_option_error(name, option, value, f"it must be {kind} {bounds}")
 
 
-def flag(name: str, option: str, value: object) -> None:
+def check_flag(name: str, option: str, value: object) -> None:
     """Raise unless the value is true or false."""
     if not isinstance(value, bool):
-        raise wrong(name, option, value, "it must be true or false")
+        raise make_option_error(name, option, value, "it must be true or false")
 
 
-def text(name: str, option: str, value: object) -> None:
+def check_text(name: str, option: str, value: object) -> None:
     """Raise unless the value is text."""
     if not isinstance(value, str):
-        raise wrong(name, option, value, "it must be text")
+        raise make_option_error(name, option, value, "it must be text")
 
 
-def one_of(name: str, option: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, option: str, value: object, choices: Iterable[str]) -> None:
     """Raise unless the value is one of the choices."""
     choices = tuple(choices)
     if value not in choices:
-        raise wrong(
+        raise make_option_error(
             name,
             option,
             value,
@@ -137,7 +139,7 @@ def one_of(name: str, option: str, value: object, choices: Iterable[str]) -> Non
         )
 
 
-def several(value: object) -> tuple[object, ...]:
+def split_values(value: object) -> tuple[object, ...]:
     """Return an option's values: "a,b" on the command line, a TOML list, or a single value."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -239,14 +239,16 @@ def _check_replay(
     """Require that the replayed module answers as the pass's own. Raises ChainError."""
     import torch
 
-    from edgepack.passes.network import alike
+    from edgepack.passes.network import are_outputs_equal
 
     run = [
         torch_run(module, pass_context.inputs)(pass_context.example)
         for module in (result, replayed)
     ]
     for answer, replay in zip(*run, strict=True):
-        if not alike(torch.from_numpy(answer), torch.from_numpy(replay), REPLAY_TOLERANCE):
+        if not are_outputs_equal(
+            torch.from_numpy(answer), torch.from_numpy(replay), REPLAY_TOLERANCE
+        ):
             raise ChainError(
                 "chain-replay",
                 f"the recipe of {step.name} does not reproduce its network",

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgepack.errors import ChainError
-from edgepack.passes.network import alike
+from edgepack.passes.network import are_outputs_equal
 from edgepack.passes.prune import PruneOptions, prune
 from support.module_nets import given, seeded
 
@@ -20,17 +20,17 @@ from support.module_nets import given, seeded
 @pytest.mark.parametrize("hidden", [-math.inf, math.inf, math.nan, -1e9, -3e38], ids=str)
 def test_a_masked_score_does_not_hide_the_others(hidden: float) -> None:
     one = torch.tensor([1.0, -2.0, hidden])
-    assert alike(one, one.clone(), 0.0)
-    assert alike(one, one + torch.tensor([1e-5, 0.0, 0.0]), 1e-4)
-    assert not alike(one, one + torch.tensor([1e-2, 0.0, 0.0]), 1e-4)
-    assert not alike(one, torch.tensor([1.0, -2.0, 3.0]), 1e-4)
+    assert are_outputs_equal(one, one.clone(), 0.0)
+    assert are_outputs_equal(one, one + torch.tensor([1e-5, 0.0, 0.0]), 1e-4)
+    assert not are_outputs_equal(one, one + torch.tensor([1e-2, 0.0, 0.0]), 1e-4)
+    assert not are_outputs_equal(one, torch.tensor([1.0, -2.0, 3.0]), 1e-4)
 
 
 def test_shapes_and_nothing_at_all() -> None:
-    assert alike(torch.ones(0), torch.ones(0), 0.0)
-    assert not alike(torch.ones(2), torch.ones(2, 1), 1.0)
-    assert alike(torch.tensor([math.inf]), torch.tensor([math.inf]), 0.0)
-    assert not alike(torch.tensor([math.inf]), torch.tensor([-math.inf]), 1.0)
+    assert are_outputs_equal(torch.ones(0), torch.ones(0), 0.0)
+    assert not are_outputs_equal(torch.ones(2), torch.ones(2, 1), 1.0)
+    assert are_outputs_equal(torch.tensor([math.inf]), torch.tensor([math.inf]), 0.0)
+    assert not are_outputs_equal(torch.tensor([math.inf]), torch.tensor([-math.inf]), 1.0)
 
 
 class Mean(nn.Module):

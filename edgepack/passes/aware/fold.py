@@ -15,7 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgepack.errors import ChainError
 from edgepack.passes.aware.trace import Trace, Value, trace
-from edgepack.passes.network import alike, ask, put, shared_weights
+from edgepack.passes.network import (
+    are_outputs_equal,
+    find_shared_weights,
+    replace_submodule,
+    run_network,
+)
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # Permitted change of the outputs by folding, relative to the largest value: rounding alone.
@@ -34,7 +39,7 @@ def find_folds(
     followed = {n: p for n, p in parts.items() if isinstance(p, (*LAYERS, _BatchNorm))}
     record = trace(network, followed, example)
     # Folding a shared weight would change the output of its other owner.
-    shared = shared_weights(network)
+    shared = find_shared_weights(network)
     folds: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, norm in followed.items():
@@ -90,7 +95,7 @@ def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[torch.T
     Raises:
         ChainError: distill-fold if the outputs of the network change.
     """
-    before = ask(network, example)
+    before = run_network(network, example)
     # y = f (W x + b - mean) + beta = (f W) x + (f (b - mean) + beta), f = gamma / sqrt(var + eps)
     with torch.no_grad():
         for name, norm_name in folds.items():
@@ -107,8 +112,8 @@ def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[torch.T
             _fold_one(network, name, norm_name)
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-    after = ask(network, example)
-    if not all(alike(*pair, TOLERANCE) for pair in zip(before, after, strict=True)):
+    after = run_network(network, example)
+    if not all(are_outputs_equal(*pair, TOLERANCE) for pair in zip(before, after, strict=True)):
         worst = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
         raise ChainError(
             "distill-fold",
@@ -131,4 +136,4 @@ def _fold_one(network: nn.Module, name: str, norm: str) -> None:
     if layer.bias is None:
         zeros = layer.weight.detach().new_zeros(len(layer.weight))
         layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
-    put(network, norm, nn.Identity().eval())
+    replace_submodule(network, norm, nn.Identity().eval())

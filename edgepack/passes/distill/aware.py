@@ -11,7 +11,7 @@ from edgepack.passes.aware.fold import find_folds, fold
 from edgepack.passes.aware.sites import find_sites
 from edgepack.passes.distill.teacher import answer_of
 from edgepack.passes.module import Context
-from edgepack.passes.network import arguments, grouped
+from edgepack.passes.network import group_by_reason, make_arguments
 from edgepack.passes.quantize.options import NAME as QUANTIZE
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.training.training_set import TrainingSet
@@ -40,7 +40,7 @@ class Aware:
         self.student = student
         later = context.later.get(QUANTIZE) or QuantizeOptions()
         self.options = cast("QuantizeOptions", later)
-        example = arguments(context, context.example)
+        example = make_arguments(context, context.example)
         with torch.no_grad():
             answer_of(student, [tensor.clone() for tensor in example])
         self.folds, self.unfolded = find_folds(student, example)
@@ -50,7 +50,7 @@ class Aware:
             raise ChainError(
                 "distill-aware",
                 "no layer of the network can be trained for int8",
-                why="; ".join(grouped(self.sites.skipped))
+                why="; ".join(group_by_reason(self.sites.skipped))
                 or "it has no convolution or linear layer",
                 hint="aware=false: quantize needs no training",
             )
@@ -91,8 +91,12 @@ class Aware:
             f"{len(self.sites.layers)} layers in integers, "
             f"{folded} batch norm{'s' * (folded != 1)} folded into the layers before."
         )
-        skipped = [f"Trained as float: {sentence}." for sentence in grouped(self.sites.skipped)]
-        stay = [f"Batch norm not folded: {sentence}." for sentence in grouped(self.unfolded)]
+        skipped = [
+            f"Trained as float: {sentence}." for sentence in group_by_reason(self.sites.skipped)
+        ]
+        stay = [
+            f"Batch norm not folded: {sentence}." for sentence in group_by_reason(self.unfolded)
+        ]
         return (done, *skipped, *stay, *self._advice())
 
     def _advice(self) -> tuple[str, ...]:

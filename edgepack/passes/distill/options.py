@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from edgepack.passes.options import PassOptions, flag, number, several, text, wrong
+from edgepack.passes.options import (
+    PassOptions,
+    check_flag,
+    check_number,
+    check_text,
+    make_option_error,
+    split_values,
+)
 from edgepack.passes.quantize.options import NAME as QUANTIZE
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.training.options import TrainingOptions
@@ -56,21 +63,21 @@ class DistillOptions(TrainingOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         for option in ("student", "features"):
-            text(self.NAME, option, getattr(self, option))
+            check_text(self.NAME, option, getattr(self, option))
         if not isinstance(self.student_args, Mapping):
-            raise wrong(
+            raise make_option_error(
                 self.NAME, "student_args", self.student_args, "it must be a table", "{ width = 8 }"
             )
-        number(self.NAME, "drop", self.drop, 0, 0.99)
-        number(self.NAME, "temperature", self.temperature, 0.1, 100)
-        number(self.NAME, "alpha", self.alpha, 0, 1)
-        number(self.NAME, "cosine", self.cosine, 0, math.inf)
-        number(self.NAME, "feature_weight", self.feature_weight, 0, math.inf)
-        flag(self.NAME, "aware", self.aware)
+        check_number(self.NAME, "drop", self.drop, 0, 0.99)
+        check_number(self.NAME, "temperature", self.temperature, 0.1, 100)
+        check_number(self.NAME, "alpha", self.alpha, 0, 1)
+        check_number(self.NAME, "cosine", self.cosine, 0, math.inf)
+        check_number(self.NAME, "feature_weight", self.feature_weight, 0, math.inf)
+        check_flag(self.NAME, "aware", self.aware)
         object.__setattr__(self, "layers", self._read_layers(self.layers))
         students = [option for option in ("student", "layers", "drop") if getattr(self, option)]
         if len(students) > 1:
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 students[1],
                 getattr(self, students[1]),
@@ -78,7 +85,7 @@ class DistillOptions(TrainingOptions):
                 "remove one of them",
             )
         if self.student_args and not self.student:
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 "student_args",
                 dict(self.student_args),
@@ -86,7 +93,7 @@ class DistillOptions(TrainingOptions):
                 'student = "file.py:factory"',
             )
         if self.aware and self.student:
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 "aware",
                 self.aware,
@@ -94,7 +101,7 @@ class DistillOptions(TrainingOptions):
                 "train it first: --chain distill:student=...,distill:aware=true,quantize",
             )
         if self.aware and self.precision not in ("auto", "fp32"):
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 "precision",
                 self.precision,
@@ -105,13 +112,13 @@ class DistillOptions(TrainingOptions):
     def _read_layers(self, value: object) -> tuple[int, ...]:
         """Convert "0,2,4", a number, or a list of numbers to ascending positions."""
         positions = []
-        for part in several(value):
+        for part in split_values(value):
             if isinstance(part, str) and part.isdecimal():
                 part = int(part)
-            number(self.NAME, "layers", part, 0, whole=True)
+            check_number(self.NAME, "layers", part, 0, whole=True)
             positions.append(part)
         if positions != sorted(set(positions)):  # type: ignore[type-var]
-            raise wrong(
+            raise make_option_error(
                 self.NAME, "layers", value, "it must ascend and not repeat a layer", "0,2,4"
             )
         return tuple(positions)  # type: ignore[arg-type]

@@ -40,9 +40,9 @@ class Teacher:
 
     def ask(self, feed: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Return the outputs for a feed, which is cloned: the network may write into its inputs."""
-        from edgepack.passes.network import ask
+        from edgepack.passes.network import run_network
 
-        return tuple(ask(self.network, feed))
+        return tuple(run_network(self.network, feed))
 
     def answers(
         self, members: np.ndarray, feed: Sequence[torch.Tensor]

@@ -14,7 +14,13 @@ from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
 from edgepack.passes.factorize.spectrum import Spectrum, spectrum
 from edgepack.passes.factorize.split import fill, split
 from edgepack.passes.module import Context, ModuleResult
-from edgepack.passes.network import arguments, count_macs, grouped, put, select
+from edgepack.passes.network import (
+    count_macs,
+    group_by_reason,
+    make_arguments,
+    replace_submodule,
+    select_layers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,16 +30,18 @@ def factorize_module(
     module: nn.Module, options: FactorizeOptions, context: Context
 ) -> ModuleResult:
     """Factorize the module's layers; see `factorize`."""
-    example = arguments(context, context.example)
+    example = make_arguments(context, context.example)
     layers, skipped = find_layers(module, example)
-    selection = select(options.NAME, [x.name for x in layers], options.include, options.exclude)
+    selection = select_layers(
+        options.NAME, [x.name for x in layers], options.include, options.exclude
+    )
     skipped |= {x.name: "the options exclude it" for x in layers if x.name not in selection}
     layers = [layer for layer in layers if layer.name in selection]
     if not layers:
         raise ChainError(
             "factorize-nothing",
             "no layer of the network can be factorized",
-            why="; ".join(grouped(skipped)) or "it has no Linear and no convolution",
+            why="; ".join(group_by_reason(skipped)) or "it has no Linear and no convolution",
             hint="remove factorize from the chain",
         )
     spectra = _spectra(module, layers, options, context)
@@ -51,7 +59,7 @@ def factorize_module(
         if layer.name in ranks:
             pair = split(layer.module, ranks[layer.name], options.measured)
             fill(pair, layer, spectra[layer.name])
-            put(module, layer.name, pair)
+            replace_submodule(module, layer.name, pair)
     details = _details(choices, ranks, macs, count_macs(module, example), options)
     recipe = {"ranks": ranks, "bias": options.measured}
     return ModuleResult(
@@ -171,4 +179,4 @@ def _format_notes(
 
 def _format_skipped(skipped: Mapping[str, str]) -> tuple[str, ...]:
     """Return a note for each reason for which layers were skipped."""
-    return tuple(f"not factorized: {sentence}" for sentence in grouped(skipped))
+    return tuple(f"not factorized: {sentence}" for sentence in group_by_reason(skipped))

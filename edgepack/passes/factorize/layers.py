@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from edgepack.passes.network import alike, ask, in_place_of, is_transposed, shared_weights
+from edgepack.passes.network import (
+    are_outputs_equal,
+    find_shared_weights,
+    is_transposed,
+    run_network,
+    substitute_submodules,
+)
 
 # Permitted difference of the outputs with a wrapped layer, relative to the largest value.
 TOLERANCE = 1e-4
@@ -74,7 +80,7 @@ def find_layers(
         module: the network.
         example: the arguments of one call.
     """
-    shared = shared_weights(module)
+    shared = find_shared_weights(module)
     # A module may be registered under several names; its factors would replace only one of them.
     occurrences = Counter(id(part) for _, part in module.named_modules(remove_duplicate=False))
     layers: dict[str, Layer] = {}
@@ -153,7 +159,7 @@ def _find_special(
         if type(layer) not in (nn.Linear, *CONVOLUTIONS) and not is_transposed(layer):
             hooks.append(layer.register_forward_hook(make_hook(name)))
     try:
-        ask(module, example)
+        run_network(module, example)
     finally:
         for hook in hooks:
             hook.remove()
@@ -175,16 +181,18 @@ def _find_irreplaceable(
     module: nn.Module, names: Sequence[str], example: Sequence[torch.Tensor]
 ) -> dict[str, str]:
     """Find layers that the network uses other than by calling them; name -> reason."""
-    expected = ask(module, example)
+    expected = run_network(module, example)
 
     def call(selected: Sequence[str]) -> list[str]:
         """Run the network with wrapped layers; return the layers that were not called."""
         probes = {name: Probe(module.get_submodule(name)) for name in selected}
         for probe in probes.values():
             probe.eval()
-        with in_place_of(module, probes):
-            answer = ask(module, example)
-        if not all(alike(*pair, TOLERANCE) for pair in zip(expected, answer, strict=True)):
+        with substitute_submodules(module, probes):
+            answer = run_network(module, example)
+        if not all(
+            are_outputs_equal(*pair, TOLERANCE) for pair in zip(expected, answer, strict=True)
+        ):
             raise ValueError("its kind of module changes the output")
         return [name for name, probe in probes.items() if not probe.calls]
 

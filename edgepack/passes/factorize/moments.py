@@ -11,7 +11,7 @@ import torch
 from edgepack.errors import ChainError
 from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer
 from edgepack.passes.module import Context
-from edgepack.passes.network import arguments
+from edgepack.passes.network import make_arguments
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,7 +82,7 @@ def observe(
         # Not inference_mode: tensors that the network stores may need gradients in a later pass.
         with torch.no_grad():
             for batch in samples.batches(batch_size):
-                module(*arguments(context, batch.inputs))
+                module(*make_arguments(context, batch.inputs))
                 count += batch.count
                 context.progress.tell(f"{count:,} calibration samples")
     finally:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgepack.passes.options import PassOptions, number, one_of, several, text, wrong
+from edgepack.passes.options import (
+    PassOptions,
+    check_choice,
+    check_number,
+    check_text,
+    make_option_error,
+    split_values,
+)
 from edgepack.passes.prune.options import PruneOptions
 
 METHODS = ("activation", "svd")
@@ -45,20 +52,20 @@ class FactorizeOptions(PassOptions):
     NAME: ClassVar[str] = "factorize"
 
     def __post_init__(self) -> None:
-        number(self.NAME, "parameters", self.parameters, 0, 0.99)
-        number(self.NAME, "energy", self.energy, 0, 0.999999)
-        number(self.NAME, "snr_db", self.snr_db, 0, 100)
-        one_of(self.NAME, "method", self.method, METHODS)
-        number(self.NAME, "round_to", self.round_to, 1, 1024, whole=True)
-        number(self.NAME, "batch_size", self.batch_size, 1, whole=True)
+        check_number(self.NAME, "parameters", self.parameters, 0, 0.99)
+        check_number(self.NAME, "energy", self.energy, 0, 0.999999)
+        check_number(self.NAME, "snr_db", self.snr_db, 0, 100)
+        check_choice(self.NAME, "method", self.method, METHODS)
+        check_number(self.NAME, "round_to", self.round_to, 1, 1024, whole=True)
+        check_number(self.NAME, "batch_size", self.batch_size, 1, whole=True)
         for option in ("include", "exclude"):
-            patterns = several(getattr(self, option))
+            patterns = split_values(getattr(self, option))
             for pattern in patterns:
-                text(self.NAME, option, pattern)
+                check_text(self.NAME, option, pattern)
             object.__setattr__(self, option, patterns)
         bounds = [option for option in BOUNDS if getattr(self, option)]
         if len(bounds) > 1:
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 bounds[1],
                 getattr(self, bounds[1]),

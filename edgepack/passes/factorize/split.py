@@ -10,7 +10,7 @@ from torch import nn
 
 from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer, plain_kind
 from edgepack.passes.factorize.spectrum import Spectrum
-from edgepack.passes.network import is_transposed, put
+from edgepack.passes.network import is_transposed, replace_submodule
 
 
 def split_all(module: nn.Module, ranks: Mapping[str, int], bias: bool) -> nn.Module:
@@ -22,7 +22,7 @@ def split_all(module: nn.Module, ranks: Mapping[str, int], bias: bool) -> nn.Mod
         bias: True to add a bias to layers that have none.
     """
     for name, rank in ranks.items():
-        put(module, name, split(module.get_submodule(name), rank, bias))
+        replace_submodule(module, name, split(module.get_submodule(name), rank, bias))
     return module
 
 

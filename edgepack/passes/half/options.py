@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgepack.passes.options import PassOptions, number, several, wrong
+from edgepack.passes.options import PassOptions, check_number, make_option_error, split_values
 from edgepack.passes.quantize.options import QuantizeOptions
 
 # On the device, values may be four times the largest that calibration measured.
@@ -33,13 +33,13 @@ class HalfOptions(PassOptions):
         return ("calibration",)
 
     def __post_init__(self) -> None:
-        names = several(self.keep)
+        names = split_values(self.keep)
         for name in names:
             if not isinstance(name, str):
-                raise wrong("half", "keep", self.keep, "expected names of nodes")
+                raise make_option_error("half", "keep", self.keep, "expected names of nodes")
         object.__setattr__(self, "keep", names)
-        number("half", "margin", self.margin, 1.0, 65504.0)
-        number("half", "batch_size", self.batch_size, 1, whole=True)
+        check_number("half", "margin", self.margin, 1.0, 65504.0)
+        check_number("half", "batch_size", self.batch_size, 1, whole=True)
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Return why `half` cannot follow the earlier passes; "" if it can.

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from edgepack.errors import ChainError, missing_package
-from edgepack.passes.network import is_transposed, shared_weights
+from edgepack.passes.network import find_shared_weights, is_transposed
 from edgepack.passes.prune.bounded_groups import ENDLESS, proposed_by
 from edgepack.passes.prune.cut import Cut, is_channelwise
 
@@ -151,7 +151,7 @@ def find_groups(module: nn.Module, example: Sequence[torch.Tensor]) -> Grouping:
         ) from error
     names = {id(part): name for name, part in traced.named_modules()}
     names |= {id(parameter): name for name, parameter in traced.named_parameters()}
-    shared = shared_weights(traced)
+    shared = find_shared_weights(traced)
     grouping = Grouping()
     grouping.skip([names[id(part)] for part in endless], ENDLESS)
     foreign = [name for name, part in traced.named_modules() if is_transposed(part)]

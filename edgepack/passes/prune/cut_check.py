@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from edgepack.passes.network import alike, ask
+from edgepack.passes.network import are_outputs_equal, run_network
 from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Trial:
             _blind(masked, slices)
         except CutError as error:
             return str(error)
-        expected_outputs = ask(masked, self.example)
+        expected_outputs = run_network(masked, self.example)
         if not all(
             bool(expected_output.isfinite().any())
             for expected_output in expected_outputs
@@ -63,14 +63,14 @@ class Trial:
         ):
             return "it cannot be tested: with perturbed weights the output is not finite"
         try:
-            outputs = ask(pruned, self.example)
+            outputs = run_network(pruned, self.example)
         except Exception as error:  # noqa: BLE001  whatever a forward raises with another shape
             lines = str(error).strip().splitlines()
             return f"the network fails with fewer channels ({lines[-1] if lines else error!r})"
         for expected_output, output in zip(expected_outputs, outputs, strict=True):
             if expected_output.shape != output.shape:
                 return "the shape of the network's output would change"
-            if not alike(expected_output, output, TOLERANCE):
+            if not are_outputs_equal(expected_output, output, TOLERANCE):
                 return "its channels are also read by parts of the network other than its layers"
         return ""
 

@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
-from edgepack.passes.network import arguments
+from edgepack.passes.network import make_arguments
 from edgepack.passes.prune.channel_groups import Group, Slice
 from edgepack.passes.prune.cut import is_channelwise
 from edgepack.passes.prune.options import PruneOptions
@@ -138,7 +138,7 @@ def by_taylor(
     count, by_labels = 0, None
     for batch in context.training.batches(options.batch_size):
         with torch.enable_grad():
-            answer = module(*arguments(context, batch.inputs))
+            answer = module(*make_arguments(context, batch.inputs))
             outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
             loss = _loss_of_labels(outputs, batch.labels, context)
             # The first batch decides: losses and projections are not on the same scale.

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgepack.passes.options import PassOptions, flag, number, one_of, several, text, wrong
+from edgepack.passes.options import (
+    PassOptions,
+    check_choice,
+    check_flag,
+    check_number,
+    check_text,
+    make_option_error,
+    split_values,
+)
 
 BUDGETS = ("parameters", "macs")
 IMPORTANCES = ("l1", "l2", "taylor")
@@ -53,22 +61,22 @@ class PruneOptions(PassOptions):
     NAME: ClassVar[str] = "prune"
 
     def __post_init__(self) -> None:
-        number(self.NAME, "structured", self.structured, 0, 0.99)
-        number(self.NAME, "unstructured", self.unstructured, 0, 0.99)
-        one_of(self.NAME, "pattern", self.pattern, PATTERNS)
-        one_of(self.NAME, "of", self.of, BUDGETS)
-        one_of(self.NAME, "importance", self.importance, IMPORTANCES)
-        flag(self.NAME, "per_layer", self.per_layer)
+        check_number(self.NAME, "structured", self.structured, 0, 0.99)
+        check_number(self.NAME, "unstructured", self.unstructured, 0, 0.99)
+        check_choice(self.NAME, "pattern", self.pattern, PATTERNS)
+        check_choice(self.NAME, "of", self.of, BUDGETS)
+        check_choice(self.NAME, "importance", self.importance, IMPORTANCES)
+        check_flag(self.NAME, "per_layer", self.per_layer)
         for option in ("round_to", "samples", "batch_size"):
-            number(self.NAME, option, getattr(self, option), 1, whole=True)
-        number(self.NAME, "seed", self.seed, 0, 2**63 - 1, whole=True)
+            check_number(self.NAME, option, getattr(self, option), 1, whole=True)
+        check_number(self.NAME, "seed", self.seed, 0, 2**63 - 1, whole=True)
         for option in ("include", "exclude"):
-            patterns = several(getattr(self, option))
+            patterns = split_values(getattr(self, option))
             for pattern in patterns:
-                text(self.NAME, option, pattern)
+                check_text(self.NAME, option, pattern)
             object.__setattr__(self, option, patterns)
         if self.unstructured and self.pattern:
-            raise wrong(
+            raise make_option_error(
                 self.NAME,
                 "unstructured",
                 self.unstructured,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from edgepack.passes.module import Context, ModuleResult
-from edgepack.passes.network import grouped
+from edgepack.passes.network import group_by_reason
 from edgepack.passes.prune.options import PruneOptions
 from edgepack.passes.prune.structured import PrunedChannels, prune_channels
 from edgepack.passes.prune.zeros import PrunedWeights, prune_weights
@@ -47,7 +47,9 @@ def _format_channels(result: PrunedChannels, options: PruneOptions) -> list[str]
         lost = sum(before - after for before, after in heads.values())
         total = sum(before for before, _ in heads.values())
         notes.append(f"removed {lost} of {total} attention heads in {len(heads)} layers")
-    return notes + [f"channels not pruned: {sentence}" for sentence in grouped(result.skipped)]
+    return notes + [
+        f"channels not pruned: {sentence}" for sentence in group_by_reason(result.skipped)
+    ]
 
 
 def _figures(result: PrunedWeights) -> dict[str, Any]:
@@ -74,4 +76,6 @@ def _format_weights(
         ]
     else:
         notes = [f"{share} are zero: the file is no smaller, and no kernel is faster"]
-    return notes + [f"weights not pruned: {sentence}" for sentence in grouped(result.skipped)]
+    return notes + [
+        f"weights not pruned: {sentence}" for sentence in group_by_reason(result.skipped)
+    ]

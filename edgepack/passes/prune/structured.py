@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
-from edgepack.passes.network import arguments, count_macs, select
+from edgepack.passes.network import count_macs, make_arguments, select_layers
 from edgepack.passes.prune.channel_groups import Group, Grouping, find_groups
 from edgepack.passes.prune.cut import Cut, cut
 from edgepack.passes.prune.cut_check import Trial
@@ -43,7 +43,7 @@ def prune_channels(module: nn.Module, options: PruneOptions, context: Context) -
 
     Raises what `prune` raises.
     """
-    example = arguments(context, context.example)
+    example = make_arguments(context, context.example)
     grouping = find_groups(module, example)
     _select_groups(grouping, module, options)
     trial = Trial(module, example)
@@ -98,7 +98,7 @@ def _measure_importance(
     importance, measure = by_taylor(module, grouping.groups, options, context)
     macs = None
     if options.of == "macs":
-        macs = count_macs(module, arguments(context, context.example))
+        macs = count_macs(module, make_arguments(context, context.example))
     # Per unit of the budget: a channel that costs little is worth keeping for a small effect.
     paid = costs(module, grouping.groups, macs)
     return [loss / max(cost, 1.0) for loss, cost in zip(importance, paid, strict=True)], measure
@@ -112,7 +112,7 @@ def _count_removed(slices: Cut, group: Group) -> int:
 def _select_groups(grouping: Grouping, module: nn.Module, options: PruneOptions) -> None:
     """Drop the groups that include and exclude rule out."""
     names = [n for n, part in module.named_modules() if isinstance(part, (nn.Linear, _ConvNd))]
-    selection = select(options.NAME, names, options.include, options.exclude)
+    selection = select_layers(options.NAME, names, options.include, options.exclude)
     for group in list(grouping.groups):
         layers = [name for name in group.producers if name in names]
         if not selection.issuperset(layers):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgepack.errors import ChainError
-from edgepack.passes.network import select
+from edgepack.passes.network import select_layers
 from edgepack.passes.prune.options import PruneOptions
 
 
@@ -52,7 +52,7 @@ def prune_weights(module: nn.Module, options: PruneOptions) -> PrunedWeights:
 def _layers(module: nn.Module, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
     """Return the layers to prune by name, and record why others are skipped."""
     candidates = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
-    selection = select(options.NAME, list(candidates), options.include, options.exclude)
+    selection = select_layers(options.NAME, list(candidates), options.include, options.exclude)
     layers: dict[str, Any] = {}
     weight_ids: set[int] = set()
     for name, layer in candidates.items():

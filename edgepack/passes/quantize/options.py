@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edgepack.errors import ChainError
-from edgepack.passes.options import PassOptions, flag, number, one_of, wrong
+from edgepack.passes.options import (
+    PassOptions,
+    check_choice,
+    check_flag,
+    check_number,
+    make_option_error,
+)
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
 
 NAME = "quantize"
@@ -116,7 +122,7 @@ class QuantizeOptions(PassOptions):
         exclude: object = self.exclude
         names = (exclude,) if isinstance(exclude, str) else tuple(self.exclude)
         object.__setattr__(self, "exclude", names)
-        one_of(NAME, "mode", self.mode, MODES)
+        check_choice(NAME, "mode", self.mode, MODES)
         if not self.rounding:
             self._set("rounding", {"static": "gptq"}.get(self.mode, "nearest"))
         if self.bias_correction is None:
@@ -125,13 +131,13 @@ class QuantizeOptions(PassOptions):
         self._set_form("recurrent", RECURRENT, "float")
         self._set_form("conv3d", VOLUMES, "static")
         for option, words in _WORDS.items():
-            one_of(NAME, option, getattr(self, option), words)
-        flag(NAME, "bias_correction", self.bias_correction)
-        flag(NAME, "repair", self.repair)
-        number(NAME, "alpha", self.alpha, 0, 1)
+            check_choice(NAME, option, getattr(self, option), words)
+        check_flag(NAME, "bias_correction", self.bias_correction)
+        check_flag(NAME, "repair", self.repair)
+        check_number(NAME, "alpha", self.alpha, 0, 1)
         # At 50 the range would shrink to the median.
-        number(NAME, "percentile", self.percentile, 51, 100)
-        number(NAME, "batch_size", self.batch_size, 1, whole=True)
+        check_number(NAME, "percentile", self.percentile, 51, 100)
+        check_number(NAME, "batch_size", self.batch_size, 1, whole=True)
         if self.equalize != "none" and self.mode != "static":
             raise ChainError(
                 "quantize-option",
@@ -174,7 +180,7 @@ class QuantizeOptions(PassOptions):
         gpu = self.scheme in SYMMETRIC
         if not form:
             self._set(option, on_gpu if gpu else forms[0])
-        one_of(NAME, option, getattr(self, option), forms)
+        check_choice(NAME, option, getattr(self, option), forms)
         if gpu and getattr(self, option) not in (on_gpu, "float"):
             raise ChainError(
                 "quantize-option",
@@ -214,4 +220,4 @@ class QuantizeOptions(PassOptions):
 def _check_kernels(option: str, value: object, supported: tuple[int, ...]) -> None:
     if isinstance(value, bool) or value not in supported:
         kernels = "onnxruntime has kernels for " + ", ".join(map(str, supported))
-        raise wrong(NAME, option, value, kernels)
+        raise make_option_error(NAME, option, value, kernels)

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgepack.passes.options import PassOptions, flag, number, one_of, text, wrong
+from edgepack.passes.options import (
+    PassOptions,
+    check_choice,
+    check_flag,
+    check_number,
+    check_text,
+    make_option_error,
+)
 
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("onecycle", "cosine", "constant")
@@ -77,23 +84,23 @@ class TrainingOptions(PassOptions):
     def __post_init__(self) -> None:
         name = self.NAME
         for option in ("epochs", "batch_size", "accumulate", "patience", "checkpoint_steps"):
-            number(name, option, getattr(self, option), 1, whole=True)
-        number(name, "seed", self.seed, 0, 2**31, whole=True)
-        number(name, "lr", self.lr, 0, 10)
-        number(name, "momentum", self.momentum, 0, 0.999)
-        number(name, "weight_decay", self.weight_decay, -1, 1)
-        number(name, "warmup", self.warmup, 0, 0.9)
-        number(name, "clip", self.clip, 0, math.inf)
-        number(name, "holdout", self.holdout, 0, 0.5)
-        one_of(name, "optimizer", self.optimizer, OPTIMIZERS)
-        one_of(name, "schedule", self.schedule, SCHEDULES)
-        one_of(name, "precision", self.precision, PRECISIONS)
-        one_of(name, "stop", self.stop, STOPS)
-        flag(name, "gradient_checkpointing", self.gradient_checkpointing)
-        flag(name, "keep_zeros", self.keep_zeros)
-        text(name, "augment", self.augment)
+            check_number(name, option, getattr(self, option), 1, whole=True)
+        check_number(name, "seed", self.seed, 0, 2**31, whole=True)
+        check_number(name, "lr", self.lr, 0, 10)
+        check_number(name, "momentum", self.momentum, 0, 0.999)
+        check_number(name, "weight_decay", self.weight_decay, -1, 1)
+        check_number(name, "warmup", self.warmup, 0, 0.9)
+        check_number(name, "clip", self.clip, 0, math.inf)
+        check_number(name, "holdout", self.holdout, 0, 0.5)
+        check_choice(name, "optimizer", self.optimizer, OPTIMIZERS)
+        check_choice(name, "schedule", self.schedule, SCHEDULES)
+        check_choice(name, "precision", self.precision, PRECISIONS)
+        check_choice(name, "stop", self.stop, STOPS)
+        check_flag(name, "gradient_checkpointing", self.gradient_checkpointing)
+        check_flag(name, "keep_zeros", self.keep_zeros)
+        check_text(name, "augment", self.augment)
         if self.batch_size % self.accumulate:
-            raise wrong(
+            raise make_option_error(
                 name,
                 "accumulate",
                 self.accumulate,
@@ -101,7 +108,7 @@ class TrainingOptions(PassOptions):
                 f"a divisor of {self.batch_size}",
             )
         if self.stop != "none" and not self.holdout:
-            raise wrong(
+            raise make_option_error(
                 name,
                 "stop",
                 self.stop,

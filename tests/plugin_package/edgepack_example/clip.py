@@ -11,7 +11,7 @@ import numpy as np
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes import GraphPass
-from edgepack.passes.options import PassOptions, number
+from edgepack.passes.options import PassOptions, check_number
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +28,7 @@ class ClipOptions(PassOptions):
     limit: float = 1.0
 
     def __post_init__(self) -> None:
-        number("clip", "limit", self.limit, 0)
+        check_number("clip", "limit", self.limit, 0)
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject integers: their limits are those of their type."""
