@@ -8,10 +8,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgepack.onnx_tools.clean import remove_unused_initializers
 from edgepack.onnx_tools.copies import copied
-from edgepack.onnx_tools.names import FreeNames
 from edgepack.onnx_tools.view import GraphView
+from edgepack.onnx_tools.writer import Writer
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.scheme import Affine, as_half
 from edgepack.passes.quantize.static.placement import Placement
@@ -48,8 +47,7 @@ class _Emitter:
     ) -> None:
         self.view, self.placement = view, placement
         self.quantization, self.weights = quantization, weights
-        self.result = copied(model)
-        self.nodes: list[onnx.NodeProto] = []
+        self.writer = Writer(model, view)
         # By the preferred name; the stored name differs if the graph uses it already.
         self.constants: dict[str, onnx.TensorProto] = {}
         # Scale and zero point by root; apart from the constants, as a layer may have a root's name.
@@ -61,7 +59,6 @@ class _Emitter:
         self.clamped = {
             view.nodes[index].input[0]: name for index, name in placement.clamps.items()
         }
-        self.names = FreeNames(view)
         self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
 
     def model(self) -> onnx.ModelProto:
@@ -79,14 +76,11 @@ class _Emitter:
                     copy.input[slot] = self.dequantized[name]
             self._rewrite(index, copy)
             self._append(copy)
-        graph = self.result.graph
-        del graph.node[:]
-        graph.node.extend(self.nodes)
-        graph.initializer.extend(self.constants.values())
+        initializers = self.writer.result.graph.initializer
+        initializers.extend(self.constants.values())
         for pair in self.parameters.values():
-            graph.initializer.extend(pair)
-        remove_unused_initializers(graph)
-        return self.result
+            initializers.extend(pair)
+        return self.writer.model()
 
     def _rewrite(self, index: int, node: onnx.NodeProto) -> None:
         if index in self.layers:
@@ -120,9 +114,9 @@ class _Emitter:
             is_rounded = name in self.placement.rounded
             node.output[slot] = name
             if is_rounded:
-                node.output[slot] = self.names.tensor(f"{name}_real")
+                node.output[slot] = self.writer.free(f"{name}_real")
             pairs.append((name, node.output[slot]))
-        self.nodes.append(node)
+        self.writer.append(node)
         for name, real in pairs:
             self._quantize(name, real)
 
@@ -133,15 +127,13 @@ class _Emitter:
         """
         root = self.placement.points[name]
         scale, zero_point = self._store_parameters(root)
-        stored = self.names.tensor(f"{name}_quantized")
-        back = name if real != name else self.names.tensor(f"{name}_dequantized")
+        stored = self.writer.free(f"{name}_quantized")
+        back = name if real != name else self.writer.free(f"{name}_dequantized")
         for op, source, output in (
             ("QuantizeLinear", real, stored),
             ("DequantizeLinear", stored, back),
         ):
-            title = self.names.node(f"{name}_{op}")
-            inputs = [source, scale, zero_point]
-            self.nodes.append(helper.make_node(op, inputs, [output], name=title))
+            self.writer.node(op, [source, scale, zero_point], [output], f"{name}_{op}")
         self.dequantized[name] = back
 
     def _store_parameters(self, root: str) -> tuple[str, str]:
@@ -150,10 +142,8 @@ class _Emitter:
             affine = self.quantization[root]
             value = np.array(affine.scale, dtype=np.float32)
             self.parameters[root] = (
-                numpy_helper.from_array(value, self.names.tensor(f"{root}_scale")),
-                numpy_helper.from_array(
-                    affine.stored_zero, self.names.tensor(f"{root}_zero_point")
-                ),
+                numpy_helper.from_array(value, self.writer.free(f"{root}_scale")),
+                numpy_helper.from_array(affine.stored_zero, self.writer.free(f"{root}_zero_point")),
             )
         scale, zero_point = self.parameters[root]
         return scale.name, zero_point.name
@@ -207,26 +197,18 @@ class _Emitter:
 
     def _dequantize_constant(self, base: str, axis: int, output: str) -> str:
         """Append the DQ of a constant and return the name of its output."""
-        output = self.names.tensor(f"{output}_dequantized")
+        output = self.writer.free(f"{output}_dequantized")
         stored = self.constants[f"{base}_quantized"]
         # Layers of one size share an array of zeros.
         zeros = np.zeros(stored.dims[axis], dtype=helper.tensor_dtype_to_np_dtype(stored.data_type))
         zero_point = f"zeros_{zeros.dtype}_{len(zeros)}"
         if zero_point not in self.constants:
             self._store_constant(zero_point, zeros)
-        self.nodes.append(
-            helper.make_node(
-                "DequantizeLinear",
-                [
-                    self.constants[n].name
-                    for n in (f"{base}_quantized", f"{base}_scale", zero_point)
-                ],
-                [output],
-                name=self.names.node(output.removesuffix("_dequantized") + "_DequantizeLinear"),
-                axis=axis,
-            )
-        )
+        keys = (f"{base}_quantized", f"{base}_scale", zero_point)
+        inputs = [str(self.constants[key].name) for key in keys]
+        title = output.removesuffix("_dequantized") + "_DequantizeLinear"
+        self.writer.node("DequantizeLinear", inputs, [output], title, axis=axis)
         return output
 
     def _store_constant(self, name: str, value: np.ndarray) -> None:
-        self.constants[name] = numpy_helper.from_array(value, self.names.tensor(name))
+        self.constants[name] = numpy_helper.from_array(value, self.writer.free(name))
