@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -111,3 +113,16 @@ def test_what_a_chain_needs() -> None:
     assert passes.list_passes_needing("calibration", found) == ("quantize",)
     assert [s.name for s in passes.select_domain("module", found)] == ["distill"]
     assert [s.name for s in passes.select_domain("graph", found)] == ["quantize"]
+
+
+def test_checking_a_chain_imports_neither_onnx_nor_torch() -> None:
+    """`--dry-run` reads the options of every pass, and must answer at once."""
+    program = (
+        "import sys\n"
+        "from edgepack import passes\n"
+        "chain = 'prune,factorize,distill:aware=true,quantize:scheme=fbgemm,half'\n"
+        "passes.check_chain(passes.parse_chain(chain))\n"
+        "print({'onnx', 'onnxruntime', 'torch'} & set(sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

@@ -22,7 +22,6 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.passes.protocol import PartialPass, Trials
 from edgepack.passes.quantize.options import NAME, QuantizeOptions
-from edgepack.passes.quantize.prepare import check_not_quantized, no_samples
 
 if TYPE_CHECKING:
     import onnx
@@ -58,6 +57,8 @@ def make_trials(
     model: onnx.ModelProto, samples: Samples | None, options: QuantizeOptions, progress: Progress
 ) -> Trials:
     """Return the quantizations that `quantize` can choose from; raises like `quantize`."""
+    from edgepack.passes.quantize.prepare import check_not_quantized, no_samples
+
     check_not_quantized(model)
     if samples is None and options.needs:
         raise no_samples(options.mode)
