@@ -1,7 +1,7 @@
 """The shipped loader, and identification of a bundle's loader by the digest of its files.
 
 A bundle carries the parts of the loader that its variants use, without
-comments, docstrings and imports for type checkers.
+comments, docstrings and what only type checkers read.
 
 edgepack reads bundles with its own loader, so the code in a bundle matters only on devices. There
 it decides the output of `verify`: a loader that comes from no release of edgepack may print PASS

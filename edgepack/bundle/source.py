@@ -1,8 +1,8 @@
 """Source text of the loader: the modules that a module imports, and the text that a bundle takes.
 
-Comments and docstrings are a third of the source. Devices compile the loader anew at every start
-and never read them. Every line keeps its number, so that an error on a device names the line of
-the source.
+Comments, docstrings and the types of functions are a third of the source. Devices compile the
+loader anew at every start and never read them. Every line keeps its number, so that an error on a
+device names the line of the source.
 """
 
 from __future__ import annotations
@@ -48,26 +48,50 @@ def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def strip_documentation(source: str) -> str:
-    """Return a module without its documentation and imports for type checkers.
+    """Return a module without its documentation, and without what only type checkers read.
 
     Each line keeps its number. The result does not depend on the Python that computes it:
 
-        def area(a, b):                  def area(a, b):
+        def area(a: int, b: int = 1) -> int:    def area(a, b = 1):
             '''Return the area.'''
             # Both are in metres.
-            return a * b  # m2               return a * b
+            return a * b  # m2                      return a * b
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip()
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    tree = ast.parse("\n".join(lines))
+    _cut_annotations(tree, lines)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             _blank_docstring(node, lines)
         elif _is_for_type_checkers(node):
             _blank(node, lines)
     return "\n".join(lines) + "\n"
+
+
+def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
+    """Remove the types of parameters and results; those of a class's fields define it and stay."""
+    cuts: list[tuple[int, int, ast.expr]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg) and node.annotation is not None:
+            cuts.append((node.lineno, node.col_offset + len(node.arg), node.annotation))
+        if isinstance(node, ast.FunctionDef) and node.returns is not None:
+            before = lines[node.returns.lineno - 1][: node.returns.col_offset]
+            cuts.append((node.returns.lineno, before.rindex(" ->"), node.returns))
+    # From the last one on: a cut moves what follows it in its line.
+    for row, column, annotation in sorted(cuts, key=lambda cut: cut[:2], reverse=True):
+        last = annotation.end_lineno or row
+        rest = lines[last - 1][annotation.end_col_offset :]
+        for number in range(row + 1, last + 1):
+            lines[number - 1] = ""
+        if last == row:
+            lines[row - 1] = lines[row - 1][:column] + rest
+        else:
+            lines[row - 1] = lines[row - 1][:column]
+            lines[last - 1] = rest
 
 
 def _blank_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]) -> None:
