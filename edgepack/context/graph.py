@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgepack.runtime.documents import TensorDocument
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
 
@@ -32,6 +34,11 @@ class Graph:
     integer_only: bool = False
     profiles: Profiles = field(default_factory=dict)
     returned: tuple[str, ...] = ()
+
+
+def describe_tensors(tensors: Iterable[Tensor]) -> list[TensorDocument]:
+    """Return inputs or outputs as JSON values, for the keys of the cache."""
+    return [tensor.to_json() for tensor in tensors]
 
 
 def parse_model(model: bytes) -> ModelProto:

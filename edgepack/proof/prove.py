@@ -164,8 +164,9 @@ def _describe_misses(document: Report | Verdict) -> list[str]:
         label = name
         if "device" in question:
             label += f" on {question['device']}"
-        missed = [gate for gate in question["gates"] if not gate["passed"]]
-        lines += [f"{label}: {describe_gate(gate)}" for gate in missed]
+        for gate in question["gates"]:
+            if not gate["passed"]:
+                lines.append(f"{label}: {describe_gate(gate)}")
     return lines
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack import engine, graph, passes
 from edgepack.context import BuildContext, Context, Graph, OutputKind, Reference, SampleSets
-from edgepack.context.graph import digest_model, parse_model
+from edgepack.context.graph import describe_tensors, digest_model, parse_model
 from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import PassResult, Stage
 from edgepack.normalize import batch_dependent
@@ -100,7 +100,7 @@ def _export(
 
     parts = {
         "source": source.key,
-        "inputs": [tensor.to_json() for tensor in inputs],
+        "inputs": describe_tensors(inputs),
         "outputs": list(names_by_user),
         "opset": opset,
         "for_passes": for_passes,
@@ -156,13 +156,13 @@ def _to_onnx(
 def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: Stage) -> Graph:
     """Return a graph with the kinds of its outputs, and note the inferred ones."""
     inputs, outputs = graph.signature(parse_model(model))
-    unknown = set(request.output_kinds) - {tensor.name for tensor in outputs}
-    if unknown:
+    names = [tensor.name for tensor in outputs]
+    if not set(request.output_kinds).issubset(names):
         raise SpecError(
             "outputs-differ",
             "the outputs in the manifest are not the model's",
             why=f"in the manifest: {', '.join(request.output_kinds)}; the model's: "
-            f"{', '.join(tensor.name for tensor in outputs)}",
+            f"{', '.join(names)}",
             hint="name each output, in the order in which the model returns them",
         )
     typed = []
@@ -252,9 +252,13 @@ def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
 
     ("batch", 10) and ("N", 10) match, ("batch", 10) and ("batch", 12) do not.
     """
-    return len(one) == len(other) and all(
-        a == b or isinstance(a, str) or isinstance(b, str) for a, b in zip(one, other, strict=True)
-    )
+    if len(one) != len(other):
+        return False
+    for size, expected in zip(one, other, strict=True):
+        dynamic = isinstance(size, str) or isinstance(expected, str)
+        if size != expected and not dynamic:
+            return False
+    return True
 
 
 def apply_graph_pass(step: passes.Step, before: Graph, context: BuildContext) -> Graph:

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgepack.cache import Cache, Entry, digest
 from edgepack.context import Context, SampleSets
+from edgepack.context.graph import describe_tensors
 from edgepack.files import sha256
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import REPEAT_TOLERANCE, difference
@@ -38,7 +39,7 @@ def identify(
         SourceError: as `Source.run`.
     """
     cache = context.cache
-    described = [tensor.to_json() for tensor in inputs]
+    described = describe_tensors(inputs)
     key = cache.key(STAGE, {"source": source.digest, "inputs": described})
     entry = cache.get(STAGE, key)
     # An entry of another model is replaced, as if there had been none.

@@ -110,15 +110,18 @@ def _class_axis(facts: OutputFacts, labels: LabelFacts | None) -> int | None:
         return None
     # If both axes fit, maps have their classes at axis 1, and sequences at the last.
     order = (1, -1) if len(facts["shape"]) > 3 else (-1, 1)
-    fitting = [
-        axis
-        for axis in order
-        if f"one-hot:{axis}" in facts["forms"]
-        or (labels["whole"] and f"classes:{axis}" in facts["forms"])
-    ]
-    highest = labels["maximum"]
-    holding = [a for a in fitting if highest is None or highest < (facts["shape"][a] or np.inf)]
-    return next(iter(holding or fitting), None)
+    forms, highest = facts["forms"], labels["maximum"]
+    first_fit = None
+    for axis in order:
+        names_classes = labels["whole"] and f"classes:{axis}" in forms
+        if f"one-hot:{axis}" not in forms and not names_classes:
+            continue
+        # Labels up to 9 need an axis of at least 10 classes; None is an axis of any size.
+        if highest is None or highest < (facts["shape"][axis] or np.inf):
+            return axis
+        if first_fit is None:
+            first_fit = axis
+    return first_fit
 
 
 def _are_binary(labels: LabelFacts) -> bool:

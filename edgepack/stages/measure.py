@@ -18,7 +18,7 @@ import numpy as np
 from edgepack import graph
 from edgepack.context import BuildContext, Graph, Reference
 from edgepack.context.answers import iterate_answers
-from edgepack.context.graph import digest_model, parse_model
+from edgepack.context.graph import describe_tensors, digest_model, parse_model
 from edgepack.context.parts import output_parts
 from edgepack.host import stands_in
 from edgepack.ledger import (
@@ -53,10 +53,8 @@ def measure_reference(
     """
     proto = parse_model(model)
     runner = graph.Runner(rounded(model), literal=graph.signed_activations(proto))
-    pairs = [
-        (original, runner.run(feed))
-        for feed, original in zip(reference.feeds, reference.original, strict=True)
-    ]
+    answers = map(runner.run, reference.feeds)
+    pairs = list(zip(reference.original, answers, strict=True))
     stage.set(
         bytes=len(model),
         parameters=graph.stats(proto).parameters,
@@ -115,7 +113,7 @@ def evaluate(
         "model": digest_model(model),
         "samples": context.samples.evaluation_digest,
         "original": context.reference.digest,
-        "outputs": [tensor.to_json() for tensor in outputs],
+        "outputs": describe_tensors(outputs),
         "metric": context.metric,
     }
     key = cache.key("evaluation", parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack import files, passes
 from edgepack.cache import Cache, digest
 from edgepack.context import BuildContext, Graph
+from edgepack.context.graph import describe_tensors
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
 from edgepack.passes.module import Context, ModuleResult
@@ -77,14 +77,19 @@ def apply_module_pass(
         graph, notes = export_again(result, context)
         # Notes of the original's export are not repeated.
         repeated = _notes_of(context.ledger, "export")
-        stage.note(*(note for note in notes if note not in repeated))
+        for note in notes:
+            if note not in repeated:
+                stage.note(note)
         measure(graph, context, stage)
     return result, graph
 
 
 def _notes_of(ledger: Ledger, stage: str) -> set[str]:
-    records = [record for record in ledger.records if record.stage == stage]
-    return set(itertools.chain.from_iterable(record.notes for record in records))
+    notes: set[str] = set()
+    for record in ledger.records:
+        if record.stage == stage:
+            notes.update(record.notes)
+    return notes
 
 
 def _parts(
@@ -107,8 +112,8 @@ def _parts(
     return {
         "source": before.key,
         "original": context.source.key,
-        "inputs": [tensor.to_json() for tensor in context.inputs],
-        "outputs": [tensor.to_json() for tensor in context.original.outputs],
+        "inputs": describe_tensors(context.inputs),
+        "outputs": describe_tensors(context.original.outputs),
         "example": {name: list(array.shape) for name, array in example.items()},
         **step.key_parts(),
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import BinaryIO
@@ -19,6 +18,7 @@ from edgepack.context import (
     SampleSets,
 )
 from edgepack.context.answers import answer_frame, read_answers
+from edgepack.context.graph import describe_tensors
 from edgepack.data.samples import Batch, Samples
 from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Stage
@@ -58,7 +58,7 @@ def run_original(
             {
                 "source": source.key,
                 "samples": samples.evaluation_digest,
-                "inputs": [tensor.to_json() for tensor in inputs],
+                "inputs": describe_tensors(inputs),
                 "wanted": references,
             },
         )
@@ -118,8 +118,12 @@ def _output_names(
 
 
 def _feed_bytes(tensor: Tensor) -> int:
-    sizes = [dim if isinstance(dim, int) else 1 for dim in tensor.shape]
-    return int(np.prod(sizes, dtype=np.int64)) * np.dtype(tensor.dtype).itemsize
+    size = np.dtype(tensor.dtype).itemsize
+    for dim in tensor.shape:
+        # A dynamic axis counts as 1: its size is not known here.
+        if isinstance(dim, int):
+            size *= dim
+    return size
 
 
 class _Recorder:
@@ -205,9 +209,12 @@ def _columns(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
     Of samples with different sizes, those with the commonest size are used.
     """
-    sizes = [tuple(sorted((name, a.shape) for name, a in row.items())) for row in references]
-    ((commonest, _),) = Counter(sizes).most_common(1)
-    rows = [row for row, size in zip(references, sizes, strict=True) if size == commonest]
+    by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, np.ndarray]]] = {}
+    for row in references:
+        size = tuple(sorted((name, array.shape) for name, array in row.items()))
+        by_size.setdefault(size, []).append(row)
+    # Of two sizes with as many samples, the first counts.
+    rows = max(by_size.values(), key=len)
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -215,15 +222,13 @@ def _read_reference(
     entry: Entry, inputs: tuple[Tensor, ...]
 ) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
     with np.load(entry.folder / "reference.npz", allow_pickle=False) as arrays:
-        fed = {tensor.name: arrays[f"input-{tensor.name}"] for tensor in inputs}
-        outputs = sorted(
-            (name for name in arrays.files if name.startswith("original-")),
-            key=lambda name: int(name.rpartition("-")[2]),
-        )
-        originals = [arrays[name] for name in outputs]
-    rows = range(len(originals[0]))
-    # With the ellipsis, a scalar stays an array.
-    return (
-        [{name: array[i, ...] for name, array in fed.items()} for i in rows],
-        [[array[i, ...] for array in originals] for i in rows],
-    )
+        count = sum(name.startswith("original-") for name in arrays.files)
+        inputs_by_name = {tensor.name: arrays[f"input-{tensor.name}"] for tensor in inputs}
+        outputs = [arrays[f"original-{index}"] for index in range(count)]
+    feeds: list[dict[str, np.ndarray]] = []
+    originals: list[list[np.ndarray]] = []
+    for row in range(len(outputs[0])):
+        # With the ellipsis, a scalar stays an array.
+        feeds.append({name: array[row, ...] for name, array in inputs_by_name.items()})
+        originals.append([array[row, ...] for array in outputs])
+    return feeds, originals

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgepack import graph
 from edgepack.context import BuildContext, Graph
-from edgepack.context.graph import digest_model, parse_model
+from edgepack.context.graph import describe_tensors, digest_model, parse_model
 from edgepack.context.parts import output_parts
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage, read_measured
@@ -82,7 +82,7 @@ def repair(
             "ranked": context.samples.lint.digests.get("calibration"),
             "evaluation": context.samples.evaluation_digest,
             "original": context.reference.digest,
-            "outputs": [tensor.to_json() for tensor in context.original.outputs],
+            "outputs": describe_tensors(context.original.outputs),
             "metric": context.metric,
             "gates": dict(context.bounds),
         }

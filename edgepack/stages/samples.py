@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 from edgepack import data, passes
 from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
@@ -31,21 +29,19 @@ def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
         needs = passes.list_passes_needing("calibration", request.chain)
         trains = passes.list_passes_needing("training", request.chain)
         absent = list_missing_samples(request)
-        samples = {
-            role: data.open_samples(
-                spec,
-                inputs,
-                preprocessing=request.preprocessing,
-                search=request.base,
-                same=role != "training",
-            )
-            for role, spec in (
-                ("calibration", request.calibration),
-                ("evaluation", request.evaluation),
-                ("training", request.training if trains else ""),
-            )
-            if spec
-        }
+        specs = {"calibration": request.calibration, "evaluation": request.evaluation}
+        if trains:
+            specs["training"] = request.training
+        samples: dict[str, Samples] = {}
+        for role, spec in specs.items():
+            if spec:
+                samples[role] = data.open_samples(
+                    spec,
+                    inputs,
+                    preprocessing=request.preprocessing,
+                    search=request.base,
+                    same=role != "training",
+                )
         if request.random:
             samples["calibration"] = _random(inputs)
         if "calibration" in absent:
@@ -83,7 +79,8 @@ def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
             inputs,
             training=samples.get("training"),
         )
-        stage.note(*(f"{role}: {count:,} samples" for role, count in lint.counts.items()))
+        for role, count in lint.counts.items():
+            stage.note(f"{role}: {count:,} samples")
         stage.note(*lint.notes)
         stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
     ledger.warn(*lint.warnings)
@@ -97,11 +94,12 @@ def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
 
 
 def _random(inputs: tuple[Tensor, ...]) -> Samples:
-    dims = itertools.chain.from_iterable(tensor.shape[1:] for tensor in inputs)
-    axes = {dim for dim in dims if isinstance(dim, str)}
-    return data.random_samples(
-        inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=dict.fromkeys(axes, RANDOM_AXIS)
-    )
+    sizes: dict[str, int] = {}
+    for tensor in inputs:
+        for dim in tensor.shape[1:]:
+            if isinstance(dim, str):
+                sizes[dim] = RANDOM_AXIS
+    return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=sizes)
 
 
 def _describe_inputs(inputs: tuple[Tensor, ...]) -> str:

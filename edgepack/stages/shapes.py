@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 
@@ -24,8 +23,9 @@ LARGEST = 4
 
 def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
     """Refuse a range for an axis that no input has. Raises SpecError axis-unknown."""
-    dims = chain.from_iterable(tensor.shape for tensor in inputs)
-    names = {dim for dim in dims if isinstance(dim, str)}
+    names: set[str] = set()
+    for tensor in inputs:
+        names.update(dim for dim in tensor.shape if isinstance(dim, str))
     for name in request.axes:
         if name not in names:
             reason = "every axis of its inputs is fixed"
@@ -63,9 +63,15 @@ def derive_profiles(
         for dim, size in zip(tensor.shape, example[tensor.name].shape, strict=True):
             if isinstance(dim, str):
                 sizes[dim] = int(size)
-    spans = {name: request.axes.get(name, Span(1, n, LARGEST * n)) for name, n in sizes.items()}
+    spans: dict[str, Span] = {}
+    assumed: list[str] = []
     for name, size in sizes.items():
-        span = spans[name]
+        span = request.axes.get(name)
+        if span is None:
+            # Of a sample with 24 tokens: from 1 to 96, best at 24.
+            span = Span(1, size, LARGEST * size)
+            assumed.append(f"{name} from 1 to {span.most}, best at {span.usual}")
+        spans[name] = span
         if not span.least <= size <= span.most:
             raise SpecError(
                 "axis-range",
@@ -74,26 +80,28 @@ def derive_profiles(
                 hint="extend the range: the device verifies its engine on these samples",
             )
     # An assumed range is announced: an engine is slow, or fails, outside of it.
-    assumed = [name for name in sizes if name not in request.axes]
     if assumed:
-        ranges = ", ".join(
-            f"{name} from 1 to {spans[name].most}, best at {spans[name].usual}" for name in assumed
-        )
         ledger.warn(
-            f"TensorRT needs a range for every dynamic axis: assumed {ranges} "
+            f"TensorRT needs a range for every dynamic axis: assumed {', '.join(assumed)} "
             "([axes] in the manifest, or --axis NAME=MIN:OPT:MAX)"
         )
     shapes = {}
     for tensor in inputs:
         if any(isinstance(dim, str) for dim in tensor.shape):
-            shapes[tensor.name] = (
-                _resolve(tensor, {name: span.least for name, span in spans.items()}),
-                _resolve(tensor, {name: span.usual for name, span in spans.items()}),
-                _resolve(tensor, {name: span.most for name, span in spans.items()}),
-            )
+            shapes[tensor.name] = _bound_shape(tensor, spans)
     return shapes
 
 
-def _resolve(tensor: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Return a tensor's shape with the sizes of its named axes."""
-    return tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+def _bound_shape(
+    tensor: Tensor, spans: Mapping[str, Span]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return a tensor's smallest, usual and largest shape."""
+    least: list[int] = []
+    usual: list[int] = []
+    most: list[int] = []
+    for dim in tensor.shape:
+        span = spans[dim] if isinstance(dim, str) else Span(dim, dim, dim)
+        least.append(span.least)
+        usual.append(span.usual)
+        most.append(span.most)
+    return tuple(least), tuple(usual), tuple(most)

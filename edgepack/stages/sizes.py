@@ -9,6 +9,7 @@ import numpy as np
 
 from edgepack.bundle import OtherSize
 from edgepack.context import Context
+from edgepack.context.graph import describe_tensors
 from edgepack.errors import EdgepackError
 from edgepack.graph.sizes import bind_sizes, candidate_sizes
 from edgepack.request import Request
@@ -36,7 +37,7 @@ def answer_sizes(
     """
     request, cache = context.request, context.cache
     spans = {name: [span.least, span.most] for name, span in request.axes.items()}
-    parts = {"original": digest, "inputs": [tensor.to_json() for tensor in inputs], "spans": spans}
+    parts = {"original": digest, "inputs": describe_tensors(inputs), "spans": spans}
     key = cache.key("sizes", parts)
     entry = cache.get("sizes", key)
     if entry is None:
@@ -44,10 +45,10 @@ def answer_sizes(
         contents = {f"{i}.npz": _npz(size.original) for i, size in enumerate(sizes)}
         document = {"sizes": [[size.axis, size.size] for size in sizes]}
         entry = cache.put("sizes", key, contents, document)
-    return tuple(
-        OtherSize(axis, size, _read(entry.folder / f"{i}.npz"))
-        for i, (axis, size) in enumerate(entry.document["sizes"])
-    )
+    result = []
+    for i, (axis, size) in enumerate(entry.document["sizes"]):
+        result.append(OtherSize(axis, size, _read(entry.folder / f"{i}.npz")))
+    return tuple(result)
 
 
 def _answers(

@@ -64,7 +64,9 @@ def resolve_inputs(context: Context, model: Source) -> tuple[Source, tuple[Tenso
     inputs = _inputs(context.request, model)
     check_axes(context.request, inputs)
     bound, inputs = source.bind(model, inputs)
-    context.ledger.warn(*(warning for warning in bound.warnings if warning not in model.warnings))
+    for warning in bound.warnings:
+        if warning not in model.warnings:
+            context.ledger.warn(warning)
     return bound, inputs
 
 
@@ -99,20 +101,20 @@ def _without_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple
     return tuple(t for t in inputs if t.name in names or t.name not in model.optional_inputs)
 
 
-def _in_source_order(stated: tuple[Tensor, ...], model: Source) -> tuple[Tensor, ...]:
+def _in_source_order(declared: tuple[Tensor, ...], model: Source) -> tuple[Tensor, ...]:
     if model.inputs is None:
-        return stated
-    by_name = {tensor.name: tensor for tensor in stated}
+        return declared
+    by_name = {tensor.name: tensor for tensor in declared}
     names = [
         tensor.name
         for tensor in model.inputs
         if tensor.name in by_name or tensor.name not in model.optional_inputs
     ]
-    if sorted(by_name) != sorted(names) or len(stated) != len(names):
+    if sorted(by_name) != sorted(names) or len(declared) != len(names):
         raise SpecError(
             "inputs-differ",
             "the inputs of the request are not the model's",
-            why=f"requested: {', '.join(map(str, stated))}\nthe model's: "
+            why=f"requested: {', '.join(map(str, declared))}\nthe model's: "
             f"{', '.join(map(str, model.inputs))}",
             hint="remove --input, or name each of the model's inputs",
         )
@@ -122,16 +124,16 @@ def _in_source_order(stated: tuple[Tensor, ...], model: Source) -> tuple[Tensor,
     return tuple(by_name[name] for name in names)
 
 
-def _check_fits(stated: Tensor, tensor: Tensor) -> None:
+def _check_fits(declared: Tensor, tensor: Tensor) -> None:
     """Refuse inputs that the fixed graph of an ONNX file cannot take."""
-    fits = (stated.dtype, stated.rank) == (tensor.dtype, tensor.rank) and all(
+    fits = (declared.dtype, declared.rank) == (tensor.dtype, tensor.rank) and all(
         isinstance(size, str) or size == given_size
-        for size, given_size in zip(tensor.shape, stated.shape, strict=True)
+        for size, given_size in zip(tensor.shape, declared.shape, strict=True)
     )
     if not fits:
         raise SpecError(
             "inputs-differ",
             "the inputs of the request are not the model's",
-            why=f"requested: {stated}\nthe model's: {tensor}",
+            why=f"requested: {declared}\nthe model's: {tensor}",
             hint="remove --input, or export the network with these types and axes",
         )
