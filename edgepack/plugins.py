@@ -95,8 +95,10 @@ class Plugin:
         if spec is None:
             return []
         if spec.submodule_search_locations:
-            folders = [Path(folder) for folder in spec.submodule_search_locations]
-            return sorted(path for folder in folders for path in folder.rglob("*.py"))
+            paths: list[Path] = []
+            for folder in spec.submodule_search_locations:
+                paths += Path(folder).rglob("*.py")
+            return sorted(paths)
         return [Path(spec.origin)] if spec.origin else []
 
 

@@ -79,7 +79,7 @@ class Entry:
 
 def list_entries() -> list[Entry]:
     """Return all passes, in the order in which they combine."""
-    return [describe_pass(name) for name in list_names()]
+    return list(map(describe_pass, list_names()))
 
 
 def describe_pass(name: str) -> Entry:

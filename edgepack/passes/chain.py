@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from edgepack.errors import ChainError
 from edgepack.passes.options import PassOptions, read_options
-from edgepack.passes.protocol import Domain, GraphPass, ModulePass, Pass
+from edgepack.passes.protocol import AnyGraphPass, AnyModulePass, AnyPass, Domain
 from edgepack.passes.table import PASSES, find_pass, find_plugin, list_names
 from edgepack.plugins import Plugin
 from edgepack.spec.document import did_you_mean
@@ -28,7 +28,7 @@ class Step:
     options: Mapping[str, object]
 
     @property
-    def definition(self) -> Pass[Any]:
+    def definition(self) -> AnyPass:
         """Return the pass. Raises PluginError if it is a plug-in's and cannot be used."""
         return find_pass(self.name)
 
@@ -38,14 +38,14 @@ class Step:
         return find_plugin(self.name)
 
     @property
-    def graph_pass(self) -> GraphPass[Any]:
+    def graph_pass(self) -> AnyGraphPass:
         """Return the pass of a step on the graph."""
-        return cast("GraphPass[Any]", self.definition)
+        return cast("AnyGraphPass", self.definition)
 
     @property
-    def module_pass(self) -> ModulePass[Any]:
+    def module_pass(self) -> AnyModulePass:
         """Return the pass of a step on the module."""
-        return cast("ModulePass[Any]", self.definition)
+        return cast("AnyModulePass", self.definition)
 
     def key_parts(self) -> dict[str, object]:
         """Return the parts of the cache's keys that the step decides: options, a plug-in's code."""
@@ -54,9 +54,10 @@ class Step:
             parts["plugin"] = self.plugin.digest()
         return parts
 
-    def read(self) -> Any:
+    def read(self) -> PassOptions:
         """Return the options as the pass's dataclass. Raises ChainError for invalid ones."""
-        return read_options(self.name, self.definition.options, self.options)
+        options: PassOptions = read_options(self.name, self.definition.options, self.options)
+        return options
 
 
 def select_domain(domain: Domain, steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -71,7 +72,8 @@ def list_passes_needing(role: str, steps: Iterable[Step]) -> tuple[str, ...]:
 
 def name_precision(steps: Iterable[Step]) -> str:
     """Name the precision after these passes: "int8", "int4 weights+fp16" or "fp32"."""
-    # The later pass is named last: half converts the layers that quantize left in float.
+    # The later pass is named last: for "quantize,half" half converts the layers that quantize left
+    # in float, which gives "int8+fp16".
     precisions = []
     for step in steps:
         precision = step.definition.precision(step.read())
@@ -142,7 +144,9 @@ def _check_order(step: Step, graphs: list[str]) -> None:
     order = list(PASSES)
     if step.name not in order:
         return
-    later = [name for name in graphs if name in order[order.index(step.name) + 1 :]]
+    # For quantize this is (half,): half,quantize is refused, and quantize,half is not.
+    follows = order[order.index(step.name) + 1 :]
+    later = [name for name in graphs if name in follows]
     if later:
         raise ChainError(
             "chain-order",
@@ -163,6 +167,7 @@ def _parse_step(text: str) -> Step:
             why=f"the chain contains {text!r}{did_you_mean(name, names)}",
             hint="--chain quantize:calibrator=mse, or --chain none",
         )
+    # "calibrator=mse" and "batch-size=4" become {"calibrator": "mse", "batch_size": "4"}.
     options: dict[str, str] = {}
     for item in items:
         key, separator, text = item.partition("=")
@@ -180,7 +185,7 @@ def _parse_step(text: str) -> Step:
                 hint="--chain quantize:calibrator=mse:range=full",
             )
         options[key.replace("-", "_")] = text
-    return Step(name, {key: parse_value(text) for key, text in options.items()})
+    return Step(name, dict(zip(options, map(parse_value, options.values()), strict=True)))
 
 
 def parse_value(text: str) -> Value:

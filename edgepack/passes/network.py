@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ SPELT = 6
 MASKED = 1e4
 
 
-def make_arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
+def make_arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
     """Return the positional arguments of the module for a feed by input name."""
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
 
 
-def run_network(module: nn.Module, example: Sequence[Any]) -> list[Any]:
+def run_network(module: nn.Module, example: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Call a module without gradients and return its outputs as a list.
 
     The inputs are cloned, since a network may write into them.
@@ -42,7 +42,7 @@ def run_network(module: nn.Module, example: Sequence[Any]) -> list[Any]:
     return list(answer) if isinstance(answer, (tuple, list)) else [answer]
 
 
-def are_outputs_equal(expected: Any, actual: Any, tolerance: float) -> bool:
+def are_outputs_equal(expected: torch.Tensor, actual: torch.Tensor, tolerance: float) -> bool:
     """Return True if two outputs are equal up to rounding.
 
     Infinities and NaN must agree exactly. Finite values may differ by `tolerance` times the largest
@@ -66,7 +66,7 @@ def are_outputs_equal(expected: Any, actual: Any, tolerance: float) -> bool:
     return bool(((expected - actual).abs() <= bound).all())
 
 
-def count_macs(module: nn.Module, example: Sequence[Any]) -> dict[str, int]:
+def count_macs(module: nn.Module, example: Sequence[torch.Tensor]) -> dict[str, int]:
     """Count the multiply-accumulates of one call by submodule name; the total is under "".
 
     Counts matrix products, convolutions and attention, as torch's FLOP counter does.
@@ -120,7 +120,7 @@ def select_layers(
     """
     # A pattern without a match is a typing error more often than intended.
     for pattern in (*include, *exclude):
-        if not any(fnmatchcase(layer_name, pattern) for layer_name in names):
+        if not _match_any(names, [pattern]):
             near = did_you_mean(pattern, names)
             raise ChainError(
                 f"{name}-layers",
@@ -131,18 +131,21 @@ def select_layers(
                 f"{', '.join(names[:5])}",
             )
 
-    def matches(layer_name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(layer_name, pattern) for pattern in patterns)
+    # Of conv1, conv2 and fc, include "conv*" and exclude "*2" leave conv1.
+    selected = _match_any(names, include) if include else set(names)
+    return selected - _match_any(names, exclude)
 
-    return {
-        layer_name
-        for layer_name in names
-        if (not include or matches(layer_name, include)) and not matches(layer_name, exclude)
-    }
+
+def _match_any(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
+    """Return the names that match one of the patterns."""
+    matches: set[str] = set()
+    for pattern in patterns:
+        matches.update(name for name in names if fnmatchcase(name, pattern))
+    return matches
 
 
 @contextmanager
-def substitute_submodules(module: nn.Module, parts: Mapping[str, Any]) -> Iterator[None]:
+def substitute_submodules(module: nn.Module, parts: Mapping[str, nn.Module]) -> Iterator[None]:
     """Substitute submodules within the context, and restore them on exit."""
     before = {name: module.get_submodule(name) for name in parts}
     try:

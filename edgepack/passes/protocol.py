@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
@@ -148,3 +148,9 @@ class ModulePass(Pass[Options], Protocol[Options]):
     @abstractmethod
     def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
         """Rebuild the structure of a recipe on another copy, without the weights."""
+
+
+# Passes whose options are of no interest to their caller.
+AnyPass = Pass[Any]
+AnyGraphPass = GraphPass[Any]
+AnyModulePass = ModulePass[Any]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import cast
 
 from edgepack import plugins
 from edgepack.passes.options import PassOptions
-from edgepack.passes.protocol import GraphPass, ModulePass, Pass
+from edgepack.passes.protocol import AnyGraphPass, AnyModulePass, AnyPass
 from edgepack.plugins import Plugin, is_callable, is_subclass_of, is_text
 
 # A pass plug-in must not have the name of another stage of the ledger.
@@ -18,31 +18,31 @@ STAGES = (
 )
 
 
-def _prune() -> ModulePass[Any]:
+def _prune() -> AnyModulePass:
     from edgepack.passes.prune import Prune
 
     return Prune()
 
 
-def _factorize() -> ModulePass[Any]:
+def _factorize() -> AnyModulePass:
     from edgepack.passes.factorize import Factorize
 
     return Factorize()
 
 
-def _distill() -> ModulePass[Any]:
+def _distill() -> AnyModulePass:
     from edgepack.passes.distill import Distill
 
     return Distill()
 
 
-def _quantize() -> GraphPass[Any]:
+def _quantize() -> AnyGraphPass:
     from edgepack.passes.quantize import Quantize
 
     return Quantize()
 
 
-def _half() -> GraphPass[Any]:
+def _half() -> AnyGraphPass:
     from edgepack.passes.half import Half
 
     return Half()
@@ -50,7 +50,7 @@ def _half() -> GraphPass[Any]:
 
 # Functions, so that a pass is imported on first use. In the order in which they combine: structure
 # first, then recovery, then the graph's arithmetic.
-PASSES: dict[str, Callable[[], Pass[Any]]] = {
+PASSES: dict[str, Callable[[], AnyPass]] = {
     "prune": _prune,
     "factorize": _factorize,
     "distill": _distill,
@@ -69,7 +69,7 @@ def find_plugin(name: str) -> Plugin | None:
     return _list_plugins().get(name)
 
 
-def find_pass(name: str) -> Pass[Any]:
+def find_pass(name: str) -> AnyPass:
     """Return the pass of a name; raises KeyError if there is none, PluginError if it is broken."""
     plugin = find_plugin(name)
     if plugin is None:
@@ -82,7 +82,7 @@ def _list_plugins() -> dict[str, Plugin]:
 
 
 @cache
-def _load(plugin: Plugin) -> Pass[Any]:
+def _load(plugin: Plugin) -> AnyPass:
     """Import the pass of a plug-in, and check that it has the members of its domain."""
     members: dict[str, Callable[[object], bool]] = {
         "name": lambda name: name == plugin.name,
@@ -93,8 +93,7 @@ def _load(plugin: Plugin) -> Pass[Any]:
         "advice": is_callable,
         "apply": is_callable,
     }
-    definition: Any = plugin.load(members)
+    definition = cast("AnyPass", plugin.load(members))
     if definition.domain == "module":
         plugin.load({"replay": is_callable})
-    result: Pass[Any] = definition
-    return result
+    return definition
