@@ -18,10 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from edgepack.cli import cli
 from edgepack.runtime.cli import _make_parser as build_parser
+from edgepack.spec import manifest, target
 from support import ROOT
 
 README = ROOT / "README.md"
@@ -105,6 +109,66 @@ def test_the_tutorial_can_be_followed(tmp_path: Path, digits: Path) -> None:
     accuracy = float(re.findall(r"([\d.]+)% of 597 digits", printed)[0])
     assert accuracy > 98
     assert (tmp_path / "precise.rejected.edgepack").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch", "manifest", "ci"])
+def test_a_guide_can_be_followed(tmp_path: Path, digits: Path, name: str) -> None:
+    follow(ROOT / "docs" / "guides" / f"{name}.md", tmp_path, digits)
+    assert (tmp_path / "digits-cpu-fbgemm.edgepack").is_file()
+
+
+def test_the_guide_to_hugging_face_folders_can_be_followed(tmp_path: Path, digits: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DistilBertConfig(
+        vocab_size=50, max_position_embeddings=32, dim=16, n_heads=2, n_layers=1, hidden_dim=32
+    )
+    torch.manual_seed(0)
+    network = transformers.DistilBertForSequenceClassification(config)
+    network.save_pretrained(tmp_path / "sentiment")
+    ids = np.random.default_rng(0).integers(0, 50, (64, 12))
+    np.savez(tmp_path / "evaluation.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    follow(ROOT / "docs" / "guides" / "huggingface.md", tmp_path, digits)
+    assert (tmp_path / "sentiment-cpu-fbgemm.edgepack").is_file()
+
+
+def test_the_guide_to_pictures_can_be_followed(tmp_path: Path, digits: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    generator = np.random.default_rng(0)
+    for folder in ("calibration", "evaluation"):
+        (tmp_path / "photos" / folder).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+            picture = image.fromarray(pixels).resize((320, 256))
+            picture.save(tmp_path / "photos" / folder / f"{number:02}.jpg")
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+        nn.Linear(32, 5),
+    )  # fmt: skip
+    torch.onnx.export(
+        network.eval(),
+        (torch.zeros(2, 3, 224, 224),),
+        tmp_path / "photos.onnx",
+        input_names=["image"],
+        dynamic_shapes=({0: "batch"},),
+        external_data=False,
+        verbose=False,
+    )
+    follow(ROOT / "docs" / "guides" / "pictures.md", tmp_path, digits)
+    assert (tmp_path / "photos-cpu-fbgemm.edgepack").is_file()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_printed_profile_and_manifest_is_valid(tmp_path: Path, page: Path) -> None:
+    for number, block in enumerate(fenced(page)):
+        if block.language == "toml":
+            path = tmp_path / f"{number}.toml"
+            text = block.text if "schema = 1" in block.text else "schema = 1\n" + block.text
+            path.write_text(text, encoding="utf-8")
+            if "extends" in text:
+                target.load(str(path))
+            else:
+                manifest.load(path)
 
 
 def test_every_file_that_the_readme_names_exists() -> None:
