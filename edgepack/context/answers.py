@@ -55,6 +55,7 @@ def iterate_answers(
     samples: SampleSets, reference: Reference
 ) -> Iterator[tuple[Batch, Sequence[np.ndarray]]]:
     """Yield the batches of the evaluation set, each with the original's answers."""
+    # Batches of the size with which the answers were stored: frame 3 belongs to batch 3.
     batches = samples.evaluation.batches(EVALUATION_BATCH)
     for batch, stored in zip(batches, read_answers(reference.answers), strict=True):
         yield batch, stored.answers
@@ -74,6 +75,7 @@ def _number_answers(answers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
+    # Outputs without a batch axis do not show the number of samples, so the frame holds it.
     arrays = {"count": np.array(batch.count)}
     if batch.labels is not None:
         arrays["labels"] = batch.labels

@@ -77,6 +77,7 @@ def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -
 
     Raises as `choose_metric` does, and SpecError gates-empty if none applies.
     """
+    # The profile's gate on the metric says nothing about samples that have no labels.
     bounds = dict(request.quality)
     if not choose_metric(request, outputs, labels) or labels.chance:
         for gate in {"metric_ratio", "max_drop"} - request.explicit_gates:
@@ -90,6 +91,7 @@ def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -
 
 def _allowed_loss(request: Request) -> float:
     """Return the share of decisions that the user's gates on the metric let the model lose."""
+    # max_drop = 2 points and metric_ratio = 0.99 allow 0.02 and 0.01; both must hold, so 0.01.
     losses = []
     if "max_drop" in request.explicit_gates:
         losses.append(request.quality["max_drop"] / 100)

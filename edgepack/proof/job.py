@@ -103,6 +103,7 @@ def draft(job: Job) -> bundle.Contents:
 
 def list_tools(job: Job) -> dict[str, str]:
     """Return the versions of edgepack, its libraries and the plug-ins of this build."""
+    # A plug-in decides the contents as edgepack does, so its version is named as well.
     plugins = [step.plugin for step in job.request.chain]
     plugins.append(engine.find_plugin(job.request.target.engine))
     plugins.append(formats.find_plugin(job.context.source.kind))

@@ -187,6 +187,7 @@ class Grade:
         0.9 x 0.8 + 0.1 x 0.2 = 74 %.
         """
         classes = self.classes or len({*self.decided, *self.labelled})
+        # Ten classes: 10 %. One class, or an unknown number, counts as two.
         uniform = 1 / max(classes, 2)
         if len(self.labelled) < 2:
             return uniform

@@ -110,6 +110,7 @@ def _output_names(
     request: Request, source: Source, keys: Sequence[str], count: int
 ) -> tuple[str, ...]:
     """Return the names of the outputs after the export, as far as they are known before it."""
+    # The names of an ONNX file's outputs are fixed; those of a module are the user's to choose.
     if source.onnx is None and len(request.output_kinds) == count:
         return tuple(request.output_kinds)
     if len(keys) == count:
@@ -181,6 +182,7 @@ class _Recorder:
         return _output_names(self._request, self._source, keys or (), number)
 
     def _add_example(self, feed: Mapping[str, np.ndarray]) -> None:
+        # A reference sample is one call on the device, so the original answers it in one call, too.
         example = {f"input-{name}": array for name, array in feed.items()}
         for index, array in enumerate(self._source.run(feed)):
             example[f"original-{index}"] = array

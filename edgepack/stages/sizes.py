@@ -39,6 +39,7 @@ def answer_sizes(
     spans = {name: [span.least, span.most] for name, span in request.axes.items()}
     parts = {"original": digest, "inputs": describe_tensors(inputs), "spans": spans}
     key = cache.key("sizes", parts)
+    # An entry without sizes is stored as well, so that no later build tries them again.
     entry = cache.get("sizes", key)
     if entry is None:
         sizes = [*_answers(request, source, inputs, feeds)]
