@@ -12,7 +12,7 @@ from edgepack.onnx_tools.sessions import create_session
 from edgepack.onnx_tools.walk import walk_nodes
 
 
-def fused(model: onnx.ModelProto) -> onnx.ModelProto:
+def fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph that onnxruntime runs, at the level that does not depend on the CPU."""
     # onnxruntime returns its optimized graph only as a file.
     with files.temporary_folder() as folder:
@@ -21,7 +21,7 @@ def fused(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(str(path))
 
 
-def float_operators(graph: onnx.GraphProto) -> dict[str, int]:
+def count_float_operators(graph: onnx.GraphProto) -> dict[str, int]:
     """Count the nodes of each operator that round in floating point, subgraphs included."""
     precise = having(Trait.EXACT) | having(Trait.ROUNDS_ONCE)
     counts: Counter[str] = Counter()

@@ -27,9 +27,9 @@ from edgepack.passes.aware.fold import find_folds, fold, fold_structure
 from edgepack.passes.aware.sites import find_sites
 from edgepack.passes.distill import DistillOptions, distill, replay
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.scheme import WEIGHTS, affine, signed, symmetric
+from edgepack.passes.quantize.scheme import WEIGHTS, fit_affine, fit_row_scales, fit_symmetric
 from edgepack.passes.quantize.weights.int4 import quantize_blocks
-from edgepack.passes.quantize.weights.rounding import nearest
+from edgepack.passes.quantize.weights.rounding import round_to_nearest
 from edgepack.passes.training.loop import Loop
 from edgepack.progress import SilentProgress
 from edgepack.runtime.tensor import Tensor
@@ -94,8 +94,8 @@ def test_weights_are_those_of_quantize(shape: tuple[int, ...], scheme: str) -> N
     weight = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     steps, lowest = WEIGHTS[scheme]
     rows = weight.reshape(len(weight), -1).astype(np.float64)
-    scale = symmetric(rows, steps)
-    integers = nearest(rows / scale[:, None], paired=False, lowest=lowest)
+    scale = fit_row_scales(rows, steps)
+    integers = round_to_nearest(rows / scale[:, None], paired=False, lowest=lowest)
     found = fake_weights(torch.from_numpy(weight), steps, lowest).numpy()
     expected = (integers * scale[:, None]).reshape(shape)
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
@@ -126,12 +126,12 @@ def test_the_gradient_goes_straight_through_and_stops_where_it_was_clipped() -> 
 def test_a_range_becomes_the_same_scale_and_zero_point(ends: tuple[float, float]) -> None:
     part = Static(*ends, ends, "fbgemm")
     scale, zero_point = part.affine()
-    expected = affine(*ends)
+    expected = fit_affine(*ends)
     assert (float(scale), int(zero_point)) == (pytest.approx(expected.scale), expected.zero_point)
     part = Static(-max(map(abs, ends)), max(map(abs, ends)), ends, "tensorrt")
     scale, zero_point = part.affine()
     assert int(zero_point) == 0
-    assert float(scale) == pytest.approx(signed(max(map(abs, ends))).scale, rel=1e-3)
+    assert float(scale) == pytest.approx(fit_symmetric(max(map(abs, ends))).scale, rel=1e-3)
 
 
 def test_the_range_follows_what_is_seen_while_it_trains() -> None:
@@ -150,7 +150,7 @@ def test_ranges_of_run_time_are_each_sample_s() -> None:
     values[1] *= 100
     found = Dynamic()(values)
     for sample, one in zip(values.numpy(), found.numpy(), strict=True):
-        expected = affine(float(sample.min()), float(sample.max()))
+        expected = fit_affine(float(sample.min()), float(sample.max()))
         assert np.abs(one - expected.fake(sample)).max() <= expected.scale * 1.001
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgepack.graph import Runner, export_module, macs, simplify
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.tensor import Tensor
 from support.graph_nets import runner
@@ -160,7 +160,7 @@ def test_quantization_changes_nothing_of_them(net: Any) -> None:
     """Neither as Q/DQ pairs nor in the integer kernels that onnxruntime makes of them."""
     model, fed = net(), {"x": images(1)}
     made = quantize(model, Arrays(x=images(16)), QuantizeOptions(), Steps()).model
-    assert macs(made, fed) == macs(fused(made), fed) == macs(model, fed) > 0
+    assert macs(made, fed) == macs(fuse(made), fed) == macs(model, fed) > 0
 
 
 def test_products_in_a_branch_are_not_guessed() -> None:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgepack import __file__ as package
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.onnx_tools.operators import OPERATORS, Operator, Trait, having, is_quantized
 from edgepack.onnx_tools.operators import operator as row_of
 from edgepack.onnx_tools.sessions import create_session
@@ -250,7 +250,7 @@ def quantized_model(row: Operator) -> onnx.ModelProto:
 )
 def test_onnxruntime_has_the_integer_kernels(row: Operator) -> None:
     model = quantized_model(row)
-    kinds = [node.op_type for node in fused(model).graph.node]
+    kinds = [node.op_type for node in fuse(model).graph.node]
     # All DQ nodes but the last are fused with the operator, which reads the integers.
     assert kinds.count("DequantizeLinear") == 1, kinds
     if row.int8 == "moves":

@@ -12,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgepack.ledger import PassResult
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from support.quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
 
@@ -26,7 +26,7 @@ def quantized(model: onnx.ModelProto, samples: Any = None, **options: Any) -> Pa
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in fused(model).graph.node)
+    return Counter(node.op_type for node in fuse(model).graph.node)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgepack.ledger import PassResult
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from support.quantize_nets import (
     Arrays,
@@ -36,7 +36,7 @@ def quantized(
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
-    return Counter(node.op_type for node in fused(model).graph.node)
+    return Counter(node.op_type for node in fuse(model).graph.node)
 
 
 def quality(model: onnx.ModelProto, result: PassResult[Any], inputs: dict[str, Any]) -> float:

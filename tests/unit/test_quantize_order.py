@@ -13,8 +13,8 @@ from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.passes.quantize.prepare import prepare
 from edgepack.passes.quantize.static.placement import place
-from edgepack.passes.quantize.weights.channel_order import MOST, pair_order, reorder
-from edgepack.passes.quantize.weights.rounding import largest_pair
+from edgepack.passes.quantize.weights.channel_order import MOST, order_pairs, reorder
+from edgepack.passes.quantize.weights.rounding import find_largest_pairs
 from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run, snr_db, stress
 
 
@@ -44,7 +44,7 @@ def test_an_order_holds_every_channel_once_and_never_costs_more(channels: int) -
     for _ in range(10):
         costs = random.exponential(size=(channels, channels))
         costs += costs.T
-        order = pair_order(costs)
+        order = order_pairs(costs)
         assert sorted(order) == list(range(channels))
         assert pair_costs(costs, order) <= pair_costs(costs, np.arange(channels)) + 1e-9
 
@@ -53,13 +53,13 @@ def test_partners_that_cost_nothing_are_found() -> None:
     """Ten channels that are large with one sign, ten with the other: no two alike meet."""
     sign = np.array([1, -1]).repeat(10)
     costs = (sign[:, None] == sign).astype(float)
-    assert pair_costs(costs, pair_order(costs)) == 0
+    assert pair_costs(costs, order_pairs(costs)) == 0
 
 
 def test_of_an_odd_number_the_worst_company_stands_alone() -> None:
     costs = np.ones((5, 5))
     costs[2], costs[:, 2] = 100, 100
-    assert pair_order(costs)[-1] == 2
+    assert order_pairs(costs)[-1] == 2
 
 
 def wide() -> onnx.ModelProto:
@@ -81,8 +81,10 @@ def test_a_wide_layer_need_not_give_way() -> None:
         [layer.rows for layer in place(GraphView(m), ()).layers] for m in (prepare(wide()), model)
     )
     assert np.array_equal(np.sort(before[0], axis=0), np.sort(after[0], axis=0))
-    largest = [largest_pair(rows / np.abs(rows).max(axis=1, keepdims=True)) for rows in before[1:]]
-    now = [largest_pair(rows / np.abs(rows).max(axis=1, keepdims=True)) for rows in after[1:]]
+    largest = [
+        find_largest_pairs(rows / np.abs(rows).max(axis=1, keepdims=True)) for rows in before[1:]
+    ]
+    now = [find_largest_pairs(rows / np.abs(rows).max(axis=1, keepdims=True)) for rows in after[1:]]
     assert np.mean(largest) > 1.2
     assert np.mean(now) < 1.01
 

@@ -9,14 +9,14 @@ from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions
 from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer, read_layer
-from edgepack.passes.quantize.scheme import affine
+from edgepack.passes.quantize.scheme import fit_affine
 from edgepack.passes.quantize.weights.int8 import quantize_layer
 from edgepack.passes.quantize.weights.rounding import (
     PAIR_LIMIT,
-    compensated,
-    inverse_factor,
-    largest_pair,
-    nearest,
+    factor_inverse,
+    find_largest_pairs,
+    round_compensated,
+    round_to_nearest,
 )
 from support.quantize_nets import Net, run
 
@@ -47,20 +47,20 @@ def test_no_pair_exceeds_the_limit(shape: tuple[int, int], spread: float) -> Non
     steps = random.standard_normal(shape) * 127 * spread
     steps[0] = np.abs(steps[0])
     for rows in (
-        nearest(steps, True),
-        compensated(steps[None], inverse_factor(hessian(shape[1])), True)[0],
+        round_to_nearest(steps, True),
+        round_compensated(steps[None], factor_inverse(hessian(shape[1])), True)[0],
     ):
         assert rows.min() >= -128
         assert rows.max() <= 127
         assert worst_pair(rows) <= PAIR_LIMIT
-        assert largest_pair(rows).max() <= PAIR_LIMIT
+        assert find_largest_pairs(rows).max() <= PAIR_LIMIT
 
 
 def test_without_the_limit_nearest_is_plain_rounding() -> None:
     steps = np.random.default_rng(2).uniform(-127, 127, (6, 40))
-    assert (nearest(steps, False) == np.rint(steps)).all()
+    assert (round_to_nearest(steps, False) == np.rint(steps)).all()
     # And the limit changes only the pairs that exceed it.
-    limited = nearest(steps, True)
+    limited = round_to_nearest(steps, True)
     changed = (limited != np.rint(steps)).reshape(6, 20, 2).any(axis=2)
     pairs = np.rint(steps).reshape(6, 20, 2)
     over = (np.sign(pairs[..., 0]) == np.sign(pairs[..., 1])) & (
@@ -74,7 +74,10 @@ def test_compensation_loses_less_than_rounding_to_the_nearest(paired: bool) -> N
     moments = hessian(96, seed=4)
     steps = np.random.default_rng(5).standard_normal((1, 24, 96)) * 30
     loss = []
-    for rows in (nearest(steps, paired), compensated(steps, inverse_factor(moments), paired)):
+    for rows in (
+        round_to_nearest(steps, paired),
+        round_compensated(steps, factor_inverse(moments), paired),
+    ):
         error = rows - steps
         loss.append(np.einsum("grk,gkl,grl->", error, moments, error))
     assert loss[1] < 0.7 * loss[0]
@@ -83,11 +86,13 @@ def test_compensation_loses_less_than_rounding_to_the_nearest(paired: bool) -> N
 def test_compensation_with_uncorrelated_inputs_is_rounding_to_the_nearest() -> None:
     steps = np.random.default_rng(6).standard_normal((2, 5, 33)) * 40
     identity = np.tile(np.eye(33), (2, 1, 1))
-    assert (compensated(steps, inverse_factor(identity), False) == nearest(steps, False)).all()
+    assert (
+        round_compensated(steps, factor_inverse(identity), False) == round_to_nearest(steps, False)
+    ).all()
 
 
 def test_an_input_that_was_always_zero_does_not_break_compensation() -> None:
-    rows = compensated(np.ones((1, 3, 4)) * 5.2, inverse_factor(np.zeros((1, 4, 4))), True)
+    rows = round_compensated(np.ones((1, 3, 4)) * 5.2, factor_inverse(np.zeros((1, 4, 4))), True)
     assert (rows == 5).all()
 
 
@@ -115,7 +120,7 @@ def test_a_layers_weights_cannot_saturate(
 ) -> None:
     layer = convolution(*shape)
     options = QuantizeOptions(range=span, rounding=rounding)
-    found = quantize_layer(layer, affine(0, 1), moments_of(layer), options)
+    found = quantize_layer(layer, fit_affine(0, 1), moments_of(layer), options)
     assert worst_pair(found.rows.astype(np.int64)) <= PAIR_LIMIT
     stored = layer.stored(found.rows)
     # In MLAS's order: kernel row, kernel column, input channel of the group.
@@ -125,7 +130,7 @@ def test_a_layers_weights_cannot_saturate(
 
 def test_depthwise_weights_keep_the_full_range() -> None:
     layer = convolution(6, 6, 3, 6)
-    found = quantize_layer(layer, affine(0, 1), None, QuantizeOptions(bias_correction=False))
+    found = quantize_layer(layer, fit_affine(0, 1), None, QuantizeOptions(bias_correction=False))
     assert (np.abs(found.rows.astype(int)).max(axis=1) >= 127).all()
     assert (found.factor == 1).all()
     # Two outputs for each channel go through the matrix product, which pairs.
@@ -138,9 +143,9 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_no_obstacle() -> None:
     cut = (values.T @ values / 50 - np.outer(values.mean(0), values.mean(0)))[None]
     # Such a difference of large numbers is not even positive definite.
     assert np.linalg.eigvalsh(cut).min() < 0
-    factor = inverse_factor(cut)
+    factor = factor_inverse(cut)
     assert np.isfinite(factor).all()
-    rows = compensated(random.standard_normal((1, 3, 64)) * 40, factor, True)
+    rows = round_compensated(random.standard_normal((1, 3, 64)) * 40, factor, True)
     assert worst_pair(rows) <= PAIR_LIMIT
 
 
@@ -163,7 +168,7 @@ def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
 def test_rows_times_columns_is_the_convolution(
     groups: int, stride: int, dilation: int, pads: int
 ) -> None:
-    from edgepack.passes.quantize.calibration.moments import columns
+    from edgepack.passes.quantize.calibration.moments import extract_columns
 
     net = Net(3)
     weight = net.constant(net.weights(8, 4 // groups, 3, 3))
@@ -173,7 +178,7 @@ def test_rows_times_columns_is_the_convolution(
     layer = read_layer(GraphView(model), 0)
     assert isinstance(layer, Layer)
     x = np.random.default_rng(0).standard_normal((3, 4, 9, 9)).astype(np.float32)
-    unfolded = columns(layer, x, 10_000, 0)
+    unfolded = extract_columns(layer, x, 10_000, 0)
     found = np.einsum("grk,gpk->pgr", layer.per_group(layer.rows), unfolded)
     expected = run(model, {"x": x})[0].transpose(0, 2, 3, 1)
     assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-5)

@@ -16,9 +16,9 @@ from edgepack.passes.quantize.scheme import (
     LEVELS,
     WEIGHTS,
     Affine,
-    affine,
-    room_for_bias,
-    symmetric,
+    fit_affine,
+    fit_row_scales,
+    make_room_for_bias,
 )
 
 RANDOM = np.random.default_rng(3)
@@ -48,7 +48,7 @@ def test_activations_quantize_as_pytorch_does(name: str) -> None:
     )
     observer(torch.from_numpy(values))
     scale, zero_point = observer.calculate_qparams()
-    ours = affine(float(values.min()), float(values.max()))
+    ours = fit_affine(float(values.min()), float(values.max()))
     assert np.float32(ours.scale) == scale.numpy()[0]
     assert ours.zero_point == zero_point.item()
     theirs = torch.fake_quantize_per_tensor_affine(
@@ -65,7 +65,7 @@ def test_weights_quantize_as_pytorch_does() -> None:
     observer = default_per_channel_weight_observer()
     observer(torch.from_numpy(weights))
     scale, zero_point = observer.calculate_qparams()
-    assert (symmetric(weights.reshape(16, -1)).astype(np.float32) == scale.numpy()).all()
+    assert (fit_row_scales(weights.reshape(16, -1)).astype(np.float32) == scale.numpy()).all()
     assert not zero_point.any()
 
 
@@ -78,7 +78,7 @@ def test_qnnpacks_weights_quantize_as_pytorchs_do(reach: float) -> None:
     observer(torch.from_numpy(weights))
     scale, zero_point = (found.numpy() for found in observer.calculate_qparams())
     steps, lowest = WEIGHTS["qnnpack"]
-    ours = symmetric(weights.reshape(16, -1), steps).astype(np.float32)
+    ours = fit_row_scales(weights.reshape(16, -1), steps).astype(np.float32)
     assert (np.maximum(ours, np.float32(2**-12)) == scale).all()
     assert (ours == scale).any()
     assert not zero_point.any()
@@ -88,7 +88,7 @@ def test_qnnpacks_weights_quantize_as_pytorchs_do(reach: float) -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_qnnpacks_activations_quantize_as_pytorchs_do(name: str) -> None:
     low, high = (np.float32(f(ACTIVATIONS[name])) for f in (np.min, np.max))
-    ours = affine(float(low), float(high))
+    ours = fit_affine(float(low), float(high))
     for config, shift in (
         (get_default_qconfig("qnnpack"), 0),
         # It stores s8 where qnnpack stored u8.
@@ -101,25 +101,27 @@ def test_qnnpacks_activations_quantize_as_pytorchs_do(name: str) -> None:
 
 
 def test_a_constant_activation_has_a_sane_quantization() -> None:
-    assert affine(0.0, 0.0) == Affine(1.0, 0)
-    assert affine(3.0, 3.0).fake(np.float32([3.0]))[0] == pytest.approx(3.0)
-    assert affine(-2.0, -2.0).fake(np.float32([-2.0, 0.0])).tolist() == pytest.approx([-2.0, 0.0])
+    assert fit_affine(0.0, 0.0) == Affine(1.0, 0)
+    assert fit_affine(3.0, 3.0).fake(np.float32([3.0]))[0] == pytest.approx(3.0)
+    assert fit_affine(-2.0, -2.0).fake(np.float32([-2.0, 0.0])).tolist() == pytest.approx(
+        [-2.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize("size", [1e-7, 1e-12])
 def test_small_numbers_are_held_as_well_as_large_ones(size: float) -> None:
     values = RANDOM.uniform(-1, 1, 1000) * size
-    found = affine(float(values.min()), float(values.max()))
+    found = fit_affine(float(values.min()), float(values.max()))
     assert np.abs(found.fake(values) - values).max() <= found.scale * 0.51
     assert found.scale == pytest.approx(2 * size / 255, rel=0.02)
-    assert symmetric(values[None])[0] == pytest.approx(size / 127.5, rel=0.02)
+    assert fit_row_scales(values[None])[0] == pytest.approx(size / 127.5, rel=0.02)
 
 
 def test_a_bias_beside_vanishing_weights_fits_int32() -> None:
     rows = np.array([[0.0, 1e-12], [0.5, -0.25]])
-    scale = room_for_bias(symmetric(rows), np.array([100.0, 0.1]), 1e-3)
+    scale = make_room_for_bias(fit_row_scales(rows), np.array([100.0, 0.1]), 1e-3)
     assert np.abs(100.0 / (1e-3 * scale[0])) < 2**31
-    assert scale[1] == symmetric(rows)[1]
+    assert scale[1] == fit_row_scales(rows)[1]
 
 
 def test_percentile_keeps_what_it_says() -> None:
@@ -152,9 +154,9 @@ def test_mse_is_no_worse_than_minmax_nor_than_pytorchs_histogram_observer(name: 
     def error(quantization: Affine) -> float:
         return float(np.square(quantization.fake(values) - values, dtype=np.float64).mean())
 
-    ours = error(affine(*calibrators.choose_mse(counted(values), LEVELS)))
+    ours = error(fit_affine(*calibrators.choose_mse(counted(values), LEVELS)))
     assert ours <= error(Affine(scale, int(zero_point))) * 1.02
-    assert ours <= error(affine(float(values.min()), float(values.max()))) * 1.02
+    assert ours <= error(fit_affine(float(values.min()), float(values.max()))) * 1.02
 
 
 def test_mse_finds_the_optimum_that_the_calculus_gives() -> None:

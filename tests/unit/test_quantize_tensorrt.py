@@ -22,7 +22,7 @@ from edgepack.ledger import PassResult
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.passes.quantize.calibration.activations import Range, calibrate_histogram, cover_range
 from edgepack.passes.quantize.calibration.calibrators import Histogram, fold_magnitudes
-from edgepack.passes.quantize.scheme import Affine, half_above, signed, symmetric
+from edgepack.passes.quantize.scheme import Affine, fit_row_scales, fit_symmetric, round_up_to_half
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 from support.quantize_nets import (
     Arrays,
@@ -269,12 +269,12 @@ def test_scales_are_pytorchs_symmetric_ones_rounded_up_to_a_float16(reach: float
     )
     channels(torch.from_numpy(values))
     wanted = channels.calculate_qparams()[0].numpy()
-    assert (symmetric(values, 127.0).astype(np.float32) == wanted).all()
+    assert (fit_row_scales(values, 127.0).astype(np.float32) == wanted).all()
 
 
 def test_a_float16_above_is_the_next_one_and_never_zero() -> None:
     values = np.array([0.0, 1e-9, 1e-5, 0.1, 1.0, 1 + 2**-11, 65504.0, 70000.0, 1e9])
-    above = half_above(values)
+    above = round_up_to_half(values)
     assert above.tolist()[-2:] == [70000.0, 1e9]
     halves = above[:-2].astype(np.float16)
     assert (halves.astype(np.float64) == above[:-2]).all()
@@ -285,14 +285,14 @@ def test_a_float16_above_is_the_next_one_and_never_zero() -> None:
 
 
 def test_s8_stores_what_it_says() -> None:
-    found = signed(2.0)
+    found = fit_symmetric(2.0)
     assert (found.low, found.high) == (-128 * found.scale, 127 * found.scale)
     assert found.stored_zero.dtype == np.int8
     values = np.float32([-5, -1, -0.0, 0.3, 1.99, 5])
     faked = found.fake(values)
     assert faked[[0, -1]].tolist() == pytest.approx([found.low, found.high])
     assert np.abs(faked - values)[1:-1].max() <= found.scale / 2 + 1e-6
-    assert signed(0.0) == Affine(1.0, 0, -128)
+    assert fit_symmetric(0.0) == Affine(1.0, 0, -128)
 
 
 def counted(values: np.ndarray) -> Histogram:
@@ -337,7 +337,7 @@ def test_symmetric_calibrators_weigh_both_sides_by_127_steps() -> None:
     assert 2 < reach("entropy") < 20
 
     def error(limit: float) -> float:
-        found = signed(limit)
+        found = fit_symmetric(limit)
         return float(np.square(found.fake(outliers) - outliers).mean())
 
     best = reach("mse")

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgepack.ledger import PassResult
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.passes.quantize.weights.int4 import quantize_blocks
 from support.quantize_nets import Arrays, Net, Steps, images, residual, run, snr_db
@@ -88,7 +88,7 @@ def test_eight_bits_are_float_again_once_the_model_is_loaded() -> None:
     result = quantized(model)
     assert result.model.ByteSize() < 0.28 * model.ByteSize()
     # No cast is left to run, no product of integers, nothing that would round activations.
-    kinds = Counter(node.op_type for node in fused(result.model).graph.node)
+    kinds = Counter(node.op_type for node in fuse(result.model).graph.node)
     assert kinds == {"Gemm": 1, "FusedGemm": 1}
     assert result.details["kernels"] == {}
     assert not result.details["integer_only"]

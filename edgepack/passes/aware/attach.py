@@ -17,7 +17,7 @@ from edgepack.passes.quantize.calibration.activations import Range, calibrate_hi
 from edgepack.passes.quantize.calibration.calibrators import Histogram
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
-from edgepack.passes.quantize.weights.int4 import BESIDE
+from edgepack.passes.quantize.weights.int4 import saves_in_blocks
 
 # Steps on either side of a weight's zero at reduced range.
 REDUCED = 63.5
@@ -139,11 +139,11 @@ def _static(counts: Histogram, extremes: tuple[float, float], options: QuantizeO
 
 def _weights(layer: nn.Module, options: QuantizeOptions) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the fake quantization of a layer's weights."""
-    if options.bits == 4 and options.block and isinstance(layer, nn.Linear):
-        # Same condition as `quantize.weights.int4.in_blocks`: blocks have to save memory.
-        width = layer.in_features
-        if -(-width // options.block) * (options.block / 2 + BESIDE) < width:
-            return partial(fake_blocks, block=options.block)
+    block = options.block
+    linear = isinstance(layer, nn.Linear)
+    # Weights get blocks only where `quantize` will give them blocks.
+    if options.bits == 4 and block and linear and saves_in_blocks(layer.in_features, block):
+        return partial(fake_blocks, block=block)
     steps, lowest = WEIGHTS[options.scheme]
     if options.range == "reduced" and options.mode != "weights":
         steps = REDUCED

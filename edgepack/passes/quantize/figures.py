@@ -10,12 +10,12 @@ import numpy as np
 from edgepack.onnx_tools.operators import is_quantized, operator
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.scheme import Affine, affine, signed
+from edgepack.passes.quantize.scheme import Affine, fit_affine, fit_symmetric
 from edgepack.passes.quantize.static.forms import Form
 from edgepack.passes.quantize.static.placement import Placement
 
 # Quantizations of an activation that is 0 on every sample.
-CONSTANT = (affine(0.0, 0.0), signed(0.0))
+CONSTANT = (fit_affine(0.0, 0.0), fit_symmetric(0.0))
 # Opening of the note on layers of a form.
 _FORMS = {
     "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",

@@ -23,7 +23,7 @@ LINEAR = with_int8("layer")
 # Operators that the report lists as layers although they stay float, with the reason.
 FLOAT_LAYERS = {row.name: row.no_int8 for row in OPERATORS.values() if row.no_int8}
 # Reason of a layer that repair took back.
-RETURNED = "returned to float to meet the quality gate"
+RETURNED_TO_FLOAT = "returned to float to meet the quality gate"
 # Measured on x86-64 with VNNI: QLinearConv of three spatial axes takes 1.4 to 1.9 times as long as
 # Conv.
 SLOW_VOLUME = "three-dimensional: onnxruntime's int8 convolution is slower than its float one"
@@ -264,7 +264,7 @@ def is_layer(node: onnx.NodeProto) -> bool:
     return node.op_type in LINEAR or node.op_type in FLOAT_LAYERS
 
 
-def inner_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
+def find_subgraph_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, str, str]]:
     """Yield (name, operator, reason) of the layers in subgraphs; all of them stay float."""
     for node in nodes:
         for graph in subgraphs(node):

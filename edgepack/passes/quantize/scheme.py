@@ -81,7 +81,7 @@ class Affine:
         return np.asarray(stored * np.float32(self.scale), dtype=values.dtype)
 
 
-def affine(low: float, high: float) -> Affine:
+def fit_affine(low: float, high: float) -> Affine:
     """Return the u8 quantization that holds [low, high], with zero exactly.
 
     Example: [-1, 4] gives a scale of 5 / 255 and a zero point of 51.
@@ -97,7 +97,7 @@ def affine(low: float, high: float) -> Affine:
     return Affine(float(scale), zero_point)
 
 
-def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
+def fit_symmetric(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
     """Return the s8 quantization with a zero point of 0 that holds [-magnitude, magnitude].
 
     The scale is rounded up to a float16. A magnitude of 0 gets scale 1.
@@ -106,17 +106,17 @@ def signed(magnitude: float, steps: int = SYMMETRIC["tensorrt"]) -> Affine:
         return Affine(1.0, 0, -128)
     # Rounding the scale down would clip the largest value.
     scale = np.float32(magnitude) / np.float32(steps)
-    return Affine(float(half_above(np.asarray(scale, dtype=np.float64))), 0, -128)
+    return Affine(float(round_up_to_half(np.asarray(scale, dtype=np.float64))), 0, -128)
 
 
-def as_half(values: np.ndarray) -> np.ndarray:
+def round_to_half(values: np.ndarray) -> np.ndarray:
     """Round every value to the nearest float16; values above 65,504 are unchanged."""
     with np.errstate(over="ignore"):
         near = values.astype(np.float16).astype(np.float64)
     return np.where(np.isfinite(near), near, values)
 
 
-def half_above(values: np.ndarray) -> np.ndarray:
+def round_up_to_half(values: np.ndarray) -> np.ndarray:
     """Return the smallest positive float16 not below each value, as float64.
 
     Values above 65,504, the largest float16, are unchanged.
@@ -129,7 +129,7 @@ def half_above(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(above), np.maximum(above, least), values)
 
 
-def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
+def fit_row_scales(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
     """Return the s8 scale of every row of a weight matrix: largest magnitude over `steps`.
 
     Args:
@@ -144,14 +144,16 @@ def symmetric(rows: np.ndarray, steps: float = 127.5) -> np.ndarray:
     return np.asarray(scale, dtype=np.float64)
 
 
-def storable(scale: np.ndarray, bias: np.ndarray, input_scale: float, scheme: str) -> np.ndarray:
+def make_storable(
+    scale: np.ndarray, bias: np.ndarray, input_scale: float, scheme: str
+) -> np.ndarray:
     """Round weight scales up to values that the scheme can store."""
     if scheme in SYMMETRIC:
-        return half_above(scale)
-    return room_for_bias(scale, bias, input_scale)
+        return round_up_to_half(scale)
+    return make_room_for_bias(scale, bias, input_scale)
 
 
-def room_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:
+def make_room_for_bias(scale: np.ndarray, bias: np.ndarray, input_scale: float) -> np.ndarray:
     """Raise weight scales so that the bias fits int32.
 
     A bias is stored with scale `input_scale * weight scale`. A channel of (nearly) zero

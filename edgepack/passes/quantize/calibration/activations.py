@@ -31,7 +31,7 @@ from edgepack.passes.quantize.calibration.calibrators import (
     fold_magnitudes,
 )
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.scheme import LEVELS, SYMMETRIC, Affine, affine, signed
+from edgepack.passes.quantize.scheme import LEVELS, SYMMETRIC, Affine, fit_affine, fit_symmetric
 
 # Values that one batch adds to the histogram of a tensor; larger tensors are subsampled evenly.
 COUNTED = 2**17
@@ -140,8 +140,8 @@ def choose_quantization(
 def cover_range(observed: Range, scheme: str) -> Affine:
     """Return the quantization that holds the observed range."""
     if scheme in SYMMETRIC:
-        return signed(max(abs(observed.low), abs(observed.high)), SYMMETRIC[scheme])
-    return affine(observed.low, observed.high)
+        return fit_symmetric(max(abs(observed.low), abs(observed.high)), SYMMETRIC[scheme])
+    return fit_affine(observed.low, observed.high)
 
 
 def calibrate_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:
@@ -155,12 +155,12 @@ def calibrate_histogram(counts: Histogram, options: QuantizeOptions) -> Affine:
         "mse": partial(choose_mse, levels=levels),
     }
     if steps is None:
-        return affine(*choose[options.calibrator](counts))
+        return fit_affine(*choose[options.calibrator](counts))
     if options.calibrator == "percentile":
         # Magnitudes have one tail, which takes the share of both: 99.99 % leaves 0.01 % outside, as
         # 99.98 % with two equal tails leaves 0.01 % beyond the upper end.
         choose["percentile"] = partial(choose_percentile, percent=2 * options.percentile - 100)
-    return signed(choose[options.calibrator](fold_magnitudes(counts))[1], steps)
+    return fit_symmetric(choose[options.calibrator](fold_magnitudes(counts))[1], steps)
 
 
 def spread(items: np.ndarray, most: int, offset: int) -> np.ndarray:

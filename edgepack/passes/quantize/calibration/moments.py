@@ -200,7 +200,7 @@ def _sum_moments(
     for number, arrays in runs:
         for name, values in arrays.items():
             for layer_key, layer in readers[name].items():
-                real = columns(layer, values, most, number)
+                real = extract_columns(layer, values, most, number)
                 quantized = real
                 if name in quantization:
                     # Zero is represented exactly, so the zeros of a padded border stay.
@@ -237,7 +237,7 @@ def _add(
         into.square += centred.transpose(0, 2, 1) @ centred
 
 
-def columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndarray:
+def extract_columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndarray:
     """Return (groups, positions, K): the values that each row of the layer multiplies.
 
     There are about `most` positions at most, evenly spread; `offset` moves their start. Example: a

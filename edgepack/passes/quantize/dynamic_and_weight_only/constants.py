@@ -16,9 +16,9 @@ import onnx
 from edgepack.onnx_tools.operators import OPERATORS, Trait, having
 from edgepack.onnx_tools.view import GraphView, attribute
 from edgepack.passes.quantize.layers import (
-    RETURNED,
+    RETURNED_TO_FLOAT,
     Layer,
-    inner_layers,
+    find_subgraph_layers,
     is_layer,
     read_layer,
 )
@@ -106,11 +106,14 @@ class Choice:
             tuple(layer for layer in self.layers if layer.index not in excluded),
             {index: constants for index, constants in self.others.items() if index not in excluded},
             {index: constants for index, constants in self.tables.items() if index not in excluded},
-            (*self.float_layers, *((nodes[i].name, nodes[i].op_type, RETURNED) for i in excluded)),
+            (
+                *self.float_layers,
+                *((nodes[i].name, nodes[i].op_type, RETURNED_TO_FLOAT) for i in excluded),
+            ),
         )
 
 
-def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
+def choose_nodes(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
     """Choose the nodes of a prepared graph that become integer.
 
     Args:
@@ -145,7 +148,7 @@ def choose(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
         for index, table in tables.items()
         if _is_replaceable(view, table, integer_nodes)
     }
-    return Choice(tuple(layers), others, tables, (*float_layers, *inner_layers(view.nodes)))
+    return Choice(tuple(layers), others, tables, (*float_layers, *find_subgraph_layers(view.nodes)))
 
 
 def _has_weights(view: GraphView, node: onnx.NodeProto) -> bool:

@@ -13,16 +13,16 @@ import onnx
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.onnx_tools.fusion import fused
+from edgepack.onnx_tools.fusion import fuse
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.calibration.moments import observe_layers
-from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose
+from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose_nodes
 from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.figures import collect_weight_figures, describe_weights
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.prepare import check_excluded, nothing_to_do, prepare
 from edgepack.passes.quantize.weights.channel_order import reorder
-from edgepack.passes.quantize.weights.int4 import in_blocks, layer_in_blocks
+from edgepack.passes.quantize.weights.int4 import quantize_in_blocks, saves_in_blocks
 from edgepack.passes.quantize.weights.int8 import Integers, quantize_layer, round_rows
 
 
@@ -54,7 +54,7 @@ class WeightQuantizer:
         """Take over a prepared model, and choose the nodes that become integer."""
         self.model, self.view = model, GraphView(model)
         check_excluded(self.view, self.options.exclude)
-        self.choice: Choice = choose(self.view, self.options.mode, self.options.exclude)
+        self.choice: Choice = choose_nodes(self.view, self.options.mode, self.options.exclude)
         if not self.choice.count:
             raise nothing_to_do(self.choice.float_layers)
 
@@ -69,7 +69,7 @@ class WeightQuantizer:
         choice = self.choice.without(floats, self.view)
         with self._phase("writing"):
             model = self._emit(choice)
-            kernels = Counter(node.op_type for node in fused(model).graph.node)
+            kernels = Counter(node.op_type for node in fuse(model).graph.node)
         figures = collect_weight_figures(
             choice,
             self.options,
@@ -117,9 +117,9 @@ class WeightQuantizer:
                 integers = IntegerWeights(count, constants=self._quantize_constants())
                 # Matrices that are smaller in eight bits than in blocks of four keep eight.
                 for layer, source, moments in observed:
-                    block = self.options.block
-                    if block is not None and in_blocks(layer, block):
-                        four = layer_in_blocks(layer, block, moments, self.options)
+                    block, width = self.options.block, layer.rows.shape[1]
+                    if block and layer.op != "Conv" and saves_in_blocks(width, block):
+                        four = quantize_in_blocks(layer, block, moments, self.options)
                         integers.blocks[layer.index] = four
                     else:
                         eight = quantize_layer(layer, source, moments, self.options)

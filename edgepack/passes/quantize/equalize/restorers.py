@@ -19,7 +19,7 @@ from edgepack.passes.quantize.layers import LINEAR
 FACTOR = "_restored_factor"
 
 
-def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
+def insert_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy with a Mul by ones between a LayerNormalization and its other readers."""
     result = copied(model)
     view = GraphView(result)
@@ -47,7 +47,7 @@ def with_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
     return _with_nodes(result, nodes)
 
 
-def without_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
+def remove_idle_restorers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy without the Mul nodes that multiply by one."""
     view = GraphView(model)
     idle = {}

@@ -30,7 +30,7 @@ from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.equalize.classes import Classes, Reader, Scalable
 from edgepack.passes.quantize.equalize.magnitudes import ChannelMagnitudes, observe_channels
-from edgepack.passes.quantize.equalize.restorers import with_restorers, without_idle_restorers
+from edgepack.passes.quantize.equalize.restorers import insert_restorers, remove_idle_restorers
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import LEVELS
 
@@ -61,11 +61,11 @@ def equalize(
     kind = options.equalize
     candidate = model
     if kind != "cross-layer":
-        candidate = with_restorers(model)
+        candidate = insert_restorers(model)
     view = GraphView(candidate)
     free, blocked = Classes(view).collect()
     selected = [
-        scalable for scalable in free if kind in ("both", _equalization_kind(view, scalable))
+        scalable for scalable in free if kind in ("both", _classify_equalization(view, scalable))
     ]
     axes: dict[str, int] = {}
     for scalable in selected:
@@ -95,10 +95,10 @@ def equalize(
         "widest": round(max(ratios, default=1.0), 2),
         "left": dict(blocked),
     }
-    return without_idle_restorers(_scale_constants(candidate, factors)), figures
+    return remove_idle_restorers(_scale_constants(candidate, factors)), figures
 
 
-def _equalization_kind(view: GraphView, scalable: Scalable) -> str:
+def _classify_equalization(view: GraphView, scalable: Scalable) -> str:
     """Return "smooth" for the outputs of a LayerNormalization, else "cross-layer"."""
     norms = any(view.nodes[i].op_type == "LayerNormalization" for i in scalable.makers)
     if norms:
@@ -143,14 +143,14 @@ def _choose_factor(
     shared = [read.rows for read in weights if not read.channel_scales]
     if not shared:
         return np.asarray(size)
-    reach = np.max([_reach(rows) for rows in shared], axis=0)
+    reach = np.max([_measure_reach(rows) for rows in shared], axis=0)
     result = size**alpha / np.maximum(reach, 1 / MOST) ** (1 - alpha)
     if not np.isfinite(result).all():
         return None
     return np.asarray(result)
 
 
-def _reach(rows: np.ndarray) -> np.ndarray:
+def _measure_reach(rows: np.ndarray) -> np.ndarray:
     """Return (channels,) the largest weight of each column, relative to its row's largest."""
     largest = np.abs(rows).max(axis=2)
     return np.asarray((largest / np.maximum(largest.max(axis=1, keepdims=True), TINY)).max(axis=0))

@@ -64,7 +64,7 @@ def choose_forms(
     forms: dict[str, Form] = {}
     reasons: dict[str, str] = {}
     for index, node in enumerate(view.nodes):
-        kind = _kind(view, index, options)
+        kind = _choose_form(view, index, options)
         if kind is None or node.name in options.exclude:
             continue
         constants = read_weights(view, index)
@@ -115,7 +115,7 @@ def store_forms(
     return model
 
 
-def _kind(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
+def _choose_form(view: GraphView, index: int, options: QuantizeOptions) -> str | None:
     """Return the form that the options select for a layer; None if it is static or float."""
     kind = view.nodes[index].op_type
     if kind == "LSTM" and options.recurrent == "dynamic":

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgepack.onnx_tools.operators import Trait, having, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
-from edgepack.passes.quantize.layers import Layer, inner_layers, is_layer, read_layer
+from edgepack.passes.quantize.layers import Layer, find_subgraph_layers, is_layer, read_layer
 
 # Operators that move values: both sides share a quantization.
 MOVES = with_int8("moves")
@@ -74,7 +74,7 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
             layers[index] = result
         else:
             float_layers.append((node.name, node.op_type, result))
-    float_layers += inner_layers(view.nodes)
+    float_layers += find_subgraph_layers(view.nodes)
     return _Placer(view, layers, exclude).placement(tuple(float_layers))
 
 

@@ -23,7 +23,7 @@ from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import (
     FLOAT_LAYERS,
     Layer,
-    inner_layers,
+    find_subgraph_layers,
     is_layer,
     read_layer,
 )
@@ -66,7 +66,7 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
         layers=tuple(layers[index] for index in sorted(layers)),
         points={name: name for _, name in sorted(sketch.reads)},
         reads=frozenset(sketch.reads),
-        float_layers=(*float_layers, *inner_layers(view.nodes)),
+        float_layers=(*float_layers, *find_subgraph_layers(view.nodes)),
     )
 
 

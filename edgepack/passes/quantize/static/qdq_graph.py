@@ -12,12 +12,12 @@ from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.onnx_tools.writer import Writer
 from edgepack.passes.quantize.layers import Layer
-from edgepack.passes.quantize.scheme import Affine, as_half
+from edgepack.passes.quantize.scheme import Affine, round_to_half
 from edgepack.passes.quantize.static.placement import Placement
 from edgepack.passes.quantize.weights.int8 import Quantized
 
 
-def emit(
+def write_qdq_graph(
     model: onnx.ModelProto,
     view: GraphView,
     placement: Placement,
@@ -33,10 +33,10 @@ def emit(
         quantization: of every root tensor.
         weights: of every layer, by the node's index.
     """
-    return _Emitter(model, view, placement, quantization, weights).model()
+    return _QdqGraphWriter(model, view, placement, quantization, weights).model()
 
 
-class _Emitter:
+class _QdqGraphWriter:
     def __init__(
         self,
         model: onnx.ModelProto,
@@ -97,7 +97,7 @@ class _Emitter:
         name, weights = f"{layer.name}_bias", self.weights[layer.index]
         bias = weights.real_bias
         if weights.bias is None:
-            bias = as_half(bias)
+            bias = round_to_half(bias)
         self._store_constant(name, bias.astype(np.float32))
         for slot, old in enumerate(node.input):
             if old == layer.bias_name:
@@ -181,7 +181,7 @@ class _Emitter:
         name = layer.bias_name or f"{layer.name}_bias"
         if weights.bias is None:
             self._store_constant(
-                f"{layer.name}_bias", as_half(weights.real_bias).astype(np.float32)
+                f"{layer.name}_bias", round_to_half(weights.real_bias).astype(np.float32)
             )
             return str(self.constants[f"{layer.name}_bias"].name)
         if f"{name}_quantized" in self.constants:

@@ -12,7 +12,7 @@ import onnx
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.onnx_tools.fusion import float_operators, fused
+from edgepack.onnx_tools.fusion import count_float_operators, fuse
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.calibration.activations import (
     Range,
@@ -23,7 +23,7 @@ from edgepack.passes.quantize.calibration.moments import group_layers, observe_m
 from edgepack.passes.quantize.equalize.scaling import equalize
 from edgepack.passes.quantize.figures import collect_static_figures, describe_static
 from edgepack.passes.quantize.layers import (
-    RETURNED,
+    RETURNED_TO_FLOAT,
     SLOW_VOLUME,
     Layer,
     is_volume,
@@ -35,7 +35,7 @@ from edgepack.passes.quantize.scheme import SYMMETRIC, Affine
 from edgepack.passes.quantize.static import placement_tensorrt
 from edgepack.passes.quantize.static.forms import choose_forms, store_forms
 from edgepack.passes.quantize.static.placement import Placement, place
-from edgepack.passes.quantize.static.qdq_graph import emit
+from edgepack.passes.quantize.static.qdq_graph import write_qdq_graph
 from edgepack.passes.quantize.weights.channel_order import reorder
 from edgepack.passes.quantize.weights.int8 import Quantized, quantize_layer
 
@@ -111,11 +111,11 @@ class StaticQuantizer:
         self._measure()
         with self._phase("writing"):
             placement, quantization, weights = self._select_parts(floats)
-            model = emit(self.model, self.view, placement, quantization, weights)
+            model = write_qdq_graph(self.model, self.view, placement, quantization, weights)
             model = store_forms(model, self.forms, floats)
             # TensorRT fuses by other rules, and onnxruntime in its place runs the pairs in float.
             gpu = self.options.scheme in SYMMETRIC
-            float_counts = None if gpu else float_operators(fused(model).graph)
+            float_counts = None if gpu else count_float_operators(fuse(model).graph)
         forms = [form for form in self.forms.values() if form.name not in floats]
         figures = collect_static_figures(
             placement,
@@ -136,7 +136,7 @@ class StaticQuantizer:
         """Return the same model without the figures."""
         self._measure()
         return store_forms(
-            emit(self.model, self.view, *self._select_parts(floats)), self.forms, floats
+            write_qdq_graph(self.model, self.view, *self._select_parts(floats)), self.forms, floats
         )
 
     def _select_parts(
@@ -170,7 +170,7 @@ class StaticQuantizer:
 
         placement = self._placer(self.view, {*self.options.exclude, *floats}, read)
         float_layers = [
-            (name, kind, RETURNED if name in floats else reason)
+            (name, kind, RETURNED_TO_FLOAT if name in floats else reason)
             for name, kind, reason in placement.float_layers
             if name in floats or name not in self.forms
         ]

@@ -18,7 +18,7 @@ from edgepack.onnx_tools.axes import Axis
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import Layer
-from edgepack.passes.quantize.scheme import symmetric
+from edgepack.passes.quantize.scheme import fit_row_scales
 from edgepack.passes.quantize.weights.channel_ties import Channels
 from edgepack.passes.quantize.weights.rounding import PAIR_STEPS
 
@@ -66,11 +66,11 @@ def _order(layers: Sequence[Layer]) -> np.ndarray:
     # Wide layers are ordered in parts, as the costs of n channels take n^2 values.
     for start in range(0, layers[0].channels, MOST):
         costs = [_pair_costs(layer, start, start + MOST) for layer in layers]
-        parts.append(start + pair_order(np.sum(costs, axis=0)))
+        parts.append(start + order_pairs(np.sum(costs, axis=0)))
     return np.concatenate(parts)
 
 
-def pair_order(costs: np.ndarray) -> np.ndarray:
+def order_pairs(costs: np.ndarray) -> np.ndarray:
     """Return (channels,) an order with low total cost of neighbours.
 
     Neighbours are at the positions (0, 1), (2, 3), ...; the last of an odd number has none. A
@@ -127,7 +127,7 @@ def _pair_costs(layer: Layer, start: int, stop: int) -> np.ndarray:
         (n, n) float32, for the n channels from `start` to before `stop`.
     """
     total = max(float(np.square(layer.rows).sum()), np.finfo(np.float32).tiny)
-    scale = symmetric(layer.rows)[:, None]
+    scale = fit_row_scales(layer.rows)[:, None]
     positions = layer.rows.shape[1] // layer.channels
     steps = (layer.rows / scale).astype(np.float32).reshape(-1, layer.channels)[:, start:stop]
     weight = np.repeat((scale**2 / total).ravel(), positions).astype(np.float32)

@@ -14,11 +14,11 @@ import numpy as np
 from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.weights.rounding import inverse_factor
+from edgepack.passes.quantize.weights.rounding import factor_inverse
 
 HIGHEST = 15
 # Overhead of a block in bytes: a float32 scale and half a byte of zero point.
-BESIDE = 4.5
+BLOCK_OVERHEAD = 4.5
 # Candidates for the share of a block's range: a smaller one rounds finer and clips more.
 SHRINKS = np.linspace(1.0, 0.85, 7)
 
@@ -54,14 +54,13 @@ class Blocks:
         return _nibbles(self.integers), scale, _nibbles(zeros).ravel()
 
 
-def in_blocks(layer: Layer, block: int) -> bool:
-    """Return True if a layer's weights get four bits: a product that is smaller than in eight."""
+def saves_in_blocks(width: int, block: int) -> bool:
+    """Return True if a row of `width` weights is smaller in four-bit blocks than in eight bits."""
     # K = 768 in blocks of 32: 24 blocks of 16 + 4.5 bytes are 492 bytes, against 768 in eight bits.
-    width = layer.rows.shape[1]
-    return layer.op != "Conv" and -(-width // block) * (block / 2 + BESIDE) < width
+    return -(-width // block) * (block / 2 + BLOCK_OVERHEAD) < width
 
 
-def layer_in_blocks(
+def quantize_in_blocks(
     layer: Layer, block: int, moments: Moments | None, options: QuantizeOptions
 ) -> tuple[Blocks, np.ndarray]:
     """Return one layer's weights in four bits, and its bias: (outputs,) float64.
@@ -92,8 +91,8 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
     """Quantize a matrix to four bits.
 
     Without `loss` every weight goes to the nearest step of its block. With it the rounding is
-    that of GPTQ (`rounding.compensated`), and each block's scale fits its weights after they have
-    compensated the errors of earlier blocks.
+    that of GPTQ (`rounding.round_compensated`), and each block's scale fits its weights after they
+    have compensated the errors of earlier blocks.
 
     Args:
         rows: (outputs, K) float64.
@@ -104,7 +103,7 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
     outputs, width = rows.shape
     count = -(-width // block)
     remaining = np.array(rows, dtype=np.float64)
-    factor = None if loss is None else inverse_factor(loss[None])[0]
+    factor = None if loss is None else factor_inverse(loss[None])[0]
     importance = np.ones(width) if loss is None else np.diag(loss)
     integers = np.zeros((outputs, count, block))
     scale, zero_point = np.ones((outputs, count)), np.zeros((outputs, count))

@@ -9,13 +9,19 @@ import numpy as np
 from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS, Affine, storable, symmetric
+from edgepack.passes.quantize.scheme import (
+    SYMMETRIC,
+    WEIGHTS,
+    Affine,
+    fit_row_scales,
+    make_storable,
+)
 from edgepack.passes.quantize.weights.rounding import (
     PAIR_STEPS,
-    compensated,
-    inverse_factor,
-    largest_pair,
-    nearest,
+    factor_inverse,
+    find_largest_pairs,
+    round_compensated,
+    round_to_nearest,
 )
 
 # Candidates for the share of the full scale: a smaller scale rounds finer and clips more.
@@ -57,12 +63,12 @@ def quantize_layer(
     _, lowest = WEIGHTS[options.scheme]
     # At reduced range only compensated rounding can bring a pair near the limit.
     limited = options.range != "full" and layer.paired
-    largest, factor = full_scale(layer.rows, options, layer.paired)
+    largest, factor = compute_full_scale(layer.rows, options, layer.paired)
     if moments is None or options.rounding == "nearest" or layer.shared:
         # Readers of shared weights have to use the same integers, whatever their biases.
         bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
         scale = _storable_scale(largest, bias, source, options.scheme)
-        rows = nearest(layer.rows / scale[:, None], limited, lowest)
+        rows = round_to_nearest(layer.rows / scale[:, None], limited, lowest)
     else:
         loss = moments.covariance if options.bias_correction else moments.second
         if source is not None:
@@ -73,7 +79,7 @@ def quantize_layer(
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + moments.mean_error(layer, rows * scale[:, None])
-    # int32 biases saturate rather than overflow; `storable` has made room for them.
+    # int32 biases saturate rather than overflow; `make_storable` has made room for them.
     stored = None
     if source is not None and options.scheme not in SYMMETRIC:
         unit = np.float32(source.scale) * scale.astype(np.float32)
@@ -99,13 +105,13 @@ class Integers:
 def round_rows(rows: np.ndarray, options: QuantizeOptions) -> Integers:
     """Round (scales, values of each) to the nearest steps; `options.range` limits the pairs."""
     _, lowest = WEIGHTS[options.scheme]
-    largest, factor = full_scale(rows, options)
+    largest, factor = compute_full_scale(rows, options)
     scale = largest.astype(np.float32)
-    integers = nearest(rows / scale[:, None], options.range != "full", lowest)
+    integers = round_to_nearest(rows / scale[:, None], options.range != "full", lowest)
     return Integers(integers.astype(np.int8), scale, factor)
 
 
-def full_scale(
+def compute_full_scale(
     rows: np.ndarray, options: QuantizeOptions, paired: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (outputs,) scales at which s8 holds every row, and (outputs,) pair factors.
@@ -122,10 +128,10 @@ def full_scale(
     if options.range == "reduced":
         # Half the steps of s8 on either side, so that rounded pairs stay near the limit.
         steps = 63.5
-    full = symmetric(rows, steps)
+    full = fit_row_scales(rows, steps)
     factor = np.ones_like(full)
     if options.range == "pair-safe" and paired:
-        factor = np.maximum(1.0, largest_pair(rows / full[:, None]) / PAIR_STEPS)
+        factor = np.maximum(1.0, find_largest_pairs(rows / full[:, None]) / PAIR_STEPS)
     return full * factor, factor
 
 
@@ -135,7 +141,7 @@ def _storable_scale(
     """Round scales to storable values; with a float input the bias does not limit them."""
     if source is None:
         return scale.astype(np.float32).astype(np.float64)
-    return storable(scale, bias, source.scale, scheme)
+    return make_storable(scale, bias, source.scale, scheme)
 
 
 def _search_scale(
@@ -151,12 +157,12 @@ def _search_scale(
     # Every channel takes the best of the shrinks, independently of the others.
     best_scale, best_rows = largest, np.zeros_like(layer.rows)
     least = np.full(len(largest), np.inf)
-    factor = inverse_factor(loss)
+    factor = factor_inverse(loss)
     _, lowest = WEIGHTS[scheme]
     for shrink in shrinks:
         scale = _storable_scale(largest * shrink, layer.bias, source, scheme)
         steps = layer.per_group(layer.rows / scale[:, None])
-        rows = compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
+        rows = round_compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
         error = layer.per_group(rows * scale[:, None] - layer.rows)
         cost = np.einsum("grk,grk->gr", error @ loss, error).ravel()
         better = cost < least

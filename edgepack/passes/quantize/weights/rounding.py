@@ -17,7 +17,7 @@ BLOCK = 128
 DAMPING = 1e-2
 
 
-def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
+def round_to_nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
     """Round every weight to the nearest step; pairs over the limit shrink evenly.
 
     Example: the pair (100, 60) exceeds the limit of 128 by 32 and becomes (84, 44).
@@ -44,7 +44,7 @@ def nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.ndarray:
     return rounded
 
 
-def compensated(
+def round_compensated(
     steps: np.ndarray, factor: np.ndarray, paired: bool, lowest: int = -128
 ) -> np.ndarray:
     """Round so that the error of the layer's output is small (GPTQ).
@@ -56,7 +56,7 @@ def compensated(
 
     Args:
         steps: (groups, rows, K) weights divided by their scale.
-        factor: (groups, K, K) from `inverse_factor`.
+        factor: (groups, K, K) from `factor_inverse`.
         paired: whether pairs along K are limited.
         lowest: integer.
 
@@ -90,7 +90,7 @@ def compensated(
     return rounded
 
 
-def inverse_factor(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+def factor_inverse(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
     """Return (groups, K, K) the upper factor U of the damped Hessian's inverse, U^T U.
 
     With H = L' L'^T read backwards (both axes reversed), U is the reversed inverse of L'.
@@ -104,7 +104,7 @@ def inverse_factor(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
         lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
     except np.linalg.LinAlgError:
         # With few samples and many inputs, rounding errors of the sums exceed the damping.
-        return inverse_factor(hessian, 10 * damping)
+        return factor_inverse(hessian, 10 * damping)
     return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
 
 
@@ -139,7 +139,7 @@ def _round_second(first: np.ndarray, second: np.ndarray, lowest: int) -> np.ndar
     return np.asarray(np.clip(np.rint(second), least, highest))
 
 
-def largest_pair(rows: np.ndarray) -> np.ndarray:
+def find_largest_pairs(rows: np.ndarray) -> np.ndarray:
     """Return (outputs,) the largest same-sign sum of neighbouring columns, in magnitude.
 
     Example: (3, 4, -5, 1) has the pairs (3, 4) and (-5, 1), with sums 7 and 5, so 7 is returned.
