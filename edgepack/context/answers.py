@@ -15,10 +15,10 @@ import numpy as np
 from edgepack.context.reference import Reference
 from edgepack.context.samples import SampleSets
 from edgepack.data.samples import Batch
-from edgepack.runtime.commands.verify import frame, read_frames
+from edgepack.runtime.commands.verify import decode_shards, encode_shard
 from edgepack.runtime.tensor import Tensor
 
-# Samples in a frame, and in every other pass over the evaluation set.
+# Samples in a shard, and in every other pass over the evaluation set.
 EVALUATION_BATCH = 16
 
 
@@ -39,13 +39,13 @@ class AnswerBatch:
 
 def answer_frame(batch: Batch, answers: Sequence[np.ndarray]) -> bytes:
     """Encode the original's answers to a batch."""
-    return frame(_number_answers(answers) | _label_arrays(batch))
+    return encode_shard(_number_answers(answers) | _label_arrays(batch))
 
 
 def read_answers(path: Path) -> Iterator[AnswerBatch]:
     """Yield the answers of a file batch by batch: all of them may not fit into memory."""
     with path.open("rb") as stream:
-        for shard in read_frames(stream):
+        for shard in decode_shards(stream):
             count = sum(name.startswith("original-") for name in shard)
             answers = [shard[f"original-{i}"] for i in range(count)]
             yield AnswerBatch(answers, shard.get("labels"), int(shard["count"]))
@@ -67,7 +67,7 @@ def evaluation_frames(
     """Yield the evaluation set with the original's answers, as frames for the loader's `verify`."""
     for batch, answers in iterate_answers(samples, reference):
         arrays = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
-        yield frame(arrays | _number_answers(answers) | _label_arrays(batch))
+        yield encode_shard(arrays | _number_answers(answers) | _label_arrays(batch))
 
 
 def _number_answers(answers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

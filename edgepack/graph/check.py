@@ -11,7 +11,7 @@ from edgepack.errors import EdgepackError, GraphError
 from edgepack.graph.agreement import SNR_FLOOR_DB, disagreement
 from edgepack.graph.run import Runner, failing_node
 from edgepack.graph.signature import signature
-from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.graph.sizes import bind_sizes, candidate_sizes, resize_axes
 from edgepack.onnx_tools.walk import nodes_of
 from edgepack.runtime.tensor import Tensor
 
@@ -112,7 +112,7 @@ def _check_axis(
     accepted: list[int] = []
     refusal: str = ""
     for size in candidate_sizes(sizes[axis]):
-        arrays = resized(inputs, example, {**sizes, axis: size})
+        arrays = resize_axes(inputs, example, {**sizes, axis: size})
         reference: tuple[np.ndarray, ...] | None = None
         if run_original is not None:
             try:

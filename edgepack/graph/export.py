@@ -16,7 +16,7 @@ from edgepack.graph.opset import cast_up, needed_opset, operators_above, with_pr
 from edgepack.graph.outputs import state_outputs
 from edgepack.graph.quiet import quiet
 from edgepack.graph.signature import default_output_names, name_dimensions, rename_outputs
-from edgepack.graph.sizes import bind_sizes, dynamic_axes, resized
+from edgepack.graph.sizes import bind_sizes, dynamic_axes, resize_axes
 from edgepack.graph.torchscript import export_script, trace_module
 from edgepack.graph.trace import explain, model_line
 from edgepack.ledger import PassResult
@@ -242,7 +242,7 @@ def _arguments(
 
     # torch.export fixes an axis whose size is 1 in the example.
     sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
-    arrays = resized(inputs, example, sizes)
+    arrays = resize_axes(inputs, example, sizes)
     args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
     return sizes, arrays, args
 

@@ -11,7 +11,7 @@ import numpy as np
 from edgepack.errors import GraphError
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import signature
-from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.graph.sizes import bind_sizes, candidate_sizes, resize_axes
 from edgepack.onnx_tools.copies import copied
 from edgepack.runtime.tensor import Dim, Tensor
 
@@ -45,7 +45,7 @@ def state_outputs(
         for candidate in candidate_sizes(size)[:2]:
             sizes = {**base, name: candidate}
             try:
-                runs.append((sizes, _shapes(runner, resized(inputs, example, sizes))))
+                runs.append((sizes, _shapes(runner, resize_axes(inputs, example, sizes))))
             except GraphError:  # a size that the model rejects shows nothing about its outputs
                 continue
     result = copied(model)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from edgepack.errors import GraphError
-from edgepack.runtime.parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resized
+from edgepack.runtime.parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, resize_axes
 from edgepack.runtime.tensor import Tensor
 
-__all__ = ["bind_sizes", "candidate_sizes", "dynamic_axes", "resized"]
+__all__ = ["bind_sizes", "candidate_sizes", "dynamic_axes", "resize_axes"]
 
 
 def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> dict[str, int]:

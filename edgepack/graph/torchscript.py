@@ -14,7 +14,7 @@ from edgepack.graph.exporting import exporting
 from edgepack.graph.opset import cast_up
 from edgepack.graph.reads import input_read
 from edgepack.graph.run import Runner
-from edgepack.graph.sizes import candidate_sizes, dynamic_axes, resized
+from edgepack.graph.sizes import candidate_sizes, dynamic_axes, resize_axes
 from edgepack.onnx_tools.limits import NEWEST_OPSET
 from edgepack.runtime.tensor import Tensor
 
@@ -143,7 +143,7 @@ def _differs(
     for name, size in sizes.items():
         other_feeds: list[dict[str, np.ndarray]] = []
         for candidate in candidate_sizes(size):
-            feed = resized(inputs, arrays, {**sizes, name: candidate})
+            feed = resize_axes(inputs, arrays, {**sizes, name: candidate})
             if len(other_feeds) < SIZES_TRIED and _accepts(module, inputs, feed):
                 other_feeds.append(feed)
         if not other_feeds:

@@ -12,12 +12,12 @@ from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, ONNXRUNTIME, TENSORRT
 from .bundle.index import Index, check_file, read_index
 from .device import machine
-from .device.here import Here, find_sealed
+from .device.device_info import DeviceInfo, find_sealed
 from .device.variants import Choice, choose, choose_stand_in, format_fallback
 from .errors import DeviceError, EdgepackError
 
 # Imported up front, not once a call has failed: the bundle may be moved or replaced by then.
-from .session.feeds import explain, tied_axes
+from .session.feeds import find_fault, tied_axes
 from .tensor import Tensor
 
 
@@ -74,7 +74,7 @@ class Model:
         except Exception as error:
             # The engine checks its feeds, so a valid call pays for no second check; a failed call
             # is examined to name the input that is wrong.
-            fault = explain(inputs, self.inputs)
+            fault = find_fault(inputs, self.inputs)
             if fault is not None:
                 raise fault from error
             if isinstance(error, EdgepackError):
@@ -109,7 +109,7 @@ def open_model(
     Raises BundleError if the file is not intact, DeviceError if this device cannot run it,
     InputError if there is no such variant.
     """
-    device = Here(index)
+    device = DeviceInfo(index)
     machine.require(index.device, device, any_arch=stand_in)
     if stand_in:
         choice = choose_stand_in(index, device)
@@ -136,11 +136,11 @@ def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Sess
         model = check_file(archive, index, index.model)
         for_gpu = variant.engine == ONNXRUNTIME and index.variants[0].on_gpu
         if for_gpu:
-            from .session.rounding import rounded
+            from .session.rounding import round_halves
 
             # A CPU that replaces a GPU must round like one: by default onnxruntime skips the
             # roundings of fp16, and its integer kernels saturate differently.
-            model = rounded(model)
+            model = round_halves(model)
         session = OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
         session.require_signature(index.inputs, index.outputs)
         return session

@@ -35,7 +35,7 @@ from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
 from edgepack.runtime.session.onnx_session import OnnxSession
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from edgepack.runtime.tensor import Tensor
 
 # Seconds of the quick latency of a graph, for all models together, and of one model's turn.
@@ -52,7 +52,7 @@ def measure_reference(
     Returns a runner that computes as the target does.
     """
     proto = parse_model(model)
-    runner = graph.Runner(rounded(model), literal=graph.signed_activations(proto))
+    runner = graph.Runner(round_halves(model), literal=graph.signed_activations(proto))
     answers = map(runner.run, reference.feeds)
     pairs = list(zip(reference.original, answers, strict=True))
     stage.set(
@@ -120,7 +120,7 @@ def evaluate(
     entry = cache.get("evaluation", key)
     if entry is None:
         literal = graph.signed_activations(parse_model(model))
-        runner = runner or graph.Runner(rounded(model), literal=literal)
+        runner = runner or graph.Runner(round_halves(model), literal=literal)
         parts_by_output = output_parts(context.reference, outputs)
         quality = Quality(outputs, parts_by_output, context.metric, context.inputs)
         for batch, answers in iterate_answers(context.samples, context.reference):

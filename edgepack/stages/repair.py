@@ -34,7 +34,7 @@ from edgepack.report.figures import (
 )
 from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.metrics import Parity, list_axis
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from edgepack.stages.cached import run_cached
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
 
@@ -210,7 +210,9 @@ class _Search:
 
 def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
     """Return a function that runs a model as `measure` does."""
-    return graph.Runner(rounded(model), literal=graph.signed_activations(parse_model(model))).run
+    return graph.Runner(
+        round_halves(model), literal=graph.signed_activations(parse_model(model))
+    ).run
 
 
 def _notes(details: Mapping[str, Any], record: Record) -> list[str]:

@@ -28,7 +28,7 @@ from edgepack.ledger import Record
 from edgepack.passes.half import HalfOptions, half
 from edgepack.passes.quantize import QuantizeOptions, quantize
 from edgepack.runtime.session.onnx_session import OnnxSession
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from edgepack.spec import manifest, target
 from support import ROOT
 from support.rtx_cases import linear_kernels, needs_rtx, plan_of, profiles_of
@@ -199,7 +199,7 @@ def test_tensorrt_parses_it_and_every_layer_multiplies_integers(name: str, folde
 
 
 def answers(model: onnx.ModelProto, feeds: Feeds, **options: bool) -> np.ndarray:
-    session = OnnxSession(rounded(model.SerializeToString()), **options)
+    session = OnnxSession(round_halves(model.SerializeToString()), **options)
     return np.concatenate([next(iter(session.run(feed).values())).ravel() for feed in feeds])
 
 

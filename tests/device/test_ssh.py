@@ -23,7 +23,7 @@ from edgepack.device import Emulated
 from edgepack.device.ssh import Settings, Ssh, command, parse
 from edgepack.errors import DeviceError
 from edgepack.report import render_matrix
-from edgepack.runtime.commands.verify import frame
+from edgepack.runtime.commands.verify import encode_shard
 from edgepack.runtime.plain import file_mode
 from support.build_cases import Answer, ask, render_text
 from support.bundle_cases import Keys
@@ -198,7 +198,7 @@ def test_what_a_login_shell_prints_is_no_answer(server: Server, linear_bundle: P
 def test_samples_are_streamed_to_a_bundle(server: Server, linear_bundle: Path) -> None:
     contents = linear_contents()
     shard = {"input-0": contents.reference[0][0], "original-0": contents.original[0][0]}
-    pieces = [frame({**shard, "count": np.array(1)}) for _ in range(30)]
+    pieces = [encode_shard({**shard, "count": np.array(1)}) for _ in range(30)]
     with on(server, "host") as there:
         path = there.put(linear_bundle)
         verdict, _ = device.ask(there, path, "verify", "--evaluation", stdin=iter(pieces))

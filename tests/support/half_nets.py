@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.ledger import PassResult
 from edgepack.passes.half import HalfOptions, half
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from support.quantize_nets import Arrays, Net, Steps, gated, images, residual, run
 
 
@@ -40,7 +40,7 @@ def naive(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def as_on_gpu(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The outputs, every fp16 tensor rounded."""
-    return run(onnx.load_model_from_string(rounded(model.SerializeToString())), feed)
+    return run(onnx.load_model_from_string(round_halves(model.SerializeToString())), feed)
 
 
 def types(model: onnx.ModelProto) -> dict[str, int]:

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from edgepack import engine
 from edgepack.engine import onnxruntime_cuda
 from edgepack.errors import EngineError
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from edgepack.spec import target
 from support.half_nets import converted, naive
 from support.linear import linear_onnx
@@ -33,7 +33,7 @@ def test_it_names_every_fp16_tensor_of_a_model_that_half_did_not_make() -> None:
     # Whatever a node makes is fp16 here but what the last Cast makes.
     assert named == made - outputs
     assert built.details["half_tensors"] == len(named)
-    assert len(rounded(built.model)) > len(built.model)
+    assert len(round_halves(built.model)) > len(built.model)
     assert any("not run on a GPU" in warning for warning in built.warnings)
 
 
@@ -47,7 +47,7 @@ def test_a_float32_model_is_told_as_such() -> None:
     model, _ = linear_onnx()
     built = onnxruntime_cuda.build(model.SerializeToString(), CUDA, {})
     assert built.details["half_tensors"] == 0
-    assert rounded(built.model) == built.model
+    assert round_halves(built.model) == built.model
     assert any("runs in float32 on the GPU" in note for note in built.notes)
 
 

@@ -13,7 +13,7 @@ from edgepack.graph.check import check_dynamic_axes
 from edgepack.graph.outputs import state_outputs
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
-from edgepack.graph.sizes import bind_sizes, candidate_sizes, resized
+from edgepack.graph.sizes import bind_sizes, candidate_sizes, resize_axes
 from support.graph_nets import floats
 
 INPUTS = (floats("x", "batch", 4),)
@@ -70,7 +70,7 @@ def test_candidates_hold_multiples_of_what_the_network_divides_by():
 
 
 def test_resized_samples_differ_and_stay_within_the_example():
-    (out,) = resized((floats("x", "n", 3),), {"x": np.array([[1.0, 2, 3]])}, {"n": 3}).values()
+    (out,) = resize_axes((floats("x", "n", 3),), {"x": np.array([[1.0, 2, 3]])}, {"n": 3}).values()
     assert len({tuple(row) for row in out}) == 3
     assert set(out.ravel()) == {1.0, 2.0, 3.0}
     assert bind_sizes(INPUTS, EXAMPLE) == {"batch": 2}

@@ -18,7 +18,7 @@ from edgepack import bundle, load
 from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.errors import DeviceError, EdgepackError, GateError, InputError
 from edgepack.runtime.model import Model
-from edgepack.runtime.session.feeds import explain
+from edgepack.runtime.session.feeds import find_fault
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.tensor import Tensor
 from support.linear import linear_contents, linear_onnx, reshaping
@@ -154,14 +154,14 @@ def test_an_error_comes_whole_out_of_another_process(kind: type[EdgepackError]) 
 
 
 def test_nothing_is_wrong_with_what_fits(linear: Model) -> None:
-    assert explain({"x": IMAGE}, linear.inputs) is None
+    assert find_fault({"x": IMAGE}, linear.inputs) is None
 
 
 def test_axes_of_one_name_have_one_size() -> None:
     expected = (Tensor("a", "int64", ("n", "m")), Tensor("b", "int64", ("m",)))
     a, b = np.zeros((2, 3), np.int64), np.zeros(3, np.int64)
-    assert explain({"a": a, "b": b}, expected) is None
-    fault = explain({"a": a, "b": b[:2]}, expected)
+    assert find_fault({"a": a, "b": b}, expected) is None
+    fault = find_fault({"a": a, "b": b[:2]}, expected)
     assert fault is not None
     assert (fault.code, fault.why) == ("input-shape", "b is int64:2")
 

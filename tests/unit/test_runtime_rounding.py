@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgepack.runtime.session.rounding import rounded
+from edgepack.runtime.session.rounding import round_halves
 from support.half_nets import as_on_gpu, converted, loud, naive
 from support.quantize_nets import gated, images, residual, run
 
@@ -67,7 +67,7 @@ def test_every_tensor_is_rounded_to_the_nearest_fp16() -> None:
 @pytest.mark.parametrize("net", [residual, gated, loud])
 def test_the_edited_graph_is_valid_and_keeps_its_interface(net) -> None:
     half = converted(net(), {"x": images(8)}).model
-    edited = onnx.load_model_from_string(rounded(half.SerializeToString()))
+    edited = onnx.load_model_from_string(round_halves(half.SerializeToString()))
     onnx.checker.check_model(edited, full_check=True)
     assert list(edited.graph.input) == list(half.graph.input)
     assert list(edited.graph.output) == list(half.graph.output)
@@ -77,14 +77,14 @@ def test_the_edited_graph_is_valid_and_keeps_its_interface(net) -> None:
 
 def test_what_has_no_fp16_is_given_back_as_it_is() -> None:
     model = residual().SerializeToString()
-    assert rounded(model) is model
+    assert round_halves(model) is model
     # Constants alone are stored in fp16: nothing is made in it.
     nodes = [
         helper.make_node("Cast", ["c"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["x", "f"], ["y"]),
     ]
     stored = half_model(nodes, {"c": np.float16(3)}, {}, {"y": TensorProto.FLOAT})
-    assert rounded(stored.SerializeToString()) == stored.SerializeToString()
+    assert round_halves(stored.SerializeToString()) == stored.SerializeToString()
 
 
 def test_fp16_outputs_keep_their_type() -> None:
@@ -117,9 +117,9 @@ def test_a_converter_of_others_is_seen_through_too() -> None:
 def test_what_is_cut_off_is_refused(cut: int) -> None:
     model = converted(residual(), {"x": images(8)}).model.SerializeToString()
     with pytest.raises(ValueError, match=r"ends after its message|does not end"):
-        rounded(model[:-cut])
+        round_halves(model[:-cut])
 
 
 def test_a_wire_type_that_protobuf_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown wire type"):
-        rounded(b"\x0f\x00")
+        round_halves(b"\x0f\x00")

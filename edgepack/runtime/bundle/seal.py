@@ -55,7 +55,7 @@ class Key:
 
     @classmethod
     def of(cls, index: Index, variant: Variant, device: Mapping[str, Any]) -> Key:
-        """Return the key of an engine that is built on this device, a `here.Here`."""
+        """Return the key of an engine that is built on this device, a `device_info.DeviceInfo`."""
         names = [field.name for field in fields(cls) if field.name not in ("bundle", "variant")]
         return cls(index.content_digest, variant.name, **{name: device[name] for name in names})
 

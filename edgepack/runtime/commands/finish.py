@@ -19,7 +19,7 @@ from ..bundle.engines import Variant
 from ..bundle.index import Index, check_all, check_file, read_index
 from ..bundle.seal import PLAN, TIMING, Key, Sealed, engine_path, write
 from ..device import machine
-from ..device.here import Here, find_sealed
+from ..device.device_info import DeviceInfo, find_sealed
 from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
@@ -45,7 +45,7 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         index = read_index(archive)
         check_all(archive, index)
         require_checksum(archive)
-        device = Here(index)
+        device = DeviceInfo(index)
         machine.require(index.device, device)
         variant = next(variant for variant in index.variants if variant.unfinished)
         fault = check_requirements(variant, index, device)
@@ -116,7 +116,7 @@ def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
 
 
 def _build(
-    archive: Archive, index: Index, device: Here, timing_cache: bytes
+    archive: Archive, index: Index, device: DeviceInfo, timing_cache: bytes
 ) -> Tuple[bytes, bytes]:
     from ..session.tensorrt_build import Options, build
     from ..session.tensorrt_session import import_tensorrt
@@ -135,7 +135,9 @@ def _build(
     )
 
 
-def _prove(archive: Archive, index: Index, variant: Variant, device: Here, plan: bytes) -> Answers:
+def _prove(
+    archive: Archive, index: Index, variant: Variant, device: DeviceInfo, plan: bytes
+) -> Answers:
     """Measure fidelity and quality of the engine on the reference samples."""
     from ..model import Model
     from ..session.tensorrt_session import TensorrtSession

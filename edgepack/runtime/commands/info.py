@@ -8,7 +8,7 @@ from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, read_index
 from ..device import machine
-from ..device.here import Here, find_sealed
+from ..device.device_info import DeviceInfo, find_sealed
 from ..device.variants import choose, format_skip_reason
 from ..errors import DeviceError
 from .setup import describe_wheels
@@ -26,7 +26,7 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
     """
     with Archive(bundle) as archive:
         index, digest = read_index(archive), require_checksum(archive)
-    device = Here(index)
+    device = DeviceInfo(index)
     lines = [
         f"{index.name} for {index.target}",
         f"content {index.content_digest}",
@@ -53,7 +53,7 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
     return lines, {**index.raw, "sha256": digest, "variant": variant}
 
 
-def _variants(bundle: str, index: Index, device: Here) -> Tuple[List[str], Dict[str, Any]]:
+def _variants(bundle: str, index: Index, device: DeviceInfo) -> Tuple[List[str], Dict[str, Any]]:
     try:
         machine.require(index.device, device)
     except DeviceError as error:

@@ -16,7 +16,7 @@ from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
 from ..device import machine
-from ..device.here import onnxruntime
+from ..device.device_info import onnxruntime
 from ..errors import BundleError, InputError
 from ..model import Model, open_model
 from ..parity.accuracy import TOP
@@ -117,8 +117,8 @@ def _measure(
     return {"samples": len(answers), "outputs": outputs, "metric": None}
 
 
-def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
-    """Yield the shards of an evaluation set that `frame` wrote, one in memory at a time."""
+def decode_shards(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
+    """Yield the shards of an evaluation set that `encode_shard` wrote, one in memory at a time."""
     while True:
         header = stream.read(_LENGTH.size)
         if not header:
@@ -137,7 +137,7 @@ def read_frames(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
             yield {name: shard[name] for name in shard.files}
 
 
-def frame(arrays: Mapping[str, np.ndarray]) -> bytes:
+def encode_shard(arrays: Mapping[str, np.ndarray]) -> bytes:
     """Encode one shard of an evaluation set: an .npz after its length."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -153,7 +153,7 @@ def _on_evaluation(
     """
     index = model.index
     quality = Quality(index.outputs, index.parts, metric or "", index.inputs)
-    for shard in read_frames(stream):
+    for shard in decode_shards(stream):
         outputs = model.run(
             {tensor.name: shard[f"input-{i}"] for i, tensor in enumerate(index.inputs)}
         )
@@ -410,8 +410,8 @@ def verify(
 
     Args:
         path: the bundle.
-        evaluation: a stream of samples with the original's answers (`frame`), on which quality is
-            measured instead of the reference samples; only the build sends it.
+        evaluation: a stream of samples with the original's answers (`encode_shard`), on which
+            quality is measured instead of the reference samples; only the build sends it.
         threads: threads within an operator; 0 takes every physical core.
         stand_in: this is the build host and stands in for the device.
         variant: the name of the variant to verify; "" for the best that fits.

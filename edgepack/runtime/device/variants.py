@@ -41,7 +41,7 @@ class Choice(NamedTuple):
         sealed: the engine that `finish` built for it here; None if it needs none.
         fallback: True if it runs in another engine than the bundle was built for.
         passed_over: the better variants that were skipped, with the reasons.
-        device: device info, a `here.Here`.
+        device: device info, a `device_info.DeviceInfo`.
     """
 
     variant: Optional[Variant]
@@ -108,7 +108,7 @@ def choose(
 
     Args:
         index: of the bundle.
-        device: device info, a `here.Here`.
+        device: device info, a `device_info.DeviceInfo`.
         sealed: the engine beside the bundle; None for none, the reason if it cannot be used.
         only: the name of the only variant to consider; "" for any.
         refused: errors of variants that did not start here, by name.

@@ -38,10 +38,10 @@ def feed_at_size(
     """Return a feed with one dynamic axis at another size.
 
     A batch is made of as many reference samples, so that its rows differ in their answers; any
-    other axis of the first sample is cut or continued, as `resized` does it.
+    other axis of the first sample is cut or continued, as `resize_axes` does it.
     """
     if size > stack_limit(inputs, feeds, axis):
-        return resized(inputs, feeds[0], {axis: size})
+        return resize_axes(inputs, feeds[0], {axis: size})
     return {
         tensor.name: np.concatenate([feed[tensor.name] for feed in feeds[:size]])
         if axis in tensor.shape
@@ -50,7 +50,7 @@ def feed_at_size(
     }
 
 
-def resized(
+def resize_axes(
     inputs: Sequence[Tensor], example: Mapping[str, np.ndarray], sizes: Mapping[str, int]
 ) -> Dict[str, np.ndarray]:
     """Return the example with its dynamic axes resized.

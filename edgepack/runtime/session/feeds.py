@@ -107,7 +107,7 @@ def tied_axes(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
     return pairs
 
 
-def explain(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
+def find_fault(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
     """Return the error for an invalid feed; None for a valid one."""
     names = [tensor.name for tensor in expected]
     signature = "the model takes " + "; ".join(map(str, expected))

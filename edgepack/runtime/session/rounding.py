@@ -35,7 +35,7 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 FIXED_SIZES = {FIXED64: 8, FIXED32: 4}
 
 
-def rounded(model: bytes) -> bytes:
+def round_halves(model: bytes) -> bytes:
     """Return the model with all fp16 tensors computed in float32 and rounded; else unchanged.
 
     Args:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import DeviceError, InputError
 from ..tensor import Tensor
 from .cuda import open_cuda
-from .feeds import explain
+from .feeds import find_fault
 from .gpu_memory import Memory, allocator_of, release
 from .tensorrt_build import logger
 
@@ -172,7 +172,7 @@ class TensorrtSession:
         )
         if shapes == self._shapes and dtypes:
             return
-        fault = explain(inputs, self._inputs)
+        fault = find_fault(inputs, self._inputs)
         if fault is not None:
             raise fault
         # Until all of this succeeds, no shapes are valid.

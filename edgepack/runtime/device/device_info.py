@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..bundle.seal import Sealed
 
 
-class Here(Dict[str, Any]):
+class DeviceInfo(Dict[str, Any]):
     """Mapping of `machine.describe` that probes the GPU and onnxruntime on first access.
 
     A bundle that needs no GPU therefore never probes for one, and a device that runs TensorRT
