@@ -196,7 +196,8 @@ def as_socket(path: Path) -> None:
     before = Path.cwd()
     os.chdir(path.parent)  # The path of a socket may have 108 bytes.
     try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(path.name)
     finally:
         os.chdir(before)
 
@@ -372,6 +373,7 @@ def test_a_variant_that_is_not_there(gpu_standin: StandIn, tensorrt_bundle: Path
         assert (error["code"], error["why"]) == ("variant-unknown", "it has tensorrt, onnxruntime")
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider 'CUDAExecutionProvider' is not:UserWarning")
 def test_onnxruntime_that_would_go_on_without_the_gpu() -> None:
     """The real one, which has no CUDA here: asked for it, it makes a session on the CPU."""
     model = linear_onnx()[0].SerializeToString()
