@@ -98,11 +98,9 @@ def list_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[dict
 
 def list_forms(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
     """Return name, operator and reason of the layers in one form."""
-    return [
-        {"name": form.name, "operator": form.operator, "reason": form.reason}
-        for form in forms
-        if form.kind == kind
-    ]
+    return list_float_layers(
+        [(form.name, form.operator, form.reason) for form in forms if form.kind == kind]
+    )
 
 
 def describe_forms(forms: Sequence[Form]) -> list[str]:
@@ -110,10 +108,10 @@ def describe_forms(forms: Sequence[Form]) -> list[str]:
     groups: dict[tuple[str, str], list[str]] = {}
     for form in forms:
         groups.setdefault((form.kind, form.reason), []).append(form.name)
-    return [
-        f"{_FORMS[kind]}: {_join_names(names)} ({reason})."
-        for (kind, reason), names in groups.items()
-    ]
+    sentences = []
+    for (kind, reason), names in groups.items():
+        sentences.append(f"{_FORMS[kind]}: {_join_names(names)} ({reason}).")
+    return sentences
 
 
 def describe_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[str]:

@@ -249,12 +249,10 @@ class WeightOnlyGraphWriter(GraphWriter):
     def other(self, index: int, node: onnx.NodeProto) -> None:
         """Write a layer with s8 weights behind Cast and Mul."""
         pairs = zip(self.choice.others[index], self.integers.constants[index], strict=True)
-        names = {
-            constant.slot: self.real(
-                constant.name, constant.stored(integers.rows), constant.spread(integers.scale)
-            )
-            for constant, integers in pairs
-        }
+        names: dict[int, str] = {}
+        for constant, integers in pairs:
+            stored, scale = constant.stored(integers.rows), constant.spread(integers.scale)
+            names[constant.slot] = self.real(constant.name, stored, scale)
         copy = self.writer.keep(node)
         for slot, name in names.items():
             copy.input[slot] = name

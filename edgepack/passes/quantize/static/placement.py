@@ -88,11 +88,10 @@ class _Placer:
     def __init__(self, view: GraphView, layers: dict[int, Layer], exclude: Collection[str]) -> None:
         self.view = view
         self.layers = layers
-        others = {
-            index
-            for index, node in enumerate(view.nodes)
-            if node.name not in exclude and self._may_follow(index)
-        }
+        others: set[int] = set()
+        for index, node in enumerate(view.nodes):
+            if node.name not in exclude and self._may_follow(index):
+                others.add(index)
         self.integer = set(layers) | others
         self._remove_isolated(others)
 
@@ -195,6 +194,7 @@ class _Placer:
         # Moves share the quantization of their input: of x -> MaxPool -> y, y maps to x.
         points: dict[str, str] = {}
         active = {i for i in self.integer if not self._is_absorbed(i)}
+        moves = {i for i in active if self.view.nodes[i].op_type in MOVES}
         for index in sorted(active):
             node = self.view.nodes[index]
             for name in self._activations(index):
@@ -215,23 +215,19 @@ class _Placer:
             if layer is not None:
                 layer.output = output
         integer_outputs = self._outputs((*active, *clamps))
-        reads = {
-            (index, name)
-            for index, node in enumerate(self.view.nodes)
-            for name in node.input
-            if name in points and (index in active or name in integer_outputs)
-        }
+        reads: set[Read] = set()
+        for index, node in enumerate(self.view.nodes):
+            for name in node.input:
+                # A float node reads the pair too if the tensor exists only as integers.
+                if name in points and (index in active or name in integer_outputs):
+                    reads.add((index, name))
         return Placement(
             layers=tuple(self.layers[i] for i in sorted(self.layers)),
             points=points,
             reads=frozenset(reads),
             float_layers=float_layers,
-            arithmetic=frozenset(
-                i
-                for i in active
-                if i not in self.layers and self.view.nodes[i].op_type not in MOVES
-            ),
-            moves=frozenset(i for i in active if self.view.nodes[i].op_type in MOVES),
+            arithmetic=frozenset(active - moves - self.layers.keys()),
+            moves=frozenset(moves),
             clamps=clamps,
             rounded=frozenset(
                 integer_outputs & points.keys() & (self.view.outputs | self.view.captured)

@@ -80,11 +80,10 @@ class StaticQuantizer:
         check_excluded(self.view, self.options.exclude)
         self.forms, reasons = choose_forms(self.view, self.options)
         placement = self._placer(self.view, self.options.exclude, self._read)
-        float_layers = [
-            (name, kind, reasons.get(name, reason))
-            for name, kind, reason in placement.float_layers
-            if name not in self.forms
-        ]
+        float_layers: list[tuple[str, str, str]] = []
+        for name, kind, reason in placement.float_layers:
+            if name not in self.forms:
+                float_layers.append((name, kind, reasons.get(name, reason)))
         self.placement = replace(placement, float_layers=tuple(float_layers))
         if not (self.placement.layers or self.forms):
             raise nothing_to_do(self.placement.float_layers)
@@ -169,11 +168,12 @@ class StaticQuantizer:
             return replace(layer, output=view.nodes[index].output[0])
 
         placement = self._placer(self.view, {*self.options.exclude, *floats}, read)
-        float_layers = [
-            (name, kind, RETURNED_TO_FLOAT if name in floats else reason)
-            for name, kind, reason in placement.float_layers
-            if name in floats or name not in self.forms
-        ]
+        float_layers: list[tuple[str, str, str]] = []
+        for name, kind, reason in placement.float_layers:
+            if name in floats:
+                float_layers.append((name, kind, RETURNED_TO_FLOAT))
+            elif name not in self.forms:
+                float_layers.append((name, kind, reason))
         return replace(placement, float_layers=tuple(float_layers))
 
     def _calibrate(self, names: Sequence[str]) -> None:
