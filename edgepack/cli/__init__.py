@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from edgepack import __version__
-from edgepack.cli import bench, build, bundle, host, manifest, passes, ship, targets, verify
+from edgepack.cli import bench, build, bundle, host, init, manifest, passes, ship, targets, verify
 from edgepack.cli.boundary import ARGUMENTS, COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
 from edgepack.files import convert_os_error
@@ -70,7 +70,7 @@ def cli() -> None:
 for command in (
     build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, bundle.sign,
     ship.ship,
-    targets.targets, passes.passes, manifest.manifest,
+    init.init, manifest.manifest, targets.targets, passes.passes,
     host.doctor, host.emulator, host.cache, host.completion,
 ):  # fmt: skip
     cli.add_command(command)

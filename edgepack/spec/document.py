@@ -34,7 +34,6 @@ def read(path: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises SpecError if it cannot be read or is not TOML."""
     try:
         text = read_plain(path, MAX_BYTES).decode()
-        table = tomllib.loads(text, parse_float=_parse_finite)
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise SpecError(
@@ -49,14 +48,27 @@ def read(path: Path) -> dict[str, Any]:
             why=error.strerror or str(error),
             hint="check the path and the permissions",
         ) from error
+    except ValueError as error:
+        raise _not_toml(path, error) from error
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> dict[str, Any]:
+    """Parse the text of a TOML file; `path` is for messages. Raises SpecError."""
+    try:
+        table = tomllib.loads(text, parse_float=_parse_finite)
     except (ValueError, RecursionError) as error:
-        raise SpecError(
-            "spec-not-toml",
-            f"{path} is not valid TOML",
-            why=str(error),
-            hint="edgepack targets show cpu-fbgemm prints a valid example",
-        ) from error
+        raise _not_toml(path, error) from error
     return _rename_old_keys(table, path)
+
+
+def _not_toml(path: Path, error: Exception) -> SpecError:
+    return SpecError(
+        "spec-not-toml",
+        f"{path} is not valid TOML",
+        why=str(error),
+        hint="edgepack targets show cpu-fbgemm prints a valid example",
+    )
 
 
 def _rename_old_keys(table: dict[str, Any], path: Path) -> dict[str, Any]:

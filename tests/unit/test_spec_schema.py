@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgepack.errors import DeprecatedName
+from edgepack.passes.catalogue import describe_pass
 from edgepack.spec import document, manifest, target
 from support import ROOT
 from support.build_cases import ask, edgepack
@@ -38,6 +39,11 @@ def test_every_key_has_a_description(name: str) -> None:
         sentence = key.get("description", "")
         assert len(sentence.split()) >= 2, path
         assert sentence.endswith("."), path
+
+
+def test_the_table_of_quantize_has_every_option_of_the_pass() -> None:
+    options = document.read_schema("target")["$defs"]["quantize"]["properties"]
+    assert sorted(options) == sorted(option.name for option in describe_pass("quantize").options)
 
 
 def test_the_schema_is_printed() -> None:

@@ -1,0 +1,315 @@
+"""Draft of a manifest: what a model and its data say, and every other setting with its default."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgepack import data, files, source
+from edgepack.data.pictures import SUFFIXES
+from edgepack.errors import SpecError
+from edgepack.passes import parse_chain
+from edgepack.passes.catalogue import describe_pass
+from edgepack.runtime.tensor import Tensor
+from edgepack.spec import document
+from edgepack.spec.target import Target
+
+WIDTH = 100
+# Names under which a folder of data holds the samples of each role.
+ROLES = ("calibration", "evaluation")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Facts about a model's file.
+
+    Attributes:
+        path: the file or folder.
+        kind: its format, as `source.recognise` names it.
+        inputs: its inputs; empty if neither the file nor the data defines them.
+        origin: the file that the inputs are from.
+        outputs: names of its outputs; empty if the file does not define them.
+        complete: False if the file holds weights without their network.
+    """
+
+    path: Path
+    kind: str
+    inputs: tuple[Tensor, ...]
+    origin: str
+    outputs: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of both roles, as paths.
+
+    Attributes:
+        calibration: file or folder; None without data.
+        evaluation: file or folder; None if there is none of its own.
+    """
+
+    calibration: Path | None = None
+    evaluation: Path | None = None
+
+
+def draft_manifest(model: Path, folder: Path | None, target: Target, output: Path) -> str:
+    """Return the text of a manifest for a model; it is valid.
+
+    Args:
+        model: the file or folder of the model.
+        folder: samples, as a file or a folder; None for none.
+        target: the profile whose defaults are shown.
+        output: the file to be written; paths in the manifest are relative to its folder.
+
+    Raises:
+        SourceError: the model cannot be read.
+        DataError: the samples do not exist or cannot be read.
+    """
+    samples = find_samples(folder)
+    facts = inspect_model(model, samples)
+    sections = [
+        _draft_head(facts, target, output),
+        _draft_model(facts),
+        _draft_inputs(facts),
+        _draft_outputs(facts),
+        _draft_samples(samples, output.parent),
+        _draft_pictures(facts, samples),
+        _draft_passes(target),
+        _draft_gates(target),
+    ]
+    return "\n".join("\n".join(section) + "\n" for section in sections if section)
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise SpecError `manifest-exists` if there is a file already."""
+    if path.exists() or path.is_symlink():
+        raise SpecError(
+            "manifest-exists",
+            f"{path} exists already",
+            why="a manifest is never overwritten",
+            hint="--output FILE writes another one",
+        )
+
+
+def write_manifest(text: str, path: Path) -> None:
+    """Write a manifest, unless the file exists. Raises SpecError, HostError."""
+    refuse_existing(path)
+    document.check(document.parse(text, path), "manifest", str(path))
+    files.write(path, text.encode())
+
+
+def find_samples(folder: Path | None) -> Samples:
+    """Find the samples of each role: `calibration` and `evaluation` in the folder, or all of it."""
+    if folder is None:
+        return Samples()
+    data.check_there(str(folder))
+    paths: dict[str, Path] = {}
+    for role in ROLES:
+        for name in (role, f"{role}.npz", f"{role}.npy"):
+            if (folder / name).exists():
+                paths.setdefault(role, folder / name)
+    return Samples(paths.get("calibration", folder), paths.get("evaluation"))
+
+
+def inspect_model(path: Path, samples: Samples) -> Model:
+    """Read the inputs and outputs of a model, without running code from its file."""
+    kind = source.recognise(path)
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[str, ...] = ()
+    complete = not source.find_format(kind).takes_network
+    if complete:
+        loaded = source.load(path)
+        inputs = loaded.inputs or ()
+        outputs = loaded.output_names or ()
+    origin = path.name
+    if not inputs and samples.calibration:
+        inputs = data.infer_inputs(str(samples.calibration)) or ()
+        origin = samples.calibration.name
+    return Model(path, kind, inputs, origin, outputs, complete)
+
+
+def _draft_head(model: Model, target: Target, output: Path) -> list[str]:
+    path = os.path.relpath(model.path, output.parent)
+    return [
+        f"# Manifest of {model.path.name} ({model.kind}), drafted by `edgepack init`. Values that",
+        "# are set come from the model or the data; the others are commented out at their default.",
+        "# `edgepack manifest schema` describes every key. Build with",
+        f"#   edgepack build {path} --target {target.name} --manifest {output.name}",
+        "schema = 1",
+        "",
+        "# Name in file names and reports, from the model's file.",
+        f"name = {_quote(name_model(model.path))}",
+        "",
+        f"# Passes to run; this is the chain of {target.name}. `edgepack passes` lists them.",
+        f"# chain = {_quote(target.chain)}",
+        "# Verify on the target's CPUs by emulation.",
+        "# emulate = true",
+    ]
+
+
+def name_model(path: Path) -> str:
+    """Return the name of a model that its file suggests: "my model.onnx" is "my-model"."""
+    characters = [
+        char if char.isascii() and (char.isalnum() or char in "_.-") else "-"
+        for char in path.resolve().stem
+    ]
+    return "".join(characters).strip("-._") or "model"
+
+
+def _draft_model(model: Model) -> list[str]:
+    if model.complete:
+        return []
+    return [
+        f"# {model.path.name} holds weights alone: name the function that returns the network.",
+        "[model]",
+        '# arch = "net.py:FACTORY"',
+        "# args = { width = 32 }",
+        '# weights = "ema"',
+        '# strip_prefix = "module."',
+    ]
+
+
+def _draft_inputs(model: Model) -> list[str]:
+    if not model.inputs:
+        return [
+            "# The inputs could not be read from the model or the data.",
+            "# [[inputs]]",
+            '# name = "image"',
+            '# dtype = "float32"',
+            '# shape = ["batch", 3, 224, 224]',
+        ]
+    lines = [f"# Inputs, from {model.origin}; a named axis is dynamic."]
+    axes: list[str] = []
+    for tensor in model.inputs:
+        shape = ", ".join(_quote(dim) if isinstance(dim, str) else str(dim) for dim in tensor.shape)
+        lines += ["[[inputs]]", f"name = {_quote(tensor.name)}", f"dtype = {_quote(tensor.dtype)}"]
+        lines += [f"shape = [{shape}]", ""]
+        axes += [dim for dim in tensor.shape if isinstance(dim, str)]
+    if axes:
+        lines.append("# Sizes of dynamic axes that a TensorRT engine is built for.")
+        lines.append("# [axes]")
+        lines += [f"# {axis} = {{ min = 1, opt = 1, max = 8 }}" for axis in dict.fromkeys(axes)]
+    return lines
+
+
+def _draft_outputs(model: Model) -> list[str]:
+    names = model.outputs or ("output",)
+    origin = "from the model" if model.outputs else "in the order of the model's"
+    lines = [f"# Outputs, {origin}. The kind is inferred by default; it is one of scores, logit,"]
+    lines.append("# probability, classes and values.")
+    for name in names:
+        lines += ["# [[outputs]]", f"# name = {_quote(name)}", '# kind = "scores"']
+    return lines
+
+
+def _draft_samples(samples: Samples, folder: Path) -> list[str]:
+    lines: list[str] = []
+    comments = {
+        "calibration": "Samples that activation ranges are measured on.",
+        "evaluation": "Samples that quality is judged on; the calibration samples by default.",
+    }
+    for role, comment in comments.items():
+        path: Path | None = getattr(samples, role)
+        mark = "# " if path is None else ""
+        relative = f"{role}.npz" if path is None else os.path.relpath(path, folder)
+        lines += [f"# {comment}", f"{mark}[{role}]", f"{mark}samples = {_quote(relative)}"]
+        if role == "evaluation":
+            lines += ['# metric = "top1"', "# allow_chance = false"]
+        lines.append("")
+    lines += ["# Samples that distill trains on.", "# [training]", '# samples = "training.npz"', ""]
+    lines += ["# Number of samples in the bundle; by default as many as fit in 4 MiB."]
+    return [*lines, "# [reference]", "# samples = 32"]
+
+
+def _draft_pictures(model: Model, samples: Samples) -> list[str]:
+    """Draft the conversion of pictures, for data that has any and a model with one image input."""
+    if samples.calibration is None or not _has_pictures(samples.calibration):
+        return []
+    size: int | str = 224
+    mark, channels, layout = "# ", 3, "nchw"
+    image = next((tensor for tensor in model.inputs if len(tensor.shape) == 4), None)
+    if image is not None:
+        # (batch, 3, 224, 224) has its channels first, (batch, 224, 224, 3) last.
+        layout = "nhwc" if image.shape[-1] in (1, 3) else "nchw"
+        sides = image.shape[1:3] if layout == "nhwc" else image.shape[2:4]
+        first = image.shape[-1] if layout == "nhwc" else image.shape[1]
+        channels = first if isinstance(first, int) else 3
+        if all(isinstance(side, int) for side in sides):
+            mark, size = "", f"[{sides[0]}, {sides[1]}]"
+    colour = "grey" if channels == 1 else "rgb"
+    return [
+        f"# Conversion of pictures, with the size, layout and channels of {model.origin}.",
+        "[pictures]",
+        f"{mark}resize = {size}",
+        f"# crop = {size}",
+        '# interpolation = "bilinear"',
+        f"colour = {_quote(colour)}",
+        f"layout = {_quote(layout)}",
+        "# Set these as in training; the model does not say them. ImageNet's mean is",
+        "# [0.485, 0.456, 0.406], its std [0.229, 0.224, 0.225].",
+        f"# scale = {1 / 255}",
+        "# mean = [0.0]",
+        "# std = [1.0]",
+    ]
+
+
+def _has_pictures(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    return any(entry.suffix.lower() in SUFFIXES for entry in path.rglob("*"))
+
+
+def _draft_passes(target: Target) -> list[str]:
+    """Draft a table for each pass of the target's chain: every option, as the target sets it."""
+    lines: list[str] = []
+    for name in dict.fromkeys(step.name for step in parse_chain(target.chain)):
+        entry = describe_pass(name)
+        options = {**target.read_table(name), **_read_step(target.chain, name)}
+        lines += [f"# Options of {name}, as {target.name} sets them.", f"# [{name}]"]
+        for option in entry.options:
+            default = options.get(option.name, option.default)
+            # A number, a flag or a choice without a default has no neutral value to show.
+            typed = option.type not in ("text", "table") and not option.type.startswith("list")
+            if default == "" and (typed or option.values):
+                lines += _wrap(f"{option.name}: {option.summary} Not set by default.")
+                continue
+            lines += _wrap(f"{option.name}: {option.summary}")
+            lines.append(f"# {option.name} = {_format_value(default, option.type)}")
+        lines.append("")
+    return lines[:-1]
+
+
+def _read_step(chain: str, name: str) -> Mapping[str, object]:
+    return next(step.options for step in parse_chain(chain) if step.name == name)
+
+
+def _draft_gates(target: Target) -> list[str]:
+    lines = [f"# Bounds of quality, as {target.name} sets them.", "# [gates.quality]"]
+    return [*lines, *(f"# {gate} = {bound:g}" for gate, bound in target.quality.items())]
+
+
+def _format_value(value: object, kind: str) -> str:
+    """Format a default as TOML; an option whose default the pass chooses gets an empty value."""
+    if isinstance(value, str) and value and kind in ("number", "whole number", "true or false"):
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return json.dumps(list(value))
+    if value == "" and kind.startswith("list"):
+        return "[]"
+    if value == "" and kind == "table":
+        return "{}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _wrap(text: str) -> Iterator[str]:
+    yield from textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
+
+
+def _quote(text: str) -> str:
+    # A basic string of TOML has the escapes of JSON.
+    return json.dumps(text, ensure_ascii=False)

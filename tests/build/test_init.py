@@ -1,0 +1,106 @@
+"""`edgepack init`: a manifest that validates and builds, from the model and its data alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepack.spec import document, manifest
+from support.build_cases import Home, ask, images
+
+COMMENTED = re.compile(r"^# (?=\[.+\]$|\w+ = .+$)", re.M)
+
+
+def draft(model: str | Path, output: Path, *options: str | Path) -> Any:
+    answer = ask("init", str(model), "--output", str(output), *map(str, options))
+    assert answer.status == 0, answer.stderr
+    assert answer.document["manifest"] == str(output)
+    return manifest.load(output)
+
+
+def build(model: str | Path, settings: Path, *options: str) -> None:
+    answer = ask("build", str(model), "--target", "cpu-fbgemm", "--manifest", str(settings),
+                 "--no-emulate", "--latency", "none",
+                 "--output", str(settings.with_suffix(".edgepack")), *options)  # fmt: skip
+    assert answer.status == 0, answer.stderr
+
+
+def test_an_onnx_file_with_arrays(home: Home, tmp_path: Path) -> None:
+    """A folder with both roles: both are used, by paths relative to the manifest."""
+    path = tmp_path / "tiny.toml"
+    settings = draft(home / "tiny.onnx", path, "--data", home.folder)
+    assert settings.name == "tiny"
+    assert [str(tensor) for tensor in settings.inputs] == ["image:float32:batch,1,16,16"]
+    assert (tmp_path / settings.calibration).samefile(home / "calibration.npz")
+    assert (tmp_path / settings.evaluation).samefile(home / "evaluation.npz")
+    build(home / "tiny.onnx", path)
+
+
+@pytest.mark.parametrize("target", ["cpu-fbgemm", "arm-qnnpack", "cuda-fp16", "tensorrt-int8"])
+def test_every_default_that_it_shows_is_valid(target: str, home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    draft(home / "tiny.onnx", path, "--target", target)
+    text = COMMENTED.sub("", path.read_text())
+    assert document.faults(document.parse(text, path), "manifest") == []
+    path.write_text(text)
+    answer = ask("manifest", "check", str(path), "--target", target)
+    assert answer.status == 0, answer.stderr
+
+
+def test_weights_without_their_network(torch_home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    settings = draft(torch_home / "tiny.safetensors", path, "--data", home_samples(torch_home))
+    assert [str(tensor) for tensor in settings.inputs] == ["image:float32:batch,1,16,16"]
+    assert "name the function that returns the network" in path.read_text()
+    build(torch_home / "tiny.safetensors", path, "--arch", f"{torch_home / 'nets.py'}:tiny")
+
+
+def home_samples(home: Home) -> Path:
+    return Path(home / "calibration.npz")
+
+
+def test_an_exported_program(tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    shapes = ({0: torch.export.Dim("batch", min=1, max=64)},)
+    program = torch.export.export(module.eval(), (torch.zeros(2, 8),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    samples = np.random.default_rng(0).standard_normal((120, 8)).astype(np.float32)
+    np.save(tmp_path / "samples.npy", samples)
+    path = tmp_path / "net.toml"
+    settings = draft(tmp_path / "net.pt2", path, "--data", tmp_path / "samples.npy")
+    assert len(settings.inputs) == 1
+    build(tmp_path / "net.pt2", path)
+
+
+def test_a_folder_of_pictures(home: Home, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "pictures").mkdir()
+    for index, array in enumerate(images(110, 3)):
+        pixels = np.clip((array[0] - array.min()) / np.ptp(array) * 255, 0, 255).astype(np.uint8)
+        image.fromarray(pixels).save(tmp_path / "pictures" / f"{index:03}.png")
+    path = tmp_path / "tiny.toml"
+    settings = draft(home / "tiny.onnx", path, "--data", tmp_path / "pictures")
+    assert settings.pictures == {"resize": (16, 16), "colour": "grey", "layout": "nchw"}
+    build(home / "tiny.onnx", path)
+
+
+def test_a_file_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("schema = 1\n")
+    answer = ask("init", str(home / "tiny.onnx"), "--output", str(path))
+    assert (answer.status, answer.code) == (2, "manifest-exists")
+    assert path.read_text() == "schema = 1\n"
+
+
+def test_data_that_is_not_there(home: Home, tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    answer = ask("init", str(home / "tiny.onnx"), "--data", "nothere", "--output", str(path))
+    assert (answer.status, answer.code) == (2, "samples-not-found")
+    assert not path.exists()
