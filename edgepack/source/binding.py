@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections.abc
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import Parameter
@@ -23,6 +23,7 @@ from edgepack.spec.document import nearest
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch._C import Argument
 
 _FORWARD = "_edgepack_forward"
 _MAPPINGS = (dict, collections.OrderedDict, collections.abc.Mapping, collections.abc.MutableMapping)
@@ -60,18 +61,71 @@ class Binding:
         """
         if self.plain:
             return [values[name] for name in self.order], {}
-        keywords: dict[str, Any] = {}
+        keywords: dict[str, object] = {}
+        collected: dict[str, object] = {}
         for name in self.order:
             parameter = self.parameters[name]
             if parameter == self.mapping:
-                keywords.setdefault(parameter, {})[name] = values[name]
+                collected[name] = values[name]
+                keywords[parameter] = collected
             else:
                 keywords[parameter] = values[name]
         # A positional-only parameter can be passed only with all those before it, which get
         # their defaults: of (a, b=None, c=None, /) fed with a and c, b is passed as None.
-        last = max((i + 1 for i, name in enumerate(self.positional) if name in keywords), default=0)
-        leading = self.positional[:last]
+        count = 0
+        for position, name in enumerate(self.positional, start=1):
+            if name in keywords:
+                count = position
+        leading = self.positional[:count]
         return [keywords.pop(name, self.defaults.get(name)) for name in leading], keywords
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """Parameters of a forward, in order.
+
+    Attributes:
+        parameters: all of them, without `self`.
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    @property
+    def named(self) -> dict[str, Parameter]:
+        """Parameters that one input is bound to, by name: all but `*args` and `**kwargs`."""
+        named = {}
+        for parameter in self.parameters:
+            if parameter.kind not in _VARIADIC:
+                named[parameter.name] = parameter
+        return named
+
+    def of_kind(self, *kinds: object) -> list[str]:
+        """Return the names of the parameters of some kinds."""
+        return [p.name for p in self.parameters if p.kind in kinds]
+
+    def unbound(self, bound: Iterable[str]) -> dict[str, Parameter]:
+        """Return the named parameters that are not among `bound`."""
+        parameters = self.named
+        for name in bound:
+            parameters.pop(name, None)
+        return parameters
+
+    def sort(self, names: Sequence[str], bound: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the inputs in the order of their parameters; those for `**kwargs` come last."""
+        ranks = {p.name: rank for rank, p in enumerate(self.parameters)}
+
+        def rank_of(name: str) -> int:
+            return ranks.get(bound[name], len(ranks))
+
+        return tuple(sorted(names, key=rank_of))
+
+    def __str__(self) -> str:
+        """Write the parameters as Python does, without annotations: (x, mask=None)."""
+        plain = [p.replace(annotation=Parameter.empty) for p in self.parameters]
+        try:
+            return str(inspect.Signature(plain))
+        except ValueError:
+            return f"({', '.join(map(str, plain))})"
 
 
 def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
@@ -86,38 +140,38 @@ def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
         SourceError: source-inputs-unmatched if an input has no parameter of its name,
             source-inputs-missing if a parameter without a default has no input.
     """
-    parameters = _parameters(module)
-    if parameters is None:
-        parameters = [Parameter("args", Parameter.VAR_POSITIONAL)]
-    by_name = {p.name: p for p in parameters if p.kind not in _VARIADIC}
-    bound = {name: name for name in names if name in by_name}
-    rest = [name for name in names if name not in by_name]
+    signature = _signature(module)
+    named = signature.named
+    bound, rest = {}, []
+    for name in names:
+        if name in named:
+            bound[name] = name
+        else:
+            rest.append(name)
     mapping = None
     if rest:
-        extra, mapping = _bind_rest(rest, bound, parameters, len(names) == 1)
+        extra, mapping = _bind_rest(rest, bound, signature, len(names) == 1)
         if extra is None:
-            raise _unmatched(rest, names, parameters)
+            raise _unmatched(rest, names, signature)
         bound.update(extra)
-    used = set(bound.values())
-    missing = [p.name for p in by_name.values() if p.default is p.empty and p.name not in used]
-    if missing:
-        raise SourceError(
-            "source-inputs-missing",
-            f"forward takes {missing[0]}, and no input has this name",
-            why=f"inputs: {', '.join(names)}; forward{_describe(parameters)}",
-            hint=f"add --input {missing[0]}:dtype:dims, and an array {missing[0]} to the samples",
-        )
-    ranks = {p.name: index for index, p in enumerate(parameters)}
-    # Inputs for **kwargs come last.
-    order = tuple(sorted(names, key=lambda name: ranks.get(bound[name], len(ranks))))
-    first = [p for p in parameters if p.kind in _POSITIONAL][: len(order)]
+    defaults = {}
+    for name, parameter in signature.unbound(bound.values()).items():
+        if parameter.default is parameter.empty:
+            raise SourceError(
+                "source-inputs-missing",
+                f"forward takes {name}, and no input has this name",
+                why=f"inputs: {', '.join(names)}; forward{signature}",
+                hint=f"add --input {name}:dtype:dims, and an array {name} to the samples",
+            )
+        defaults[name] = parameter.default
+    order = signature.sort(names, bound)
     return Binding(
         order=order,
         parameters=bound,
         mapping=mapping,
-        positional=tuple(p.name for p in parameters if p.kind is Parameter.POSITIONAL_ONLY),
-        defaults={p.name: p.default for p in by_name.values() if p.name not in used},
-        plain=mapping is None and _is_plain(order, bound, first, parameters),
+        positional=tuple(signature.of_kind(Parameter.POSITIONAL_ONLY)),
+        defaults=defaults,
+        plain=mapping is None and _is_plain(order, bound, signature),
     )
 
 
@@ -165,11 +219,10 @@ def describe_renamed(binding: Binding) -> str:
 
     A single input may have any name. Beside others, a name that matches nothing may be misspelt.
     """
-    renamed = [
-        f"{name} feeds forward's {parameter}"
-        for name, parameter in binding.parameters.items()
-        if name != parameter and parameter != binding.mapping
-    ]
+    renamed = []
+    for name, parameter in binding.parameters.items():
+        if parameter not in (name, binding.mapping):
+            renamed.append(f"{name} feeds forward's {parameter}")
     if len(binding.order) == 1 or not renamed:
         return ""
     return f"an input is bound to the only parameter left, by another name: {', '.join(renamed)}"
@@ -180,101 +233,103 @@ def describe_defaults(binding: Binding) -> str:
 
     Flags and words (`return_dict=True`, `mode="mean"`) are options of the code, not inputs.
     """
-    optional = {
-        name: value
-        for name, value in binding.defaults.items()
-        if not isinstance(value, (bool, str)) and (value is None or _is_number(value))
-    }
+    optional = []
+    for name, value in binding.defaults.items():
+        if value is None or _is_number(value):
+            optional.append(f"{name}={value}")
     if not optional:
         return ""
-    listed = [f"{name}={value}" for name, value in list(optional.items())[:6]]
-    more = f" and {len(optional) - 6} more" if len(optional) > 6 else ""
-    return (
-        f"optional parameters of forward without an input keep their defaults: "
-        f"{', '.join(listed)}{more}"
-    )
+    listed = ", ".join(optional[:_LISTED])
+    if len(optional) > _LISTED:
+        listed += f" and {len(optional) - _LISTED} more"
+    return f"optional parameters of forward without an input keep their defaults: {listed}"
 
 
 _VARIADIC = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_LISTED = 6
 
 
 def _is_number(value: object) -> bool:
+    # A flag is no number here, although bool is a subclass of int.
+    if isinstance(value, (bool, str)):
+        return False
     return isinstance(value, (int, float)) or hasattr(value, "dtype")
 
 
-def _parameters(module: nn.Module) -> list[Parameter] | None:
-    """Return the parameters of a module's forward; None if it has no signature."""
+def _signature(module: nn.Module) -> _Signature:
+    """Return the signature of a module's forward; `(*args)` if none can be read."""
     schema = getattr(getattr(module, "forward", None), "schema", None)
     if schema is not None and hasattr(schema, "arguments"):
-        return [_from_schema(argument) for argument in schema.arguments[1:]]
+        return _Signature(tuple(map(_from_schema, schema.arguments[1:])))
     # Textual annotations are evaluated, and that may raise anything.
     with suppress(Exception):
-        return list(inspect.signature(module.forward, eval_str=True).parameters.values())
+        signature = inspect.signature(module.forward, eval_str=True)
+        return _Signature(tuple(signature.parameters.values()))
     try:
-        return list(inspect.signature(module.forward).parameters.values())
+        signature = inspect.signature(module.forward)
     except (TypeError, ValueError):
-        return None
+        return _Signature((Parameter("args", Parameter.VAR_POSITIONAL),))
+    return _Signature(tuple(signature.parameters.values()))
 
 
-def _from_schema(argument: Any) -> Parameter:
+def _from_schema(argument: Argument) -> Parameter:
     """Convert an argument of a TorchScript schema."""
-    default: Any = Parameter.empty
-    annotation: Any = Parameter.empty
-    kind: Any = Parameter.POSITIONAL_OR_KEYWORD
-    if argument.has_default_value():
-        default = argument.default_value
-    if str(argument.type).startswith("Dict["):
-        annotation = dict
+    parameter = Parameter(argument.name, Parameter.POSITIONAL_OR_KEYWORD)
     if argument.kwarg_only:
-        kind = Parameter.KEYWORD_ONLY
-    return Parameter(argument.name, kind, default=default, annotation=annotation)
+        parameter = parameter.replace(kind=Parameter.KEYWORD_ONLY)
+    if argument.has_default_value():
+        parameter = parameter.replace(default=argument.default_value)
+    if str(argument.type).startswith("Dict["):
+        parameter = parameter.replace(annotation=dict)
+    return parameter
 
 
 def _bind_rest(
-    rest: list[str], bound: Mapping[str, str], parameters: Sequence[Parameter], single: bool
+    rest: list[str], bound: Mapping[str, str], signature: _Signature, single: bool
 ) -> tuple[dict[str, str] | None, str | None]:
     """Bind inputs that name no parameter; None if that would be a guess.
 
     Returns:
         The parameter of each input, and the parameter that takes them in a dict; None for none.
     """
-    free = [p for p in parameters if p.kind not in _VARIADIC and p.name not in bound.values()]
+    free = signature.unbound(bound.values())
+    mappings, required, has_optional = [], [], False
+    for name, parameter in free.items():
+        if _is_mapping(parameter.annotation):
+            mappings.append(name)
+        if parameter.default is parameter.empty:
+            required.append(name)
+        has_optional |= parameter.default is None
     # forward(self, batch: dict[str, Tensor]): all of them go into `batch`.
-    mappings = [p for p in free if _is_mapping(p.annotation)]
     if len(mappings) == 1:
-        return dict.fromkeys(rest, mappings[0].name), mappings[0].name
-    required = [p for p in free if p.default is p.empty]
+        return dict.fromkeys(rest, mappings[0]), mappings[0]
     # forward(self, x) with the one input "image": nothing else can be meant.
     if len(required) == len(rest) == 1:
-        return {rest[0]: required[0].name}, None
+        return {rest[0]: required[0]}, None
     # forward(self, batch) with several inputs: without an annotation it is taken for a dict.
-    optional = [p for p in free if p.default is None]
-    if len(required) == 1 and not optional and required[0].annotation in (Parameter.empty, Any):
-        return dict.fromkeys(rest, required[0].name), required[0].name
+    if len(required) == 1 and not has_optional:
+        (name,) = required
+        if free[name].annotation in (Parameter.empty, Any):
+            return dict.fromkeys(rest, name), name
     if required:
         return None, None
-    by_position = [p for p in parameters if p.kind in (*_POSITIONAL, Parameter.VAR_POSITIONAL)]
+    by_position = signature.of_kind(*_POSITIONAL, Parameter.VAR_POSITIONAL)
     if single and by_position:
-        return {rest[0]: by_position[0].name}, None
+        return {rest[0]: by_position[0]}, None
     # `**kwargs` would swallow a misspelt name, and the parameter would keep its default.
-    keywords = any(p.kind is Parameter.VAR_KEYWORD for p in parameters)
-    misspelt = any(nearest(name, [p.name for p in free]) for name in rest)
-    if keywords and not misspelt:
-        return {name: name for name in rest}, None
+    misspelt = any(nearest(name, free) for name in rest)
+    if signature.of_kind(Parameter.VAR_KEYWORD) and not misspelt:
+        return dict(zip(rest, rest, strict=True)), None
     return None, None
 
 
 def _is_mapping(annotation: object) -> bool:
-    # `dict[str, Tensor] | None` takes a dict, as `dict` does.
-    options: tuple[Any, ...] = (annotation,)
+    """Return True if a parameter takes a dict: `dict`, `dict[str, Tensor] | None`, a TypedDict."""
     if _is_union(annotation):
-        options = typing.get_args(annotation)
-    origins = [typing.get_origin(option) or option for option in options]
-    return any(
-        isinstance(kind, type) and (kind in _MAPPINGS or typing.is_typeddict(kind))
-        for kind in origins
-    )
+        return any(map(_is_mapping, typing.get_args(annotation)))
+    kind = typing.get_origin(annotation) or annotation
+    return isinstance(kind, type) and (kind in _MAPPINGS or typing.is_typeddict(kind))
 
 
 def _is_union(annotation: object) -> bool:
@@ -282,22 +337,16 @@ def _is_union(annotation: object) -> bool:
     return origin is typing.Union or getattr(origin, "__name__", "") == "UnionType"
 
 
-def _is_plain(
-    order: Sequence[str],
-    bound: Mapping[str, str],
-    first: Sequence[Parameter],
-    parameters: Sequence[Parameter],
-) -> bool:
-    if [bound[name] for name in order] == [p.name for p in first]:
+def _is_plain(order: Sequence[str], bound: Mapping[str, str], signature: _Signature) -> bool:
+    """Return True if forward takes the inputs as its first positional arguments."""
+    parameters = [bound[name] for name in order]
+    if parameters == signature.of_kind(*_POSITIONAL)[: len(order)]:
         return True
-    variadic = [p.name for p in parameters if p.kind is Parameter.VAR_POSITIONAL]
-    return len(order) == 1 and bound[order[0]] in variadic
+    return len(order) == 1 and parameters[0] in signature.of_kind(Parameter.VAR_POSITIONAL)
 
 
-def _unmatched(
-    rest: Sequence[str], names: Sequence[str], parameters: Sequence[Parameter]
-) -> SourceError:
-    free = [p.name for p in parameters if p.kind not in _VARIADIC and p.name not in names]
+def _unmatched(rest: Sequence[str], names: Sequence[str], signature: _Signature) -> SourceError:
+    free = signature.unbound(names)
     near = nearest(rest[0], free)
     hint = "name each input, and each array of the samples, as forward names its parameter"
     if near:
@@ -310,17 +359,9 @@ def _unmatched(
     return SourceError(
         "source-inputs-unmatched",
         f"the input {rest[0]} names no parameter of forward",
-        why=f"inputs: {', '.join(names)}; forward{_describe(parameters)}",
+        why=f"inputs: {', '.join(names)}; forward{signature}",
         hint=hint,
     )
-
-
-def _describe(parameters: Sequence[Parameter]) -> str:
-    plain = [p.replace(annotation=Parameter.empty) for p in parameters]
-    try:
-        return str(inspect.Signature(plain))
-    except ValueError:
-        return f"({', '.join(map(str, plain))})"
 
 
 def _adapt(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> nn.Module:
@@ -328,39 +369,38 @@ def _adapt(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> nn.Mo
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
-        return _wrap_script(torch, module, binding, order)
+        return _wrap_script(module, binding, order)
     kind = type(module)
+    original: Callable[..., object] = kind.forward
     if "forward" in vars(module):
         # A forward set on the instance would hide the subclass's.
         module.__dict__[_FORWARD] = module.__dict__.pop("forward")
         original = _call_instance_forward
-    else:
-        original = kind.forward
 
-    def forward(self: Any, *values: Any) -> Any:
+    def forward(self: object, *values: object) -> object:
         args, keywords = binding.arguments(dict(zip(order, values, strict=True)))
         return original(self, *args, **keywords)
 
-    names = ["self", *(f"input_{i}" for i in range(len(order)))]
-    parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     # torch.export needs one shape per parameter, and `*values` would count as one.
+    parameters = [Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)]
+    for index in range(len(order)):
+        parameters.append(Parameter(f"input_{index}", Parameter.POSITIONAL_OR_KEYWORD))
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     content = {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__}
     module.__class__ = type(kind.__name__, (kind,), content)
     return module
 
 
-def _call_instance_forward(module: nn.Module, *args: Any, **keywords: Any) -> Any:
+def _call_instance_forward(module: object, *args: object, **keywords: object) -> object:
     return vars(module)[_FORWARD](*args, **keywords)
 
 
-def _wrap_script(
-    torch: Any, module: nn.Module, binding: Binding, order: tuple[str, ...]
-) -> nn.Module:
+def _wrap_script(module: nn.Module, binding: Binding, order: tuple[str, ...]) -> nn.Module:
     """Wrap a TorchScript module, since its class cannot be changed."""
+    import torch
 
     class BoundScript(torch.nn.Module):  # type: ignore[misc]
-        def __init__(self, inner: Any) -> None:
+        def __init__(self, inner: nn.Module) -> None:
             super().__init__()
             self.inner = inner
 

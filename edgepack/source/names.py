@@ -69,7 +69,7 @@ def match_names(
     Args:
         path: the file, for errors.
         tensors: the state dict.
-        own: the network's state dict, with its parameters as they are.
+        network: the network's state dict, with its parameters as they are.
         strip_prefix: remove this prefix first, and leave every other name.
 
     Raises:
@@ -77,27 +77,51 @@ def match_names(
     """
     plain, wrappers = _unwrap(tensors, network)
     plain = _parametrize(plain, network)
-    rest: list[str] = []
+    unused: list[str] = []
     if strip_prefix:
-        rest = [name for name in plain if not name.startswith(strip_prefix)]
-        plain = _strip(path, plain, strip_prefix)
+        plain, unused = _strip(path, plain, strip_prefix)
     # A file with "backbone." before every name fits, but the prefix may name a part of a larger
     # network, so only the prefixes of known wrappers are removed without the user's word.
     fitting = [prefix for prefix in _prefixes(plain, network) if _fits(plain, network, prefix)]
-    usable = [prefix for prefix in fitting if _is_common(prefix)]
-    if len(fitting) != 1 or not usable:
-        shared = sum(any(f".{name}".endswith(f".{n}") for n in network) for name in plain)
+    if len(fitting) != 1 or not _is_common(fitting[0]):
+        shared = _count_shared(plain, network)
         choices = tuple(strip_prefix + prefix for prefix in fitting)
-        return Match(False, strip_prefix, (), plain, tuple(rest), shared=shared, choices=choices)
-    (prefix,) = usable
-    inside = {
-        name[len(prefix) :]: value for name, value in plain.items() if name.startswith(prefix)
-    }
-    matched = {name: value for name, value in inside.items() if name in network}
-    rest += [name for name in plain if not name.startswith(prefix)]
-    rest += [prefix + name for name in inside if name not in network]
-    counters = frozenset(name for name in rest if _is_counter(name))
-    return Match(True, strip_prefix + prefix, wrappers, matched, tuple(rest), counters)
+        return Match(False, strip_prefix, (), plain, tuple(unused), shared=shared, choices=choices)
+    (prefix,) = fitting
+    inside, outside = _split(plain, prefix)
+    unused += outside
+    matched = {}
+    for name, value in inside.items():
+        if name in network:
+            matched[name] = value
+        else:
+            unused.append(prefix + name)
+    counters = frozenset(filter(_is_counter, unused))
+    return Match(True, strip_prefix + prefix, wrappers, matched, tuple(unused), counters)
+
+
+def _split(
+    tensors: Mapping[str, torch.Tensor], prefix: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Return the tensors under a prefix, without it in their names, and the other names.
+
+    With the prefix "module.", {"module.weight": w, "step": s} gives {"weight": w} and ["step"].
+    """
+    inside, outside = {}, []
+    for name, value in tensors.items():
+        if name.startswith(prefix):
+            inside[name[len(prefix) :]] = value
+        else:
+            outside.append(name)
+    return inside, outside
+
+
+def _count_shared(tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]) -> int:
+    """Count the tensors whose names end with one of the network's, as "net.conv.weight" does."""
+    count = 0
+    for name in tensors:
+        count += any(f".{name}".endswith(f".{suffix}") for suffix in network)
+    return count
 
 
 def _unwrap(
@@ -107,16 +131,21 @@ def _unwrap(
 
     "encoder._orig_mod.conv.weight" becomes "encoder.conv.weight".
     """
-    removable = _WRAPPERS.difference(*(name.split(".") for name in network))
+    removable = set(_WRAPPERS)
+    for name in network:
+        removable.difference_update(name.split("."))
     renamed = {}
+    removed: set[str] = set()
     for name, value in tensors.items():
-        first, *rest = name.split(".")
-        renamed[".".join([first, *(step for step in rest if step not in removable)])] = value
+        # The first step is never removed here: it is a prefix, which `_prefixes` looks for.
+        first, *steps = name.split(".")
+        removed.update(removable.intersection(steps))
+        inner = [step for step in steps if step not in removable]
+        renamed[".".join([first, *inner])] = value
+    # "a._orig_mod.w" and "a.w" would become one name, so nothing is removed.
     if len(renamed) < len(tensors):
         return dict(tensors), ()
-    inside: set[str] = set()
-    inside.update(*(name.split(".")[1:] for name in tensors))
-    return renamed, tuple(sorted(inside & removable))
+    return renamed, tuple(sorted(removed))
 
 
 def _parametrize(
@@ -126,7 +155,12 @@ def _parametrize(
 
     "conv.weight_g" becomes "conv.parametrizations.weight.original0", as in torch itself.
     """
-    expected = {match[2] for match in map(_ORIGINAL.fullmatch, network) if match}
+    # The attributes that the network normalizes: "weight" in most layers, "weight_hh_l0" in LSTMs.
+    expected = set()
+    for name in network:
+        match = _ORIGINAL.fullmatch(name)
+        if match:
+            expected.add(match[2])
     renamed = {}
     for name, value in tensors.items():
         match = _NORM.fullmatch(name)
@@ -136,20 +170,32 @@ def _parametrize(
     return renamed
 
 
-def _strip(path: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    stripped = {n[len(prefix) :]: v for n, v in tensors.items() if n.startswith(prefix)}
+def _strip(
+    path: Path, tensors: Mapping[str, torch.Tensor], prefix: str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Split a state dict by the prefix that the user named, as `_split` does.
+
+    Raises:
+        SourceError: source-strip-prefix.
+    """
+    stripped, others = _split(tensors, prefix)
     if stripped and not any(name.startswith(".") for name in stripped):
-        return stripped
-    steps = list(dict.fromkeys(name.partition(".")[0] + "." for name in tensors if "." in name))
+        return stripped, others
+    steps: dict[str, None] = {}
+    for name in tensors:
+        first, dot, _ = name.partition(".")
+        if dot:
+            steps[f"{first}."] = None
     # "model" strips "model.conv" to ".conv": the dot is missing.
     near = f"{prefix}." if stripped else nearest(prefix, steps)
     hint = "name one of these with --strip-prefix"
     if near:
         hint = f"--strip-prefix {near}"
+    shown = list(steps)[:6] or list(tensors)[:3]
     raise SourceError(
         "source-strip-prefix",
         f"no weights of {path.name} have the prefix {prefix!r}",
-        why=f"their names start with: {', '.join(steps[:6]) or ', '.join(list(tensors)[:3])}",
+        why=f"their names start with: {', '.join(shown)}",
         hint=hint,
     )
 
@@ -157,7 +203,11 @@ def _strip(path: Path, tensors: Mapping[str, torch.Tensor], prefix: str) -> dict
 def _prefixes(
     tensors: Mapping[str, torch.Tensor], network: Mapping[str, torch.Tensor]
 ) -> list[str]:
-    """Return every prefix that the network's longest name has in the file."""
+    """Return every prefix that the network's longest name has in the file.
+
+    The names "net.conv.weight" and "ema.conv.weight" give ["net.", "ema."] for a network whose
+    longest name is "conv.weight".
+    """
     names = [name for name in network if not name.endswith(_TRACKED)] or list(network)
     if not names:
         return [""]
@@ -167,8 +217,9 @@ def _prefixes(
     aliases = [name for name in network if network[name] is network[longest]]
     prefixes: dict[str, None] = {}
     for name in tensors:
-        ends = [alias for alias in aliases if f".{name}".endswith(f".{alias}")]
-        prefixes.update((name[: -len(alias)], None) for alias in ends)
+        for alias in aliases:
+            if f".{name}".endswith(f".{alias}"):
+                prefixes[name.removesuffix(alias)] = None
     return list(prefixes)
 
 
@@ -177,23 +228,24 @@ def _fits(
 ) -> bool:
     """Return True if the tensors under a prefix fill the network, with none left over."""
     # Tensors are counted by identity: a tied one is filled under any of its names.
-    filled = set()
+    needed, filled = set(), set()
     for name, value in network.items():
-        if name.endswith(_TRACKED) or prefix + name not in tensors:
+        if name.endswith(_TRACKED):
             continue
-        if differ(value, tensors[prefix + name]):
-            return False
-        filled.add(id(value))
-    if any(
-        id(value) not in filled and not name.endswith(_TRACKED) for name, value in network.items()
-    ):
+        needed.add(id(value))
+        if prefix + name in tensors:
+            if differ(value, tensors[prefix + name]):
+                return False
+            filled.add(id(value))
+    if needed != filled:
         return False
-    inside = (name[len(prefix) :] for name in tensors if name.startswith(prefix))
-    return all(name in network or _is_counter(name) for name in inside)
+    inside, _ = _split(tensors, prefix)
+    return all(map(_is_counter, inside.keys() - network.keys()))
 
 
 def _is_common(prefix: str) -> bool:
-    return all(step in _COMMON for step in prefix.split(".")[:-1])
+    # "module.model." is ["module", "model", ""], and "" is [""].
+    return _COMMON.issuperset(prefix.split(".")[:-1])
 
 
 def _is_counter(name: str) -> bool:
@@ -228,13 +280,14 @@ def mismatch(
     path: Path, network: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> SourceError:
     """Return the error that lists missing and unexpected names, and other shapes."""
-    missing = [name for name in network if name not in state]
+    missing, shapes = [], []
+    for name, value in network.items():
+        if name not in state:
+            missing.append(name)
+        elif differ(value, state[name]):
+            shape, expected = list(state[name].shape), list(value.shape)
+            shapes.append(f"{name} is {shape}, the network's {expected}")
     unexpected = [name for name in state if name not in network]
-    shapes = [
-        f"{name} is {list(state[name].shape)}, the network's {list(network[name].shape)}"
-        for name in network
-        if name in state and differ(network[name], state[name])
-    ]
     parts = []
     if missing:
         parts.append(f"{len(missing)} missing: {_few(missing)}")

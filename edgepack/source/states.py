@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.ledger import SelectionDocument
@@ -57,10 +57,17 @@ class State:
 
         "model_ema" gives (False, 9), "" (True, 0), "state_dict" (True, 0), "model" (True, 3).
         """
-        averaged = any(word.lower() in _AVERAGED for word in _WORD.findall(self.key))
-        steps = self.key.split(".") if self.key else _KEYS
-        usual = next((_KEYS.index(step) for step in steps if step in _KEYS), len(_KEYS))
-        return not averaged, usual
+        words = {word.lower() for word in _WORD.findall(self.key)}
+        return words.isdisjoint(_AVERAGED), self._key_rank()
+
+    def _key_rank(self) -> int:
+        """Return the rank of the first usual key in the path; their number for none."""
+        if not self.key:
+            return 0
+        for step in self.key.split("."):
+            if step in _KEYS:
+                return _KEYS.index(step)
+        return len(_KEYS)
 
 
 @dataclass(frozen=True)
@@ -144,23 +151,30 @@ def _walk(value: object, key: str, beside: tuple[str, ...], visited: set[int]) -
         yield State(key, value.state_dict(), value, beside)
         return
     entries = _entries(value)
-    tensors = {name: _tensor(v) for name, v in entries.items() if _is_state(name, v)}
-    rest = [name for name in entries if name not in tensors]
     inside = f"{key}." if key else ""
-    if any(isinstance(v, torch.Tensor) for v in tensors.values()):
-        yield State(key, tensors, None, (*beside, *(inside + name for name in rest)))
-    for name in rest:
-        siblings = tuple(inside + other for other in entries if other != name)
-        yield from _walk(entries[name], inside + name, (*beside, *siblings), visited)
+    tensors, rest = {}, {}
+    for name, entry in entries.items():
+        if _is_state(name, entry):
+            tensors[name] = _tensor(entry)
+        else:
+            rest[inside + name] = entry
+    # A mapping of extra state alone is not a state dict.
+    if any(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        yield State(key, tensors, None, (*beside, *rest))
+    paths = [inside + name for name in entries]
+    for path, entry in rest.items():
+        siblings = [sibling for sibling in paths if sibling != path]
+        yield from _walk(entry, path, (*beside, *siblings), visited)
 
 
 def _entries(value: object) -> dict[str, object]:
     """Return the entries of a dict or a short list by name; an optimizer has none."""
+    items: Iterable[tuple[object, object]] = ()
     if isinstance(value, Mapping) and "param_groups" not in value:
-        return {str(name): inner for name, inner in value.items()}
-    if isinstance(value, (list, tuple)) and len(value) <= 64:
-        return {str(index): inner for index, inner in enumerate(value)}
-    return {}
+        items = value.items()
+    elif isinstance(value, (list, tuple)) and len(value) <= 64:
+        items = enumerate(value)
+    return {str(name): inner for name, inner in items}
 
 
 def _is_state(name: str, value: object) -> bool:
@@ -209,7 +223,7 @@ def require_states(path: Path, content: object, states: list[State]) -> None:
     if states:
         return
     if isinstance(content, Mapping):
-        keys = ", ".join(repr(key) for key in list(content)[:8])
+        keys = ", ".join(map(repr, list(content)[:8]))
         why = f"it is a dict with the keys {keys or '(none)'}; none of them has named tensors"
     else:
         why = f"it is of type {type(content).__module__}.{type(content).__qualname__}"
@@ -227,15 +241,16 @@ def prefer(path: Path, states: Sequence[State]) -> State:
     Raises:
         SourceError: source-weights-ambiguous if two are equally good.
     """
-    ordered = sorted(states, key=lambda state: state.rank)
-    equal = [state for state in ordered if state.rank == ordered[0].rank]
+    best = min(state.rank for state in states)
+    equal = [state for state in states if state.rank == best]
     if len(equal) == 1:
-        return ordered[0]
+        return equal[0]
+    keys = [state.key for state in equal]
     raise SourceError(
         "source-weights-ambiguous",
-        f"{path.name} holds {len(equal)} sets of weights that fill the network",
-        why="they are under " + " and ".join(repr(state.key) for state in equal),
-        hint=" or ".join(f"--weights {state.key}" for state in equal if state.key),
+        f"{path.name} holds {len(keys)} sets of weights that fill the network",
+        why="they are under " + " and ".join(map(repr, keys)),
+        hint=" or ".join(f"--weights {key}" for key in keys if key),
     )
 
 
@@ -253,26 +268,46 @@ def select(
     Raises:
         SourceError: source-strip-prefix, source-weights-ambiguous, source-weights-mismatch.
     """
-    matches = [(state, match_names(path, state.tensors, network, strip_prefix)) for state in states]
-    complete = {state.key: match for state, match in matches if match.complete}
-    if not complete:
-        best = max(matches, key=lambda pair: (pair[1].shared, [-int(r) for r in pair[0].rank]))
-        raise explain_mismatch(path, best[0].tensors, network, best[1])
-    preferred = prefer(path, [state for state, match in matches if match.complete])
-    match: Match = complete[preferred.key]
-    unused = _groups(match.left)
+    matches: list[tuple[State, Match]] = []
+    complete: dict[str, Match] = {}
+    candidates = []
+    for state in states:
+        match = match_names(path, state.tensors, network, strip_prefix)
+        matches.append((state, match))
+        if match.complete:
+            complete[state.key] = match
+            candidates.append(state)
+    if not candidates:
+        state, match = max(matches, key=_closeness)
+        raise explain_mismatch(path, state.tensors, network, match)
+    preferred = prefer(path, candidates)
+    match = complete[preferred.key]
     return Selection(
         key=preferred.key,
         prefix=match.prefix,
         tensors=dict(match.tensors),
-        left=(*unused, *preferred.beside),
-        unused=_groups(name for name in match.left if name not in match.counters),
-        others=tuple(key for key in complete if key and key != preferred.key),
+        left=(*_groups(match.left), *preferred.beside),
+        unused=_groups(match.left, ignored=match.counters),
+        others=tuple(key for key in complete if key not in ("", preferred.key)),
         wrappers=match.wrappers,
     )
 
 
-def _groups(names: Any) -> tuple[str, ...]:
+def _closeness(pair: tuple[State, Match]) -> tuple[int, bool, int]:
+    """Sort incomplete matches by the names in common, then as `State.rank` does, the best last."""
+    state, match = pair
+    is_plain, key_rank = state.rank
+    return match.shared, not is_plain, -key_rank
+
+
+def _groups(names: Iterable[str], ignored: Collection[str] = ()) -> tuple[str, ...]:
     """Count names by their first step: "teacher (9 tensors)"."""
-    counts = Counter(str(name).partition(".")[0] for name in names)
-    return tuple(f"{step} ({n} tensor{'s' if n > 1 else ''})" for step, n in counts.items())
+    counts = Counter[str]()
+    for name in names:
+        if name not in ignored:
+            counts[name.partition(".")[0]] += 1
+    groups = []
+    for step, count in counts.items():
+        noun = "tensors" if count > 1 else "tensor"
+        groups.append(f"{step} ({count} {noun})")
+    return tuple(groups)
