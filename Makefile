@@ -71,8 +71,9 @@ demo: $(VENV)/edgepack qemu
 	# Verify the finished file again, as a device would.
 	$(BIN)/edgepack verify $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
 
-# Strict: a broken link, a missing page or one outside the navigation fails.
+# The reference pages follow from the code; a test holds them current. Strict: a broken link, a missing page or one outside the navigation fails.
 docs: $(VENV)/develop
+	$(BIN)/python docs/reference_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 check: $(VENV)/develop docs
