@@ -193,12 +193,17 @@ def test_the_readme_is_short_and_begins_with_a_command_that_a_checkout_can_run()
 
 
 def code_lines(page: Path) -> Iterator[str]:
-    """Yield the command lines in the code of a page, those that continue joined."""
+    """Yield the command lines in the code of a page, those that continue joined.
+
+    Code in a sentence counts too: `edgepack passes quantize`.
+    """
     text = page.read_text(encoding="utf-8")
     blocks = [block.text for block in fenced(page) if block.language in ("", "sh", "yaml")]
     blocks += INDENTED.findall(FENCE.sub("", text))
     for block in blocks:
         yield from block.replace("\\\n", " ").splitlines()
+    for code in re.findall(r"`((?:edgepack|python3) [^`]+)`", FENCE.sub("", text)):
+        yield " ".join(code.split())
 
 
 def commands_of(page: Path, program: str) -> Iterator[list[str]]:
