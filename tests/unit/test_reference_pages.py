@@ -27,7 +27,7 @@ PAGES: dict[str, str] = load_generator().write_pages()
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_current(name: str) -> None:
     text = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
-    assert text == PAGES[name], "run: make docs"
+    assert text == PAGES[name], "run: make reference"
 
 
 def test_every_option_and_key_has_a_meaning() -> None:
