@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgepack import plugins
 from edgepack.errors import DeprecatedName, SpecError
@@ -23,6 +23,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+if TYPE_CHECKING:
+    from jsonschema import Draft202012Validator, ValidationError
+    from referencing import Registry
+
+# Schemas are recursive and open, so no narrower type describes one.
+JsonSchema: TypeAlias = dict[str, Any]
+
 # Old name of a table -> its name; old names work for one release.
 RENAMED = {"quantization": "quantize"}
 SCHEMAS = ("manifest", "target")
@@ -30,7 +37,7 @@ SCHEMAS = ("manifest", "target")
 MAX_BYTES = 1 << 20
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, object]:
     """Parse a TOML file. Raises SpecError if it cannot be read or is not TOML."""
     try:
         text = read_plain(path, MAX_BYTES).decode()
@@ -53,7 +60,7 @@ def read(path: Path) -> dict[str, Any]:
     return parse(text, path)
 
 
-def parse(text: str, path: Path) -> dict[str, Any]:
+def parse(text: str, path: Path) -> dict[str, object]:
     """Parse the text of a TOML file; `path` is for messages. Raises SpecError."""
     try:
         table = tomllib.loads(text, parse_float=_parse_finite)
@@ -71,8 +78,9 @@ def _not_toml(path: Path, error: Exception) -> SpecError:
     )
 
 
-def _rename_old_keys(table: dict[str, Any], path: Path) -> dict[str, Any]:
+def _rename_old_keys(table: dict[str, object], path: Path) -> dict[str, object]:
     """Return the document with the present names of its tables; warn of an old one."""
+    # {"quantization": {"bits": 8}} becomes {"quantize": {"bits": 8}}, with a warning.
     renamed = {}
     for key, value in table.items():
         name = RENAMED.get(key, key)
@@ -95,17 +103,17 @@ def _parse_finite(text: str) -> float:
 
 
 @cache
-def _validator(name: str) -> Any:
+def _validator(name: str) -> Draft202012Validator:
     import jsonschema
     import referencing
     from referencing.exceptions import NoSuchResource
 
     # A reference to an unknown schema must fail and never be fetched.
-    def refuse(uri: str) -> Any:
+    def refuse(uri: str) -> None:
         raise NoSuchResource(ref=uri)
 
     documents = {f"{each}.schema.json": read_schema(each) for each in SCHEMAS}
-    registry: Any = referencing.Registry(retrieve=refuse)
+    registry: Registry[JsonSchema] = referencing.Registry(retrieve=refuse)
     registry = registry.with_contents(documents.items())
     schema = documents[f"{name}.schema.json"]
     base = jsonschema.Draft202012Validator
@@ -117,19 +125,20 @@ def _validator(name: str) -> Any:
     )
 
 
-def read_schema(name: str) -> dict[str, Any]:
+def read_schema(name: str) -> JsonSchema:
     """Return the JSON Schema of a kind of document, one of SCHEMAS, with the tables of plug-ins."""
     path = resources.files("edgepack.spec") / "schema" / f"{name}.schema.json"
-    schema: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    schema: JsonSchema = json.loads(path.read_text(encoding="utf-8"))
     _add_plugins(schema)
     return schema
 
 
-def _add_plugins(schema: dict[str, Any]) -> None:
+def _add_plugins(schema: JsonSchema) -> None:
     """Allow tables of the passes of plug-ins, and their engines, in a schema, in place.
 
     The options in such a table are checked by the pass itself.
     """
+    # Keys that the schema already has are edgepack's own, so a plug-in cannot replace them.
     properties = schema["properties"]
     for name in plugins.list_plugins(plugins.PASSES, tuple(properties)):
         properties[name] = {"$ref": "target.schema.json#/$defs/options"}
@@ -138,21 +147,25 @@ def _add_plugins(schema: dict[str, Any]) -> None:
         names += plugins.list_plugins(plugins.ENGINES, tuple(names))
 
 
-def faults(document: Mapping[str, Any], schema: str) -> list[str]:
+def faults(document: Mapping[str, object], schema: str) -> list[str]:
     """List the faults of a document, each with the path of its key; empty if it is valid.
 
     Args:
         document: the parsed document.
         schema: "target" or "manifest".
     """
-    errors = sorted(_validator(schema).iter_errors(document), key=lambda e: list(map(str, e.path)))
     lines: list[str] = []
-    for error in errors:
+    for error in sorted(_validator(schema).iter_errors(document), key=_sort_key):
         lines += _describe(error)
     return lines
 
 
-def check(document: Mapping[str, Any], schema: str, origin: str) -> None:
+def _sort_key(error: ValidationError) -> list[str]:
+    # The parts of a path are strings and indices, which do not compare with each other.
+    return [str(part) for part in error.path]
+
+
+def check(document: Mapping[str, object], schema: str, origin: str) -> None:
     """Raise SpecError naming every fault of a document, if it has any."""
     lines = faults(document, schema)
     if lines:
@@ -188,7 +201,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 #   inputs[0].dtype: 'float23' is not known; did you mean 'float32'?
 #   device.arc: unknown key; did you mean 'arch'?
 #   gates: 'quality' is a required property
-def _describe(error: Any) -> list[str]:
+def _describe(error: ValidationError) -> list[str]:
     path = ""
     for key in error.absolute_path:
         if isinstance(key, int):
@@ -197,11 +210,19 @@ def _describe(error: Any) -> list[str]:
             path += f".{key}"
     path = path.lstrip(".")
     if error.validator == "additionalProperties":
-        properties = error.schema.get("properties", {})
-        unknown = [key for key in error.instance if key not in properties]
-        prefix = path + "." if path else ""
-        return [f"{prefix}{key}: unknown key{did_you_mean(key, properties)}" for key in unknown]
+        return _describe_unknown(error, path)
     if error.validator == "enum" and isinstance(error.instance, str):
-        choices = [str(value) for value in error.validator_value]
+        choices = map(str, error.validator_value)
         return [f"{path}: {error.instance!r} is not known{did_you_mean(error.instance, choices)}"]
     return [f"{path or 'the document'}: {error.message}"]
+
+
+def _describe_unknown(error: ValidationError, path: str) -> list[str]:
+    # jsonschema reports all unknown keys of a table as one error; each gets a line.
+    properties = error.schema.get("properties", {})
+    prefix = f"{path}." if path else ""
+    lines = []
+    for key in error.instance:
+        if key not in properties:
+            lines.append(f"{prefix}{key}: unknown key{did_you_mean(key, properties)}")
+    return lines

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import document
+from edgepack.spec.documents import (
+    AxisTable,
+    InputTable,
+    ManifestDocument,
+    PicturesTable,
+    SamplesTable,
+)
 from edgepack.spec.tensors import Span, cast_up, find_repeated
+
+
+class PictureOptions(TypedDict, total=False):
+    """Keyword arguments of Preprocessing, by their names."""
+
+    resize: int | tuple[int, int]
+    crop: int | tuple[int, int]
+    interpolation: str
+    colour: str
+    layout: str
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,7 @@ class Manifest:
     path: Path | None = None
     name: str = ""
     arch: str = ""
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    arch_args: Mapping[str, object] = field(default_factory=dict)
     weights: str = ""
     strip_prefix: str = ""
     inputs: tuple[Tensor, ...] = ()
@@ -59,26 +79,31 @@ class Manifest:
     training: str = ""
     metric: str = ""
     allow_chance: bool = False
-    pictures: Mapping[str, Any] | None = None
+    pictures: PictureOptions | None = None
     chain: str = ""
-    document: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    document: Mapping[str, object] = field(default_factory=dict, repr=False)
     quality: Mapping[str, float] = field(default_factory=dict)
     reference_samples: int | None = None
     emulate: bool = True
 
     def read_table(self, name: str) -> Mapping[str, object]:
         """Return a table, such as the options of a pass, which override the target's."""
-        table: Mapping[str, object] = self.document.get(name, {})
-        return table
+        # The schema allows nothing but a table under the name of a pass.
+        return cast("Mapping[str, object]", self.document.get(name, {}))
 
 
 def load(path: Path) -> Manifest:
     """Read and check a manifest. Raises SpecError naming every fault."""
-    table = document.read(path)
-    document.check(table, "manifest", str(path))
-    _refuse_repeated(table, path)
+    content = document.read(path)
+    document.check(content, "manifest", str(path))
+    table = cast("ManifestDocument", content)
+    inputs, outputs = table.get("inputs", []), table.get("outputs", [])
+    _refuse_repeated(path, "inputs", [entry["name"] for entry in inputs])
+    _refuse_repeated(path, "outputs", [entry["name"] for entry in outputs])
     model, evaluation = table.get("model", {}), table.get("evaluation", {})
-    pictures = table.get("pictures")
+    pictures = None
+    if "pictures" in table:
+        pictures = _read_pictures(table["pictures"])
     return Manifest(
         folder=path.parent,
         path=path,
@@ -87,22 +112,16 @@ def load(path: Path) -> Manifest:
         arch_args=model.get("args", {}),
         weights=model.get("weights", ""),
         strip_prefix=model.get("strip_prefix", ""),
-        inputs=tuple(
-            Tensor(i["name"], cast_up(i["dtype"]), tuple(i["shape"]))
-            for i in table.get("inputs", ())
-        ),
-        axes={
-            name: Span(axis["min"], axis["opt"], axis["max"])
-            for name, axis in table.get("axes", {}).items()
-        },
-        output_kinds={o["name"]: o.get("kind") for o in table.get("outputs", ())},
-        output_axes={o["name"]: o["axis"] for o in table.get("outputs", ()) if "axis" in o},
-        calibration=table.get("calibration", {}).get("samples", ""),
+        inputs=tuple(map(_read_input, inputs)),
+        axes=_read_axes(table.get("axes", {})),
+        output_kinds={entry["name"]: entry.get("kind") for entry in outputs},
+        output_axes={entry["name"]: entry["axis"] for entry in outputs if "axis" in entry},
+        calibration=_read_samples(table.get("calibration")),
         evaluation=evaluation.get("samples", ""),
-        training=table.get("training", {}).get("samples", ""),
+        training=_read_samples(table.get("training")),
         metric=evaluation.get("metric", ""),
         allow_chance=evaluation.get("allow_chance", False),
-        pictures=None if pictures is None else _convert_lists(pictures),
+        pictures=pictures,
         chain=table.get("chain", ""),
         document=table,
         quality=table.get("gates", {}).get("quality", {}),
@@ -111,19 +130,37 @@ def load(path: Path) -> Manifest:
     )
 
 
-def _refuse_repeated(table: Mapping[str, Any], path: Path) -> None:
+def _refuse_repeated(path: Path, key: str, names: Sequence[str]) -> None:
     """Refuse a list of inputs or outputs that repeats a name, which a schema cannot express."""
-    for key in ("inputs", "outputs"):
-        name = find_repeated([entry["name"] for entry in table.get(key, ())])
-        if name is not None:
-            raise SpecError(
-                "manifest-invalid",
-                f"{path} is not a valid manifest",
-                why=f"{key}: the name {name!r} is repeated",
-                hint="use a different name for each",
-            )
+    name = find_repeated(names)
+    if name is not None:
+        raise SpecError(
+            "manifest-invalid",
+            f"{path} is not a valid manifest",
+            why=f"{key}: the name {name!r} is repeated",
+            hint="use a different name for each",
+        )
 
 
-def _convert_lists(values: Mapping[str, Any]) -> dict[str, Any]:
+def _read_input(entry: InputTable) -> Tensor:
+    return Tensor(entry["name"], cast_up(entry["dtype"]), tuple(entry["shape"]))
+
+
+# [axes] batch = { min = 1, opt = 8, max = 32 } becomes {"batch": Span(1, 8, 32)}.
+def _read_axes(table: Mapping[str, AxisTable]) -> dict[str, Span]:
+    spans = {}
+    for name, axis in table.items():
+        spans[name] = Span(axis["min"], axis["opt"], axis["max"])
+    return spans
+
+
+def _read_samples(table: SamplesTable | None) -> str:
+    return "" if table is None else table["samples"]
+
+
+def _read_pictures(table: PicturesTable) -> PictureOptions:
     # Preprocessing is frozen and hashable, so its fields are tuples: mean = [0.5] becomes (0.5,).
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    options: dict[str, object] = {}
+    for key, value in table.items():
+        options[key] = tuple(value) if isinstance(value, list) else value
+    return cast("PictureOptions", options)

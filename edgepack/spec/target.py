@@ -6,13 +6,15 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from edgepack.errors import SpecError
 from edgepack.spec import document
+from edgepack.spec.documents import TargetDocument, WheelsTable
 
 # Longest chain of `extends`; a profile that extends itself exceeds it.
 MAX_EXTENDS = 8
+_NO_WHEELS: WheelsTable = {"platforms": [], "python": ""}
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,17 @@ class Target:
     chain: str
     quality: Mapping[str, float]
     strict: Mapping[str, float]
-    fidelity: Mapping[str, Any]
+    fidelity: Mapping[str, float]
     emulate: tuple[str, ...]
     wheel_platforms: tuple[str, ...]
     wheel_python: str
-    document: Mapping[str, Any] = field(repr=False)
+    document: Mapping[str, object] = field(repr=False)
     path: Path | None = None
 
     def read_table(self, name: str) -> Mapping[str, object]:
         """Return a table of the profile, such as the options of a pass; empty if it has none."""
-        table: Mapping[str, object] = self.document.get(name, {})
-        return table
+        # The schema allows nothing but a table under the name of a pass.
+        return cast("Mapping[str, object]", self.document.get(name, {}))
 
 
 def folder() -> Path:
@@ -106,7 +108,7 @@ def find(target: str) -> Path:
     )
 
 
-def read(path: Path, _depth: int = 0) -> dict[str, Any]:
+def read(path: Path, _depth: int = 0) -> dict[str, object]:
     """Read a profile's document and resolve `extends`: its keys override those of its base."""
     profile = document.read(path)
     base = profile.pop("extends", None)
@@ -132,7 +134,7 @@ def _cannot_extend(path: Path, why: str) -> SpecError:
 
 # {"engine": {"name": "onnxruntime", "opset": 17}} with {"engine": {"opset": 21}} over it gives
 # {"engine": {"name": "onnxruntime", "opset": 21}}. Lists are replaced, not joined.
-def _merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: dict[str, object], override: Mapping[str, object]) -> dict[str, object]:
     merged = dict(base)
     for key, value in override.items():
         below = merged.get(key)
@@ -146,10 +148,11 @@ def _merge(base: dict[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
 def load(target: str) -> Target:
     """Load and check a profile by name or path. Raises SpecError naming every fault."""
     path = find(target)
-    profile = read(path)
-    document.check(profile, "target", str(path))
+    table = read(path)
+    document.check(table, "target", str(path))
+    profile = cast("TargetDocument", table)
     device, engine, gates = profile["device"], profile["engine"], profile["gates"]
-    wheels = profile.get("wheels", {})
+    wheels = profile.get("wheels", _NO_WHEELS)
     return Target(
         name=profile["name"],
         summary=profile.get("summary", ""),
@@ -169,8 +172,8 @@ def load(target: str) -> Target:
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],
         emulate=tuple(profile.get("emulate", {}).get("cpus", ())),
-        wheel_platforms=tuple(wheels.get("platforms", ())),
-        wheel_python=wheels.get("python", ""),
+        wheel_platforms=tuple(wheels["platforms"]),
+        wheel_python=wheels["python"],
         document=profile,
         path=path,
     )

@@ -63,12 +63,15 @@ def parse_axis(text: str) -> tuple[str, Span]:
 
 def find_repeated(names: Sequence[str]) -> str | None:
     """Return the first name that is repeated; None if all differ."""
-    return next((name for name in names if names.count(name) > 1), None)
+    for name in names:
+        if names.count(name) > 1:
+            return name
+    return None
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, Span]:
     """Parse the ranges of several axes. Raises SpecError if one is repeated."""
-    ranges = [parse_axis(text) for text in texts]
+    ranges = list(map(parse_axis, texts))
     name = find_repeated([name for name, _ in ranges])
     if name is not None:
         raise SpecError(
