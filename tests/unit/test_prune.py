@@ -19,10 +19,10 @@ from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.network import count_macs
 from edgepack.passes.prune import PruneOptions, prune, replay
 from edgepack.passes.prune.channel_groups import find_groups
-from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, within
+from edgepack.passes.prune.cut import Cut, CutError, cut, is_channelwise, to_group_indices
 from edgepack.passes.prune.cut_check import Trial
-from edgepack.passes.prune.importance import by_taylor, by_weights, costs
-from edgepack.passes.prune.search import Ranking, smallest_step, without
+from edgepack.passes.prune.importance import compute_costs, score_by_taylor, score_by_weights
+from edgepack.passes.prune.search import Ranking, copy_without, find_smallest_step
 from support.module_nets import (
     Dense,
     Residual,
@@ -149,7 +149,11 @@ def test_channels_that_nobody_reads_go_first_and_are_not_missed(name: str, tmp_p
                 inputs = part.side == "inputs"
                 gone = (half.inputs if inputs else half.outputs).get(part.name, set())
                 if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-                    gone = within(layer, gone) if inputs and hasattr(layer, "groups") else gone
+                    gone = (
+                        to_group_indices(layer, gone)
+                        if inputs and hasattr(layer, "groups")
+                        else gone
+                    )
                     axis = inputs != isinstance(layer, nn.ConvTranspose2d)
                     layer.weight.index_copy_(
                         int(axis), torch.tensor(sorted(gone)),
@@ -268,17 +272,17 @@ def test_a_proposal_that_is_wrong_is_found_out() -> None:
     trial = Trial(network, [torch.from_numpy(pictures(1))])
     good = find_groups(network, trial.example).groups
     cuts = {group.root: group.cut([0, 3]) for group in good}
-    assert all(trial.reason(what) == "" for what in cuts.values())
+    assert all(trial.reject(what) == "" for what in cuts.values())
     other = copy.deepcopy(cuts["one"])
     other.inputs["two"] = {1, 3}
-    assert "also read by parts" in trial.reason(other)
+    assert "also read by parts" in trial.reject(other)
     lacking = copy.deepcopy(cuts["one"])
     del lacking.outputs["bn1"]
-    assert "fails with fewer" in trial.reason(lacking)
+    assert "fails with fewer" in trial.reject(lacking)
     # A dead layer does not hide it.
     with torch.no_grad():
         network.two.weight.zero_()
-    assert Trial(network, trial.example).reason(other)
+    assert Trial(network, trial.example).reject(other)
 
 
 def test_include_and_exclude(tmp_path: Path) -> None:
@@ -298,9 +302,9 @@ def test_l1_and_l2_by_hand() -> None:
         network[0].weight.copy_(torch.tensor([[3.0, -1.0], [1.0, 1.0]]))
         network[1].weight.copy_(torch.tensor([[1.0, -2.0]]))
     (group,) = find_groups(network, [torch.ones(1, 2)]).groups
-    (l1,) = by_weights(network, [group], 1)
+    (l1,) = score_by_weights(network, [group], 1)
     assert l1.tolist() == pytest.approx([(4 / 3 + 1 / 1.5) / 2, (2 / 3 + 2 / 1.5) / 2])
-    (l2,) = by_weights(network, [group], 2)
+    (l2,) = score_by_weights(network, [group], 2)
     assert l2.tolist() == pytest.approx([(10 / 6 + 1 / 2.5) / 2, (2 / 6 + 4 / 2.5) / 2])
 
 
@@ -311,7 +315,7 @@ def test_taylor_without_labels_is_the_change_of_the_answer(tmp_path: Path) -> No
     data = given(tmp_path, network, x=x)
     groups = find_groups(network, [torch.from_numpy(x[:1])]).groups
     options = PruneOptions(importance="taylor", samples=2000, batch_size=1)
-    (found,), by = by_taylor(network, groups, options, data)
+    (found,), by = score_by_taylor(network, groups, options, data)
     assert by == "the answers to training samples"
     with torch.no_grad():
         hidden, answer = network[:2](torch.from_numpy(x)), network(torch.from_numpy(x))
@@ -328,7 +332,7 @@ def test_taylor_with_labels_is_the_gradient_of_the_loss(tmp_path: Path) -> None:
     data = given(tmp_path, network, x=x, labels=labels)
     groups = find_groups(network, [torch.from_numpy(x[:1])]).groups
     options = PruneOptions(importance="taylor", samples=12, batch_size=12)
-    found, by = by_taylor(network, groups, options, data)
+    found, by = score_by_taylor(network, groups, options, data)
     hidden = next(i for i, group in enumerate(groups) if group.root == "3")
     assert by == "the loss on labelled training samples"
     known = labels >= 0
@@ -344,8 +348,8 @@ def test_costs_are_what_goes() -> None:
     example = [torch.from_numpy(pictures(1))]
     groups = find_groups(network, example).groups
     for of, macs in (("parameters", None), ("macs", count_macs(network, example))):
-        for group, cost in zip(groups, costs(network, groups, macs), strict=True):
-            less = without(network, group.cut([0, 1]))
+        for group, cost in zip(groups, compute_costs(network, groups, macs), strict=True):
+            less = copy_without(network, group.cut([0, 1]))
             if of == "macs":
                 gone = count_macs(network, example)[""] - count_macs(less, example)[""]
             else:
@@ -383,14 +387,16 @@ def test_ranking_rounds_and_leaves_a_tenth() -> None:
     ranking = Ranking(groups, importance, per_layer=False, round_to=8)
     sizes = []
     for step in range(ranking.steps + 1):
-        kept = [len(g.units) - len(x) for g, x in zip(groups, ranking.gone(step), strict=True)]
+        kept = [
+            len(g.units) - len(x) for g, x in zip(groups, ranking.select_units(step), strict=True)
+        ]
         assert all(count % 8 == 0 and count >= 8 for count in kept)
         sizes.append(sum(kept))
     assert sizes == sorted(sizes, reverse=True)
-    assert smallest_step(ranking, lambda step: sizes[step] <= 100) == next(
+    assert find_smallest_step(ranking, lambda step: sizes[step] <= 100) == next(
         step for step, size in enumerate(sizes) if size <= 100
     )
-    assert smallest_step(ranking, lambda step: False) is None
+    assert find_smallest_step(ranking, lambda step: False) is None
 
 
 def test_cut_and_json() -> None:
@@ -401,8 +407,8 @@ def test_cut_and_json() -> None:
         whole.add(group.cut([1, 2]))
     again = Cut.from_json(whole.to_json())
     assert again == whole
-    made = without(network, again)
-    assert same(made, without(network, whole))
+    made = copy_without(network, again)
+    assert same(made, copy_without(network, whole))
     assert made[3].groups == made[3].in_channels == made[3].out_channels == 22
     assert made[10].in_features == 4 * 46
     assert Cut.from_json({}) == Cut()

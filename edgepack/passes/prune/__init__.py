@@ -14,6 +14,7 @@ importance      importance scores of channels
 search          selection of channels until the budget is met
 structured      structured pruning, from groups to figures
 zeros           pruning of single weights
+layers          layers that pruning changes, and reasons for the others
 """
 
 from __future__ import annotations

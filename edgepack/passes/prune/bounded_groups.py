@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from edgepack.passes.prune.cut import CutError
 
+if TYPE_CHECKING:
+    from torch_pruning.dependency import Dependency, DependencyGraph
+    from torch_pruning.dependency import Group as ProposedGroup
+
 # Largest number of steps of a group per dependency of the graph; a finite group needs at most one.
-MOST = 4
+MAX_STEPS = 4
 ENDLESS = "its channels are permuted, and the group of dependent channels does not terminate"
 
 
-def proposed_by(graph: Any, inner: nn.Module) -> tuple[list[Any], list[Any]]:
+def propose_groups(
+    graph: DependencyGraph, inner: Any
+) -> tuple[list[ProposedGroup], list[nn.Module]]:
     """Return the groups of all layers, and the layers whose group does not terminate.
 
     Same as `get_all_groups` of torch-pruning, which does not return if halves of channels are
@@ -26,24 +32,25 @@ def proposed_by(graph: Any, inner: nn.Module) -> tuple[list[Any], list[Any]]:
     """
     steps = sum(len(node.dependencies) for node in graph.module2node.values())
 
+    # A step of a group is a dependency between two layers with the channels that it carries over.
     # torch-pruning searches a list of all earlier steps at each step. A set makes that constant
     # time, and its size is the number of steps.
     class Bounded(inner.Group):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.visited: set[Any] = set()
+            self.visited: set[tuple[int, object, tuple[int, ...]]] = set()
 
-        def add_dep(self, dep: Any, idxs: Any) -> None:
+        def add_dep(self, dep: Dependency, idxs: list[int]) -> None:
             self.visited.add((id(dep.target), dep.handler, tuple(idxs)))
-            if len(self.visited) > MOST * steps:
+            if len(self.visited) > MAX_STEPS * steps:
                 raise CutError(ENDLESS)
             super().add_dep(dep, idxs)
 
-        def has_pruning_op(self, dep: Any, idxs: Any) -> bool:
+        def has_pruning_op(self, dep: Dependency, idxs: list[int]) -> bool:
             return (id(dep.target), dep.handler, tuple(idxs)) in self.visited
 
-    groups: list[Any] = []
-    endless: list[Any] = []
+    groups: list[ProposedGroup] = []
+    endless: list[nn.Module] = []
     visited = set(graph.IGNORED_LAYERS_IN_TRACING)
     original_group = inner.Group
     inner.Group = Bounded
@@ -59,8 +66,10 @@ def proposed_by(graph: Any, inner: nn.Module) -> tuple[list[Any], list[Any]]:
                 endless.append(part)
                 continue
             groups.append(group)
-            cuts = graph.is_out_channel_pruning_fn
-            visited |= {dep.target.module for dep, _ in group if cuts(dep.handler)}
+            # All layers whose outputs belong to this group would propose the same one again.
+            for dependency, _ in group:
+                if graph.is_out_channel_pruning_fn(dependency.handler):
+                    visited.add(dependency.target.module)
     finally:
         inner.Group = original_group
     return groups, endless

@@ -10,7 +10,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,8 +18,12 @@ from torch.nn.modules.conv import _ConvNd
 
 from edgepack.errors import ChainError, missing_package
 from edgepack.passes.network import find_shared_weights, is_transposed
-from edgepack.passes.prune.bounded_groups import ENDLESS, proposed_by
+from edgepack.passes.prune.bounded_groups import ENDLESS, propose_groups
 from edgepack.passes.prune.cut import Cut, is_channelwise
+
+if TYPE_CHECKING:
+    from torch_pruning.dependency import DependencyGraph
+    from torch_pruning.dependency import Group as ProposedGroup
 
 # Attribute names of attention modules: number of heads, size of a head, size of all heads.
 HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "heads")
@@ -44,6 +48,14 @@ class Slice:
     axis: int
     channels: tuple[int, ...]
     roots: tuple[int, ...]
+
+    def select_channels(self, roots: set[int]) -> set[int]:
+        """Return the channels that depend on some channels of the root."""
+        channels = set()
+        for channel, root in zip(self.channels, self.roots, strict=True):
+            if root in roots:
+                channels.add(channel)
+        return channels
 
 
 @dataclass(frozen=True)
@@ -72,16 +84,27 @@ class Group:
         """Return the names of the layers whose output channels belong to the group."""
         return tuple(part.name for part in self.slices if part.side == "outputs")
 
+    @property
+    def members(self) -> set[tuple[str, str, int]]:
+        """Return layer, side and index of every channel of the group."""
+        members = set()
+        for part in self.slices:
+            for channel in part.channels:
+                members.add((part.name, part.side, channel))
+        return members
+
     def cut(self, removed: Sequence[int]) -> Cut:
-        """Return the cut that removes some units, by their indices."""
-        roots = set().union(*(self.units[unit] for unit in removed))
+        """Return the cut that removes some units, by their indices.
+
+        If unit 1 is root channel 1, it takes channel 1 of the root, and the inputs 49 to 97 of a
+        Linear that reads the root behind a flatten of a 7 x 7 window.
+        """
+        roots: set[int] = set()
+        for unit in removed:
+            roots.update(self.units[unit])
         result = Cut()
         for part in self.slices:
-            channels = {
-                channel
-                for channel, root in zip(part.channels, part.roots, strict=True)
-                if root in roots
-            }
+            channels = part.select_channels(roots)
             if part.side == "parameter":
                 result.parameters[part.name] = (part.axis, channels)
             elif part.side == "outputs":
@@ -141,7 +164,7 @@ def find_groups(module: nn.Module, example: Sequence[torch.Tensor]) -> Grouping:
                 forward_fn=lambda network, inputs: network(*inputs),
                 output_transform=_differentiable, verbose=False,
             )  # fmt: skip
-            proposed, endless = proposed_by(graph, inner)
+            proposed, endless = propose_groups(graph, inner)
     except Exception as error:
         raise ChainError(
             "prune-graph",
@@ -149,33 +172,41 @@ def find_groups(module: nn.Module, example: Sequence[torch.Tensor]) -> Grouping:
             why=f"torch-pruning: {type(error).__name__}: {error}",
             hint="prune:unstructured=0.5 or pattern=2:4, which need no dependency graph",
         ) from error
-    names = {id(part): name for name, part in traced.named_modules()}
-    names |= {id(parameter): name for name, parameter in traced.named_parameters()}
+    names = _name_parts(traced)
     shared = find_shared_weights(traced)
     grouping = Grouping()
-    grouping.skip([names[id(part)] for part in endless], ENDLESS)
-    foreign = [name for name, part in traced.named_modules() if is_transposed(part)]
-    grouping.skip(foreign, "torch-pruning does not support Conv1D")
+    for part in endless:
+        grouping.skip([names[id(part)]], ENDLESS)
+    for name, part in traced.named_modules():
+        if is_transposed(part):
+            grouping.skip([name], "torch-pruning does not support Conv1D")
     # No channel may belong to two groups: their cuts are made independently of each other.
     occupied: set[tuple[str, str, int]] = set()
     for proposal in proposed:
-        group, reason = _read(proposal, graph, names)
-        members: set[tuple[str, str, int]] = set()
-        for part in group.slices:
-            members.update((part.name, part.side, channel) for channel in part.channels)
-        dependencies = [dependency for dependency, *_ in proposal.items]
-        if not reason and any(_shares(dep.target.module, shared) for dep in dependencies):
+        group, reason = _read_group(proposal, graph, names)
+        members = group.members
+        if not reason and any(_shares(item.dep.target.module, shared) for item in proposal.items):
             reason = "its channels belong to weights that several layers share"
         if not reason and members & occupied:
             reason = "its channels also belong to another group"
         if not reason:
-            group, reason = _in_units(group, traced)
+            group, reason = _divide_into_units(group, traced)
         if reason:
             grouping.skip(group.producers, reason)
         else:
             occupied |= members
             grouping.groups.append(group)
     return grouping
+
+
+def _name_parts(module: nn.Module) -> dict[int, str]:
+    """Return the names of a network's modules and parameters by id."""
+    names = {}
+    for name, part in module.named_modules():
+        names[id(part)] = name
+    for name, parameter in module.named_parameters():
+        names[id(parameter)] = name
+    return names
 
 
 def _differentiable(answer: object) -> tuple[torch.Tensor, ...]:
@@ -194,7 +225,9 @@ def _shares(part: nn.Module, shared: set[int]) -> bool:
     return any(id(parameter) in shared for parameter in part.parameters(recurse=False))
 
 
-def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]:
+def _read_group(
+    group: ProposedGroup, graph: DependencyGraph, names: Mapping[int, str]
+) -> tuple[Group, str]:
     """Convert a group of the graph; return it with the reason why it cannot be pruned, or ""."""
     reason = ""
     slices: dict[tuple[str, str], Slice] = {}
@@ -211,7 +244,7 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
                         "PARAMETER"):  # fmt: skip
             continue
         # Grouped-query attention shares a key channel among heads, without a single root.
-        if any(root is None for root in item.root_idxs):
+        if None in item.root_idxs:
             reason = reason or "several heads share its channels"
             continue
         side, axis = "parameter", item.dep.target.pruning_dim
@@ -230,49 +263,53 @@ def _read(group: Any, graph: Any, names: Mapping[int, str]) -> tuple[Group, str]
     return Group(names[id(root)], channels, tuple(slices.values())), reason
 
 
-def _in_units(group: Group, module: nn.Module) -> tuple[Group, str]:
+def _divide_into_units(group: Group, module: nn.Module) -> tuple[Group, str]:
     """Return the group with its units, and the reason if it has none.
 
     For 8 channels that feed a convolution in 2 groups, the units are (0, 4), (1, 5), (2, 6) and
     (3, 7): each takes one channel from both groups, so that the groups stay equal in size.
     """
-    layers = [module.get_submodule(s.name) for s in group.slices if s.side != "parameter"]
-    groups = [
-        layer.groups
-        for layer in layers
-        if isinstance(layer, _ConvNd) and layer.groups > 1 and not is_channelwise(layer)
-    ]
     if not any(part.side == "inputs" for part in group.slices):
         return group, "no layer reads its channels, they are an output of the network"
     # Every grouped convolution must keep groups of equal size, so the units respect all of them.
-    step = math.lcm(*groups)
+    # With convolutions in 2 and in 3 groups a unit has 6 channels, one of each sixth.
+    step = 1
+    for part in group.slices:
+        if part.side != "parameter":
+            layer = module.get_submodule(part.name)
+            if isinstance(layer, _ConvNd) and not is_channelwise(layer):
+                step = math.lcm(step, layer.groups)
     if group.channels % step:
         return group, "the groups of its convolutions have incompatible sizes"
-    size, sizes = _heads(group, module)
+    size, sizes = _find_heads(group, module)
+    units = []
     if size:
-        units = [range(start, start + size) for start in range(0, group.channels, size)]
+        for start in range(0, group.channels, size):
+            units.append(tuple(range(start, start + size)))
     else:
         # One channel of every group of a grouped convolution.
         period = group.channels // step
-        units = [range(first, group.channels, period) for first in range(period)]
+        for first in range(period):
+            units.append(tuple(range(first, group.channels, period)))
     if len(units) < 2:
         return group, "it has a single channel or head"
-    members = tuple(tuple(unit) for unit in units)
-    return replace(group, units=members, heads=bool(size), sizes=sizes), ""
+    return replace(group, units=tuple(units), heads=bool(size), sizes=sizes), ""
 
 
-def _heads(group: Group, module: nn.Module) -> tuple[int, tuple[tuple[str, str, int], ...]]:
+def _find_heads(group: Group, module: nn.Module) -> tuple[int, tuple[tuple[str, str, int], ...]]:
     """Return the channels of an attention head (0 without heads) and the attributes to adjust.
 
     With num_heads=12 and 768 channels a head has 64; the result is (64, ((name, "num_heads", 1),
     (name, "embed_dim", 64))): the values per head of the attributes to update after a cut.
     """
-    matrices = [n for n in group.producers if isinstance(module.get_submodule(n), nn.Linear)]
-    parents = {name.rpartition(".")[0] for name in matrices}
+    parents = []
+    for producer in group.producers:
+        if isinstance(module.get_submodule(producer), nn.Linear):
+            parents.append(producer.rpartition(".")[0])
     # Attention has queries and keys (and values) in one parent; a single Linear has no heads.
-    if len(matrices) < 2 or len(parents) > 1:
+    if len(parents) < 2 or len(set(parents)) > 1:
         return 0, ()
-    name = parents.pop()
+    name = parents[0]
     parent = module.get_submodule(name)
 
     def read_count(attribute: str) -> int:
@@ -282,11 +319,19 @@ def _heads(group: Group, module: nn.Module) -> tuple[int, tuple[tuple[str, str, 
             return value
         return 0
 
-    numbers = [attribute for attribute in HEADS if read_count(attribute)]
-    sizes = [read_count(attribute) for attribute in HEAD_SIZES if read_count(attribute)]
-    if not numbers and not sizes:
-        return 0, ()
-    size = sizes[0] if sizes else group.channels // read_count(numbers[0])
-    updates = [(name, a, 1) for a in numbers if read_count(a) == group.channels // size]
-    updates += [(name, a, size) for a in ALL_HEADS if read_count(a) == group.channels]
+    # The size of a head, where the module states it, is safer than the number of heads: keys and
+    # values of grouped-query attention have fewer heads than queries, of the same size.
+    size = next(filter(None, map(read_count, HEAD_SIZES)), 0)
+    if not size:
+        number = next(filter(None, map(read_count, HEADS)), 0)
+        if not number:
+            return 0, ()
+        size = group.channels // number
+    updates = []
+    for attribute in HEADS:
+        if read_count(attribute) == group.channels // size:
+            updates.append((name, attribute, 1))
+    for attribute in ALL_HEADS:
+        if read_count(attribute) == group.channels:
+            updates.append((name, attribute, size))
     return size, tuple(updates)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,6 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils.parametrize import is_parametrized
+
+if TYPE_CHECKING:
+    from edgepack.passes.module import Recipe
 
 
 class CutError(Exception):
@@ -45,27 +48,35 @@ class Cut:
         for name, values in extra.attributes.items():
             self.attributes.setdefault(name, {}).update(values)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that a recipe stores."""
+    def to_json(self) -> Recipe:
+        """Return the JSON form that a recipe stores.
+
+        For example {"outputs": {"conv1": [3, 5]}, "inputs": {"conv2": [3, 5]}, "parameters":
+        {"scale": [0, [3, 5]]}, "attributes": {"attention": {"num_heads": 3}}}.
+        """
+        parameters = {}
+        for name, (axis, channels) in self.parameters.items():
+            parameters[name] = [axis, sorted(channels)]
         return {
             "outputs": {name: sorted(channels) for name, channels in self.outputs.items()},
             "inputs": {name: sorted(channels) for name, channels in self.inputs.items()},
-            "parameters": {n: [axis, sorted(x)] for n, (axis, x) in self.parameters.items()},
+            "parameters": parameters,
             "attributes": self.attributes,
         }
 
     @classmethod
-    def from_json(cls, recipe: Mapping[str, Any]) -> Cut:
+    def from_json(cls, recipe: Recipe) -> Cut:
         """Read the cut of a recipe; an empty recipe removes nothing."""
-        return cls(
-            {name: set(channels) for name, channels in recipe.get("outputs", {}).items()},
-            {name: set(channels) for name, channels in recipe.get("inputs", {}).items()},
-            {
-                n: (axis, set(channels))
-                for n, (axis, channels) in recipe.get("parameters", {}).items()
-            },
-            {name: dict(values) for name, values in recipe.get("attributes", {}).items()},
-        )
+        result = cls()
+        for name, channels in recipe.get("outputs", {}).items():
+            result.outputs[name] = set(channels)
+        for name, channels in recipe.get("inputs", {}).items():
+            result.inputs[name] = set(channels)
+        for name, (axis, channels) in recipe.get("parameters", {}).items():
+            result.parameters[name] = (axis, set(channels))
+        for name, values in recipe.get("attributes", {}).items():
+            result.attributes[name] = dict(values)
+        return result
 
 
 def cut(module: nn.Module, slices: Cut) -> None:
@@ -112,7 +123,7 @@ def _cut_layer(layer: nn.Module, outputs: set[int], inputs: set[int]) -> None:
             if layer.groups > 1:
                 raise CutError("a transposed convolution in groups is not pruned")
             axes = (1, 0)
-        _cut_matrix(layer, outputs, within(layer, inputs), axes)
+        _cut_matrix(layer, outputs, to_group_indices(layer, inputs), axes)
         layer.out_channels -= len(outputs)
         layer.in_channels -= len(inputs)
         if layer.groups > 1 and layer.out_channels % layer.groups:
@@ -128,7 +139,7 @@ def is_channelwise(layer: nn.Module) -> bool:
     return isinstance(layer, (_BatchNorm, _InstanceNorm))
 
 
-def within(layer: nn.Module, inputs: set[int]) -> set[int]:
+def to_group_indices(layer: nn.Module, inputs: set[int]) -> set[int]:
     """Return input channels of a grouped convolution as indices within one group.
 
     The weight [outputs, inputs / groups, window] has one input axis for all groups, so every group
@@ -147,6 +158,7 @@ def within(layer: nn.Module, inputs: set[int]) -> set[int]:
 def _cut_matrix(
     layer: nn.Module, outputs: set[int], inputs: set[int], axes: tuple[int, int]
 ) -> None:
+    """Remove rows and columns of a weight, and the bias of the removed outputs."""
     _keep(layer, "weight", axes[0], outputs)
     _keep(layer, "bias", 0, outputs)
     _keep(layer, "weight", axes[1], inputs)
@@ -158,7 +170,8 @@ def _keep(layer: nn.Module, name: str, axis: int, removed: Iterable[int]) -> Non
     removed = set(removed)
     if before is None or not removed:
         return
-    remaining = [channel for channel in range(before.shape[axis]) if channel not in removed]
+    # Sorted, since sets have no order: the remaining channels must keep theirs.
+    remaining = sorted(set(range(before.shape[axis])) - removed)
     if max(removed) >= before.shape[axis]:
         raise CutError(f"channel {max(removed)} is out of range, it has {before.shape[axis]}")
     if not remaining:

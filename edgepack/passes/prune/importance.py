@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -29,16 +29,23 @@ from edgepack.passes.prune.channel_groups import Group, Slice
 from edgepack.passes.prune.cut import is_channelwise
 from edgepack.passes.prune.options import PruneOptions
 
+if TYPE_CHECKING:
+    import numpy as np
+
 LABELS, ANSWERS = "the loss on labelled training samples", "the answers to training samples"
 
 
-def by_weights(module: nn.Module, groups: Sequence[Group], power: int) -> list[Any]:
-    """Return the importance of the units of each group: tensors [units]."""
+def score_by_weights(module: nn.Module, groups: Sequence[Group], power: int) -> list[torch.Tensor]:
+    """Return the importance of the units of each group: tensors [units].
+
+    Two channels with the norms [3, 1] in the producing layer and [2, 6] in the reading one have,
+    relative to the layers' means, [1.5, 0.5] and [0.5, 1.5]: both are equally important.
+    """
     scores = []
     for group in groups:
         layers = []
         for part in group.slices:
-            weights = _by_channel(module, part)
+            weights = _arrange_by_channel(module, part)
             if weights is not None:
                 # Several channels of a layer may depend on the same root channel, as behind a
                 # flatten of a 7 x 7 window, where 49 inputs of a Linear do: sum over them.
@@ -48,12 +55,12 @@ def by_weights(module: nn.Module, groups: Sequence[Group], power: int) -> list[A
                 layers.append(totals / totals.mean().clamp(min=1e-30))
         # Heads compete with single channels by the mean of their channels, since a sum over 64
         # channels would favour heads.
-        total = _of_units(group, torch.stack(layers).mean(0))
+        total = _sum_units(group, torch.stack(layers).mean(0))
         scores.append(total / len(group.units[0]))
     return scores
 
 
-def costs(
+def compute_costs(
     module: nn.Module, groups: Sequence[Group], macs: Mapping[str, int] | None
 ) -> list[float]:
     """Return the cost of a unit of each group: weights, or multiplications if `macs` is given.
@@ -67,17 +74,19 @@ def costs(
     for group in groups:
         cost = 0.0
         for part in group.slices:
-            weights = _by_channel(module, part)
+            weights = _arrange_by_channel(module, part)
             if weights is not None:
                 # Each weight of a layer is used equally often, once per output position.
                 share = len(part.channels) / group.channels * weights.shape[1]
-                uses = 1.0 if macs is None else macs.get(part.name, 0) / weights.numel()
+                uses = 1.0
+                if macs is not None:
+                    uses = macs.get(part.name, 0) / weights.numel()
                 cost += share * uses
         result.append(cost * len(group.units[0]))
     return result
 
 
-def _by_channel(module: nn.Module, part: Slice) -> Any:
+def _arrange_by_channel(module: nn.Module, part: Slice) -> torch.Tensor | None:
     """Return a layer's weights as [channels, ...] of one side; None for layers without a matrix."""
     if part.side == "parameter":
         return None
@@ -85,10 +94,10 @@ def _by_channel(module: nn.Module, part: Slice) -> Any:
     weight = getattr(layer, "weight", None)
     if weight is None or not isinstance(layer, (nn.Linear, _ConvNd, _BatchNorm)):
         return None
-    return _matrix(layer, weight.detach(), part.side)
+    return _to_matrix(layer, weight.detach(), part.side)
 
 
-def _matrix(layer: nn.Module, weight: torch.Tensor, side: str) -> Any:
+def _to_matrix(layer: nn.Module, weight: torch.Tensor, side: str) -> torch.Tensor:
     """Reshape weights, or their gradients, to [channels of one side, rest].
 
     For example the weight [8, 2, 3, 3] of a convolution 4 -> 8 in 2 groups becomes [8, 18] for its
@@ -106,14 +115,14 @@ def _matrix(layer: nn.Module, weight: torch.Tensor, side: str) -> Any:
     return parts.reshape(groups * inputs, -1)
 
 
-def _of_units(group: Group, channels: Any) -> Any:
+def _sum_units(group: Group, channels: torch.Tensor) -> torch.Tensor:
     """Sum values per root channel over the channels of each unit."""
     return torch.stack([channels[list(unit)].sum() for unit in group.units])
 
 
-def by_taylor(
+def score_by_taylor(
     module: nn.Module, groups: Sequence[Group], options: PruneOptions, context: Context
-) -> tuple[list[Any], str]:
+) -> tuple[list[torch.Tensor], str]:
     """Return the importance of the units of each group, and a description of the measure.
 
     Raises ChainError `prune-labels` for a label outside the classes.
@@ -122,36 +131,36 @@ def by_taylor(
         raise ValueError("importance by Taylor needs the training samples")
     # A network may store tensors of a call, and those with gradients cannot be copied later.
     module = copy.deepcopy(module).requires_grad_(False)
-    readers = [
-        [part for part in group.slices if part.side == "inputs" and _reads(module, part)]
-        for group in groups
-    ]
+    # The gradient of the loss with respect to a channel is that of the layers that read it.
+    readers = [_find_readers(module, group) for group in groups]
     sums = [torch.zeros(len(group.units), dtype=torch.float64) for group in groups]
     # A layer may read the channels of several groups; its gradient is computed once per batch.
-    layers: dict[str, Any] = {}
+    weights: dict[str, torch.Tensor] = {}
+    layers: dict[str, nn.Module] = {}
     for parts in readers:
-        layers.update((part.name, module.get_submodule(part.name)) for part in parts)
-    for layer in layers.values():
-        layer.weight.requires_grad_()
-    names, weights = list(layers), [layer.weight for layer in layers.values()]
+        for part in parts:
+            layers[part.name] = module.get_submodule(part.name)
+            weights[part.name] = layers[part.name].weight.requires_grad_()
     generator = torch.Generator().manual_seed(options.seed)
     count, by_labels = 0, None
     for batch in context.training.batches(options.batch_size):
         with torch.enable_grad():
             answer = module(*make_arguments(context, batch.inputs))
+            # A network with one output may return it without a tuple.
             outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
-            loss = _loss_of_labels(outputs, batch.labels, context)
+            loss = _compute_loss(outputs, batch.labels, context)
             # The first batch decides: losses and projections are not on the same scale.
             if by_labels is None:
                 by_labels = loss is not None
             if not by_labels:
-                loss = _along(outputs, generator)
+                loss = _project(outputs, generator)
             if loss is None:
                 continue
-            gradients = dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True),
-                                 strict=True))  # fmt: skip
-        for index, (group, parts) in enumerate(zip(groups, readers, strict=True)):
-            sums[index] += _of_units_squared(group, parts, layers, gradients)
+            # A layer that this call does not reach has no gradient; its entry is None.
+            answers = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            gradients = dict(zip(weights, answers, strict=True))
+        for total, group, parts in zip(sums, groups, readers, strict=True):
+            total += _square_changes(group, parts, layers, gradients)
         count += batch.count
         context.progress.tell(f"{count:,} training samples")
         if count >= options.samples:
@@ -160,39 +169,57 @@ def by_taylor(
     return [total / max(count, 1) for total in sums], measure
 
 
-def _reads(module: nn.Module, part: Slice) -> bool:
-    """Return True if the layer mixes its input channels."""
-    layer = module.get_submodule(part.name)
-    return isinstance(layer, (nn.Linear, _ConvNd)) and not is_channelwise(layer)
+def _find_readers(module: nn.Module, group: Group) -> list[Slice]:
+    """Return the slices of the layers that mix the channels of a group into their outputs."""
+    readers = []
+    for part in group.slices:
+        if part.side != "inputs":
+            continue
+        layer = module.get_submodule(part.name)
+        if isinstance(layer, (nn.Linear, _ConvNd)) and not is_channelwise(layer):
+            readers.append(part)
+    return readers
 
 
-def _of_units_squared(
-    group: Group, parts: Sequence[Slice], layers: Mapping[str, Any], gradients: Mapping[str, Any]
-) -> Any:
-    """Return the squared first-order change of the loss per unit, for one batch."""
+def _square_changes(
+    group: Group,
+    parts: Sequence[Slice],
+    layers: Mapping[str, nn.Module],
+    gradients: Mapping[str, torch.Tensor],
+) -> torch.Tensor:
+    """Return the squared first-order change of the loss per unit, for one batch.
+
+    Removing a channel sets the weights w that read it to zero, which changes the loss by about
+    -sum w dL/dw. The sum goes over all readers before it is squared: changes of +2 and -2 in two
+    layers cancel, and the channel has no effect.
+    """
     totals = torch.zeros(group.channels, dtype=torch.float64)
     for part in parts:
         layer, gradient = layers[part.name], gradients[part.name]
         if gradient is not None:
-            product = _matrix(layer, layer.weight.detach() * gradient, "inputs")
+            product = _to_matrix(layer, layer.weight.detach() * gradient, "inputs")
             change = product.double().sum(1)[list(part.channels)]
             totals.index_add_(0, torch.tensor(part.roots), change)
-    return _of_units(group, totals).square()
+    return _sum_units(group, totals).square()
 
 
-def _loss_of_labels(outputs: Sequence[Any], labels: torch.Tensor, context: Context) -> Any:
+def _compute_loss(
+    outputs: Sequence[torch.Tensor], labels: np.ndarray | None, context: Context
+) -> torch.Tensor | None:
     """Return the cross entropy of the first output of scores; None if the labels do not fit it."""
     if labels is None or labels.dtype.kind not in "iu":
         return None
-    index = next((i for i, t in enumerate(context.outputs) if t.kind == "scores"), None)
-    if index is None:
+    kinds = [output.kind for output in context.outputs]
+    if "scores" not in kinds:
         return None
+    index = kinds.index("scores")
     scores = outputs[index].movedim(context.outputs[index].axis, -1)
     if scores.shape[:-1] != labels.shape:
         return None
     # [batch, positions..., classes] -> [all positions, classes]
     scores = scores.flatten(0, -2)
     classes = torch.from_numpy(labels.astype("int64")).flatten()
+    # Negative labels mark samples, or positions of a sample, that have none.
     labelled = classes >= 0
     if not bool(labelled.any()):
         return None
@@ -206,9 +233,9 @@ def _loss_of_labels(outputs: Sequence[Any], labels: torch.Tensor, context: Conte
     return F.cross_entropy(scores[labelled], classes[labelled], reduction="sum")
 
 
-def _along(outputs: Sequence[Any], generator: Any) -> Any:
+def _project(outputs: Sequence[torch.Tensor], generator: torch.Generator) -> torch.Tensor | float:
     """Project the outputs on random directions, each output relative to its standard deviation."""
-    total: Any = 0.0
+    total: torch.Tensor | float = 0.0
     for output in outputs:
         if output.requires_grad:
             direction = torch.randn(output.shape, generator=generator, dtype=output.dtype)

@@ -100,7 +100,9 @@ class PruneOptions(PassOptions):
 
     def conflict(self, earlier: Sequence[tuple[str, PassOptions]]) -> str:
         """Reject structured pruning after a pattern, whose groups of four it would shift."""
-        before = [options for _, options in earlier if isinstance(options, PruneOptions)]
-        if self.structured and any(options.pattern for options in before):
-            return "removing channels would shift the weights out of the pattern's groups of four"
+        for _, options in earlier:
+            if self.structured and isinstance(options, PruneOptions) and options.pattern:
+                return (
+                    "removing channels would shift the weights out of the pattern's groups of four"
+                )
         return ""

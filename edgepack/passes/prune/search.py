@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from edgepack.passes.prune.channel_groups import Group
 from edgepack.passes.prune.cut import Cut, cut
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Share of a group that always remains: a layer with very few channels becomes a bottleneck.
@@ -34,14 +35,22 @@ class Ranking:
     """
 
     def __init__(
-        self, groups: Sequence[Group], importance: Sequence[Any], per_layer: bool, round_to: int
+        self,
+        groups: Sequence[Group],
+        importance: Sequence[torch.Tensor],
+        per_layer: bool,
+        round_to: int,
     ) -> None:
         self.groups, self.per_layer, self.round_to = groups, per_layer, round_to
-        self.order = [np.argsort(scores.numpy(), kind="stable") for scores in importance]
+        # Units of each group, from the least important.
+        self.order: list[np.ndarray] = []
         pairs: list[tuple[float, int]] = []
         for index, scores in enumerate(importance):
-            pairs += [(float(score), index) for score in scores]
-        # Ties are broken by the index of the group, so that the order is deterministic.
+            self.order.append(np.argsort(scores.numpy(), kind="stable"))
+            for score in scores.tolist():
+                pairs.append((score, index))
+        # The group that loses a unit at each step, [0, 1, 0] in the example above. Ties are broken
+        # by the index of the group, so that the order is deterministic.
         self.owners = np.array([owner for _, owner in sorted(pairs)])
 
     @property
@@ -49,27 +58,28 @@ class Ranking:
         """Return the largest step, the number of all units."""
         return len(self.owners)
 
-    def gone(self, step: int) -> list[list[int]]:
-        """Return the units of each group that a step removes."""
+    def select_units(self, step: int) -> list[list[int]]:
+        """Return the units of each group that a step removes, by their indices."""
         if self.per_layer:
             share = step / self.steps
             counts = [math.floor(share * len(group.units)) for group in self.groups]
         else:
             counts = np.bincount(self.owners[:step], minlength=len(self.groups)).tolist()
-        return [
-            sorted(order[: self._rounded(group, count)].tolist())
-            for group, order, count in zip(self.groups, self.order, counts, strict=True)
-        ]
+        units = []
+        for group, order, count in zip(self.groups, self.order, counts, strict=True):
+            least_important = order[: self._round_count(group, count)]
+            units.append(sorted(least_important.tolist()))
+        return units
 
     def cut(self, step: int) -> Cut:
         """Return the cut of a step."""
         result = Cut()
-        for group, units in zip(self.groups, self.gone(step), strict=True):
+        for group, units in zip(self.groups, self.select_units(step), strict=True):
             if units:
                 result.add(group.cut(units))
         return result
 
-    def _rounded(self, group: Group, count: int) -> int:
+    def _round_count(self, group: Group, count: int) -> int:
         """Round the number of units to remove from a group down to a permitted one.
 
         With 64 channels, one per unit, and round_to = 8, removing 13 would leave 51; 56 is the next
@@ -85,9 +95,10 @@ class Ranking:
         return max(units - remaining, 0)
 
 
-def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
+def find_smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     """Return the smallest step that meets a budget, by bisection; None if no step does."""
-    # Steps above `low` may fit, `high` always does.
+    # Steps above `low` may fit, `high` always does. Of 4 steps that fit from 3 on, steps 4, 2 and 3
+    # are measured.
     low, high = 0, ranking.steps
     if not fits(high):
         return None
@@ -100,7 +111,7 @@ def smallest_step(ranking: Ranking, fits: Callable[[int], bool]) -> int | None:
     return high
 
 
-def without(module: nn.Module, slices: Cut) -> nn.Module:
+def copy_without(module: nn.Module, slices: Cut) -> nn.Module:
     """Return a copy of a network without some channels."""
     network = copy.deepcopy(module)
     cut(network, slices)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from edgepack.errors import ChainError
 from edgepack.passes.network import select_layers
+from edgepack.passes.prune.layers import find_weighted_layers, join_reasons
 from edgepack.passes.prune.options import PruneOptions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass
@@ -33,15 +36,19 @@ def prune_weights(module: nn.Module, options: PruneOptions) -> PrunedWeights:
     Raises ChainError: prune-layers, prune-nothing.
     """
     result = PrunedWeights()
-    layers = _layers(module, options, result)
+    layers = _select_layers(module, options, result)
     # Masks of all layers first: a share of the whole network compares weights across layers.
+    weights = {name: layer.weight for name, layer in layers.items()}
+    masks: dict[str, torch.Tensor] = {}
     if options.pattern:
-        masks = {name: _two_of_four(layer) for name, layer in layers.items()}
+        for name, weight in weights.items():
+            masks[name] = _mask_two_of_four(weight)
     elif options.per_layer:
-        masks = {n: _smallest([x.weight], options.unstructured)[0] for n, x in layers.items()}
+        for name, weight in weights.items():
+            (masks[name],) = _mask_smallest([weight], options.unstructured)
     else:
-        weights = [layer.weight for layer in layers.values()]
-        masks = dict(zip(layers, _smallest(weights, options.unstructured), strict=True))
+        all_masks = _mask_smallest(list(weights.values()), options.unstructured)
+        masks = dict(zip(weights, all_masks, strict=True))
     with torch.no_grad():
         for name, layer in layers.items():
             layer.weight.masked_fill_(masks[name], 0)
@@ -49,11 +56,13 @@ def prune_weights(module: nn.Module, options: PruneOptions) -> PrunedWeights:
     return result
 
 
-def _layers(module: nn.Module, options: PruneOptions, result: PrunedWeights) -> dict[str, Any]:
+def _select_layers(
+    module: nn.Module, options: PruneOptions, result: PrunedWeights
+) -> dict[str, nn.Module]:
     """Return the layers to prune by name, and record why others are skipped."""
-    candidates = {n: m for n, m in module.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+    candidates = find_weighted_layers(module)
     selection = select_layers(options.NAME, list(candidates), options.include, options.exclude)
-    layers: dict[str, Any] = {}
+    layers: dict[str, nn.Module] = {}
     weight_ids: set[int] = set()
     for name, layer in candidates.items():
         reason = ""
@@ -74,8 +83,7 @@ def _layers(module: nn.Module, options: PruneOptions, result: PrunedWeights) -> 
         raise ChainError(
             "prune-nothing",
             "no weight of the network can be zeroed",
-            why="; ".join(f"{name}: {why}" for name, why in list(result.skipped.items())[:6])
-            or "it has no Linear and no convolution",
+            why=join_reasons(result.skipped, 6) or "it has no Linear and no convolution",
             hint="remove prune from the chain",
         )
     return layers
@@ -91,23 +99,24 @@ def _reject_pattern(layer: nn.Module) -> str:
     return ""
 
 
-def _two_of_four(layer: nn.Module) -> torch.Tensor:
+def _mask_two_of_four(weight: torch.Tensor) -> torch.Tensor:
     """Return the mask of the two smallest of every four weights along the input.
 
     |w| = [3, 1, 2, 2] gives [False, True, False, True]: the later one of equal weights is zeroed.
     """
     # [outputs, window..., inputs]: kernels sum over input channels first, so fours lie along them.
-    weights = layer.weight.detach().abs().movedim(1, -1)
+    weights = weight.detach().abs().movedim(1, -1)
     fours = weights.reshape(-1, 4)
     order = fours.argsort(dim=1, descending=True, stable=True)
     mask = torch.zeros_like(fours, dtype=torch.bool).scatter_(1, order[:, 2:], True)
     return mask.reshape(weights.shape).movedim(-1, 1)
 
 
-def _smallest(weights: list[torch.Tensor], share: float) -> list[torch.Tensor]:
+def _mask_smallest(weights: list[torch.Tensor], share: float) -> list[torch.Tensor]:
     """Return masks of the smallest of all weights, exactly that share of them.
 
-    The earlier one of equal weights is zeroed: the sort is stable.
+    [1, -4] and [2, 3] at a share of 0.5 give [True, False] and [True, False]. The earlier one of
+    equal weights is zeroed: the sort is stable.
     """
     sizes = torch.cat([weight.detach().abs().double().flatten() for weight in weights])
     # A sort rather than a threshold: ties at a threshold would zero more than the share.
