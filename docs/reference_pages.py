@@ -30,6 +30,11 @@ def escape(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
+def capitalize(text: str) -> str:
+    """Return text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def table(headings: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     """Format a Markdown table; "" without rows."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -105,7 +110,7 @@ def write_passes() -> str:
                 option.type,
                 f"`{option.default}`" if option.default else "",
                 escape(option.values),
-                escape(option.description),
+                capitalize(escape(option.description)),
             )
             for option in entry.options
         )
@@ -170,7 +175,8 @@ def describe_type(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     kind = entry.get("type", "")
     if kind == "array" and "items" in entry:
         inner = describe_type(resolve(entry["items"], schema), schema)
-        return f"list of {inner}" if inner else "list"
+        plural = inner if inner == "text" or "`" in inner else f"{inner}s"
+        return f"list of {plural}" if inner else "list"
     return words.get(kind, kind)
 
 
