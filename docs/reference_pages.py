@@ -175,7 +175,10 @@ def describe_type(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     kind = entry.get("type", "")
     if kind == "array" and "items" in entry:
         inner = describe_type(resolve(entry["items"], schema), schema)
-        plural = inner if inner == "text" or "`" in inner else f"{inner}s"
+        if inner.startswith("one of "):
+            return inner.replace("one of", "list from", 1)
+        # "list of whole numbers", but "list of text" and "list of whole number or text"
+        plural = inner if inner == "text" or " or " in inner else f"{inner}s"
         return f"list of {plural}" if inner else "list"
     return words.get(kind, kind)
 
