@@ -96,7 +96,7 @@ def hash_own_code() -> str:
     return digest.hexdigest()
 
 
-def digest(document: Mapping[str, Any]) -> str:
+def digest(document: Mapping[str, object]) -> str:
     """Return the SHA-256 of a JSON document in canonical form."""
     # Sorted and without spaces, so that {"b": 1, "a": 2} and {"a": 2, "b": 1} have one digest.
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
@@ -139,7 +139,7 @@ class Cache:
         self.refresh = refresh
         self._in_use: list[Entry] = []
 
-    def key(self, stage: str, parts: Mapping[str, Any]) -> str:
+    def key(self, stage: str, parts: Mapping[str, object]) -> str:
         """Return the key of a stage's result."""
         return digest(
             {"stage": stage, "parts": parts, "tools": tool_versions(), "code": hash_own_code()}
@@ -184,7 +184,7 @@ class Cache:
         stage: str,
         key: str,
         contents: Mapping[str, bytes | Callable[[BinaryIO], None]],
-        document: Mapping[str, Any],
+        document: Mapping[str, object],
     ) -> Entry:
         """Store a stage's files and document. Raises HostError if they cannot be written.
 

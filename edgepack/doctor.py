@@ -6,14 +6,27 @@ import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import metadata
+from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from edgepack.cache import OTHER_FOLDER, default_folder
 from edgepack.device import CPUS, PREPARE, countable, ready
+from edgepack.errors import EdgepackError
 from edgepack.runtime.device.machine import describe
+
+
+class FindingDocument(TypedDict):
+    """`Finding` as JSON values."""
+
+    name: str
+    present: bool
+    required: bool
+    detail: str
+    hint: str
 
 
 @dataclass(frozen=True)
@@ -34,9 +47,15 @@ class Finding:
     detail: str
     hint: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> FindingDocument:
         """Return the finding as JSON values."""
-        return asdict(self)
+        return {
+            "name": self.name,
+            "present": self.present,
+            "required": self.required,
+            "detail": self.detail,
+            "hint": self.hint,
+        }
 
 
 # Package, the extra that installs it ("" for a dependency of edgepack), and its purpose.
@@ -62,7 +81,9 @@ PROGRAMS = (
 
 
 def _package(name: str, extra: str, purpose: str) -> Finding:
-    requirement = f"edgepack[{extra}]" if extra else "edgepack"
+    requirement = "edgepack"
+    if extra:
+        requirement = f"edgepack[{extra}]"
     try:
         return Finding(name, True, not extra, metadata.version(name))
     except metadata.PackageNotFoundError:
@@ -77,31 +98,41 @@ def _program(name: str, purpose: str, command: str) -> Finding:
 
 
 def _emulators() -> Finding:
-    faults = {cpu: ready(cpu) for cpu in CPUS}
-    able = [cpu for cpu, fault in faults.items() if fault is None]
-    first = next(filter(None, faults.values()), None)
+    able, fault = _try_cpus(ready)
     detail = ", ".join(able) or "for verifying on emulated CPUs"
-    # qemu may be installed, and yet lack the Python and the libraries of the emulated machine.
     hint = ""
-    if first is not None:
-        hint = first.hint
-        if first.code == "emulator-missing":
+    if fault is not None:
+        hint = fault.hint
+        # qemu may be installed, and yet lack the Python and the libraries of the emulated machine.
+        if fault.code == "emulator-missing":
             hint = PREPARE
-    return Finding("emulators", first is None, False, detail, hint)
+    return Finding("emulators", fault is None, False, detail, hint)
 
 
 def _instructions() -> Finding:
-    # None for a CPU on which instructions can be counted, else the error that says why not.
-    faults = {cpu: countable(cpu) for cpu in CPUS}
-    able = {CPUS[cpu].arch for cpu, fault in faults.items() if fault is None}
-    first = next(filter(None, faults.values()), None)
+    able, fault = _try_cpus(countable)
     detail = "for counting instructions on emulated CPUs"
     if able:
-        detail = "countable on emulated " + ", ".join(sorted(able))
+        detail = "countable on emulated " + ", ".join(sorted({CPUS[cpu].arch for cpu in able}))
     hint = ""
-    if first is not None:
-        hint = first.hint
-    return Finding("instructions", first is None, False, detail, hint)
+    if fault is not None:
+        hint = fault.hint
+    return Finding("instructions", fault is None, False, detail, hint)
+
+
+def _try_cpus(
+    check: Callable[[str], EdgepackError | None],
+) -> tuple[list[str], EdgepackError | None]:
+    """Return the emulated CPUs that pass a check, and the error of the first that does not."""
+    able, first = [], None
+    for cpu in CPUS:
+        fault = check(cpu)
+        if fault is None:
+            able.append(cpu)
+        elif first is None:
+            # One cause, such as an absent qemu, mostly fails all CPUs of an architecture.
+            first = fault
+    return able, first
 
 
 def examine() -> list[Finding]:
@@ -110,8 +141,8 @@ def examine() -> list[Finding]:
     return [
         Finding("python", sys.version_info >= (3, 10), True, platform.python_version()),
         Finding("processor", True, False, f"{device['cpu']} ({device['arch']})"),
-        *(_package(*row) for row in PACKAGES),
-        *(_program(*row) for row in PROGRAMS),
+        *starmap(_package, PACKAGES),
+        *starmap(_program, PROGRAMS),
         _emulators(),
         _instructions(),
         _cache(default_folder()),

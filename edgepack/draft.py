@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from edgepack.data.pictures import SUFFIXES
 from edgepack.errors import SpecError
 from edgepack.passes import parse_chain
 from edgepack.passes.catalogue import describe_pass
-from edgepack.runtime.tensor import Tensor
+from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec import document
 from edgepack.spec.target import Target
 
 WIDTH = 100
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 # Names under which a folder of data holds the samples of each role.
 ROLES = ("calibration", "evaluation")
 
@@ -82,7 +84,12 @@ def draft_manifest(model: Path, folder: Path | None, target: Target, output: Pat
         _draft_passes(target),
         _draft_gates(target),
     ]
-    return "\n".join("\n".join(section) + "\n" for section in sections if section)
+    # Sections are lists of lines; an empty line separates them.
+    return "\n".join(_join_lines(section) for section in sections if section)
+
+
+def _join_lines(lines: Sequence[str]) -> str:
+    return "\n".join(lines) + "\n"
 
 
 def refuse_existing(path: Path) -> None:
@@ -108,6 +115,8 @@ def find_samples(folder: Path | None) -> Samples:
     if folder is None:
         return Samples()
     data.check_there(str(folder))
+    # For data/ with calibration.npz and a folder evaluation: one path each. For pictures alone:
+    # the folder itself, as calibration.
     paths: dict[str, Path] = {}
     for role in ROLES:
         for name in (role, f"{role}.npz", f"{role}.npy"):
@@ -121,6 +130,7 @@ def inspect_model(path: Path, samples: Samples) -> Model:
     kind = source.recognise(path)
     inputs: tuple[Tensor, ...] = ()
     outputs: tuple[str, ...] = ()
+    # A state dict has weights without inputs; an ONNX or exported file has both.
     complete = not source.find_format(kind).takes_network
     if complete:
         loaded = source.load(path)
@@ -154,11 +164,9 @@ def _draft_head(model: Model, target: Target, output: Path) -> list[str]:
 
 def name_model(path: Path) -> str:
     """Return the name of a model that its file suggests: "my model.onnx" is "my-model"."""
-    characters = [
-        char if char.isascii() and (char.isalnum() or char in "_.-") else "-"
-        for char in path.resolve().stem
-    ]
-    return "".join(characters).strip("-._") or "model"
+    # One "-" for each character: "Grüße 2.onnx" is "Gr--e-2".
+    name = _NOT_IN_NAMES.sub("-", path.resolve().stem)
+    return name.strip("-._") or "model"
 
 
 def _draft_model(model: Model) -> list[str]:
@@ -186,20 +194,24 @@ def _draft_inputs(model: Model) -> list[str]:
     lines = [f"# Inputs, from {model.origin}; a named axis is dynamic."]
     axes: list[str] = []
     for tensor in model.inputs:
-        shape = ", ".join(_quote(dim) if isinstance(dim, str) else str(dim) for dim in tensor.shape)
+        # ("batch", 3, 224, 224) is ["batch", 3, 224, 224] in JSON, and in TOML.
+        shape = json.dumps(tensor.shape, ensure_ascii=False)
         lines += ["[[inputs]]", f"name = {_quote(tensor.name)}", f"dtype = {_quote(tensor.dtype)}"]
-        lines += [f"shape = [{shape}]", ""]
-        axes += [dim for dim in tensor.shape if isinstance(dim, str)]
+        lines += [f"shape = {shape}", ""]
+        for dim in tensor.shape:
+            if isinstance(dim, str) and dim not in axes:
+                axes.append(dim)
     if axes:
         lines.append("# Sizes of dynamic axes that a TensorRT engine is built for.")
         lines.append("# [axes]")
-        lines += [f"# {axis} = {{ min = 1, opt = 1, max = 8 }}" for axis in dict.fromkeys(axes)]
+        lines += [f"# {axis} = {{ min = 1, opt = 1, max = 8 }}" for axis in axes]
     return lines
 
 
 def _draft_outputs(model: Model) -> list[str]:
-    names = model.outputs or ("output",)
-    origin = "from the model" if model.outputs else "in the order of the model's"
+    names, origin = model.outputs, "from the model"
+    if not names:
+        names, origin = ("output",), "in the order of the model's"
     lines = [f"# Outputs, {origin}. The kind is inferred by default; it is one of scores, logit,"]
     lines.append("# probability, classes and values.")
     for name in names:
@@ -209,14 +221,16 @@ def _draft_outputs(model: Model) -> list[str]:
 
 def _draft_samples(samples: Samples, folder: Path) -> list[str]:
     lines: list[str] = []
+    # A role without samples is commented out, with an example of a path.
     comments = {
         "calibration": "Samples that activation ranges are measured on.",
         "evaluation": "Samples that quality is judged on; the calibration samples by default.",
     }
     for role, comment in comments.items():
         path: Path | None = getattr(samples, role)
-        mark = "# " if path is None else ""
-        relative = f"{role}.npz" if path is None else os.path.relpath(path, folder)
+        mark, relative = "# ", f"{role}.npz"
+        if path is not None:
+            mark, relative = "", os.path.relpath(path, folder)
         lines += [f"# {comment}", f"{mark}[{role}]", f"{mark}samples = {_quote(relative)}"]
         if role == "evaluation":
             lines += ['# metric = "top1"', "# allow_chance = false"]
@@ -230,17 +244,11 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     """Draft the conversion of pictures, for data that has any and a model with one image input."""
     if samples.calibration is None or not _has_pictures(samples.calibration):
         return []
-    size: int | str = 224
-    mark, channels, layout = "# ", 3, "nchw"
-    image = next((tensor for tensor in model.inputs if len(tensor.shape) == 4), None)
-    if image is not None:
-        # (batch, 3, 224, 224) has its channels first, (batch, 224, 224, 3) last.
-        layout = "nhwc" if image.shape[-1] in (1, 3) else "nchw"
-        sides = image.shape[1:3] if layout == "nhwc" else image.shape[2:4]
-        first = image.shape[-1] if layout == "nhwc" else image.shape[1]
-        channels = first if isinstance(first, int) else 3
-        if all(isinstance(side, int) for side in sides):
-            mark, size = "", f"[{sides[0]}, {sides[1]}]"
+    # Without an image input, the size is an example.
+    mark, size = "# ", "224"
+    layout, channels, sides = _read_image(model)
+    if len(sides) == 2:
+        mark, size = "", f"[{sides[0]}, {sides[1]}]"
     colour = "grey" if channels == 1 else "rgb"
     return [
         f"# Conversion of pictures, with the size, layout and channels of {model.origin}.",
@@ -258,6 +266,24 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     ]
 
 
+def _read_image(model: Model) -> tuple[str, Dim, tuple[int, ...]]:
+    """Return the layout, the channels and the sides of the image input; no sides if dynamic."""
+    image = next((tensor for tensor in model.inputs if len(tensor.shape) == 4), None)
+    if image is None:
+        return "nchw", 3, ()
+    # (batch, 3, 224, 224) has its channels first, (batch, 224, 224, 3) last.
+    layout = "nchw"
+    _, channels, *dims = image.shape
+    if image.shape[-1] in (1, 3):
+        layout = "nhwc"
+        _, *dims, channels = image.shape
+    sides = tuple(dim for dim in dims if isinstance(dim, int))
+    if len(sides) < 2:
+        # Pictures are resized to a height and a width; one without the other says too little.
+        sides = ()
+    return layout, channels, sides
+
+
 def _has_pictures(path: Path) -> bool:
     if not path.is_dir():
         return False
@@ -267,9 +293,14 @@ def _has_pictures(path: Path) -> bool:
 def _draft_passes(target: Target) -> list[str]:
     """Draft a table for each pass of the target's chain: every option, as the target sets it."""
     lines: list[str] = []
-    for name in dict.fromkeys(step.name for step in parse_chain(target.chain)):
+    steps: dict[str, Mapping[str, object]] = {}
+    for step in parse_chain(target.chain):
+        # A chain may name a pass twice; the table shows the options of the first.
+        steps.setdefault(step.name, step.options)
+    for name, step_options in steps.items():
         entry = describe_pass(name)
-        options = {**target.read_table(name), **_read_step(target.chain, name)}
+        # The chain's options override the profile's table, as in a build.
+        options = {**target.read_table(name), **step_options}
         lines += [f"# Options of {name}, as {target.name} sets them.", f"# [{name}]"]
         for option in entry.options:
             default = options.get(option.name, option.default)
@@ -284,13 +315,10 @@ def _draft_passes(target: Target) -> list[str]:
     return lines[:-1]
 
 
-def _read_step(chain: str, name: str) -> Mapping[str, object]:
-    return next(step.options for step in parse_chain(chain) if step.name == name)
-
-
 def _draft_gates(target: Target) -> list[str]:
     lines = [f"# Bounds of quality, as {target.name} sets them.", "# [gates.quality]"]
-    return [*lines, *(f"# {gate} = {bound:g}" for gate, bound in target.quality.items())]
+    lines += [f"# {gate} = {bound:g}" for gate, bound in target.quality.items()]
+    return lines
 
 
 def _format_value(value: object, kind: str) -> str:

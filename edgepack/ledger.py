@@ -6,11 +6,19 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar
 
 from edgepack.runtime.documents import Gate, Measurement, Outputs
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Model = TypeVar("Model")
+
+# Stages of a build in order, as its ledger names them. The passes run between them:
+#   wheels source samples original export simplify | prune quantize | repair engine bundle ...
+STAGES_BEFORE = ("wheels", "source", "samples", "original", "export", "simplify")
+STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "latency")
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class PassResult(Generic[Model]):
     model: Model
     changed: bool
     notes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 class Progress(Protocol):
@@ -72,6 +80,7 @@ class QuickLatency(TypedDict):
 class Change(TypedDict):
     """Differences from the pass before; the latency's as a share. None: not comparable."""
 
+    # After quantize: bytes -3100000, snr_db -22.5, metric_points -0.3, latency -0.6.
     bytes: int
     parameters: int
     macs: int | None
@@ -105,7 +114,7 @@ class RecordDocument(_RecordExtra):
     bytes: int | None
     parameters: int | None
     parity: Outputs | None
-    details: Mapping[str, Any]
+    details: Mapping[str, object]
 
 
 def read_measured(record: RecordDocument) -> Measured:
@@ -142,7 +151,7 @@ class Record:
     parameters: int | None = None
     parity: Outputs | None = None
     measured: Measured | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> RecordDocument:
         """Return the record as JSON values for the report."""
@@ -160,6 +169,15 @@ class Record:
         }
 
 
+class _Fields(TypedDict, total=False):
+    status: str
+    seconds: float
+    bytes: int | None
+    parameters: int | None
+    parity: Outputs | None
+    measured: Measured | None
+
+
 class Stage:
     """Open record of a running stage."""
 
@@ -169,13 +187,14 @@ class Stage:
 
     def note(self, *sentences: str) -> None:
         """Add notes on the stage, in whole sentences."""
+        # Records are immutable, since the display and the report may hold one already.
         self.record = replace(self.record, notes=self.record.notes + sentences)
 
-    def set(self, **fields: Any) -> None:
+    def set(self, **fields: Unpack[_Fields]) -> None:
         """Set fields of the record: status, bytes, parameters, parity, measured."""
         self.record = replace(self.record, **fields)
 
-    def detail(self, **figures: Any) -> None:
+    def detail(self, **figures: object) -> None:
         """Add figures to the details."""
         self.record = replace(self.record, details={**self.record.details, **figures})
 
@@ -223,6 +242,7 @@ class Ledger:
 
     def find_losing_pass(self) -> Record | None:
         """Return the pass since which quality gates are missed, None if they hold at the end."""
+        # Passes with missed gates: prune no, factorize yes, quantize yes. It is factorize.
         lost = None
         for record in self.records:
             if record.measured is not None:

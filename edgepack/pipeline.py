@@ -6,7 +6,7 @@ from edgepack import files, host, passes, proof, signing, stages
 from edgepack.cache import Cache
 from edgepack.context import Context
 from edgepack.device import Local
-from edgepack.ledger import Ledger, Progress
+from edgepack.ledger import STAGES_AFTER, STAGES_BEFORE, Ledger, Progress
 from edgepack.passes.training import processes
 from edgepack.proof import Outcome
 from edgepack.request import Request
@@ -61,14 +61,13 @@ def list_stages(request: Request) -> list[str]:
 
     A build records more of them: `repair` after a missed gate, and skipped ones.
     """
-    names = ["source", "samples", "original", "export", "simplify"]
-    if request.wheels:
-        names.insert(0, "wheels")
-    names += [step.name for step in request.chain]
-    names += ["engine", "bundle", "verify"]
-    if request.emulate and host.needs_emulation(request.target):
-        names.append("emulate")
+    absent = {"repair"}
+    if not request.wheels:
+        absent.add("wheels")
+    if not request.emulate or not host.needs_emulation(request.target):
+        absent.add("emulate")
     # Latency is measured on this host only, and never in an emulator.
-    if not host.is_foreign(request.target) and request.latency != "none":
-        names.append("latency")
-    return names
+    if host.is_foreign(request.target) or request.latency == "none":
+        absent.add("latency")
+    chain = [step.name for step in request.chain]
+    return [name for name in (*STAGES_BEFORE, *chain, *STAGES_AFTER) if name not in absent]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from edgepack import data, files, source
 from edgepack.pipeline import list_stages
@@ -18,41 +18,65 @@ COPIES = 5
 DISK_COPIES = 4
 
 
+class Estimate(TypedDict):
+    """Needs of the build, in bytes."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+class Plan(TypedDict):
+    """Answer of `--dry-run`, as JSON values; samples are None where there are none."""
+
+    model: str
+    kind: str
+    target: str
+    output: str
+    calibration: str | None
+    evaluation: str | None
+    training: str | None
+    missing: list[str]
+    gates: dict[str, float]
+    stages: list[str]
+    # stage, options, and known: always true, since an unknown pass is refused.
+    chain: list[dict[str, object]]
+    estimate: Estimate
+
+
 def _size(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    # A Hugging Face folder: its configuration is small beside the weights.
+    # A Hugging Face folder: its configuration is small beside the weights, which may be links.
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
-def plan(request: Request) -> dict[str, Any]:
+def plan(request: Request) -> Plan:
     """Return the stages that would run, and an estimate of memory and disk in bytes.
 
     Raises SourceError if the model is missing or of unknown kind, DataError if samples are missing,
     HostError or SpecError if the bundle cannot be written.
     """
     files.check_output(request.output, request.list_inputs())
-    specs = {
-        "calibration": request.calibration,
-        "evaluation": request.evaluation,
-        "training": request.training,
-    }
     # Only their existence is checked: reading samples may run the user's code.
-    for spec in filter(None, specs.values()):
-        data.check_there(spec)
+    for spec in (request.calibration, request.evaluation, request.training):
+        if spec:
+            data.check_there(spec)
+    calibration = request.calibration
     if request.random:
-        specs["calibration"] = "random numbers"
+        calibration = "random numbers"
     kind = source.recognise(request.model)
     size = _size(request.model)
-    chain = [
-        {"stage": step.name, "options": dict(step.options), "known": True} for step in request.chain
-    ]
+    chain: list[dict[str, object]] = []
+    for step in request.chain:
+        chain.append({"stage": step.name, "options": dict(step.options), "known": True})
     return {
         "model": str(request.model),
         "kind": kind,
         "target": request.target.name,
         "output": str(request.output),
-        **{role: spec or None for role, spec in specs.items()},
+        "calibration": calibration or None,
+        "evaluation": request.evaluation or None,
+        "training": request.training or None,
         "missing": list_missing_samples(request),
         "gates": dict(request.quality),
         "stages": list_stages(request),
@@ -64,9 +88,13 @@ def plan(request: Request) -> dict[str, Any]:
     }
 
 
-def describe(document: dict[str, Any]) -> str:
+# cnn.onnx (onnx) for cpu-fbgemm
+# would write  cnn-cpu-fbgemm.edgepack
+# stages       source -> samples -> original -> ...
+def describe(document: Plan) -> str:
     """Format a plan as text."""
     estimate = document["estimate"]
+    gates = ", ".join(f"{name} {bound:g}" for name, bound in document["gates"].items())
     training = []
     if document["training"] or "training" in document["missing"]:
         training = [f"training     {document['training'] or _absent(document, 'training')}"]
@@ -78,14 +106,14 @@ def describe(document: dict[str, Any]) -> str:
             f"calibration  {document['calibration'] or _absent(document, 'calibration')}",
             f"evaluation   {document['evaluation'] or 'the calibration samples'}",
             *training,
-            "gates        " + ", ".join(f"{k} {v:g}" for k, v in document["gates"].items()),
+            f"gates        {gates}",
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
             f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",
         )
     )
 
 
-def _absent(document: dict[str, Any], role: str) -> str:
+def _absent(document: Plan, role: str) -> str:
     if role in document["missing"]:
         return "none, but the chain needs them"
     return "none"

@@ -221,9 +221,12 @@ class TerminalProgress:
                     return Text(str(int(task.completed) or ""), style="dim")
                 return super().render(task)
 
-        utf8 = self._console.encoding.lower().startswith("utf")
+        # The spinner "dots" is in braille, "line" in ASCII.
+        spinner = "line"
+        if self._console.encoding.lower().startswith("utf"):
+            spinner = "dots"
         return Progress(
-            SpinnerColumn("dots" if utf8 else "line"),
+            SpinnerColumn(spinner),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             Steps(),
@@ -241,7 +244,9 @@ class TerminalProgress:
         mark, style = _MARKS[record.status]
         line = Text.assemble((self._fit(mark), style), self._fit(f" {_columns(record)}"))
         notes = _notes(record, self._verbose)
-        note_style = "red" if record.status == "failed" else "dim"
+        note_style = "dim"
+        if record.status == "failed":
+            note_style = "red"
         # Without --verbose the note shares the line, which is cut at the width of the terminal.
         if not self._verbose:
             line.append(self._fit(f"  {notes[0]}"), note_style)
@@ -258,11 +263,16 @@ class TerminalProgress:
 
 def _columns(record: Record) -> str:
     """Format stage, seconds and size as columns."""
-    seconds = "" if record.status == "skipped" else format_seconds(record.seconds)
+    # "export            1.2 s    4.1 MB"
+    seconds = format_seconds(record.seconds)
+    if record.status == "skipped":
+        seconds = ""
     return f"{record.stage:<12}{seconds:>12}{format_bytes(record.bytes):>11}"
 
 
 def _notes(record: Record, verbose: int) -> tuple[str, ...]:
     """Return the notes to print: the first or all, and an empty one if there is none."""
     notes = record.notes or ("",)
-    return notes if verbose else notes[:1]
+    if verbose:
+        return notes
+    return notes[:1]

@@ -7,15 +7,10 @@ from functools import cache
 from typing import cast
 
 from edgepack import plugins
+from edgepack.ledger import STAGES_AFTER, STAGES_BEFORE
 from edgepack.passes.options import PassOptions
 from edgepack.passes.protocol import AnyGraphPass, AnyModulePass, AnyPass
 from edgepack.plugins import Plugin, is_callable, is_subclass_of, is_text
-
-# A pass plug-in must not have the name of another stage of the ledger.
-STAGES = (
-    *("wheels", "source", "samples", "original", "export", "simplify", "repair", "engine"),
-    *("bundle", "verify", "emulate", "latency"),
-)
 
 
 def _prune() -> AnyModulePass:
@@ -78,7 +73,9 @@ def find_pass(name: str) -> AnyPass:
 
 
 def _list_plugins() -> dict[str, Plugin]:
-    return dict(plugins.list_plugins(plugins.PASSES, (*PASSES, *STAGES)))
+    # The ledger has one record per stage and pass, so no plug-in may have a stage's name.
+    reserved = (*PASSES, *STAGES_BEFORE, *STAGES_AFTER)
+    return dict(plugins.list_plugins(plugins.PASSES, reserved))
 
 
 @cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -116,7 +116,8 @@ def _check(
     feeds: Sequence[Mapping[str, np.ndarray]],
 ) -> tuple[str, ...]:
     """Compare an exported graph with the original at other sizes of its dynamic axes."""
-    floor = graph.floor_db(result.details.get("promoted", ()))
+    promoted = cast("Sequence[str]", result.details.get("promoted", ()))
+    floor = graph.floor_db(promoted)
     notes = graph.check_dynamic_axes(result.model, inputs, feeds[0], source.run, floor)
     if not result.details.get("traced"):
         return notes
