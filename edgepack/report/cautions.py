@@ -22,6 +22,7 @@ def list_cautions(report: Report) -> list[Caution]:
     Args:
         report: a valid report; cautions already in it are ignored.
     """
+    # A speed of 0.57 is slower, a size of 1.20 larger; 0.98 with fp16 is no gain.
     speed, size = _read_speed(report), report["sizes"]["ratio"]
     result: list[Caution] = []
     if speed is not None and speed < 1 - NOISE:

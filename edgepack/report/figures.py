@@ -80,11 +80,15 @@ def format_ms(ms: float | None) -> str:
 
 def _decimals(value: float, steps: Sequence[tuple[float, int]], least: int) -> int:
     """Return the decimals of the first step that `value` reaches, else `least`."""
-    return next((decimals for bound, decimals in steps if value >= bound), least)
+    for bound, decimals in steps:
+        if value >= bound:
+            return decimals
+    return least
 
 
 def format_percent(share: float, digits: int = 1) -> str:
     """Format a share in per cent. 0.99996 is 99.996 %, never 100.0 %; 0.00001 is not 0.0 %."""
+    # A share of 0.9996 is 99.96 % at one digit more, and 0.0004 is 0.04 %; six digits end it.
     while digits < 6 and (
         (share < 1 and round(share * 100, digits) >= 100)
         or (share > 0 and round(share * 100, digits) <= 0)

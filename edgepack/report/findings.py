@@ -6,7 +6,7 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict, cast
 
 from edgepack.ledger import RecordDocument
 from edgepack.metrics.closeness import closeness_db
@@ -38,6 +38,16 @@ UNPROVEN = (
     "Nothing was verified on real inputs: the model was calibrated on random data. "
     "Its gates and figures do not predict its behaviour on real data. Do not ship it."
 )
+
+
+class FormDetails(TypedDict, total=False):
+    """Details of the stage `quantize` that the report reads."""
+
+    mode: str
+    layers_quantized: int
+    layers_dynamic: list[str]
+    layers_weights: list[str]
+    layers_float: list[str]
 
 
 @dataclass(frozen=True)
@@ -102,7 +112,9 @@ def find_first_loss(records: Iterable[RecordDocument], drop_db: float = LOSS_DB)
             snr = min(closeness_db(metrics), ROUNDING_DB)
             last = previous.get(output, ROUNDING_DB)
             if last - snr > drop_db:
-                before = None if last >= ROUNDING_DB else last
+                before = None
+                if last < ROUNDING_DB:
+                    before = last
                 text = format_snr(metrics)
                 losses.append(Loss(record["stage"], position, output, before, snr, text))
             previous[output] = snr
@@ -130,7 +142,7 @@ def format_worst(outputs: Outputs, missing: str = "") -> str:
 def list_gates(report: Report) -> list[GateRow]:
     """Return the gates of quality, then those of fidelity."""
     gates = [*report["quality"]["gates"], *report["fidelity"]["gates"]]
-    return [format_gate(gate) for gate in gates]
+    return list(map(format_gate, gates))
 
 
 def describe_samples(question: Question) -> str:
@@ -179,20 +191,29 @@ def describe_size(report: Report) -> str:
 
 def describe_forms(report: Report) -> str:
     """Return the number of layers in each quantized form; empty if all are static or float."""
-    with_forms = (r["details"] for r in report["ledger"] if "layers_dynamic" in r["details"])
-    details: Mapping[str, Any] = next(with_forms, {})
-    if details.get("mode") != "static":
+    details = _find_forms(report)
+    if details is None or details.get("mode") != "static":
         return ""
-    counts = [
+    # The details of the stage have the counts of static and float layers already.
+    if not details["layers_dynamic"] and not details["layers_weights"]:
+        return ""
+    counts = (
         (details["layers_quantized"], "in static int8"),
         (len(details["layers_dynamic"]), "in dynamic int8"),
         (len(details["layers_weights"]), "with int8 weights and float arithmetic"),
         (len(details["layers_float"]), "in float"),
-    ]
-    # The details of the stage have the counts of static and float layers already.
-    if not (counts[1][0] or counts[2][0]):
-        return ""
-    return "Layers: " + ", ".join(f"{count} {form}" for count, form in counts if count) + "."
+    )
+    # "Layers: 12 in static int8, 2 in dynamic int8, 1 in float."
+    forms = [f"{count} {form}" for count, form in counts if count]
+    return f"Layers: {', '.join(forms)}."
+
+
+def _find_forms(report: Report) -> FormDetails | None:
+    """Return the details of the first quantization; None without one."""
+    for record in report["ledger"]:
+        if "layers_dynamic" in record["details"]:
+            return cast("FormDetails", record["details"])
+    return None
 
 
 def _describe_quality(report: Report) -> str:
@@ -255,12 +276,11 @@ def _describe_fidelity(report: Report) -> str:
         f"{runner}, the bundle reproduces the build host's answers "
         f"{_describe_agreement(question, metrics)} on {describe_samples(question)}."
     )
-    # The CPU that decided is the subject of the first sentence.
-    others = {
-        cpu: answer
-        for cpu, answer in report.get("emulated", {}).items()
-        if f"{cpu}, emulated" != question.get("device")
-    }
+    others: dict[str, Question] = {}
+    for cpu, answer in report.get("emulated", {}).items():
+        # The CPU that decided is the subject of the first sentence.
+        if f"{cpu}, emulated" != question.get("device"):
+            others[cpu] = answer
     if not others:
         return sentence
     result = "the gates passed as well"
@@ -284,10 +304,11 @@ def _is_exact(question: Question) -> bool:
 
 def list_emulated(report: Report) -> list[EmulatedCpu]:
     """Return the answers of the target's CPUs, emulated."""
-    return [
-        EmulatedCpu(cpu, _format_answer(question), describe_samples(question), question["passed"])
-        for cpu, question in report.get("emulated", {}).items()
-    ]
+    answers = []
+    for cpu, question in report.get("emulated", {}).items():
+        samples, passed = describe_samples(question), question["passed"]
+        answers.append(EmulatedCpu(cpu, _format_answer(question), samples, passed))
+    return answers
 
 
 def _format_answer(question: Question) -> str:
@@ -332,7 +353,9 @@ def describe_speed(report: Report) -> str:
     model, original = _name_sides(report)
     if reasons := list_disturbances(report):
         # A disturbed measurement gets one decimal less, and an "about".
-        change = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
+        change = f"{ratio:.1f}× faster"
+        if ratio < 1:
+            change = f"{1 / ratio:.1f}× slower"
         return f"about {change} than {original}, disturbed: {'; '.join(reasons)}"
     if report["slower"]:
         return f"{model} is {1 / ratio:.2f}× slower than {original} on this machine"
@@ -358,8 +381,7 @@ def describe_method(report: Report) -> str:
     if "length" in latency:
         parts.append(f"{latency['length']} run")
     if "threads" in latency:
-        threads = latency["threads"]
-        parts.append(format_plural(threads, "thread") if threads else "every physical core")
+        parts.append(_describe_threads(latency["threads"]))
     if "queries" in latency.get("model", {}):
         parts.append(f"{latency['model']['queries']:,} queries each")
     if rounds := latency.get("rounds"):
@@ -367,8 +389,16 @@ def describe_method(report: Report) -> str:
     return ", ".join(parts)
 
 
+def _describe_threads(threads: int) -> str:
+    # Engines take 0 as "choose".
+    if not threads:
+        return "every physical core"
+    return format_plural(threads, "thread")
+
+
 def find_spread(latency: LatencySection) -> tuple[float, float] | None:
     """Return the smallest and the largest speed-up of the rounds; None below two rounds."""
+    # Rounds of 8.0 and 4.0 ms, and of 8.2 and 4.0 ms, give (2.0, 2.05).
     ratios = [each["original"] / each["model"] for each in latency.get("rounds", ())]
     if len(ratios) < 2:
         return None

@@ -41,8 +41,10 @@ def render_instructions(document: Mapping[str, Any], console: Console) -> None:
 
 def _list_counts(result: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the counts by heading; the other model's only if it was counted."""
-    models = {"this bundle": result["model"], "the other model": result["original"]}
-    return {name: counts for name, counts in models.items() if counts}
+    models = {"this bundle": result["model"]}
+    if result["original"]:
+        models["the other model"] = result["original"]
+    return models
 
 
 def _print_table(result: Mapping[str, Any], console: Console) -> None:
@@ -69,24 +71,27 @@ def _print_table(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _describe_counts(result: Mapping[str, Any]) -> list[str]:
-    models = _list_counts(result)
     lines = []
-    for name, counts in models.items():
-        kinds = ", ".join(f"{kind} {format_count(n)}" for kind, n in counts["compute"].items())
-        lines.append(f"{name} computes by {kinds or 'no SIMD products'}")
-    answer = "yes" if result["model"]["dot_products"] else "no"
+    spread, products = 0.0, "the same"
+    for name, counts in _list_counts(result).items():
+        # "this bundle computes by sdot 1,204,224, fmla 9,408"
+        kinds = [f"{kind} {format_count(number)}" for kind, number in counts["compute"].items()]
+        lines.append(f"{name} computes by {', '.join(kinds) or 'no SIMD products'}")
+        spread = max(spread, counts["spread"])
+        if not counts["exact"]:
+            products = "NOT the same"
+    answer = "no"
+    if result["model"]["dot_products"]:
+        answer = "yes"
     lines.append(f"int8 instructions ({INT8_INSTRUCTIONS[result['arch']]}) executed: {answer}")
     # The ratio is the other model's count over this bundle's; None without another model.
     if ratio := result["ratio"]:
-        change = f"{ratio:.2f}x fewer" if ratio >= 1 else f"{1 / ratio:.2f}x MORE"
+        change = f"{ratio:.2f}x fewer"
+        if ratio < 1:
+            change = f"{1 / ratio:.2f}x MORE"
         lines.append(f"this bundle takes {change} instructions than the other model")
-    spread = format_percent(max(counts["spread"] for counts in models.values()), 2)
-    exact = all(counts["exact"] for counts in models.values())
-    products = "the same"
-    if not exact:
-        products = "NOT the same"
     lines.append(
-        f"minimum of {result['repeats']} runs, which differ by {spread}; "
+        f"minimum of {result['repeats']} runs, which differ by {format_percent(spread, 2)}; "
         f"product counts are {products} in each run"
     )
     return lines

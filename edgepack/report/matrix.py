@@ -43,7 +43,10 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             continue
         verdict = column["verdict"]
         mark, style = format_mark(verdict["passed"])
-        word = "PASS" if verdict["passed"] else "FAIL"
+        # The word says it in a copy of the text, which loses the colour.
+        word = "FAIL"
+        if verdict["passed"]:
+            word = "PASS"
         table.add_row(
             text(label),
             text(f"✓ {format_plural(verdict['integrity']['files'], 'file')}", "green"),
@@ -61,17 +64,24 @@ def _describe_misses(name: str, verdict: Verdict) -> Iterator[str]:
     """Yield a line for every decisive gate that a device missed."""
     for question in QUESTIONS:
         answer = verdict[question]
-        for gate in answer["gates"] if answer else ():
+        # Quality is not judged on a bundle without the original's answers.
+        if answer is None:
+            continue
+        for gate in answer["gates"]:
             if not gate["passed"] and format_gate(gate).decisive:
                 yield f"{name}, {question}: {describe_gate(gate)}"
 
 
 def _describe_error(name: str, error: Mapping[str, str]) -> list[str]:
     """Return the lines of the error that kept a bundle from running on a device."""
+    first = f"error[{error['code']}]: {error['what']}"
     # Most errors of a connection name the device already.
-    subject = "" if name in error["what"] else f"{name}: "
-    lines = [*error["why"].splitlines(), *error["hint"].splitlines()]
-    return [f"{subject}error[{error['code']}]: {error['what']}", *(f"  {line}" for line in lines)]
+    if name not in error["what"]:
+        first = f"{name}: {first}"
+    lines = [first]
+    for line in (*error["why"].splitlines(), *error["hint"].splitlines()):
+        lines.append(f"  {line}")
+    return lines
 
 
 def _format_answer(question: Question | None) -> tuple[str, str]:

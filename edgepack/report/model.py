@@ -88,7 +88,7 @@ def validate(document: Mapping[str, object]) -> Report:
         ReportError: `report-invalid`, with the path of every invalid key, or
             `report-contradiction`, with the statements that contradict each other.
     """
-    faults = [f"{_format_path(error)}: {error.message}" for error in _find_errors(document)]
+    faults = list(map(_describe_error, _find_errors(document)))
     if faults:
         raise _refuse("report-invalid", f"the report does not match the format {FORMAT}", faults)
     report = cast("Report", document)
@@ -109,8 +109,10 @@ def _find_errors(report: Mapping[str, object]) -> Iterator[ValidationError]:
             yield error
 
 
-def _format_path(error: ValidationError) -> str:
-    return str(error.json_path).removeprefix("$").removeprefix(".") or "the report"
+def _describe_error(error: ValidationError) -> str:
+    # "$.quality.passed" is "quality.passed" to a reader; "$" is the document.
+    path = str(error.json_path).removeprefix("$").removeprefix(".") or "the report"
+    return f"{path}: {error.message}"
 
 
 def _shorten(fault: str) -> str:
@@ -120,7 +122,7 @@ def _shorten(fault: str) -> str:
 
 
 def _refuse(code: str, what: str, faults: list[str]) -> ReportError:
-    shown = [_shorten(fault) for fault in faults[:_SHOWN]]
+    shown = list(map(_shorten, faults[:_SHOWN]))
     if len(faults) > _SHOWN:
         shown.append(f"and {len(faults) - _SHOWN} more")
     return ReportError(
@@ -165,7 +167,10 @@ def _check_answers(report: Report) -> Iterator[str]:
 
 def _check_verdict(report: Report) -> Iterator[str]:
     """Yield verdicts and answers that the questions below them do not support."""
-    answers = {name: report[name]["passed"] for name in ("quality", "fidelity")}
+    answers = {
+        "quality": report["quality"]["passed"],
+        "fidelity": report["fidelity"]["passed"],
+    }
     for cpu, question in report.get("emulated", {}).items():
         if answers["fidelity"] and not question["passed"]:
             yield f"fidelity passed, but {cpu}, emulated, missed it"
@@ -219,6 +224,7 @@ def _check_change(record: RecordDocument, before: RecordDocument) -> Iterator[st
     change = read_measured(record)["change"]
     if change is None:
         return
+    # Both may be None in a failed record. Other changes are of measured values, which are rounded.
     for key in ("bytes", "parameters"):
         old, new = before[key], record[key]
         if change[key] != (new or 0) - (old or 0):

@@ -123,6 +123,7 @@ class _Summary:
 
     def _add_question(self, table: Table, name: Literal["quality", "fidelity"]) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
+        # `sorted` is stable, so that gates of one mark stay in the order of the report.
         rows = sorted(map(format_gate, self.report[name]["gates"]), key=lambda row: row.passed)
         if not rows:
             self._add_row(table, name, self.text("no gate was set", "yellow"), Text())
@@ -147,14 +148,18 @@ class _Summary:
         yield "size", change, self.text(findings.describe_size(self.report))
         if latency:
             original, model = latency["original"]["p50"], latency["model"]["p50"]
-            about = "about " if list_disturbances(self.report) else ""
-            change = f"{about}{format_ms(original)} → {format_ms(model)}"
+            change = f"{format_ms(original)} → {format_ms(model)}"
+            if list_disturbances(self.report):
+                change = f"about {change}"
             yield "latency", change, self._format_speed(latency)
         else:
             yield "latency", "not measured", Text()
         if peak := self.report["memory"]["peak_rss_bytes"]:
-            machine = " on the build host" if self.report.get("stands_in") else ""
-            yield "memory", format_bytes(peak), self.text(f"peak of the loader's process{machine}")
+            remark = "peak of the loader's process"
+            # A foreign target's figure would be another one.
+            if self.report.get("stands_in"):
+                remark += " on the build host"
+            yield "memory", format_bytes(peak), self.text(remark)
 
     def _format_speed(self, latency: LatencySection) -> Text:
         style = "bold yellow" if self.report["slower"] else ""
@@ -178,9 +183,11 @@ class _Summary:
             self.text(row.measured, figure_style),
             self.text(f"  {row.bound}", "dim"),
         )
-        remarks = [row.note] if row.note else []
+        remarks = []
         if not row.decisive:
-            remarks.insert(0, "not decisive")
+            remarks.append("not decisive")
+        if row.note:
+            remarks.append(row.note)
         if remarks and not self.narrow:
             figure.append_text(self.text("  " + ", ".join(remarks), "dim"))
         return Text.assemble(self.text(f"{mark} ", style), self.text(label)), figure
@@ -189,7 +196,9 @@ class _Summary:
         """Print the figures after every pass, and below each figure its change."""
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
         table.add_column("  after")
-        keys = [key for key in chain.columns if not self.narrow or key in _FEW]
+        keys = list(chain.columns)
+        if self.narrow:
+            keys = [key for key in keys if key in _FEW]
         for key in keys:
             name = chain.columns[key]
             # Headings are lower case here, except for acronyms: MACs, SNR.
