@@ -67,6 +67,7 @@ def cli() -> None:
     """Package a trained model as one file that runs on a device and verifies itself there."""
 
 
+# In the order of their use: build, look, verify, ship; then what is set up, and this machine.
 for command in (
     build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, bundle.sign,
     ship.ship,
@@ -82,6 +83,7 @@ def _name_variables(group: click.Group, prefix: str) -> None:
     `build --max-drop` is EDGEPACK_BUILD_MAX_DROP. click alone would use the parameter's name,
     which differs for some: `--chain` is `passes` in the code.
     """
+    # EDGEPACK, then EDGEPACK_CACHE for the group, then EDGEPACK_CACHE_CLEAN for its command.
     for name, command in group.commands.items():
         path = f"{prefix}_{name}"
         if isinstance(command, click.Group):
@@ -107,6 +109,7 @@ def main() -> None:
     try:
         status = _run_command()
     except SystemExit as stop:
+        # sys.exit("text") and sys.exit(None) have no status of edgepack's.
         status = stop.code if isinstance(stop.code, int) else COULD_NOT_RUN
     sys.exit(flush_streams(status))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from edgepack.cli.boundary import boundary, print_json
 from edgepack.cli.complete import complete_cpu
 from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import (
+    DeviceOptions,
     as_json,
     bundle_file,
     keep,
@@ -23,6 +24,8 @@ from edgepack.cli.options import (
 from edgepack.errors import DeprecatedName, SpecError
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgepack.bundle import Demands
 
 
@@ -83,7 +86,7 @@ def bench(
     threads: int,
     as_json: bool,
     demands: Demands,
-    **settings: Any,
+    **settings: Unpack[DeviceOptions],
 ) -> None:
     """Measure the single-stream latency of a BUNDLE on this machine or on a device."""
     if on is None:
@@ -132,9 +135,10 @@ def _count_instructions(
     with admit(bundle, demands) as admitted, progress as status:
         warn_of_loader(admitted)
         counts = []
+        original = Path(against) if against else None
         for cpu in dict.fromkeys(cpus):
             status.update(f"counting on {cpu}")
-            counts.append(count(admitted.path, cpu, Path(against) if against else None).to_json())
+            counts.append(count(admitted.path, cpu, original).to_json())
     document = {"devices": counts, "trust": admitted.to_json()}
     if as_json:
         print_json(document)

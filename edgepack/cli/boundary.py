@@ -29,9 +29,9 @@ from edgepack.runtime.streams import (
 if TYPE_CHECKING:
     from edgepack.report.documents import Report
 
-# 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
 # Key of the command line, as words, in the `meta` of click's root context.
 ARGUMENTS = "edgepack.arguments"
+# 130 and 143 are 128 plus the signal, as a shell reports SIGINT and SIGTERM.
 FAILED, COULD_NOT_RUN, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
@@ -50,6 +50,7 @@ def print_text_or_json(as_json: bool, document: object, *lines: str) -> None:
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:
     """Print an error and exit with its status, even if nothing can be printed."""
+    # A reader of stdout that is gone must not hide the error on stderr.
     if as_json:
         with suppress(EdgepackError):
             print_json({"error": error.to_json()})
@@ -136,8 +137,13 @@ def format_command(remove: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> s
         remove: flags to leave out.
         add: words to append.
     """
-    words = click.get_current_context().find_root().meta.get(ARGUMENTS, ())
-    return shlex.join(("edgepack", *(word for word in words if word not in remove), *add))
+    words = ["edgepack"]
+    # `build m.onnx --random-calibration` without that flag and with `--calibration PATH` is
+    # "edgepack build m.onnx --calibration PATH": all other options stay as the user gave them.
+    for word in click.get_current_context().find_root().meta.get(ARGUMENTS, ()):
+        if word not in remove:
+            words.append(word)
+    return shlex.join((*words, *add))
 
 
 def print_report(document: Report, repeat: str = "") -> None:
@@ -150,6 +156,7 @@ def print_report(document: Report, repeat: str = "") -> None:
     from edgepack.report import render_terminal
     from edgepack.report.console import ResultConsole
 
+    # The content digest is the same for every build of the same inputs; the SHA-256 is the file's.
     render_terminal(document, ResultConsole(), repeat)
     bundle = document["bundle"]
     print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

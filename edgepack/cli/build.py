@@ -20,10 +20,12 @@ from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
 
 
-def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+def _parse_pairs(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> dict[str, object]:
     from edgepack.passes import parse_value
 
-    pairs = {}
+    pairs: dict[str, object] = {}
     # "width=32" gives {"width": 32}: values are read as in a chain's options.
     for text in values:
         key, equals, literal = text.partition("=")
@@ -108,6 +110,7 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     metavar="PATH|MODULE:FUNCTION",
     help="Train `distill` on these samples; labels are optional.",
 )
+# Ranges of random numbers fit no real input, so that such a bundle never gets the verdict PASS.
 @click.option(
     "--random-calibration",
     is_flag=True,
@@ -118,6 +121,7 @@ def _parse_pairs(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     type=click.Choice(["top1", "top5"]),
     help="Judge labelled samples by this metric; default: top1.",
 )
+# Labels in another order than the model's classes look like chance, and are refused by default.
 @click.option(
     "--allow-chance",
     is_flag=True,
@@ -199,10 +203,14 @@ def build(
     from edgepack.spec import target as targets
     from edgepack.spec import tensors
 
+    # Precedence is `resolve`'s: a flag over the manifest, the manifest over the profile.
+    settings = manifests.Manifest()
+    if manifest:
+        settings = manifests.load(manifest)
     request = requests.resolve(
         model,
         targets.load(target),
-        manifests.load(manifest) if manifest else manifests.Manifest(),
+        settings,
         requests.Flags(
             inputs=tensors.parse_inputs(inputs),
             axes=tensors.parse_axes(axes),
@@ -210,6 +218,7 @@ def build(
             **options,
         ),
     )
+    # Nothing is loaded or written, and `resolve` has refused what contradicts itself already.
     if dry_run:
         document = plan.plan(request)
         print_text_or_json(as_json, document, *plan.describe(document).splitlines())

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 import click
 from click.shell_completion import CompletionItem
-
-# Part of a chain that completion continues: "quantize:range=f" of "prune,quantize:range=f".
-_LAST_PASS = re.compile(r"[^,]*$")
 
 
 def complete_target(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
     """Complete the name of a shipped profile, or the path of a profile."""
     from edgepack.spec import target
 
+    # A shell offers files only if no profile matches, so that `--target c<TAB>` stays short.
     names = _filter(target.shipped(), text)
     if names:
         return names
@@ -42,16 +39,17 @@ def complete_chain(_: click.Context, __: click.Parameter, text: str) -> list[Com
     "prune,qu" gives "prune,quantize", "quantize:ran" gives "quantize:range=", and
     "quantize:range=f" gives "quantize:range=full".
     """
-    last = _LAST_PASS.search(text)
-    position = last.start() if last else 0
-    chain, step = text[:position], text[position:]
-    return _filter((chain + candidate for candidate in _continue_step(step)), text)
+    # "prune,quantize:range=f" is the chain "prune," and the step "quantize:range=f".
+    chain, comma, step = text.rpartition(",")
+    candidates = [chain + comma + candidate for candidate in _continue_step(step)]
+    return _filter(candidates, text)
 
 
 def _continue_step(step: str) -> list[str]:
     """Return the candidates for one pass of a chain, each with what is written of it already."""
     from edgepack.passes import catalogue, list_names
 
+    # "quantize:mode=static:ran" has the start "quantize:mode=static" and completes ":range=".
     name, *settings = step.split(":")
     if not settings:
         return list(list_names())

@@ -22,8 +22,11 @@ def doctor(as_json: bool) -> None:
     findings = doctors.examine()
     lines = []
     for finding in findings:
-        mark = "ok     " if finding.present else "missing"
-        lines.append(f"{mark} {finding.name:<14} {finding.detail}")
+        # "ok      torch          2.4.0+cpu"
+        mark = "missing"
+        if finding.present:
+            mark = "ok"
+        lines.append(f"{mark:<7} {finding.name:<14} {finding.detail}")
         if finding.hint:
             lines.append(f"{'':22} {finding.hint}")
     print_text_or_json(as_json, [finding.to_json() for finding in findings], *lines)
@@ -73,6 +76,7 @@ def cache_info(as_json: bool) -> None:
         "folder": str(store.folder), "entries": len(store.entries()), "bytes": store.size(),
         "emulator_bytes": sum(map(disk_usage, store.emulator())),
     }  # fmt: skip
+    # The emulator's files belong to no stage, and are not counted among the entries.
     lines = ["{folder}: {entries} entries, {bytes:,} bytes".format(**document)]
     if document["emulator_bytes"]:
         lines.append("the emulator: {emulator_bytes:,} bytes".format(**document))
@@ -109,6 +113,7 @@ def completion(shell: str) -> None:
     """Print the completion script of a SHELL: eval "$(edgepack completion bash)"."""
     from click.shell_completion import get_completion_class
 
+    # click's own script asks the program for candidates: see `cli.complete`.
     root = click.get_current_context().find_root().command
     if script := get_completion_class(shell):
         write_result(script(root, {}, "edgepack", "_EDGEPACK_COMPLETE").source() + "\n")

@@ -46,6 +46,7 @@ def init(model: Path, data: Path | None, target: str, output: Path | None, as_js
     from edgepack.spec import target as targets
 
     profile = targets.load(target)
+    # Refused before the model is read, which may take a minute.
     path = output or Path(f"{draft.name_model(model)}.toml")
     draft.refuse_existing(path)
     draft.write_manifest(draft.draft_manifest(model, data, profile, path), path)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.cli.boundary import COULD_NOT_RUN, print_json
 from edgepack.runtime.streams import print_status, write_result
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgepack.bundle import Admitted, Demands
-    from edgepack.device import Finished
+    from edgepack.cli.options import DeviceOptions
+    from edgepack.device import Finished, Ssh
 
 
-def warn_of_leftovers(devices: list[Any]) -> None:
+def warn_of_leftovers(devices: Sequence[Ssh]) -> None:
     """Warn of files that could not be deleted on devices."""
     for remote in devices:
         if remote.left:
@@ -30,7 +34,9 @@ def warn_of_loader(bundle: Admitted, runs_on: str = "") -> None:
         runs_on: name of the device that will run the loader; "" for none.
     """
     if bundle.loader.release is None:
-        use = f"{runs_on} runs it" if runs_on else "it is not run here"
+        use = "it is not run here"
+        if runs_on:
+            use = f"{runs_on} runs it"
         print_status(
             f"warning: the loader in this bundle matches no release known to this edgepack; {use}"
         )
@@ -43,7 +49,7 @@ def run_loader(
     demands: Demands,
     on: str | None = None,
     against: str | None = None,
-    **settings: Any,
+    **settings: Unpack[DeviceOptions],
 ) -> None:
     """Run a loader's command on a bundle, and print its output.
 
@@ -78,8 +84,10 @@ def run_loader(
         finished = host.run(host.put(admitted.path), *arguments)
     print_status(*finished.stderr.splitlines())
     _print_result(finished, admitted)
-    # A loader that was killed by a signal has a status outside of these.
-    sys.exit(finished.status if finished.status in (0, 1, 2) else COULD_NOT_RUN)
+    # A loader that was killed by a signal has a status outside of these: -9 is SIGKILL's.
+    if finished.status not in (0, 1, 2):
+        sys.exit(COULD_NOT_RUN)
+    sys.exit(finished.status)
 
 
 def _print_result(finished: Finished, bundle: Admitted) -> None:

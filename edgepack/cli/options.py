@@ -6,9 +6,22 @@ import re
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class DeviceOptions(TypedDict, total=False):
+    """Values of `ssh_options` and `keep`, by the names of `device.ssh.Settings`."""
+
+    timeout: float
+    python: str
+    config: Path | None
+    keep: bool
+
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
@@ -23,6 +36,7 @@ bundle_file = click.argument("bundle", type=click.Path(path_type=Path))
 keep = click.option("--keep", is_flag=True, help="Keep the file on the device for the next run.")
 
 
+# Names of the parameters are the fields of `ssh.Settings`, which they are passed to as they are.
 def ssh_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options of commands that reach devices by ssh."""
     for option in (
@@ -53,6 +67,7 @@ def ssh_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+# `sha256sum` prints lower case, Windows' certutil may not.
 def _parse_digest(_: click.Context, __: click.Parameter, value: str | None) -> str:
     digest = (value or "").lower()
     if value is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -70,6 +85,7 @@ def trust_options(command: Callable[..., None]) -> Callable[..., None]:
         from edgepack import signing
         from edgepack.bundle import Demands
 
+        # The flags, else the policy file: a device's owner sets it once for all commands.
         accepted = signing.accepted_signers(signers, require_signature)
         command(*args, demands=Demands(expect, accepted), **kwargs)
 
@@ -97,7 +113,7 @@ def trust_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def refuse_without_device(**settings: Any) -> None:
+def refuse_without_device(**settings: Unpack[DeviceOptions]) -> None:
     """Refuse the ssh options of a command that reaches no device."""
     context = click.get_current_context()
     # Settings also come from defaults and the environment, for every command alike.

@@ -30,10 +30,10 @@ def passes(name: str | None, as_json: bool) -> None:
 
     if name is None:
         entries = catalogue.list_entries()
-        document = [asdict(entry) for entry in entries]
-        lines = [
-            f"{entry.name:<10} {entry.domain:<7} {_lower_first(entry.summary)}" for entry in entries
-        ]
+        document, lines = [], []
+        for entry in entries:
+            document.append(asdict(entry))
+            lines.append(f"{entry.name:<10} {entry.domain:<7} {_lower_first(entry.summary)}")
         print_text_or_json(as_json, document, *lines)
         return
     entry = catalogue.describe_pass(name)
@@ -42,6 +42,7 @@ def passes(name: str | None, as_json: bool) -> None:
 
 def _format_entry(entry: Entry) -> list[str]:
     """Return the lines of one pass: its summary, then each option with its description."""
+    # One row of figures per option, and its description indented below.
     lines = [f"{entry.name}: {_lower_first(entry.summary)}", ""]
     lines.append(f"{'option':<23} {'type':<21} {'default':<10} values")
     for option in entry.options:

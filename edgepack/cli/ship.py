@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from edgepack.cli.boundary import FAILED, boundary, print_text_or_json
 from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
-from edgepack.cli.options import as_json, bundle_file, ssh_options, threads, trust_options
+from edgepack.cli.options import (
+    DeviceOptions,
+    as_json,
+    bundle_file,
+    ssh_options,
+    threads,
+    trust_options,
+)
 from edgepack.runtime.streams import print_status
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgepack.bundle import Demands
 
 
@@ -33,7 +42,7 @@ def ship(
     threads: int,
     as_json: bool,
     demands: Demands,
-    **settings: Any,
+    **settings: Unpack[DeviceOptions],
 ) -> None:
     """Verify a BUNDLE on a device and, only if it passes, install it there by one rename.
 
@@ -54,7 +63,9 @@ def ship(
     with ExitStack() as stack:
         admitted = stack.enter_context(admit(bundle, demands))
         remote = ssh.Ssh(address, ssh.Settings(**settings), status.update)
+        # The loader in the bundle runs on the device only to verify there.
         warn_of_loader(admitted, "" if no_verify else remote.name)
+        # Callbacks run in reverse: the status ends first, then the connection, then the warning.
         stack.callback(warn_of_leftovers, [remote])
         stack.enter_context(remote)
         stack.enter_context(status)
@@ -70,7 +81,10 @@ def ship(
     if not result["shipped"]:
         print_text_or_json(as_json, result, f"not shipped: {result['path']} is unchanged")
         sys.exit(FAILED)
-    sent = f"{format_bytes(result['sent'])} sent" if result["sent"] else "already there"
+    # A device that has the same file already is sent nothing.
+    sent = "already there"
+    if result["sent"]:
+        sent = f"{format_bytes(result['sent'])} sent"
     print_text_or_json(as_json, result, f"shipped: {remote.name}{result['path']} ({sent})")
     # Said last, where it is read: the file is in use from now on.
     if no_verify:

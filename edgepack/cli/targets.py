@@ -23,8 +23,11 @@ def targets_list(as_json: bool) -> None:
     from edgepack.spec import target
 
     profiles = [target.load(name) for name in target.shipped()]
-    document = [{"name": profile.name, "summary": profile.summary} for profile in profiles]
-    lines = [f"{profile.name:<16} {profile.summary}" for profile in profiles]
+    document, lines = [], []
+    for profile in profiles:
+        document.append({"name": profile.name, "summary": profile.summary})
+        # One profile per line, so that `grep` and `cut` work on them.
+        lines.append(f"{profile.name:<16} {profile.summary}")
     print_text_or_json(as_json, document, *lines)
 
 
@@ -40,6 +43,7 @@ def targets_show(target: str, as_json: bool) -> None:
     if as_json:
         print_json(profile.document)
     else:
+        # As a file, since its comments say why the values are as they are.
         write_result(profiles.find(target).read_text(encoding="utf-8"))
 
 

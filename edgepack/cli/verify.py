@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from edgepack.cli.boundary import COULD_NOT_RUN, FAILED, boundary, print_json
 from edgepack.cli.complete import complete_cpu
 from edgepack.cli.loader import run_loader, warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
+    DeviceOptions,
     as_json,
     bundle_file,
     keep,
@@ -22,6 +23,8 @@ from edgepack.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from edgepack.bundle import Admitted, Demands
 
 
@@ -54,7 +57,7 @@ def verify(
     threads: int,
     as_json: bool,
     demands: Demands,
-    **settings: Any,
+    **settings: Unpack[DeviceOptions],
 ) -> None:
     """Verify a BUNDLE on this machine or on devices.
 
@@ -63,6 +66,7 @@ def verify(
     """
     from edgepack.bundle import admit
 
+    # Without --on, a device's --python or --timeout would be ignored without a word.
     if not on:
         refuse_without_device(**settings)
     if on or cpus:
@@ -78,7 +82,7 @@ def _verify_on_devices(
     cpus: tuple[str, ...],
     threads: int,
     as_json: bool,
-    **settings: Any,
+    **settings: Unpack[DeviceOptions],
 ) -> None:
     """Verify a bundle on several devices, and print a row for each."""
     from contextlib import ExitStack
@@ -91,8 +95,12 @@ def _verify_on_devices(
     # dict.fromkeys drops repeated values and keeps the order of the command line.
     addresses = [ssh.parse(url) for url in dict.fromkeys(on)]
     ssh_settings = ssh.Settings(**settings)
-    warn_of_loader(bundle, "a device" if on else "")
-    status = StderrConsole().status("connecting" if on else "emulating")
+    # A device runs the loader in the bundle; an emulator runs edgepack's own.
+    runs_on, activity = "", "emulating"
+    if on:
+        runs_on, activity = "a device", "connecting"
+    warn_of_loader(bundle, runs_on)
+    status = StderrConsole().status(activity)
     with ExitStack() as stack:
         remotes = [device.Ssh(address, ssh_settings, status.update) for address in addresses]
         stack.callback(warn_of_leftovers, remotes)
@@ -110,4 +118,5 @@ def _verify_on_devices(
     # A device that could not run outweighs a missed gate: its verdict is unknown.
     if any("error" in column for column in matrix["devices"]):
         sys.exit(COULD_NOT_RUN)
-    sys.exit(0 if matrix["passed"] else FAILED)
+    if not matrix["passed"]:
+        sys.exit(FAILED)

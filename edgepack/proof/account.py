@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgepack import report
+from edgepack.context import BuildContext
 from edgepack.data import Samples
 from edgepack.device import Local, require_fidelity
 from edgepack.passes import name_precision
@@ -16,6 +17,7 @@ from edgepack.report.documents import (
     BundleSection,
     LatencySection,
     Report,
+    Round,
     SampleSet,
     SampleSets,
     Sizes,
@@ -63,9 +65,7 @@ def _compare_sizes(job: Job) -> Sizes:
     """
     context, model = job.context, len(job.graph.model)
     file = context.source.bytes
-    export = next(record.bytes for record in context.ledger.records if record.stage == "export")
-    if export is None:
-        export = len(context.original.model)
+    export = _find_export_bytes(context)
     basis, original = "export", export
     if context.source.kind == "onnx" or file <= export:
         basis, original = "file", file
@@ -77,6 +77,14 @@ def _compare_sizes(job: Job) -> Sizes:
         "file_bytes": file,
         "export_bytes": export,
     }
+
+
+def _find_export_bytes(context: BuildContext) -> int:
+    for record in context.ledger.records:
+        if record.stage == "export" and record.bytes is not None:
+            return record.bytes
+    # A skipped export has no size in the ledger: the graph came with the model.
+    return len(context.original.model)
 
 
 def make_report(
@@ -133,6 +141,7 @@ def make_report(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
+    # Cautions are drawn from the report's own figures, so that readers of it can check them.
     document["cautions"] = report.list_cautions(document)
     return document
 
@@ -175,7 +184,11 @@ def _describe_bundle(job: Job, verdict: Verdict) -> BundleSection:
 def _describe_latency(latency: Comparison | None) -> LatencySection | None:
     if latency is None:
         return None
-    rounds = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
+    # Both models ran in turns, so their medians pair up: one round is one entry.
+    rounds: list[Round] = []
+    pairs = zip(latency["model"]["rounds_p50"], latency["original"]["rounds_p50"], strict=True)
+    for model, original in pairs:
+        rounds.append({"model": model, "original": original})
     return {
         "unit": "ms",
         "length": latency["length"],
@@ -184,7 +197,7 @@ def _describe_latency(latency: Comparison | None) -> LatencySection | None:
         "load": latency["load"],
         "spread": latency["spread"],
         "disturbed": latency["disturbed"],
-        "rounds": [{"model": model, "original": original} for model, original in rounds],
+        "rounds": rounds,
         "model": _describe_timing(latency["model"]),
         "original": _describe_timing(latency["original"]),
     }

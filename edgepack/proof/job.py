@@ -56,49 +56,71 @@ def reject_path(output: Path) -> Path:
 def draft(job: Job) -> bundle.Contents:
     """Return the contents of the bundle, before it has answers of its own."""
     context, target = job.context, job.request.target
+    # Impossible gates are refused before anything is written.
     bounds = bound_gates(job)
     return bundle.Contents(
         name=job.request.name,
         target=target.name,
-        device={
-            "arch": target.arch,
-            "isa": list(target.isa),
-            "python": target.python,
-            **({"jetpack": target.jetpack} if target.jetpack else {}),
-        },
+        device=_describe_device(target),
         inputs=job.graph.inputs,
         outputs=job.graph.outputs,
         model=job.graph.model,
         variants=list_variants(target),
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
-        # One array per input, samples along a new axis 0.
-        reference=[
-            np.stack([feed[tensor.name] for feed in context.reference.feeds])
-            for tensor in job.graph.inputs
-        ],
-        original=[np.stack(column) for column in zip(*context.reference.original, strict=True)],
+        reference=_stack_inputs(job),
+        original=list(map(np.stack, zip(*context.reference.original, strict=True))),
         # The answers of this host, known once the draft has run.
         built=None,
         sizes=context.reference.sizes,
         gates=bounds,
         metric=context.metric,
         parts=output_parts(context.reference, tuple(job.graph.outputs)),
-        provenance={
-            "source": {
-                "kind": context.source.kind,
-                "sha256": context.source.digest,
-                "trusted_pickle": context.source.trusted_pickle,
-            },
-            "samples": dict(context.samples.lint.digests),
-            "proven": context.samples.proven,
-            "chain": [
-                {"pass": step.name, "options": dict(step.options)} for step in job.request.chain
-            ],
-            **({"returned": list(job.graph.returned)} if job.graph.returned else {}),
-        },
+        provenance=_describe_provenance(job),
         tools=list_tools(job),
         requirements=engine.requirements(target),
     )
+
+
+def _describe_device(target: Target) -> dict[str, object]:
+    device: dict[str, object] = {
+        "arch": target.arch,
+        "isa": list(target.isa),
+        "python": target.python,
+    }
+    if target.jetpack:
+        device["jetpack"] = target.jetpack
+    return device
+
+
+# Three samples of (3, 224, 224) become one array of (3, 3, 224, 224).
+def _stack_inputs(job: Job) -> list[np.ndarray]:
+    """Return one array for each input, with the reference samples along a new axis 0."""
+    arrays = []
+    for tensor in job.graph.inputs:
+        samples = [feed[tensor.name] for feed in job.context.reference.feeds]
+        arrays.append(np.stack(samples))
+    return arrays
+
+
+def _describe_provenance(job: Job) -> dict[str, object]:
+    source, samples = job.context.source, job.context.samples
+    chain = []
+    for step in job.request.chain:
+        chain.append({"pass": step.name, "options": dict(step.options)})
+    provenance: dict[str, object] = {
+        "source": {
+            "kind": source.kind,
+            "sha256": source.digest,
+            "trusted_pickle": source.trusted_pickle,
+        },
+        "samples": dict(samples.lint.digests),
+        "proven": samples.proven,
+        "chain": chain,
+    }
+    # Layers that repair took back to float; without repair the key is absent.
+    if job.graph.returned:
+        provenance["returned"] = list(job.graph.returned)
+    return provenance
 
 
 def list_tools(job: Job) -> dict[str, str]:
@@ -118,13 +140,13 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
 
     For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime").
     """
-    needs = {
-        "compute_capability": target.compute_capability,
-        "engine_version": target.engine_version,
-    }
-    result = [
-        Variant(target.engine, engine.find_runtime(target), {k: v for k, v in needs.items() if v})
-    ]
+    # A need is a specifier, such as {"engine_version": ">=1.19,<2"}; an empty one is left out.
+    needs: dict[str, str] = {}
+    if target.compute_capability:
+        needs["compute_capability"] = target.compute_capability
+    if target.engine_version:
+        needs["engine_version"] = target.engine_version
+    result = [Variant(target.engine, engine.find_runtime(target), needs)]
     if target.fallback:
         # Python 3.8, as on JetPack 5, has no newer onnxruntime than this.
         oldest = {"engine_version": OLDEST_ONNXRUNTIME}

@@ -172,7 +172,9 @@ def _describe_misses(document: Report | Verdict) -> list[str]:
 
 def _suggest_remedy(lost: Record | None, chain: Sequence[Step]) -> str:
     """Suggest how to recover the quality that a stage lost."""
-    stage = "" if lost is None else lost.stage
+    stage = ""
+    if lost is not None:
+        stage = lost.stage
     if stage in ("simplify", "export"):
         return "the exported original misses this gate already, so no chain can meet it: lower it"
     remedy = ""
@@ -201,7 +203,7 @@ def _apply_emulated(job: Job, verdict: Verdict, emulated: Mapping[str, Question]
     in for the target.
     """
     # Of Haswell (passed) and Skylake-Client (missed), Skylake-Client decides.
-    missed = [cpu for cpu, fidelity in emulated.items() if not fidelity["passed"]]
+    missed = [cpu for cpu, answer in emulated.items() if not answer["passed"]]
     deciding = missed
     if not missed and job.stands_in:
         deciding = list(emulated)
@@ -235,10 +237,9 @@ def _add_answers(
         sizes = []
         try:
             device.ask(host, host.put(path), "run", "--output", str(answers), *options)
-            sizes = [
-                replace(size, built=_run_at_size(contents, size, folder, path, host, options))
-                for size in contents.sizes
-            ]
+            for size in contents.sizes:
+                built = _run_at_size(contents, size, folder, path, host, options)
+                sizes.append(replace(size, built=built))
         except EdgepackError as error:
             if error.code != "output-ragged":
                 raise
@@ -265,12 +266,7 @@ def _run_at_size(
     options: Sequence[str],
 ) -> list[np.ndarray]:  # fmt: skip
     """Return a draft's answers to reference samples at another size of an axis."""
-    names = [tensor.name for tensor in contents.inputs]
-    feeds = [
-        dict(zip(names, arrays, strict=True))
-        for arrays in zip(*(array[:LARGEST_STACK] for array in contents.reference), strict=True)
-    ]
-    feed = feed_at_size(contents.inputs, feeds, size.axis, size.size)
+    feed = feed_at_size(contents.inputs, _list_feeds(contents), size.axis, size.size)
     inputs, answers = folder / "resized.npz", folder / "answers.npz"
     # `run` takes samples along axis 0: with an axis in front, each array is one feed of any batch.
     arrays = {name: array[None] for name, array in feed.items()}
@@ -282,13 +278,28 @@ def _run_at_size(
     return [outputs[tensor.name][0] for tensor in contents.outputs]
 
 
+def _list_feeds(contents: bundle.Contents) -> list[dict[str, np.ndarray]]:
+    """Return the first reference samples, one feed by input name for each."""
+    # Arrays x (32, 3, 8, 8) and mask (32, 8) become feeds of x (3, 8, 8) and mask (8,).
+    names = [tensor.name for tensor in contents.inputs]
+    feeds = []
+    for arrays in zip(*contents.reference, strict=True):
+        feeds.append(dict(zip(names, arrays, strict=True)))
+        if len(feeds) == LARGEST_STACK:
+            break
+    return feeds
+
+
 def _warn_of_few_samples(job: Job, quality: Mapping[str, float]) -> Iterator[str]:
     """Yield a warning for every gate whose rate the evaluation set is too small to resolve.
 
     40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.
     """
     count = job.context.samples.evaluation_count
-    shares = {gate: 1 - quality[gate] for gate in ("agreement", "metric_ratio") if gate in quality}
+    shares = {}
+    for gate in ("agreement", "metric_ratio"):
+        if gate in quality:
+            shares[gate] = 1 - quality[gate]
     if "max_drop" in quality:
         shares["max_drop"] = quality["max_drop"] / 100
     for gate, share in shares.items():
@@ -329,9 +340,10 @@ def _measure_latency(job: Job, path: Path, host: Local) -> Comparison | None:
             result = device.compare_latency(host, host.put(path), str(fp32), *length)
         stage.note(
             f"p50 {result['model']['p50']:.3f} ms; fp32 graph of the original "
-            f"{result['original']['p50']:.3f} ms, measured in turns",
-            *(f"disturbed: {reason}" for reason in result["disturbed"]),
+            f"{result['original']['p50']:.3f} ms, measured in turns"
         )
+        for reason in result["disturbed"]:
+            stage.note(f"disturbed: {reason}")
     if result["disturbed"]:
         ledger.warn(
             f"latency disturbed: {'; '.join(result['disturbed'])}; measure again on a quiet "

@@ -224,7 +224,7 @@ def _check_change(record: RecordDocument, before: RecordDocument) -> Iterator[st
     change = read_measured(record)["change"]
     if change is None:
         return
-    # Both may be None in a failed record. Other changes are of measured values, which are rounded.
+    # These are counts and exact; the other changes are of measured values, which are rounded.
     for key in ("bytes", "parameters"):
         old, new = before[key], record[key]
         if change[key] != (new or 0) - (old or 0):
