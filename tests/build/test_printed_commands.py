@@ -72,6 +72,8 @@ def run(command: list[str], folder: Path) -> str:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         # Every option may come from the environment; no page needs a latency to go on.
         "EDGEPACK_BUILD_LATENCY": "none",
+        # Small operators in many threads stall if other processes want the same cores.
+        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
