@@ -17,8 +17,8 @@ from edgepack.errors import ChainError
 from edgepack.passes.factorize import FactorizeOptions, factorize, replay
 from edgepack.passes.factorize.layers import find_layers
 from edgepack.passes.factorize.moments import Moments, observe
-from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
-from edgepack.passes.factorize.spectrum import spectrum
+from edgepack.passes.factorize.ranks import Choice, choose_by_budget, choose_by_loss
+from edgepack.passes.factorize.spectrum import compute_spectrum
 from edgepack.passes.factorize.split import fill, split
 from support.module_nets import (
     Dense,
@@ -81,8 +81,8 @@ def test_every_kind_of_layer(kind: str, method: str) -> None:
     for measured in (None, moments):
         if measured is None and method == "activation":
             continue
-        found = spectrum(layer, measured, method)
-        lost = found.lost()
+        found = compute_spectrum(layer, measured, method)
+        lost = found.losses()
         errors = []
         for rank in range(1, len(found.energy) + 1):
             pair = split(layer.module, rank, bias=measured is not None)
@@ -111,7 +111,7 @@ def test_the_outputs_own_directions_are_the_best(name: str) -> None:
         y = network(x)
     values = x if moments.of_inputs else y.movedim(1, -1) if name == "3x3" else y
     moments.add(values.reshape(-1, values.shape[-1]))
-    best, plain = (spectrum(layer, moments, m).lost() for m in ("activation", "svd"))
+    best, plain = (compute_spectrum(layer, moments, m).losses() for m in ("activation", "svd"))
     flat = (y.movedim(1, -1) if name == "3x3" else y).reshape(-1, layer.outputs).double()
     exact = torch.linalg.svdvals(flat - flat.mean(0)).square().numpy()
     for rank in range(1, min(len(best) - 1, len(exact))):
@@ -335,15 +335,15 @@ def choice(name: str, *lost: float) -> Choice:
 
 
 def test_by_loss() -> None:
-    assert by_loss(choice("a", 0.5, 0.1, 0.01), 0.1) == 2
-    assert by_loss(choice("a", 0.5, 0.1, 0.01), 0.001) is None
+    assert choose_by_loss(choice("a", 0.5, 0.1, 0.01), 0.1) == 2
+    assert choose_by_loss(choice("a", 0.5, 0.1, 0.01), 0.001) is None
 
 
 def test_by_budget_takes_from_where_it_costs_least() -> None:
     cheap, dear = choice("cheap", 0.02, 0.01, 0.005), choice("dear", 0.9, 0.8, 0.7)
-    assert by_budget([cheap, dear], 0.6) == {"cheap": 2}
-    assert by_budget([cheap, dear], 0.55) == {"cheap": 1}
-    assert by_budget([cheap, dear], 0.15) == {"cheap": 1, "dear": 2}
+    assert choose_by_budget([cheap, dear], 0.6) == {"cheap": 2}
+    assert choose_by_budget([cheap, dear], 0.55) == {"cheap": 1}
+    assert choose_by_budget([cheap, dear], 0.15) == {"cheap": 1, "dear": 2}
 
 
 def test_by_budget_is_the_best_of_all() -> None:
@@ -354,13 +354,13 @@ def test_by_budget_is_the_best_of_all() -> None:
         energy = np.sort(generator.exponential(size=8))[::-1]
         lost = 1 - np.cumsum(energy) / energy.sum()
         choices.append(choice(name, *lost[:7]))
-    table = [((x.whole, 0.0), *zip(x.sizes, x.lost, strict=True)) for x in choices]
+    table = [((x.parameters, 0.0), *zip(x.sizes, x.lost, strict=True)) for x in choices]
     every = [
         (sum(p[0] for p in points), sum(p[1] for p in points))
         for points in ((a, b, c) for a in table[0] for b in table[1] for c in table[2])
     ]
     for share in (0.2, 0.4, 0.5, 0.7):
-        ranks = by_budget(choices, share)
+        ranks = choose_by_budget(choices, share)
         found = sum(x.lost[ranks[x.name] - 1] for x in choices if x.name in ranks)
         size = sum(10 * ranks[x.name] if x.name in ranks else 100 for x in choices)
         assert size <= share * 300

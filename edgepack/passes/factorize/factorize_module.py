@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from edgepack.errors import ChainError
 from edgepack.passes.factorize.layers import Layer, find_layers
 from edgepack.passes.factorize.moments import observe
 from edgepack.passes.factorize.options import FactorizeOptions
-from edgepack.passes.factorize.ranks import Choice, by_budget, by_loss
-from edgepack.passes.factorize.spectrum import Spectrum, spectrum
+from edgepack.passes.factorize.ranks import Choice, choose_by_budget, choose_by_loss
+from edgepack.passes.factorize.spectrum import Spectrum, compute_spectrum
 from edgepack.passes.factorize.split import fill, split
 from edgepack.passes.module import Context, ModuleResult
 from edgepack.passes.network import (
@@ -26,17 +26,58 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+class LayerFigures(TypedDict):
+    """Figures on a factorized layer; pairs are values before and after.
+
+    Attributes:
+        rank: number of channels between its two layers.
+        parameters: weights and biases.
+        macs: multiply-accumulates of one call.
+        lost: share of the energy that the rank cannot represent.
+        snr_db: the same as a ratio; None if nothing is lost.
+    """
+
+    rank: int
+    parameters: list[int]
+    macs: list[int]
+    lost: float
+    snr_db: float | None
+
+
+class Figures(TypedDict):
+    """Figures for the ledger.
+
+    Attributes:
+        method: "activation" or "svd".
+        measured: True if activations were measured.
+        layers: of each factorized layer, by name.
+        touched_parameters: before and after, summed over the factorized layers.
+        touched_macs: likewise.
+        macs: multiply-accumulates of the network before and after.
+    """
+
+    method: str
+    measured: bool
+    layers: dict[str, LayerFigures]
+    touched_parameters: list[int]
+    touched_macs: list[int]
+    macs: list[int]
+
+
 def factorize_module(
     module: nn.Module, options: FactorizeOptions, context: Context
 ) -> ModuleResult:
     """Factorize the module's layers; see `factorize`."""
     example = make_arguments(context, context.example)
-    layers, skipped = find_layers(module, example)
-    selection = select_layers(
-        options.NAME, [x.name for x in layers], options.include, options.exclude
-    )
-    skipped |= {x.name: "the options exclude it" for x in layers if x.name not in selection}
-    layers = [layer for layer in layers if layer.name in selection]
+    candidates, skipped = find_layers(module, example)
+    names = [layer.name for layer in candidates]
+    selection = select_layers(options.NAME, names, options.include, options.exclude)
+    layers = []
+    for layer in candidates:
+        if layer.name in selection:
+            layers.append(layer)
+        else:
+            skipped[layer.name] = "the options exclude it"
     if not layers:
         raise ChainError(
             "factorize-nothing",
@@ -44,9 +85,9 @@ def factorize_module(
             why="; ".join(group_by_reason(skipped)) or "it has no Linear and no convolution",
             hint="remove factorize from the chain",
         )
-    spectra = _spectra(module, layers, options, context)
-    choices = [_choice(layer, spectra[layer.name], options) for layer in layers]
-    ranks, unprofitable = _ranks(choices, options)
+    spectra = _compute_spectra(module, layers, options, context)
+    choices = [_list_ranks(layer, spectra[layer.name], options) for layer in layers]
+    ranks, unprofitable = _choose_ranks(choices, options)
     skipped |= unprofitable
     if not ranks:
         return ModuleResult(
@@ -60,14 +101,14 @@ def factorize_module(
             pair = split(layer.module, ranks[layer.name], options.measured)
             fill(pair, layer, spectra[layer.name])
             replace_submodule(module, layer.name, pair)
-    details = _details(choices, ranks, macs, count_macs(module, example), options)
+    details = _collect_figures(choices, ranks, macs, count_macs(module, example), options)
     recipe = {"ranks": ranks, "bias": options.measured}
     return ModuleResult(
         module, True, _format_notes(details, skipped, options), {**details, "left": skipped}, recipe
     )
 
 
-def _spectra(
+def _compute_spectra(
     module: nn.Module, layers: Sequence[Layer], options: FactorizeOptions, context: Context
 ) -> dict[str, Spectrum]:
     """Return the spectrum of each layer by name."""
@@ -79,95 +120,125 @@ def _spectra(
     for layer in layers:
         context.progress.tell(layer.name)
         # Moments hold an [n, n] matrix per layer: popping them frees each one after its use.
-        result[layer.name] = spectrum(layer, moments.pop(layer.name, None), options.method)
+        result[layer.name] = compute_spectrum(layer, moments.pop(layer.name, None), options.method)
         context.progress.advance()
     return result
 
 
-def _choice(layer: Layer, result: Spectrum, options: FactorizeOptions) -> Choice:
-    """Return the ranks of a layer that save parameters."""
-    # With measured outputs a bias preserves their mean, and counts as parameters.
-    bias, step = options.measured, options.round_to
-    ranks = [
-        rank
-        for rank in range(step, len(result.energy) + 1, step)
-        if layer.factorized(rank, bias) < layer.parameters
-    ]
-    lost = result.lost()
-    return Choice(
-        layer.name,
-        layer.parameters,
-        tuple(ranks),
-        tuple(layer.factorized(rank, bias) for rank in ranks),
-        tuple(float(lost[rank]) for rank in ranks),
-    )
+def _list_ranks(layer: Layer, spectrum: Spectrum, options: FactorizeOptions) -> Choice:
+    """Return the ranks of a layer that save parameters.
+
+    A Linear 512 -> 512 without a bias saves below rank 256; with round_to = 8 its ranks are 8, 16,
+    ..., 248.
+    """
+    losses = spectrum.losses()
+    ranks: list[int] = []
+    sizes: list[int] = []
+    lost: list[float] = []
+    step = options.round_to
+    for rank in range(step, len(spectrum.energy) + 1, step):
+        # With measured outputs a bias preserves their mean, and counts as parameters.
+        size = layer.count_factorized(rank, options.measured)
+        if size < layer.parameters:
+            ranks.append(rank)
+            sizes.append(size)
+            lost.append(float(losses[rank]))
+    return Choice(layer.name, layer.parameters, tuple(ranks), tuple(sizes), tuple(lost))
 
 
-def _ranks(
+def _choose_ranks(
     choices: Sequence[Choice], options: FactorizeOptions
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Return the rank of each layer to factorize, and for each other layer the reason."""
-    rank = "rank"
+    permitted = "rank"
     if options.round_to > 1:
-        rank = f"rank that is a multiple of {options.round_to}"
-    skipped = {x.name: f"no {rank} saves parameters" for x in choices if not x.ranks}
+        permitted = f"rank that is a multiple of {options.round_to}"
     # A Linear 8 -> 8 has 64 weights and two factors of rank 4 have as many: nothing is saved.
-    choices = [choice for choice in choices if choice.ranks]
-    if options.parameters and choices:
-        ranks = by_budget(choices, options.parameters)
+    skipped: dict[str, str] = {}
+    candidates: list[Choice] = []
+    for choice in choices:
+        if choice.ranks:
+            candidates.append(choice)
+        else:
+            skipped[choice.name] = f"no {permitted} saves parameters"
+    ranks: dict[str, int] = {}
+    if options.parameters and candidates:
+        ranks = choose_by_budget(candidates, options.parameters)
         reason = "the budget is met by layers with less error"
     else:
         # An SNR of 20 dB permits an error of 10^(-20/10) = 0.01 of the variance.
         allowed = 10 ** (-options.snr_db / 10)
         if options.energy:
             allowed = 1 - options.energy
-        result = {choice.name: by_loss(choice, allowed) for choice in choices}
-        ranks = {name: rank for name, rank in result.items() if rank is not None}
+        for choice in candidates:
+            rank = choose_by_loss(choice, allowed)
+            if rank is not None:
+                ranks[choice.name] = rank
         reason = "no rank that saves parameters meets the bound on its error"
-    return ranks, skipped | {x.name: reason for x in choices if x.name not in ranks}
+    for choice in candidates:
+        if choice.name not in ranks:
+            skipped[choice.name] = reason
+    return ranks, skipped
 
 
-def _details(
+def _collect_figures(
     choices: Sequence[Choice],
     ranks: Mapping[str, int],
     before: Mapping[str, int],
     after: Mapping[str, int],
     options: FactorizeOptions,
-) -> dict[str, Any]:
-    """Return the figures for the ledger."""
-    layers = {}
-    for choice in choices:
-        if choice.name in ranks:
-            index = choice.ranks.index(ranks[choice.name])
-            lost = choice.lost[index]
-            layers[choice.name] = {
-                "rank": ranks[choice.name],
-                "parameters": [choice.whole, choice.sizes[index]],
-                "macs": [before.get(choice.name, 0), after.get(choice.name, 0)],
-                "lost": float(f"{lost:.4g}"),
-                # Relative to the output's variance if it was measured, else to the weights' energy.
-                "snr_db": round(-10 * math.log10(lost), 2) if lost > 0 else None,
-            }
-    sizes = [layer["parameters"] for layer in layers.values()]
-    multiplications = [layer["macs"] for layer in layers.values()]
-    return {
+) -> Figures:
+    """Return the figures for the ledger.
+
+    Args:
+        choices: the ranks of all layers that save parameters.
+        ranks: the chosen ones, by layer name.
+        before: multiply-accumulates by submodule name before factorization.
+        after: the same afterwards.
+        options: of the pass.
+    """
+    figures: Figures = {
         "method": options.method,
         "measured": options.measured,
-        "layers": layers,
-        "touched_parameters": [sum(x) for x in zip(*sizes, strict=True)],
-        "touched_macs": [sum(x) for x in zip(*multiplications, strict=True)],
+        "layers": {},
+        "touched_parameters": [0, 0],
+        "touched_macs": [0, 0],
         "macs": [before[""], after[""]],
     }
+    for choice in choices:
+        if choice.name not in ranks:
+            continue
+        index = choice.ranks.index(ranks[choice.name])
+        lost = choice.lost[index]
+        layer: LayerFigures = {
+            "rank": ranks[choice.name],
+            "parameters": [choice.parameters, choice.sizes[index]],
+            "macs": [before.get(choice.name, 0), after.get(choice.name, 0)],
+            "lost": float(f"{lost:.4g}"),
+            "snr_db": None,
+        }
+        # Relative to the output's variance if it was measured, else to the weights' energy: 1 % of
+        # it lost is 20 dB.
+        if lost > 0:
+            layer["snr_db"] = round(-10 * math.log10(lost), 2)
+        figures["layers"][choice.name] = layer
+        # Index 0 is before, 1 is after.
+        for position in (0, 1):
+            figures["touched_parameters"][position] += layer["parameters"][position]
+            figures["touched_macs"][position] += layer["macs"][position]
+    return figures
 
 
 def _format_notes(
-    details: Mapping[str, Any], skipped: Mapping[str, str], options: FactorizeOptions
+    details: Figures, skipped: Mapping[str, str], options: FactorizeOptions
 ) -> tuple[str, ...]:
     """Return the notes of the pass."""
     parameters, macs = details["touched_parameters"], details["touched_macs"]
     ranks = [layer["rank"] for layer in details["layers"].values()]
     worst_name, worst = max(details["layers"].items(), key=lambda item: item[1]["lost"])
-    quantity = "variance of its output" if options.measured else "energy of its weights"
+    quantity = "energy of its weights"
+    if options.measured:
+        quantity = "variance of its output"
     return (
         f"factorized {len(ranks)} layers with ranks from {min(ranks)} to {max(ranks)}: "
         f"parameters {parameters[0]:,} -> {parameters[1]:,}, "

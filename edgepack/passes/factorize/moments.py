@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from edgepack.errors import ChainError
-from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer
+from edgepack.passes.factorize.layers import CONVOLUTIONS, ForwardHook, Layer
 from edgepack.passes.module import Context
 from edgepack.passes.network import make_arguments
 
@@ -28,16 +28,17 @@ class Moments:
     Attributes:
         of_inputs: True for moments of x, False for those of y.
         count: number of positions.
-        origin: [n] the first batch's mean, subtracted so that the squares lose no precision.
+        origin: [n] the first batch's mean, subtracted so that the squares lose no precision; None
+            before the first batch.
         total: [n] sum of values - origin.
         square: [n, n] sum of their products.
     """
 
     of_inputs: bool
     count: int = 0
-    origin: Any = None
-    total: Any = 0.0
-    square: Any = 0.0
+    origin: torch.Tensor | None = None
+    total: torch.Tensor | float = 0.0
+    square: torch.Tensor | float = 0.0
 
     def add(self, values: torch.Tensor) -> None:
         """Add values [positions, n]."""
@@ -53,11 +54,14 @@ class Moments:
     @property
     def mean(self) -> torch.Tensor:
         """Return the mean [n]."""
+        if self.origin is None:
+            raise ValueError("the mean of no values is undefined")
         return self.origin + self.total / self.count
 
     @property
     def covariance(self) -> torch.Tensor:
         """Return the covariance [n, n]."""
+        # cov(x) = E[d d^T] - E[d] E[d]^T for d = x - origin; the origin cancels.
         off = self.total / self.count
         return self.square / self.count - torch.outer(off, off)
 
@@ -73,10 +77,10 @@ def observe(
     if samples is None:
         raise ValueError("the moments of layers need the calibration samples")
     moments = {layer.name: Moments(_by_inputs(layer)) for layer in layers}
-    hooks = [
-        layer.module.register_forward_hook(_make_hook(layer, moments[layer.name]))
-        for layer in layers
-    ]
+    hooks = []
+    for layer in layers:
+        hook = _make_hook(layer, moments[layer.name])
+        hooks.append(layer.module.register_forward_hook(hook))
     count = 0
     try:
         # Not inference_mode: tensors that the network stores may need gradients in a later pass.
@@ -104,7 +108,7 @@ def _by_inputs(layer: Layer) -> bool:
     return layer.inputs < layer.outputs and not isinstance(layer.module, CONVOLUTIONS)
 
 
-def _make_hook(layer: Layer, moments: Moments) -> Any:
+def _make_hook(layer: Layer, moments: Moments) -> ForwardHook:
     """Return a forward hook that adds the positions of one call."""
 
     def add(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -36,9 +36,9 @@ class Spectrum:
 
     basis: torch.Tensor
     energy: np.ndarray
-    mean: torch.Tensor
+    mean: torch.Tensor | None
 
-    def lost(self) -> np.ndarray:
+    def losses(self) -> np.ndarray:
         """Return the share of the energy that ranks 0 to n lose: [n + 1], from 1 down to 0.
 
         The energy [6, 3, 1] gives [1, 0.4, 0.1, 0].
@@ -51,7 +51,7 @@ class Spectrum:
         return shares
 
 
-def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
+def compute_spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
     """Return the directions of a layer.
 
     Args:
@@ -84,6 +84,7 @@ def spectrum(layer: Layer, moments: Moments | None, method: str) -> Spectrum:
         energy = values.square()
     else:
         # eigh sorts ascending; W has rank k at most, so at most k directions carry energy.
-        energy, basis = (part.flip(-1) for part in torch.linalg.eigh(covariance))
-        energy, basis = energy[: layer.inputs], basis[:, : layer.inputs]
+        values, vectors = torch.linalg.eigh(covariance)
+        energy = values.flip(-1)[: layer.inputs]
+        basis = vectors.flip(-1)[:, : layer.inputs]
     return Spectrum(basis, energy.clamp(min=0).numpy(), mean)

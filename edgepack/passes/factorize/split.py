@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
-from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer, plain_kind
+from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer, find_torch_class
 from edgepack.passes.factorize.spectrum import Spectrum
 from edgepack.passes.network import is_transposed, replace_submodule
 
@@ -35,9 +34,10 @@ def split(layer: nn.Module, rank: int, bias: bool) -> nn.Sequential:
     weight = layer.weight
     # Stride, padding and dilation belong to the first layer; the second acts on single positions.
     last = bias or layer.bias is not None
-    layers: list[tuple[Any, ...]]
+    # Class and constructor arguments of each layer.
+    layers: list[tuple[object, ...]]
     if isinstance(layer, CONVOLUTIONS):
-        kind = plain_kind(layer)
+        kind = find_torch_class(layer)
         window = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         # ..., groups, bias, padding_mode
         layers = [
@@ -45,7 +45,9 @@ def split(layer: nn.Module, rank: int, bias: bool) -> nn.Sequential:
             (kind, rank, layer.out_channels, 1, 1, 0, 1, 1, last),
         ]
     else:
-        inputs, outputs = weight.shape if is_transposed(layer) else weight.shape[::-1]
+        outputs, inputs = weight.shape
+        if is_transposed(layer):
+            inputs, outputs = weight.shape
         layers = [(nn.Linear, inputs, rank, False), (nn.Linear, rank, outputs, last)]
     # skip_init allocates without initializing, so that the global random state does not advance.
     pair = [nn.utils.skip_init(*arguments, dtype=weight.dtype) for arguments in layers]
@@ -70,7 +72,8 @@ def fill(pair: nn.Sequential, layer: Layer, spectrum: Spectrum) -> None:
             bias = torch.zeros(layer.outputs, dtype=torch.float64)
             if layer.bias is not None:
                 bias = bias + layer.bias
-            # The mean of the part of the output that the rank cannot represent.
+            # The mean of the part of the output that the rank cannot represent: the last term of
+            # b' = b + (1 - U_r U_r^T) E[y].
             if spectrum.mean is not None:
                 bias = bias + spectrum.mean - basis @ (basis.t() @ spectrum.mean)
             last.bias.copy_(bias)
