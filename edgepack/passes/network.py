@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
@@ -20,6 +20,9 @@ from edgepack.spec.document import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Called after a layer with the layer, its inputs and its output.
+ForwardHook = Callable[["nn.Module", tuple[torch.Tensor, ...], torch.Tensor], None]
 
 # A note lists at most this many layer names.
 SPELT = 6

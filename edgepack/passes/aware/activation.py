@@ -69,8 +69,8 @@ class Dynamic(nn.Module):  # type: ignore[misc]
             low, high = torch.aminmax(flat, dim=1)
             shape = [-1] + [1] * (values.ndim - 1)
             # [batch] -> [batch, 1, ...], to broadcast against the values.
-            scale, zero_point = (factor.reshape(shape) for factor in _compute_affine(low, high))
-        return fake(values, scale, zero_point, 0, LEVELS)
+            scale, zero_point = _compute_affine(low, high)
+        return fake(values, scale.reshape(shape), zero_point.reshape(shape), 0, LEVELS)
 
 
 def _compute_affine(low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,6 +23,7 @@ from edgepack.passes.network import (
 )
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+FORWARDS = frozenset(kind.forward for kind in LAYERS)
 # Permitted change of the outputs by folding, relative to the largest value: rounding alone.
 TOLERANCE = 1e-5
 
@@ -36,23 +37,28 @@ def find_folds(
         layer -> the batch norm behind it, and for every other batch norm the reason.
     """
     parts = dict(network.named_modules())
-    followed = {n: p for n, p in parts.items() if isinstance(p, (*LAYERS, _BatchNorm))}
+    followed: dict[str, nn.Module] = {}
+    for name, part in parts.items():
+        if isinstance(part, (*LAYERS, _BatchNorm)):
+            followed[name] = part
     record = trace(network, followed, example)
     # Folding a shared weight would change the output of its other owner.
     shared = find_shared_weights(network)
     folds: dict[str, str] = {}
     skipped: dict[str, str] = {}
     for name, norm in followed.items():
-        if isinstance(norm, _BatchNorm):
-            output = record.outputs.get(name)
-            source, layer = None, ""
-            if output is not None and output.source is not None:
-                source, layer = output.source, output.source.layer
-            reason = _reject(name, norm, source, parts.get(layer), record, shared)
-            if reason:
-                skipped[name] = reason
-            else:
-                folds[layer] = name
+        if not isinstance(norm, _BatchNorm):
+            continue
+        # The value that the batch norm read knows the layer that produced it, "" if none did.
+        output = record.outputs.get(name)
+        source, layer = None, ""
+        if output is not None and output.source is not None:
+            source, layer = output.source, output.source.layer
+        reason = _reject(name, norm, source, parts.get(layer), record, shared)
+        if reason:
+            skipped[name] = reason
+        else:
+            folds[layer] = name
     return folds, skipped
 
 
@@ -75,7 +81,7 @@ def _reject(
         return f"it is not the only reader of the output of {source.layer}"
     if isinstance(layer, nn.Linear) and source.axes != 2:
         return f"its channels are not those of {source.layer}"
-    if type(layer).forward not in {kind.forward for kind in LAYERS}:
+    if type(layer).forward not in FORWARDS:
         return f"{source.layer} overrides forward"
     if any(id(p) in shared for p in (*layer.parameters(), *norm.parameters())):
         return f"its weights or those of {source.layer} have several owners"
@@ -104,22 +110,25 @@ def fold(network: nn.Module, folds: Mapping[str, str], example: Sequence[torch.T
             factor = (variance + norm.eps).rsqrt()
             if norm.weight is not None:
                 factor = factor * norm.weight.double()
-            bias = 0 - mean if layer.bias is None else layer.bias.double() - mean
-            bias = bias * factor
+            bias = torch.zeros_like(mean)
+            if layer.bias is not None:
+                bias = layer.bias.double()
+            bias = (bias - mean) * factor
             if norm.bias is not None:
                 bias = bias + norm.bias.double()
+            # Output channels are axis 0 of the weight: [o] -> [o, 1, 1, 1] for a Conv2d.
             weight = layer.weight.double() * factor.reshape(-1, *[1] * (layer.weight.ndim - 1))
             _fold_one(network, name, norm_name)
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
-    after = run_network(network, example)
-    if not all(are_outputs_equal(*pair, TOLERANCE) for pair in zip(before, after, strict=True)):
-        worst = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
+    pairs = list(zip(before, run_network(network, example), strict=True))
+    if not all(are_outputs_equal(*pair, TOLERANCE) for pair in pairs):
+        change = max(float((a - b).abs().max()) for a, b in pairs)
         raise ChainError(
             "distill-fold",
             "the network's outputs change when its batch norms are folded",
             why=f"folded into the layers before them, they change the outputs by up to "
-            f"{max(worst):.3g}",
+            f"{change:.3g}",
             hint="distill:aware=false; some code reads a layer's weights without calling the layer",
         )
 

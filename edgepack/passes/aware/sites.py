@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from edgepack.passes.aware.fold import LAYERS
+from edgepack.passes.aware.fold import FORWARDS, LAYERS
 from edgepack.passes.aware.trace import Value, trace
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import NOT_DYNAMIC
 from edgepack.passes.quantize.layers import SLOW_VOLUME
@@ -45,33 +45,42 @@ def find_sites(
         mode: of `quantize`.
         conv3d: form of three-dimensional convolutions; only static ones compute in 8 bits.
     """
-    followed = {name: p for name, p in network.named_modules() if isinstance(p, LAYERS)}
+    followed: dict[str, nn.Module] = {}
+    for name, part in network.named_modules():
+        if isinstance(part, LAYERS):
+            followed[name] = part
     record = trace(network, followed, example)
-    skipped = {name: _reject(layer, record.outputs.get(name)) for name, layer in followed.items()}
-    if mode == "dynamic":
-        convolutions = [name for name, p in followed.items() if not isinstance(p, nn.Linear)]
-        skipped |= dict.fromkeys(convolutions, NOT_DYNAMIC["Conv"])
-    if mode == "static" and conv3d != "static":
-        volumes = [name for name, p in followed.items() if isinstance(p, nn.Conv3d)]
-        skipped |= dict.fromkeys(volumes, SLOW_VOLUME)
-    layers = tuple(name for name, reason in skipped.items() if not reason)
-    outputs = [
-        name
-        for name in layers
-        if mode == "static"
-        and not isinstance(followed[name], nn.Linear)
-        and _has_quantized_output(record.outputs[name], id(record.outputs[name]) in record.returned)
-    ]
-    return Sites(
-        layers, tuple(outputs), {name: reason for name, reason in skipped.items() if reason}
-    )
+    layers: list[str] = []
+    outputs: list[str] = []
+    skipped: dict[str, str] = {}
+    for name, layer in followed.items():
+        reason = _reject_form(layer, mode, conv3d) or _reject(layer, record.outputs.get(name))
+        if reason:
+            skipped[name] = reason
+            continue
+        layers.append(name)
+        # Of a linear layer, only the weights and the input are quantized.
+        if mode == "static" and not isinstance(layer, nn.Linear):
+            output = record.outputs[name]
+            if _has_quantized_output(output, id(output) in record.returned):
+                outputs.append(name)
+    return Sites(tuple(layers), tuple(outputs), skipped)
+
+
+def _reject_form(layer: nn.Module, mode: str, conv3d: str) -> str:
+    """Return the reason why `quantize` leaves a kind of layer in float; "" if it does not."""
+    if mode == "dynamic" and not isinstance(layer, nn.Linear):
+        return NOT_DYNAMIC["Conv"]
+    if mode == "static" and conv3d != "static" and isinstance(layer, nn.Conv3d):
+        return SLOW_VOLUME
+    return ""
 
 
 def _reject(layer: nn.Module, output: Value | None) -> str:
     """Return the reason why a layer is not quantized; "" if it is."""
     if output is None:
         return "the network reads its weights without calling it, or does not use it"
-    if type(layer).forward not in {kind.forward for kind in LAYERS}:
+    if type(layer).forward not in FORWARDS:
         return "its class overrides forward"
     if "weight" not in layer._parameters:
         return "its weights are computed from others"

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from edgepack.passes.network import ForwardHook
+
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 
@@ -58,10 +59,10 @@ def trace(
         example: the arguments of the call.
     """
     record, recorder = Trace(), _Recorder()
-    hooks = [
-        layer.register_forward_hook(_make_hook(name, record, recorder))
-        for name, layer in followed.items()
-    ]
+    hooks = []
+    for name, layer in followed.items():
+        hooks.append(layer.register_forward_hook(_make_hook(name, record, recorder)))
+    # Cloned, since a network may write into its inputs.
     fed = [argument.clone() for argument in example]
     try:
         with torch.no_grad(), recorder:
@@ -73,9 +74,7 @@ def trace(
     return record
 
 
-def _make_hook(
-    name: str, record: Trace, recorder: _Recorder
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+def _make_hook(name: str, record: Trace, recorder: _Recorder) -> ForwardHook:
     """Return a forward hook that records a call of a followed layer."""
 
     def note(_layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -89,7 +88,11 @@ def _make_hook(
 
 
 class _Recorder(TorchFunctionMode):  # type: ignore[misc]
-    """Records each torch function that reads and returns tensors."""
+    """Records each torch function that reads and returns tensors.
+
+    For y = relu(conv2d(x, w)), the value of conv2d's output gets the reader "relu", and `read`
+    holds x's value as its first operand.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,13 +110,18 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         return self._values[id(tensor)]
 
     def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         output = function(*args, **(kwargs or {}))
         outputs = list(_tensors(output))
         # A function that returns no tensor, such as size() or dim(), reads no values.
         if not outputs:
             return output
+        # An operand that the function reads twice, as in x * x, has it as a reader once.
         read = [self.value(tensor) for tensor in _tensors((args, kwargs or {}))]
         for value in {id(value): value for value in read}.values():
             value.readers.append(getattr(function, "__name__", str(function)))

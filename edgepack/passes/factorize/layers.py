@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from edgepack.passes.network import (
+    ForwardHook,
     are_outputs_equal,
     find_shared_weights,
     is_transposed,
@@ -21,7 +22,6 @@ from edgepack.passes.network import (
 # Permitted difference of the outputs with a wrapped layer, relative to the largest value.
 TOLERANCE = 1e-4
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-ForwardHook = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from edgepack.errors import ChainError
-from edgepack.passes.factorize.layers import CONVOLUTIONS, ForwardHook, Layer
+from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer
 from edgepack.passes.module import Context
-from edgepack.passes.network import make_arguments
+from edgepack.passes.network import ForwardHook, make_arguments
 
 if TYPE_CHECKING:
     from torch import nn
