@@ -62,9 +62,9 @@ def require_stored(path: Path, archive: zipfile.ZipFile) -> None:
     Raises:
         SourceError: source-archive-unsafe.
     """
-    packed = next((e for e in archive.infolist() if e.compress_type != zipfile.ZIP_STORED), None)
-    if packed is not None:
-        raise _unsafe(path, f"the entry {packed.filename!r} is compressed")
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise _unsafe(path, f"the entry {entry.filename!r} is compressed")
 
 
 def _unsafe(path: Path, fault: str) -> SourceError:

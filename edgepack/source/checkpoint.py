@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError, missing_package
 from edgepack.source.digest import Digest
@@ -17,7 +17,7 @@ from edgepack.source.model import Source
 from edgepack.source.network import build_network
 from edgepack.source.pickled import code_names, from_pickle, module_source, refuse_pickle
 from edgepack.source.recognise import recognise
-from edgepack.source.shards import list_shards
+from edgepack.source.shards import by_name, list_shards
 from edgepack.source.states import (
     Selection,
     State,
@@ -91,6 +91,7 @@ def load_checkpoint(
     torch = import_torch("A state dict")
     options = WeightOptions(arch, arch_args, trust_pickle, search, weights, strip_prefix)
     shards: tuple[Path, ...] = ()
+    content: object
     if form == "sharded-checkpoint":
         shards = list_shards(path)
         content, trusted = _read_shards(torch, shards, options)
@@ -128,7 +129,7 @@ def _load_state_dict(
     module.register_forward_hook(flatten_outputs)
     digest = Digest("state-dict")
     digest.file("weights", path)
-    digest.files("shard", ((shard.name, shard) for shard in shards))
+    digest.files("shard", by_name(shards))
     digest.json("taken", {"key": selection.key, "prefix": selection.prefix})
     digest.text("arch", arch.rpartition(":")[2])
     digest.json("arch-args", dict(options.arch_args))
@@ -185,7 +186,8 @@ def _refuse_options(path: Path, module: nn.Module, options: WeightOptions) -> No
         )
 
 
-def _read(torch: ModuleType, path: Path, form: str, options: WeightOptions) -> tuple[Any, bool]:
+def _read(torch: ModuleType, path: Path, form: str, options: WeightOptions) -> tuple[object, bool]:
+    """Return the content of a file, and True if code of it was allowed to run."""
     if form == "safetensors":
         return _read_safetensors(path), False
     return _read_torch(torch, path, options)
@@ -193,9 +195,9 @@ def _read(torch: ModuleType, path: Path, form: str, options: WeightOptions) -> t
 
 def _read_shards(
     torch: ModuleType, shards: tuple[Path, ...], options: WeightOptions
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[dict[str, object], bool]:
     """Return the tensors of all shards, and True if code of one was allowed to run."""
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, object] = {}
     trusted = False
     for shard in shards:
         form = recognise(shard)
@@ -208,8 +210,10 @@ def _read_shards(
     return tensors, trusted
 
 
-def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[Any, bool]:
+def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[object, bool]:
     """Return the object that torch.save wrote, and True if its code was allowed to run."""
+    # torch raises UnpicklingError for a name that `weights_only` does not allow, and for a file
+    # that is no pickle. The names in the pickle tell the two apart.
     try:
         return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:

@@ -23,14 +23,17 @@ BY_VERSION = frozenset(
      "huggingface_hub", "fsspec", "yaml", "jinja2", "regex", "tqdm", "requests", "accelerate"]
 )  # fmt: skip
 
-_STDLIB = tuple(
-    os.path.realpath(sysconfig.get_path(name)) + os.sep for name in ("stdlib", "platstdlib")
+_STDLIB = (
+    os.path.realpath(sysconfig.get_path("stdlib")) + os.sep,
+    os.path.realpath(sysconfig.get_path("platstdlib")) + os.sep,
 )
 
 # In a checkout edgepack is not an installed package, and torch reads its sources as a caller's.
 _OWN = str(Path(__file__).resolve().parents[1]) + os.sep
 
-_SYSTEM = ("/proc", "/sys", "/dev", "/etc", "/lib", "/usr/lib", "/usr/share")
+# Files of the system describe the machine, not the network.
+_SYSTEM = ("/proc/", "/sys/", "/dev/", "/etc/", "/lib/", "/usr/lib/", "/usr/share/")
+_WRITES = frozenset("wax+")
 
 
 @dataclass
@@ -60,12 +63,10 @@ def watch_files() -> Iterator[Opened]:
     if not _hooked:
         sys.addaudithook(_on_audit)
         _hooked = True
-    opened = Opened(
-        callers=frozenset(
-            Path(frame.f_code.co_filename).absolute()
-            for frame, _ in traceback.walk_stack(sys._getframe())
-        )
-    )
+    callers = set()
+    for frame, _ in traceback.walk_stack(sys._getframe()):
+        callers.add(Path(frame.f_code.co_filename).absolute())
+    opened = Opened(callers=frozenset(callers))
     _watching.append(opened)
     try:
         yield opened
@@ -74,12 +75,16 @@ def watch_files() -> Iterator[Opened]:
 
 
 def _on_audit(event: str, arguments: tuple[object, ...]) -> None:
-    if event == "open" and _watching and isinstance(arguments[0], (str, bytes)):
-        writes = isinstance(arguments[1], str) and any(mode in arguments[1] for mode in "wax+")
-        if not writes:
-            path = Path(os.fsdecode(arguments[0])).absolute()
-            if path not in _watching[-1].callers:
-                _watching[-1].paths.add(path)
+    # The arguments of "open" are the path, the mode and the flags; a path can also be the number
+    # of an open file, and `os.open` has no mode.
+    if event != "open" or not _watching or not isinstance(arguments[0], (str, bytes)):
+        return
+    mode = arguments[1]
+    if isinstance(mode, str) and not _WRITES.isdisjoint(mode):
+        return
+    path = Path(os.fsdecode(arguments[0])).absolute()
+    if path not in _watching[-1].callers:
+        _watching[-1].paths.add(path)
 
 
 def add_code(
@@ -99,7 +104,8 @@ def add_code(
     # A subclass inherits behaviour, so the modules of all base classes count as well.
     start = {root.__name__ for root in roots}
     for part in module.modules():
-        start.update(base.__module__ for base in type(part).__mro__)
+        for base in type(part).__mro__:
+            start.add(base.__module__)
     files: dict[str, Path] = {}
     versions: dict[str, str] = {"python": ".".join(map(str, sys.version_info[:2]))}
     for name in _closure(start):
@@ -108,8 +114,10 @@ def add_code(
             versions[top] = _version(top)
         if top not in BY_VERSION and file is not None:
             files[name] = file
+    # The number keeps two files of one name apart. It follows the order of their paths, so that
+    # the digest does not depend on the order in which the code opened them.
     read = {Path(os.path.realpath(path)) for path in opened} - set(files.values())
-    for index, path in enumerate(sorted(path for path in read if is_users(path))):
+    for index, path in enumerate(sorted(filter(is_users, read))):
         files[f"file:{index:06}:{path.name}"] = path
     digest.json("versions", versions)
     digest.files("code", files.items())
@@ -123,7 +131,7 @@ def _closure(start: set[str]) -> set[str]:
     included, but not followed further.
     """
     modules: set[str] = set()
-    pending = [name for name in start if name in sys.modules]
+    pending = list(start & sys.modules.keys())
     while pending:
         name = pending.pop()
         if name in modules:
@@ -171,9 +179,7 @@ def is_stdlib(path: Path) -> bool:
 
 def is_users(path: Path) -> bool:
     """Return True if a file is neither a package's, nor Python's, edgepack's or the system's."""
-    if path.suffix == ".pyc" or str(path).startswith(_OWN):
-        return False
-    if any(str(path).startswith(root + os.sep) for root in _SYSTEM):
+    if path.suffix == ".pyc" or str(path).startswith((_OWN, *_SYSTEM)):
         return False
     return path.is_file() and not is_installed(path) and not is_stdlib(path)
 

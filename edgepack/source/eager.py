@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +11,12 @@ from edgepack.errors import SourceError
 from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.binding import match_inputs
+from edgepack.spec.tensors import names_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
 # Two runs of one torch build on one input differ by rounding at most.
 REPEAT_TOLERANCE = 1e-5
@@ -78,21 +80,26 @@ def name_outputs(answer: object) -> tuple[str, ...] | None:
     None if no key names anything, as in a tuple of tensors, or if two names would clash.
     """
     names = [".".join(path) for path, _ in output_leaves(answer)]
-    if not _is_keyed(answer) or len(set(names)) != len(names) or not all(names):
+    if not _is_keyed(answer) or len(set(names)) != len(names) or "" in names:
         return None
-    if not (isinstance(answer, Mapping) or hasattr(answer, "_fields")):
+    if not _has_keys(answer):
         # A dict inside of a tuple: ("0",), ("1", "aux") are named as outputs of a tuple are.
         names = [f"output_{name}" for name in names]
     return tuple(names)
 
 
+def _has_keys(answer: object) -> bool:
+    return isinstance(answer, Mapping) or hasattr(answer, "_fields")
+
+
 def _is_keyed(answer: object) -> bool:
-    if isinstance(answer, Mapping) or hasattr(answer, "_fields"):
+    """Return True if an answer has keys at any depth: (x, {"aux": y}) has, (x, [y]) has none."""
+    if _has_keys(answer):
         return True
     return isinstance(answer, (tuple, list)) and any(map(_is_keyed, answer))
 
 
-def flatten_outputs(module: nn.Module, _inputs: Any, output: Any) -> Any:
+def flatten_outputs(module: nn.Module, _inputs: object, output: object) -> object:
     """Flatten a module's output into a tensor or a tuple of tensors, as a forward hook.
 
     A hook rather than a wrapper, so that the parameters keep their trained names. The names of
@@ -118,7 +125,7 @@ class OutputOrder:
     def __init__(self, names: tuple[str, ...]) -> None:
         self.names = names
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> object:
         keys = None if len(self.names) == 1 else name_outputs(output)
         if keys is None or set(keys) != set(self.names):
             return flatten_outputs(module, inputs, output)
@@ -144,7 +151,7 @@ def torch_run(module: nn.Module, inputs: tuple[Tensor, ...] | None = None) -> Ru
         A function that raises SourceError: source-input-names, source-run-failed,
         source-output-unsupported, source-nondeterministic.
     """
-    names = None if inputs is None else tuple(tensor.name for tensor in inputs)
+    names = None if inputs is None else names_of(inputs)
 
     def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         answer = _call(module, feeds, names)
@@ -195,6 +202,11 @@ def in_order(feeds: Mapping[str, np.ndarray], names: tuple[str, ...]) -> dict[st
     return {name: feeds[name] for name in names}
 
 
+def describe_feeds(arrays: Mapping[str, np.ndarray]) -> str:
+    """List arrays by name, type and shape: "image:float32:[8, 3, 32, 32], scale:float64:[8]"."""
+    return ", ".join(f"{name}:{a.dtype}:{list(a.shape)}" for name, a in arrays.items())
+
+
 def _call(
     module: nn.Module, feeds: Mapping[str, np.ndarray], names: tuple[str, ...] | None
 ) -> tuple[np.ndarray, ...]:
@@ -203,27 +215,30 @@ def _call(
     arrays = dict(feeds)
     if names is not None:
         arrays = in_order(feeds, names)
-    # A copy: torch warns of read-only arrays, and a model may write into its input.
-    tensors = {n: torch.from_numpy(np.array(array, order="C")) for n, array in arrays.items()}
+    tensors = {}
+    for name, array in arrays.items():
+        # A copy: torch warns of read-only arrays, and a model may write into its input.
+        tensors[name] = torch.from_numpy(np.array(array, order="C"))
     if names is None:
         args, keywords = match_inputs(module, tuple(tensors)).arguments(tensors)
     else:
         args, keywords = list(tensors.values()), {}
+    outputs = []
     try:
         with torch.inference_mode():
-            outputs = flatten(module(*args, **keywords))
-            return tuple(_array(output, index) for index, output in enumerate(outputs))
+            for index, output in enumerate(flatten(module(*args, **keywords))):
+                outputs.append(_array(output, index))
     except SourceError:
         raise
     except Exception as error:
-        fed = ", ".join(f"{name}:{a.dtype}:{list(a.shape)}" for name, a in arrays.items())
         raise SourceError(
             "source-run-failed",
             "the original model cannot be run on the samples",
-            why=f"{type(error).__name__}: {_shorten(str(error))}\nfed: {fed}",
+            why=f"{type(error).__name__}: {_shorten(str(error))}\nfed: {describe_feeds(arrays)}",
             hint="check the names, shapes and types of --input against the model's forward; a "
             "parameter that takes a dict of inputs is best annotated: dict[str, Tensor]",
         ) from error
+    return tuple(outputs)
 
 
 def _array(output: torch.Tensor, index: int) -> np.ndarray:
@@ -279,6 +294,6 @@ def difference(first: np.ndarray, second: np.ndarray) -> float | None:
     return float(np.abs(first.astype(np.float64) - second).max(initial=0.0)) / scale
 
 
-def count_parameters(module: nn.Module) -> int:
+def count_parameters(module: nn.Module | ExportedProgram) -> int:
     """Count the trained values: the elements of all parameters, shared ones once."""
     return sum(parameter.numel() for parameter in module.parameters())

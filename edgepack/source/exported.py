@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack import files
 from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.archive import open_checked, read_entry
 from edgepack.source.digest import Digest
-from edgepack.source.eager import name_outputs, torch_run
+from edgepack.source.eager import count_parameters, name_outputs, torch_run
 from edgepack.source.model import Source
 from edgepack.source.program import check_payload, clean_program, corrupt, unsafe
 from edgepack.source.torch_host import import_torch
@@ -34,7 +34,7 @@ _PROGRAM = "models/model.json"
 _WEIGHTS = "data/weights/model_weights_config.json"
 _CONSTANTS = "data/constants/model_constants_config.json"
 _SAMPLES = "data/sample_inputs/model.pt"
-_FORMAT = ("archive_format", "archive_version")
+_REQUIRED = ("archive_format", "archive_version", _PROGRAM, _WEIGHTS, _CONSTANTS)
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 _IGNORED = re.compile(r"\.data/\w+|byteorder|version|\.format_version|\.storage_alignment|extra/.*")
 
@@ -72,9 +72,9 @@ def load_exported(path: Path) -> Source:
     # The signature lists every leaf of the arguments; only tensors are inputs of the model.
     inputs, leaves = _inputs(path, program)
     # Buffers may hold -inf, as attention masks do; parameters must be finite.
-    trained = {name for name, _ in program.named_parameters()}
+    parameters = dict(program.named_parameters())
     tensors = [*program.state_dict.items(), *program.constants.items()]
-    check_finite(path, [(name, tensor, name in trained) for name, tensor in tensors])
+    check_finite(path, ((name, tensor, name in parameters) for name, tensor in tensors))
     module = TreeModule(program.module(), program.call_spec.in_spec, leaves)
     return Source(
         path=path,
@@ -87,7 +87,7 @@ def load_exported(path: Path) -> Source:
         output_names=_output_names(program),
         output_kind=None,
         run=torch_run(module, inputs),
-        parameters=sum(parameter.numel() for _, parameter in program.named_parameters()),
+        parameters=count_parameters(program),
         bytes=path.stat().st_size,
         notes=(f"Loaded a torch.export program of {len(program.graph.nodes)} nodes.",),
     )
@@ -98,23 +98,27 @@ def _rewrite(path: Path, clean: Path, digest: Digest) -> None:
     from torch.export.pt2_archive._package import PT2ArchiveWriter
 
     with open_checked(path) as archive, PT2ArchiveWriter(str(clean)) as writer:
-        root = archive.namelist()[0].split("/", 1)[0]
+        # All entries are in one folder: net/models/model.json is entered as models/model.json.
         entries = {name.split("/", 1)[1]: name for name in archive.namelist()}
         _check_entries(path.name, archive, entries)
-        payloads = frozenset(
-            name.rpartition("/")[2] for name in entries if _PAYLOAD.fullmatch(name)
-        )
+        # The tables name their tensors without the folder: "weight_0".
+        payloads = frozenset(name.rpartition("/")[2] for name in entries if _is_payload(name))
         # torch insists on sample inputs; empty ones are not unpickled.
         writer.write_bytes(_SAMPLES, b"")
         for name in sorted(entries):
-            if _PAYLOAD.fullmatch(name) or name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
-                data = _read(archive, f"{root}/{name}", path.name)
-                if name == _PROGRAM:
-                    data = clean_program(data, path.name)
-                elif name in (_WEIGHTS, _CONSTANTS):
-                    check_payload(data, path.name, name, payloads)
-                writer.write_bytes(name, data)
-                digest.data(name, data)
+            if not _is_payload(name) and name not in _REQUIRED:
+                continue
+            data = _read(archive, entries[name], path.name)
+            if name == _PROGRAM:
+                data = clean_program(data, path.name)
+            elif name in (_WEIGHTS, _CONSTANTS):
+                check_payload(data, path.name, name, payloads)
+            writer.write_bytes(name, data)
+            digest.data(name, data)
+
+
+def _is_payload(name: str) -> bool:
+    return _PAYLOAD.fullmatch(name) is not None
 
 
 def _read(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
@@ -126,9 +130,9 @@ def _read(archive: zipfile.ZipFile, name: str, file: str) -> bytes:
 def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str]) -> None:
     """Refuse unknown entries and entries that hold code."""
     for name in entries:
-        if _PAYLOAD.fullmatch(name) or _IGNORED.fullmatch(name) or name == _SAMPLES:
+        if _is_payload(name) or _IGNORED.fullmatch(name):
             continue
-        if name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
+        if name in _REQUIRED or name == _SAMPLES:
             continue
         if name.startswith("models/"):
             raise SourceError(
@@ -152,7 +156,7 @@ def _check_entries(file: str, archive: zipfile.ZipFile, entries: dict[str, str])
                 hint="export the network without custom classes",
             )
         raise unsafe(file, f"it has an unexpected entry: {name[:80]!r}")
-    for name in (*_FORMAT, _PROGRAM, _WEIGHTS, _CONSTANTS):
+    for name in _REQUIRED:
         if name not in entries:
             raise corrupt(file, f"the entry {name} is missing")
     order = b"little"
@@ -195,7 +199,10 @@ def _inputs(
 
     from edgepack.source.positional import TreeModule
 
-    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    values = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node.name] = node.meta.get("val")
     axes: dict[str, str] = {}
     inputs = []
     leaves: list[torch.Tensor] = []
@@ -211,14 +218,20 @@ def _inputs(
                 why=f"{name!r} is of type {type(value).__name__}",
                 hint="export the network with tensors as its only inputs",
             )
-        shape = tuple(_dim(name, axis, size, axes) for axis, size in enumerate(value.shape))
-        inputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), shape))
+        shape = []
+        for axis, size in enumerate(value.shape):
+            shape.append(_dim(name, axis, size, axes))
+        inputs.append(Tensor(name, str(value.dtype).removeprefix("torch."), tuple(shape)))
         leaves.append(TreeModule.TENSOR)
     return tuple(inputs), tuple(leaves)
 
 
-def _dim(tensor: str, axis: int, size: Any, names: dict[str, str]) -> Dim:
-    """Return a fixed size, or the name of the axis for a symbol; equal symbols share a name."""
+def _dim(tensor: str, axis: int, size: object, names: dict[str, str]) -> Dim:
+    """Return a fixed size, or the name of the axis for a symbol; equal symbols share a name.
+
+    The inputs x and y of shapes (s0, 3, s1) and (s0, s2) get the axes ("batch", 3, "x_dim2") and
+    ("batch", "y_dim1").
+    """
     if isinstance(size, int):
         return size
     symbol = str(size)
@@ -232,6 +245,9 @@ def _output_names(program: ExportedProgram) -> tuple[str, ...] | None:
     """Return the keys of a dict of outputs, without those that are None at every call."""
     import torch
 
-    outputs = program.graph_signature.user_outputs
-    leaves = [None if output is None else torch.empty(0) for output in outputs]
+    # A program has the tree of its answer but no answer, so the tree is filled with stand-ins:
+    # the leaves ("logits", None) of {"logits": ..., "loss": ...} give {"logits": [], "loss": None}.
+    leaves = []
+    for output in program.graph_signature.user_outputs:
+        leaves.append(None if output is None else torch.empty(0))
     return name_outputs(torch.utils._pytree.tree_unflatten(leaves, program.call_spec.out_spec))

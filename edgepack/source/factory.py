@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.files import expand_user
@@ -22,8 +22,6 @@ from edgepack.spec.document import nearest
 
 if TYPE_CHECKING:
     from torch import nn
-
-    pass
 
 # Modules that an earlier factory imported. Each load imports the user's code again, so that the
 # code that runs is the code on disk, which the digest covers.
@@ -42,7 +40,7 @@ class Factory:
     """
 
     spec: str
-    function: Callable[..., Any]
+    function: Callable[..., object]
     module: ModuleType
     option: str = "--arch"
 
@@ -73,9 +71,10 @@ class Factory:
                 why=f"it returned {type(built).__module__}.{type(built).__qualname__}",
                 hint="return the network itself, not a tuple or a class",
             )
+        module: nn.Module = built
         # The return value is ignored: an overridden train() often returns nothing.
-        built.eval()
-        return built
+        module.eval()
+        return module
 
     def _check_arguments(self, arguments: Mapping[str, object]) -> None:
         try:
@@ -124,20 +123,23 @@ def importable(folders: tuple[Path, ...]) -> Iterator[None]:
     try:
         yield
     finally:
-        # A factory's file adds its folder too (see `_import_file`).
-        roots = [Path(entry) for entry in {*front, *sys.path} - (set(path_before) - set(front))]
+        # The folders in front, and those that were added inside: a factory's file adds its own
+        # (see `_import_file`). The rest of the path is Python's and the user's packages.
+        added = set(sys.path).difference(path_before).union(front)
         sys.path[:] = path_before
-        _imported.update(
-            name for name in set(sys.modules) - before if _lies_in(sys.modules[name], roots)
-        )
+        roots = set(map(Path, added))
+        for name in set(sys.modules) - before:
+            if _lies_in(sys.modules[name], roots):
+                _imported.add(name)
 
 
-def _lies_in(module: ModuleType, roots: list[Path]) -> bool:
+def _lies_in(module: ModuleType, roots: set[Path]) -> bool:
+    """Return True if a module is the user's: in one of the folders, and not installed there."""
     file = getattr(module, "__file__", None)
     if not file or module.__name__.partition(".")[0] == "edgepack":
         return False
     path = Path(os.path.realpath(file))
-    return not is_installed(path) and any(root in path.parents for root in roots)
+    return not is_installed(path) and not roots.isdisjoint(path.parents)
 
 
 def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
@@ -152,7 +154,7 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
         SourceError: source-arch-form, source-arch-import, source-arch-missing.
     """
     location, colon, name = spec.rpartition(":")
-    if not colon or not location or not all(part.isidentifier() for part in name.split(".")):
+    if not colon or not location or not all(map(str.isidentifier, name.split("."))):
         raise SourceError(
             "source-arch-form",
             f"{option} {spec!r} does not name a factory",
@@ -160,20 +162,20 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
             hint=_suggest_form(spec, option),
         )
     module = _import(f"{option} {spec}", location, base)
-    target: Any = module
+    target: object = module
+    # "nets:Small.tiny" is a class method: `Small` of the module, then `tiny` of the class.
     for part in name.split("."):
         if not hasattr(target, part):
-            choices = [
-                n for n in vars(target) if not n.startswith("_") and callable(vars(target)[n])
-            ]
+            choices = _callables(target)
             near = nearest(part, choices)
+            hint = "check the name after the colon"
+            if near:
+                hint = f"did you mean {location}:{near}?"
             raise SourceError(
                 "source-arch-missing",
                 f"{location} has no {name}",
                 why=f"its callables: {', '.join(choices[:8]) or 'none'}",
-                hint=f"did you mean {location}:{near}?"
-                if near
-                else "check the name after the colon",
+                hint=hint,
             )
         target = getattr(target, part)
     if not callable(target):
@@ -184,6 +186,15 @@ def find(spec: str, base: tuple[Path, ...], option: str = "--arch") -> Factory:
             hint="name a function or class that returns the network",
         )
     return Factory(spec, target, module, option)
+
+
+def _callables(target: object) -> list[str]:
+    """Return the public names of a module or a class that can be called."""
+    names = []
+    for name, value in vars(target).items():
+        if callable(value) and not name.startswith("_"):
+            names.append(name)
+    return names
 
 
 def _suggest_form(spec: str, option: str) -> str:
@@ -213,15 +224,7 @@ def _import(label: str, location: str, base: tuple[Path, ...]) -> ModuleType:
 
 
 def _import_file(label: str, location: Path, base: tuple[Path, ...]) -> ModuleType:
-    candidates = [folder / location for folder in (*base, Path.cwd())]
-    file = next((path.resolve() for path in candidates if path.is_file()), None)
-    if file is None:
-        raise SourceError(
-            "source-arch-import",
-            f"the file of {label} does not exist",
-            why="searched: " + ", ".join(str(path) for path in dict.fromkeys(candidates)),
-            hint="check the path before the colon",
-        )
+    file = _find_file(label, [folder / location for folder in (*base, Path.cwd())])
     # The file can import its neighbours, as when Python runs it.
     sys.path.insert(0, str(file.parent))
     name = file.stem
@@ -247,16 +250,25 @@ def _import_file(label: str, location: Path, base: tuple[Path, ...]) -> ModuleTy
     return module
 
 
+def _find_file(label: str, candidates: list[Path]) -> Path:
+    """Return the first candidate that is a file. Raises SourceError source-arch-import."""
+    for path in candidates:
+        if path.is_file():
+            return path.resolve()
+    raise SourceError(
+        "source-arch-import",
+        f"the file of {label} does not exist",
+        why="searched: " + ", ".join(map(str, dict.fromkeys(candidates))),
+        hint="check the path before the colon",
+    )
+
+
 def _user_error(error: BaseException) -> str:
     """Return the exception's text, and the last line of the user's code in its traceback."""
     text = f"{type(error).__name__}: {error}"
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__
-        and not frame.filename.startswith("<frozen")
-        and "importlib" not in frame.filename
-    ]
-    if frames:
-        text += f"\nat {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+    # A traceback lists the innermost frame last: here, <frozen importlib._bootstrap>, net.py.
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        is_import = frame.filename.startswith("<frozen") or "importlib" in frame.filename
+        if frame.filename != __file__ and not is_import:
+            return f"{text}\nat {frame.filename}:{frame.lineno}: {frame.line}"
     return text

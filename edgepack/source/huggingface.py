@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import HostError, SourceError, missing_package
 from edgepack.runtime.plain import read_plain
@@ -21,14 +21,15 @@ from edgepack.source.huggingface_io import (
 )
 from edgepack.source.model import Source
 from edgepack.source.recognise import recognise
-from edgepack.source.shards import list_shards
+from edgepack.source.shards import by_name, list_shards, total_bytes
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import check_finite, named_tensors
+from edgepack.spec.tensors import names_of
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from torch import nn
+    from transformers import PreTrainedModel
 
 MIN_TRANSFORMERS = (5, 3)
 """The first transformers in which no configuration turns remote code on (CVE-2026-4372, -5241)."""
@@ -58,19 +59,20 @@ def load_huggingface(path: Path) -> Source:
     torch = import_torch("A Hugging Face folder")
     transformers = _import_transformers()
     model_class = _model_class(path, config, transformers)
-    with bounded(path, sum(shard.stat().st_size for shard in shards)):
+    size = total_bytes(shards)
+    with bounded(path, size):
         model, notes = _load(path, model_class, torch)
     inputs = infer_inputs(path, model, config)
     names = infer_outputs(path, model, inputs)
 
     from edgepack.source.positional import NamedModule
 
-    module = NamedModule(model, tuple(tensor.name for tensor in inputs), names).eval()
+    module = NamedModule(model, names_of(inputs), names).eval()
     digest = Digest("hugging-face")
     digest.json("config", config)
     digest.json("versions", {"torch": torch.__version__, "transformers": transformers.__version__})
     digest.text("class", model_class.__name__)
-    digest.files("weights", ((shard.name, shard) for shard in shards))
+    digest.files("weights", by_name(shards))
     return Source(
         path=path,
         kind="hugging-face",
@@ -84,12 +86,12 @@ def load_huggingface(path: Path) -> Source:
         output_kind=output_kind(model_class.__name__, model.config),
         run=torch_run(module, inputs),
         parameters=count_parameters(model),
-        bytes=sum(shard.stat().st_size for shard in shards),
+        bytes=size,
         notes=(f"Loaded {model_class.__name__} from a Hugging Face folder.", *notes),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(read_plain(path, MAX_CONFIG))
         if not isinstance(content, dict):
@@ -104,7 +106,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _items(value: object) -> Iterator[tuple[str, Any]]:
+def _items(value: object) -> Iterator[tuple[str, object]]:
     """Yield every key of nested objects with its value; backbones nest a whole configuration."""
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -115,8 +117,10 @@ def _items(value: object) -> Iterator[tuple[str, Any]]:
             yield from _items(inner)
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> None:
+def _check_config(path: Path, config: Mapping[str, object]) -> None:
     """Refuse keys that run code from the folder, download something, or load other weights."""
+    # {"auto_map": {"AutoModel": "modeling.MyModel"}} imports modeling.py from the folder, and
+    # {"attn_implementation": "someone/kernels"} downloads a kernel.
     for key, value in _items(config):
         attention = "attn_implementation" in key and value is not None
         if (key in _FORBIDDEN and value) or (attention and value not in _ATTENTION):
@@ -160,24 +164,7 @@ def _weights(path: Path) -> list[Path]:
     else:
         shards = []
     if not shards:
-        pickles = sorted(
-            p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
-        )
-        if any(name.startswith("pytorch_model") for name in pickles):
-            raise SourceError(
-                "source-hf-pickle",
-                f"{path.name} has only pickled weights",
-                why=f"it holds {', '.join(pickles[:4])}; a pickle can run any code",
-                hint="if you trust it, convert it once:\n"
-                f'    model = AutoModelFor....from_pretrained("{path.name}")\n'
-                '    model.save_pretrained("converted")',
-            )
-        raise SourceError(
-            "source-hf-missing-weights",
-            f"{path.name} has no weights",
-            why="neither model.safetensors nor model.safetensors.index.json exists",
-            hint="save the folder again with save_pretrained",
-        )
+        raise _no_weights(path)
     # A pickle with the suffix .safetensors must not reach a loader that would run it.
     for shard in shards:
         if recognise(shard) != "safetensors":
@@ -190,12 +177,35 @@ def _weights(path: Path) -> list[Path]:
     return shards
 
 
-def _import_transformers() -> Any:
+def _no_weights(path: Path) -> SourceError:
+    """Return the error for a folder without safetensors files, with or without pickled weights."""
+    pickles = []
+    for entry in sorted(path.iterdir()):
+        if entry.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+            pickles.append(entry.name)
+    if any(name.startswith("pytorch_model") for name in pickles):
+        return SourceError(
+            "source-hf-pickle",
+            f"{path.name} has only pickled weights",
+            why=f"it holds {', '.join(pickles[:4])}; a pickle can run any code",
+            hint="if you trust it, convert it once:\n"
+            f'    model = AutoModelFor....from_pretrained("{path.name}")\n'
+            '    model.save_pretrained("converted")',
+        )
+    return SourceError(
+        "source-hf-missing-weights",
+        f"{path.name} has no weights",
+        why="neither model.safetensors nor model.safetensors.index.json exists",
+        hint="save the folder again with save_pretrained",
+    )
+
+
+def _import_transformers() -> ModuleType:
     try:
         import transformers
     except ImportError as error:
         raise missing_package("transformers", "transformers", "A Hugging Face folder") from error
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    version = tuple(map(int, transformers.__version__.split(".")[:2]))
     if version < MIN_TRANSFORMERS:
         raise HostError(
             "transformers-too-old",
@@ -203,10 +213,14 @@ def _import_transformers() -> Any:
             why="CVE-2026-4372 and CVE-2026-5241 are fixed in 5.3",
             hint="pip install 'transformers>=5.3'",
         )
-    return transformers
+    package: ModuleType = transformers
+    return package
 
 
-def _model_class(path: Path, config: dict[str, Any], transformers: ModuleType) -> Any:
+def _model_class(
+    path: Path, config: Mapping[str, object], transformers: ModuleType
+) -> type[PreTrainedModel]:
+    """Return the class of transformers that the configuration names as its only architecture."""
     names = config.get("architectures")
     if not isinstance(names, list) or len(names) != 1 or not str(names[0]).isidentifier():
         raise SourceError(
@@ -215,17 +229,15 @@ def _model_class(path: Path, config: dict[str, Any], transformers: ModuleType) -
             why=f"architectures: {names!r}",
             hint='add it to config.json: "architectures": ["DistilBertForSequenceClassification"]',
         )
-    model_class: Any = getattr(transformers, names[0], None)
-    is_network = isinstance(model_class, type) and issubclass(
-        model_class, transformers.PreTrainedModel
-    )
-    if not is_network:
+    candidate = getattr(transformers, names[0], None)
+    if not isinstance(candidate, type) or not issubclass(candidate, transformers.PreTrainedModel):
         raise SourceError(
             "source-hf-architecture",
             f"transformers {transformers.__version__} does not have the network of {path.name}",
             why=f"architectures: {names[0]}",
             hint="install a newer transformers, or use its weights file with --arch",
         )
+    model_class: type[PreTrainedModel] = candidate
     if config.get("model_type") != model_class.config_class.model_type:
         raise SourceError(
             "source-hf-architecture",
@@ -238,8 +250,8 @@ def _model_class(path: Path, config: dict[str, Any], transformers: ModuleType) -
 
 
 def _load(
-    path: Path, model_class: type[nn.Module], torch: ModuleType
-) -> tuple[nn.Module, list[str]]:
+    path: Path, model_class: type[PreTrainedModel], torch: ModuleType
+) -> tuple[PreTrainedModel, list[str]]:
     """Build the network with all its weights from the folder; return it with notes."""
     with _quiet(path):
         config = model_class.config_class.from_pretrained(path, local_files_only=True)

@@ -6,10 +6,11 @@ network is counted while it is built, and its bounds grow with the size of the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 
@@ -56,20 +57,23 @@ def check_files(path: Path) -> None:
             raise _oversized(path, f"{name} has {size:,} bytes; at most {MAX_CONFIG:,} are read")
 
 
-def check_counts(path: Path, config: dict[str, Any]) -> None:
+def check_counts(path: Path, config: Mapping[str, object]) -> None:
     """Refuse layer counts that no network has: `{"num_hidden_layers": 1000000}`.
 
     Raises:
         SourceError: source-hf-oversized.
     """
-    pending: list[tuple[str, Any]] = [("", config)]
+    # Elements of a list have the list's key: {"depths": [2, 2, 18, 2]} gives ("depths", 2), ...
+    pending: list[tuple[str, object]] = [("", config)]
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
-            pending.extend((str(inner), item) for inner, item in value.items())
+            for name, item in value.items():
+                pending.append((str(name), item))
         elif isinstance(value, list):
-            pending.extend((key, item) for item in value)
-        elif isinstance(value, int) and value > MAX_LAYERS and any(w in key for w in _COUNTS):
+            for item in value:
+                pending.append((key, item))
+        elif isinstance(value, int) and value > MAX_LAYERS and any(word in key for word in _COUNTS):
             raise _oversized(path, f"config.json has {key} = {value:,}; at most {MAX_LAYERS:,}")
 
 
@@ -130,8 +134,6 @@ def check_shape(path: Path, name: str, shape: list[int]) -> None:
     Raises:
         SourceError: source-hf-oversized.
     """
-    count = 1
-    for size in shape:
-        count *= size
+    count = prod(shape)
     if count > MAX_VALUES:
         raise _oversized(path, f"its input {name} of shape {shape} has {count:,} values")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.source.eager import name_outputs
 from edgepack.source.huggingface_bounds import MAX_CONFIG, check_shape
+from edgepack.spec.tensors import names_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Networks whose first output holds one score per class along its last axis.
 _CLASSIFIERS = (
@@ -28,7 +30,9 @@ _CLASSIFIERS = (
 )
 
 
-def infer_inputs(path: Path, model: nn.Module, config: dict[str, Any]) -> tuple[Tensor, ...]:
+def infer_inputs(
+    path: Path, model: PreTrainedModel, config: Mapping[str, object]
+) -> tuple[Tensor, ...]:
     """Return the inputs that the name of the network's main input implies.
 
     Text is int64 (batch, sequence); pictures are float32 (batch, channels, height, width); sound
@@ -51,14 +55,8 @@ def infer_inputs(path: Path, model: nn.Module, config: dict[str, Any]) -> tuple[
             path,
             f"{type(model).__name__} generates: its decoder runs in a loop, once for every token",
         )
-    accepted = inspect.signature(model.forward).parameters
     if main == "input_ids":
-        shape: tuple[Dim, ...] = ("batch", "sequence")
-        names = ["input_ids"]
-        names += [name for name in ("attention_mask",) if name in accepted]
-        if "token_type_ids" in accepted and (config.get("type_vocab_size") or 0) > 1:
-            names.append("token_type_ids")
-        return tuple(Tensor(name, "int64", shape) for name in names)
+        return _text(model, config)
     if main == "pixel_values":
         channels = int(getattr(model.config, "num_channels", 3))
         return (Tensor(main, "float32", ("batch", channels, *_image_size(path, model.config))),)
@@ -67,7 +65,21 @@ def infer_inputs(path: Path, model: nn.Module, config: dict[str, Any]) -> tuple[
     raise _unsupported(path, f"its main input is {main!r}, of unknown shape")
 
 
-def _sound(main: str, config: Any) -> tuple[Dim, ...]:
+def _text(model: PreTrainedModel, config: Mapping[str, object]) -> tuple[Tensor, ...]:
+    """Return the tokens, and the mask and the segments if the network takes them."""
+    accepted = inspect.signature(model.forward).parameters
+    shape: tuple[Dim, ...] = ("batch", "sequence")
+    inputs = [Tensor("input_ids", "int64", shape)]
+    if "attention_mask" in accepted:
+        inputs.append(Tensor("attention_mask", "int64", shape))
+    # RoBERTa takes segments too, but has one kind only: its tokenizer returns none.
+    kinds = config.get("type_vocab_size")
+    if "token_type_ids" in accepted and isinstance(kinds, int) and kinds > 1:
+        inputs.append(Tensor("token_type_ids", "int64", shape))
+    return tuple(inputs)
+
+
+def _sound(main: str, config: PretrainedConfig) -> tuple[Dim, ...]:
     """Return the axes of a waveform or a spectrogram, without the batch."""
     if config.model_type == "audio-spectrogram-transformer":
         return int(config.max_length), int(config.num_mel_bins)
@@ -75,12 +87,14 @@ def _sound(main: str, config: Any) -> tuple[Dim, ...]:
         return ("samples",)
     if config.model_type == "whisper":
         return int(config.num_mel_bins), 2 * int(config.max_source_positions)  # a stride of 2
-    names = ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins")
-    sizes = [getattr(config, name, None) for name in names]
-    return "frames", next((size for size in sizes if isinstance(size, int)), "features")
+    for name in ("feature_projection_input_dim", "input_feat_per_channel", "num_mel_bins"):
+        size = getattr(config, name, None)
+        if isinstance(size, int):
+            return "frames", size
+    return "frames", "features"
 
 
-def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
+def _image_size(path: Path, config: PretrainedConfig) -> tuple[Dim, Dim]:
     """Return height and width: the configuration's, else the preprocessor's, else free axes."""
     sizes = [getattr(config, "image_size", None)]
     preprocessor = path / "preprocessor_config.json"
@@ -106,18 +120,20 @@ def _image_size(path: Path, config: Any) -> tuple[Dim, Dim]:
     return "height", "width"
 
 
-def optional_inputs(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+def optional_inputs(model: PreTrainedModel, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Return the names of the inputs that have a default, without the main input."""
     accepted = inspect.signature(model.forward).parameters
-    return tuple(
-        tensor.name
-        for tensor in inputs
-        if tensor.name != model.main_input_name
-        and accepted[tensor.name].default is not inspect.Parameter.empty
-    )
+    names = []
+    for name in names_of(inputs):
+        parameter = accepted[name]
+        if name != model.main_input_name and parameter.default is not parameter.empty:
+            names.append(name)
+    return tuple(names)
 
 
-def infer_outputs(path: Path, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, ...]:
+def infer_outputs(
+    path: Path, model: PreTrainedModel, inputs: tuple[Tensor, ...]
+) -> tuple[str, ...]:
     """Return the names of the outputs of one small call, without those that are None.
 
     Raises:
@@ -130,9 +146,12 @@ def infer_outputs(path: Path, model: nn.Module, inputs: tuple[Tensor, ...]) -> t
             "frames": 100, "features": 80}  # fmt: skip
     feeds = {}
     for tensor in inputs:
-        shape = [free[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+        shape = []
+        for dim in tensor.shape:
+            shape.append(free[dim] if isinstance(dim, str) else dim)
         check_shape(path, tensor.name, shape)
-        value = 1 if tensor.name == "attention_mask" else 0
+        # Zeros are valid tokens, segments and pixels; a mask of zeros would hide every token.
+        value = int(tensor.name == "attention_mask")
         feeds[tensor.name] = torch.full(shape, value, dtype=getattr(torch, tensor.dtype))
     end = getattr(model.config, "eos_token_id", None)
     vocabulary = getattr(model.config, "vocab_size", 0) or 0
@@ -160,7 +179,7 @@ def infer_outputs(path: Path, model: nn.Module, inputs: tuple[Tensor, ...]) -> t
     return names
 
 
-def output_kind(class_name: str, config: Any) -> str | None:
+def output_kind(class_name: str, config: PretrainedConfig) -> str | None:
     """Return "scores" for a network that classifies, None if it is unknown."""
     if getattr(config, "problem_type", None) == "regression":
         return None

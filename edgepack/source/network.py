@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.source.code import Opened, add_code, is_installed, watch_files
@@ -18,6 +18,7 @@ from edgepack.source.precision import cast_to_float32
 from edgepack.source.unsaved import add_globals, add_state
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -49,15 +50,16 @@ def build_network(
         _check_unsaved(torch, factory, arch_args, module)
         roots = [factory.module, *_new_modules(before)]
         names, digest = _code_digest(factory, roots, opened, environment, module)
-    sources = [name for name in names if not name.startswith("file:")]
-    files = "1 file" if len(sources) == 1 else f"{len(sources)} files"
+    # The other names are of files that the code read: "file:000000:labels.json".
+    count = sum(not name.startswith("file:") for name in names)
+    files = "1 file" if count == 1 else f"{count} files"
     note = f"Built the network with {Path(arch).name}, from {files} of code."
     return module, digest, [note, *cast_to_float32(module)]
 
 
 def find_function(
     torch: ModuleType, spec: str, search: tuple[Path, ...], option: str
-) -> tuple[Callable[..., Any], str]:
+) -> tuple[Callable[..., object], str]:
     """Return a function of the user's, and the digest of the code behind it.
 
     Raises SourceError: source-arch-form, source-arch-import, source-arch-missing.
@@ -96,8 +98,9 @@ def _code_digest(
     names = add_code(digest, roots, opened.paths.copy(), module)
     digest.text("factory", factory.function.__qualname__)
     digest.json("environment", dict(environment))
-    for _, root in sorted({root.__name__: root for root in roots}.items()):
-        add_globals(digest, root)
+    by_name = {root.__name__: root for root in roots}
+    for name in sorted(by_name):
+        add_globals(digest, by_name[name])
     add_state(digest, module)
     return names, digest.hexdigest()
 
@@ -145,10 +148,11 @@ def _copy_saved(torch: ModuleType, module: nn.Module, second: nn.Module) -> None
                 other.copy_(value)
 
 
-def _unsaved(torch: ModuleType, module: nn.Module) -> dict[str, Any]:
+def _unsaved(torch: ModuleType, module: nn.Module) -> dict[str, torch.Tensor]:
     """Return non-persistent buffers, and tensors in plain attributes, by name."""
-    saved = set(module.state_dict())
-    tensors = {name: t for name, t in module.named_buffers() if name not in saved}
+    tensors = dict(module.named_buffers())
+    for name in module.state_dict():
+        tensors.pop(name, None)
     for prefix, part in module.named_modules():
         for name, value in vars(part).items():
             if isinstance(value, torch.Tensor):

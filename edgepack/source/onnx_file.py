@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,11 +29,13 @@ from edgepack.onnx_tools.writer import serialised
 from edgepack.runtime.session.onnx_session import import_engine
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.digest import Digest
-from edgepack.source.eager import Run, in_order, proven
+from edgepack.source.eager import Run, describe_feeds, in_order, proven
 from edgepack.source.model import Source
 from edgepack.source.onnx_bounds import check_unfolded
 from edgepack.source.onnx_external import external_files
-from edgepack.source.onnx_signature import check_outputs, graph_inputs
+from edgepack.source.onnx_signature import check_outputs, graph_inputs, value_names
+from edgepack.source.shards import total_bytes
+from edgepack.spec.tensors import names_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -74,7 +76,7 @@ def load_onnx(path: Path) -> Source:
     files = external_files(path, model)
     _check_domains(path, model)
     set_lengths(model)
-    size = path.stat().st_size + sum(file.stat().st_size for file in files.values())
+    size = total_bytes([path, *files.values()])
     # Bounds first: the checker and onnxruntime would unfold the functions.
     check_unfolded(path, model)
     trial.load(path.name, path, size)
@@ -116,7 +118,7 @@ def load_onnx(path: Path) -> Source:
         program=None,
         onnx=path,
         inputs=inputs,
-        output_names=tuple(output.name for output in model.graph.output),
+        output_names=tuple(value_names(model.graph.output)),
         output_kind=None,
         run=run,
         parameters=parameters,
@@ -183,11 +185,11 @@ def _check_modes(path: Path, model: ModelProto) -> None:
         )
 
 
-def _import_onnx() -> Any:
+def _import_onnx() -> ModuleType:
     import onnx
     import onnx.checker
 
-    version = tuple(int(part) for part in onnx.__version__.split(".")[:2])
+    version = tuple(map(int, onnx.__version__.split(".")[:2]))
     if version < MIN_ONNX:
         raise HostError(
             "onnx-too-old",
@@ -195,7 +197,8 @@ def _import_onnx() -> Any:
             why="CVE-2026-34445 and others are fixed in 1.21.0",
             hint="pip install 'onnx>=1.21'",
         )
-    return onnx
+    package: ModuleType = onnx
+    return package
 
 
 def _opsets(model: ModelProto) -> str:
@@ -204,13 +207,12 @@ def _opsets(model: ModelProto) -> str:
 
 def _check_domains(path: Path, model: ModelProto) -> None:
     functions = {(function.domain, function.name) for function in model.functions}
-    unknown = sorted(
-        {
-            f"{node.domain}::{node.op_type}"
-            for node in model_nodes(model)
-            if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in functions
-        }
-    )
+    operators = {(node.domain, node.op_type) for node in model_nodes(model)}
+    unknown = []
+    for domain, name in operators - functions:
+        if domain not in _KNOWN_DOMAINS:
+            unknown.append(f"{domain}::{name}")
+    unknown.sort()
     if unknown:
         raise SourceError(
             "source-onnx-custom-operator",
@@ -224,9 +226,11 @@ def _check_values(path: Path, onnx: ModuleType, model: ModelProto) -> int:
     """Refuse NaN anywhere, and infinity in weights; return the number of trained values."""
     weights: set[str] = set()
     for node in model_nodes(model):
+        # The trained inputs of a Conv are 1 and 2, weight and bias, and the bias may be absent.
         # Other inputs may be infinite: bounds of a Clip, masks.
-        indices = operator(node.op_type).trained
-        weights.update(node.input[index] for index in indices if index < len(node.input))
+        for index in operator(node.op_type).trained:
+            if index < len(node.input):
+                weights.add(node.input[index])
     total = 0
     for tensor in tensors(model):
         if not _is_float(onnx, tensor.data_type):
@@ -280,7 +284,7 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: 
             why=str(error).strip().splitlines()[0],
             hint="export it with an older opset, or with standard operators",
         ) from error
-    names = tuple(tensor.name for tensor in inputs)
+    names = names_of(inputs)
     is_tested = False
 
     def call(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -292,11 +296,10 @@ def _onnx_run(path: Path, model: str | bytes, inputs: tuple[Tensor, ...], size: 
         try:
             return tuple(map(np.asarray, session.run(None, arrays)))
         except Exception as error:
-            fed = ", ".join(f"{name}:{a.dtype}:{list(a.shape)}" for name, a in arrays.items())
             raise SourceError(
                 "source-run-failed",
                 "the original model cannot be run on the samples",
-                why=f"{str(error).strip().splitlines()[0]}\nfed: {fed}",
+                why=f"{str(error).strip().splitlines()[0]}\nfed: {describe_feeds(arrays)}",
                 hint="check the shapes and types of the samples",
             ) from error
 

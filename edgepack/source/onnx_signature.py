@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.runtime.bundle.index import DTYPES
@@ -12,7 +13,7 @@ from edgepack.runtime.tensor import Dim, Tensor
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from onnx import ModelProto, ValueInfoProto
+    from onnx import ModelProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 
 def graph_inputs(path: Path, onnx: ModuleType, model: ModelProto) -> tuple[Tensor, ...]:
@@ -21,8 +22,9 @@ def graph_inputs(path: Path, onnx: ModuleType, model: ModelProto) -> tuple[Tenso
     Raises SourceError: source-onnx-inputs.
     """
     # Before IR version 4, every initializer was listed as an input as well.
-    constant = {tensor.name for tensor in model.graph.initializer}
-    constant |= {sparse.values.name for sparse in model.graph.sparse_initializer}
+    constant = set(value_names(model.graph.initializer))
+    for sparse in model.graph.sparse_initializer:
+        constant.add(sparse.values.name)
     inputs = []
     for value in model.graph.input:
         if value.name in constant:
@@ -49,9 +51,7 @@ def graph_inputs(path: Path, onnx: ModuleType, model: ModelProto) -> tuple[Tenso
                 why=f"it is {dtype}; supported: {', '.join(DTYPES)}",
                 hint="export the network with numbers as its inputs",
             )
-        dims = value.type.tensor_type.shape.dim
-        shape = tuple(_dim(value.name, axis, dim) for axis, dim in enumerate(dims))
-        inputs.append(Tensor(value.name, dtype, shape))
+        inputs.append(Tensor(value.name, dtype, _shape(value)))
     if not inputs:
         raise SourceError(
             "source-onnx-inputs",
@@ -77,7 +77,7 @@ def check_outputs(path: Path, onnx: ModuleType, model: ModelProto) -> None:
 
     Raises SourceError: source-output-unsupported, source-onnx-outputs.
     """
-    names = [output.name for output in model.graph.output]
+    names = value_names(model.graph.output)
     for value in model.graph.output:
         kind = value.type.WhichOneof("value")
         dtype = _dtype(onnx, value) if kind == "tensor_type" else kind
@@ -107,7 +107,23 @@ def check_outputs(path: Path, onnx: ModuleType, model: ModelProto) -> None:
         )
 
 
-def _dim(name: str, axis: int, dim: Any) -> Dim:
+def value_names(values: Iterable[ValueInfoProto | TensorProto]) -> list[str]:
+    """Return the names of a graph's inputs, outputs or initializers."""
+    return [value.name for value in values]
+
+
+def _shape(value: ValueInfoProto) -> tuple[Dim, ...]:
+    """Return the axes of an input; a dynamic axis without a name gets one.
+
+    The axes (?, 3, "height", ?) of an input "image" give ("batch", 3, "height", "image_dim3").
+    """
+    return tuple(
+        _dim(value.name, axis, dim) for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+    )
+
+
+def _dim(name: str, axis: int, dim: TensorShapeProto.Dimension) -> Dim:
+    # Some exporters write 0 or -1 for a dynamic axis.
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return int(dim.dim_value)
     if dim.dim_param:

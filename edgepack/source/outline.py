@@ -97,8 +97,13 @@ def _origin(value: object) -> str:
 def _is_state(value: object) -> bool:
     if not isinstance(value, Mapping) or not value:
         return False
-    tensors = [_origin(v) for v in value.values()]
-    return all("_rebuild_" in name or "_reconstruct" in name for name in tensors)
+    return all(map(_is_tensor, value.values()))
+
+
+def _is_tensor(value: object) -> bool:
+    # Pickles call torch._utils._rebuild_tensor_v2, numpy._core.multiarray._reconstruct for arrays.
+    name = _origin(value)
+    return "_rebuild_" in name or "_reconstruct" in name
 
 
 def _is_module(value: object) -> bool:

@@ -19,7 +19,8 @@ from edgepack.source.hooks import fix_normalized_weights
 from edgepack.source.model import Source
 from edgepack.source.outline import weights_expression
 from edgepack.source.precision import cast_to_float32
-from edgepack.source.states import Selection
+from edgepack.source.shards import total_bytes
+from edgepack.source.states import Selection, shorten
 from edgepack.source.torch_host import import_torch
 from edgepack.source.unsaved import add_state
 from edgepack.source.weights import check_finite, named_tensors
@@ -53,12 +54,10 @@ def refuse_pickle(path: Path, names: list[str]) -> SourceError:
         path: the file.
         names: the classes and functions that loading it would call.
     """
-    why = f"loading it would run or build: {', '.join(names[:6])}"
-    why += f" and {len(names) - 6} more" if len(names) > 6 else ""
     return SourceError(
         "source-pickled-module",
         f"{path.name} holds pickled objects besides weights; they can run any code",
-        why=f"{why}; none of it was run",
+        why=f"loading it would run or build: {shorten(names)}; none of it was run",
         hint=_HOW_TO_SAVE.format(path=str(path), weights=weights_expression(_pickles(path))),
     )
 
@@ -94,20 +93,23 @@ def code_names(path: Path) -> list[str]:
                     strings.append(argument)
         except (ValueError, IndexError, UnicodeDecodeError):
             continue  # A broken pickle is refused anyway; only its names are unknown.
-    return [
-        name
-        for name in names
-        if name not in _PLAIN_NAMES and name.rpartition(".")[0] not in _PLAIN_MODULES
-    ]
+    for name in list(names):
+        if name in _PLAIN_NAMES or name.rpartition(".")[0] in _PLAIN_MODULES:
+            del names[name]
+    return list(names)
 
 
 def _pickles(path: Path) -> list[bytes]:
+    """Return the pickles of a file of torch.save, in either layout."""
+    pickles = []
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            return [read_entry(archive, name, path.name) for name in names]
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    pickles.append(read_entry(archive, name, path.name))
+        return pickles
     # The layout before torch 1.6 is one pickle after another: magic, protocol, system, object.
-    data, pickles = path.read_bytes(), []
+    data = path.read_bytes()
     position = 0
     for _ in range(4):
         try:
@@ -230,7 +232,7 @@ def module_source(
         output_kind=None,
         run=torch_run(module),
         parameters=count_parameters(module),
-        bytes=sum(file.stat().st_size for file in shards or (path,)),
+        bytes=total_bytes(shards or (path,)),
         trusted_pickle=trusted,
         weights=account,
         selection=selection_json,

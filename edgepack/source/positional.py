@@ -5,7 +5,7 @@ Importing this module requires torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,6 +14,10 @@ from edgepack.source.eager import flatten, output_leaves
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+MAX_INPUTS = 4
+"""Parameters of `NamedModule.forward`; text has three inputs at most, and all else has one."""
 
 
 class TreeModule(torch.nn.Module):  # type: ignore[misc]
@@ -38,8 +42,11 @@ class TreeModule(torch.nn.Module):  # type: ignore[misc]
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Call the program; return its outputs in order."""
         # Leaves (TENSOR, None, TENSOR) and the tensors a, b give (a, None, b).
-        fed = iter(tensors)
-        leaves = [next(fed) if leaf is self.TENSOR else leaf for leaf in self.leaves]
+        leaves = list(self.leaves)
+        pending = iter(tensors)
+        for index, leaf in enumerate(leaves):
+            if leaf is self.TENSOR:
+                leaves[index] = next(pending)
         args, kwargs = pytree.tree_unflatten(leaves, self.in_spec)
         return flatten(self.inner(*args, **kwargs))
 
@@ -55,7 +62,7 @@ class NamedModule(torch.nn.Module):  # type: ignore[misc]
 
     Args:
         inner: the module.
-        input_names: its keyword arguments, in order; at most four.
+        input_names: its keyword arguments, in order; at most `MAX_INPUTS`.
         output_names: the tensors of its answer, in order, as `name_outputs` names them.
     """
 
@@ -63,13 +70,23 @@ class NamedModule(torch.nn.Module):  # type: ignore[misc]
         self, inner: nn.Module, input_names: tuple[str, ...], output_names: tuple[str, ...]
     ) -> None:
         super().__init__()
+        if len(input_names) > MAX_INPUTS:
+            raise ValueError(f"{len(input_names)} inputs; forward takes {MAX_INPUTS}")
         self.inner = inner
         self.input_names = input_names
         self.output_names = output_names
 
-    def forward(self, a: Any, b: Any = None, c: Any = None, d: Any = None) -> tuple[Any, ...]:
+    def forward(
+        self,
+        a: torch.Tensor,
+        b: torch.Tensor | None = None,
+        c: torch.Tensor | None = None,
+        d: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         """Call the module; return its named outputs in order."""
-        fed = dict(zip(self.input_names, (a, b, c, d), strict=False))
-        answer = self.inner(**fed, return_dict=True)
-        tensors = {".".join(path): tensor for path, tensor in output_leaves(answer)}
-        return tuple(tensors[name] for name in self.output_names)
+        # Input names (input_ids, attention_mask) and the tensors x, m, None, None give
+        # inner(input_ids=x, attention_mask=m).
+        tensors = (a, b, c, d)[: len(self.input_names)]
+        answer = self.inner(**dict(zip(self.input_names, tensors, strict=True)), return_dict=True)
+        outputs = {".".join(path): tensor for path, tensor in output_leaves(answer)}
+        return tuple(outputs[name] for name in self.output_names)

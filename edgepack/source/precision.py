@@ -6,8 +6,9 @@ onnxruntime has few kernels of the other types on a CPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -34,20 +35,19 @@ def cast_to_float32(module: nn.Module) -> list[str]:
 
     # With any narrow parameter, buffers of either narrow type are cast too.
     narrow = {torch.float16, torch.bfloat16}
-    used = {parameter.dtype for parameter in module.parameters()}
-    types = used & {torch.float64}
-    if used & narrow:
+    counts = _count_types(module)
+    types = counts.keys() & {torch.float64}
+    if not narrow.isdisjoint(counts):
         types |= narrow
     if not types:
         return []
-    casting = next((p for p in module.modules() if _owns(p, types) and _casts(p)), None)
-    if casting is not None:
-        return [f"Not cast to float32: {type(casting).__qualname__} casts its own operands."]
-    counts: dict[torch.dtype, int] = {}
-    for parameter in module.parameters():
-        if parameter.dtype in types:
-            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + 1
-    hooked = [part for part in module.modules() if part is module or _owns(part, types)]
+    hooked = []
+    for part in module.modules():
+        owns = not types.isdisjoint(_count_types(part, recurse=False))
+        if owns and _casts(part):
+            return [f"Not cast to float32: {type(part).__qualname__} casts its own operands."]
+        if owns or part is module:
+            hooked.append(part)
     module._apply(lambda tensor: tensor.float() if tensor.dtype in types else tensor)
     for part in module.modules():
         for name, value in list(vars(part).items()):
@@ -56,32 +56,41 @@ def cast_to_float32(module: nn.Module) -> list[str]:
     if not isinstance(module, torch.jit.ScriptModule):
         for part in hooked:
             part.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-    return [
-        f"Cast {count} parameters from {str(dtype).removeprefix('torch.')} to float32."
-        for dtype, count in counts.items()
-    ]
+    notes = []
+    for dtype, count in counts.items():
+        if dtype in types:
+            name = str(dtype).removeprefix("torch.")
+            notes.append(f"Cast {count} parameters from {name} to float32.")
+    return notes
 
 
-def _owns(part: nn.Module, types: set[torch.dtype]) -> bool:
-    return any(parameter.dtype in types for parameter in part.parameters(recurse=False))
+def _count_types(module: nn.Module, recurse: bool = True) -> Counter[torch.dtype]:
+    """Count the parameters of each type."""
+    return Counter(parameter.dtype for parameter in module.parameters(recurse=recurse))
 
 
 def _casts(part: nn.Module) -> bool:
     """Return True if the code of a user's class names a float type to cast to."""
     if type(part).__module__.startswith("torch."):
         return False
-    functions = [value for value in vars(type(part)).values() if isinstance(value, FunctionType)]
-    return any(_CASTS & set(function.__code__.co_names) for function in functions)
+    # co_names has the names of attributes and globals: ("F", "linear", "half", "weight") for
+    # F.linear(x.half(), self.weight).
+    for value in vars(type(part)).values():
+        if isinstance(value, FunctionType) and not _CASTS.isdisjoint(value.__code__.co_names):
+            return True
+    return False
 
 
-def _cast_inputs(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _cast_inputs(
+    _module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Cast the floating-point tensors among a layer's arguments to float32."""
     from torch.utils import _pytree as pytree
 
     return pytree.tree_map(_to_float32, args), pytree.tree_map(_to_float32, kwargs)
 
 
-def _to_float32(value: object) -> Any:
+def _to_float32(value: object) -> object:
     import torch
 
     if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -18,8 +18,7 @@ import ast
 import json
 import keyword
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from edgepack.errors import SourceError
 
@@ -27,23 +26,32 @@ MAX_DEPTH = 200
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _DOTTED = re.compile(r"\w+(\.\w+)*", re.ASCII)
 _OPERATOR = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed)\.(\w+)\.(\w+)", re.ASCII)
-_DUNDER_OPERATORS = frozenset(f"__{i}{name}__" for i in ("", "i") for name in
-                              ("and", "or", "xor", "lshift", "rshift"))  # fmt: skip
+# Operators of aten that are named as Python's are: `mask & 1` is aten.__and__.Scalar. Any other
+# name with two underscores may be an attribute of a Python object.
+_DUNDER_OPERATORS = frozenset(
+    ["__and__", "__or__", "__xor__", "__lshift__", "__rshift__",
+     "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"]
+)  # fmt: skip
 # aten::from_file maps files, and creates them.
 _FORBIDDEN_OPERATORS = frozenset({"from_file", "save", "_print", "warn"})
-_HIGHER_ORDER = frozenset(
-    f"torch.ops.higher_order.{name}"
-    for name in ("cond", "while_loop", "scan", "map_impl", "wrap_with_set_grad_enabled",
-                 "wrap_with_autocast", "associative_scan")
-)  # fmt: skip
-_SYMBOLIC = frozenset(
-    [f"_operator.{name}" for name in
-     ("eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub", "floordiv", "mod",
-      "pow", "truediv", "and_", "or_", "lshift", "rshift", "getitem", "not_")]
-    + [f"torch.sym_{name}" for name in ("not", "int", "float", "ite", "max", "min", "sqrt")]
-    + ["torch._sym_sqrt"]
-    + [f"math.{name}" for name in ("trunc", "ceil", "floor")]
-)  # fmt: skip
+# Targets besides torch's operators, by module: "math.ceil" is "ceil" of "math".
+_CALLABLES = {
+    # Control flow. Its branches are graphs of the same program, and checked like the rest.
+    "torch.ops.higher_order": frozenset(
+        ["cond", "while_loop", "scan", "map_impl", "wrap_with_set_grad_enabled",
+         "wrap_with_autocast", "associative_scan"]
+    ),
+    # Arithmetic on symbolic sizes: the floordiv of x[:, : x.shape[1] // 2].
+    "_operator": frozenset(
+        ["eq", "ne", "le", "ge", "lt", "gt", "neg", "pos", "mul", "add", "sub", "floordiv", "mod",
+         "pow", "truediv", "and_", "or_", "lshift", "rshift", "getitem", "not_"]
+    ),
+    "torch": frozenset(
+        ["sym_not", "sym_int", "sym_float", "sym_ite", "sym_max", "sym_min", "sym_sqrt",
+         "_sym_sqrt"]
+    ),
+    "math": frozenset(["trunc", "ceil", "floor"]),
+}  # fmt: skip
 
 _METADATA = frozenset({"nn_module_stack", "torch_fn"})
 _DOTTED_KEYS = frozenset(
@@ -62,6 +70,9 @@ _FUNCTIONS = frozenset(
      "LShift", "RShift", "PowByNatural", "FloatPow", "FloatTrueDiv", "IntTrueDiv", "TruncToFloat",
      "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat", "Identity"]
 )  # fmt: skip
+# Arguments that may be text, by function.
+_TEXTS = {"Symbol": _NAME, "Float": re.compile(r"[-+0-9.eE]{1,40}")}
+_KEY = re.compile(r"[\w .:/-]*", re.ASCII)
 
 
 def clean_program(data: bytes, file: str) -> bytes:
@@ -128,9 +139,11 @@ def _walk(root: object, file: str) -> Iterator[tuple[str, object]]:
             raise corrupt(file, f"it is nested deeper than {MAX_DEPTH}")
         yield key, value
         if isinstance(value, dict):
-            pending.extend((k, v, depth + 1) for k, v in value.items())
+            for name, inner in value.items():
+                pending.append((name, inner, depth + 1))
         elif isinstance(value, list):
-            pending.extend((key, v, depth + 1) for v in value)
+            for inner in value:
+                pending.append((key, inner, depth + 1))
 
 
 def _check(key: str, value: object, file: str) -> None:
@@ -170,20 +183,33 @@ def _check_name(name: object, file: str) -> None:
 
 def _check_operator(target: object, file: str) -> None:
     target = str(target)
-    if target in _SYMBOLIC or target in _HIGHER_ORDER:
-        return
+    if not _is_known_operator(target):
+        raise SourceError(
+            "source-exported-operator",
+            f"{file} uses an operator that is not one of torch's own",
+            why=f"{target[:80]!r}",
+            hint="export the network without custom operators: torch.onnx cannot translate them "
+            "either",
+        )
+
+
+def _is_known_operator(target: str) -> bool:
+    """Return True for an operator of torch that only computes.
+
+    "torch.ops.aten.relu.default" and "math.ceil" are; "torch.os.system" and
+    "torch.ops.aten.from_file.default" are not.
+    """
+    module, _, name = target.rpartition(".")
+    if name in _CALLABLES.get(module, ()):
+        return True
     match = _OPERATOR.fullmatch(target)
-    if match:
-        _, name, overload = match.groups()
-        hidden = name.startswith("__") and name not in _DUNDER_OPERATORS
-        if not hidden and not overload.startswith("__") and name not in _FORBIDDEN_OPERATORS:
-            return
-    raise SourceError(
-        "source-exported-operator",
-        f"{file} uses an operator that is not one of torch's own",
-        why=f"{target[:80]!r}",
-        hint="export the network without custom operators: torch.onnx cannot translate them either",
-    )
+    if not match:
+        return False
+    _, name, overload = match.groups()
+    # torch looks up both names as attributes, so `__class__` must not pass for an overload.
+    if overload.startswith("__") or (name.startswith("__") and name not in _DUNDER_OPERATORS):
+        return False
+    return name not in _FORBIDDEN_OPERATORS
 
 
 def check_expression(text: str, file: str) -> None:
@@ -204,9 +230,11 @@ def check_expression(text: str, file: str) -> None:
 
 
 def _is_arithmetic(node: ast.AST) -> bool:
+    """Return True for a node of arithmetic: all nodes of 2*Symbol('s0') + 1, not those of x.y."""
     if isinstance(node, ast.Call):
-        function = node.func.id if isinstance(node.func, ast.Name) else ""
-        return function in _FUNCTIONS and _plain_text(function, node)
+        if not isinstance(node.func, ast.Name) or node.func.id not in _FUNCTIONS:
+            return False
+        return _plain_text(node.func.id, node)
     if isinstance(node, ast.Name):
         return not node.id.startswith("_")
     if isinstance(node, ast.Constant):
@@ -214,6 +242,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
         return isinstance(node.value, (bool, float, str)) or (
             isinstance(node.value, int) and abs(node.value) < 2**63
         )
+    # 9**9**9 would keep sympy busy for ever, so only small constant powers pass.
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         return isinstance(node.right, ast.Constant) and node.right.value in range(9)
     return isinstance(
@@ -228,13 +257,13 @@ def _plain_text(function: str, call: ast.Call) -> bool:
 
     Symbol('s0') and Float('0.5') are; Symbol('x()') and Add('__import__') are not.
     """
-    values = [*call.args, *(keyword_.value for keyword_ in call.keywords)]
-    texts = [v.value for v in values if isinstance(v, ast.Constant) and isinstance(v.value, str)]
-    if function == "Symbol":
-        return all(_NAME.fullmatch(text) for text in texts)
-    if function == "Float":
-        return all(re.fullmatch(r"[-+0-9.eE]{1,40}", text) for text in texts)
-    return not texts
+    form = _TEXTS.get(function)
+    for value in (*call.args, *(keyword_.value for keyword_ in call.keywords)):
+        if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
+            continue
+        if form is None or not form.fullmatch(value.value):
+            return False
+    return True
 
 
 def _check_tree(text: str, file: str) -> None:
@@ -266,13 +295,16 @@ def _check_tree(text: str, file: str) -> None:
 
 
 def _plain_keys(keys: object) -> bool:
-    if keys is None or keys == []:
+    """Return True for the keys of a dict that are numbers or plain words, and for no keys."""
+    if keys is None:
         return True
-    return isinstance(keys, list) and all(
-        isinstance(key, int)
-        or (isinstance(key, str) and re.fullmatch(r"[\w .:/-]*", key, re.ASCII))
-        for key in keys
-    )
+    return isinstance(keys, list) and all(map(_is_plain_key, keys))
+
+
+def _is_plain_key(key: object) -> bool:
+    if isinstance(key, str):
+        return _KEY.fullmatch(key) is not None
+    return isinstance(key, int)
 
 
 def check_payload(data: bytes, file: str, entry: str, available: frozenset[str]) -> None:
@@ -283,8 +315,9 @@ def check_payload(data: bytes, file: str, entry: str, available: frozenset[str])
     """
     try:
         config = json.loads(data, object_pairs_hook=_unique)["config"]
-        rows: list[tuple[str, Mapping[str, Any]]] = list(config.items())
-        for name, row in rows:
+        # {"fc.weight": {"path_name": "weight_0", "use_pickle": false, "tensor_meta": {...}}};
+        # torch would unpickle the entry of a row with use_pickle.
+        for name, row in list(config.items()):
             if row["use_pickle"] is not False:
                 raise unsafe(file, f"{entry}: {name!r} is pickled")
             if not _DOTTED.fullmatch(name):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -104,8 +105,12 @@ _SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".ckpt", ".tar", ".bin", ".safetens
 
 def _suggest_similar(path: Path) -> str:
     """Suggest a file of a similar name beside the missing one."""
+    names = []
     try:
-        names = [entry.name for entry in path.parent.iterdir() if _may_be_model(entry)]
+        for entry in path.parent.iterdir():
+            # A log or a report of a similar name is no model.
+            if entry.suffix in _SUFFIXES or entry.is_dir():
+                names.append(entry.name)
     except OSError:
         return f"the folder {path.parent} cannot be listed"
     near = nearest(path.name, names)
@@ -114,62 +119,77 @@ def _suggest_similar(path: Path) -> str:
     return f"did you mean {path.parent / near}?"
 
 
-def _may_be_model(path: Path) -> bool:
-    # A log or a report of a similar name is no model.
-    return path.suffix in _SUFFIXES or path.is_dir()
-
-
 def _folder(path: Path) -> Format:
     names = sorted(entry.name for entry in path.iterdir())
     if "config.json" in names:
         return "hugging-face"
+    kind = "not a Hugging Face folder: it has no config.json"
+    hint = "use the model's file, or a folder written by save_pretrained"
+    index = _first_ending(names, ".index.json")
     if "saved_model.pb" in names:
-        what, hint = "a TensorFlow SavedModel", "convert it with tf2onnx and use the ONNX file"
-    else:
-        what = "not a Hugging Face folder: it has no config.json"
-        hint = "use the model's file, or a folder written by save_pretrained"
-        index = next((name for name in names if name.endswith(".index.json")), None)
-        if index:
-            hint = f"use {path / index} with --arch, or a folder written by save_pretrained"
-    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        kind, hint = "a TensorFlow SavedModel", "convert it with tf2onnx and use the ONNX file"
+    elif index:
+        hint = f"use {path / index} with --arch, or a folder written by save_pretrained"
     raise SourceError(
         "source-folder",
-        f"the folder {path} is {what}",
-        why=f"it holds: {shown or 'nothing'}",
+        f"the folder {path} is {kind}",
+        why=f"it holds: {_shorten(names, 6) or 'nothing'}",
         hint=hint,
     )
+
+
+def _first_ending(names: Sequence[str], *ends: str) -> str:
+    """Return the first name with one of the ends; "" if there is none."""
+    return next((name for name in names if name.endswith(ends)), "")
+
+
+def _shorten(names: Sequence[str], limit: int) -> str:
+    text = ", ".join(names[:limit])
+    if len(names) > limit:
+        text += ", ..."
+    return text
 
 
 def _zip(path: Path) -> Format:
     # TorchScript compresses its code, and nothing else that torch writes is compressed.
     with open_checked(path, stored_only=False) as archive:
         names = archive.namelist()
-        roots = {name.split("/", 1)[0] for name in names}
-        inside = {name.split("/", 1)[1] for name in names if "/" in name}
-        if len(roots) == 1:
-            root = next(iter(roots))
-            if "archive_format" in inside:
-                return _read_declared(path, archive, f"{root}/archive_format")
-            if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
-                return "torchscript"
-            if "data.pkl" in inside:
-                require_stored(path, archive)
-                return "checkpoint"
-        what, hint = "a zip archive of another kind", _TAKEN
-        if "serialized_exported_program.json" in names:
-            what = "a torch.export program in the layout before torch 2.8"
-            hint = (
-                "load it with the torch that saved it, and save it again with torch 2.11 or later"
-            )
-        elif "bundle.json" in names:
-            what, hint = "already an edgepack bundle", f"run it: python3 {path.name} info"
-        elif names and all(name.endswith(".npy") for name in names):
-            what, hint = "a NumPy archive", "samples go to --calibration and --evaluation"
-        elif any(name.endswith(("config.json", ".safetensors", ".onnx", ".pt")) for name in names):
-            hint = "unpack it first, and use the file or folder inside"
-    shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-    raise SourceError(
-        "source-unknown", f"{path.name} is {what}", why=f"its entries: {shown or 'none'}", hint=hint
+        # All entries of a torch archive lie in one folder, named after the file that was saved:
+        # net/data.pkl, net/data/0, net/version.
+        root = names[0].partition("/")[0] if names else ""
+        inside = set()
+        for name in names:
+            folder, _, entry = name.partition("/")
+            if folder != root:
+                raise _unknown_zip(path, names)
+            inside.add(entry)
+        if "archive_format" in inside:
+            return _read_declared(path, archive, f"{root}/archive_format")
+        if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):
+            return "torchscript"
+        if "data.pkl" in inside:
+            require_stored(path, archive)
+            return "checkpoint"
+    raise _unknown_zip(path, names)
+
+
+def _unknown_zip(path: Path, names: Sequence[str]) -> SourceError:
+    """Return the error for an archive that torch did not write."""
+    kind, hint = "a zip archive of another kind", _TAKEN
+    if "serialized_exported_program.json" in names:
+        kind = "a torch.export program in the layout before torch 2.8"
+        hint = "load it with the torch that saved it, and save it again with torch 2.11 or later"
+    elif "bundle.json" in names:
+        kind, hint = "already an edgepack bundle", f"run it: python3 {path.name} info"
+    elif names and all(name.endswith(".npy") for name in names):
+        kind, hint = "a NumPy archive", "samples go to --calibration and --evaluation"
+    elif _first_ending(names, "config.json", ".safetensors", ".onnx", ".pt"):
+        hint = "unpack it first, and use the file or folder inside"
+    return SourceError(
+        "source-unknown",
+        f"{path.name} is {kind}",
+        why=f"its entries: {_shorten(names, 4) or 'none'}",
+        hint=hint,
     )
 
 
@@ -189,10 +209,10 @@ def _read_declared(path: Path, archive: zipfile.ZipFile, entry: str) -> Format:
 
 
 def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
-    if _is_safetensors(path, head, size):
+    if _is_safetensors(path, file, head, size):
         return "safetensors"
     if head[:1] == b"\x80":
-        # torch.save writes PROTO n, LONG1 10, then the magic number.
+        # torch.save writes PROTO n, LONG1 10, then the magic number: 80 02 8A 0A 6C FC 9C 46 ...
         if head[2:4] == b"\x8a\x0a" and head[4:14] == _LEGACY_MAGIC:
             return "checkpoint"
         if len(head) < 14 or head[1] in range(2, 6):
@@ -202,13 +222,14 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
                 why="loading a pickle can run any code; it was not loaded",
                 hint="if you trust it, load it, and torch.save(model.state_dict(), PATH)",
             )
-    for offset, magic, what, hint in _FOREIGN:
+    for offset, magic, kind, hint in _FOREIGN:
+        # Case is ignored for the sake of <!doctype HTML>.
         if head[offset : offset + len(magic)].lower() == magic.lower():
             raise SourceError(
-                "source-unknown", f"{path.name} is {what}", why="its first bytes say so", hint=hint
+                "source-unknown", f"{path.name} is {kind}", why="its first bytes say so", hint=hint
             )
     # JSON and protobuf have no magic bytes, so they are parsed, and come last.
-    if head[:1] == b"{" and _is_index(path, size):
+    if head[:1] == b"{" and _is_index(file, size):
         return "sharded-checkpoint"
     if _is_onnx(path, file, size):
         return "onnx"
@@ -220,7 +241,7 @@ def _stream(path: Path, file: BinaryIO, head: bytes, size: int) -> Format:
     )
 
 
-def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
+def _is_safetensors(path: Path, file: BinaryIO, head: bytes, size: int) -> bool:
     """Return True if an 8-byte length and a JSON object open the file; truncation is an error."""
     # 8 bytes: length n of the header, little-endian
     # n bytes: {"conv.weight": {"dtype": "F32", "shape": [8, 3], "data_offsets": [0, 96]}, ...}
@@ -232,19 +253,16 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
         return False
     end = 8 + length
     if end <= size:
-        with path.open("rb") as file:
-            file.seek(8)
-            try:
-                header = json.loads(file.read(length))
-                ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-                end += max(ends, default=0)
-            except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-                raise SourceError(
-                    "source-corrupt",
-                    f"{path.name} starts like a safetensors file, but its header is broken",
-                    why=f"{type(error).__name__}: {error}",
-                    hint="save or download it again",
-                ) from error
+        file.seek(8)
+        try:
+            end += _data_bytes(file.read(length))
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            raise SourceError(
+                "source-corrupt",
+                f"{path.name} starts like a safetensors file, but its header is broken",
+                why=f"{type(error).__name__}: {error}",
+                hint="save or download it again",
+            ) from error
     if end > size:
         raise SourceError(
             "source-truncated",
@@ -255,12 +273,21 @@ def _is_safetensors(path: Path, head: bytes, size: int) -> bool:
     return True
 
 
-def _is_index(path: Path, size: int) -> bool:
+def _data_bytes(header: bytes) -> int:
+    """Return the number of bytes after a safetensors header: the largest end of a tensor's data."""
+    content = json.loads(header)
+    content.pop("__metadata__", None)
+    return max((entry["data_offsets"][1] for entry in content.values()), default=0)
+
+
+def _is_index(file: BinaryIO, size: int) -> bool:
     """Return True if a JSON file names the files of a sharded checkpoint."""
     if size > MAX_INDEX:
         return False
+    file.seek(0)
     try:
-        content = json.loads(path.read_bytes())
+        # The file may have grown since its size was taken.
+        content = json.loads(file.read(MAX_INDEX))
     except (ValueError, RecursionError):
         return False
     return isinstance(content.get("weight_map"), dict)

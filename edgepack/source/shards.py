@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgepack.errors import SourceError
@@ -32,6 +33,16 @@ def list_shards(index: Path) -> tuple[Path, ...]:
             hint="save the weights again with save_pretrained",
         ) from error
     return tuple(_shard(index, name) for name in names)
+
+
+def by_name(shards: Iterable[Path]) -> list[tuple[str, Path]]:
+    """Return each file with its name, for a digest that does not depend on the folder."""
+    return [(shard.name, shard) for shard in shards]
+
+
+def total_bytes(shards: Iterable[Path]) -> int:
+    """Return the size of all files together."""
+    return sum(shard.stat().st_size for shard in shards)
 
 
 def _shard(index: Path, name: str) -> Path:

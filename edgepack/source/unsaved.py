@@ -83,8 +83,8 @@ class _Walk:
     def __init__(self, root: nn.Module) -> None:
         self._excluded: set[int] = set()
         if root is not None:
-            self._excluded.update(id(part) for part in root.modules())
-            self._excluded.update(id(tensor) for tensor in root.state_dict(keep_vars=True).values())
+            self._excluded.update(map(id, root.modules()))
+            self._excluded.update(map(id, root.state_dict(keep_vars=True).values()))
 
     def attributes(self, part: nn.Module) -> Iterator[tuple[str, object]]:
         """Yield the plain attributes of a torch module, in the order of their names."""
@@ -154,8 +154,8 @@ def _text(value: str) -> str:
 def _function(value: types.FunctionType) -> list[object]:
     # Bytecode without line numbers: moving a function in its file does not change its digest.
     code = value.__code__
-    constants = [constant for constant in code.co_consts if _is_plain(constant)]
-    cells = [_content(cell) for cell in value.__closure__ or ()]
+    constants = list(filter(_is_plain, code.co_consts))
+    cells = list(map(_content, value.__closure__ or ()))
     return [code.co_code, constants, code.co_names, value.__defaults__, value.__kwdefaults__, cells]
 
 
@@ -175,6 +175,7 @@ def _fields(value: object) -> list[object]:
     if not isinstance(content, dict):
         if not dataclasses.is_dataclass(value):
             return []
+        # A dataclass with slots has no __dict__.
         content = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
     entries: list[tuple[object, object]] = sorted(content.items(), key=lambda entry: str(entry[0]))
     return list(chain.from_iterable(entries))

@@ -47,7 +47,7 @@ def load_state(path: Path, module: nn.Module, state: dict[str, torch.Tensor]) ->
     _fill_counters(target, state)
     if state.keys() != target.keys() or any(differ(target[name], state[name]) for name in target):
         raise mismatch(path, target, state)
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    buffers = dict(module.named_buffers(remove_duplicate=False))
     check_finite(path, named_tensors(module, state))
     notes = _cast(path, target, state, buffers)
     if notes:
@@ -67,7 +67,10 @@ def load_state(path: Path, module: nn.Module, state: dict[str, torch.Tensor]) ->
 def _fill_shared(target: Mapping[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
     """Set every name of a shared tensor to the value that the file has under one of its names."""
     # With a tied output layer, "head.weight" may be missing and "embedding.weight" present.
-    values = {id(target[name]): state[name] for name in target if name in state}
+    values = {}
+    for name, tensor in target.items():
+        if name in state:
+            values[id(tensor)] = state[name]
     for name, tensor in target.items():
         if name not in state and id(tensor) in values:
             state[name] = values[id(tensor)]
@@ -88,7 +91,7 @@ def _cast(
     path: Path,
     network: Mapping[str, torch.Tensor],
     state: dict[str, torch.Tensor],
-    buffers: set[str],
+    buffers: Mapping[str, torch.Tensor],
 ) -> list[str]:
     """Cast each tensor to the network's type, and return notes.
 
@@ -156,27 +159,36 @@ def _check_plain(path: Path, name: str, tensor: torch.Tensor) -> None:
     """
     import torch
 
-    small = tensor.is_floating_point() and tensor.element_size() < 2
-    if tensor.is_meta or tensor.layout != torch.strided or small:
-        kind = "without values (device meta)" if tensor.is_meta else str(tensor.layout)
-        raise SourceError(
-            "source-weights-dtype",
-            f"a tensor of {path.name} does not hold plain numbers",
-            why=f"{name} is {tensor.dtype if small else kind}",
-            hint="use dense weights of 16 bits or more, from before any quantization",
-        )
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        kind = tensor.dtype
+    elif tensor.is_meta:
+        kind = "without values (device meta)"
+    elif tensor.layout != torch.strided:
+        kind = tensor.layout
+    else:
+        return
+    raise SourceError(
+        "source-weights-dtype",
+        f"a tensor of {path.name} does not hold plain numbers",
+        why=f"{name} is {kind}",
+        hint="use dense weights of 16 bits or more, from before any quantization",
+    )
 
 
 def named_tensors(
     module: nn.Module, state: Mapping[str, torch.Tensor] | None = None
 ) -> list[tuple[str, torch.Tensor, bool]]:
     """List the tensors of a module, or of a state dict for it: name, tensor, True if trained."""
-    trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    if state is None:
-        tensors = [*module.named_parameters(), *module.named_buffers()]
-    else:
-        tensors = [(name, value) for name, value in state.items() if hasattr(value, "isnan")]
-    return [(name, tensor, name in trained) for name, tensor in tensors]
+    trained = dict(module.named_parameters(remove_duplicate=False))
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if state is not None:
+        tensors = list(state.items())
+    named = []
+    for name, tensor in tensors:
+        # The extra state of a module may be anything that can be pickled.
+        if hasattr(tensor, "isnan"):
+            named.append((name, tensor, name in trained))
+    return named
 
 
 def check_finite(path: Path, tensors: Iterable[tuple[str, torch.Tensor, bool]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from edgepack.errors import SpecError
@@ -61,6 +61,11 @@ def parse_axis(text: str) -> tuple[str, Span]:
     return name, Span(*map(int, parts))
 
 
+def names_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:
+    """Return the names of inputs or outputs, in order."""
+    return tuple(tensor.name for tensor in tensors)
+
+
 def find_repeated(names: Sequence[str]) -> str | None:
     """Return the first name that is repeated; None if all differ."""
     for name in names:
@@ -86,7 +91,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Span]:
 def parse_inputs(texts: Sequence[str]) -> tuple[Tensor, ...]:
     """Parse several inputs. Raises SpecError if a name is repeated."""
     inputs = tuple(map(parse, texts))
-    name = find_repeated([tensor.name for tensor in inputs])
+    name = find_repeated(names_of(inputs))
     if name is not None:
         raise SpecError(
             "inputs-twice",

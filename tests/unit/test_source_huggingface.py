@@ -11,6 +11,7 @@ import torch
 
 from edgepack.errors import SourceError
 from edgepack.source import Source, load
+from edgepack.source.positional import NamedModule
 
 transformers = pytest.importorskip("transformers")
 
@@ -183,3 +184,8 @@ def test_the_network_is_exported_with_free_axes(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         program.module()(other, other)[0].detach().numpy(), answer, rtol=1e-4, atol=1e-5
     )
+
+
+def test_a_fifth_input_is_refused_and_not_dropped() -> None:
+    with pytest.raises(ValueError, match="5 inputs; forward takes 4"):
+        NamedModule(torch.nn.Identity(), ("a", "b", "c", "d", "e"), ("y",))
