@@ -16,7 +16,11 @@ rounding costs at most 2^-11 or 2^-8 of a value: 71 or 53 dB, less as errors add
 
 def floor_db(types: Iterable[str]) -> float:
     """Return the lowest floor among the types that the reference was computed in."""
-    return min([SNR_FLOOR_DB, *(LOW_PRECISION_FLOORS_DB.get(t, SNR_FLOOR_DB) for t in types)])
+    # ["float16", "float64"] has the floor of float16: 40 dB.
+    lowest = SNR_FLOOR_DB
+    for name in types:
+        lowest = min(lowest, LOW_PRECISION_FLOORS_DB.get(name, SNR_FLOOR_DB))
+    return lowest
 
 
 def disagreement(

@@ -66,10 +66,11 @@ def check_dynamic_axes(
                 hint=_quantized(model)
                 or "look in forward() for randomness or for state that survives a call",
             )
-    return tuple(
-        _check_axis(runner, model, inputs, example, sizes, name, run_original, floor)
-        for name in sizes
-    )
+    notes = []
+    for name in sizes:
+        note = _check_axis(runner, model, inputs, example, sizes, name, run_original, floor)
+        notes.append(note)
+    return tuple(notes)
 
 
 def check_feeds(
@@ -171,7 +172,9 @@ def _quantized(model: ModelProto) -> str:
 
 def _require_symbols(model: ModelProto, inputs: Sequence[Tensor]) -> None:
     """Raise `axis-frozen` if the graph declares a number for a dynamic axis."""
-    declared = {tensor.name: tensor for tensor in signature(model)[0]}
+    declared: dict[str, Tensor] = {}
+    for tensor in signature(model)[0]:
+        declared[tensor.name] = tensor
     for tensor in inputs:
         actual = declared.get(tensor.name)
         if actual is None or actual.rank != tensor.rank:

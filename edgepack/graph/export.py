@@ -200,13 +200,16 @@ def export_program(
             why=f"expected {len(expected)} ({', '.join(map(str, expected))}), got {len(inputs)}",
             hint="pass one --input for each, in this order",
         )
+    names = None
+    if inputs:
+        names = [tensor.name for tensor in inputs]
     try:
         with exporting():
             exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[tensor.name for tensor in inputs] if inputs else None,
+                input_names=names,
                 verbose=False,
             )
             model = exported.model_proto
@@ -240,8 +243,10 @@ def _arguments(
     """Return the sizes of the dynamic axes, and the example at them as arrays and as tensors."""
     import torch
 
-    # torch.export fixes an axis whose size is 1 in the example.
-    sizes = {name: max(size, 2) for name, size in bind_sizes(inputs, example).items()}
+    sizes = bind_sizes(inputs, example)
+    for name, size in sizes.items():
+        # torch.export fixes an axis whose size is 1 in the example.
+        sizes[name] = max(size, 2)
     arrays = resize_axes(inputs, example, sizes)
     args = tuple(torch.from_numpy(arrays[tensor.name].copy()) for tensor in inputs)
     return sizes, arrays, args
@@ -266,6 +271,7 @@ def _export_dynamo(
         symbols[name] = torch.export.Dim(f"axis_{index}")
     shapes: list[dict[int, object]] = []
     for tensor in inputs:
+        # For "image" of (batch, 3, 224, 224): {0: Dim("axis_0")}.
         shapes.append({axis: symbols[dim] for axis, dim in dynamic_axes(tensor).items()})
     with exporting():
         exported: Any = torch.onnx.export(
@@ -344,5 +350,7 @@ def _structured_names(program: ExportedProgram) -> tuple[str, ...] | None:
     if not isinstance(keys, list) or len(keys) != len(children) or not children:
         return None
     # A key may be an integer, and a value another dict: neither has a name for its outputs.
-    complete = all(isinstance(key, str) for key in keys) and all(c.is_leaf() for c in children)
-    return tuple(keys) if complete else None
+    for key, child in zip(keys, children, strict=True):
+        if not isinstance(key, str) or not child.is_leaf():
+            return None
+    return tuple(keys)

@@ -12,7 +12,14 @@ import numpy as np
 from edgepack.onnx_tools.copies import replace_items
 from edgepack.onnx_tools.names import numbered
 from edgepack.onnx_tools.operators import Trait, having
-from edgepack.onnx_tools.walk import count_readers, fed_inputs, names_of, walk_graphs, walk_nodes
+from edgepack.onnx_tools.walk import (
+    by_name,
+    count_readers,
+    fed_inputs,
+    names_of,
+    walk_graphs,
+    walk_nodes,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -44,7 +51,7 @@ def name_nodes(model: ModelProto) -> None:
         module = _weight_owner(node, weights, readers) or _scope(node)
         if (
             module
-            and any(name in weights for name in node.input[1:2])
+            and not weights.isdisjoint(node.input[1:2])
             and node.op_type in having(Trait.LAYER)
         ):
             proposals.append((node, module))
@@ -164,7 +171,7 @@ def _name_weights(model: ModelProto, readers: Counter[str]) -> None:
     used: set[str] = set()
     for node in walk_nodes(model.graph):
         used.update(node.input, node.output)
-    initializers = {value.name: value for value in model.graph.initializer}
+    initializers = by_name(model.graph.initializer)
     for node in model.graph.node:
         if not _has_matrix(node):
             continue

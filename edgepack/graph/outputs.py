@@ -55,9 +55,14 @@ def state_outputs(
     ):
         measured = [(sizes, shapes[index]) for sizes, shapes in runs]
         rank = len(measured[0][1])
+        names: Sequence[Dim | None] = declared.shape
         # Some exporters declare another rank than the output has; its names then mean nothing.
-        names = declared.shape if declared.rank == rank else (None,) * rank
-        _set_shape(value, [_axis(measured, a, n, f"{value.name}_{a}") for a, n in enumerate(names)])
+        if declared.rank != rank:
+            names = (None,) * rank
+        shape = []
+        for axis, dim in enumerate(names):
+            shape.append(_axis(measured, axis, dim, f"{value.name}_{axis}"))
+        _set_shape(value, shape)
     return state_inputs(result, inputs)
 
 

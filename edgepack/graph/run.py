@@ -75,13 +75,14 @@ class Runner:
         try:
             outputs = self._session.run(None, feed)
         except Exception as error:  # as above
-            shapes = ", ".join(
-                f"{name} {array.dtype}{list(array.shape)}" for name, array in feed.items()
-            )
+            # "image float32[1, 3, 224, 224], mask bool[1, 8]"
+            shapes = []
+            for name, array in feed.items():
+                shapes.append(f"{name} {array.dtype}{list(array.shape)}")
             raise GraphError(
                 "run-failed",
                 "the graph does not run on these inputs",
-                why=f"{brief_reason(error)}\ninputs: {shapes}",
+                why=f"{brief_reason(error)}\ninputs: {', '.join(shapes)}",
                 hint="compare the inputs' shapes and types with those that the model expects",
             ) from error
         return tuple(map(np.asarray, outputs))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import GraphError
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.names import renamed, unused
-from edgepack.onnx_tools.walk import fed_inputs, names_of, walk_graphs
+from edgepack.onnx_tools.walk import by_name, fed_inputs, names_of, walk_graphs
 from edgepack.runtime.tensor import Dim, Tensor
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ def signature(model: ModelProto) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]
         GraphError: `tensor-type` if an input or output is not a plain tensor.
     """
     inputs = tuple(map(_tensor, fed_inputs(model.graph)))
-    outputs = {value.name: value for value in model.graph.output}
-    if not all(value.type.tensor_type.HasField("shape") for value in outputs.values()):
-        outputs |= _inferred_outputs(model)
-    return inputs, tuple(_tensor(outputs[value.name]) for value in model.graph.output)
+    outputs = list(model.graph.output)
+    if not all(value.type.tensor_type.HasField("shape") for value in outputs):
+        inferred = _inferred_outputs(model)
+        outputs = [inferred.get(value.name, value) for value in outputs]
+    return inputs, tuple(map(_tensor, outputs))
 
 
 def default_output_names(count: int) -> tuple[str, ...]:
@@ -138,7 +139,7 @@ def _inferred_outputs(model: ModelProto) -> dict[str, ValueInfoProto]:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
         return {}
-    return {value.name: value for value in inferred.graph.output}
+    return by_name(inferred.graph.output)
 
 
 def _tensor(value: ValueInfoProto) -> Tensor:

@@ -37,7 +37,11 @@ def bind_sizes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> d
 
 def dynamic_axes(tensor: Tensor) -> dict[int, str]:
     """Return the dynamic axes of a tensor, names by position: {0: "batch"} for (batch, 3)."""
-    return {axis: dim for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+    names: dict[int, str] = {}
+    for axis, dim in enumerate(tensor.shape):
+        if isinstance(dim, str):
+            names[axis] = dim
+    return names
 
 
 def candidate_sizes(size: int) -> tuple[int, ...]:

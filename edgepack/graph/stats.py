@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.onnx_tools.attributes import attributes, constant_value
 from edgepack.onnx_tools.operators import Trait, having
@@ -31,7 +31,7 @@ class GraphStats:
     parameters: int
     operators: Mapping[str, int]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the statistics as JSON values for the report."""
         return {
             "bytes": self.bytes,
@@ -56,7 +56,10 @@ def signed_activations(model: ModelProto) -> bool:
     import onnx
 
     # The third input of QuantizeLinear is the zero point, whose type is that of the result.
-    signed = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8}
+    signed = set()
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8:
+            signed.add(tensor.name)
     for node in nodes_of(model.graph, "QuantizeLinear"):
         if signed.intersection(node.input[2:]):
             return True
@@ -133,5 +136,7 @@ def _scales_of_products(model: ModelProto) -> set[str]:
     scales: set[str] = set()
     for node in walk_nodes(model.graph):
         if node.op_type == "Mul" and scaling.intersection(node.input):
-            scales.update(rows.get(name, name) for name in set(node.input) - scaling)
+            # Of Mul(Cast(weight), rows) the other operand is the table that the rows are from.
+            for name in set(node.input) - scaling:
+                scales.add(rows.get(name, name))
     return scales

@@ -169,8 +169,9 @@ def _run_module(
 ) -> tuple[np.ndarray, ...]:
     import torch
 
+    arguments = [torch.from_numpy(feed[tensor.name]) for tensor in inputs]
     with torch.no_grad():
-        result = module(*(torch.from_numpy(feed[tensor.name]) for tensor in inputs))
+        result = module(*arguments)
     # A module may return tensors in nested tuples, lists and dicts.
     leaves = torch.utils._pytree.tree_leaves(result)
-    return tuple(np.asarray(leaf) for leaf in leaves)
+    return tuple(map(np.asarray, leaves))

@@ -71,7 +71,11 @@ def innermost_model_frame(stack: Sequence[traceback.FrameSummary]) -> str | None
     """Return the model's last frame of a stack inside `forward`, formatted as in `model_line`."""
     # A stack reads: edgepack, torch (Module.__call__), the model's forward, torch again. Frames
     # before the first one of torch belong to the caller, not to the model.
-    first_tool = next((i for i, f in enumerate(stack) if "/torch/" in f.filename), len(stack))
+    first_tool = len(stack)
+    for index, frame in enumerate(stack):
+        if "/torch/" in frame.filename:
+            first_tool = index
+            break
     for frame in reversed(stack[first_tool:]):
         if is_model_file(frame.filename):
             return describe_frame(frame.filename, frame.lineno or 0, frame.name)
@@ -89,8 +93,10 @@ def explain(error: BaseException) -> tuple[str, str]:
                 cause = f"{cause}: {operator.group(1)}"
             return cause, hint
     root = chain[-1]
-    lines = [line.strip() for line in _ANSI.sub("", str(root)).splitlines() if line.strip()]
-    first = next(iter(lines), "no message")
+    message = _ANSI.sub("", str(root)).strip()
+    first = "no message"
+    if message:
+        first = message.splitlines()[0].strip()
     reason = f"{type(root).__name__}: {first}"[:300]
     return reason, "change that line, or export the model yourself and pass the ONNX file"
 

@@ -27,7 +27,8 @@ def tensor_bytes(tensor: TensorProto) -> int:
     bits = PACKED_BITS.get(
         kind, 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     )
-    return (prod(int(dim) for dim in tensor.dims) * bits + 7) // 8
+    # INT4 of (3,): 12 bits are 2 bytes.
+    return (prod(map(int, tensor.dims)) * bits + 7) // 8
 
 
 def tensors(model: ModelProto) -> Iterator[TensorProto]:

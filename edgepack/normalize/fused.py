@@ -40,7 +40,7 @@ def split_fused(model: ModelProto) -> tuple[str, ...]:
     for graph in walk_graphs(model.graph):
         writer.rewrite(graph)
     # The import of the domain goes with its last node.
-    if not any(node.domain == MICROSOFT for node in walk_nodes(model.graph)):
+    if MICROSOFT not in {node.domain for node in walk_nodes(model.graph)}:
         others = [entry for entry in model.opset_import if entry.domain != MICROSOFT]
         replace_items(model.opset_import, others)
     return tuple(writer.split)
@@ -103,7 +103,9 @@ class _Writer:
         activation = attributes.get("activation", b"").decode()
         if activation and activation not in _ACTIVATIONS:
             return None
-        plain = {k: v for k, v in attributes.items() if k not in _FUSED_ATTRIBUTES}
+        plain = dict(attributes)
+        for name in _FUSED_ATTRIBUTES:
+            plain.pop(name, None)
         parts = [helper.make_node(kind, node.input[:3], node.output, name=node.name, **plain)]
         if len(node.input) > 3 and node.input[3]:
             total = [self._chain(parts, "sum"), node.input[3]]

@@ -63,9 +63,12 @@ def _order(sources: list[set[int]]) -> list[int] | None:
                 path.pop()
                 continue
             state[index] = 1
-            pending = sorted((i for i in sources[index] if state[i] != 2), reverse=True)
-            if any(state[i] == 1 for i in pending):
-                return None
+            pending = []
+            for source in sorted(sources[index], reverse=True):
+                if state[source] == 1:
+                    return None
+                if state[source] == 0:
+                    pending.append(source)
             if not pending:
                 state[index] = 2
                 order.append(index)

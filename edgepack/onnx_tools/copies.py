@@ -26,7 +26,8 @@ def copied(message: Message) -> Message:
 
 def replace_items(field: Any, items: Iterable[object]) -> None:
     """Make copies of some messages the whole content of a repeated field, such as `graph.node`."""
-    copies = [copied(item) for item in items]
+    # Copied first, since the items may be messages of the field that is emptied.
+    copies = list(map(copied, items))
     del field[:]
     field.extend(copies)
 

@@ -45,12 +45,14 @@ def run_batch(
     runner: Session, batch: Feed, names: Sequence[str] | None = None
 ) -> Sequence[np.ndarray]:
     """Return the outputs of these names for one batch; None stands for all outputs."""
+    # A session without an input that the batch has, such as labels, must not get it.
     feed = {value.name: batch.inputs[value.name] for value in runner.get_inputs()}
     return runner.run(names, feed)
 
 
 def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
     """Divide names into groups whose tensors fit `HELD_BYTES`; each has at least one."""
+    # Tensors of 100, 60 and 50 MiB become two groups at 192 MiB: the first two, and the last.
     groups: list[list[str]] = []
     room = 0
     for name in names:
@@ -86,12 +88,13 @@ def tensors(
     runs = []
     for group in groups:
         # A graph input cannot be an output as well, so its values are those of the feed.
+        fed = [name for name in group if name in inputs]
         inner = [name for name in group if name not in inputs]
         runner = session(with_outputs(model, inner)) if inner else None
-        runs.append((group, inner, runner))
+        runs.append((fed, inner, runner))
     for number, batch in enumerate(samples.batches(batch_size)):
-        for group, inner, runner in runs:
-            values = {name: batch.inputs[name] for name in group if name in inputs}
+        for fed, inner, runner in runs:
+            values = {name: batch.inputs[name] for name in fed}
             if runner is not None:
                 values.update(zip(inner, run_batch(runner, batch, inner), strict=True))
             yield number, values

@@ -8,8 +8,8 @@ from onnx import numpy_helper
 
 from edgepack.onnx_tools.attributes import attribute as attribute
 from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.walk import by_name, fed_inputs, names_of
 from edgepack.onnx_tools.walk import captured_names as captured_names
-from edgepack.onnx_tools.walk import fed_inputs, names_of
 
 # Sizes of a tensor's axes: numbers, symbols, None where nothing is known.
 Shape = tuple[int | str | None, ...]
@@ -23,7 +23,7 @@ class GraphView:
         self.graph = graph
         self.nodes = list(graph.node)
         # For x -> Conv -> y -> Relu -> z the producer of y is 0 and its only reader 1.
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = by_name(graph.initializer)
         self.inputs = [value.name for value in fed_inputs(graph)]
         self.outputs = names_of(graph.output)
         # Inputs of any kind: an initializer among them can be overridden, so it is no constant.
@@ -40,7 +40,9 @@ class GraphView:
                     self.readers.setdefault(name, []).append(index)
             self.captured.update(captured_names(node))
         self.shapes, self.types = _inferred(model)
-        self.ranks = {name: len(shape) for name, shape in self.shapes.items()}
+        self.ranks: dict[str, int] = {}
+        for name, shape in self.shapes.items():
+            self.ranks[name] = len(shape)
 
     def constant(self, name: str) -> np.ndarray | None:
         """Return the value of an initializer that cannot be fed; None for any other tensor."""
@@ -77,7 +79,8 @@ def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]
         kind = value.type.tensor_type
         types[value.name] = kind.elem_type
         if value.type.HasField("tensor_type") and kind.HasField("shape"):
-            shapes[value.name] = tuple(_size(dim) for dim in kind.shape.dim)
+            # ("batch", 3, None): a symbol, a number, and a size that nothing is known of.
+            shapes[value.name] = tuple(map(_size, kind.shape.dim))
     return shapes, types
 
 

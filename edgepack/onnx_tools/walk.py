@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
@@ -17,6 +17,9 @@ class Named(Protocol):
     """Value, tensor or node of a graph."""
 
     name: str
+
+
+Item = TypeVar("Item", bound=Named)
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -74,6 +77,12 @@ def names_of(items: Iterable[Named]) -> set[str]:
     return {item.name for item in items}
 
 
+def by_name(items: Iterable[Item]) -> dict[str, Item]:
+    """Return values, tensors or nodes by name; of several with one name, the last."""
+    # `by_name(graph.initializer)["conv1.weight"]` is a tensor.
+    return {item.name: item for item in items}
+
+
 def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """Return the inputs of a graph that callers feed.
 
@@ -90,7 +99,7 @@ def used_names(graph: GraphProto) -> set[str]:
     for inner in walk_graphs(graph):
         for node in inner.node:
             names.update(node.input)
-        names.update(output.name for output in inner.output)
+        names |= names_of(inner.output)
     return names
 
 

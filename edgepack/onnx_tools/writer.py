@@ -87,7 +87,7 @@ class Writer:
         remove_unused_initializers(graph)
         # The domain of onnxruntime's own operators is declared only if one of them is used.
         opsets = self.result.opset_import
-        is_used = any(node.domain == MICROSOFT for node in self._nodes)
-        if is_used and not any(opset.domain == MICROSOFT for opset in opsets):
+        is_used = MICROSOFT in {node.domain for node in self._nodes}
+        if is_used and MICROSOFT not in {opset.domain for opset in opsets}:
             opsets.append(helper.make_opsetid(MICROSOFT, 1))
         return self.result
