@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from edgepack.data.columns import Column, open_columns
 from edgepack.data.fit import (
     LABELS,
@@ -21,6 +19,7 @@ from edgepack.data.fit import (
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.tensors import names_of
 
 
 def open_arrays(
@@ -50,8 +49,10 @@ def infer_tensors(path: Path) -> tuple[Tensor, ...]:
         DataError: the file cannot be read, or an array has no axis for samples.
     """
     with open_columns(path, ()) as columns:
-        features = [column for column in columns if column.name != LABELS]
-        for column in features:
+        tensors = []
+        for column in columns:
+            if column.name == LABELS:
+                continue
             refuse_objects(column.dtype, column.name, path.name)
             if not column.shape:
                 raise DataError(
@@ -61,12 +62,11 @@ def infer_tensors(path: Path) -> tuple[Tensor, ...]:
                     hint="store one entry per sample, or declare the inputs: "
                     "--input name:dtype:dims",
                 )
-        # An array of (64, 3, 224, 224) float32 becomes a tensor of (batch, 3, 224, 224). Byte
-        # order is dropped: ">f4" is float32 to the model.
-        return tuple(
-            Tensor(c.name, c.dtype.newbyteorder("=").name, ("batch", *c.shape[1:]))
-            for c in features
-        )
+            # An array of (64, 3, 224, 224) float32 becomes a tensor of (batch, 3, 224, 224). Byte
+            # order is dropped: ">f4" is float32 to the model.
+            dtype = column.dtype.newbyteorder("=").name
+            tensors.append(Tensor(column.name, dtype, ("batch", *column.shape[1:])))
+        return tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -96,35 +96,53 @@ class _Plan:
         """Check a file's headers against the inputs and plan the conversion."""
         by_name = {column.name: column for column in columns}
         labels = None
-        if LABELS not in {tensor.name for tensor in inputs}:
+        if LABELS not in names_of(inputs):
             labels = by_name.pop(LABELS, None)
         check_names(by_name, inputs, where)
-        widened = [t for t in inputs if check_dtype(by_name[t.name].dtype, t, where)]
-        complete = frozenset(t.name for t in inputs if len(by_name[t.name].shape) == t.rank + 1)
-        sliced = tuple(t for t in inputs if t.name not in complete)
-        for tensor in sliced:
-            shape = by_name[tensor.name].shape
-            if len(shape) != tensor.rank or not shape:
-                raise shape_error(shape, tensor, where)
+        notes = []
+        for tensor in inputs:
+            dtype = by_name[tensor.name].dtype
+            if check_dtype(dtype, tensor, where):
+                notes.append(f"{tensor.name} is widened from {dtype.name} to {tensor.dtype}.")
+        complete, sliced = _divide(by_name, inputs, where)
         exact = exact_batch(sliced, where)
         if complete and exact not in (None, 1):
             raise DataError(
                 "samples-batch-axis",
                 f"{where}: complete feeds are mixed with samples for a batch of {exact}",
                 why=f"{', '.join(sorted(complete))}: a complete feed in each array[i]; "
-                f"{', '.join(t.name for t in sliced)}: one sample in each array[i]",
+                f"{', '.join(names_of(sliced))}: one sample in each array[i]",
                 hint="store every input as complete feeds: one axis more, array[i] fed unchanged",
             )
-        shapes = {name: (1, *column.shape[1:]) for name, column in by_name.items()}
-        shapes |= {name: by_name[name].shape[1:] for name in complete}
+        shapes = {}
+        for name, column in by_name.items():
+            row = column.shape[1:]
+            shapes[name] = row if name in complete else (1, *row)
         check_feed(shapes, inputs, where, any_batch=not complete)
         count = _common_count(by_name, where)
         if labels is not None:
             check_label_header(labels.shape, labels.dtype, count, where)
-        notes = tuple(
-            f"{t.name} is widened from {by_name[t.name].dtype.name} to {t.dtype}." for t in widened
-        )
-        return _Plan(count, complete, exact, notes)
+        return _Plan(count, complete, exact, tuple(notes))
+
+
+def _divide(
+    columns: dict[str, Column], inputs: tuple[Tensor, ...], where: str
+) -> tuple[frozenset[str], tuple[Tensor, ...]]:
+    """Return the names of the inputs stored as complete feeds, and the inputs stored as samples.
+
+    Raises DataError `samples-shape` or `samples-layout` for an array that is neither.
+    """
+    complete, sliced = [], []
+    for tensor in inputs:
+        if len(columns[tensor.name].shape) == tensor.rank + 1:
+            complete.append(tensor.name)
+        else:
+            sliced.append(tensor)
+    for tensor in sliced:
+        shape = columns[tensor.name].shape
+        if len(shape) != tensor.rank or not shape:
+            raise shape_error(shape, tensor, where)
+    return frozenset(complete), tuple(sliced)
 
 
 def _common_count(columns: dict[str, Column], where: str) -> int:
@@ -150,7 +168,6 @@ def _common_count(columns: dict[str, Column], where: str) -> int:
 def _pieces(path: Path, inputs: tuple[Tensor, ...], size: int) -> Iterator[Piece]:
     with open_columns(path, inputs) as columns:
         plan = _Plan.of(columns, inputs, path.name)
-        dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in inputs}
         # Complete feeds are not gathered into batches, so they are read one at a time.
         step = size
         if plan.complete:
@@ -158,14 +175,16 @@ def _pieces(path: Path, inputs: tuple[Tensor, ...], size: int) -> Iterator[Piece
         for start in range(0, plan.count, step):
             rows = min(step, plan.count - start)
             arrays = {column.name: column.read(rows) for column in columns}
-            for name in plan.complete:
-                # The ellipsis keeps a complete feed without axes an array: x[0] of shape (1,) is
-                # a numpy scalar, x[0, ...] an array of shape ().
-                arrays[name] = arrays[name][0, ...]
-            feed = {name: arrays[name].astype(dtype, copy=False) for name, dtype in dtypes.items()}
-            labels = None
-            if LABELS not in dtypes:
-                labels = arrays.get(LABELS)
+            feed = {}
+            for tensor in inputs:
+                # Taken out, so that only labels remain; of an input named "labels", none do.
+                array = arrays.pop(tensor.name)
+                if tensor.name in plan.complete:
+                    # The ellipsis keeps a complete feed without axes an array: x[0] of shape (1,)
+                    # is a numpy scalar, x[0, ...] an array of shape ().
+                    array = array[0, ...]
+                feed[tensor.name] = array.astype(tensor.dtype, copy=False)
+            labels = arrays.get(LABELS)
             yield Piece(feed, labels, rows, divisible=not plan.complete)
         for column in columns:
             column.finish()

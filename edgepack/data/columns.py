@@ -22,6 +22,7 @@ from edgepack.data.fit import refuse_objects
 from edgepack.errors import DataError
 from edgepack.runtime.plain import open_plain
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.tensors import names_of
 
 NPY_MAGIC = b"\x93NUMPY"
 ZIP_MAGIC = b"PK\x03\x04"
@@ -95,7 +96,7 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
                 raise DataError(
                     "samples-npy-inputs",
                     f"{path.name} holds one array, and the model takes several",
-                    why=f"the model's inputs: {', '.join(t.name for t in inputs)}",
+                    why=f"the model's inputs: {', '.join(names_of(inputs))}",
                     hint=f"save an .npz: numpy.savez(path, {arguments})",
                 )
             name = inputs[0].name if inputs else NPY_NAME
@@ -127,8 +128,9 @@ def _members(stream: IO[bytes], path: Path, stack: ExitStack) -> Iterator[Column
             raise ValueError(f"it should hold one .npy for each array; it holds {names[:9]}")
         # numpy.savez stores and numpy.savez_compressed deflates; zipfile would also decode bzip2
         # and LZMA, which no version of numpy writes.
-        if {entry.compress_type for entry in entries} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-            raise ValueError("its arrays are neither stored nor deflated, as numpy writes them")
+        for entry in entries:
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("its arrays are neither stored nor deflated, as numpy writes them")
     for entry in entries:
         name = entry.filename.removesuffix(".npy")
         with _readable(f"{path.name}, array {name}"):

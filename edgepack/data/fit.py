@@ -13,6 +13,7 @@ import numpy as np
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec.document import nearest
+from edgepack.spec.tensors import names_of
 
 # Name of the array that holds labels, unless the model has an input of that name.
 LABELS = "labels"
@@ -30,7 +31,7 @@ def check_names(names: Collection[str], inputs: tuple[Tensor, ...], where: str) 
     Raises:
         DataError: `samples-missing-input` or `samples-extra-input`.
     """
-    expected = [tensor.name for tensor in inputs]
+    expected = names_of(inputs)
     missing = [name for name in expected if name not in names]
     extra = sorted(name for name in names if name not in expected)
     listing = f"the model's inputs: {', '.join(expected)}; found: {', '.join(sorted(names)) or '-'}"
@@ -47,11 +48,14 @@ def check_names(names: Collection[str], inputs: tuple[Tensor, ...], where: str) 
         )
     if extra:
         near = nearest(extra[0], [*expected, LABELS])
+        hint = "remove it"
+        if near:
+            hint = f"did you mean {near}? Otherwise remove it"
         raise DataError(
             "samples-extra-input",
             f"{where} has an array {extra[0]} that is not an input of the model",
             why=listing,
-            hint=f"did you mean {near}? Otherwise remove it" if near else "remove it",
+            hint=hint,
         )
 
 
@@ -98,6 +102,11 @@ def refuse_objects(dtype: np.dtype, name: str, where: str) -> None:
         )
 
 
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each array, for `check_feed`."""
+    return {name: array.shape for name, array in arrays.items()}
+
+
 def check_feed(
     shapes: Mapping[str, tuple[int, ...]],
     inputs: tuple[Tensor, ...],
@@ -136,10 +145,13 @@ def check_feed(
 
 def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...], first: int = 0) -> bool:
     """Compare a shape with an input's; a dynamic axis may be empty, as in a fresh KV cache."""
-    return len(shape) == len(dims) and all(
-        size == dim or not isinstance(dim, int)
-        for size, dim in zip(shape[first:], dims[first:], strict=True)
-    )
+    # (4, 0, 64) fits (batch, length, 64); (4, 0, 32) does not.
+    if len(shape) != len(dims):
+        return False
+    for size, dim in zip(shape[first:], dims[first:], strict=True):
+        if isinstance(dim, int) and size != dim:
+            return False
+    return True
 
 
 def shape_error(shape: tuple[int, ...], tensor: Tensor, where: str, first: int = 0) -> DataError:

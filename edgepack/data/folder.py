@@ -14,9 +14,24 @@ from edgepack.runtime.tensor import Tensor
 
 def array_shards(folder: Path) -> tuple[Path, ...]:
     """Return the `.npz` and `.npy` files directly in a folder, in the order of their names."""
-    return tuple(
-        sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy") and p.is_file())
-    )
+    shards = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".npz", ".npy") and path.is_file():
+            shards.append(path)
+    return tuple(shards)
+
+
+def _pictures(folder: Path) -> tuple[Path, ...]:
+    """Return the pictures in a folder and its subfolders, in the order of their paths."""
+    pictures = []
+    for path in folder.rglob("*"):
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        # Hidden entries are skipped at every level: a dataset from macOS holds ._cat.jpg beside
+        # cat.jpg, and a checkout may hold pictures below .git.
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            pictures.append(path)
+    return tuple(sorted(pictures))
 
 
 def open_folder(
@@ -34,18 +49,8 @@ def open_folder(
     Raises:
         DataError: the folder holds neither or both, or its samples do not fit the inputs.
     """
-    # Hidden entries are skipped at every level: a dataset from macOS holds ._cat.jpg beside
-    # cat.jpg, and a checkout may hold pictures below .git.
     shards = array_shards(folder)
-    pictures = tuple(
-        sorted(
-            path
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        )
-    )
+    pictures = _pictures(folder)
     if shards and pictures:
         raise DataError(
             "samples-folder-mixed",

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -23,12 +22,14 @@ from edgepack.data.fit import (
     check_labels,
     check_names,
     shape_error,
+    shapes_of,
 )
 from edgepack.data.stream import Digest, Piece, SampleStream, add_array, exact_batch
 from edgepack.errors import DataError, EdgepackError
 from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.document import nearest
+from edgepack.spec.tensors import names_of
 
 # MODULE:NAME, split at the last colon, so that the colon of a drive letter is part of the path.
 FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[A-Za-z_]\w*)")
@@ -100,7 +101,7 @@ def _changing_samples(spec: str, difference: str) -> DataError:
     )
 
 
-def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
+def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], object]:
     """Import `package.module:function` or `path/to/file.py:function`.
 
     A relative path starts from the first folder. During the import `sys.path` begins with the
@@ -120,13 +121,21 @@ def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], Any]:
     module = _import(match["module"], spec, folders)
     function = getattr(module, match["name"], None)
     if not callable(function):
-        names = [name for name, value in vars(module).items() if callable(value)]
+        names, public = [], []
+        for name, value in vars(module).items():
+            if callable(value):
+                names.append(name)
+                if not name.startswith("_"):
+                    public.append(name)
         near = nearest(match["name"], names)
+        hint = "define it as a function without arguments"
+        if near:
+            hint = f"did you mean {near}?"
         raise DataError(
             "samples-function-missing",
             f"{match['module']} has no function {match['name']}",
-            why=f"its functions: {', '.join(n for n in names if n[0] != '_') or '-'}",
-            hint=f"did you mean {near}?" if near else "define it as a function without arguments",
+            why=f"its functions: {', '.join(public) or '-'}",
+            hint=hint,
         )
     return function  # type: ignore[no-any-return]
 
@@ -167,7 +176,7 @@ def _importable(folders: Sequence[Path]) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _call(function: Callable[[], Any], spec: str) -> Iterator[Any]:
+def _call(function: Callable[[], object], spec: str) -> Iterator[object]:
     """Yield the function's items; convert its exceptions to one error that names the line."""
     try:
         items = function()
@@ -220,36 +229,46 @@ def _piece(item: object, inputs: tuple[Tensor, ...], where: str, common: bool) -
             hint='yield {"INPUT": array, "label": number} for each sample',
         )
     values = {str(name): np.asarray(value) for name, value in item.items()}
-    names = {tensor.name for tensor in inputs}
-    # Both keys are removed, so that check_names does not refuse the second.
-    label_arrays = [values.pop(key) for key in ("label", LABELS) if key in values.keys() - names]
+    labels = _take_labels(values, inputs)
     check_names(values, inputs, where)
-    arrays = {t.name: _convert(values[t.name], t, where) for t in inputs}
     for tensor in inputs:
-        if arrays[tensor.name].ndim not in (tensor.rank, tensor.rank - 1):
-            raise shape_error(arrays[tensor.name].shape, tensor, where)
-    complete = {t.name for t in inputs if arrays[t.name].ndim == t.rank}
-    feed = {name: arrays[name] if name in complete else arrays[name][None] for name in arrays}
+        check_dtype(values[tensor.name].dtype, tensor, where)
+    feed, has_complete = {}, False
+    for tensor in inputs:
+        array = values[tensor.name].astype(tensor.dtype, copy=False)
+        if array.ndim == tensor.rank:
+            has_complete = True
+        elif array.ndim == tensor.rank - 1:
+            array = array[None]
+        else:
+            raise shape_error(array.shape, tensor, where)
+        feed[tensor.name] = array
     # A complete feed can be cut into samples only if axis 0 is the batch axis of all inputs.
-    lengths = {array.shape[0] for array in feed.values() if array.ndim}
-    divisible = common and (not complete or (_has_named_batch(inputs) and len(lengths) == 1))
+    lengths = {array.shape[:1] for array in feed.values()} - {()}
+    divisible = common and (not has_complete or (_has_named_batch(inputs) and len(lengths) == 1))
     count = 1
     if divisible:
         count = feed[inputs[0].name].shape[0]
     if count == 0:
         raise shape_error(feed[inputs[0].name].shape, inputs[0], where)
-    labels = None
-    if label_arrays:
-        labels = np.atleast_1d(label_arrays[0])
+    if labels is not None:
+        labels = np.atleast_1d(labels)
         check_labels(labels, count, where)
-    shapes = {name: array.shape for name, array in feed.items()}
-    check_feed(shapes, inputs, where, any_batch=divisible)
+    check_feed(shapes_of(feed), inputs, where, any_batch=divisible)
     return Piece(feed, labels, count, divisible)
 
 
-def _convert(array: np.ndarray, tensor: Tensor, where: str) -> np.ndarray:
-    check_dtype(array.dtype, tensor, where)
-    return array.astype(tensor.dtype, copy=False)
+def _take_labels(values: dict[str, np.ndarray], inputs: tuple[Tensor, ...]) -> np.ndarray | None:
+    """Remove "label" and "labels", unless inputs have these names; return the first of them."""
+    labels = None
+    for key in ("label", LABELS):
+        if key in names_of(inputs):
+            continue
+        # Both are removed, so that check_names does not refuse the second.
+        array = values.pop(key, None)
+        if labels is None:
+            labels = array
+    return labels
 
 
 def _has_named_batch(inputs: tuple[Tensor, ...]) -> bool:

@@ -9,11 +9,10 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 
-from edgepack.data.fit import check_dtype, check_feed, check_labels, check_names
+from edgepack.data.fit import check_dtype, check_feed, check_labels, check_names, shapes_of
 from edgepack.data.moments import Moments, Statistics
 from edgepack.data.samples import Samples
 from edgepack.data.stream import Piece, SampleStream, add_array, pieces_of
@@ -57,7 +56,7 @@ class LintReport:
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return JSON values for the ledger."""
         return asdict(self)
 
@@ -82,27 +81,26 @@ def lint(
             `samples-training-judges` if the model would be evaluated on training samples.
     """
     roles = {"calibration": calibration, "evaluation": evaluation, "training": training}
-    sets = {
-        role: _survey(samples, inputs, role)
-        for role, samples in roles.items()
-        if samples is not None
-    }
+    surveys: dict[str, _Survey] = {}
+    for role, samples in roles.items():
+        if samples is not None:
+            surveys[role] = _survey(samples, inputs, role)
+    counts: dict[str, int] = {}
+    digests: dict[str, str] = {}
+    statistics: dict[str, Mapping[str, Statistics]] = {}
     warnings: list[str] = []
     notes: list[str] = []
-    for survey in sets.values():
+    for role, survey in surveys.items():
+        counts[role] = survey.count
+        digests[role] = survey.digest.hexdigest()
+        statistics[role] = survey.statistics()
         warnings += survey.warnings(inputs)
         notes += survey.notes
-    evaluated = sets.get("evaluation") or sets.get("calibration")
-    for survey in sets.values():
+    evaluated = surveys.get("evaluation") or surveys.get("calibration")
+    for survey in surveys.values():
         if evaluated is not None and survey is not evaluated:
             warnings += _compare(survey, evaluated)
-    return LintReport(
-        counts={role: survey.count for role, survey in sets.items()},
-        digests={role: survey.digest.hexdigest() for role, survey in sets.items()},
-        statistics={role: survey.statistics() for role, survey in sets.items()},
-        warnings=tuple(warnings),
-        notes=tuple(notes),
-    )
+    return LintReport(counts, digests, statistics, tuple(warnings), tuple(notes))
 
 
 @dataclass
@@ -124,7 +122,7 @@ class _Survey:
     count: int = 0
     dropped: int = 0
     exact: int | None = None
-    digest: Any = field(default_factory=hashlib.sha256)
+    digest: hashlib._Hash = field(default_factory=hashlib.sha256)
     fingerprints: array[int] = field(default_factory=lambda: array("Q"))
     moments: dict[str, Moments] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -201,17 +199,17 @@ def _require_batch(survey: _Survey, origin: str) -> None:
     """Refuse a set that does not fill a single batch."""
     if survey.count > survey.dropped:
         return
-    what = f"there are no {survey.role} samples to feed"
+    fault = f"there are no {survey.role} samples to feed"
     if survey.exact:
         raise DataError(
             "samples-empty",
-            what,
+            fault,
             why=f"{origin} has {survey.count}, and the model takes {survey.exact} at a time",
             hint="provide more samples, or export the model with a dynamic batch",
         )
     raise DataError(
         "samples-empty",
-        what,
+        fault,
         why=f"{origin} has {survey.count}",
         hint="check that the source yields samples",
     )
@@ -221,8 +219,7 @@ def _check(piece: Piece, inputs: tuple[Tensor, ...], where: str) -> None:
     check_names(piece.inputs, inputs, where)
     for tensor in inputs:
         check_dtype(piece.inputs[tensor.name].dtype, tensor, where)
-    shapes = {name: values.shape for name, values in piece.inputs.items()}
-    check_feed(shapes, inputs, where, any_batch=piece.divisible)
+    check_feed(shapes_of(piece.inputs), inputs, where, any_batch=piece.divisible)
     if piece.labels is not None:
         check_labels(piece.labels, piece.count, where)
 

@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError, missing_package
 from edgepack.runtime.plain import open_plain
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image, Resampling
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 LABEL_FILE = "labels.csv"
@@ -124,20 +127,22 @@ def to_array(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _decode(path: Path, preprocessing: Preprocessing) -> Any:
+def _decode(path: Path, preprocessing: Preprocessing) -> Image:
+    """Return a picture upright, in the colours of the preprocessing, of 8 bits per channel."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image as pillow
+        from PIL import ImageOps
     except ImportError as error:
         raise missing_package("pillow", "pictures", "Reading pictures") from error
     try:
         with warnings.catch_warnings():
             # Pillow only warns of a decompression bomb; the check below refuses it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+            opened = pillow.open(path)
         with opened:
             width, height = opened.size
             if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width} x {height} pixels")
+                raise pillow.DecompressionBombError(f"{width} x {height} pixels")
             if opened.mode.split(";")[0] in _DEEP_MODES:
                 raise DataError(
                     "picture-depth",
@@ -149,7 +154,7 @@ def _decode(path: Path, preprocessing: Preprocessing) -> Any:
             if preprocessing.colour == "grey":
                 return upright.convert("L")
             return upright.convert("RGB")
-    except Image.DecompressionBombError as error:
+    except pillow.DecompressionBombError as error:
         raise DataError(
             "picture-too-large",
             f"{path.name} would take too much memory to decode",
@@ -175,7 +180,7 @@ def _resized(size: tuple[int, int], resize: int | tuple[int, int]) -> tuple[int,
     return int(resize * width / height), resize
 
 
-def _centre(picture: Any, crop: int | tuple[int, int], path: Path) -> Any:
+def _centre(picture: Image, crop: int | tuple[int, int], path: Path) -> Image:
     height, width = (crop, crop) if isinstance(crop, int) else crop
     if picture.width < width or picture.height < height:
         raise DataError(
@@ -189,10 +194,10 @@ def _centre(picture: Any, crop: int | tuple[int, int], path: Path) -> Any:
     return picture.crop((left, top, left + width, top + height))
 
 
-def _filter(interpolation: str) -> Any:
-    from PIL import Image
+def _filter(interpolation: str) -> Resampling:
+    from PIL.Image import Resampling
 
-    return Image.Resampling[interpolation.upper()]
+    return Resampling[interpolation.upper()]
 
 
 def _check(preprocessing: Preprocessing, tensor: Tensor) -> None:

@@ -43,9 +43,10 @@ def random_samples(
     # it is (1, 16), gathered into batches of exactly 8.
     if count < 1:
         raise ValueError(f"at least one sample is drawn, not {count}")
-    dims = [t.shape[0] if t.rank else None for t in inputs]
-    batch = next(iter(dims), None)
-    divisible = batch is not None and set(dims) == {batch}
+    batch = None
+    if inputs and inputs[0].rank:
+        batch = inputs[0].shape[0]
+    divisible = batch is not None and all(tensor.shape[:1] == (batch,) for tensor in inputs)
     exact = None
     if divisible and isinstance(batch, int):
         exact = batch
@@ -56,23 +57,28 @@ def random_samples(
     if divisible and isinstance(batch, str):
         # Samples are gathered later, so each has one row, whatever `sizes` says of the batch.
         axes[batch] = 1
-    shapes = {t.name: tuple(_size(dim, t, axes) for dim in t.shape) for t in inputs}
-    if exact is not None:
-        shapes = {name: (1, *shape[1:]) for name, shape in shapes.items()}
-    limits = {t.name: (bounds or {}).get(t.name, INTEGER_BOUND) for t in inputs}
+    shapes: dict[str, tuple[int, ...]] = {}
+    limits: dict[str, int] = {}
+    notes = []
+    for tensor in inputs:
+        shape = tuple(_size(dim, tensor, axes) for dim in tensor.shape)
+        shapes[tensor.name] = shape if exact is None else (1, *shape[1:])
+        limits[tensor.name] = (bounds or {}).get(tensor.name, INTEGER_BOUND)
+        if np.dtype(tensor.dtype).kind in "iu":
+            notes.append(
+                f"{tensor.name} is filled with random integers in [0, {limits[tensor.name]})."
+            )
 
     def pieces(size: int) -> Iterator[Piece]:
         for index in range(count):
             generator = np.random.default_rng([seed, index])
-            feed = {t.name: _draw(generator, t, shapes[t.name], limits[t.name]) for t in inputs}
+            feed = {}
+            for tensor in inputs:
+                name = tensor.name
+                feed[name] = _draw(generator, tensor, shapes[name], limits[name])
             yield Piece(feed, None, 1, divisible)
 
-    notes = tuple(
-        f"{t.name} is filled with random integers in [0, {limits[t.name]})."
-        for t in inputs
-        if np.dtype(t.dtype).kind in "iu"
-    )
-    return SampleStream(f"random values, seed {seed}", pieces, exact, notes)
+    return SampleStream(f"random values, seed {seed}", pieces, exact, tuple(notes))
 
 
 def _size(dim: int | str, tensor: Tensor, axes: Mapping[str, int]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -58,14 +58,11 @@ class Store:
         self._dtypes = {name: np.dtype(text) for name, text in header["dtypes"].items()}
         self._maps = {name: _open_map(folder / f"{i}.bin") for i, name in enumerate(self._dtypes)}
         self.count = len(group_of)
-        self.groups = tuple(
-            Group(
-                {name: tuple(shape) for name, shape in group["shapes"].items()},
-                group["whole"],
-                np.flatnonzero(group_of == i),
-            )
-            for i, group in enumerate(header["groups"])
-        )
+        groups = []
+        for i, group in enumerate(header["groups"]):
+            shapes = {name: tuple(shape) for name, shape in group["shapes"].items()}
+            groups.append(Group(shapes, group["whole"], np.flatnonzero(group_of == i)))
+        self.groups = tuple(groups)
         self._group_of = group_of
 
     @property
@@ -89,10 +86,9 @@ class Store:
         shape, dtype = group.shapes[name], self._dtypes[name]
         length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         stored = self._maps[name]
-        parts = [
-            np.asarray(stored[start : start + length])
-            for start in self._offsets[column, np.asarray(members)]
-        ]
+        parts = []
+        for start in self._offsets[column, np.asarray(members)]:
+            parts.append(np.asarray(stored[start : start + length]))
         joined: np.ndarray = np.concatenate(parts).view(dtype)
         if group.whole:
             return joined.reshape(shape)
@@ -148,7 +144,11 @@ class _Writer:
 
     def finish(self) -> None:
         """Sync the arrays, then publish the index: a store with an index is complete."""
-        count = sum(len(members) for members, _ in self.offsets)
+        # Offsets of two arrays of three samples, x of 12 bytes each and :labels of 8:
+        #   [[0, 12, 24], [0, 8, 16]], with groups [0, 0, 0]
+        count = 0
+        for members, _ in self.offsets:
+            count += len(members)
         offsets = np.empty((len(self.streams), count), np.int64)
         groups = np.empty(count, np.int32)
         for members, starts in self.offsets:
@@ -205,7 +205,7 @@ def store_samples(folder: Path, samples: Samples) -> Store:
         start = 0
         kinds: set[str] = set()
         for piece in pieces_of(samples, _ROWS):
-            arrays: dict[str, Any] = dict(piece.inputs)
+            arrays = dict(piece.inputs)
             if piece.labels is not None:
                 kind = "int64"
                 if piece.labels.dtype.kind == "f":

@@ -51,18 +51,20 @@ class Piece:
         return self._cut(slice(None, count)), self._cut(slice(count, None))
 
     def _cut(self, part: slice) -> Piece:
-        return Piece(
-            {name: array[part] for name, array in self.inputs.items()},
-            None if self.labels is None else self.labels[part],
-            len(range(self.count)[part]),
-            self.divisible,
-        )
+        inputs = {name: array[part] for name, array in self.inputs.items()}
+        labels = None if self.labels is None else self.labels[part]
+        # range(5)[slice(3, None)] is range(3, 5): the last 2 of 5 samples.
+        return Piece(inputs, labels, len(range(self.count)[part]), self.divisible)
 
     def alike(self, other: Piece) -> bool:
         """Return True if the two pieces can be joined."""
-        return (self.labels is None) == (other.labels is None) and all(
-            array.shape[1:] == other.inputs[name].shape[1:] for name, array in self.inputs.items()
-        )
+        if (self.labels is None) != (other.labels is None):
+            return False
+        return self.row_shapes() == other.row_shapes()
+
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each array without axis 0."""
+        return {name: array.shape[1:] for name, array in self.inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,30 @@ class SampleStream:
         if size < 1:
             raise ValueError(f"a batch holds at least one sample, not {size}")
         pending: list[Piece] = []
+        room = size
         for piece in self.pieces(size):
             if pending and not (piece.divisible and piece.alike(pending[0])):
                 yield from self._close(pending, piece)
-                pending = []
+                pending, room = [], size
+            if not piece.divisible:
+                # A complete feed is a batch of its own; `pending` is empty at this point.
+                yield _join([piece])
+                continue
             rest: Piece | None = piece
             while rest is not None:
-                room = size - sum(part.count for part in pending)
-                # A complete feed is a batch of its own; `pending` is empty at this point.
-                head, rest = rest.split(room) if piece.divisible else (rest, None)
+                head, rest = rest.split(room)
                 pending.append(head)
-                if not piece.divisible or head.count == room:
+                room -= head.count
+                if not room:
                     yield _join(pending)
-                    pending = []
+                    pending, room = [], size
         if pending and self.exact is None:
             yield _join(pending)
 
     def _close(self, pending: list[Piece], following: Piece) -> Iterator[Batch]:
         """Yield a batch that ends early because the following piece cannot join it."""
         if self.exact is not None:
-            before, after = _row_shapes(pending[0]), _row_shapes(following)
+            before, after = pending[0].row_shapes(), following.row_shapes()
             raise DataError(
                 "samples-sizes-differ",
                 f"samples of different sizes cannot share the model's batch of {self.exact}",
@@ -126,10 +132,6 @@ class SampleStream:
                 hint="pad the samples to one size, or export the model with a dynamic batch",
             )
         yield _join(pending)
-
-
-def _row_shapes(piece: Piece) -> dict[str, tuple[int, ...]]:
-    return {name: array.shape[1:] for name, array in piece.inputs.items()}
 
 
 def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
@@ -145,12 +147,15 @@ def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
 def _join(pieces: list[Piece]) -> Batch:
     if len(pieces) == 1:
         return Batch(pieces[0].inputs, pieces[0].labels, pieces[0].count)
-    labels = [piece.labels for piece in pieces if piece.labels is not None]
-    return Batch(
-        {name: np.concatenate([p.inputs[name] for p in pieces]) for name in pieces[0].inputs},
-        np.concatenate(labels) if labels else None,
-        sum(piece.count for piece in pieces),
-    )
+    labels, count = [], 0
+    for piece in pieces:
+        count += piece.count
+        if piece.labels is not None:
+            labels.append(piece.labels)
+    inputs = {}
+    for name in pieces[0].inputs:
+        inputs[name] = np.concatenate([piece.inputs[name] for piece in pieces])
+    return Batch(inputs, np.concatenate(labels) if labels else None, count)
 
 
 def exact_batch(sliced: tuple[Tensor, ...], where: str) -> int | None:
@@ -165,10 +170,15 @@ def exact_batch(sliced: tuple[Tensor, ...], where: str) -> int | None:
     """
     # (batch, 3) and (batch, 64) give None; (8, 3) and (8, 64) give 8. (8, 3) and (batch, 64) give
     # 8 too, since a dynamic axis takes any size. (batch, 3) and (length, 64) share no axis.
-    dims = {tensor.shape[0] if tensor.rank else "none" for tensor in sliced}
-    fixed = [dim for dim in dims if isinstance(dim, int)]
-    if len(fixed) > 1 or len(dims) - len(fixed) > 1:
-        axes = [f"{t.shape[0] if t.rank else 'missing'} in {t.name}" for t in sliced]
+    fixed, named, axes = set(), set(), []
+    for tensor in sliced:
+        axis = tensor.shape[0] if tensor.rank else "missing"
+        axes.append(f"{axis} in {tensor.name}")
+        if isinstance(axis, int):
+            fixed.add(axis)
+        else:
+            named.add(axis)
+    if len(fixed) > 1 or len(named) > 1:
         raise DataError(
             "samples-batch-axis",
             f"{where}: the inputs do not share a batch axis to stack samples along",
