@@ -29,6 +29,7 @@ from edgepack.spec import manifest, target
 from support import ROOT
 
 README = ROOT / "README.md"
+PICTURES = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # Made once, by the command that the pages print first.
 MAKE_DIGITS = "python examples/digits.py"
@@ -80,14 +81,21 @@ def run(command: list[str], folder: Path) -> str:
     return done.stdout
 
 
-def follow(page: Path, folder: Path, digits: Path) -> str:
-    """Do what a page says, in its order, and return what its programs in Python print."""
+def follow(page: Path, folder: Path, digits: Path, *, fashion: bool = False) -> str:
+    """Follow a page, and return the output of its programs in Python.
+
+    Args:
+        page: the README, or a page of the documentation.
+        folder: the current folder of the reader.
+        digits: the files that `python examples/digits.py` writes.
+        fashion: run only the blocks about Fashion-MNIST; all others by default.
+    """
     for name in ("examples", "manifests"):
         (folder / name).symlink_to(ROOT / name)
     printed = ""
     for block in fenced(page):
-        if "/" in block.title:
-            continue  # a file of the checkout, shown
+        if "/" in block.title or ("fashion" in block.text) != fashion:
+            continue
         if block.title:
             (folder / block.title).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
@@ -117,6 +125,12 @@ def test_the_tutorial_can_be_followed(tmp_path: Path, digits: Path) -> None:
 def test_a_guide_can_be_followed(tmp_path: Path, digits: Path, name: str) -> None:
     follow(ROOT / "docs" / "guides" / f"{name}.md", tmp_path, digits)
     assert (tmp_path / "digits-cpu-fbgemm.edgepack").is_file()
+
+
+@pytest.mark.skipif(not PICTURES.is_dir(), reason="apt-get install dataset-fashion-mnist")
+def test_the_example_on_fashion_mnist_can_be_built(tmp_path: Path, digits: Path) -> None:
+    follow(ROOT / "docs" / "guides" / "pytorch.md", tmp_path, digits, fashion=True)
+    assert (tmp_path / "fashion-resnet-cpu-fbgemm.edgepack").is_file()
 
 
 def test_the_guide_to_hugging_face_folders_can_be_followed(tmp_path: Path, digits: Path) -> None:
