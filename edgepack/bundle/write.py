@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,10 +18,12 @@ from edgepack.bundle import loader
 from edgepack.errors import EngineError
 from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.document import encode
-from edgepack.runtime.bundle.engines import EngineOptions, Variant
-from edgepack.runtime.bundle.index import FORMAT, content_digest
-from edgepack.runtime.parity.parts import Part
-from edgepack.runtime.tensor import Tensor
+from edgepack.runtime.bundle.engines import EngineOptions
+from edgepack.runtime.bundle.index import FORMAT, Description, content_digest
+from edgepack.runtime.documents import RecordedQuality
+
+if TYPE_CHECKING:
+    from edgepack.runtime.documents import FileEntry, IndexDocument, SizeEntry
 
 MODEL = "model/model.onnx"
 # The loader does not read zip64, which Python needs beyond this size.
@@ -49,57 +51,39 @@ class OtherSize:
     built: Sequence[np.ndarray] = ()
 
 
-@dataclass(frozen=True)
-class Contents:
-    """Everything that goes into a bundle.
+@dataclass(frozen=True, kw_only=True)
+class Contents(Description):
+    """Everything that goes into a bundle: its description, and the contents of its entries.
 
     Attributes:
-        name: the model's name.
-        target: the target profile's name.
-        device: requirements on every device: arch, isa, python; a Jetson's jetpack.
-        inputs: inputs of the model.
-        outputs: outputs of the model.
         model: the serialised ONNX that every engine runs or is built from.
-        variants: the ways to run it, best first.
         reference: per input, an array of whole feeds along axis 0.
         original: per output, the answers of the original fp32 model along axis 0.
         built: per output, the answers of this artefact on the build host; None in a draft.
         sizes: one other size of every dynamic axis.
-        gates: question to gate to bound.
         metric: the task metric, or "".
-        parts: per output, its parts for measuring errors; integers have none.
-        quality: measurements of the build on the evaluation set; empty in a draft.
-        build: description of the build host; empty in a draft.
         provenance: origin of the model: digests and options, no times and no paths.
         tools: versions of the tools of the build.
         requirements: the text of requirements.txt.
         report: entries under report/, by name.
         wheels: files of entries under wheels/, by name.
-        engine_options: options for building an engine on the device.
         engines: entries under engine/, by name: built engines that variants refer to.
     """
 
-    name: str
-    target: str
-    device: Mapping[str, Any]
-    inputs: Sequence[Tensor]
-    outputs: Sequence[Tensor]
     model: bytes
-    variants: Sequence[Variant]
     reference: Sequence[np.ndarray]
     original: Sequence[np.ndarray]
     built: Sequence[np.ndarray] | None
-    gates: Mapping[str, Mapping[str, Any]]
     metric: str
-    parts: Mapping[str, Sequence[Part]]
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, object]
     tools: Mapping[str, str]
     requirements: str
-    quality: Mapping[str, Any] = field(default_factory=dict)
-    build: Mapping[str, Any] = field(default_factory=dict)
+    engine_options: EngineOptions = field(default_factory=EngineOptions)
+    # A draft has neither of these two yet.
+    quality: RecordedQuality = field(default_factory=RecordedQuality)
+    build: Mapping[str, object] = field(default_factory=dict)
     report: Mapping[str, bytes] = field(default_factory=dict)
     wheels: Mapping[str, Path] = field(default_factory=dict)
-    engine_options: EngineOptions = field(default_factory=EngineOptions)
     engines: Mapping[str, bytes] = field(default_factory=dict)
     sizes: Sequence[OtherSize] = ()
 
@@ -114,89 +98,97 @@ def _npy(array: np.ndarray) -> bytes:
 
 def _entries(contents: Contents) -> dict[str, Content]:
     # Names are sorted within each group, so that the same contents give the same file.
-    wheels = [f"wheels/{name}" for name in contents.wheels]
+    wheels = _below("wheels", contents.wheels)
     needs = loader.find_needs(contents.variants, wheels)
-    entries: dict[str, Content] = {
+    return {
         **loader.read_files(needs),
         MODEL: contents.model,
-        **{f"engine/{name}": data for name, data in sorted(contents.engines.items())},
+        **_below("engine", contents.engines),
+        **_reference_entries(contents),
+        "requirements.txt": contents.requirements.encode(),
+        **_below("report", contents.report),
+        **wheels,
     }
-    for kind, arrays in _reference(contents).items():
-        for i, array in enumerate(arrays):
-            entries[f"reference/{kind}-{i}.npy"] = _npy(array)
+
+
+def _below(folder: str, contents: Mapping[str, Content]) -> dict[str, Content]:
+    return {f"{folder}/{name}": content for name, content in sorted(contents.items())}
+
+
+def _reference_entries(contents: Contents) -> dict[str, Content]:
+    """Return the entries of the reference samples and of the answers at other sizes."""
+    entries: dict[str, Content] = {}
+    groups = [
+        ("input", contents.reference),
+        ("original", contents.original),
+        ("built", contents.built or ()),
+    ]
+    for kind, arrays in groups:
+        for name, array in zip(_npy_names(kind, arrays), arrays, strict=True):
+            entries[name] = _npy(array)
     for number, size in enumerate(contents.sizes):
-        for kind, names in _size_entries(number, size).items():
-            for name, array in zip(names, getattr(size, kind), strict=True):
+        for kind, arrays in (("original", size.original), ("built", size.built)):
+            names = _npy_names(f"size-{number}-{kind}", arrays)
+            for name, array in zip(names, arrays, strict=True):
+                # A single sample, along an axis 0 of size 1.
                 entries[name] = _npy(array[None])
-    entries["requirements.txt"] = contents.requirements.encode()
-    entries.update({f"report/{name}": data for name, data in sorted(contents.report.items())})
-    entries.update({f"wheels/{name}": path for name, path in sorted(contents.wheels.items())})
     return entries
 
 
-def _size(content: Content) -> int:
-    return content.stat().st_size if isinstance(content, Path) else len(content)
+def _npy_names(prefix: str, arrays: Sequence[np.ndarray]) -> list[str]:
+    """Return the entries' names: two outputs of size 0 are reference/size-0-original-{0,1}.npy."""
+    return [f"reference/{prefix}-{i}.npy" for i in range(len(arrays))]
 
 
-def _sha256(content: Content) -> str:
-    return files.sha256(content) if isinstance(content, Path) else sha256(content).hexdigest()
+def _describe_file(content: Content) -> FileEntry:
+    if isinstance(content, Path):
+        return {"sha256": files.sha256(content), "bytes": content.stat().st_size}
+    return {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
 
 
-def _reference(contents: Contents) -> dict[str, Sequence[np.ndarray]]:
+def _describe_size(number: int, size: OtherSize) -> SizeEntry:
     return {
-        "input": contents.reference,
-        "original": contents.original,
-        "built": contents.built or (),
+        "axis": size.axis,
+        "size": size.size,
+        "original": _npy_names(f"size-{number}-original", size.original),
+        "built": _npy_names(f"size-{number}-built", size.built),
     }
 
 
-def _size_entries(number: int, size: OtherSize) -> dict[str, list[str]]:
-    # Size 0 with one output: reference/size-0-original-0.npy and reference/size-0-built-0.npy.
-    return {
-        kind: [f"reference/size-{number}-{kind}-{i}.npy" for i in range(len(getattr(size, kind)))]
-        for kind in ("original", "built")
-    }
-
-
-def _index(contents: Contents, entries: Mapping[str, Content]) -> dict[str, Any]:
-    reference = _reference(contents)
-    names = {
-        kind: [f"reference/{kind}-{i}.npy" for i in range(len(arrays))]
-        for kind, arrays in reference.items()
-    }
-    document: dict[str, Any] = {
+def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
+    samples = 0
+    if contents.reference:
+        samples = len(contents.reference[0])
+    gates, parts = {}, {}
+    for question, bounds in contents.gates.items():
+        gates[question] = dict(bounds)
+    for output in contents.parts:
+        parts[output] = [part.to_json() for part in contents.parts[output]]
+    document: IndexDocument = {
         "format": FORMAT,
         "name": contents.name,
         "target": contents.target,
-        "device": dict(contents.device),
+        "device": contents.device,
         "inputs": [tensor.to_json() for tensor in contents.inputs],
         "outputs": [tensor.to_json() for tensor in contents.outputs],
         "model": MODEL,
         "variants": [variant.to_json() for variant in contents.variants],
         "engine_options": contents.engine_options.to_json(),
         "reference": {
-            "samples": len(contents.reference[0]) if contents.reference else 0,
-            "inputs": names["input"],
-            "original": names["original"],
-            "built": names["built"],
+            "samples": samples,
+            "inputs": _npy_names("input", contents.reference),
+            "original": _npy_names("original", contents.original),
+            "built": _npy_names("built", contents.built or ()),
         },
-        "sizes": [
-            {"axis": size.axis, "size": size.size, **_size_entries(number, size)}
-            for number, size in enumerate(contents.sizes)
-        ],
-        "gates": {question: dict(bounds) for question, bounds in contents.gates.items()},
+        "sizes": [_describe_size(number, size) for number, size in enumerate(contents.sizes)],
+        "gates": gates,
         "metric": contents.metric or None,
-        "parts": {
-            output: [part.to_json() for part in parts] for output, parts in contents.parts.items()
-        },
-        "quality": dict(contents.quality),
+        "parts": parts,
+        "quality": contents.quality,
         "build": dict(contents.build),
         "provenance": dict(contents.provenance),
         "tools": dict(contents.tools),
-        "files": {
-            name: {"sha256": _sha256(content), "bytes": _size(content)}
-            for name, content in entries.items()
-        },
+        "files": {name: _describe_file(content) for name, content in entries.items()},
     }
     # The digest covers the rest of the document, without the build host.
     document["content_digest"] = content_digest(document)
@@ -211,7 +203,8 @@ def write(path: Path, contents: Contents) -> str:
     HostError if the file cannot be written.
     """
     entries = _entries(contents)
-    total = sum(map(_size, entries.values()))
+    document = _index(contents, entries)
+    total = sum(entry["bytes"] for entry in document["files"].values())
     # 16 MiB are reserved for headers and the index.
     if total > MAX_BYTES - (1 << 24):
         hint = "use fewer reference samples in the manifest, or a smaller model"
@@ -223,7 +216,6 @@ def write(path: Path, contents: Contents) -> str:
             why=f"its files have {total:,} bytes; the format holds at most {MAX_BYTES:,}",
             hint=hint,
         )
-    document = _index(contents, entries)
     # Python runs __main__.py and the loader reads the index, so both come first.
     first: dict[str, Content] = {loader.MAIN: entries.pop(loader.MAIN), INDEX: encode(document)}
     try:
@@ -242,4 +234,4 @@ def write(path: Path, contents: Contents) -> str:
         files.sync(path)
     except OSError as error:
         raise files.unwritable(path, error) from error
-    return str(document["content_digest"])
+    return document["content_digest"]

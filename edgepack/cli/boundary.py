@@ -146,12 +146,13 @@ def format_command(remove: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> s
     return shlex.join((*words, *add))
 
 
-def print_report(document: Report, repeat: str = "") -> None:
+def print_report(document: Report, repeat: str = "", *, digests: bool = True) -> None:
     """Print a report on stdout, then the two digests of its bundle.
 
     Args:
         document: the report.
         repeat: the command that builds the bundle on real samples; "" for a general one.
+        digests: print the digests.
     """
     from edgepack.report import render_terminal
     from edgepack.report.console import ResultConsole
@@ -159,4 +160,5 @@ def print_report(document: Report, repeat: str = "") -> None:
     # The content digest is the same for every build of the same inputs; the SHA-256 is the file's.
     render_terminal(document, ResultConsole(), repeat)
     bundle = document["bundle"]
-    print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")
+    if digests:
+        print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from edgepack import files
-from edgepack.cli.boundary import boundary, print_json, print_report, print_text_or_json
+from edgepack.cli.boundary import (
+    boundary,
+    print_json,
+    print_report,
+    print_text_or_json,
+)
 from edgepack.cli.loader import run_loader, warn_of_loader
 from edgepack.cli.options import as_json, bundle_file, threads, trust_options
-from edgepack.runtime.streams import print_status
+from edgepack.runtime.streams import print_result, print_status
 
 if TYPE_CHECKING:
     from edgepack.bundle import Demands
@@ -64,6 +69,7 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
     """
     from edgepack.bundle import admit, read_report
     from edgepack.report import render_html, validate
+    from edgepack.runtime.commands.info import describe_contents, describe_variants
 
     with admit(bundle, demands) as admitted:
         report = validate(read_report(admitted.path))
@@ -78,7 +84,9 @@ def inspect(bundle: Path, html: Path | None, quiet: bool, as_json: bool, demands
         index = dict(admitted.index.raw)
         print_json({"index": index, "report": report, "trust": admitted.to_json()})
     elif not quiet:
-        print_report(report)
+        print_result(*describe_contents(admitted.index, admitted.sha256), "")
+        print_result(*describe_variants(admitted.index, {}), "")
+        print_report(report, digests=False)
 
 
 @click.command(short_help="Sign a BUNDLE with an SSH key.")

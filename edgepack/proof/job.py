@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from edgepack.request import MINIMA, Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source import formats
 from edgepack.spec.target import Target
+
+if TYPE_CHECKING:
+    from edgepack.runtime.documents import VariantNeeds
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
     For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime").
     """
     # A need is a specifier, such as {"engine_version": ">=1.19,<2"}; an empty one is left out.
-    needs: dict[str, str] = {}
+    needs: VariantNeeds = {}
     if target.compute_capability:
         needs["compute_capability"] = target.compute_capability
     if target.engine_version:
@@ -149,7 +153,7 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
     result = [Variant(target.engine, engine.find_runtime(target), needs)]
     if target.fallback:
         # Python 3.8, as on JetPack 5, has no newer onnxruntime than this.
-        oldest = {"engine_version": OLDEST_ONNXRUNTIME}
+        oldest: VariantNeeds = {"engine_version": OLDEST_ONNXRUNTIME}
         result.append(Variant(target.fallback, target.fallback, oldest))
     return tuple(result)
 

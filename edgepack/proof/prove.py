@@ -31,7 +31,7 @@ from edgepack.report.findings import find_first_loss
 from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
-from edgepack.runtime.documents import Comparison, Outputs, Question, Verdict
+from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 
 
@@ -87,7 +87,7 @@ def prove(job: Job, host: Local) -> Outcome:
         accepted = bool(verdict["passed"])
         contents = replace(
             contents,
-            quality={**_summarize(verdict["quality"]), "passed": accepted},
+            quality=_summarize(verdict["quality"], accepted),
             wheels=job.wheels,
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
@@ -357,13 +357,14 @@ def _measure_latency(job: Job, path: Path, host: Local) -> Comparison | None:
     return result
 
 
-def _summarize(quality: Question) -> dict[str, object]:
+def _summarize(quality: Question, accepted: bool) -> RecordedQuality:
     return {
         "on": quality["on"],
         "samples": quality["samples"],
         "outputs": quality["outputs"],
         "metric": quality["metric"],
         "reference": quality["reference"],
+        "passed": accepted,
     }
 
 

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from contextlib import suppress
-from typing import Any, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, NoReturn, Optional, Sequence
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.checksum import require_checksum
@@ -36,6 +36,9 @@ from .streams import (
     write_result,
 )
 
+if TYPE_CHECKING:
+    from .documents import Question, RunDocument, Timing, VariantDocument, Verdict
+
 # `info` lists the packages to install, so it must work before any is installed: the modules that
 # need numpy are imported inside the commands that compute.
 
@@ -46,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError("usage", printable(message), hint=f"{self.prog} --help")
 
-    def print_help(self, file: Any = None) -> None:
+    def print_help(self, file: object = None) -> None:
         write_result(self.format_help())
 
 
@@ -146,12 +149,12 @@ class _Answer(NamedTuple):
         status: exit status, 0 or 1.
     """
 
-    document: Mapping[str, Any]
+    document: Mapping[str, object]
     lines: Sequence[str] = ()
     status: int = 0
 
 
-def _describe_engine(variant: Mapping[str, Any], device: Mapping[str, Any]) -> str:
+def _describe_engine(variant: VariantDocument, device: Mapping[str, object]) -> str:
     """Return the engine that ran, its version, and its GPU, in words."""
     if variant["engine"] == TENSORRT:
         return f"TensorRT {device['tensorrt']} on {device['gpu']}"
@@ -163,9 +166,12 @@ def _describe_engine(variant: Mapping[str, Any], device: Mapping[str, Any]) -> s
 def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.verify import verify
 
+    evaluation = None
+    if options.evaluation:
+        evaluation = sys.stdin.buffer
     verdict = verify(
         bundle,
-        evaluation=sys.stdin.buffer if options.evaluation else None,
+        evaluation=evaluation,
         threads=options.threads,
         stand_in=options.stand_in,
         variant=options.variant,
@@ -175,7 +181,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
     return _Answer(verdict, _describe_verdict(verdict), int(not verdict["passed"]))
 
 
-def _describe_verdict(verdict: Mapping[str, Any]) -> List[str]:
+def _describe_verdict(verdict: Verdict) -> List[str]:
     """Return the text of `verify`: the bundle, the device, each gate, and the verdict."""
     bundle, device, integrity = verdict["bundle"], verdict["device"], verdict["integrity"]
     lines = [
@@ -186,15 +192,22 @@ def _describe_verdict(verdict: Mapping[str, Any]) -> List[str]:
         + _describe_engine(verdict["variant"], device),
         f"integrity: {integrity['files']} files, {integrity['bytes']:,} bytes, all hashes match",
     ]
-    for question, subject in (("fidelity", "build host"), ("quality", "original model")):
-        answers = verdict[question]
-        if answers is not None:
-            samples = f"{answers['samples']} {answers['on']} samples"
-            lines.append(f"{question}, against the {subject}, {samples}:")
-            lines += ["  " + describe_gate(gate) for gate in answers["gates"]]
-    lines.append("verdict: " + ("PASS" if verdict["passed"] else "FAIL"))
+    if verdict["fidelity"] is not None:
+        lines += _describe_question("fidelity, against the build host", verdict["fidelity"])
+    lines += _describe_question("quality, against the original model", verdict["quality"])
+    if verdict["passed"]:
+        lines.append("verdict: PASS")
+    else:
+        lines.append("verdict: FAIL")
     if not verdict["proven"]:
         lines.append(UNPROVEN)
+    return lines
+
+
+def _describe_question(title: str, answers: Question) -> List[str]:
+    lines = [f"{title}, {answers['samples']} {answers['on']} samples:"]
+    for gate in answers["gates"]:
+        lines.append("  " + describe_gate(gate))
     return lines
 
 
@@ -207,10 +220,13 @@ def _run(bundle: str, options: argparse.Namespace) -> _Answer:
     write_npz(options.output, outputs)
     variant = choice.to_json()
     print_status(*format_fallback(variant))
-    shapes = {name: [str(array.dtype), *array.shape] for name, array in outputs.items()}
-    lines = [f"{name}: {array.dtype} {array.shape}" for name, array in outputs.items()]
+    document: RunDocument = {"output": options.output, "outputs": {}, "variant": variant}
+    lines = []
+    for name, array in outputs.items():
+        document["outputs"][name] = [str(array.dtype), *array.shape]
+        lines.append(f"{name}: {array.dtype} {array.shape}")
     lines.append(f"written: {options.output}")
-    return _Answer({"output": options.output, "outputs": shapes, "variant": variant}, lines)
+    return _Answer(document, lines)
 
 
 def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
@@ -222,18 +238,20 @@ def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
         variant=options.variant,
     )
     print_status(*format_fallback(report["variant"]))
-    lines = []
-    for name, title in (("model", "this bundle"), ("original", "the other model")):
-        latency = report[name]
-        if latency:
-            p50, p90 = _format_latency(latency["p50"]), _format_latency(latency["p90"])
-            lines.append(f"{title}: p50 {p50}, p90 {p90}, {latency['queries']} queries")
+    lines = [_describe_timing("this bundle", report["model"])]
+    if report["original"] is not None:
+        lines.append(_describe_timing("the other model", report["original"]))
     if report["ratio"]:
         lines.append(_format_ratio(report["ratio"], bool(report["disturbed"])))
     if report["disturbed"]:
         reasons = "; ".join(report["disturbed"])
         print_status(f"disturbed: {reasons}; measure again on an idle machine")
     return _Answer(report, lines)
+
+
+def _describe_timing(title: str, timing: Timing) -> str:
+    p50, p90 = _format_latency(timing["p50"]), _format_latency(timing["p90"])
+    return f"{title}: p50 {p50}, p90 {p90}, {timing['queries']} queries"
 
 
 def _format_latency(milliseconds: Optional[float]) -> str:
@@ -246,8 +264,12 @@ def _format_ratio(ratio: float, disturbed: bool) -> str:
     """Return the speed-up in words; a disturbed one with fewer digits."""
     # A ratio of 0.5 reads better as "2.00x SLOWER".
     factor = max(ratio, 1 / ratio)
-    about = f"about {factor:.1f}x" if disturbed else f"{factor:.2f}x"
-    return f"this bundle is {about} {'faster' if ratio >= 1 else 'SLOWER'}"
+    about = f"{factor:.2f}x"
+    if disturbed:
+        about = f"about {factor:.1f}x"
+    if ratio < 1:
+        return f"this bundle is {about} SLOWER"
+    return f"this bundle is {about} faster"
 
 
 def _measure_turn(bundle: str, options: argparse.Namespace) -> _Answer:
@@ -309,9 +331,13 @@ def _setup(bundle: str, options: argparse.Namespace) -> _Answer:
 
     report = setup(bundle, options.folder)
     packages = sorted(report["packages"].items())
+    state = "ready, unchanged"
+    if report["made"]:
+        state = "ready"
+    versions = [f"{name} {version}" for name, version in packages]
     lines = [
-        ("ready: " if report["made"] else "ready, unchanged: ") + report["environment"],
-        "has    " + ", ".join(f"{name} {version}" for name, version in packages),
+        f"{state}: {report['environment']}",
+        f"has    {', '.join(versions)}",
         f"next:  {report['python']} {bundle} verify",
     ]
     return _Answer(report, lines)

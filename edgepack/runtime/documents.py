@@ -1,13 +1,14 @@
-"""Types of the documents that the loader writes: verdict and latency, as JSON values.
+"""Types of the documents that the loader reads and writes, as JSON values.
 
-Only type checkers import this module, so no bundle contains it. Names are those of the keys. The
-report's JSON Schema in `edgepack/report` describes the same documents, and a test holds both
-together. Classes ending in `Extra` hold keys that may be absent.
+They are the index (`bundle.json`), the device info, and the result of each command. Only type
+checkers import this module, so no bundle contains it. Names are those of the keys. The report's
+JSON Schema in `edgepack/report` describes some of these documents, and a test holds both together.
+Classes ending in `Extra` hold keys that may be absent.
 """
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, TypedDict, Union
+from typing import Dict, List, Mapping, Optional, TypedDict, Union
 
 
 class _TensorExtra(TypedDict, total=False):
@@ -129,6 +130,186 @@ class DeviceDocument(_DeviceExtra):
     cpu: str
 
 
+class MachineDocument(TypedDict):
+    """Result of `machine.describe`; `isa` is None if the system does not report it."""
+
+    arch: str
+    cpu: str
+    cores: int
+    isa: Optional[List[str]]
+    os: str
+    python: str
+
+
+class GpuDocument(TypedDict, total=False):
+    """Result of `gpu.probe`; a name ending in `_why` is the reason why the other one is None."""
+
+    gpu: Optional[str]
+    gpu_why: str
+    compute_capability: Optional[str]
+    multiprocessors: Optional[int]
+    gpu_memory_bytes: Optional[int]
+    cuda_driver: Optional[str]
+    tensorrt: Optional[str]
+    tensorrt_why: str
+    l4t: Optional[str]
+    board: Optional[str]
+
+
+class OnnxruntimeDocument(TypedDict, total=False):
+    """Version of onnxruntime, or None and the reason."""
+
+    onnxruntime: Optional[str]
+    onnxruntime_why: str
+
+
+class DeviceFacts(MachineDocument, OnnxruntimeDocument, GpuDocument, total=False):
+    """Device info: the machine, its GPU, and the versions of the packages that run models."""
+
+    numpy: str
+    onnxruntime_providers: str
+
+
+class DeviceNeeds(TypedDict, total=False):
+    """Requirements on every device of a bundle; an absent key requires nothing."""
+
+    arch: str
+    isa: List[str]
+    python: str
+    jetpack: str
+
+
+class VariantNeeds(TypedDict, total=False):
+    """Further requirements of one variant; versions are specifiers, such as ">=10.3,<11"."""
+
+    arch: str
+    isa: List[str]
+    compute_capability: str
+    engine_version: str
+    gpu: str
+
+
+class VariantEntry(TypedDict):
+    """Variant in the index."""
+
+    name: str
+    engine: str
+    needs: VariantNeeds
+    file: Optional[str]
+
+
+class EngineOptionsEntry(TypedDict):
+    """Options for building an engine on the device; a profile has the keys min, opt and max."""
+
+    workspace_mb: int
+    dla_core: Optional[int]
+    profiles: Dict[str, Dict[str, List[int]]]
+
+
+class ReferenceEntry(TypedDict):
+    """Names of the files of the reference samples."""
+
+    samples: int
+    inputs: List[str]
+    original: List[str]
+    built: List[str]
+
+
+class SizeEntry(TypedDict):
+    """Names of the files of the answers at another size of an axis."""
+
+    axis: str
+    size: int
+    original: List[str]
+    built: List[str]
+
+
+class PartEntry(TypedDict):
+    """Part of an output whose errors are measured separately."""
+
+    axis: Optional[int]
+    ranges: List[List[int]]
+    variance: float
+
+
+class RecordedQuality(TypedDict, total=False):
+    """Measurements of the build on the evaluation set; without any key in a draft."""
+
+    on: str
+    samples: int
+    outputs: Mapping[str, OutputMetrics]
+    metric: Optional[MetricResult]
+    reference: Mapping[str, OutputMetrics]
+    passed: bool
+
+
+class FileEntry(TypedDict):
+    """Hash and size of one file of a bundle."""
+
+    sha256: str
+    bytes: int
+
+
+class _IndexExtra(TypedDict, total=False):
+    # Written last, since it covers the other keys.
+    content_digest: str
+
+
+class IndexDocument(_IndexExtra):
+    """`bundle.json`, format `edgepack/2`: the one list of its keys, for writer and reader."""
+
+    format: str
+    name: str
+    target: str
+    device: DeviceNeeds
+    inputs: List[TensorDocument]
+    outputs: List[TensorDocument]
+    model: str
+    variants: List[VariantEntry]
+    engine_options: EngineOptionsEntry
+    reference: ReferenceEntry
+    sizes: List[SizeEntry]
+    gates: Dict[str, Dict[str, float]]
+    metric: Optional[str]
+    parts: Dict[str, List[PartEntry]]
+    quality: RecordedQuality
+    build: Dict[str, object]
+    provenance: Dict[str, object]
+    tools: Dict[str, str]
+    files: Dict[str, FileEntry]
+
+
+class ErrorDocument(TypedDict):
+    """Fields of an EdgepackError."""
+
+    code: str
+    what: str
+    why: str
+    hint: str
+
+
+class PassedOverDocument(ErrorDocument):
+    """Variant that was skipped although it ranks higher, with the error that excludes it."""
+
+    name: str
+    engine: str
+
+
+class _VariantExtra(TypedDict, total=False):
+    # Of `info`, if the device does not meet the bundle's minimum requirements.
+    error: ErrorDocument
+
+
+class VariantDocument(_VariantExtra):
+    """Variant that runs here; name and engine are None if none does."""
+
+    name: Optional[str]
+    engine: Optional[str]
+    sealed: bool
+    fallback: bool
+    passed_over: List[PassedOverDocument]
+
+
 class VerdictBundle(TypedDict):
     """The bundle that a verdict is about."""
 
@@ -167,7 +348,7 @@ class Verdict(TypedDict):
     passed: bool
     proven: bool
     bundle: VerdictBundle
-    variant: Dict[str, Any]
+    variant: VariantDocument
     integrity: Integrity
     device: DeviceDocument
     quality: Question
@@ -186,7 +367,13 @@ class Load(TypedDict):
     others: Optional[float]
 
 
-class Timing(TypedDict):
+class _TimingExtra(TypedDict, total=False):
+    # None below 130 and 662 queries.
+    p95: Optional[float]
+    p99: Optional[float]
+
+
+class Timing(_TimingExtra):
     """Latencies of one model, in ms; p90 is None below 64 queries."""
 
     p50: float
@@ -206,7 +393,7 @@ class _Latency(TypedDict):
     load: Load
     spread: float
     disturbed: List[str]
-    variant: Dict[str, Any]
+    variant: VariantDocument
     device: DeviceDocument
 
 
@@ -222,3 +409,60 @@ class Comparison(_Latency):
 
     original: Timing
     ratio: float
+
+
+class Turn(TypedDict):
+    """One turn of `bench`; variant and device are None for the other model."""
+
+    ns: List[int]
+    load_seconds: float
+    peak_rss_bytes: int
+    variant: Optional[VariantDocument]
+    device: Optional[DeviceFacts]
+
+
+class RunDocument(TypedDict):
+    """Document of `run --json`; an output has its element type and then its shape."""
+
+    output: str
+    outputs: Dict[str, List[Union[str, int]]]
+    variant: VariantDocument
+
+
+class InfoDocument(IndexDocument):
+    """Document of `info --json`: the index, the hash of the file, and the variant."""
+
+    sha256: str
+    variant: VariantDocument
+
+
+class SetupDocument(TypedDict):
+    """Document of `setup --json`; `made` is False if the environment was there already."""
+
+    environment: str
+    python: str
+    packages: Dict[str, str]
+    made: bool
+
+
+class _FinishExtra(TypedDict, total=False):
+    # Of an engine that was built now.
+    bytes: int
+    seconds: Dict[str, float]
+    quality: Question
+    fidelity: Optional[Question]
+
+
+class FinishDocument(_FinishExtra):
+    """Document of `finish --json`; `built` is False if a fitting engine was there already."""
+
+    built: bool
+    engine: str
+    key: Dict[str, object]
+
+
+class MarkedDocument(TypedDict):
+    """Document of `marked --json`: numbers of empty regions and of inferences."""
+
+    empty: int
+    inferences: int

@@ -9,7 +9,10 @@ EdgepackError                exit 2: could not run
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .documents import ErrorDocument
 
 
 class EdgepackError(Exception):
@@ -44,7 +47,7 @@ class EdgepackError(Exception):
                 lines.extend("        " + line for line in rest)
         return "\n".join(lines)
 
-    def to_json(self) -> Dict[str, str]:
+    def to_json(self) -> ErrorDocument:
         """Return the four fields for `--json`."""
         return {"code": self.code, "what": self.what, "why": self.why, "hint": self.hint}
 

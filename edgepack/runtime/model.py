@@ -12,7 +12,7 @@ from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, ONNXRUNTIME, TENSORRT
 from .bundle.index import Index, check_file, read_index
 from .device import machine
-from .device.device_info import DeviceInfo, find_sealed
+from .device.device_info import device_info, find_sealed
 from .device.variants import Choice, choose, choose_stand_in, format_fallback
 from .errors import DeviceError, EdgepackError
 
@@ -41,8 +41,8 @@ class Model:
     def __init__(self, index: Index, session: Session, choice: Choice) -> None:
         self.index = index
         self.choice = choice
-        self.inputs: Tuple[Tensor, ...] = index.inputs
-        self.outputs: Tuple[Tensor, ...] = index.outputs
+        self.inputs: Tuple[Tensor, ...] = tuple(index.inputs)
+        self.outputs: Tuple[Tensor, ...] = tuple(index.outputs)
         self._session = session
         # Both are needed in every call, so they are computed once.
         self._ties = tied_axes(index.inputs)
@@ -109,7 +109,7 @@ def open_model(
     Raises BundleError if the file is not intact, DeviceError if this device cannot run it,
     InputError if there is no such variant.
     """
-    device = DeviceInfo(index)
+    device = device_info(index)
     machine.require(index.device, device, any_arch=stand_in)
     if stand_in:
         choice = choose_stand_in(index, device)
@@ -166,7 +166,7 @@ def load(
     Warns if the model runs in another engine than the bundle was built for. Raises BundleError if
     the file is not intact, DeviceError if this device cannot run it.
     """
-    bundle = own_bundle() if path is None else os.fspath(path)
+    bundle = os.fspath(path or own_bundle())
     with Archive(bundle) as archive:
         model = open_model(archive, read_index(archive), threads, variant=variant)
     if model.choice.fallback:

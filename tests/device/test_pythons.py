@@ -104,7 +104,7 @@ def test_it_has_the_pinned_versions(
     assert done.returncode == 0
     assert set(pinned) == {"numpy", "onnxruntime"}
     for name, found in pinned.items():
-        assert f"{name} {found}" in done.stdout
+        assert f"  {name:<12} {found}\n" in done.stdout
 
 
 def test_verify_a_float_network(linear_bundle: Path, python: str) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from edgepack import bundle
+from edgepack.bundle import loader
 from edgepack.runtime.bundle import archive as archives
 from edgepack.runtime.bundle.archive import INDEX, Archive, own_bundle
 from edgepack.runtime.bundle.index import check_all, check_file, read_index
 from edgepack.runtime.commands.verify import read_arrays, reference_feeds
 from edgepack.runtime.errors import BundleError
-from support import ROOT
 from support.linear import linear_contents, linear_onnx
 
 
@@ -58,13 +58,13 @@ def test_the_index_lists_all_the_rest(linear_bundle: Path) -> None:
 
 
 def test_the_loader_is_in_it_whole(linear_bundle: Path) -> None:
+    """Whole means: every part that a bundle for CPUs needs."""
     with Archive(str(linear_bundle)) as archive:
-        held = {name for name in archive.entries if name.startswith("runtime/")}
-        folder = ROOT / "edgepack"
-        sources = {str(path.relative_to(folder)): path for path in folder.glob("runtime/**/*.py")}
-        assert held == set(sources)
-        for name, path in sources.items():
-            assert archive.read(name) == path.read_bytes()
+        carried = {name for name in archive.entries if name.startswith("runtime/")}
+        files = loader.read_files(frozenset())
+        assert carried == {name for name in files if name.startswith("runtime/")}
+        for name, data in files.items():
+            assert archive.read(name) == data
 
 
 def test_the_reference_samples(linear_bundle: Path) -> None:

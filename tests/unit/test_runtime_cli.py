@@ -20,7 +20,7 @@ from edgepack.runtime.commands.run import read_npz, write_npz
 from edgepack.runtime.device import machine
 from edgepack.runtime.errors import InputError
 from support.bundle_cases import run_bundle
-from support.linear import linear_contents, reshaping
+from support.linear import linear_contents, linear_onnx, reshaping
 
 
 def bare(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +36,7 @@ def test_a_bare_device_is_told_what_to_install(linear_bundle: Path) -> None:
     assert done.stdout == linear_contents().requirements
     done = bare(linear_bundle, "info")
     assert done.returncode == 0
-    assert "numpy missing, onnxruntime missing" in done.stdout
+    assert "  numpy        missing\n  onnxruntime  missing\n" in done.stdout
 
 
 def test_info_where_nothing_would_run(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_info_where_nothing_would_run(tmp_path: Path) -> None:
     variant = json.loads(done.stdout)["variant"]
     assert (variant["name"], variant["error"]["code"]) == (None, "device-arch")
     done = run_bundle(path, "info")
-    assert "variant none runs here: this bundle is not for this kind of processor" in done.stdout
+    assert "no variant runs here: this bundle is not for this kind of processor" in done.stdout
 
 
 def test_info_where_the_system_does_not_tell_its_processor(
@@ -65,7 +65,7 @@ def test_info_where_the_system_does_not_tell_its_processor(
     assert not document["variant"]["fallback"]
     text = "\n".join(lines)
     assert "skipped: this system does not report the processor's instruction sets" in text
-    assert lines[-1].startswith("isa     unknown on this system")
+    assert lines[-1].startswith("  isa          unknown on this system")
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_text_goes_to_stdout_and_nothing_to_stderr(
 
 
 def test_a_pipe_filters_the_text(linear_bundle: Path) -> None:
-    done = in_shell(linear_bundle, "info | grep ^output")
-    assert done.stdout == "output  y:float32:batch,3 (scores)\n"
+    done = in_shell(linear_bundle, "info | grep ' output '")
+    assert done.stdout == "  output       y:float32:batch,3 (scores)\n"
 
 
 @pytest.mark.parametrize("to", [">/dev/full", ">&-"])
@@ -306,3 +306,26 @@ def test_nothing_is_proved_on_no_evaluation_samples(linear_bundle: Path) -> None
     )
     assert done.returncode == 2
     assert "error[evaluation-cut]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "hint"),
+    [
+        ("text.onnx", "engine-refused", "--against takes an ONNX file"),
+        ("other.onnx", "against-failed", "a model with the same inputs"),
+    ],
+)
+def test_bench_refuses_a_file_that_is_not_a_model_of_these_inputs(
+    name: str, code: str, hint: str, linear_bundle: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_text("no model")
+    if name == "other.onnx":
+        model, _ = linear_onnx()
+        model.graph.input[0].name = model.graph.node[0].input[0] = "z"
+        path.write_bytes(model.SerializeToString())
+    turn = ("bench-turn", "--queries", "1", "--seconds", "0", "--against", str(path))
+    error = json.loads(run_bundle(linear_bundle, *turn).stdout)["error"]
+    assert error["code"] == code
+    assert str(path) in error["what"]
+    assert hint in error["hint"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Tuple, Type, TypeVar
 
 from ..errors import EdgepackError
 
@@ -18,6 +18,7 @@ MAX_DEPTH = 32
 MAX_DIGITS = 21
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
+Value = TypeVar("Value")
 # Makes the error from the path of a key and the reason.
 Fault = Callable[[str, str], EdgepackError]
 
@@ -42,11 +43,11 @@ class Reader:
     def _key(self, key: str) -> str:
         return f"{self.path}.{key}".strip(".")
 
-    def get(self, key: str, *types: type) -> Any:
+    def get(self, key: str, *types: Type[Value]) -> Value:
         """Return the value of a key, which must be of one of those types; a bool is no number."""
         if not isinstance(self.value, dict) or key not in self.value:
             raise self.fault(f"the key {key!r} is missing")
-        value = self.value[key]
+        value: Value = self.value[key]
         # `isinstance(True, int)` holds in Python, so bools are excluded explicitly.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise self._fault(self._key(key), "it has the wrong type")
@@ -56,13 +57,13 @@ class Reader:
         """Return a reader for the object under a key."""
         return Reader(self.get(key, dict), self._key(key), self._fault)
 
-    def each(self, key: str, read: Callable[[Reader], Any]) -> Tuple[Any, ...]:
+    def each(self, key: str, read: Callable[[Reader], Value]) -> Tuple[Value, ...]:
         """Return the elements of the list under a key, each converted by `read`."""
         path = self._key(key)
-        return tuple(
-            read(Reader(value, f"{path}[{i}]", self._fault))
-            for i, value in enumerate(self.get(key, list))
-        )
+        elements = []
+        for i, value in enumerate(self.get(key, list)):
+            elements.append(read(Reader(value, f"{path}[{i}]", self._fault)))
+        return tuple(elements)
 
     def text(self) -> str:
         """Return the value, which must be a string."""
@@ -81,13 +82,13 @@ class Reader:
 def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
     """Parse a JSON document. Raises the error from `fault` if it is not strict JSON."""
 
-    def no_duplicates(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
+    def no_duplicates(pairs: List[Tuple[str, object]]) -> Dict[str, object]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
             raise fault("", "a key is repeated")
-        return dict(pairs)
+        return entries
 
-    def constant(text: str) -> Any:
+    def constant(text: str) -> NoReturn:
         raise fault("", f"{text} is not a JSON number")
 
     def finite(text: str) -> float:
@@ -134,7 +135,7 @@ def _depth(data: bytes) -> int:
     return deepest
 
 
-def encode(document: Mapping[str, Any]) -> bytes:
+def encode(document: Mapping[str, object]) -> bytes:
     """Encode a document as canonical JSON: sorted keys, ASCII, no NaN."""
     text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
     return text.encode("ascii") + b"\n"

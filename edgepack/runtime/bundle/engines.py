@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Container,
+    Dict,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..errors import BundleError
 from ..tensor import Tensor
 from .document import Reader
+
+if TYPE_CHECKING:
+    from ..documents import EngineOptionsEntry, VariantEntry, VariantNeeds
 
 ONNXRUNTIME = "onnxruntime"
 CUDA = "onnxruntime-cuda"
@@ -31,8 +44,6 @@ _NEEDS = {
     "gpu": r"[ -~]+\Z",
 }
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
-# A built engine runs only on the GPU and the TensorRT version that it was built with.
-_EXACT = ("compute_capability", "engine_version", "gpu")
 
 
 # Named tuples instead of dataclasses: a bundle's loader is compiled anew at every start, and
@@ -45,13 +56,13 @@ class Variant(NamedTuple):
         engine: one of ENGINES.
         needs: arch, isa (a list), compute_capability and engine_version (specifiers, as
             `machine.satisfies` reads them) and gpu (its name); an absent key requires nothing.
-            file: the entry of a built engine, which only TensorRT has; None if the engine runs the
+        file: the entry of a built engine, which only TensorRT has; None if the engine runs the
             ONNX, or is built from it on the device.
     """
 
     name: str
     engine: str
-    needs: Mapping[str, Any] = {}
+    needs: VariantNeeds = {}
     file: Optional[str] = None
 
     @property
@@ -64,12 +75,12 @@ class Variant(NamedTuple):
         """True if the engine has yet to be built on the device."""
         return self.engine == TENSORRT and self.file is None
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> VariantEntry:
         """Return the entry of `bundle.json`."""
         return {
             "name": self.name,
             "engine": self.engine,
-            "needs": dict(self.needs),
+            "needs": self.needs,
             "file": self.file,
         }
 
@@ -87,36 +98,37 @@ class EngineOptions(NamedTuple):
     dla_core: Optional[int] = None
     profiles: Mapping[str, Tuple[Shape, Shape, Shape]] = {}
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> EngineOptionsEntry:
         """Return the entry of `bundle.json`."""
+        profiles: Dict[str, Dict[str, List[int]]] = {}
+        for name, (smallest, usual, largest) in self.profiles.items():
+            profiles[name] = {"min": list(smallest), "opt": list(usual), "max": list(largest)}
         return {
             "workspace_mb": self.workspace_mb,
             "dla_core": self.dla_core,
-            "profiles": {
-                name: dict(zip(("min", "opt", "max"), map(list, shapes)))
-                for name, shapes in self.profiles.items()
-            },
+            "profiles": profiles,
         }
 
 
-def read_variants(index: Reader, files: Mapping[str, Any]) -> Tuple[Variant, ...]:
+def read_variants(index: Reader, files: Container[str]) -> Tuple[Variant, ...]:
     """Read the variants of an index. Raises BundleError for an invalid one.
 
     Args:
         index: the whole document.
-        files: the files that it lists, by name.
+        files: names of the files that it lists.
     """
     variants = index.each("variants", lambda reader: _variant(reader, files))
     if not 0 < len(variants) <= MAX_VARIANTS:
         raise index.fault(f"it has {len(variants)} variants; 1 to {MAX_VARIANTS} are allowed")
-    if len({variant.name for variant in variants}) != len(variants):
+    names = [variant.name for variant in variants]
+    if len(set(names)) != len(names):
         raise index.fault("two variants have the same name")
     if sum(variant.unfinished for variant in variants) > 1:
         raise index.fault("two variants build their engine on the device")
-    return tuple(variants)
+    return variants
 
 
-def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
+def _variant(reader: Reader, files: Container[str]) -> Variant:
     name, engine = reader.get("name", str), reader.get("engine", str)
     if not re.match(_NAME, name):
         raise reader.fault(f"its name is {name!r}")
@@ -131,20 +143,28 @@ def _variant(reader: Reader, files: Mapping[str, Any]) -> Variant:
     if file is not None:
         if engine != TENSORRT or file not in files or not file.startswith("engine/"):
             raise reader.fault(f"its file is {file!r}")
-        # A built engine runs on one GPU and one version, so ">=10" is not precise enough.
-        loose = [key for key in _EXACT if not _exact(key, needs.get(key, ""))]
-        if loose:
-            raise reader.fault(f"a built engine needs an exact {', '.join(loose)}")
+        _require_exact(reader, needs)
     return Variant(name, engine, needs, file)
 
 
-def _exact(key: str, value: str) -> bool:
-    if key == "gpu":
-        return bool(value)
-    return value.startswith("==") and "," not in value
+def _require_exact(reader: Reader, needs: VariantNeeds) -> None:
+    """Raise BundleError unless the needs of a built engine name one GPU and one version."""
+    specifiers = {
+        "compute_capability": needs.get("compute_capability", ""),
+        "engine_version": needs.get("engine_version", ""),
+    }
+    loose = []
+    for key, specifier in specifiers.items():
+        # ">=10" is not precise enough, and nor is "==10,<11".
+        if not specifier.startswith("==") or "," in specifier:
+            loose.append(key)
+    if not needs.get("gpu"):
+        loose.append("gpu")
+    if loose:
+        raise reader.fault(f"a built engine needs an exact {', '.join(loose)}")
 
 
-def _needs(reader: Reader) -> Dict[str, Any]:
+def _needs(reader: Reader) -> VariantNeeds:
     for key in reader.value:
         if key == "isa":
             reader.each(key, Reader.text)
@@ -152,7 +172,8 @@ def _needs(reader: Reader) -> Dict[str, Any]:
             raise reader.fault(f"it requires {key!r}, which this loader cannot check")
         elif not re.match(_NEEDS[key], reader.get(key, str)):
             raise reader.fault(f"its {key} is {reader.value[key]!r}")
-    return dict(reader.value)
+    needs: VariantNeeds = reader.value
+    return needs
 
 
 def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
@@ -172,14 +193,18 @@ def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
 
 
 def _profile(reader: Reader, tensor: Tensor) -> Tuple[Shape, Shape, Shape]:
-    shapes = tuple(tuple(reader.each(key, Reader.number)) for key in ("min", "opt", "max"))
-    # A dimension "batch" admits any positive size, a fixed dimension 3 only the size 3.
-    fits = all(
-        len(shape) == tensor.rank
-        and all(size > 0 and dim in (size, str(dim)) for size, dim in zip(shape, tensor.shape))
-        for shape in shapes
-    )
-    if not fits or not all(a <= b <= c for a, b, c in zip(*shapes)):
+    smallest, usual, largest = (reader.each(key, Reader.number) for key in ("min", "opt", "max"))
+    fits = all(_shape_fits(shape, tensor) for shape in (smallest, usual, largest))
+    if not fits or not all(a <= b <= c for a, b, c in zip(smallest, usual, largest)):
         raise reader.fault(f"its shapes do not fit {tensor}")
-    smallest, usual, largest = shapes
     return smallest, usual, largest
+
+
+def _shape_fits(shape: Shape, tensor: Tensor) -> bool:
+    if len(shape) != tensor.rank:
+        return False
+    # A dimension "batch" admits any positive size, a fixed dimension 3 only the size 3.
+    for size, dim in zip(shape, tensor.shape):
+        if size <= 0 or (isinstance(dim, int) and dim != size):
+            return False
+    return True

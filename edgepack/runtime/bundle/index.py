@@ -7,7 +7,7 @@ import re
 from binascii import crc32
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Dict, Mapping, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
 from ..errors import BundleError
 from ..parity.parts import SNR_LIMIT, Part
@@ -17,6 +17,9 @@ from .archive import INDEX, MAX_INDEX_BYTES, Archive
 from .document import Reader, encode
 from .engines import EngineOptions, Variant, read_options, read_variants
 from .evidence import check_quality, read_parts
+
+if TYPE_CHECKING:
+    from ..documents import DeviceNeeds, IndexDocument, RecordedQuality
 
 FORMAT = "edgepack/2"
 # Entries that may differ between two builds from the same inputs: the report contains times, and
@@ -28,7 +31,8 @@ NOT_CONTENT = ("report/", "engine/")
 MAX_SIZE = 1 << 24
 DTYPES = (
     *("float16", "float32", "float64", "bool"),
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("int8", "int16", "int32", "int64"),
+    *("uint8", "uint16", "uint32", "uint64"),
 )
 
 # Gates of each question, and below the range of each bound.
@@ -87,62 +91,77 @@ class OtherSize:
 
 
 @dataclass(frozen=True)
-class Index:
-    """Validated `bundle.json`.
+class Description:
+    """Facts about a bundle that its writer states and every reader finds again, unchanged.
 
     Attributes:
         name: the model's name.
         target: the target profile's name.
-        device: requirements for every device: arch, isa, python; a Jetson's jetpack.
+        device: requirements on every device: arch, isa, python; a Jetson's jetpack.
         inputs: of the model.
         outputs: of the model.
-        model: name of the ONNX entry, from which every engine runs or is built.
         variants: the ways to run it, best first.
         engine_options: options for building an engine on the device.
-        reference: the samples that the bundle is verified on.
-        sizes: one other size of every dynamic axis, the batch's among them.
         gates: question ("quality", "fidelity") -> gate -> bound.
-        parts: per output, the parts whose errors are measured separately.
+        parts: per output, the parts whose errors are measured separately; integers have none.
         quality: the build's metrics on the whole evaluation set, and on the reference samples;
             empty in a draft.
-        build: the host that computed `reference.built`: arch, cpu, isa, engine version.
+        build: the host that computed the answers of this artefact: arch, cpu, isa, engine version;
+            empty in a draft.
+    """
+
+    name: str
+    target: str
+    device: DeviceNeeds
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    variants: Sequence[Variant]
+    engine_options: EngineOptions
+    gates: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Sequence[Part]]
+    quality: RecordedQuality
+    build: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Index(Description):
+    """Validated `bundle.json`: the description, and the entries that belong to it.
+
+    Attributes:
+        model: name of the ONNX entry, from which every engine runs or is built.
+        reference: the samples that the bundle is verified on.
+        sizes: one other size of every dynamic axis, the batch's among them.
         files: name -> (SHA-256, bytes) of every entry but `bundle.json`.
         content_digest: SHA-256 of the content that two builds from the same inputs share.
         raw: the document as it was read.
     """
 
-    name: str
-    target: str
-    device: Mapping[str, Any]
-    inputs: Tuple[Tensor, ...]
-    outputs: Tuple[Tensor, ...]
     model: str
-    variants: Tuple[Variant, ...]
-    engine_options: EngineOptions
     reference: Reference
     sizes: Tuple[OtherSize, ...]
-    gates: Mapping[str, Mapping[str, float]]
-    parts: Mapping[str, Tuple[Part, ...]]
-    quality: Mapping[str, Any]
-    build: Mapping[str, Any]
     files: Mapping[str, Tuple[str, int]]
     content_digest: str
-    raw: Mapping[str, Any]
+    raw: IndexDocument
 
     @property
     def proven(self) -> bool:
         """False if the build calibrated on random numbers in place of samples."""
-        provenance = self.raw.get("provenance")
+        # The loader does not check the provenance, so it may be of any type.
+        provenance: object = self.raw.get("provenance")
         return not isinstance(provenance, dict) or provenance.get("proven") is not False
 
 
-def content_digest(index: Mapping[str, Any]) -> str:
+def content_digest(index: IndexDocument) -> str:
     """Return the SHA-256 over the index without this digest, `build` and NOT_CONTENT."""
     # `build` names the host, on which the content must not depend.
-    content = {k: v for k, v in index.items() if k not in ("content_digest", "build")}
-    content["files"] = {
-        name: entry for name, entry in index["files"].items() if not name.startswith(NOT_CONTENT)
-    }
+    content = dict(index)
+    content.pop("content_digest", None)
+    content.pop("build", None)
+    files = dict(index["files"])
+    for name in index["files"]:
+        if name.startswith(NOT_CONTENT):
+            del files[name]
+    content["files"] = files
     return hashlib.sha256(encode(content)).hexdigest()
 
 
@@ -176,15 +195,18 @@ def _other_size(reader: Reader) -> OtherSize:
     size = reader.get("size", int)
     if not 0 < size <= MAX_SIZE:
         raise reader.fault(f"its size is {size}")
-    original, built = (reader.each(key, Reader.text) for key in ("original", "built"))
-    return OtherSize(reader.get("axis", str), size, original, built)
+    axis = reader.get("axis", str)
+    original = reader.each("original", Reader.text)
+    return OtherSize(axis, size, original, reader.each("built", Reader.text))
 
 
 def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
     gates: Dict[str, Dict[str, float]] = {}
     for question, names in GATES.items():
         bounds = reader.at(question)
-        gates[question] = {gate: _bound(bounds, gate, names) for gate in bounds.value}
+        gates[question] = {}
+        for gate in bounds.value:
+            gates[question][gate] = _bound(bounds, gate, names)
     return gates
 
 
@@ -201,13 +223,14 @@ def _bound(bounds: Reader, gate: str, names: Tuple[str, ...]) -> float:
     return bound
 
 
-def _device(reader: Reader) -> Dict[str, Any]:
+def _device(reader: Reader) -> DeviceNeeds:
     for key in reader.value:
         if key == "isa":
             reader.each(key, Reader.text)
         else:
             reader.get(key, str)
-    return dict(reader.value)
+    needs: DeviceNeeds = reader.value
+    return needs
 
 
 def parse(data: bytes) -> Index:
@@ -290,11 +313,16 @@ def _consistent(index: Index) -> None:
             raise _fault("sizes", f"{size.label} does not have one file per output")
         if len(size.built) != len(index.reference.built):
             raise _fault("sizes", f"{size.label} does not have one answer per output")
-    for key, tensors in (("inputs", index.inputs), ("outputs", index.outputs)):
-        if len({tensor.name for tensor in tensors}) != len(tensors):
-            raise _fault(key, "two of them have the same name")
+    _require_distinct("inputs", index.inputs)
+    _require_distinct("outputs", index.outputs)
     if index.content_digest != content_digest(index.raw):
         raise _fault("content_digest", "it is not the digest of this index")
+
+
+def _require_distinct(key: str, tensors: Sequence[Tensor]) -> None:
+    names = [tensor.name for tensor in tensors]
+    if len(set(names)) != len(names):
+        raise _fault(key, "two of them have the same name")
 
 
 def read_index(archive: Archive) -> Index:
@@ -307,12 +335,8 @@ def read_index(archive: Archive) -> Index:
     data = archive.read(INDEX)
     archive.require_crc(INDEX, crc32(data))
     index = parse(data)
-    sizes = {name: entry.size for name, entry in archive.entries.items() if name != INDEX}
-    listed = {name: size for name, (_, size) in index.files.items()}
-    if sizes != listed:
-        # An entry missing on one side has the size None there, and so differs.
-        names = set(sizes) | set(listed)
-        different = sorted(name for name in names if sizes.get(name) != listed.get(name))
+    different = _find_different_entries(archive, index)
+    if different:
         raise BundleError(
             "bundle-altered",
             "the bundle's entries are not those that its index lists",
@@ -320,6 +344,21 @@ def read_index(archive: Archive) -> Index:
             hint="do not use it; copy it again from the build host",
         )
     return index
+
+
+def _find_different_entries(archive: Archive, index: Index) -> List[str]:
+    """Return the names of the entries that the index does not list with their size, sorted.
+
+    An archive with a.npy (8 bytes) and b.npy (8) and an index with a.npy (8), b.npy (9) and c.npy
+    give [b.npy, c.npy].
+    """
+    sizes = {name: entry.size for name, entry in archive.entries.items()}
+    # The index lists every file but itself.
+    del sizes[INDEX]
+    listed = {name: size for name, (_, size) in index.files.items()}
+    # A pair of name and size that is on one side only.
+    different = set(sizes.items()) ^ set(listed.items())
+    return sorted({name for name, _ in different})
 
 
 def check_file(archive: Archive, index: Index, name: str) -> bytes:

@@ -13,14 +13,17 @@ import hashlib
 import os
 import stat
 import zipfile
-from dataclasses import asdict, dataclass, fields
-from typing import Any, BinaryIO, Dict, List, Mapping, Optional, Tuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, BinaryIO, Dict, List, Mapping, Optional, Tuple
 
 from ..errors import BundleError, DeviceError
 from .archive import Archive
 from .document import Reader, encode, parse
 from .engines import FINISH, Variant
 from .index import Index
+
+if TYPE_CHECKING:
+    from ..documents import DeviceFacts, FileEntry
 
 FORMAT = "edgepack-engine/1"
 SUFFIX = ".engine"
@@ -54,10 +57,18 @@ class Key:
     tensorrt: str
 
     @classmethod
-    def of(cls, index: Index, variant: Variant, device: Mapping[str, Any]) -> Key:
-        """Return the key of an engine that is built on this device, a `device_info.DeviceInfo`."""
-        names = [field.name for field in fields(cls) if field.name not in ("bundle", "variant")]
-        return cls(index.content_digest, variant.name, **{name: device[name] for name in names})
+    def of(cls, index: Index, variant: Variant, device: DeviceFacts) -> Key:
+        """Return the key of an engine that is built on this device."""
+        # The variant's requirements were checked before, so there is a GPU with TensorRT.
+        return cls(
+            index.content_digest,
+            variant.name,
+            str(device["gpu"]),
+            str(device["compute_capability"]),
+            device["multiprocessors"] or 0,
+            device["board"],
+            str(device["tensorrt"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,24 +86,23 @@ class Sealed:
     files: Mapping[str, Tuple[str, int]]
 
     def check_match(
-        self, index: Index, variant: Variant, device: Mapping[str, Any]
+        self, index: Index, variant: Variant, device: DeviceFacts
     ) -> Optional[DeviceError]:
         """Return the error for a mismatch of bundle or device; None if both match."""
         required = asdict(Key.of(index, variant, device))
         recorded = asdict(self.key)
-        different = [name for name in required if required[name] != recorded[name]]
-        if not different:
+        subject, differences = "device", []
+        for name, value in required.items():
+            if value != recorded[name]:
+                differences.append(f"{name}: it was built for {recorded[name]}; this is {value}")
+                if name in ("bundle", "variant"):
+                    subject = "bundle"
+        if not differences:
             return None
-        subject = "device"
-        if different[0] in ("bundle", "variant"):
-            subject = "bundle"
         return DeviceError(
             "engine-other",
             "the engine sealed beside the bundle is for another " + subject,
-            why="\n".join(
-                f"{name}: it was built for {recorded[name]}; this is {required[name]}"
-                for name in different
-            ),
+            why="\n".join(differences),
             hint=FINISH,
         )
 
@@ -124,23 +134,25 @@ def find(bundle: str) -> Optional[Sealed]:
         top = parse(archive.read(KEY), _fault, MAX_KEY_BYTES)
         if top.get("format", str) != FORMAT:
             raise _fault(KEY, f"its format is {top.value['format']!r}")
-        listed = {name: _file(top.at("files").at(name)) for name in (PLAN, TIMING)}
-        sizes = {name: archive.entries[name].size for name in (PLAN, TIMING)}
-    if sizes != {name: size for name, (_, size) in listed.items()}:
-        raise _fault("files", "their sizes are not those that its key lists")
+        listed: Dict[str, Tuple[str, int]] = {}
+        for name in (PLAN, TIMING):
+            entry = top.at("files").at(name)
+            listed[name] = entry.get("sha256", str), entry.get("bytes", int)
+            if archive.entries[name].size != listed[name][1]:
+                raise _fault("files", "their sizes are not those that its key lists")
     return Sealed(path, _key(top.at("engine")), listed)
 
 
-def _file(reader: Reader) -> Tuple[str, int]:
-    return reader.get("sha256", str), reader.get("bytes", int)
-
-
 def _key(reader: Reader) -> Key:
-    values: Dict[str, Any] = {}
-    for field in fields(Key):
-        kinds = {"multiprocessors": (int,), "board": (str, type(None))}
-        values[field.name] = reader.get(field.name, *kinds.get(field.name, (str,)))
-    return Key(**values)
+    return Key(
+        reader.get("bundle", str),
+        reader.get("variant", str),
+        reader.get("gpu", str),
+        reader.get("compute_capability", str),
+        reader.get("multiprocessors", int),
+        reader.get("board", str, type(None)),
+        reader.get("tensorrt", str),
+    )
 
 
 def _fault(path: str, why: str) -> DeviceError:
@@ -187,7 +199,10 @@ def find_distrust_reason(status: os.stat_result) -> str:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         mode = stat.S_IMODE(status.st_mode)
         return f"users other than its owner may write it (mode {mode:o})"
-    user = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    # Systems without users, which have no `geteuid`, give every file the same owner.
+    user = status.st_uid
+    if hasattr(os, "geteuid"):
+        user = os.geteuid()
     if status.st_uid not in (0, user):
         return f"it belongs to user {status.st_uid}; this is user {user}"
     return ""
@@ -204,7 +219,7 @@ def untrusted_error(path: str, why: str) -> DeviceError:
 
 
 def write(
-    file: BinaryIO, key: Key, plan: bytes, timing_cache: bytes, details: Mapping[str, Any]
+    file: BinaryIO, key: Key, plan: bytes, timing_cache: bytes, details: Mapping[str, object]
 ) -> None:
     """Write a sealed engine into an open, empty file.
 
@@ -216,15 +231,10 @@ def write(
         details: further facts for people; the loader does not read them.
     """
     contents: List[Tuple[str, bytes]] = [(PLAN, plan), (TIMING, timing_cache)]
-    document = {
-        "format": FORMAT,
-        "engine": asdict(key),
-        "files": {
-            name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-            for name, data in contents
-        },
-        "told": dict(details),
-    }
+    files: Dict[str, FileEntry] = {}
+    for name, data in contents:
+        files[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    document = {"format": FORMAT, "engine": asdict(key), "files": files, "told": dict(details)}
     try:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             for name, data in [(KEY, encode(document)), *contents]:

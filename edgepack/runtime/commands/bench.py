@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Optional, Sequence, Tuple, cast
 
 from ..bundle.archive import Archive
 from ..bundle.engines import CUDA
@@ -25,6 +25,8 @@ from .load import LoadMonitor, disturbances, spread_of
 
 if TYPE_CHECKING:
     from ..device.variants import Choice
+    from ..documents import DeviceDocument, Latency, Timing, Turn, VariantDocument
+    from ..session.onnx_session import OnnxSession
 
 # Minimum queries and seconds, as in MLPerf Inference.
 LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
@@ -40,20 +42,20 @@ def percentiles(nanoseconds: List[int]) -> Dict[str, Optional[float]]:
 
     Of [1, 2, 3, 4] ms the nearest rank of p50 is ceil(0.5 * 4) = 2, so p50 is 2 ms.
     """
-    ordered = sorted(nanoseconds)
-
-    def at(share: float) -> float:
-        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] / 1e6
-
     values: Dict[str, Optional[float]] = {}
     for name, fewest in FEWEST.items():
         values[name] = None
-        if len(ordered) >= fewest:
-            values[name] = at(int(name[1:]) / 100)
+        if len(nanoseconds) >= fewest:
+            values[name] = _percentile(nanoseconds, int(name[1:]) / 100)
     return values
 
 
-def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
+def _percentile(nanoseconds: Sequence[int], share: float) -> float:
+    rank = max(1, math.ceil(share * len(nanoseconds)))
+    return sorted(nanoseconds)[rank - 1] / 1e6
+
+
+def _time(call: Callable[[], object], queries: int, seconds: float) -> List[int]:
     # The first calls are slower: caches are cold and the CPU's clock ramps up.
     clock = time.perf_counter_ns
     until = clock() + int(WARM_UP_SECONDS * 1e9)
@@ -70,7 +72,7 @@ def _time(call: Callable[[], Any], queries: int, seconds: float) -> List[int]:
 
 def open_call(
     path: str, against: str, threads: int, variant: str = "", cuda: bool = False
-) -> Tuple[Callable[[], Any], float, Optional[Choice]]:
+) -> Tuple[Callable[[], object], float, Optional[Choice]]:
     """Return one inference as a call, the seconds that loading took, and the chosen variant.
 
     Args:
@@ -80,10 +82,9 @@ def open_call(
         variant: the name of the bundle's variant; "" for the best that fits.
         cuda: run `against` on the GPU.
 
-    Raises InputError if that file cannot be read.
+    Raises InputError if that file is not a model that runs on the same sample.
     """
     from ..model import open_model
-    from ..session.onnx_session import OnnxSession
     from .verify import reference_feeds
 
     with Archive(path) as archive:
@@ -92,12 +93,44 @@ def open_call(
         started = time.perf_counter()
         choice = None
         if against:
-            call = OnnxSession(_read(against), threads=threads, cuda=cuda).run
+            call = _open_other(against, threads, cuda).run
         else:
             model = open_model(archive, index, threads, variant=variant)
             call, choice = model.run, model.choice
         load_seconds = time.perf_counter() - started
+    if against:
+        _try_other(against, lambda: call(feed))
     return (lambda: call(feed)), load_seconds, choice
+
+
+def _open_other(path: str, threads: int, cuda: bool) -> OnnxSession:
+    """Start the model of `--against`. Raises InputError if the file is not an ONNX model."""
+    from ..session.onnx_session import OnnxSession
+
+    try:
+        return OnnxSession(_read(path), threads=threads, cuda=cuda)
+    except DeviceError as error:
+        # A missing engine or GPU is not the file's fault.
+        if error.code != "engine-refused":
+            raise
+        raise InputError(
+            error.code,
+            f"{path} is not an ONNX model that onnxruntime can load",
+            why=error.why,
+            hint="--against takes an ONNX file, such as the model before the build",
+        ) from error
+
+
+def _try_other(path: str, call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:  # onnxruntime's exceptions share no base but Exception
+        raise InputError(
+            "against-failed",
+            f"{path} does not run on the bundle's reference samples",
+            why=str(error).strip(),
+            hint="--against takes a model with the same inputs, by name, type and shape",
+        ) from error
 
 
 def _read(path: str) -> bytes:
@@ -120,38 +153,41 @@ def measure_turn(
     threads: int,
     variant: str = "",
     cuda: bool = False,
-) -> Dict[str, Any]:
+) -> Turn:
     """Measure one turn in this process: the bundle, or the bare engine on another ONNX."""
     import numpy as np
 
     call, load_seconds, choice = open_call(path, against, threads, variant, cuda)
-    return {
+    turn: Turn = {
         "ns": _time(call, queries, seconds),
         "load_seconds": load_seconds,
         "peak_rss_bytes": machine.peak_rss(),
-        "variant": choice and choice.to_json(),
-        "device": choice and {**choice.device, "numpy": np.__version__},
+        "variant": None,
+        "device": None,
     }
+    if choice is not None:
+        turn["variant"] = choice.to_json()
+        turn["device"] = {**choice.device, "numpy": np.__version__}
+    return turn
 
 
-def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
+def _turn(path: str, arguments: Sequence[str]) -> Turn:
+    """Measure one turn in a separate process, which raises its EdgepackError here."""
     # The child must import from the same places as this process.
-    flags = [
-        flag
-        for flag, on in (
-            ("-I", sys.flags.isolated),
-            ("-S", sys.flags.no_site),
-            ("-s", sys.flags.no_user_site),
-        )
-        if on
-    ]
+    flags = []
+    if sys.flags.isolated:
+        flags.append("-I")
+    if sys.flags.no_site:
+        flags.append("-S")
+    if sys.flags.no_user_site:
+        flags.append("-s")
     process = subprocess.run(
         [sys.executable, *flags, *program(path), "bench-turn", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     try:
-        turn: Dict[str, Any] = json.loads(process.stdout.decode("utf-8"))
+        document = json.loads(process.stdout.decode("utf-8"))
     except ValueError as error:
         raise DeviceError(
             "bench-failed",
@@ -160,27 +196,36 @@ def _turn(path: str, arguments: Sequence[str]) -> Dict[str, Any]:
             or f"exit status {process.returncode}",
             hint="python3 BUNDLE verify shows if the bundle runs here at all",
         ) from error
-    if "error" in turn:
-        fields = turn["error"]
+    if "error" in document:
+        fields = document["error"]
         raise EdgepackError(fields["code"], fields["what"], why=fields["why"], hint=fields["hint"])
+    turn: Turn = document
     return turn
 
 
-def _summary(turns: List[Mapping[str, Any]]) -> Dict[str, Any]:
+def _summarize(turns: Sequence[Turn]) -> Timing:
+    """Return the percentiles of all turns together, and the median of each."""
     times: List[int] = []
+    rounds: List[float] = []
     for turn in turns:
         times += turn["ns"]
+        rounds.append(_percentile(turn["ns"], 0.5))
+    shares = percentiles(times)
     return {
-        **percentiles(times),
+        "p50": _percentile(times, 0.5),
+        "p90": shares["p90"],
+        "p95": shares["p95"],
+        "p99": shares["p99"],
         "queries": len(times),
         "seconds": sum(times) / 1e9,
-        "rounds_p50": [percentiles(turn["ns"])["p50"] for turn in turns],
+        "rounds_p50": rounds,
+        # The fastest start and the largest process, since other programs only add to the first.
         "load_seconds": min(turn["load_seconds"] for turn in turns),
         "peak_rss_bytes": max(turn["peak_rss_bytes"] for turn in turns),
     }
 
 
-def _rounds(model: Mapping[str, Any], other: Optional[Mapping[str, Any]]) -> List[float]:
+def _rounds(model: Timing, other: Optional[Timing]) -> List[float]:
     """Return the speed-up of each round, or its median latency if there is no second model.
 
     A machine that slows down slows both sides of a round, so their ratio stays.
@@ -188,13 +233,15 @@ def _rounds(model: Mapping[str, Any], other: Optional[Mapping[str, Any]]) -> Lis
     if other is None:
         return list(model["rounds_p50"])
     # Rounds of 10 and 20 ms against 5 and 10 ms are both a speed-up of 2, without any spread.
-    pairs = zip(other["rounds_p50"], model["rounds_p50"])
-    return [theirs / ours for theirs, ours in pairs]
+    speed_ups = []
+    for theirs, ours in zip(other["rounds_p50"], model["rounds_p50"]):
+        speed_ups.append(theirs / ours)
+    return speed_ups
 
 
 def bench(
     path: str, *, length: str, against: str = "", threads: int = 0, variant: str = ""
-) -> Dict[str, Any]:
+) -> Latency:
     """Measure the latency of the bundle and, in the same run, of another ONNX model.
 
     Args:
@@ -215,19 +262,21 @@ def bench(
         f"--seconds={seconds / ROUNDS}",
         f"--threads={threads}",
     )
-    turns: Dict[str, List[Mapping[str, Any]]] = {"model": [], "against": []}
+    turns: List[Turn] = []
+    other_turns: List[Turn] = []
     monitor = LoadMonitor()
     for _ in range(ROUNDS):
-        turns["model"].append(_turn(path, [*share, f"--variant={variant}"]))
+        turns.append(_turn(path, [*share, f"--variant={variant}"]))
         if against:
-            on_gpu = turns["model"][0]["variant"]["engine"] == CUDA
-            other_file = f"--against={os.path.abspath(against)}"
-            turns["against"].append(_turn(path, [*share, other_file, *["--cuda"] * on_gpu]))
+            arguments = [*share, f"--against={os.path.abspath(against)}"]
+            if _on_cuda(turns[0]):
+                arguments.append("--cuda")
+            other_turns.append(_turn(path, arguments))
     load = monitor.result()
-    model = _summary(turns["model"])
+    model = _summarize(turns)
     other, ratio = None, None
     if against:
-        other = _summary(turns["against"])
+        other = _summarize(other_turns)
         ratio = other["p50"] / model["p50"]
     spread = round(spread_of(_rounds(model, other)), 4)
     return {
@@ -240,6 +289,11 @@ def bench(
         "load": load,
         "spread": spread,
         "disturbed": disturbances(load, spread, threads),
-        "variant": turns["model"][0]["variant"],
-        "device": turns["model"][0]["device"],
+        # Only turns of the other model have none.
+        "variant": cast("VariantDocument", turns[0]["variant"]),
+        "device": cast("DeviceDocument", turns[0]["device"]),
     }
+
+
+def _on_cuda(turn: Turn) -> bool:
+    return turn["variant"] is not None and turn["variant"]["engine"] == CUDA

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Tuple, Union, cast
+from typing import TYPE_CHECKING, Dict, Iterator, List, Tuple, Union, cast
 
 from ..bundle.archive import Archive
 from ..bundle.atomic import lock_part, sweep
@@ -19,17 +19,17 @@ from ..bundle.engines import Variant
 from ..bundle.index import Index, check_all, check_file, read_index
 from ..bundle.seal import PLAN, TIMING, Key, Sealed, engine_path, write
 from ..device import machine
-from ..device.device_info import DeviceInfo, find_sealed
+from ..device.device_info import device_info, find_sealed
 from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
 from ..streams import print_status
 
 if TYPE_CHECKING:
-    from ..documents import Answers, Gate
+    from ..documents import Answers, DeviceFacts, FinishDocument, Gate
 
 
-def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
+def finish(path: str, *, force: bool = False) -> FinishDocument:
     """Build, verify and seal the engine of a bundle, unless a fitting one exists.
 
     Args:
@@ -45,9 +45,9 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         index = read_index(archive)
         check_all(archive, index)
         require_checksum(archive)
-        device = DeviceInfo(index)
+        device = device_info(index)
         machine.require(index.device, device)
-        variant = next(variant for variant in index.variants if variant.unfinished)
+        variant = _find_unfinished(index)
         fault = check_requirements(variant, index, device)
         if fault is not None:
             raise fault
@@ -67,8 +67,12 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
                 print_status(*_describe_gates(proof))
                 raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
-            details = {name: device[name] for name in ("cuda_driver", "l4t", "gpu_memory_bytes")}
-            details["seconds"] = seconds
+            details: Dict[str, object] = {
+                "cuda_driver": device["cuda_driver"],
+                "l4t": device["l4t"],
+                "gpu_memory_bytes": device["gpu_memory_bytes"],
+                "seconds": seconds,
+            }
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
     return {
@@ -80,6 +84,11 @@ def finish(path: str, *, force: bool = False) -> Dict[str, Any]:
         "quality": proof["quality"],
         "fidelity": proof["fidelity"],
     }
+
+
+def _find_unfinished(index: Index) -> Variant:
+    # The command line has checked that the bundle has one; `read_variants` allows only one.
+    return next(variant for variant in index.variants if variant.unfinished)
 
 
 def _fits(before: Union[Sealed, DeviceError, None], key: Key) -> bool:
@@ -116,7 +125,7 @@ def _timing_cache(before: Union[Sealed, DeviceError, None], key: Key) -> bytes:
 
 
 def _build(
-    archive: Archive, index: Index, device: DeviceInfo, timing_cache: bytes
+    archive: Archive, index: Index, device: DeviceFacts, timing_cache: bytes
 ) -> Tuple[bytes, bytes]:
     from ..session.tensorrt_build import Options, build
     from ..session.tensorrt_session import import_tensorrt
@@ -136,7 +145,7 @@ def _build(
 
 
 def _prove(
-    archive: Archive, index: Index, variant: Variant, device: DeviceInfo, plan: bytes
+    archive: Archive, index: Index, variant: Variant, device: DeviceFacts, plan: bytes
 ) -> Answers:
     """Measure fidelity and quality of the engine on the reference samples."""
     from ..model import Model
@@ -147,7 +156,7 @@ def _prove(
     return on_samples(archive, Model(index, session, Choice(variant, None, False, (), device)))
 
 
-def describe_report(report: Mapping[str, Any]) -> List[str]:
+def describe_report(report: FinishDocument) -> List[str]:
     """Return the text of a report: every gate and the sealed file."""
     if not report["built"]:
         return [f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"]
@@ -167,13 +176,13 @@ def _gates(proof: Answers) -> Iterator[Tuple[str, Gate]]:
 
 
 def _gate_error(proof: Answers) -> GateError:
+    missed = []
+    for question, gate in _gates(proof):
+        if not gate["passed"]:
+            missed.append(f"{question}: {describe_gate(gate)}")
     return GateError(
         "engine-gate-missed",
         "the engine missed a gate and was not sealed",
-        why="\n".join(
-            f"{question}: {describe_gate(gate)}"
-            for question, gate in _gates(proof)
-            if not gate["passed"]
-        ),
+        why="\n".join(missed),
         hint="use another variant of the bundle: python3 BUNDLE info",
     )

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Tuple
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
+from ..bundle.engines import ENGINES
 from ..bundle.index import Index, read_index
 from ..device import machine
-from ..device.device_info import DeviceInfo, find_sealed
-from ..device.variants import choose, format_skip_reason
+from ..device.device_info import device_info, find_sealed
+from ..device.variants import choose
 from ..errors import DeviceError
+from ..parity.gates import describe_bound
 from .setup import describe_wheels
+
+if TYPE_CHECKING:
+    from ..documents import DeviceFacts, InfoDocument, VariantDocument
 
 # Packages that the loader may need. `info` lists the missing ones, so it must run without any.
 PACKAGES = ("numpy", "onnxruntime")
 UNPROVEN = "NOT PROVEN: calibrated on random numbers; accuracy on real inputs is unknown"
+# Columns of the labels within a section.
+_WIDTH = 12
+# Names of requirements and of facts about the device, for people; others are shown as they are.
+_LABELS = {
+    "compute_capability": "compute capability",
+    "cuda_driver": "CUDA driver",
+    "gpu": "GPU",
+    "gpu_memory_bytes": "GPU memory",
+    "l4t": "L4T",
+    "os": "system",
+    "tensorrt": "TensorRT",
+}
+# Requirements whose value is a version or a specifier.
+_VERSIONS = ("python", "compute_capability", *ENGINES)
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
+def info(bundle: str) -> Tuple[List[str], InfoDocument]:
     """Describe a bundle: lines for people, and a document for machines.
 
     The document is the index, with the "sha256" of the file and "variant" as in the verdict. If the
@@ -26,61 +46,155 @@ def info(bundle: str) -> Tuple[List[str], Dict[str, Any]]:
     """
     with Archive(bundle) as archive:
         index, digest = read_index(archive), require_checksum(archive)
-    device = DeviceInfo(index)
-    lines = [
-        f"{index.name} for {index.target}",
-        f"content {index.content_digest}",
-        f"sha256  {digest}",
-        "needs   " + ", ".join(f"{k} {v}" for k, v in sorted(index.device.items()) if v),
-        *(() if index.proven else (UNPROVEN,)),
-        *(f"input   {tensor}" for tensor in index.inputs),
-        *(f"output  {tensor} ({tensor.kind})" for tensor in index.outputs),
-        f"model   {index.files[index.model][1]:,} bytes",
-        *(f"wheels  {wheels}: python3 BUNDLE setup DIR" for wheels in describe_wheels(index)),
-        f"proof   {index.reference.samples} reference samples; gates "
-        + "; ".join(f"{q}: {dict(g)}" for q, g in index.gates.items()),
-    ]
+    device = device_info(index)
     # `device` probes on access, so choose the variant first and list the collected facts after.
-    variant_lines, variant = _variants(bundle, index, device)
-    facts = {**machine.describe(), **{package: _installed_version(package) for package in PACKAGES}}
-    facts.update({key: value for key, value in device.items() if key not in facts and value})
-    shown = (f"{k} {v}" for k, v in facts.items() if k != "isa" and not k.endswith("_why"))
-    lines += [*variant_lines, "here    " + ", ".join(shown)]
-    if device["isa"] is None:
-        lines.append(
-            "isa     unknown on this system: variants above the minimum requirements are skipped"
-        )
+    remarks, variant = _choose_variant(bundle, index, device)
+    lines = [
+        *describe_contents(index, digest),
+        "",
+        *describe_variants(index, remarks),
+        "",
+        "this device",
+        *_describe_device(device),
+    ]
+    if "error" in variant:
+        error = variant["error"]
+        lines.append(f"no variant runs here: {error['what']}: {error['why']}")
     return lines, {**index.raw, "sha256": digest, "variant": variant}
 
 
-def _variants(bundle: str, index: Index, device: DeviceInfo) -> Tuple[List[str], Dict[str, Any]]:
+def describe_contents(index: Index, digest: str) -> List[str]:
+    """Return the text on a bundle itself, in sections of aligned rows.
+
+    Args:
+        index: of the bundle.
+        digest: SHA-256 of its file.
+    """
+    lines = [f"{index.name} for {index.target}"]
+    if not index.proven:
+        lines.append(UNPROVEN)
+    lines += [
+        "",
+        "bundle",
+        _row("content", index.content_digest),
+        _row("sha256", digest),
+        _row("model", format_bytes(index.files[index.model][1])),
+    ]
+    for wheels in describe_wheels(index):
+        lines.append(_row("wheels", f"{wheels}: python3 BUNDLE setup DIR"))
+    lines += ["", "inputs and outputs"]
+    for tensor in index.inputs:
+        lines.append(_row("input", str(tensor)))
+    for tensor in index.outputs:
+        lines.append(_row("output", f"{tensor} ({tensor.kind})"))
+    lines += ["", "requirements"]
+    for name, value in sorted(index.device.items()):
+        if value:
+            lines.append(_row(name, _format_value(name, value)))
+    lines += ["", f"gates, on {index.reference.samples} reference samples"]
+    for question, bounds in index.gates.items():
+        texts = [describe_bound(gate, bound) for gate, bound in bounds.items()]
+        lines.append(_row(question, "; ".join(texts)))
+    return lines
+
+
+def _row(label: str, value: str) -> str:
+    return f"  {label:<{_WIDTH}} {value}".rstrip()
+
+
+def _format_value(name: str, value: object) -> str:
+    """Format a requirement or a fact: a Python of "3.8" is `3.8 or newer`."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    # A bare version is the minimum; a specifier such as ">=10.3,<11" speaks for itself.
+    if name in _VERSIONS and str(value)[:1].isdigit():
+        return f"{value} or newer"
+    return str(value)
+
+
+def _choose_variant(
+    bundle: str, index: Index, device: DeviceFacts
+) -> Tuple[Dict[str, List[str]], VariantDocument]:
+    """Return remarks on each variant that was considered, and the document of the choice."""
     try:
         machine.require(index.device, device)
     except DeviceError as error:
-        document: Dict[str, Any] = {
+        return {}, {
             "name": None,
             "engine": None,
             "sealed": False,
             "fallback": False,
+            "passed_over": [],
+            "error": error.to_json(),
         }
-        document.update(passed_over=[], error=error.to_json())
-        return [f"variant none runs here: {error.what}: {error.why}"], document
     choice = choose(index, device, find_sealed(bundle, index))
     document = choice.to_json()
-    reasons = {
-        passed["name"]: "skipped: " + format_skip_reason(passed)
-        for passed in document["passed_over"]
-    }
+    remarks = {variant.name: ["not needed: a better one fits"] for variant in index.variants}
+    for passed in document["passed_over"]:
+        reason = f"skipped: {passed['what']}: {passed['why']}"
+        remarks[passed["name"]] = [" ".join(reason.split()), *passed["hint"].splitlines()]
     if choice.variant is not None:
-        reasons[choice.variant.name] = "runs here"
+        remark = "runs here"
         if choice.sealed:
-            reasons[choice.variant.name] += ", with the engine finished on this device"
-    lines = []
+            remark += ", with the engine finished on this device"
+        remarks[choice.variant.name] = [remark]
+    return remarks, document
+
+
+def describe_variants(index: Index, remarks: Mapping[str, List[str]]) -> List[str]:
+    """Return the section on the variants: requirements of each, and remarks in rows below.
+
+    Args:
+        index: of the bundle.
+        remarks: by the name of the variant.
+    """
+    lines = ["variants, best first"]
     for variant in index.variants:
-        needs = ", ".join(f"{k} {v}" for k, v in sorted(variant.needs.items()))
-        lines.append(", needs ".join(filter(None, (f"variant {variant.name}", needs))))
-        lines.append("        " + reasons.get(variant.name, "not needed: a better one fits"))
-    return lines, document
+        needs = []
+        for name, value in sorted(variant.needs.items()):
+            if name == "engine_version":
+                name = variant.engine
+            needs.append(f"{_LABELS.get(name, name)} {_format_value(name, value)}")
+        rows = list(remarks.get(variant.name, ()))
+        if needs:
+            rows.insert(0, "needs " + ", ".join(needs))
+        # The first row has the name, even if nothing is to be said.
+        lines.append(_row(variant.name, "".join(rows[:1])))
+        lines += [_row("", row) for row in rows[1:]]
+    return lines
+
+
+def _describe_device(device: DeviceFacts) -> List[str]:
+    """Return the facts about this device: of the machine, of the packages, and others as probed."""
+    facts: Dict[str, object] = {**machine.describe()}
+    for package in PACKAGES:
+        facts[package] = _installed_version(package)
+    for name, value in device.items():
+        if value and not name.endswith("_why"):
+            facts.setdefault(name, value)
+    # Long lists that say nothing about the choice; the requirements name the relevant ones.
+    known = facts.pop("isa")
+    facts.pop("onnxruntime_providers", None)
+    lines = []
+    for name, value in facts.items():
+        if name == "gpu_memory_bytes" and isinstance(value, int):
+            value = format_bytes(value)
+        lines.append(_row(_LABELS.get(name, name), str(value)))
+    if known is None:
+        why = "unknown on this system: variants above the minimum requirements are skipped"
+        lines.append(_row("isa", why))
+    return lines
+
+
+def format_bytes(count: int) -> str:
+    """Format bytes in decimal units: 18,550,000 bytes are `18.55 MB`."""
+    if count < 1000:
+        return f"{count} B"
+    value, unit = float(count), 0
+    # From 999.995 on two decimals would print 1000.00.
+    while value >= 999.995 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.2f} {_UNITS[unit]}"
 
 
 def _installed_version(package: str) -> str:

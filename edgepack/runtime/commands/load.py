@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, List, Optional, Sequence
+
+if TYPE_CHECKING:
+    from ..documents import Load
 
 STAT = "/proc/stat"
 # Columns of /proc/stat that count as busy: user, nice, system, irq, softirq and steal. Idle and
@@ -36,7 +39,7 @@ class LoadMonitor:
         self._own = _own_seconds()
         self._started = os.times().elapsed
 
-    def result(self) -> Dict[str, Any]:
+    def result(self) -> Load:
         """Return the load so far.
 
         `before` and `after` are load averages of a minute, `cores` the number of cores, `others`
@@ -59,7 +62,7 @@ class LoadMonitor:
         }
 
 
-def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]:
+def disturbances(load: Load, spread: float, threads: int) -> List[str]:
     """Return the reasons not to trust a measured latency, in words; empty on a quiet machine.
 
     Args:
@@ -76,7 +79,9 @@ def disturbances(load: Dict[str, Any], spread: float, threads: int) -> List[str]
         if load["after"] is not None and load["after"] > LOAD * cores:
             reasons.append(f"load {load['after']:.1f} on {_plural(cores)}")
     elif load["others"] > TAKEN + OF_IDLE * idle:
-        average = "" if load["after"] is None else f", load {load['after']:.1f}"
+        average = ""
+        if load["after"] is not None:
+            average = f", load {load['after']:.1f}"
         reasons.append(f"other processes used {load['others']:.1f} of {_plural(cores)}{average}")
     if spread > SPREAD:
         reasons.append(f"rounds differ by {100 * spread:.0f} %")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, List
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, read_index
 from ..errors import DeviceError
+
+if TYPE_CHECKING:
+    from ..documents import SetupDocument
 
 FOLDER = "wheels/"
 
@@ -28,7 +31,7 @@ def describe_wheels(index: Index) -> List[str]:
     return [describe(index, names)]
 
 
-def setup(bundle: str, folder: str) -> Dict[str, Any]:
+def setup(bundle: str, folder: str) -> SetupDocument:
     """Create an environment in a folder from the wheels in a bundle.
 
     Args:

@@ -8,7 +8,7 @@ import struct
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, cast
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
 from ..device import machine
-from ..device.device_info import onnxruntime
+from ..device.device_info import onnxruntime_version
 from ..errors import BundleError, InputError
 from ..model import Model, open_model
 from ..parity.accuracy import TOP
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..documents import (
         Answers,
         DeviceDocument,
+        DeviceFacts,
         Gate,
         Measurement,
         OutputMetrics,
@@ -300,13 +301,13 @@ def _build_gate(index: Index) -> Gate:
 
 def _check_recorded(
     index: Index, original: Sequence[np.ndarray], built: Sequence[np.ndarray]
-) -> Dict[str, Any]:
+) -> Dict[str, OutputMetrics]:
     """Refuse stored answers, original or built, that do not reproduce the build's figures.
 
     Returns the metrics of the stored answers, by output.
     """
     rows = _rows(built, index.reference.samples)
-    measured: Dict[str, Any] = _measure(index, original, rows)["outputs"]
+    measured = _measure(index, original, rows)["outputs"]
     for tensor in index.outputs:
         recorded = index.quality["reference"][tensor.name]
         # Integers have no parts, so only their agreement is compared.
@@ -331,7 +332,7 @@ def _rows(arrays: Sequence[np.ndarray], count: int) -> List[List[np.ndarray]]:
     return [[array[i] for array in arrays] for i in range(count)]
 
 
-def _close(a: Optional[float], b: Any) -> bool:
+def _close(a: Optional[float], b: Optional[float]) -> bool:
     if a is None or b is None:
         return a is None and b is None
     # Sums of squares depend on the order of their terms, and so on numpy's version.
@@ -451,12 +452,12 @@ def verify(
 
 
 def _describe_device(model: Model) -> DeviceDocument:
-    device: Any = {**model.choice.device, "numpy": np.__version__}
-    described: DeviceDocument = device
-    return described
+    # The report's schema names the machine's keys alone and takes the others as they are.
+    return cast("DeviceDocument", {**model.choice.device, "numpy": np.__version__})
 
 
-def this_device() -> Dict[str, Any]:
+def this_device() -> DeviceFacts:
     """Return `machine.describe` with the versions of numpy and onnxruntime."""
-    version = onnxruntime()["onnxruntime"]
-    return {**machine.describe(), "numpy": np.__version__, "onnxruntime": version}
+    version = onnxruntime_version()["onnxruntime"]
+    versions = {"numpy": np.__version__, "onnxruntime": version}
+    return cast("DeviceFacts", {**machine.describe(), **versions})

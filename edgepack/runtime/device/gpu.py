@@ -12,9 +12,12 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Any, Dict, List, Optional
+from typing import TYPE_CHECKING, List
 
 from ..origin import origin
+
+if TYPE_CHECKING:
+    from ..documents import GpuDocument
 
 # The first use of a GPU loads its driver, which takes seconds on a small board.
 TIMEOUT_SECONDS = 60.0
@@ -29,7 +32,7 @@ _CHILD = (
     "sys.path[:] = request['path']\n"
     "importlib.import_module(request['module']).report(request['tensorrt'])\n"
 )
-_NOTHING: Dict[str, Any] = {
+_NOTHING: GpuDocument = {
     "gpu": None,
     "gpu_why": "",
     "compute_capability": None,
@@ -39,7 +42,7 @@ _NOTHING: Dict[str, Any] = {
 }
 
 
-def probe(tensorrt: bool, timeout: float = TIMEOUT_SECONDS) -> Dict[str, Any]:
+def probe(tensorrt: bool, timeout: float = TIMEOUT_SECONDS) -> GpuDocument:
     """Return GPU, driver, board and TensorRT of this device, as flat JSON values.
 
     Args:
@@ -90,9 +93,9 @@ def _describe_end(status: int) -> str:
     return f"the probe ended with signal {-status} ({name})"
 
 
-def _facts(out: bytes, err: bytes, ended: str) -> Dict[str, Any]:
+def _facts(out: bytes, err: bytes, ended: str) -> GpuDocument:
     """Collect the facts that the probe printed before it ended."""
-    facts: Dict[str, Any] = {}
+    facts: GpuDocument = {}
     for line in out.decode("utf-8", "replace").splitlines():
         if line.startswith(_MARK):
             facts.update(json.loads(line[len(_MARK) :]))
@@ -103,11 +106,13 @@ def _facts(out: bytes, err: bytes, ended: str) -> Dict[str, Any]:
     if "gpu" not in facts:
         return {**_NOTHING, "gpu_why": why, "tensorrt": None, "tensorrt_why": "no GPU"}
     if "tensorrt" not in facts:
-        facts.update(tensorrt=None, tensorrt_why=why if facts["gpu"] else "no GPU")
+        facts["tensorrt"], facts["tensorrt_why"] = None, "no GPU"
+        if facts["gpu"]:
+            facts["tensorrt_why"] = why
     return facts
 
 
-def _jetson() -> Dict[str, Optional[str]]:
+def _jetson() -> GpuDocument:
     # "# R36 (release), REVISION: 4.3, GCID: ..." is L4T 36.4.3.
     release = re.search(r"R([0-9]+).*REVISION: *([0-9.]+)", _text(L4T_RELEASE))
     if release is None:
@@ -132,11 +137,11 @@ def report(tensorrt: bool) -> None:
         _print_facts(_tensorrt())
 
 
-def _print_facts(facts: Dict[str, Any]) -> None:
+def _print_facts(facts: GpuDocument) -> None:
     print("\n" + _MARK + json.dumps(facts), flush=True)
 
 
-def _driver() -> Dict[str, Any]:
+def _driver() -> GpuDocument:
     """Return the facts on the first GPU from CUDA's driver (libcuda)."""
     import ctypes
 
@@ -148,7 +153,7 @@ def _driver() -> Dict[str, Any]:
     number, device, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
 
-    def call(function: str, *arguments: Any) -> None:
+    def call(function: str, *arguments: object) -> None:
         status = getattr(cuda, function)(*arguments)
         if status:
             text = ctypes.c_char_p()
@@ -186,7 +191,7 @@ def _driver() -> Dict[str, Any]:
     }
 
 
-def _tensorrt() -> Dict[str, Optional[str]]:
+def _tensorrt() -> GpuDocument:
     """Return TensorRT's version once it has started on this GPU."""
     try:
         import tensorrt

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Optional
+from typing import TYPE_CHECKING, Optional
 
-from ..bundle.engines import PROVIDER, TENSORRT, Variant
+from ..bundle.engines import PROVIDER, Variant
 from ..errors import DeviceError
 from .machine import satisfies
 
+if TYPE_CHECKING:
+    from ..documents import DeviceFacts
 
-def check_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
+
+def check_gpu(variant: Variant, device: DeviceFacts) -> Optional[DeviceError]:
     """Return the reason against this device's GPU; None if it fits."""
     if device["gpu"] is None:
         return DeviceError(
@@ -18,7 +21,8 @@ def check_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceErr
             why=device["gpu_why"],
             hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         )
-    required, actual = variant.needs.get("compute_capability", ""), device["compute_capability"]
+    required = variant.needs.get("compute_capability", "")
+    actual = device["compute_capability"] or ""
     name = variant.needs.get("gpu", device["gpu"])
     if satisfies(actual, required) and name == device["gpu"]:
         return None
@@ -32,9 +36,9 @@ def check_gpu(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceErr
     )
 
 
-def check_tensorrt(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
+def check_tensorrt(variant: Variant, device: DeviceFacts) -> Optional[DeviceError]:
     """Return the reason against this device's TensorRT; None if it fits."""
-    version, required = device[TENSORRT], variant.needs.get("engine_version", "")
+    version, required = device["tensorrt"], variant.needs.get("engine_version", "")
     if version is None:
         return DeviceError(
             "engine-missing",
@@ -53,7 +57,7 @@ def check_tensorrt(variant: Variant, device: Mapping[str, Any]) -> Optional[Devi
     return None
 
 
-def check_provider(device: Mapping[str, Any]) -> Optional[DeviceError]:
+def check_provider(device: DeviceFacts) -> Optional[DeviceError]:
     """Return the reason against onnxruntime on a GPU; None if it can use one."""
     if PROVIDER not in device["onnxruntime_providers"].split(", "):
         return DeviceError(

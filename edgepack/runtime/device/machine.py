@@ -6,10 +6,13 @@ import os
 import platform
 import re
 import sys
-from typing import Any, Dict, Mapping, Tuple
+from typing import TYPE_CHECKING, Dict, Tuple
 
 from ..errors import DeviceError
 from .cpu_names import arm_name
+
+if TYPE_CHECKING:
+    from ..documents import DeviceNeeds, MachineDocument
 
 ARCHS = {"amd64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64": "aarch64"}
 CPUINFO = "/proc/cpuinfo"
@@ -32,7 +35,7 @@ def _cpuinfo(path: str) -> Dict[str, str]:
     return fields
 
 
-def describe() -> Dict[str, Any]:
+def describe() -> MachineDocument:
     """Return arch, CPU, instruction sets, operating system and Python of this device.
 
     `isa` is None if the operating system does not report it.
@@ -40,12 +43,15 @@ def describe() -> Dict[str, Any]:
     cpu = _cpuinfo(CPUINFO)
     # x86 calls its instruction sets "flags", ARM "features".
     flags = cpu.get("flags") or cpu.get("features")
+    isa = None
+    if flags:
+        isa = sorted(flags.split())
     machine = platform.machine().lower()
     return {
         "arch": ARCHS.get(machine, machine),
         "cpu": cpu.get("model name") or arm_name(cpu) or platform.processor() or machine,
         "cores": os.cpu_count() or 1,
-        "isa": sorted(flags.split()) if flags else None,
+        "isa": isa,
         "os": platform.platform(),
         "python": platform.python_version(),
     }
@@ -82,7 +88,7 @@ def satisfies(version: str, specifier: str) -> bool:
     return True
 
 
-def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bool = False) -> None:
+def require(needs: DeviceNeeds, device: MachineDocument, *, any_arch: bool = False) -> None:
     """Raise DeviceError unless this device meets the bundle's minimum requirements.
 
     Args:
@@ -100,7 +106,9 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
             hint="build it for a target profile of this device: edgepack targets list",
         )
     # A system that does not report its instruction sets is trusted to have them.
-    lacking = [flag for flag in needs.get("isa", ()) if flag not in (device["isa"] or [flag])]
+    lacking = []
+    if device["isa"]:
+        lacking = [flag for flag in needs.get("isa", ()) if flag not in device["isa"]]
     if lacking and not foreign:
         raise DeviceError(
             "device-isa",
@@ -108,7 +116,7 @@ def require(needs: Mapping[str, Any], device: Mapping[str, Any], *, any_arch: bo
             why=f"it lacks {', '.join(lacking)}: {device['cpu']}",
             hint="build for a target profile with lower requirements",
         )
-    floor = str(needs.get("python", "3.8"))
+    floor = needs.get("python", "3.8")
     if version_tuple(platform.python_version()) < version_tuple(floor):
         raise DeviceError(
             "device-python",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 from ..bundle.engines import CUDA, FINISH, ONNXRUNTIME, TENSORRT, Variant
 from ..errors import DeviceError, InputError
@@ -11,6 +11,7 @@ from .machine import satisfies
 if TYPE_CHECKING:
     from ..bundle.index import Index
     from ..bundle.seal import Sealed
+    from ..documents import DeviceFacts, PassedOverDocument, VariantDocument
 
 REQUIREMENTS = (
     "pip install the versions in the bundle's requirements.txt:\n"
@@ -24,7 +25,7 @@ class PassedOver(NamedTuple):
     variant: Variant
     fault: DeviceError
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> PassedOverDocument:
         """Return the entry of the verdict."""
         return {
             "name": self.variant.name,
@@ -41,51 +42,55 @@ class Choice(NamedTuple):
         sealed: the engine that `finish` built for it here; None if it needs none.
         fallback: True if it runs in another engine than the bundle was built for.
         passed_over: the better variants that were skipped, with the reasons.
-        device: device info, a `device_info.DeviceInfo`.
+        device: device info, from `device_info.device_info`.
     """
 
     variant: Optional[Variant]
     sealed: Optional[Sealed]
     fallback: bool
     passed_over: Tuple[PassedOver, ...]
-    device: Mapping[str, Any]
+    device: DeviceFacts
 
     def require_variant(self) -> Variant:
         """Return the variant. Raises DeviceError with every reason if none fits."""
         if self.variant is not None:
             return self.variant
-        faults = [passed.fault for passed in self.passed_over]
-        if len(faults) == 1:
-            raise faults[0]
+        if len(self.passed_over) == 1:
+            raise self.passed_over[0].fault
+        reasons, hints = [], []
+        for variant, fault in self.passed_over:
+            reasons.append(f"{variant.name}: {fault.what}: {fault.why}")
+            hints.append(fault.hint)
         raise DeviceError(
             "variant-none-fits",
-            f"none of the bundle's {len(faults)} variants fits this device",
-            why="\n".join(
-                f"{passed.variant.name}: {passed.fault.what}: {passed.fault.why}"
-                for passed in self.passed_over
-            ),
-            hint="\n".join(dict.fromkeys(fault.hint for fault in faults)),
+            f"none of the bundle's {len(reasons)} variants fits this device",
+            why="\n".join(reasons),
+            # Several variants may have the same remedy, which is named once.
+            hint="\n".join(dict.fromkeys(hints)),
         )
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> VariantDocument:
         """Return the entry of the verdict."""
+        name = engine = None
+        if self.variant is not None:
+            name, engine = self.variant.name, self.variant.engine
         return {
-            "name": self.variant.name if self.variant else None,
-            "engine": self.variant.engine if self.variant else None,
+            "name": name,
+            "engine": engine,
             "sealed": self.sealed is not None,
             "fallback": self.fallback,
             "passed_over": [passed.to_json() for passed in self.passed_over],
         }
 
 
-def format_skip_reason(passed: Mapping[str, Any]) -> str:
+def format_skip_reason(passed: PassedOverDocument) -> str:
     """Format a skipped variant of the verdict's JSON: the reason and the remedy, in one line."""
     # Collapse the line breaks of both texts into spaces.
-    why, hint = (" ".join(passed[key].split()) for key in ("why", "hint"))
+    why, hint = " ".join(passed["why"].split()), " ".join(passed["hint"].split())
     return f"{passed['what']}: {why} ({hint})"
 
 
-def format_fallback(variant: Mapping[str, Any]) -> List[str]:
+def format_fallback(variant: VariantDocument) -> List[str]:
     """Format the warning for a fallback: a line, and one per skipped variant; from its JSON."""
     if not variant["fallback"]:
         return []
@@ -98,7 +103,7 @@ def format_fallback(variant: Mapping[str, Any]) -> List[str]:
 
 def choose(
     index: Index,
-    device: Mapping[str, Any],
+    device: DeviceFacts,
     sealed: Union[Sealed, DeviceError, None] = None,
     *,
     only: str = "",
@@ -108,7 +113,7 @@ def choose(
 
     Args:
         index: of the bundle.
-        device: device info, a `device_info.DeviceInfo`.
+        device: device info, from `device_info.device_info`.
         sealed: the engine beside the bundle; None for none, the reason if it cannot be used.
         only: the name of the only variant to consider; "" for any.
         refused: errors of variants that did not start here, by name.
@@ -144,10 +149,13 @@ def choose(
     return Choice(None, None, False, tuple(passed), device)
 
 
-def choose_stand_in(index: Index, device: Mapping[str, Any]) -> Choice:
+def choose_stand_in(index: Index, device: DeviceFacts) -> Choice:
     """Choose a build host's substitute for the device: the ONNX in onnxruntime, on the CPU."""
-    on_cpu = [variant for variant in index.variants if variant.engine == ONNXRUNTIME]
-    variant = on_cpu[0] if on_cpu else Variant("stand-in", ONNXRUNTIME)
+    variant = Variant("stand-in", ONNXRUNTIME)
+    for candidate in index.variants:
+        if candidate.engine == ONNXRUNTIME:
+            variant = candidate
+            break
     fault = _without_engine(variant, device)
     if fault is not None:
         return Choice(None, None, False, (PassedOver(variant, fault),), device)
@@ -157,7 +165,7 @@ def choose_stand_in(index: Index, device: Mapping[str, Any]) -> Choice:
 def check_variant(
     variant: Variant,
     index: Index,
-    device: Mapping[str, Any],
+    device: DeviceFacts,
     sealed: Union[Sealed, DeviceError, None],
 ) -> Optional[DeviceError]:
     """Return the reason against running a variant on a device; None if it runs."""
@@ -177,7 +185,7 @@ def check_variant(
 
 
 def check_requirements(
-    variant: Variant, index: Index, device: Mapping[str, Any]
+    variant: Variant, index: Index, device: DeviceFacts
 ) -> Optional[DeviceError]:
     """Return a requirement that a device does not meet, apart from the engine's file; or None."""
     fault = _other_processor(variant, index, device)
@@ -188,9 +196,7 @@ def check_requirements(
     return fault or _without_engine(variant, device)
 
 
-def _other_processor(
-    variant: Variant, index: Index, device: Mapping[str, Any]
-) -> Optional[DeviceError]:
+def _other_processor(variant: Variant, index: Index, device: DeviceFacts) -> Optional[DeviceError]:
     arch = variant.needs.get("arch", device["arch"])
     if arch != device["arch"]:
         return DeviceError(
@@ -201,7 +207,9 @@ def _other_processor(
         )
     # `machine.require` has checked the whole bundle's minimum before. A system that does not
     # report its instruction sets is assumed to have that minimum and nothing more.
-    available = index.device.get("isa", ()) if device["isa"] is None else device["isa"]
+    available = device["isa"]
+    if available is None:
+        available = index.device.get("isa", [])
     lacking = [flag for flag in variant.needs.get("isa", ()) if flag not in available]
     if not lacking:
         return None
@@ -215,12 +223,12 @@ def _other_processor(
     )
 
 
-def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[DeviceError]:
+def _without_engine(variant: Variant, device: DeviceFacts) -> Optional[DeviceError]:
     if variant.engine == TENSORRT:
         from .gpu_checks import check_tensorrt
 
         return check_tensorrt(variant, device)
-    version, required = device[ONNXRUNTIME], variant.needs.get("engine_version", "")
+    version, required = device["onnxruntime"], variant.needs.get("engine_version", "")
     if version is None:
         return DeviceError(
             "engine-missing",
@@ -229,9 +237,13 @@ def _without_engine(variant: Variant, device: Mapping[str, Any]) -> Optional[Dev
             hint=REQUIREMENTS,
         )
     if not satisfies(version, required):
-        package = "onnxruntime-gpu" if variant.engine == CUDA else "onnxruntime"
+        package = "onnxruntime"
+        if variant.engine == CUDA:
+            package = "onnxruntime-gpu"
         # A bare version is the minimum: "1.18" installs as ">=1.18".
-        specifier = required if required[:1] in "<>=" else ">=" + required
+        specifier = required
+        if required[:1] not in "<>=":
+            specifier = ">=" + required
         return DeviceError(
             "engine-version",
             "the bundle needs another version of onnxruntime",

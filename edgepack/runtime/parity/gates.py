@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Mapping, Optional, Sequence, Tuple
 
 from .parts import SNR_LIMIT, Part, Parts
 
@@ -259,37 +259,73 @@ def _few(count: float, share: float) -> str:
     return f"one miss is allowed: {count:.0f} samples are too few to measure this rate"
 
 
-def _decibel(value: Optional[float]) -> str:
-    if value is None:
-        return "exact"
-    return f"{value:.1f} dB"
+def describe_bound(name: str, bound: float) -> str:
+    """Format the bound of a gate from the index: `SNR at least 20 dB`."""
+    if name == "bit_exact" and not bound:
+        return "any bits"
+    return f"{_MEASURES[name]} {_format_limit(name, bound)}".strip()
 
 
 def describe_gate(gate: Gate) -> str:
     """Format a gate in one line: `ok   scores: SNR 41.2 dB (at least 20 dB)`."""
-    bound, value = gate["bound"], gate["measured"]
-    # Gate -> text of the measured value, text of the bound, format of the value.
-    texts: Dict[str, Tuple[str, str, Callable[[Any], str]]] = {
-        "snr_db": ("SNR {}", "at least {:.4g} dB", _decibel),
-        "worst_db": ("SNR of the worst sample {}", "at least {:.4g} dB", _decibel),
-        "cosine": ("cosine {}", "at least {:g}", "{:.5f}".format),
-        "agreement": ("top-1 agreement {} %", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
-        "bit_exact": ("{}", "the same bits", lambda v: "same bits" if v else "different bits"),
-        "metric_ratio": ("{} % of the original", "at least {:.4g} %", lambda v: f"{100 * v:.4g}"),
-        "max_drop": ("drop of {} points", "at most {:g}", "{:.2f}".format),
-        "built": (
-            "the build missed a gate on its evaluation set{}",
-            "none missed",
-            lambda v: "",
-        ),
-        "finite": ("{} values are not finite", "none", str),
-    }
-    measured, limit, show = texts[gate["name"]]
-    if gate["name"] in ("agreement", "metric_ratio"):
-        bound = 100 * bound
-    mark = "ok  " if gate["passed"] else "FAIL"
-    name = gate["output"] + gate.get("part", "")
-    line = f"{mark} {name}: {measured.format(show(value))} ({limit.format(bound)})"
+    mark = "FAIL"
+    if gate["passed"]:
+        mark = "ok  "
+    name, subject = gate["name"], gate["output"] + gate.get("part", "")
+    measured, limit = _format_measured(name, gate["measured"]), _format_limit(name, gate["bound"])
+    line = f"{mark} {subject}: {measured} ({limit})"
     if gate["note"]:
         line += f"; {gate['note']}"
     return line
+
+
+# Gate -> the value that it bounds, in words; and the format of its bound.
+_MEASURES = {
+    "snr_db": "SNR",
+    "worst_db": "SNR of the worst sample",
+    "cosine": "cosine",
+    "agreement": "top-1 agreement",
+    "metric_ratio": "share of the original's metric",
+    "max_drop": "drop of the metric in points",
+    "bit_exact": "",
+}
+_LIMITS = {
+    "snr_db": "at least {:.4g} dB",
+    "worst_db": "at least {:.4g} dB",
+    "cosine": "at least {:g}",
+    "agreement": "at least {:.4g} %",
+    "metric_ratio": "at least {:.4g} %",
+    "max_drop": "at most {:g}",
+    "bit_exact": "the same bits",
+    "built": "none missed",
+    "finite": "none",
+}
+# Gates whose values are shares, shown in percent.
+_SHARES = ("agreement", "metric_ratio")
+
+
+def _format_limit(name: str, bound: float) -> str:
+    if name in _SHARES:
+        bound = 100 * bound
+    return _LIMITS[name].format(bound)
+
+
+def _format_measured(name: str, value: Optional[float]) -> str:
+    """Format the measured value of a gate: `SNR 41.2 dB`, `top-1 agreement 98.5 %`."""
+    if name in ("snr_db", "worst_db"):
+        # An exact answer has no finite SNR.
+        return f"{_MEASURES[name]} " + ("exact" if value is None else f"{value:.1f} dB")
+    number = value or 0
+    if name == "bit_exact":
+        return "same bits" if value else "different bits"
+    if name == "built":
+        return "the build missed a gate on its evaluation set"
+    if name == "finite":
+        return f"{number} values are not finite"
+    if name == "cosine":
+        return f"cosine {number:.5f}"
+    if name == "max_drop":
+        return f"drop of {number:.2f} points"
+    if name == "metric_ratio":
+        return f"{100 * number:.4g} % of the original"
+    return f"top-1 agreement {100 * number:.4g} %"

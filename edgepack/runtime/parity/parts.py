@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Mapping, Optional, Sequence, Tuple
+
+if TYPE_CHECKING:
+    from ..documents import PartEntry
 
 # SNR stays within these bounds, in dB, since JSON has no infinity.
 SNR_LIMIT = 999.0
@@ -50,7 +53,7 @@ class Part:
         snr = 10.0 * (math.log10(self.variance) - math.log10(error))
         return max(-SNR_LIMIT, min(SNR_LIMIT, snr))
 
-    def to_json(self) -> Dict[str, Any]:
+    def to_json(self) -> PartEntry:
         """Return the entry of the bundle's index."""
         return {
             "axis": self.axis,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
-from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
 
 from ..bundle.engines import PROVIDER
 from ..device.variants import REQUIREMENTS
 from ..errors import BundleError, DeviceError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
 
     from ..tensor import Tensor
@@ -24,7 +26,7 @@ LITERAL = "session.disable_quant_qdq"
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
-def import_engine() -> Any:
+def import_engine() -> ModuleType:
     """Import onnxruntime without telemetry. Raises DeviceError if it is not installed."""
     os.environ.setdefault(NO_TELEMETRY, "1")
     try:
@@ -36,7 +38,18 @@ def import_engine() -> Any:
             why=str(error),
             hint=REQUIREMENTS,
         ) from error
-    return onnxruntime
+    engine: ModuleType = onnxruntime
+    return engine
+
+
+class _Session(Protocol):
+    """Part of `onnxruntime.InferenceSession` that decides where it runs."""
+
+    def get_providers(self) -> List[str]:
+        """Return the names of the engines in use, best first."""
+
+    def disable_fallback(self) -> None:
+        """Keep a failed call from being repeated on another engine."""
 
 
 class OnnxSession:
@@ -61,7 +74,9 @@ class OnnxSession:
             options.add_session_config_entry(LITERAL, "1")
         # Fatal errors only: everything else is raised as an EdgepackError and would be shown twice.
         options.log_severity_level = 4
-        providers = [PROVIDER] if cuda else ["CPUExecutionProvider"]
+        provider = "CPUExecutionProvider"
+        if cuda:
+            provider = PROVIDER
         output = StringIO()
         try:
             # When the GPU fails to start, onnxruntime prints to stdout, which is reserved for the
@@ -72,7 +87,7 @@ class OnnxSession:
                 # Without this flag it retries on the same provider and prints "EP Error" before it
                 # fails.
                 session = ort.InferenceSession(
-                    model, options, providers=providers, enable_fallback=int(cuda)
+                    model, options, providers=[provider], enable_fallback=int(cuda)
                 )
         except Exception as error:  # onnxruntime's exceptions share no base but Exception
             raise DeviceError(
@@ -86,37 +101,41 @@ class OnnxSession:
         self._inputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_inputs()}
         self._outputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_outputs()}
         self.output_names: List[str] = list(self._outputs)
-        self._run: Callable[..., Sequence[Any]] = session.run
+        self._run: Callable[..., Sequence[np.ndarray]] = session.run
 
     def require_signature(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Raise BundleError unless the model has these inputs and at least these outputs."""
-        for title, actual, tensors in (
-            ("input", self._inputs, inputs),
-            ("output", self._outputs, outputs),
-        ):
-            expected = {tensor.name: tensor.dtype for tensor in tensors}
-            for name in sorted(set(expected) | (set(actual) if title == "input" else set())):
-                if expected.get(name) != actual.get(name):
-                    raise BundleError(
-                        "bundle-model",
-                        "the model in the bundle is not the one that its index describes",
-                        why=f"{title} {name}: {expected.get(name, 'absent')} in the index, "
-                        f"{actual.get(name, 'absent')} in the model",
-                        hint="build the bundle again",
-                    )
+        expected = {tensor.name: tensor.dtype for tensor in inputs}
+        for name in sorted({*expected, *self._inputs}):
+            _require_type(f"input {name}", expected.get(name), self._inputs.get(name))
+        for tensor in outputs:
+            _require_type(f"output {tensor.name}", tensor.dtype, self._outputs.get(tensor.name))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """Run one inference: arrays by input name in, arrays by output name out."""
         return dict(zip(self.output_names, self._run(None, inputs)))
 
 
+def _require_type(title: str, expected: Optional[str], actual: Optional[str]) -> None:
+    """Compare the type of an input or output in the index with the model's; None if absent."""
+    if expected != actual:
+        raise BundleError(
+            "bundle-model",
+            "the model in the bundle is not the one that its index describes",
+            why=f"{title}: {expected or 'absent'} in the index, {actual or 'absent'} in the model",
+            hint="build the bundle again",
+        )
+
+
 def _dtype(kind: str) -> str:
     """Return numpy's name of a type: "tensor(float)" is "float32"; others stay unchanged."""
-    name = kind[len("tensor(") : -1] if kind.startswith("tensor(") else kind
+    name = kind
+    if kind.startswith("tensor("):
+        name = kind[len("tensor(") : -1]
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _require_cuda(session: Any, version: str, output: str) -> None:
+def _require_cuda(session: _Session, version: str, output: str) -> None:
     """Refuse a session without the GPU, to which onnxruntime falls back silently."""
     active = session.get_providers()
     if PROVIDER not in active:

@@ -17,7 +17,7 @@ import stat
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Dict, Iterator, Mapping, Optional
+from typing import BinaryIO, Dict, Iterator, Mapping, Optional
 
 from ..errors import DeviceError
 from .wheel import Wheel
@@ -52,7 +52,7 @@ class Environment:
     system_packages: bool
 
     @property
-    def mark(self) -> Dict[str, Any]:
+    def mark(self) -> Dict[str, object]:
         """Contents of the mark in a complete folder."""
         return {"wheels": dict(self.wheels), "python": self.python, "config": self._config()}
 
@@ -95,7 +95,7 @@ class Environment:
             raise _unwritable(folder, error) from error
         return True
 
-    def _read_mark(self, folder: str) -> Optional[Dict[str, Any]]:
+    def _read_mark(self, folder: str) -> Optional[Dict[str, object]]:
         """Return the mark of an earlier `setup`; None if the folder is empty or missing."""
         try:
             if not os.listdir(folder):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from contextlib import ExitStack
-from typing import Any, Dict, List
+from typing import TYPE_CHECKING, Dict, List
 
 from ..bundle.archive import Archive
 from ..bundle.engines import TENSORRT
@@ -18,6 +18,9 @@ from ..errors import BundleError
 from .environment import Environment, base_python
 from .tags import describe_tags, read_tags, require, this_python
 from .wheel import Wheel
+
+if TYPE_CHECKING:
+    from ..documents import SetupDocument
 
 
 def describe(index: Index, names: List[str]) -> str:
@@ -32,7 +35,7 @@ def describe(index: Index, names: List[str]) -> str:
     return f"{len(names)}, {size:,} bytes, for {python}"
 
 
-def install(archive: Archive, index: Index, names: List[str], folder: str) -> Dict[str, Any]:
+def install(archive: Archive, index: Index, names: List[str], folder: str) -> SetupDocument:
     """Create the environment, and return the report of `setup`.
 
     Args:

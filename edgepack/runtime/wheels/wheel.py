@@ -17,7 +17,7 @@ import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Dict, Iterator, Tuple
+from typing import BinaryIO, Dict, Iterator, Tuple
 
 from ..errors import BundleError
 from .tags import read_tags
@@ -76,7 +76,7 @@ class Wheel:
     def __enter__(self) -> "Wheel":
         return self
 
-    def __exit__(self, *exc: Any) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._zip.close()
 
     def _fault(self, why: str) -> BundleError:
