@@ -173,14 +173,14 @@ def _describe_device(device: DeviceFacts) -> List[str]:
         if value and not name.endswith("_why"):
             facts.setdefault(name, value)
     # Long lists that say nothing about the choice; the requirements name the relevant ones.
-    known = facts.pop("isa")
+    isa = facts.pop("isa")
     facts.pop("onnxruntime_providers", None)
     lines = []
     for name, value in facts.items():
         if name == "gpu_memory_bytes" and isinstance(value, int):
             value = format_bytes(value)
         lines.append(_row(_LABELS.get(name, name), str(value)))
-    if known is None:
+    if isa is None:
         why = "unknown on this system: variants above the minimum requirements are skipped"
         lines.append(_row("isa", why))
     return lines
