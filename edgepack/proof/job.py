@@ -22,7 +22,7 @@ from edgepack.source import formats
 from edgepack.spec.target import Target
 
 if TYPE_CHECKING:
-    from edgepack.runtime.documents import VariantNeeds
+    from edgepack.runtime.documents import DeviceNeeds, VariantNeeds
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def draft(job: Job) -> bundle.Contents:
     )
 
 
-def _describe_device(target: Target) -> dict[str, object]:
-    device: dict[str, object] = {
+def _describe_device(target: Target) -> DeviceNeeds:
+    device: DeviceNeeds = {
         "arch": target.arch,
         "isa": list(target.isa),
         "python": target.python,
