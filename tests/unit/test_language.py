@@ -27,6 +27,8 @@ ALLOWED = {
     ("passes/quantize/static/placement_tensorrt.py", "place"),
     ("device/ssh/remote.py", "look"),
     ("device/ssh/remote.py", "place"),
+    # A key of `setup --json`.
+    ("runtime/documents.py", "made"),
 }
 
 
