@@ -69,6 +69,7 @@ def fingerprint(key: Path) -> str:
             why=_last_lines(result),
             hint="ssh-keygen -t ed25519 -f KEY makes one",
         )
+    # 256 SHA256:uNiVztksCsDhcc0u9e8BrrkLfNDqyJNPLtHgdXb8pXQ anna@example.org (ED25519)
     return result.stdout.decode("utf-8", "replace").split()[1]
 
 
@@ -154,6 +155,7 @@ def verify(file: Path, signature: bytes, signers: Path) -> Signature:
             with file.open("rb") as data:
                 result = _run([*command, "-s", copy.name], data.fileno())
             if result.returncode == 0:
+                # Good "edgepack" signature for anna@example.org with ED25519 key SHA256:uNiV...
                 return Signature(signer, result.stdout.decode("utf-8", "replace").split()[-1])
     raise BundleError(
         "signature-mismatch",
@@ -165,6 +167,8 @@ def verify(file: Path, signature: bytes, signers: Path) -> Signature:
 
 def _signers_of(signature: str, signers: Path) -> list[str]:
     """Return the identities of the key that made a signature; at least one."""
+    # The list has a line for each key: anna@example.org,ci@example.org ssh-ed25519 AAAAC3Nza...
+    # The signature holds its public key, so ssh-keygen finds the line without a name.
     result = _run(["-Y", "find-principals", "-s", signature, "-f", str(signers)])
     identities = result.stdout.decode("utf-8", "replace").splitlines()
     if result.returncode == 0 and identities:
@@ -219,6 +223,9 @@ def policy_path() -> Path:
 
 
 def _policy() -> _Policy:
+    # ~/.config/edgepack/policy.toml, with keys that lie beside it:
+    #     signers = "allowed_signers"
+    #     require_signature = true
     path = policy_path()
     if not path.exists():
         return _Policy()

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -36,7 +36,10 @@ SECONDS, SECONDS_PER_GIB, SECONDS_PER_INPUT_MIB = 60.0, 120.0, 1.0
 FACTOR = "EDGEPACK_LIMITS"
 # Memory that a thread of onnxruntime reserves for its stack and its allocations.
 BYTES_PER_THREAD = 16 << 20
+# Files in the folder that parent and child share, and the prefix of the arrays in INPUTS.
 REQUEST, RESULT, INPUTS, MODEL = "request.json", "result.json", "inputs.npz", "model.onnx"
+FOLDED, PREFIX = "folded.onnx", "input-"
+# Bytes above which the values of a tensor are no shape.
 LARGE_TENSOR = 1 << 16
 _SIGNALS_OF_NO_MEMORY = (signal.SIGABRT, signal.SIGKILL)
 # Messages of the libraries when memory runs out; they share no exception.
@@ -82,20 +85,22 @@ def load(name: str, model: Path | str | bytes, model_bytes: int) -> None:
         SourceError: source-onnx-memory, source-onnx-time, source-onnx-crash.
     """
     with files.temporary_folder() as folder:
-        request = {"task": "load", "model": _model_path(model, folder)}
-        _attempt(folder, request, Limits.of(LOAD_BYTES, model_bytes), name)
+        _attempt(folder, "load", model, Limits.of(LOAD_BYTES, model_bytes), name)
 
 
 def run(
     name: str, model: Path | str | bytes, model_bytes: int, inputs: Mapping[str, np.ndarray]
 ) -> None:
     """Run a model once in a child. Raises the errors of `load`."""
+    # An input may be called "file", as the first parameter of `savez` is: hence the prefix.
+    arrays, size = {}, 0
+    for key, array in inputs.items():
+        arrays[f"{PREFIX}{key}"] = array
+        size += array.nbytes
     with files.temporary_folder() as folder:
-        arrays: dict[str, Any] = {f"input-{key}": array for key, array in inputs.items()}
         with (folder / INPUTS).open("wb") as file:
-            np.savez(file, **arrays)
-        limits = Limits.of(RUN_BYTES, model_bytes, sum(a.nbytes for a in inputs.values()))
-        _attempt(folder, {"task": "run", "model": _model_path(model, folder)}, limits, name)
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        _attempt(folder, "run", model, Limits.of(RUN_BYTES, model_bytes, size), name)
 
 
 def _model_path(model: Path | str | bytes, folder: Path) -> str:
@@ -106,7 +111,7 @@ def _model_path(model: Path | str | bytes, folder: Path) -> str:
     return str(folder / MODEL)
 
 
-def fold(model: bytes, options: Mapping[str, Any]) -> bytes:
+def fold(model: bytes, options: Mapping[str, object]) -> bytes:
     """Simplify a model with onnxsim in a child.
 
     Args:
@@ -118,17 +123,49 @@ def fold(model: bytes, options: Mapping[str, Any]) -> bytes:
         RuntimeError: with onnxsim's message, if it fails.
     """
     with files.temporary_folder() as folder:
-        request = {"task": "fold", "model": _model_path(model, folder), "options": dict(options)}
-        failure = _attempt(folder, request, Limits.of(LOAD_BYTES, len(model)), "the graph")
+        limits = Limits.of(LOAD_BYTES, len(model))
+        failure = _attempt(folder, "fold", model, limits, "the graph", options)
         if failure:
             raise RuntimeError(failure)
-        return (folder / "folded.onnx").read_bytes()
+        return (folder / FOLDED).read_bytes()
 
 
-def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str) -> str:
+Task = Literal["load", "run", "fold"]
+_ACTIONS = {"load": "load", "run": "run on one batch of samples", "fold": "fold"}
+
+
+class Request(TypedDict):
+    """Request to the child, in REQUEST.
+
+    Attributes:
+        task: the task.
+        model: path of the ONNX file.
+        options: options of `onnxsim.simplify`, for "fold".
+        memory: bytes that the task may take.
+    """
+
+    task: Task
+    model: str
+    options: Mapping[str, object]
+    memory: int
+
+
+def _attempt(
+    folder: Path,
+    task: Task,
+    model: Path | str | bytes,
+    limits: Limits,
+    name: str,
+    options: Mapping[str, object] | None = None,
+) -> str:
     """Run a task in a child and return the reason why a library rejected the model, or ""."""
-    document = {**request, "memory": limits.memory}
-    (folder / REQUEST).write_text(json.dumps(document), encoding="utf-8")
+    request: Request = {
+        "task": task,
+        "model": _model_path(model, folder),
+        "options": dict(options or {}),
+        "memory": limits.memory,
+    }
+    (folder / REQUEST).write_text(json.dumps(request), encoding="utf-8")
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -147,7 +184,7 @@ def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str
     except subprocess.TimeoutExpired as error:
         raise SourceError(
             "source-onnx-time",
-            f"{name} takes too long to {_verb(request)}",
+            f"{name} takes too long to {_ACTIONS[task]}",
             why=f"it was still running after {limits.seconds:,.0f} s",
             hint="check the model for an endless loop; if it is sound and the machine slow, "
             f"{FACTOR}=4 allows four times as much",
@@ -156,27 +193,23 @@ def _attempt(folder: Path, request: Mapping[str, Any], limits: Limits, name: str
     if not (folder / RESULT).is_file():
         # Without memory the C++ runtime aborts the process, or the system kills it.
         if -result.returncode in _SIGNALS_OF_NO_MEMORY:
-            raise _memory(name, request, limits)
+            raise _memory(name, task, limits)
         raise SourceError(
             "source-onnx-crash",
             f"{name} crashes onnxruntime or onnx",
-            why=f"the process to {_verb(request)} it ended with exit status {result.returncode}",
+            why=f"the process to {_ACTIONS[task]} it ended with exit status {result.returncode}",
             hint="export it again with a recent exporter; do not trust a file of unknown origin",
         )
     failure: str = json.loads((folder / RESULT).read_text(encoding="utf-8"))["failure"]
     if _NO_MEMORY.search(failure):
-        raise _memory(name, request, limits)
+        raise _memory(name, task, limits)
     return failure
 
 
-def _verb(request: Mapping[str, Any]) -> str:
-    return {"load": "load", "run": "run on one batch of samples", "fold": "fold"}[request["task"]]
-
-
-def _memory(name: str, request: Mapping[str, Any], limits: Limits) -> EdgepackError:
+def _memory(name: str, task: Task, limits: Limits) -> EdgepackError:
     return SourceError(
         "source-onnx-memory",
-        f"{name} takes too much memory to {_verb(request)}",
+        f"{name} takes too much memory to {_ACTIONS[task]}",
         why=f"it needs more than {limits.memory / (1 << 20):,.0f} MiB",
         hint="check the model for a constant or a function that unfolds without bound; if it is "
         f"sound, {FACTOR}=4 allows four times as much",
@@ -207,7 +240,7 @@ def _available() -> int:
 
 
 def _main(folder: Path) -> None:
-    request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+    request: Request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
     task = _prepare(request)
     failure = ""
     try:
@@ -218,7 +251,7 @@ def _main(folder: Path) -> None:
     (folder / RESULT).write_text(json.dumps({"failure": failure}), encoding="utf-8")
 
 
-def _prepare(request: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], None]:
+def _prepare(request: Request) -> Callable[[Request, Path], None]:
     """Import the libraries of a task before the limit applies, and return the task."""
     if request["task"] == "fold":
         # onnxsim imports torch, if there is one, for passes that are not used here.
@@ -249,12 +282,12 @@ def _limit(memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _load(request: Mapping[str, Any], folder: Path) -> None:
+def _load(request: Request, folder: Path) -> None:
     import onnx.checker
 
     # Each may fail in another way, so all are tried even after a failure.
     failures = []
-    attempts: tuple[Callable[[str], Any], ...] = (onnx.checker.check_model, _infer, _session)
+    attempts: tuple[Callable[[str], object], ...] = (onnx.checker.check_model, _infer, _session)
     for attempt in attempts:
         try:
             attempt(request["model"])
@@ -264,9 +297,9 @@ def _load(request: Mapping[str, Any], folder: Path) -> None:
         raise RuntimeError("\n".join(failures))
 
 
-def _run(request: Mapping[str, Any], folder: Path) -> None:
+def _run(request: Request, folder: Path) -> None:
     with np.load(folder / INPUTS, allow_pickle=False) as arrays:
-        inputs = {name.removeprefix("input-"): arrays[name] for name in arrays.files}
+        inputs = {name.removeprefix(PREFIX): arrays[name] for name in arrays.files}
     _session(request["model"]).run(None, inputs)
 
 
@@ -295,13 +328,13 @@ def _session(model: str) -> Session:
     return create_session(model, optimization="basic")
 
 
-def _fold(request: Mapping[str, Any], folder: Path) -> None:
+def _fold(request: Request, folder: Path) -> None:
     import onnx
     import onnxsim
 
     model = onnx.load(request["model"])
     folded, _ = onnxsim.simplify(model, **request["options"])
-    (folder / "folded.onnx").write_bytes(folded.SerializeToString())
+    (folder / FOLDED).write_bytes(folded.SerializeToString())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from edgepack import files
 from edgepack.device.cpus import find
@@ -50,7 +49,7 @@ class Counts:
     compute: Mapping[str, int]
     exact: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return JSON values; `dot_products` is true if dedicated int8 instructions ran."""
         dedicated = self.classes["dot"] + self.classes["matrix"]
         return {**asdict(self), "dot_products": dedicated > 0}
@@ -77,7 +76,7 @@ class Counted:
             return None
         return self.original.total / self.model.total
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return JSON values."""
         return {
             "cpu": self.cpu,

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from edgepack import files
 from edgepack.device.ssh.address import Address, Settings
@@ -57,7 +56,7 @@ _COMMAND = (
 )
 
 
-def command(python: str, token: str, request: Mapping[str, Any]) -> tuple[str, bytes]:
+def command(python: str, token: str, request: Mapping[str, object]) -> tuple[str, bytes]:
     """Return the command for ssh to run, and the program to write to its standard input.
 
     Args:

@@ -18,7 +18,6 @@ import stat
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 
 # Modules that are slow to import on small devices are imported by the functions that use them.
 
@@ -33,7 +32,7 @@ POLL = 2
 MARGIN = 1 << 16
 
 
-def look(place: str, name: str, digest: str, size: int) -> dict[str, Any]:
+def look(place: str, name: str, digest: str, size: int) -> dict[str, object]:
     """Find the target of a file and the bytes of it that already exist.
 
     Args:
@@ -66,7 +65,7 @@ def look(place: str, name: str, digest: str, size: int) -> dict[str, Any]:
     return {"refused": refused}
 
 
-def append(part: str, offset: int) -> dict[str, Any]:
+def append(part: str, offset: int) -> dict[str, object]:
     """Append standard input to a partial file, from an offset on."""
     with open(part, "r+b") as file:
         file.seek(offset)
@@ -77,7 +76,7 @@ def append(part: str, offset: int) -> dict[str, Any]:
             file.write(chunk)
 
 
-def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
+def settle(part: str, final: str, digest: str, name: str) -> dict[str, object]:
     """Verify a complete file and sync it to disk; delete it if its SHA-256 differs.
 
     Args:
@@ -112,7 +111,7 @@ def settle(part: str, final: str, digest: str, name: str) -> dict[str, Any]:
     return {"held": True, "path": path}
 
 
-def place(part: str, final: str, beside: dict[str, str]) -> dict[str, Any]:
+def place(part: str, final: str, beside: dict[str, str]) -> dict[str, object]:
     """Rename a settled file to its final path, then write the files that accompany it.
 
     Args:
@@ -147,7 +146,7 @@ def _rename(part: str, final: str) -> None:
     _sync(os.path.dirname(final))
 
 
-def clean(paths: list[str]) -> dict[str, Any]:
+def clean(paths: list[str]) -> dict[str, object]:
     """Delete files and folders, and edgepack's own folder if it becomes empty."""
     import shutil
 
@@ -163,7 +162,7 @@ def clean(paths: list[str]) -> dict[str, Any]:
     return {}
 
 
-def run(arguments: list[str], seconds: float, stream: bool) -> dict[str, Any]:
+def run(arguments: list[str], seconds: float, stream: bool) -> dict[str, object]:
     """Run a bundle: {"status"}, negative if a signal ended it, or {"late": true}.
 
     Args:
@@ -250,7 +249,7 @@ def _target(path: str, name: str) -> str:
     return os.path.join(os.path.realpath(folder), os.path.basename(path))
 
 
-def _state(part: str, final: str, digest: str, size: int) -> dict[str, Any]:
+def _state(part: str, final: str, digest: str, size: int) -> dict[str, object]:
     complete = False
     if os.path.isfile(final) and os.path.getsize(final) == size:
         complete = _sha256(final) == digest
