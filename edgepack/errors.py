@@ -11,6 +11,7 @@
     ├── GraphError               export, simplification or a check of the graph failed
     ├── ChainError               a requested pass could not be applied
     ├── EngineError              no engine could be built for the target
+    ├── MetricError              the task metric cannot be computed
     ├── PluginError              an installed plug-in cannot be used
     └── HostError                this host lacks something: a package, disk, permission
 
@@ -55,6 +56,10 @@ class ChainError(EdgepackError):
 
 class EngineError(EdgepackError):
     """No engine could be built for the target."""
+
+
+class MetricError(EdgepackError):
+    """The task metric cannot be computed."""
 
 
 class PluginError(EdgepackError):

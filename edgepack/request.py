@@ -13,6 +13,7 @@ from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.data.preprocessing import Preprocessing
 from edgepack.errors import SpecError
+from edgepack.metrics.catalogue import check_metric
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
@@ -47,7 +48,8 @@ class Request:
         random: True if random numbers replace the calibration samples.
         files: other files that the build reads: manifest, profile.
         preprocessing: conversion of pictures to an input; None without one in the manifest.
-        metric: the task metric; "" takes top-1 if there are labels for an output's decisions.
+        metric: the task metric, or "module:function"; "" takes top-1 if there are labels for an
+            output's decisions.
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
         quality: the gates, including those that apply only with labels.
@@ -96,7 +98,9 @@ class Request:
 
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
-        texts = (self.arch, self.calibration, self.evaluation, self.training)
+        texts = [self.arch, self.calibration, self.evaluation, self.training]
+        if ":" in self.metric:
+            texts.append(self.metric)
         # "data.py:samples" may be a file of that name, or the function in data.py: list both.
         parts = {*texts, *(text.rpartition(":")[0] for text in texts)} - {""}
         key = [self.sign] if self.sign else []
@@ -169,6 +173,8 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     chain = _merge_chain(target, manifest, flags)
     manifest = _merge_source(manifest, flags)
     manifest = _merge_samples(manifest, flags)
+    metric = flags.metric or _resolve_metric(manifest)
+    check_metric(metric)
     name = manifest.name or _name_model(model)
     preprocessing = None
     if manifest.pictures is not None:
@@ -194,7 +200,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=preprocessing,
-        metric=flags.metric or manifest.metric,
+        metric=metric,
         allow_chance=flags.allow_chance or manifest.allow_chance,
         chain=chain,
         quality=quality,
@@ -281,6 +287,13 @@ def _resolve_path(manifest: Manifest, text: str) -> str:
     if path.exists():
         return f"{path}:{function}"
     return text
+
+
+def _resolve_metric(manifest: Manifest) -> str:
+    """Return the manifest's metric; the file of a function relative to the current folder."""
+    if ":" not in manifest.metric:
+        return manifest.metric
+    return _resolve_path(manifest, manifest.metric)
 
 
 def _merge_chain(target: Target, manifest: Manifest, flags: Flags) -> tuple[passes.Step, ...]:

@@ -15,7 +15,7 @@ from edgepack.cli.boundary import (
     print_report,
     print_text_or_json,
 )
-from edgepack.cli.complete import complete_chain, complete_target
+from edgepack.cli.complete import complete_chain, complete_metric, complete_target
 from edgepack.cli.options import as_json
 from edgepack.errors import EdgepackError
 
@@ -118,7 +118,9 @@ def _parse_pairs(
 )
 @click.option(
     "--metric",
-    type=click.Choice(["top1", "top5"]),
+    default="",
+    metavar="NAME|MODULE:FUNCTION",
+    shell_complete=complete_metric,
     help="Judge labelled samples by this metric; default: top1.",
 )
 # Labels in another order than the model's classes look like chance, and are refused by default.
@@ -188,7 +190,6 @@ def build(
     manifest: Path | None,
     inputs: tuple[str, ...],
     axes: tuple[str, ...],
-    metric: str | None,
     dry_run: bool,
     quiet: bool,
     verbose: int,
@@ -214,7 +215,6 @@ def build(
         requests.Flags(
             inputs=tensors.parse_inputs(inputs),
             axes=tensors.parse_axes(axes),
-            metric=metric or "",
             **options,
         ),
     )

@@ -33,6 +33,16 @@ def complete_pass(_: click.Context, __: click.Parameter, text: str) -> list[Comp
     return _filter(list_names(), text)
 
 
+def complete_metric(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
+    """Complete the name of a metric, or the path of a file that defines one."""
+    from edgepack.metrics.catalogue import list_names
+
+    names = _filter(list_names(), text)
+    if names:
+        return names
+    return [CompletionItem(text, type="file")]
+
+
 def complete_chain(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
     """Complete the pass, option or value that a chain ends with.
 

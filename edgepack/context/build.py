@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.context import gates
+from edgepack.context.gates import METRIC_GATES
 from edgepack.context.graph import Graph
 from edgepack.context.reference import Reference
 from edgepack.context.samples import SampleSets
@@ -52,9 +53,31 @@ class BuildContext(Context):
     @property
     def metric(self) -> str:
         """Task metric of quality; "" for none. Raises as `choose_metric` does."""
+        if self.reference.score is not None:
+            return self.reference.score.task.name
         return gates.choose_metric(self.request, self.original.outputs, self.reference.labels)
 
     @property
     def bounds(self) -> Mapping[str, float]:
         """Gates of quality. Raises as `bound_quality` does."""
         return gates.bound_quality(self.request, self.original.outputs, self.reference.labels)
+
+    @property
+    def metric_key(self) -> object:
+        """Key part of results that depend on the task metric."""
+        score = self.reference.score
+        if score is None:
+            return self.metric
+        # The digest covers one file of the user's. If another one changes, the original's score
+        # most likely does too.
+        better = score.task.metric.higher_is_better
+        return [score.task.name, score.task.digest, better, score.value]
+
+    @property
+    def training_gates(self) -> Mapping[str, float]:
+        """Gates of quality that a training can score: its metric is the accuracy."""
+        bounds = dict(self.request.quality)
+        if self.reference.score is not None:
+            for gate in METRIC_GATES:
+                bounds.pop(gate, None)
+        return bounds

@@ -10,6 +10,9 @@ from edgepack.request import Request
 from edgepack.runtime.parity.accuracy import DECIDING, TOP
 from edgepack.runtime.tensor import Tensor
 
+# Gates on the task metric.
+METRIC_GATES = ("max_drop", "metric_ratio")
+
 
 def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -> str:
     """Return the task metric: the requested one, else top-1 if there are labels; "" for none.
@@ -23,7 +26,7 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
     # A gate on the metric needs labels as the option --metric does.
-    on_metric = sorted(request.explicit_gates & {"max_drop", "metric_ratio"})
+    on_metric = sorted(request.explicit_gates.intersection(METRIC_GATES))
     requested = request.metric or next(iter(on_metric), "")
     if not compared and "agreement" in request.explicit_gates:
         requested = requested or "agreement"
@@ -73,16 +76,20 @@ def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     Without a metric, or if the original is at chance, a gate on it applies only if the user sets
     it. If the user allows a loss of the metric and sets no agreement, the bound on agreement is
     lowered by the same amount, since every lost decision also differs: max_drop = 2 (points)
-    lowers an agreement of 0.99 to 0.97.
+    lowers an agreement of 0.99 to 0.97. Points of other metrics than accuracies leave it alone.
 
     Raises as `choose_metric` does, and SpecError gates-empty if none applies.
     """
     # The profile's gate on the metric says nothing about samples that have no labels.
     bounds = dict(request.quality)
     if not choose_metric(request, outputs, labels) or labels.chance:
-        for gate in {"metric_ratio", "max_drop"} - request.explicit_gates:
+        for gate in set(METRIC_GATES) - request.explicit_gates:
             bounds.pop(gate, None)
-    elif "agreement" in bounds and "agreement" not in request.explicit_gates:
+    elif (
+        request.metric in ("", *TOP)
+        and "agreement" in bounds
+        and "agreement" not in request.explicit_gates
+    ):
         bounds["agreement"] = max(0.0, bounds["agreement"] - _allowed_loss(request))
     return require_gates(
         bounds, "quality", "neither the profile nor the manifest sets one that applies"

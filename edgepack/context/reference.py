@@ -10,6 +10,20 @@ import numpy as np
 
 from edgepack.bundle import OtherSize
 from edgepack.context.labels import Labels, OutputKind
+from edgepack.metrics.protocol import TaskMetric
+
+
+@dataclass(frozen=True)
+class OriginalScore:
+    """Task metric of the original.
+
+    Attributes:
+        task: the metric.
+        value: its value for the original's answers to the evaluation set.
+    """
+
+    task: TaskMetric
+    value: float
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Reference:
         labels: use of the labels of the evaluation samples.
         digest: of everything that determines these answers.
         sizes: the original's answers at one other size of every dynamic axis.
+        score: the original's task metric; None for a metric that the loader counts, or none.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -33,3 +48,4 @@ class Reference:
     labels: Labels
     digest: str
     sizes: Sequence[OtherSize] = ()
+    score: OriginalScore | None = None

@@ -101,7 +101,7 @@ def _changing_samples(spec: str, difference: str) -> DataError:
     )
 
 
-def load_function(spec: str, folders: Sequence[Path]) -> Callable[[], object]:
+def load_function(spec: str, folders: Sequence[Path]) -> Callable[..., object]:
     """Import `package.module:function` or `path/to/file.py:function`.
 
     A relative path starts from the first folder. During the import `sys.path` begins with the
@@ -253,6 +253,9 @@ def _piece(item: object, inputs: tuple[Tensor, ...], where: str, common: bool) -
         raise shape_error(feed[inputs[0].name].shape, inputs[0], where)
     if labels is not None:
         labels = np.atleast_1d(labels)
+        # A single sample's label may have a shape of its own, such as (4,).
+        if count == 1 and len(labels) != 1:
+            labels = labels[None]
         check_labels(labels, count, where)
     check_feed(shapes_of(feed), inputs, where, any_batch=divisible)
     return Piece(feed, labels, count, divisible)

@@ -1,1 +1,1 @@
-"""Statistics of the original's answers that quality and fidelity are measured against."""
+"""Task metrics of a whole evaluation set, and statistics of the original's answers."""

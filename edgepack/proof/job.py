@@ -133,6 +133,8 @@ def list_tools(job: Job) -> dict[str, str]:
     plugins = [step.plugin for step in job.request.chain]
     plugins.append(engine.find_plugin(job.request.target.engine))
     plugins.append(formats.find_plugin(job.context.source.kind))
+    score = job.context.reference.score
+    plugins.append(score.task.plugin if score else None)
     versions = tool_versions()
     for plugin in filter(None, plugins):
         versions[plugin.distribution] = plugin.version

@@ -17,10 +17,13 @@ import numpy as np
 from edgepack import bundle, device, engine, files, report, signing
 from edgepack.context import EVALUATION_BATCH, Context
 from edgepack.context.answers import evaluation_frames
+from edgepack.context.gates import METRIC_GATES
+from edgepack.context.scoring import collect_frames, score_model
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.host import may_saturate
-from edgepack.ledger import Record
+from edgepack.ledger import Progress, Record
+from edgepack.metrics.collect import Collector
 from edgepack.passes import Step
 from edgepack.proof.account import make_report
 from edgepack.proof.emulate import emulate
@@ -32,6 +35,7 @@ from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
+from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 
 
@@ -74,11 +78,7 @@ def prove(job: Job, host: Local) -> Outcome:
         # 2. The verdict on the whole evaluation set. It is not in the bundle, so the loader reads
         # its samples from a pipe.
         with ledger.stage("verify", samples.evaluation_count) as stage:
-            frames = evaluation_frames(samples, context.reference, job.graph.inputs)
-            verdict = device.verify_bundle(
-                host, host.put(temporary), "--evaluation", *job.stands_in,
-                stdin=_count_frames(frames, stage.progress.advance),
-            )  # fmt: skip
+            verdict = _evaluate(job, temporary, host, stage.progress)
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
         # 3. The target's CPUs, whose int8 arithmetic may differ from this machine's.
         emulated = emulate(context, temporary, verdict, job.graph.integer_only)
@@ -116,6 +116,34 @@ def prove(job: Job, host: Local) -> Outcome:
         document["bundle"]["signed"] = signing.fingerprint(key)
     document["bundle"]["bytes"] = path.stat().st_size
     return Outcome(path, document, accepted)
+
+
+def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
+    """Return the verdict on the whole evaluation set, with the task metric if there is one.
+
+    The loader counts accuracies itself. For any other metric it writes its answers to a file,
+    and the metric is computed here. Raises MetricError.
+    """
+    reference = job.context.reference
+    frames = evaluation_frames(job.context.samples, reference, job.graph.inputs)
+    stdin = _count_frames(frames, progress.advance)
+    options = ["--evaluation", *job.stands_in]
+    if reference.score is None:
+        return device.verify_bundle(host, host.put(path), *options, stdin=stdin)
+    with files.temporary_folder() as folder, Collector() as outputs:
+        answers = folder / "answers.bin"
+        options += ["--answers", str(answers)]
+        verdict = device.verify_bundle(host, host.put(path), *options, stdin=stdin)
+        collect_frames(outputs, answers)
+        quality = verdict["quality"]
+        quality["metric"] = score_model(
+            reference.score, reference, outputs, quality["outputs"], steady=True
+        )
+    # The loader judged every other gate.
+    quality["gates"] += judge(job.context.bounds, {}, quality["metric"])
+    quality["passed"] = all(gate["passed"] for gate in quality["gates"])
+    verdict["passed"] = quality["passed"] and device.require_fidelity(verdict)["passed"]
+    return verdict
 
 
 def make_gate_error(outcome: Outcome, context: Context) -> GateError:
@@ -295,6 +323,9 @@ def _warn_of_few_samples(job: Job, quality: Mapping[str, float]) -> Iterator[str
 
     40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.
     """
+    # Only shares of samples have a smallest step.
+    if job.context.reference.score is not None:
+        quality = {gate: bound for gate, bound in quality.items() if gate not in METRIC_GATES}
     count = job.context.samples.evaluation_count
     shares = {}
     for gate in ("agreement", "metric_ratio"):

@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Sequence
 
 # Re-exported: report code imports every text helper from this module.
-from edgepack.runtime.documents import OutputMetrics
+from edgepack.runtime.documents import MetricResult, OutputMetrics
 from edgepack.runtime.streams import printable as printable
 
 # Equal to `runtime.parity.metrics.SNR_LIMIT`, whose module imports numpy; a test compares the two.
 SNR_LIMIT = 999.0
+# Metrics of the build host that are shares, as the counted accuracies are.
+_SHARES = ("f1", "miou")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 # Replacements for consoles without UTF-8, chosen to keep the meaning of a figure.
 _ASCII = str.maketrans(
@@ -150,6 +152,13 @@ def format_snr(metrics: OutputMetrics) -> str:
     if snr > -SNR_LIMIT:
         return format_decibel(snr)
     return "no signal"
+
+
+def is_share(metric: MetricResult) -> bool:
+    """Return True for a metric that is written in per cent: a share from 0 to 1."""
+    counted = "higher_is_better" not in metric
+    pair = metric["model"], metric["original"]
+    return (counted or metric["name"] in _SHARES) and all(0 <= value <= 1 for value in pair)
 
 
 def format_mark(passed: bool) -> tuple[str, str]:

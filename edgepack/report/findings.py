@@ -21,6 +21,7 @@ from edgepack.report.figures import (
     format_plural,
     format_points,
     format_snr,
+    is_share,
     printable,
 )
 from edgepack.report.gates import GateRow, format_gate
@@ -259,7 +260,7 @@ def _describe_distance(metrics: OutputMetrics) -> str:
 def _format_metric(metric: MetricResult) -> tuple[str, str]:
     """Format the metric of the model and of the original; per cent if both are shares."""
     pair = metric["model"], metric["original"]
-    if all(0 <= value <= 1 for value in pair):
+    if is_share(metric):
         return format_apart(format_percent, *pair, digits=1)
     return format_apart(format_number, *pair, digits=4)
 
@@ -325,19 +326,25 @@ def describe_machine(report: Report) -> str:
 
 
 def describe_metric(question: Question) -> str:
-    """Return the task's metric: "top1 88.4 % → 88.2 %, 0.20 points lost on 500 samples"."""
+    """Return the task's metric: "top1 88.4 % → 88.2 %, 0.20 points lost on 500 samples".
+
+    Of a metric that is no share: "rmse 2.513 → 2.604, 0.091 worse on 500 samples".
+    """
     metric = question["metric"]
     if not metric:
         return ""
     samples = metric.get("samples", question["samples"])
     model, original = _format_metric(metric)
-    change = _format_drop(metric["drop_points"])
+    change = _format_drop(metric)
     return f"{metric['name']} {original} → {model}, {change} on {format_plural(samples, 'sample')}"
 
 
-def _format_drop(drop: float) -> str:
+def _format_drop(metric: MetricResult) -> str:
+    drop = metric["drop_points"]
     if not drop:
         return "no change"
+    if not is_share(metric):
+        return f"{format_number(abs(drop) / 100)} {'worse' if drop > 0 else 'better'}"
     if drop > 0:
         return f"{format_points(drop)} lost"
     # A negative drop: the model is better than the original.

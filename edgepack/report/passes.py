@@ -14,9 +14,11 @@ from edgepack.report.documents import Report
 from edgepack.report.figures import (
     format_bytes,
     format_decibel,
+    format_number,
     format_percent,
     format_plural,
     format_short_count,
+    is_share,
 )
 from edgepack.report.findings import format_worst
 from edgepack.runtime.documents import Measurement
@@ -128,7 +130,6 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
     # The first row has no change, and no figure of its cells gets one.
     change = cast("Mapping[str, float | None]", measured["change"] or {})
     missed = {_MARKS.get(gate["name"], "snr") for gate in measured["missed"]}
-    value, samples = _read_metric(measured["quality"]), measured["quality"]["samples"]
     snr = _format_snr(measured["quality"])
     cells = {
         "bytes": Cell(
@@ -143,8 +144,8 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
             _format_signed(change.get("latency"), 0.005, lambda v: f"{format_percent(v, 0)} time"),
         ),
         "metric": Cell(
-            _format_share(value, samples),
-            _format_signed(change.get("metric_points"), 0.005, lambda v: f"{v:.2f} points"),
+            _format_score(measured["quality"]),
+            _format_score_change(measured["quality"], change.get("metric_points")),
             "metric" in missed,
         ),
         "snr": Cell(
@@ -176,12 +177,23 @@ def _read_metric(quality: Measurement) -> float | None:
     return worst
 
 
-def _format_share(share: float | None, samples: int) -> str:
-    if share is None:
+def _format_score(quality: Measurement) -> str:
+    """Format the metric or the agreement: "88.4 %"; a metric that is no share as a number."""
+    score, metric = _read_metric(quality), quality["metric"]
+    if score is None:
         return _NONE
-    if samples >= _MANY:
-        return format_percent(share, 2)
-    return format_percent(share, 1)
+    if metric and not is_share(metric):
+        return format_number(score)
+    if quality["samples"] >= _MANY:
+        return format_percent(score, 2)
+    return format_percent(score, 1)
+
+
+def _format_score_change(quality: Measurement, points: float | None) -> str:
+    metric = quality["metric"]
+    if metric and not is_share(metric):
+        return _format_signed(points, 0.0, lambda value: format_number(value / 100))
+    return _format_signed(points, 0.005, lambda value: f"{value:.2f} points")
 
 
 def _format_snr(quality: Measurement) -> str:

@@ -79,6 +79,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("verify", help="check this device's answers against the build's")
     # The build streams its evaluation set through standard input.
     add.add_argument("--evaluation", action="store_true", help=argparse.SUPPRESS)
+    add.add_argument("--answers", default="", help=argparse.SUPPRESS)
     add.add_argument(
         "--samples",
         type=_parse_samples,
@@ -172,6 +173,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
     verdict = verify(
         bundle,
         evaluation=evaluation,
+        answers=options.answers,
         threads=options.threads,
         stand_in=options.stand_in,
         variant=options.variant,

@@ -57,7 +57,12 @@ class OutputMetrics(TypedDict):
 Outputs = Mapping[str, OutputMetrics]
 
 
-class MetricResult(TypedDict):
+class _MetricExtra(TypedDict, total=False):
+    # Of a metric that the build host computed. Without it the metric is a share of decisions.
+    higher_is_better: bool
+
+
+class MetricResult(_MetricExtra):
     """Task metric of the original and of the model; the drop is in points."""
 
     name: str

@@ -20,6 +20,7 @@ from edgepack.context import BuildContext, Graph, Reference
 from edgepack.context.answers import iterate_answers
 from edgepack.context.graph import describe_tensors, digest_model, parse_model
 from edgepack.context.parts import output_parts
+from edgepack.context.scoring import score_model
 from edgepack.host import stands_in
 from edgepack.ledger import (
     Change,
@@ -30,6 +31,7 @@ from edgepack.ledger import (
     Stage,
     read_measured,
 )
+from edgepack.metrics.collect import Collector
 from edgepack.passes.training import processes
 from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
@@ -114,7 +116,7 @@ def evaluate(
         "samples": context.samples.evaluation_digest,
         "original": context.reference.digest,
         "outputs": describe_tensors(outputs),
-        "metric": context.metric,
+        "metric": context.metric_key,
     }
     key = cache.key("evaluation", parts)
     entry = cache.get("evaluation", key)
@@ -122,11 +124,22 @@ def evaluate(
         literal = graph.signed_activations(parse_model(model))
         runner = runner or graph.Runner(round_halves(model), literal=literal)
         parts_by_output = output_parts(context.reference, outputs)
-        quality = Quality(outputs, parts_by_output, context.metric, context.inputs)
-        for batch, answers in iterate_answers(context.samples, context.reference):
-            quality.update(answers, runner.run(batch.inputs), batch.labels, batch.count)
-            progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")
-        entry = cache.put("evaluation", key, {}, quality.result())
+        score = context.reference.score
+        counted = "" if score else context.metric
+        quality = Quality(outputs, parts_by_output, counted, context.inputs)
+        with Collector() as collected:
+            for batch, answers in iterate_answers(context.samples, context.reference):
+                measured = runner.run(batch.inputs)
+                quality.update(answers, measured, batch.labels, batch.count)
+                if score:
+                    collected.add(measured, batch.count)
+                progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")
+            result = quality.result()
+            if score:
+                result["metric"] = score_model(
+                    score, context.reference, collected, result["outputs"]
+                )
+        entry = cache.put("evaluation", key, {}, result)
     return cast(Measurement, entry.document)
 
 

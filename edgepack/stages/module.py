@@ -106,7 +106,7 @@ def _parts(
     # A part that the pass does not need is empty, and so does not invalidate its results.
     gates, environment = {}, {}
     if "gates" in needs:
-        gates = dict(context.request.quality)
+        gates = dict(context.training_gates)
     if "training" in needs:
         environment = processes.environment()
     return {
@@ -154,7 +154,7 @@ def _through_cache(
             example=context.reference.feeds[0],
             calibration=samples.calibration if "calibration" in needs else None,
             training=samples.training if "training" in needs else None,
-            gates=context.request.quality if "gates" in needs else {},
+            gates=context.training_gates if "gates" in needs else {},
             code=code,
             work=work,
             progress=stage.progress,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from edgepack import plugins
 from edgepack.cache import Cache, Entry
 from edgepack.context import (
     EVALUATION_BATCH,
@@ -19,16 +21,21 @@ from edgepack.context import (
 )
 from edgepack.context.answers import answer_frame, read_answers
 from edgepack.context.graph import describe_tensors
+from edgepack.context.reference import OriginalScore
+from edgepack.context.scoring import require_ratio, score_original
 from edgepack.data.samples import Batch, Samples
+from edgepack.errors import SpecError
 from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Stage
+from edgepack.metrics.catalogue import load_metric
+from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Request
 from edgepack.runtime.parity.sizes import LARGEST_STACK
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
-from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
+from edgepack.stages.answers import AnswerSurvey, Survey, refuse_unprovable
 from edgepack.stages.identity import identify
 from edgepack.stages.labels import infer_kinds, judge_labels
 from edgepack.stages.sizes import answer_sizes
@@ -75,18 +82,24 @@ def run_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-        kinds, labels = _survey_answers(context, source, entry)
-        if labels.used and not labels.chance:
+        kinds, labels, score = _survey_answers(context, source, entry)
+        if score is not None:
+            stage.note(f"the original's {score.task.name} is {score.value:.6g}")
+            stage.note(*plugins.credit(score.task.plugin))
+        elif labels.used and not labels.chance:
             stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(context, source, inputs, feeds[:LARGEST_STACK], key)
-    reference = Reference(feeds, original, entry.folder / ANSWERS, kinds, labels, key, sizes)
+    reference = Reference(feeds, original, entry.folder / ANSWERS, kinds, labels, key, sizes, score)
     return source, reference
 
 
 def _survey_answers(
     context: Context, source: Source, entry: Entry
-) -> tuple[tuple[OutputKind, ...], Labels]:
-    """Check that the original's answers allow a proof, and match them with the labels."""
+) -> tuple[tuple[OutputKind, ...], Labels, OriginalScore | None]:
+    """Check that the original's answers allow a proof, and judge them by the labels.
+
+    Raises SourceError, DataError and MetricError.
+    """
     request, ledger, survey = context.request, context.ledger, entry.document["survey"]
     names = _output_names(request, source, entry.document["keys"], len(survey["outputs"]))
     trial = request.random and not request.evaluation
@@ -97,13 +110,39 @@ def _survey_answers(
     ]
 
     kinds = infer_kinds(survey, names, stated)
+    folders = (Path(), request.base)
+    task = load_metric(request.metric, folders, _describe_outputs(names, kinds))
+    if task is not None:
+        return kinds, Labels(used=True), _score(task, request, survey, entry)
     batches = partial(read_answers, entry.folder / ANSWERS)
     kinds, labels = judge_labels(kinds, names, survey, batches, request.allow_chance)
     if labels.unused:
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
     if labels.chance:
         ledger.warn(labels.chance)
-    return kinds, labels
+    return kinds, labels, None
+
+
+def _describe_outputs(names: Sequence[str], kinds: Sequence[OutputKind]) -> tuple[Tensor, ...]:
+    """Return the outputs as far as they are known before the export: names and kinds."""
+    return tuple(
+        Tensor(name, "", (), output.kind, output.axis)
+        for name, output in zip(names, kinds, strict=True)
+    )
+
+
+def _score(task: TaskMetric, request: Request, survey: Survey, entry: Entry) -> OriginalScore:
+    """Return the original's task metric. Raises SpecError and MetricError."""
+    if survey["labels"] is None:
+        raise SpecError(
+            "metric-needs-labels",
+            f"{task.name} was requested, but cannot be measured",
+            why="the evaluation samples have no labels",
+            hint="store the labels under `labels` in the evaluation .npz",
+        )
+    score = score_original(task, entry.folder / ANSWERS)
+    require_ratio(score, request.quality)
+    return score
 
 
 def _output_names(

@@ -83,7 +83,7 @@ def repair(
             "evaluation": context.samples.evaluation_digest,
             "original": context.reference.digest,
             "outputs": describe_tensors(context.original.outputs),
-            "metric": context.metric,
+            "metric": context.metric_key,
             "gates": dict(context.bounds),
         }
         model, details = run_cached(
@@ -190,8 +190,11 @@ class _Search:
         One missed gate at 71.2 points and 24.1 dB is (-1, 71.2, 24.1).
         """
         snr, points = summarize_quality(self.tried[floats])
+        metric = self.tried[floats]["metric"]
         if points is None:
             points = -math.inf
+        elif metric and not metric.get("higher_is_better", True):
+            points = -points
         if snr is None:  # exact
             snr = math.inf
         return -len(self._missed(floats)), points, snr

@@ -64,7 +64,6 @@ def with_samples(home: Home, out: Path, **arrays: np.ndarray) -> list[str]:
         (["m.onnx", "--target", "cpu-fbgemm", "--calibratoin", "x"], "--calibration"),
         (["m.onnx", "--target", "cpu-fbgemm", "--max-drop", "many"], "not a valid float"),
         (["m.onnx", "--target", "cpu-fbgemm", "--max-drop", "-1"], "range"),
-        (["m.onnx", "--target", "cpu-fbgemm", "--metric", "bleu"], "top1"),
         (["m.onnx", "--target", "cpu-fbgemm", "--latency", "long"], "smoke"),
         (["m.onnx", "--target", "cpu-fbgemm", "--arch-arg", "width"], "key=value"),
     ],
@@ -78,6 +77,16 @@ def test_a_wrong_command_line(tmp_path: Path, arguments: list[str], said: str) -
     assert done.stderr.startswith("error[usage]: ")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_metric(home: Home, out: Path) -> None:
+    arguments = home.build("tiny.onnx", "--metric", "pearsn")
+    refuse(arguments, out, "metric-unknown", "did you mean 'pearson'")
+    (out.parent / "m.toml").write_text('schema = 1\n[evaluation]\nmetric = "top3"\n')
+    arguments = home.build("tiny.onnx", "--manifest", str(out.parent / "m.toml"))
+    refuse(arguments, out, "metric-unknown", "top1, top5")
+    answer = ask("manifest", "check", str(out.parent / "m.toml"))
+    assert (answer.status, answer.code) == (2, "metric-unknown")
 
 
 def test_without_json_stdout_is_empty(home: Home, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_extends_lays_keys_over_the_base(tmp_path: Path) -> None:
         "schema = 1" + '\n[[inputs]]\nname = "x"\ndtype = "float32"\nshape = [4]' * 2,
         'schema = 1\n[[outputs]]\nname = "y"\n[[outputs]]\nname = "y"\nkind = "scores"',
         'schema = 1\nname = "../evil"',
-        'schema = 1\n[evaluation]\nsamples = "x"\nmetric = "top3"',
+        'schema = 1\n[evaluation]\nsamples = "x"\nmetric = 3',
         "schema = 1\n[calibraton]",
         "schema = 1\n[gates.quality]\nsnr = 3",
         "schema = 1\n[pictures]\nscale = 0",

@@ -146,14 +146,17 @@ def encode_shard(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _on_evaluation(
-    model: Model, stream: BinaryIO, metric: Optional[str], sizes: Sequence[_AtSize]
+    model: Model, stream: BinaryIO, sizes: Sequence[_AtSize], written: Optional[BinaryIO]
 ) -> Question:
     """Measure the quality on a stream of shards, one call each, and at other sizes.
 
-    A shard holds input-N and original-N, `count` and, if the set has them, `labels`.
+    A shard holds input-N and original-N, `count` and, if the set has them, `labels`. The answers
+    are written as shards of answer-N and `count`.
     """
     index = model.index
-    quality = Quality(index.outputs, index.parts, metric or "", index.inputs)
+    metric = index.raw.get("metric")
+    # The build host computes any other metric from the written answers.
+    quality = Quality(index.outputs, index.parts, metric if metric in TOP else "", index.inputs)
     for shard in decode_shards(stream):
         outputs = model.run(
             {tensor.name: shard[f"input-{i}"] for i, tensor in enumerate(index.inputs)}
@@ -164,6 +167,9 @@ def _on_evaluation(
             shard.get("labels"),
             int(shard["count"]),
         )
+        if written is not None:
+            arrays = {f"answer-{i}": outputs[t.name] for i, t in enumerate(index.outputs)}
+            written.write(encode_shard({**arrays, "count": shard["count"]}))
     if not quality.samples:
         raise InputError(
             "evaluation-cut",
@@ -340,7 +346,11 @@ def _close(a: Optional[float], b: Optional[float]) -> bool:
 
 
 def on_samples(
-    archive: Archive, model: Model, evaluation: Optional[BinaryIO] = None, most: int = 0
+    archive: Archive,
+    model: Model,
+    evaluation: Optional[BinaryIO] = None,
+    most: int = 0,
+    written: Optional[BinaryIO] = None,
 ) -> Answers:
     """Measure fidelity and quality of a running model.
 
@@ -349,6 +359,7 @@ def on_samples(
         model: its model.
         evaluation: the stream of evaluation samples, see `verify`.
         most: the maximum number of reference samples; 0 for all.
+        written: receives the answers to the evaluation samples; None for none.
 
     Returns "quality", "fidelity", "passed" and the seconds that the reference samples took.
     """
@@ -364,14 +375,6 @@ def on_samples(
     sizes: List[_AtSize] = []
     if not most:
         sizes = _at_sizes(archive, model)
-    metric = index.raw.get("metric")
-    if metric is not None and metric not in TOP:
-        raise BundleError(
-            "bundle-metric",
-            "the bundle names a metric that this loader does not support",
-            why=f"it names {metric!r}; this loader supports {', '.join(TOP)}",
-            hint="build it with a version of edgepack that supports the metric",
-        )
     fidelity = None
     if built:
         metrics = _measure(index, built, answers)
@@ -380,7 +383,7 @@ def on_samples(
             gates += judge(index.gates["fidelity"], size.compare(index, size.built))
         fidelity = _question("reference", metrics, gates)
     if evaluation is not None:
-        quality = _on_evaluation(model, evaluation, metric, sizes)
+        quality = _on_evaluation(model, evaluation, sizes, written)
         # The build records these figures in the index; `_check_recorded` compares them later.
         # A draft has no built answers, so there is nothing to record.
         rows = _rows(built, index.reference.samples) if built else []
@@ -399,6 +402,7 @@ def verify(
     path: str,
     *,
     evaluation: Optional[BinaryIO] = None,
+    answers: str = "",
     threads: int = 0,
     stand_in: bool = False,
     variant: str = "",
@@ -413,6 +417,7 @@ def verify(
         path: the bundle.
         evaluation: a stream of samples with the original's answers (`encode_shard`), on which
             quality is measured instead of the reference samples; only the build sends it.
+        answers: a file for the answers to these samples; "" for none.
         threads: threads within an operator; 0 takes every physical core.
         stand_in: this is the build host and stands in for the device.
         variant: the name of the variant to verify; "" for the best that fits.
@@ -427,7 +432,8 @@ def verify(
         started = time.perf_counter()
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
         load_seconds = time.perf_counter() - started
-        proof = on_samples(archive, model, evaluation, samples)
+        with open(answers or os.devnull, "wb") as written:
+            proof = on_samples(archive, model, evaluation, samples, written if answers else None)
     return {
         "format": FORMAT,
         "passed": proof["passed"],

@@ -64,7 +64,8 @@ def judge(
             `metric_ratio` is the minimum share of the original's task metric (MLPerf's rule);
             `max_drop` its maximum loss in points.
         outputs: per output, the result of `Parity`.
-        metric: the result of `Accuracy`; its two gates are skipped without it.
+        metric: the task metric, from `Accuracy` or the build host; its two gates are skipped
+            without it.
 
     Returns one record for each applied gate. A value that is not finite fails.
     """
@@ -231,6 +232,8 @@ def _judge_decisions(output: str, metrics: OutputMetrics, host: OutputMetrics, e
 
 
 def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
+    if "higher_is_better" in metric:
+        return _judge_value(bounds, metric)
     gates: List[Gate] = []
     samples, name = metric["samples"], metric["name"]
     # Accuracies of 0.90 and 0.88 on 500 samples are 10 lost ones.
@@ -250,6 +253,29 @@ def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
         gates.append(
             _gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note)
         )
+    return gates
+
+
+def _judge_value(bounds: Bounds, metric: MetricResult) -> List[Gate]:
+    """Judge a metric that is no share of decisions, so that no number of misses is allowed.
+
+    An error of 0.20 that becomes 0.25 has a ratio of 0.20 / 0.25 = 0.8, and a drop of 5 points.
+    """
+    gates: List[Gate] = []
+    better, worse = metric["model"], metric["original"]
+    if not metric["higher_is_better"]:
+        better, worse = worse, better
+    if "metric_ratio" in bounds:
+        # The original's is positive, or there would be no gate. A model without any error has no
+        # ratio, and is better than any original.
+        ratio = better / worse if worse > 0 else 1.0
+        passed = ratio >= bounds["metric_ratio"]
+        gates.append(_gate("metric_ratio", metric["name"], bounds["metric_ratio"], ratio, passed))
+    if "max_drop" in bounds:
+        drop = metric["drop_points"]
+        # The difference of two floats: 0.3 - 0.2 is 0.09999999999999998.
+        passed = drop <= bounds["max_drop"] + 1e-9
+        gates.append(_gate("max_drop", metric["name"], bounds["max_drop"], drop, passed))
     return gates
 
 
