@@ -138,7 +138,7 @@ def test_the_terminal_and_the_page_name_the_price(command: Any, tmp_path: Path) 
     output = tmp_path / "x.edgepack"
     done = edgepack(*command(), "--output", str(output), env={"NO_COLOR": "1"})
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("1 of 4 layers back to float: +") == 2
+    assert (done.stdout + done.stderr).count("1 of 4 layers back to float: +") == 2
     page = entry(output, "report/report.html").decode().replace("\u00a0", " ")
     assert "1 of 4 layers back to float: +" in page
     assert page.count("misses a gate") == 1
