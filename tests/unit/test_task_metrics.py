@@ -292,9 +292,7 @@ def test_the_report_writes_a_metric_in_its_own_unit(
 
 
 def test_every_built_in_metric_cites_what_it_equals() -> None:
-    formulas: list[Callable[..., object]] = [
-        metric.measure for metric in BUILT_IN.values()
-    ]
+    formulas: list[Callable[..., object]] = [metric.measure for metric in BUILT_IN.values()]
     for formula in formulas:
         documentation = formula.__doc__ or ""
         assert "sklearn.metrics." in documentation or "scipy.stats." in documentation
