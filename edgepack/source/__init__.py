@@ -18,6 +18,7 @@ from edgepack.source.formats import (
     recognise,
 )
 from edgepack.source.model import Source
+from edgepack.spec.tensors import names_of
 
 
 def load(
@@ -105,7 +106,10 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
     )
     from edgepack.source.eager import torch_run
 
-    names = tuple(tensor.name for tensor in inputs)
+    # forward(self, image, scale=None) with samples that hold "scale" before "image": the module
+    # and the inputs are put in the order (image, scale), and every pass feeds them by position.
+    names = names_of(inputs)
+    # A network whose file defines its inputs takes them in this order; some may be left out.
     if source.inputs is not None:
         module, notes = select_inputs(source.module, names), [_dropped(source, names)]
     else:

@@ -78,6 +78,8 @@ def _unsafe(path: Path, fault: str) -> SourceError:
 
 def _find_fault(archive: zipfile.ZipFile, path: Path) -> str:
     """Describe the first fault of an archive; "" if it is unambiguous."""
+    # These are from the central directory at the end of the file. Another reader may trust the
+    # header before each entry, so `_find_layout_fault` compares the two.
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         return f"it has {len(entries)} entries, more than {MAX_ENTRIES}"
@@ -93,6 +95,7 @@ def _find_fault(archive: zipfile.ZipFile, path: Path) -> str:
             return f"the entry name {name!r} leaves the archive or cannot be printed"
         if entry.flag_bits & 0x1:
             return f"the entry {name!r} is encrypted"
+    # Entries of one gigabyte of zeros are a megabyte each when they are deflated.
     unpacked = sum(e.file_size for e in entries if e.compress_type != zipfile.ZIP_STORED)
     if unpacked > MAX_UNPACKED:
         return f"its compressed entries unpack to {unpacked:,} bytes, more than {MAX_UNPACKED:,}"

@@ -93,11 +93,11 @@ class _Signature:
     @property
     def named(self) -> dict[str, Parameter]:
         """Parameters that one input is bound to, by name: all but `*args` and `**kwargs`."""
-        named = {}
+        by_name = {}
         for parameter in self.parameters:
             if parameter.kind not in _VARIADIC:
-                named[parameter.name] = parameter
-        return named
+                by_name[parameter.name] = parameter
+        return by_name
 
     def of_kind(self, *kinds: object) -> list[str]:
         """Return the names of the parameters of some kinds."""
@@ -141,10 +141,10 @@ def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
             source-inputs-missing if a parameter without a default has no input.
     """
     signature = _signature(module)
-    named = signature.named
+    by_name = signature.named
     bound, rest = {}, []
     for name in names:
-        if name in named:
+        if name in by_name:
             bound[name] = name
         else:
             rest.append(name)

@@ -127,6 +127,8 @@ def _load_state_dict(
     notes += fix_normalized_weights(module)
     notes += built
     module.register_forward_hook(flatten_outputs)
+    # The same weights under another key, or for another width of the network, are another model.
+    # The folder of the factory's file does not matter, so only the function's name counts.
     digest = Digest("state-dict")
     digest.file("weights", path)
     digest.files("shard", by_name(shards))
@@ -148,6 +150,8 @@ def _load_state_dict(
 
 def _load_module(path: Path, states: list[State], options: WeightOptions) -> Source:
     """Load the module inside a trusted checkpoint, as Ultralytics saves it."""
+    # {"epoch": 300, "model": <DetectionModel>, "ema": <DetectionModel>} gives two modules, and
+    # `prefer` takes the averaged one.
     modules = [state for state in states if state.module is not None]
     if not modules:
         entries = [f"{state.key or 'the file'} ({len(state.tensors)} tensors)" for state in states]

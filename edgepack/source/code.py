@@ -15,7 +15,8 @@ from types import FunctionType, ModuleType
 
 from edgepack.source.digest import Digest
 
-# Large packages are identified by their version, everything else by its files.
+# Large packages are identified by their version, everything else by its files: torch alone has
+# thousands of them.
 BY_VERSION = frozenset(
     ["torch", "torchvision", "torchaudio", "numpy", "scipy", "transformers", "tokenizers",
      "safetensors", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "sympy", "networkx", "triton",
@@ -139,6 +140,8 @@ def _closure(start: set[str]) -> set[str]:
         modules.add(name)
         if name.partition(".")[0] in BY_VERSION or _file(name) is None:
             continue
+        # Of `import blocks` the global is the module itself; of `from blocks import Block` it is
+        # a class whose __module__ is "blocks".
         for value in list(vars(sys.modules[name]).values()):
             origin = value.__name__ if isinstance(value, ModuleType) else _origin(value)
             if origin and origin in sys.modules:

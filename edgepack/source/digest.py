@@ -39,6 +39,8 @@ class Digest:
 
     def file(self, label: str, path: Path) -> None:
         """Add a file's content; its path does not matter."""
+        # The digest of the content stands for it: its length must come first, and the length of a
+        # file that grows while it is read is known only at its end.
         with open_plain(path) as file:
             self.data(label, _hash_stream(file))
 

@@ -135,6 +135,7 @@ class OutputOrder:
 
 def output_keys(module: nn.Module) -> tuple[str, ...] | None:
     """Return the names of a module's output tensors; None before its first call."""
+    # Stored in the module, so that a deep copy of it keeps the names.
     keys: tuple[str, ...] | None = getattr(module, _KEYS, None)
     return keys
 
@@ -173,6 +174,8 @@ def proven(call: Run) -> Run:
     Returns:
         A function that raises the errors of `call`, and SourceError source-nondeterministic.
     """
+    # Once is enough: a model that draws random numbers draws them for every feed. Twice as many
+    # calls for every sample would double the time of the evaluation.
     checked = False
 
     def run(feeds: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
@@ -284,6 +287,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> float | None:
 
     None if it is undefined: other shapes, integers that differ, infinities.
     """
+    # [1.0, -2.0] and [1.0, -2.1] differ by 0.1 / 2.0 = 0.05. The largest value is the scale, since
+    # values near 0 have no meaningful relative error.
     if first.shape != second.shape:
         return None
     if np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"):

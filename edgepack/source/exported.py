@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 MAX_JSON = 256 << 20
 """Largest description of a program that is parsed, in bytes."""
 
+# Entries of a .pt2 archive, without the folder that all of them are in:
+#     archive_format, archive_version        "pt2", "0"
+#     models/model.json                      the graph, as nested JSON
+#     data/weights/weight_0, ...             bytes of one parameter or buffer each
+#     data/weights/model_weights_config.json names, types and shapes of these
+#     data/constants/...                     the same for tensors that are no parameters
+#     data/sample_inputs/model.pt            a pickle, which is never read here
 _PROGRAM = "models/model.json"
 _WEIGHTS = "data/weights/model_weights_config.json"
 _CONSTANTS = "data/constants/model_constants_config.json"

@@ -53,6 +53,8 @@ class Factory:
             SourceError: source-factory-arguments, source-factory-failed, source-factory-result.
         """
         self._check_arguments(arguments)
+        # Weights that the checkpoint does not replace would differ from build to build; that
+        # they are random at all is found by `network._check_unsaved`.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
@@ -111,6 +113,8 @@ def _suggest_argument(
 @contextmanager
 def importable(folders: tuple[Path, ...]) -> Iterator[None]:
     """Put folders, and the current one, at the front of the import path."""
+    # Modules of an earlier load are forgotten first: of "net.py" in two folders, the second load
+    # would get the first one's from sys.modules.
     path_before = list(sys.path)
     before = set(sys.modules)
     for name in _imported & before:

@@ -189,6 +189,7 @@ def _list_plugins() -> Mapping[str, Plugin]:
     return plugins.list_plugins(plugins.SOURCES, (*FORMATS, *_KINDS))
 
 
+# Loaded once: the import of a plug-in may be slow, and each model is recognised several times.
 @cache
 def _load(plugin: Plugin) -> SourceFormat:
     members = {

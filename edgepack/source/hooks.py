@@ -24,6 +24,8 @@ def fix_normalized_weights(module: nn.Module) -> list[str]:
     from torch.nn.utils.spectral_norm import SpectralNorm
     from torch.nn.utils.weight_norm import WeightNorm
 
+    # weight_norm(Conv2d) has the parameters weight_g and weight_v and the plain attribute weight;
+    # after its removal weight is a parameter, and g and v are gone.
     removers = {WeightNorm: remove_weight_norm, SpectralNorm: remove_spectral_norm}
     counts: Counter[str] = Counter()
     for part in module.modules():

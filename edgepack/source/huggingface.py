@@ -156,6 +156,7 @@ def _check_config(path: Path, config: Mapping[str, object]) -> None:
 
 def _weights(path: Path) -> list[Path]:
     """Return the safetensors files of the folder."""
+    # As transformers does: one file is preferred to shards, if a folder has both.
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").is_file():
         shards = [path / "model.safetensors"]
@@ -205,6 +206,7 @@ def _import_transformers() -> ModuleType:
         import transformers
     except ImportError as error:
         raise missing_package("transformers", "transformers", "A Hugging Face folder") from error
+    # "5.3.0.dev0" gives (5, 3): only the first two parts are numbers in every release.
     version = tuple(map(int, transformers.__version__.split(".")[:2]))
     if version < MIN_TRANSFORMERS:
         raise HostError(

@@ -75,6 +75,11 @@ def match_names(
     Raises:
         SourceError: source-strip-prefix if no name starts with it.
     """
+    # A network with conv.weight and fc.weight, and a file with module.conv.weight,
+    # module.fc.weight and step:
+    #     _prefixes    "module.", before the longest name, conv.weight
+    #     _fits        under "module." the file has both tensors, in the network's shapes
+    #     Match        prefix "module.", left ("step",)
     plain, wrappers = _unwrap(tensors, network)
     plain = _parametrize(plain, network)
     unused: list[str] = []

@@ -114,6 +114,8 @@ def _check_unsaved(
     of these tensors, and tensors that forward pre-hooks compute from them, are then equal in both;
     random tensors are not.
     """
+    # For example `self.freqs = torch.randn(16)` in place of a buffer: the trained values are lost,
+    # and every build would verify a network with others.
     if not _unsaved(torch, module):
         return
     with torch.random.fork_rng(devices=[]):

@@ -25,6 +25,8 @@ def check_unfolded(path: Path, model: ModelProto) -> None:
     """
     functions = {(function.domain, function.name): function for function in model.functions}
     sizes: dict[tuple[str, str], int] = {}
+    # For f0 = {Add}, f1 = {f0, f0}, f2 = {f1, f1, Relu}: sizes 1, 2 and 2 + 2 + 1 = 5. The sizes
+    # are added up without unfolding anything, so 134 million nodes take no longer than these.
     # Depth first, with `pending` as the stack: a function is sized after those that it calls. A
     # call of a function that is still on the stack is a recursion.
     pending = list(functions)

@@ -47,12 +47,16 @@ class _Outline(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> object:
         """Return a placeholder; that of an ordered dict holds the entries."""
+        # A pickle calls os.system by its name: find_class("os", "system") returns a class here,
+        # whose call makes an empty object, and nothing else happens.
         if (module, name) == ("collections", "OrderedDict"):
             return _Entries
         return type("_Inert", (_Inert,), {"origin": f"{module}.{name}"})
 
     def persistent_load(self, entry: object) -> object:
         """Return a placeholder for a tensor's storage, or a class in the layout before 1.6."""
+        # ("storage", <class FloatStorage>, "0", "cpu", 864), or before 1.6 ("module", <class Net>,
+        # "net.py", "class Net(nn.Module): ...").
         if isinstance(entry, tuple) and entry[0] == "module":
             return entry[1]
         return _Inert()

@@ -23,6 +23,8 @@ def copy_state(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
     """
     import torch
 
+    # torch filters a module's state dict once for each of its children: 2,000 layers side by side
+    # with 4,000 tensors are 8 million comparisons of names.
     target = module.state_dict(keep_vars=True)
     direct = len(target) >= MANY and all(isinstance(t, torch.Tensor) for t in target.values())
     if not direct or not all(map(_loads_plainly, module.modules())):

@@ -268,6 +268,9 @@ def select(
     Raises:
         SourceError: source-strip-prefix, source-weights-ambiguous, source-weights-mismatch.
     """
+    # {"state_dict": ..., "ema": {"module": ...}, "teacher": ...} has three candidates. Those that
+    # fill the network are complete, and the averaged one of them wins; if none does, the error
+    # shows the one that has most names in common.
     matches: list[tuple[State, Match]] = []
     complete: dict[str, Match] = {}
     candidates = []

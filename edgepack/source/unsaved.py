@@ -177,6 +177,8 @@ def _fields(value: object) -> list[object]:
             return []
         # A dataclass with slots has no __dict__.
         content = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+    # Namespace(scale=2.0, act="relu") gives ["act", "relu", "scale", 2.0], in the same order in
+    # every run and for any order of assignment.
     entries: list[tuple[object, object]] = sorted(content.items(), key=lambda entry: str(entry[0]))
     return list(chain.from_iterable(entries))
 

@@ -119,6 +119,8 @@ def _may_cast(value: torch.Tensor, dtype: torch.dtype, is_buffer: bool) -> bool:
     """Return True if a tensor may be cast: to another float, or without a change of its values."""
     import torch
 
+    # float16 to float32, and float64 to float32, which may round: True. int64 to int32 for small
+    # numbers: True. A float for an integer parameter: False.
     if value.is_quantized or value.is_complex() != dtype.is_complex:
         return False
     if value.is_complex() or (value.is_floating_point() and dtype.is_floating_point):
@@ -183,12 +185,12 @@ def named_tensors(
     tensors = [*module.named_parameters(), *module.named_buffers()]
     if state is not None:
         tensors = list(state.items())
-    named = []
+    entries = []
     for name, tensor in tensors:
         # The extra state of a module may be anything that can be pickled.
         if hasattr(tensor, "isnan"):
-            named.append((name, tensor, name in trained))
-    return named
+            entries.append((name, tensor, name in trained))
+    return entries
 
 
 def check_finite(path: Path, tensors: Iterable[tuple[str, torch.Tensor, bool]]) -> None:
