@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from edgepack import files, signing
 from edgepack.bundle.loader import Loader, identify
@@ -59,11 +58,14 @@ class Admitted:
     signed: bytes
     loader: Loader
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the evidence for the bundle's origin, as JSON values."""
+        signature = None
+        if self.signature is not None:
+            signature = self.signature.to_json()
         return {
             "sha256": self.sha256,
-            "signature": self.signature.to_json() if self.signature else None,
+            "signature": signature,
             "loader": self.loader.to_json(),
         }
 

@@ -17,7 +17,6 @@ from functools import cache
 from hashlib import sha256
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from edgepack import __version__, runtime
 from edgepack.bundle.source import find_imports, strip_documentation
@@ -76,7 +75,7 @@ class Loader:
     digest: str
     release: str | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, str | None]:
         """Return digest and release as JSON values."""
         return {"digest": self.digest, "release": self.release}
 
@@ -134,7 +133,9 @@ def read_files(needs: Needs) -> Mapping[str, bytes]:
 @cache
 def own(needs: Needs) -> Loader:
     """Return the identity of this release's loader for some needs."""
-    hashes = {name: sha256(data).hexdigest() for name, data in read_files(needs).items()}
+    hashes = {}
+    for name, data in read_files(needs).items():
+        hashes[name] = sha256(data).hexdigest()
     return Loader(_digest(hashes), __version__)
 
 
@@ -151,9 +152,10 @@ def own_digests() -> list[str]:
 def identify(index: Index) -> Loader:
     """Return the identity of the loader in a bundle that matches its index."""
     # Data may differ in every bundle; everything else, even an unknown file, is part of the loader.
-    hashes = {
-        name: digest for name, (digest, _) in index.files.items() if not name.startswith(DATA)
-    }
+    hashes = {}
+    for name, (file_digest, _) in index.files.items():
+        if not name.startswith(DATA):
+            hashes[name] = file_digest
     digest = _digest(hashes)
     release = RELEASES.get(digest)
     expected = own(find_needs(index.variants, index.files))

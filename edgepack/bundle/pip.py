@@ -12,11 +12,39 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from edgepack import files
 from edgepack.errors import HostError
 from edgepack.spec.target import Target
+
+
+class Metadata(TypedDict):
+    """Core metadata of a package; a requirement may have a marker: `x>=1; os_name == 'nt'`."""
+
+    name: str
+    version: str
+    requires_dist: NotRequired[list[str]]
+
+
+class ArchiveInfo(TypedDict):
+    """File that pip would download; `hashes` has the key sha256."""
+
+    hashes: dict[str, str]
+
+
+class DownloadInfo(TypedDict):
+    """Origin of a package."""
+
+    archive_info: ArchiveInfo
+
+
+class Package(TypedDict):
+    """Package in pip's installation report; the keys that are read here."""
+
+    metadata: Metadata
+    download_info: DownloadInfo
+
 
 # Messages of pip when it cannot reach an index.
 OFFLINE = re.compile(
@@ -26,7 +54,7 @@ OFFLINE = re.compile(
 NONE = re.compile(r"No matching distribution found for (\S+)")
 
 
-def report(target: Target, requirements: Sequence[str]) -> list[dict[str, Any]]:
+def report(target: Target, requirements: Sequence[str]) -> list[Package]:
     """Return the packages that pip would install on a target's device, from its report.
 
     pip evaluates environment markers for this host. Raises HostError if it finds no solution.
@@ -39,7 +67,7 @@ def report(target: Target, requirements: Sequence[str]) -> list[dict[str, Any]]:
             # pip demands a folder for another platform, but does not write to it in a dry run.
             ("--target", str(folder / "site"), *requirements),
         )
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["install"]
+        entries: list[Package] = json.loads(path.read_text(encoding="utf-8"))["install"]
         return entries
 
 
@@ -77,9 +105,15 @@ def _pip(target: Target, command: Sequence[str], arguments: Sequence[str]) -> No
 
 
 def _failed(target: Target, output: str) -> HostError:
-    lines = [line.strip() for line in output.splitlines()]
-    # The last lines of pip are notices; its errors come first, and retries say why it is offline.
-    errors = [line for line in lines if line.startswith("ERROR") or OFFLINE.search(line)]
+    # The last lines of pip are notices; its errors come first, and retries say why it is offline:
+    #   WARNING: Retrying (Retry(total=4, ...)) after connection broken by 'NewConnectionError(...
+    #   ERROR: No matching distribution found for numpy==9.9
+    #   [notice] A new release of pip is available: 24.0 -> 24.1
+    lines, errors = [], []
+    for line in map(str.strip, output.splitlines()):
+        lines.append(line)
+        if line.startswith("ERROR") or OFFLINE.search(line):
+            errors.append(line)
     why = "\n".join((errors or lines)[-4:])[:2000]
     platform = f"Python {target.wheel_python} on {', '.join(target.wheel_platforms)}"
     missing = NONE.search(output)

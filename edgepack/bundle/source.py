@@ -11,7 +11,7 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeGuard
 
 
@@ -25,17 +25,22 @@ def find_imports(folder: Path, name: str) -> list[str]:
         folder: of the package.
         name: of the module, as a path below the folder.
     """
-    modules = [f"{parent.as_posix()}/__init__.py" for parent in Path(name).parents]
+    candidates = [f"{parent}/__init__.py" for parent in PurePosixPath(name).parents]
     tree = ast.parse((folder / name).read_text(encoding="utf-8"))
     for node in _walk_executed(tree):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         # Level 1 is the module's own folder, level 2 the folder above.
-        base = Path(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
-        modules += [f"{base.as_posix()}.py", f"{base.as_posix()}/__init__.py"]
-        modules += [f"{base.as_posix()}/{alias.name}.py" for alias in node.names]
-    normal = {module.removeprefix("./") for module in modules}
-    return sorted(module for module in normal if (folder / module).is_file())
+        base = PurePosixPath(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        candidates += [f"{base}.py", f"{base}/__init__.py"]
+        # A name that is imported may be a module, or something in one.
+        for alias in node.names:
+            candidates.append(f"{base}/{alias.name}.py")
+    modules = set()
+    for candidate in candidates:
+        if (folder / candidate).is_file():
+            modules.add(candidate.removeprefix("./"))
+    return sorted(modules)
 
 
 def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:

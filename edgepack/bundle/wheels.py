@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
 from edgepack import files
 from edgepack.bundle import pip
@@ -23,7 +23,18 @@ from edgepack.runtime.wheels.tags import Tags, describe_tags, interpreter, requi
 from edgepack.runtime.wheels.wheel import Wheel
 from edgepack.spec.target import Target
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 REQUIREMENTS = "requirements.txt"
+
+
+class Fetched(TypedDict):
+    """Document of the wheels in the cache; `packages` is name to version."""
+
+    wheels: list[str]
+    packages: dict[str, str]
+    python: str
 
 
 @dataclass(frozen=True)
@@ -118,24 +129,27 @@ def _applicable(requirements: str, environment: Mapping[str, str]) -> list[str]:
     # On Python 3.8, "numpy==1.24; python_version < '3.9'" yields "numpy==1.24".
     from packaging.requirements import Requirement
 
-    lines = [line.partition(" #")[0].strip() for line in requirements.splitlines()]
-    parsed = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    return [
-        _without_marker(item)
-        for item in parsed
-        if not item.marker or item.marker.evaluate(environment)
-    ]
+    applicable = []
+    for line in requirements.splitlines():
+        text = line.partition(" #")[0].strip()
+        if not text or text.startswith("#"):
+            continue
+        requirement = Requirement(text)
+        if not requirement.marker or requirement.marker.evaluate(environment):
+            applicable.append(_without_marker(requirement))
+    return applicable
 
 
-def _without_marker(requirement: Any) -> str:
+def _without_marker(requirement: Requirement) -> str:
     return str(requirement).partition(";")[0].strip()
 
 
-def _download(target: Target, requirements: Sequence[str], folder: Path) -> dict[str, Any]:
+def _download(target: Target, requirements: Sequence[str], folder: Path) -> Fetched:
     """Download wheels and requirements.txt into a folder, and return the document for the cache."""
     pinned = _resolve(target, list(requirements))
     pin_file = folder / REQUIREMENTS
-    pin_file.write_text("".join(f"{line}\n" for line in pinned), encoding="utf-8")
+    # The empty last line ends the one before it.
+    pin_file.write_text("\n".join([*pinned, ""]), encoding="utf-8")
     pip.download(target, pin_file, folder)
     paths = sorted(folder.glob("*.whl"))
     tags = _check_wheels(target, paths)
@@ -151,7 +165,7 @@ def _check_wheels(target: Target, paths: Iterable[Path]) -> list[Tags]:
 
     Raises BundleError or DeviceError if the device would reject it.
     """
-    wheels = []
+    wheels, tags = [], []
     for path in paths:
         with path.open("rb") as file, Wheel(path.name, file) as wheel:
             # Reading to the end checks each entry's size and hash.
@@ -159,9 +173,9 @@ def _check_wheels(target: Target, paths: Iterable[Path]) -> list[Tags]:
                 for _ in wheel.chunks(entry):
                     pass
             wheels.append(wheel)
+            tags.append(wheel.tags)
     # Two wheels must not install different files at one path, and all must fit the interpreter.
     files_of(wheels)
-    tags = [wheel.tags for wheel in wheels]
     require(tags, interpreter(target.wheel_python, target.wheel_platforms))
     return tags
 
@@ -170,21 +184,19 @@ def _resolve(target: Target, requirements: list[str]) -> list[str]:
     """Return every package that the device needs, sorted, as "name==version --hash=sha256:..."."""
     # Each round adds the requirements that only the device's markers select, until there are none.
     while True:
-        packages = {
-            _canonical(item["metadata"]["name"]): item for item in pip.report(target, requirements)
-        }
+        packages = {}
+        for package in pip.report(target, requirements):
+            packages[_canonical(package["metadata"]["name"])] = package
         needed, missing = _closure(requirements, packages, _environment(target))
         if not missing:
             break
         requirements = [*requirements, *missing]
-    return [
-        "{}=={} --hash=sha256:{}".format(
-            name,
-            packages[name]["metadata"]["version"],
-            packages[name]["download_info"]["archive_info"]["hashes"]["sha256"],
-        )
-        for name in sorted(needed)
-    ]
+    pinned = []
+    for name in sorted(needed):
+        version = packages[name]["metadata"]["version"]
+        digest = packages[name]["download_info"]["archive_info"]["hashes"]["sha256"]
+        pinned.append(f"{name}=={version} --hash=sha256:{digest}")
+    return pinned
 
 
 def _canonical(name: str) -> str:
@@ -193,7 +205,7 @@ def _canonical(name: str) -> str:
 
 
 def _closure(
-    requirements: Sequence[str], packages: Mapping[str, Any], environment: Mapping[str, str]
+    requirements: Sequence[str], packages: Mapping[str, pip.Package], environment: Mapping[str, str]
 ) -> tuple[set[str], list[str]]:
     """Return the packages that the device needs, and the requirements missing from pip's report.
 
@@ -225,12 +237,11 @@ def _closure(
             if (name, extra) in visited:
                 continue
             visited.add((name, extra))
-            dependencies = map(Requirement, packages[name]["metadata"].get("requires_dist", ()))
-            pending += [
-                item
-                for item in dependencies
-                if not item.marker or item.marker.evaluate({**environment, "extra": extra})
-            ]
+            for line in packages[name]["metadata"].get("requires_dist", ()):
+                dependency = Requirement(line)
+                marker = dependency.marker
+                if not marker or marker.evaluate({**environment, "extra": extra}):
+                    pending.append(dependency)
     return needed, missing
 
 

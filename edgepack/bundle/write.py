@@ -159,11 +159,13 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
     samples = 0
     if contents.reference:
         samples = len(contents.reference[0])
-    gates, parts = {}, {}
+    gates, parts, file_entries = {}, {}, {}
     for question, bounds in contents.gates.items():
         gates[question] = dict(bounds)
     for output in contents.parts:
         parts[output] = [part.to_json() for part in contents.parts[output]]
+    for name, content in entries.items():
+        file_entries[name] = _describe_file(content)
     document: IndexDocument = {
         "format": FORMAT,
         "name": contents.name,
@@ -188,7 +190,7 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
         "build": dict(contents.build),
         "provenance": dict(contents.provenance),
         "tools": dict(contents.tools),
-        "files": {name: _describe_file(content) for name, content in entries.items()},
+        "files": file_entries,
     }
     # The digest covers the rest of the document, without the build host.
     document["content_digest"] = content_digest(document)

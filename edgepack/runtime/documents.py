@@ -151,12 +151,15 @@ class GpuDocument(TypedDict, total=False):
 
     gpu: Optional[str]
     gpu_why: str
+    # "8.7" for Orin.
     compute_capability: Optional[str]
     multiprocessors: Optional[int]
     gpu_memory_bytes: Optional[int]
+    # Newest CUDA that the driver runs, "12.6".
     cuda_driver: Optional[str]
     tensorrt: Optional[str]
     tensorrt_why: str
+    # Of a Jetson: "36.4.3" and "NVIDIA Jetson AGX Orin Developer Kit".
     l4t: Optional[str]
     board: Optional[str]
 
@@ -232,6 +235,7 @@ class SizeEntry(TypedDict):
 class PartEntry(TypedDict):
     """Part of an output whose errors are measured separately."""
 
+    # `[:, 0:4+5:85]` is axis 1 with the ranges [[0, 4], [5, 85]].
     axis: Optional[int]
     ranges: List[List[int]]
     variance: float

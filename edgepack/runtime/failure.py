@@ -47,6 +47,7 @@ def explain_exception(error: Exception, before: BundleState) -> EdgepackError:
             why=str(error),
             hint="close other programs, or build a smaller model",
         )
+    # `cp` over a bundle in use changes its size or time; a rename changes its inode.
     if BundleState.read(before.path) != before:
         return BundleError(
             "bundle-changed",

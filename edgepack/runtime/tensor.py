@@ -34,6 +34,7 @@ class Tensor:
     axis: int = -1
 
     def __str__(self) -> str:
+        # image:float32:batch,3,224,224
         return f"{self.name}:{self.dtype}:{','.join(map(str, self.shape))}"
 
     @property

@@ -38,6 +38,7 @@ def lock_part(path: str) -> Iterator[Publish]:
         descriptor = _open_locked(part)
     except OSError as error:
         raise _unwritable(path, error) from error
+    # Set by the inner function once the temporary file has its final name.
     published = False
 
     def publish(write: Callable[[BinaryIO], None]) -> None:

@@ -244,6 +244,7 @@ def parse(data: bytes) -> Index:
             why=f"the bundle has {version!r}, the loader reads {FORMAT!r}",
             hint="run the bundle itself: python3 BUNDLE verify",
         )
+    # "files": {"model/model.onnx": {"sha256": "9ab1...", "bytes": 3505152}, ...}
     files: Dict[str, Tuple[str, int]] = {}
     listed = top.at("files")
     for name in listed.value:
@@ -279,6 +280,7 @@ def parse(data: bytes) -> Index:
         content_digest=top.get("content_digest", str),
         raw=top.value,
     )
+    # `commands.verify` reads the metric from `raw`, so only its type is checked here.
     _optional_text(top, "metric")
     _consistent(index)
     return index

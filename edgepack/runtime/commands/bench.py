@@ -98,6 +98,7 @@ def open_call(
             model = open_model(archive, index, threads, variant=variant)
             call, choice = model.run, model.choice
         load_seconds = time.perf_counter() - started
+    # Its inputs are unknown until it runs; outside the measured time, or it would count as loading.
     if against:
         _try_other(against, lambda: call(feed))
     return (lambda: call(feed)), load_seconds, choice
@@ -296,4 +297,5 @@ def bench(
 
 
 def _on_cuda(turn: Turn) -> bool:
+    # A model on the CPU would make every bundle on a GPU look fast.
     return turn["variant"] is not None and turn["variant"]["engine"] == CUDA

@@ -87,6 +87,7 @@ def describe_contents(index: Index, digest: str) -> List[str]:
         lines.append(_row("input", str(tensor)))
     for tensor in index.outputs:
         lines.append(_row("output", f"{tensor} ({tensor.kind})"))
+    # An empty list requires nothing, so it is left out.
     lines += ["", "requirements"]
     for name, value in sorted(index.device.items()):
         if value:
@@ -166,6 +167,7 @@ def describe_variants(index: Index, remarks: Mapping[str, List[str]]) -> List[st
 
 def _describe_device(device: DeviceFacts) -> List[str]:
     """Return the facts about this device: of the machine, of the packages, and others as probed."""
+    # Only what the choice of the variant has probed is in `device`: no GPU for a CPU's bundle.
     facts: Dict[str, object] = {**machine.describe()}
     for package in PACKAGES:
         facts[package] = _installed_version(package)

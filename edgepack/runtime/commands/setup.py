@@ -17,6 +17,7 @@ FOLDER = "wheels/"
 
 def wheels_of(index: Index) -> List[str]:
     """Return the wheel entries of a bundle, sorted by name."""
+    # The folder also holds a requirements.txt with the wheels' versions and hashes.
     return sorted(n for n in index.files if n.startswith(FOLDER) and n.endswith(".whl"))
 
 

@@ -92,8 +92,11 @@ def reference_feeds(
 
 def run_calls(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
     """Run every call; return its outputs in the index's order."""
-    names = [tensor.name for tensor in model.outputs]
-    return [[outputs[name] for name in names] for outputs in map(model.run, calls)]
+    answers = []
+    for feed in calls:
+        outputs = model.run(feed)
+        answers.append([outputs[tensor.name] for tensor in model.outputs])
+    return answers
 
 
 def _question(on: str, metrics: Measurement, gates: List[Gate]) -> Question:
@@ -113,19 +116,24 @@ def _measure(
     index: Index, expected: Sequence[np.ndarray], answers: Sequence[Sequence[np.ndarray]]
 ) -> Measurement:
     """Compare the answers of each call with one row of the expected arrays."""
-    pairs = [([array[i] for array in expected], outputs) for i, outputs in enumerate(answers)]
+    pairs = list(zip(_rows(expected, len(answers)), answers))
     outputs = compare(index.outputs, index.parts, pairs, index.inputs)
     return {"samples": len(answers), "outputs": outputs, "metric": None}
 
 
 def decode_shards(stream: BinaryIO) -> Iterator[Dict[str, np.ndarray]]:
-    """Yield the shards of an evaluation set that `encode_shard` wrote, one in memory at a time."""
+    """Yield the shards of an evaluation set that `encode_shard` wrote, one in memory at a time.
+
+    A shard is its length, as 8 bytes with the lowest first, and then an .npz of that length.
+    """
     while True:
         header = stream.read(_LENGTH.size)
         if not header:
             return
         # A truncated header counts as an empty shard, which is an error too.
-        length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else 0
+        length = 0
+        if len(header) == _LENGTH.size:
+            (length,) = _LENGTH.unpack(header)
         data = stream.read(length)
         if not data or len(data) != length:
             raise InputError(
@@ -158,18 +166,17 @@ def _on_evaluation(
     # The build host computes any other metric from the written answers.
     quality = Quality(index.outputs, index.parts, metric if metric in TOP else "", index.inputs)
     for shard in decode_shards(stream):
-        outputs = model.run(
-            {tensor.name: shard[f"input-{i}"] for i, tensor in enumerate(index.inputs)}
-        )
-        quality.update(
-            [shard[f"original-{i}"] for i in range(len(index.outputs))],
-            [outputs[tensor.name] for tensor in index.outputs],
-            shard.get("labels"),
-            int(shard["count"]),
-        )
+        feed = {tensor.name: shard[f"input-{i}"] for i, tensor in enumerate(index.inputs)}
+        outputs = model.run(feed)
+        originals, measured = [], []
+        answers = {"count": shard["count"]}
+        for i, tensor in enumerate(index.outputs):
+            originals.append(shard[f"original-{i}"])
+            measured.append(outputs[tensor.name])
+            answers[f"answer-{i}"] = outputs[tensor.name]
+        quality.update(originals, measured, shard.get("labels"), int(shard["count"]))
         if written is not None:
-            arrays = {f"answer-{i}": outputs[t.name] for i, t in enumerate(index.outputs)}
-            written.write(encode_shard({**arrays, "count": shard["count"]}))
+            written.write(encode_shard(answers))
     if not quality.samples:
         raise InputError(
             "evaluation-cut",
@@ -220,10 +227,9 @@ def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
         _check_size(index, size, feeds[0])
         feed = feed_at_size(index.inputs, feeds, size.axis, size.size)
         (answers,) = run_calls(model, iter([feed]))
-        original, built = (
-            [array[0] for array in read_arrays(archive, index, names, 1)]
-            for names in (size.original, size.built)
-        )
+        # Axis 0 of the stored arrays counts samples, of which there is one.
+        original = [array[0] for array in read_arrays(archive, index, size.original, 1)]
+        built = [array[0] for array in read_arrays(archive, index, size.built, 1)]
         results.append(_AtSize(size.label, original, built, answers))
     return results
 
@@ -233,11 +239,10 @@ def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -
 
     For samples of 100 tokens a build writes at most 2 * 100 + 32 = 232.
     """
-    usual = max(
-        feed[tensor.name].shape[tensor.shape.index(size.axis)]
-        for tensor in index.inputs
-        if size.axis in tensor.shape
-    )
+    usual = 0
+    for tensor in index.inputs:
+        if size.axis in tensor.shape:
+            usual = max(usual, feed[tensor.name].shape[tensor.shape.index(size.axis)])
     if size.size > LARGEST_GROWTH * usual + LARGEST_GROWTH_BY:
         raise BundleError(
             "bundle-reference",
@@ -335,7 +340,11 @@ def _check_recorded(
 
 def _rows(arrays: Sequence[np.ndarray], count: int) -> List[List[np.ndarray]]:
     """Split stored arrays into the first `count` rows, one call each."""
-    return [[array[i] for array in arrays] for i in range(count)]
+    # Boxes of shape (5, 1, 4) and scores (5, 1) give 5 rows of a (1, 4) and a (1,).
+    rows = []
+    for i in range(count):
+        rows.append([array[i] for array in arrays])
+    return rows
 
 
 def _close(a: Optional[float], b: Optional[float]) -> bool:
@@ -367,10 +376,9 @@ def on_samples(
     started = time.perf_counter()
     answers = run_calls(model, reference_feeds(archive, index, most))
     seconds = time.perf_counter() - started
-    original, built = (
-        read_arrays(archive, index, names, index.reference.samples)
-        for names in (index.reference.original, index.reference.built)
-    )
+    reference = index.reference
+    original = read_arrays(archive, index, reference.original, reference.samples)
+    built = read_arrays(archive, index, reference.built, reference.samples)
     # A limit means an emulated device, with time for only a few calls: skip the other sizes.
     sizes: List[_AtSize] = []
     if not most:

@@ -28,7 +28,8 @@ class _DeviceInfo(Dict[str, object]):
         self._tensorrt = any(variant.engine == TENSORRT for variant in index.variants)
 
     def __missing__(self, key: str) -> object:
-        # Each probe fills several keys at once; a later access to them costs nothing.
+        # Each probe fills several keys at once; a later access to them costs nothing: reading "gpu"
+        # starts the probe's process, and "board" is then known too.
         if key == "onnxruntime_providers":
             self[key] = ", ".join(_onnxruntime().get_available_providers())
         elif key == "onnxruntime":

@@ -21,6 +21,8 @@ def check_gpu(variant: Variant, device: DeviceFacts) -> Optional[DeviceError]:
             why=device["gpu_why"],
             hint="check the driver with nvidia-smi, or tegrastats on a Jetson",
         )
+    # A built engine names its GPU and exactly its capability, "==8.7"; a variant whose engine is
+    # still to be built may state a minimum, or nothing.
     required = variant.needs.get("compute_capability", "")
     actual = device["compute_capability"] or ""
     name = variant.needs.get("gpu", device["gpu"])
@@ -59,6 +61,7 @@ def check_tensorrt(variant: Variant, device: DeviceFacts) -> Optional[DeviceErro
 
 def check_provider(device: DeviceFacts) -> Optional[DeviceError]:
     """Return the reason against onnxruntime on a GPU; None if it can use one."""
+    # "CUDAExecutionProvider, CPUExecutionProvider" with onnxruntime-gpu.
     if PROVIDER not in device["onnxruntime_providers"].split(", "):
         return DeviceError(
             "engine-provider",

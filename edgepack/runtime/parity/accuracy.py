@@ -47,7 +47,9 @@ def decisions(array: np.ndarray, kind: str, axis: int = -1) -> Optional[np.ndarr
             return np.where(np.isnan(score), NONE, best)
         return decisions(scores[..., 0], "logit")
     if kind in ("logit", "probability"):
-        threshold = 0.5 if kind == "probability" else 0.0
+        threshold = 0.0
+        if kind == "probability":
+            threshold = 0.5
         return np.where(np.isnan(array), NONE, (array > threshold).astype(np.int64))
     if kind == "classes":
         return array.astype(np.int64)
@@ -128,16 +130,15 @@ def labelled_output(
     Class scores come before logits and probabilities, and those before integer classes. If the
     labels fit none, return the first output that decides; None if no output decides.
     """
-    deciding = sorted(
-        (i for i, tensor in enumerate(outputs) if tensor.kind in DECIDING),
-        key=lambda i: DECIDING.index(outputs[i].kind),
-    )
+    deciding = []
+    for kind in DECIDING:
+        deciding += [i for i, tensor in enumerate(outputs) if tensor.kind == kind]
     # Outputs of class scores (32, 10) and masks (32, 2, 64, 64): labels of shape (32,) belong to
     # the first, labels (32, 64, 64) to the second.
-    fitting = [
-        i for i in deciding if labels_fit(shapes[i], labels, outputs[i].kind, outputs[i].axis)
-    ]
-    return next(iter(fitting or deciding), None)
+    for i in deciding:
+        if labels_fit(shapes[i], labels, outputs[i].kind, outputs[i].axis):
+            return i
+    return next(iter(deciding), None)
 
 
 def is_one_hot(labels: np.ndarray, axis: int) -> bool:

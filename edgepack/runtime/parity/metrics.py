@@ -6,7 +6,7 @@ import math
 import operator
 from difflib import SequenceMatcher
 from itertools import chain
-from typing import TYPE_CHECKING, Dict, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -246,12 +246,13 @@ class Quality:
         self, outputs: Sequence[Tensor], parts: Parts, metric: str, inputs: Sequence[Tensor] = ()
     ) -> None:
         self.samples = 0
-        self._names = [tensor.name for tensor in outputs]
-        self._parities = [
-            Parity(tensor, parts.get(tensor.name, ()), list_axis(tensor, inputs))
-            for tensor in outputs
-        ]
-        self._accuracy = TaskMetric(outputs, metric) if metric else None
+        self._parities: List[Parity] = []
+        for tensor in outputs:
+            lists = list_axis(tensor, inputs)
+            self._parities.append(Parity(tensor, parts.get(tensor.name, ()), lists))
+        self._accuracy: Optional[TaskMetric] = None
+        if metric:
+            self._accuracy = TaskMetric(outputs, metric)
 
     def update(
         self,
@@ -272,10 +273,13 @@ class Quality:
 
     def result(self) -> Measurement:
         """Return `samples`, `outputs` by name, and `metric`, as JSON values."""
+        metric = None
+        if self._accuracy:
+            metric = self._accuracy.result()
         return {
             "samples": self.samples,
-            "outputs": {n: parity.result() for n, parity in zip(self._names, self._parities)},
-            "metric": self._accuracy.result() if self._accuracy else None,
+            "outputs": {parity.tensor.name: parity.result() for parity in self._parities},
+            "metric": metric,
         }
 
 

@@ -23,12 +23,17 @@ def stack_limit(
     the other inputs are the same for all.
     """
     for tensor in inputs:
-        arrays = [feed[tensor.name] for feed in feeds]
-        if axis in tensor.shape:
-            if tensor.shape.index(axis) != 0 or any(array.shape[0] != 1 for array in arrays):
-                return 1
-        elif any(array.tobytes() != arrays[0].tobytes() for array in arrays):
+        batched = axis in tensor.shape
+        if batched and tensor.shape.index(axis) != 0:
             return 1
+        first = feeds[0][tensor.name]
+        for feed in feeds:
+            array = feed[tensor.name]
+            # Of shape (batch, 3), an array (1, 3) is one sample and (4, 3) is not.
+            if batched and array.shape[0] != 1:
+                return 1
+            if not batched and array.tobytes() != first.tobytes():
+                return 1
     return min(len(feeds), LARGEST_STACK)
 
 
@@ -42,12 +47,12 @@ def feed_at_size(
     """
     if size > stack_limit(inputs, feeds, axis):
         return resize_axes(inputs, feeds[0], {axis: size})
-    return {
-        tensor.name: np.concatenate([feed[tensor.name] for feed in feeds[:size]])
-        if axis in tensor.shape
-        else feeds[0][tensor.name]
-        for tensor in inputs
-    }
+    stacked: Dict[str, np.ndarray] = {}
+    for tensor in inputs:
+        stacked[tensor.name] = feeds[0][tensor.name]
+        if axis in tensor.shape:
+            stacked[tensor.name] = np.concatenate([feed[tensor.name] for feed in feeds[:size]])
+    return stacked
 
 
 def resize_axes(
@@ -79,8 +84,9 @@ def _resize_axis(array: np.ndarray, axis: int, size: int) -> np.ndarray:
     if not old_size:
         return np.zeros((*array.shape[:axis], size, *array.shape[axis + 1 :]), array.dtype)
     # From 3 to 8 rows takes ceil(8 / 3) = 3 copies, of which the first 8 rows stay.
-    copies = range(-(-size // old_size))
-    blocks = [array for _ in copies]
-    if axis < array.ndim - 1:
-        blocks = [np.roll(array, shift, axis=-1) for shift in copies]
+    blocks = []
+    for shift in range(-(-size // old_size)):
+        if axis == array.ndim - 1:
+            shift = 0
+        blocks.append(np.roll(array, shift, axis=-1))
     return np.concatenate(blocks, axis=axis).take(np.arange(size), axis=axis)

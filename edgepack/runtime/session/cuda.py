@@ -16,11 +16,13 @@ from .libcudart import Libcudart, libraries
 
 def open_cuda() -> Cuda:
     """Open the first CUDA runtime that works. Raises DeviceError with every reason if none does."""
+    # A library needs no package, so the libraries come first; each lambda binds its own path.
     openers: List[Callable[[], Cuda]] = [
         *(lambda path=path: Libcudart(path) for path in libraries()),
         CudaBindings,
         PyCuda,
     ]
+    # A library that exists may still refuse the driver: then the next one is tried.
     reasons: List[str] = []
     for opener in openers:
         try:

@@ -21,13 +21,15 @@ class CudaBindings:
         if not self._call("cudaGetDeviceCount"):
             raise cuda_error("cudaGetDeviceCount", "there is no GPU")
 
-    def _call(self, function: str, *arguments: Any) -> int:
+    def _call(self, function: str, *arguments: object) -> int:
         # Every function returns its status and then its results, of which there is at most one.
         status, *values = getattr(self._runtime, function)(*arguments)
         if int(status):
             text = self._runtime.cudaGetErrorString(status)[1] or b""
             raise cuda_error(function, f"error {int(status)}: {text.decode('utf-8', 'replace')}")
-        return int(values[0]) if values else 0
+        if not values:
+            return 0
+        return int(values[0])
 
     def malloc(self, size: int) -> int:
         """Allocate `size` bytes on the GPU and return their address."""

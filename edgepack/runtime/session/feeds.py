@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -12,8 +12,10 @@ from ..tensor import Dim, Tensor
 
 def fixed_batch(inputs: Sequence[Tensor]) -> Optional[int]:
     """Return the fixed batch of the model; None if its batch axis is dynamic."""
-    sizes = [tensor.shape[0] for tensor in inputs if tensor.shape]
-    return next((size for size in sizes if isinstance(size, int)), None)
+    for tensor in inputs:
+        if tensor.shape and isinstance(tensor.shape[0], int):
+            return tensor.shape[0]
+    return None
 
 
 def whole_feeds(arrays: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> bool:
@@ -50,15 +52,16 @@ def feeds(
                 why=f"{tensor.name} is a single value",
                 hint="axis 0 of every array must count the samples",
             )
-    counts = {tensor.name: len(arrays[tensor.name]) for tensor in inputs}
-    if len(set(counts.values())) != 1:
+    sizes = {len(arrays[tensor.name]) for tensor in inputs}
+    if len(sizes) != 1:
+        counts = [f"{tensor.name}: {len(arrays[tensor.name])}" for tensor in inputs]
         raise InputError(
             "input-counts",
             "the inputs hold different numbers of samples",
-            why=", ".join(f"{name}: {count}" for name, count in counts.items()),
+            why=", ".join(counts),
             hint="axis 0 of every array must count the samples",
         )
-    count = next(iter(counts.values()))
+    (count,) = sizes
     if count == 0:
         raise InputError(
             "input-counts",
@@ -107,19 +110,18 @@ def tied_axes(inputs: Sequence[Tensor]) -> List[Tuple[str, int, str, int]]:
     return pairs
 
 
-def find_fault(inputs: Any, expected: Sequence[Tensor]) -> Optional[InputError]:
+def find_fault(inputs: object, expected: Sequence[Tensor]) -> Optional[InputError]:
     """Return the error for an invalid feed; None for a valid one."""
     names = [tensor.name for tensor in expected]
     signature = "the model takes " + "; ".join(map(str, expected))
     if not isinstance(inputs, Mapping):
         why = f"they are {_describe(inputs)}, not arrays by name"
         return InputError("input-names", "the inputs do not fit", why=why, hint=signature)
+    faults = [f"{name} is missing" for name in names if name not in inputs]
     # Sorted as strings: the keys of a user's mapping may be of any type.
-    unknown = sorted(set(inputs) - set(names), key=str)
-    missing = [name for name in names if name not in inputs]
-    if unknown or missing:
-        faults = [f"{name} is missing" for name in missing]
-        faults += [f"{name} is unknown" for name in unknown]
+    for name in sorted(set(inputs) - set(names), key=str):
+        faults.append(f"{name} is unknown")
+    if faults:
         return InputError(
             "input-names", "the inputs do not fit", why="; ".join(faults), hint=signature
         )
@@ -145,8 +147,10 @@ def _dims_fit(dims: Sequence[Dim], shape: Sequence[int], sizes: Dict[str, int]) 
     return True
 
 
-def _describe(array: Any) -> str:
+def _describe(array: object) -> str:
     if isinstance(array, np.ndarray):
-        order = "" if array.dtype.isnative else " in the other byte order"
-        return f"{array.dtype.name}:{','.join(map(str, array.shape))}{order}"
+        text = f"{array.dtype.name}:{','.join(map(str, array.shape))}"
+        if not array.dtype.isnative:
+            text += " in the other byte order"
+        return text
     return f"a {type(array).__name__}"

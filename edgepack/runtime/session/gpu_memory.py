@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Optional, Sequence, Tuple
 
 from ..errors import DeviceError
 from .cuda_calls import Cuda
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from .tensorrt_types import Allocator
 
 
 class Memory:
@@ -34,17 +39,17 @@ class Memory:
             self._cuda.free(self._blocks.popitem()[1][0])
 
 
-def allocator_of(trt: Any) -> Any:
+def allocator_of(trt: ModuleType) -> Callable[[Memory], Allocator]:
     """Return the allocator class for outputs whose shape depends on the inputs' values."""
 
-    class Allocator(trt.IOutputAllocator):  # type: ignore[misc]
+    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
         def __init__(self, memory: Memory) -> None:
             trt.IOutputAllocator.__init__(self)
             self.memory = memory
             self.shape: Tuple[int, ...] = ()
             self.fault: Optional[DeviceError] = None
 
-        def reallocate_output(self, name: str, memory: Any, size: int, alignment: int) -> int:
+        def reallocate_output(self, name: str, memory: object, size: int, alignment: int) -> int:
             try:
                 return self.memory.of(name, max(size, 1))
             except DeviceError as error:  # An exception cannot pass through TensorRT.
@@ -52,14 +57,16 @@ def allocator_of(trt: Any) -> Any:
                 return 0
 
         def reallocate_output_async(
-            self, name: str, memory: Any, size: int, alignment: int, stream: Any
+            self, name: str, memory: object, size: int, alignment: int, stream: object
         ) -> int:
             return self.reallocate_output(name, memory, size, alignment)
 
-        def notify_shape(self, name: str, shape: Any) -> None:
+        def notify_shape(self, name: str, shape: Sequence[int]) -> None:
             self.shape = tuple(shape)
 
-    return Allocator
+    # TensorRT's classes have no types, so the checker cannot follow this one.
+    allocator: Callable[[Memory], Allocator] = OutputAllocator
+    return allocator
 
 
 def release(cuda: Cuda, memory: Memory, stream: int) -> None:

@@ -6,7 +6,7 @@ import ctypes
 import glob
 import os
 import sys
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Tuple
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Libcudart:
         self._library = ctypes.CDLL(path)
         pointer, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
         # Without argument types ctypes would pass addresses as 32-bit integers.
-        signatures: Dict[str, Tuple[Any, ...]] = {
+        signatures: Dict[str, Tuple[type, ...]] = {
             "cudaGetDeviceCount": (ctypes.POINTER(number),),
             "cudaMalloc": (ctypes.POINTER(pointer), size),
             "cudaFree": (pointer,),
@@ -54,7 +54,7 @@ class Libcudart:
         if count.value == 0:
             raise cuda_error("cudaGetDeviceCount", "there is no GPU")
 
-    def _call(self, function: str, *arguments: Any) -> None:
+    def _call(self, function: str, *arguments: object) -> None:
         status = getattr(self._library, function)(*arguments)
         if status:
             text = self._library.cudaGetErrorString(status) or b""

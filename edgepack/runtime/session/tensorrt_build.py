@@ -15,9 +15,15 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple
 
 from ..errors import DeviceError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Type
+
+    from .tensorrt_types import Builder, Config, Log, Network, NetworkTensor, ParserError
 
 Shape = Tuple[int, ...]
 Profiles = Mapping[str, Tuple[Shape, Shape, Shape]]
@@ -49,7 +55,11 @@ class Options:
 
 
 def build(
-    trt: Any, model: bytes, options: Options, timing_cache: bytes, beat: Callable[[float], None]
+    trt: ModuleType,
+    model: bytes,
+    options: Options,
+    timing_cache: bytes,
+    beat: Callable[[float], None],
 ) -> Tuple[bytes, bytes]:
     """Build an engine.
 
@@ -71,7 +81,7 @@ def build(
     log = logger(trt)
     del log.messages[:]
     try:
-        builder = trt.Builder(log)
+        builder: Builder = trt.Builder(log)
     except Exception as error:  # pybind may raise anything if the library cannot start.
         raise DeviceError(
             "engine-unusable",
@@ -109,31 +119,33 @@ def build(
 
 
 # TensorRT keeps the first logger of a process and ignores later ones, so it is shared.
-_LOGGERS: Dict[str, Any] = {}
+_LOGGERS: Dict[str, Log] = {}
 
 
-def logger(trt: Any) -> Any:
+def logger(trt: ModuleType) -> Log:
     """Return the process's logger for a TensorRT module; its `messages` are the latest errors."""
     if trt.__name__ not in _LOGGERS:
 
-        class Log(trt.ILogger):  # type: ignore[misc]
+        class ErrorLog(trt.ILogger):  # type: ignore[misc, name-defined]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
                 self.messages: List[str] = []
 
-            def log(self, severity: Any, message: str) -> None:
+            def log(self, severity: object, message: str) -> None:
                 if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                     self.messages.append(message.strip())
 
-        _LOGGERS[trt.__name__] = Log()
+        _LOGGERS[trt.__name__] = ErrorLog()
     return _LOGGERS[trt.__name__]
 
 
-def _messages(log: Any, otherwise: str) -> str:
+def _messages(log: Log, otherwise: str) -> str:
     return "\n".join(dict.fromkeys(log.messages[:SHOWN])) or otherwise
 
 
-def _parse(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple[Any, Any]:
+def _parse(
+    trt: ModuleType, builder: Builder, model: bytes, typed: bool, log: Log
+) -> Tuple[Network, object]:
     """Parse an ONNX; return the network, and the parser that owns its weights."""
     flags = trt.NetworkDefinitionCreationFlag
     # The value of STRONGLY_TYPED differs between 10 and 11, and 8.5 requires EXPLICIT_BATCH.
@@ -141,23 +153,25 @@ def _parse(trt: Any, builder: Any, model: bytes, typed: bool, log: Any) -> Tuple
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model):
-        faults = [parser.get_error(i) for i in range(parser.num_errors)]
+        faults = []
+        for i in range(min(parser.num_errors, SHOWN)):
+            faults.append(_format_fault(parser.get_error(i)))
         raise DeviceError(
             "engine-parse",
             f"TensorRT {trt.__version__} refuses this ONNX",
-            why="\n".join(map(_format_fault, faults[:SHOWN]))
-            or _messages(log, "it gave no reason"),
+            why="\n".join(faults) or _messages(log, "it gave no reason"),
             hint="keep a quantized layer in float with --chain quantize:exclude=NODE,half; for an "
             "operator that TensorRT lacks, use a profile of another engine",
         )
     return network, parser
 
 
-def _format_fault(error: Any) -> str:
+def _format_fault(error: ParserError) -> str:
     """Format a parser error after its node: `conv1 (Conv): unsupported`, or `node 7: ...`."""
+    name = operator = ""
     # TensorRT names the node only from version 10 on.
-    name = error.node_name() if hasattr(error, "node_name") else ""
-    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    if hasattr(error, "node_name"):
+        name, operator = error.node_name(), error.node_operator()
     node = name or operator
     if name and operator:
         node = f"{name} ({operator})"
@@ -166,7 +180,7 @@ def _format_fault(error: Any) -> str:
     return ": ".join(filter(None, (node, error.desc().strip())))
 
 
-def _allow_precisions(trt: Any, network: Any, config: Any) -> None:
+def _allow_precisions(trt: ModuleType, network: Network, config: Config) -> None:
     config.set_flag(trt.BuilderFlag.FP16)
     kinds = {network.get_layer(index).type for index in range(network.num_layers)}
     # Without Q/DQ the INT8 flag would require a calibrator.
@@ -174,7 +188,7 @@ def _allow_precisions(trt: Any, network: Any, config: Any) -> None:
         config.set_flag(trt.BuilderFlag.INT8)
 
 
-def _set_gpu(trt: Any, config: Any, capability: str) -> None:
+def _set_gpu(trt: ModuleType, config: Config, capability: str) -> None:
     if not capability:
         return
     capabilities = getattr(trt, "ComputeCapability", None)
@@ -194,7 +208,7 @@ def _set_gpu(trt: Any, config: Any, capability: str) -> None:
     config.set_compute_capability(gpu, 0)
 
 
-def _set_dla(trt: Any, builder: Any, config: Any, core: Optional[int]) -> None:
+def _set_dla(trt: ModuleType, builder: Builder, config: Config, core: Optional[int]) -> None:
     if core is None:
         return
     cores = int(builder.num_DLA_cores)
@@ -212,8 +226,10 @@ def _set_dla(trt: Any, builder: Any, config: Any, core: Optional[int]) -> None:
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, log: Any) -> None:
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+def _set_profile(
+    builder: Builder, network: Network, config: Config, profiles: Profiles, log: Log
+) -> None:
+    inputs = list(map(network.get_input, range(network.num_inputs)))
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     missing = [tensor.name for tensor in dynamic if tensor.name not in profiles]
     if missing:
@@ -225,14 +241,8 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
         return
     profile = builder.create_optimization_profile()
     for tensor in dynamic:
-        # (-1, 3, 224, 224) accepts (1, 3, 224, 224), (8, ...), (16, ...), in this order of size.
         smallest, usual, largest = profiles[tensor.name]
-        fits = all(
-            len(shape) == len(tensor.shape)
-            and all(fixed in (-1, size) for fixed, size in zip(tensor.shape, shape))
-            for shape in (smallest, usual, largest)
-        ) and all(0 < a <= b <= c for a, b, c in zip(smallest, usual, largest))
-        if not fits:
+        if not _profile_fits(tensor, smallest, usual, largest):
             raise _bad_profile(
                 f"{tensor.name} is {tuple(tensor.shape)}, "
                 f"and its shapes are {smallest}, {usual} and {largest}"
@@ -240,6 +250,23 @@ def _set_profile(builder: Any, network: Any, config: Any, profiles: Profiles, lo
         profile.set_shape(tensor.name, smallest, usual, largest)
     if config.add_optimization_profile(profile) < 0:
         raise _bad_profile(_messages(log, "TensorRT refused them"))
+
+
+def _profile_fits(tensor: NetworkTensor, smallest: Shape, usual: Shape, largest: Shape) -> bool:
+    """Return True if an input accepts three shapes, which must be in order of size.
+
+    (-1, 3, 224, 224) accepts (1, 3, 224, 224), (8, 3, 224, 224) and (16, 3, 224, 224).
+    """
+    for shape in (smallest, usual, largest):
+        if len(shape) != len(tensor.shape):
+            return False
+    for fixed, a, b, c in zip(tensor.shape, smallest, usual, largest):
+        if not 0 < a <= b <= c:
+            return False
+        # A fixed axis has one size, so the smallest must be the largest.
+        if fixed != -1 and not fixed == a == c:
+            return False
+    return True
 
 
 def _bad_profile(why: str) -> DeviceError:
@@ -251,7 +278,7 @@ def _bad_profile(why: str) -> DeviceError:
     )
 
 
-def _set_timing_cache(config: Any, timing_cache: bytes) -> None:
+def _set_timing_cache(config: Config, timing_cache: bytes) -> None:
     # TensorRT refuses a cache of another GPU or version; an empty one always works.
     cache = config.create_timing_cache(timing_cache)
     if cache is None or not config.set_timing_cache(cache, False):
@@ -279,7 +306,7 @@ class _Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: Any, *rest: Any) -> None:
+    def __exit__(self, kind: Optional[Type[BaseException]], *rest: object) -> None:
         self._done.set()
         self._thread.join()
         if self._raised and kind is None:

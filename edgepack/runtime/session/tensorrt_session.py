@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from .cuda import open_cuda
 from .feeds import find_fault
 from .gpu_memory import Memory, allocator_of, release
 from .tensorrt_build import logger
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from .tensorrt_types import Allocator
 
 # trt.DataType -> numpy's element type.
 DTYPES = {
@@ -32,7 +37,7 @@ DTYPES = {
 }
 
 
-def import_tensorrt() -> Any:
+def import_tensorrt() -> ModuleType:
     """Import TensorRT. Raises DeviceError if it is not installed."""
     try:
         import tensorrt
@@ -43,7 +48,8 @@ def import_tensorrt() -> Any:
             why=str(error),
             hint="install JetPack or NVIDIA's packages",
         ) from error
-    return tensorrt
+    module: ModuleType = tensorrt
+    return module
 
 
 class TensorrtSession:
@@ -84,9 +90,9 @@ class TensorrtSession:
             raise self._failure("engine-refused", "{} cannot start the engine")
         self._dtypes = self._signature(trt)
         # Shapes of the last valid feed, for which the tensors have their memory.
-        self._shapes: Dict[str, Any] = {}
+        self._shapes: Dict[str, Optional[Tuple[int, ...]]] = {}
         # Allocators of the outputs whose shape depends on the inputs' values.
-        self._allocators: Dict[str, Any] = {}
+        self._allocators: Dict[str, Allocator] = {}
         self._allocator = allocator_of(trt)
         # A context runs one inference at a time.
         self._lock = threading.Lock()
@@ -94,7 +100,7 @@ class TensorrtSession:
         self._stream = self._cuda.stream_create()
         weakref.finalize(self, release, self._cuda, self._memory, self._stream)
 
-    def _signature(self, trt: Any) -> Dict[str, np.dtype]:
+    def _signature(self, trt: ModuleType) -> Dict[str, np.dtype]:
         """Return the element type of every tensor; raise DeviceError for another model."""
         engine, dtypes = self._engine, {}
         # Is an input -> names.
@@ -136,9 +142,9 @@ class TensorrtSession:
         with self._lock:
             self._prepare(inputs)
             # These arrays must live until the stream is synchronised.
-            arrays = {
-                tensor.name: self._to_engine(tensor, inputs[tensor.name]) for tensor in self._inputs
-            }
+            arrays: Dict[str, np.ndarray] = {}
+            for tensor in self._inputs:
+                arrays[tensor.name] = self._to_engine(tensor, inputs[tensor.name])
             try:
                 for name, array in arrays.items():
                     self._cuda.copy_in(self._memory.of(name, array.nbytes), array, self._stream)
@@ -227,8 +233,11 @@ class TensorrtSession:
     def _copy_out(self, name: str) -> np.ndarray:
         """Start copying an output to the host; it is complete once the stream is synchronised."""
         allocator = self._allocators.get(name)
-        shape = self._context.get_tensor_shape(name) if allocator is None else allocator.shape
-        array = np.empty(tuple(shape), self._dtypes[name])
+        shape = tuple(self._context.get_tensor_shape(name))
+        if allocator is not None:
+            # Only TensorRT knows the shape, and told the allocator while it ran.
+            shape = tuple(allocator.shape)
+        array = np.empty(shape, self._dtypes[name])
         if array.size:
             address = self._memory.of(name, array.nbytes)
             self._cuda.copy_out(array, address, self._stream)

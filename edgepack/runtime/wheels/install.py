@@ -16,7 +16,7 @@ from ..bundle.engines import TENSORRT
 from ..bundle.index import Index, check_file
 from ..errors import BundleError
 from .environment import Environment, base_python
-from .tags import describe_tags, read_tags, require, this_python
+from .tags import Tags, describe_tags, read_tags, require, this_python
 from .wheel import Wheel
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def describe(index: Index, names: List[str]) -> str:
         names: the wheels' entries; at least one.
     """
     size = sum(index.files[name][1] for name in names)
-    python = describe_tags([read_tags(os.path.basename(name)) for name in names])
+    python = describe_tags(list(map(_tags_of, names)))
     return f"{len(names)}, {size:,} bytes, for {python}"
 
 
@@ -45,15 +45,18 @@ def install(archive: Archive, index: Index, names: List[str], folder: str) -> Se
         folder: the environment's folder.
     """
     # From the names alone, before any wheel is read.
-    require([read_tags(os.path.basename(name)) for name in names], this_python())
+    require(list(map(_tags_of, names)), this_python())
     with ExitStack() as stack:
-        wheels = []
+        wheels, digests, packages = [], {}, {}
         for name in names:
             data = io.BytesIO(check_file(archive, index, name))
-            wheels.append(stack.enter_context(Wheel(os.path.basename(name), data)))
+            wheel = stack.enter_context(Wheel(os.path.basename(name), data))
+            wheels.append(wheel)
+            digests[wheel.name] = index.files[name][0]
+            packages[wheel.tags.name] = wheel.tags.version
         environment = Environment(
             base_python(),
-            {os.path.basename(name): index.files[name][0] for name in names},
+            digests,
             files_of(wheels),
             # TensorRT's Python package comes with the device's system, not as a wheel.
             any(variant.engine == TENSORRT for variant in index.variants),
@@ -63,9 +66,13 @@ def install(archive: Archive, index: Index, names: List[str], folder: str) -> Se
     return {
         "environment": target,
         "python": os.path.join(target, "bin", "python3"),
-        "packages": {wheel.tags.name: wheel.tags.version for wheel in wheels},
+        "packages": packages,
         "made": created,
     }
+
+
+def _tags_of(entry: str) -> Tags:
+    return read_tags(os.path.basename(entry))
 
 
 def files_of(wheels: List[Wheel]) -> Dict[str, Wheel]:

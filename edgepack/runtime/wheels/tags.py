@@ -98,11 +98,17 @@ def this_python() -> Interpreter:
 
 def interpreter(python: str, platforms: Sequence[str]) -> Interpreter:
     """Return the CPython of a profile: "3.11", with platform tags of one processor."""
-    major, minor = (int(part) for part in python.split("."))
-    needs = [requirement for requirement in map(_needs, platforms) if requirement]
-    glibc = max((glibc for glibc, _ in needs if glibc), default=None)
-    arch = needs[0][1] if needs else ""
-    return Interpreter((major, minor), arch, glibc, f"cp{major}{minor}")
+    major, minor = map(int, python.split("."))
+    arch, newest = "", None
+    for platform_tag in platforms:
+        needs = _needs(platform_tag)
+        if needs is None:
+            continue
+        glibc = needs[0]
+        arch = arch or needs[1]
+        if glibc and (newest is None or glibc > newest):
+            newest = glibc
+    return Interpreter((major, minor), arch, newest, f"cp{major}{minor}")
 
 
 def _glibc() -> Optional[Glibc]:
@@ -126,37 +132,41 @@ def read_tags(wheel: str) -> Tags:
             why="its name is not that of a wheel",
             hint="copy the bundle again from the build host",
         )
-    python, abi, system = (
-        tuple(match.group(key).split(".")) for key in ("python", "abi", "platform")
+    # "py2.py3-none-any" joins two tags.
+    return Tags(
+        match.group("name"),
+        match.group("version"),
+        tuple(match.group("python").split(".")),
+        tuple(match.group("abi").split(".")),
+        tuple(match.group("platform").split(".")),
     )
-    return Tags(match.group("name"), match.group("version"), python, abi, system)
 
 
 def require(wheels: Sequence[Tags], here: Interpreter) -> None:
     """Raise DeviceError, naming the Python that they are for, unless every wheel runs here."""
-    for fits, code, hint in (
-        (
-            _runs_on_python,
-            "wheels-python",
-            "run it with that Python, or set another under [wheels] in the target profile",
-        ),
-        (
-            _runs_on_platform,
-            "wheels-platform",
-            "set this platform under [wheels] in the target profile, or install the bundle's "
-            "requirements.txt",
-        ),
-    ):
-        unfit = [wheel for wheel in wheels if not fits(wheel, here)]
-        if unfit:
-            first = unfit[0]
-            raise DeviceError(
-                code,
-                "the bundle's wheels are not for this Python",
-                why=f"they are for {describe_tags(wheels)}; this is {here}\n"
-                f"{first.name} {first.version} does not run here",
-                hint=hint,
+    for wheel in wheels:
+        if not _runs_on_python(wheel, here):
+            hint = "run it with that Python, or set another under [wheels] in the target profile"
+            raise _misfit("wheels-python", wheels, wheel, here, hint)
+    for wheel in wheels:
+        if not _runs_on_platform(wheel, here):
+            hint = (
+                "set this platform under [wheels] in the target profile, or install the bundle's "
+                "requirements.txt"
             )
+            raise _misfit("wheels-platform", wheels, wheel, here, hint)
+
+
+def _misfit(
+    code: str, wheels: Sequence[Tags], wheel: Tags, here: Interpreter, hint: str
+) -> DeviceError:
+    return DeviceError(
+        code,
+        "the bundle's wheels are not for this Python",
+        why=f"they are for {describe_tags(wheels)}; this is {here}\n"
+        f"{wheel.name} {wheel.version} does not run here",
+        hint=hint,
+    )
 
 
 def describe_tags(wheels: Sequence[Tags]) -> str:
@@ -166,12 +176,16 @@ def describe_tags(wheels: Sequence[Tags]) -> str:
     glibcs: List[Glibc] = []
     for wheel in wheels:
         # An ABI of a single version, such as cp311-cp311, excludes all others; cp38-abi3 does not.
-        exact.update(tag[2:] for tag in wheel.pythons if wheel.abis == (tag,))
-        # "any" and the tags of other systems need no glibc and no architecture.
-        needs = [need for need in map(_needs, wheel.platforms) if need]
-        archs.update(arch for _, arch in needs)
+        if len(wheel.abis) == 1 and wheel.abis[0] in wheel.pythons:
+            exact.add(wheel.abis[0][2:])
+        oldest: Optional[Glibc] = None
+        for glibc, arch in filter(None, map(_needs, wheel.platforms)):
+            archs.add(arch)
+            if glibc and (oldest is None or glibc < oldest):
+                oldest = glibc
         # A wheel needs the oldest of its tags, the set of wheels the newest of those.
-        glibcs += sorted(glibc for glibc, _ in needs if glibc)[:1]
+        if oldest:
+            glibcs.append(oldest)
     text = " and ".join(f"CPython {tag[0]}.{tag[1:]}" for tag in sorted(exact))
     text = text or "any Python 3"
     if archs:
