@@ -373,6 +373,7 @@ def test_gates_that_mean_nothing_are_refused(victim: Path, bounds: dict, questio
         (lambda d: d["parts"]["y"][0].update(axis=1, ranges=[[0, 9]]), "range"),
         (lambda d: d["parts"]["y"][0].update(axis=0, ranges=[[0, 1]]), "axis"),
         (lambda d: d["parts"]["y"][0].update(axis=1, ranges=[["0", 1]]), "ranges"),
+        (lambda d: d["parts"]["y"][0].update(axis=1, ranges=[[0, 1], "1:2"]), "ranges"),
         (lambda d: d["quality"]["outputs"].clear(), "quality.outputs"),
         (lambda d: d["quality"]["reference"]["y"].update(parts=[]), "quality.reference"),
         (lambda d: d["quality"]["outputs"]["y"]["parts"][0].update(worst_error="0"), "worst_error"),

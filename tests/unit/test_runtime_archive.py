@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgepack import bundle
 from edgepack.bundle import loader
 from edgepack.runtime.bundle import archive as archives
 from edgepack.runtime.bundle.archive import INDEX, Archive, own_bundle
-from edgepack.runtime.bundle.index import check_all, check_file, read_index
+from edgepack.runtime.bundle.index import Description, check_all, check_file, read_index
 from edgepack.runtime.commands.verify import read_arrays, reference_feeds
 from edgepack.runtime.errors import BundleError
 from support.linear import linear_contents, linear_onnx
@@ -55,6 +56,24 @@ def test_the_index_lists_all_the_rest(linear_bundle: Path) -> None:
         assert check_file(archive, index, index.model) == model.SerializeToString(
             deterministic=True
         )
+
+
+def test_a_reader_finds_the_description_that_was_written(tmp_path: Path) -> None:
+    """Every fact that `Contents` and `Index` share comes back as it was."""
+    contents = linear_contents()
+    written = replace(
+        contents,
+        inputs=tuple(contents.inputs),
+        outputs=tuple(contents.outputs),
+        variants=tuple(contents.variants),
+        parts={name: tuple(parts) for name, parts in contents.parts.items()},
+        build={"arch": "x86_64"},
+    )
+    bundle.write(tmp_path / "x.edgepack", written)
+    with Archive(str(tmp_path / "x.edgepack")) as archive:
+        index = read_index(archive)
+    for field in fields(Description):
+        assert getattr(index, field.name) == getattr(written, field.name), field.name
 
 
 def test_the_loader_is_in_it_whole(linear_bundle: Path) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from edgepack import bundle
+from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import Variant
-from edgepack.runtime.commands.info import info
+from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.info import format_bytes, info
 from edgepack.runtime.commands.run import read_npz, write_npz
 from edgepack.runtime.device import machine
 from edgepack.runtime.errors import InputError
@@ -37,6 +39,48 @@ def test_a_bare_device_is_told_what_to_install(linear_bundle: Path) -> None:
     done = bare(linear_bundle, "info")
     assert done.returncode == 0
     assert "  numpy        missing\n  onnxruntime  missing\n" in done.stdout
+
+
+def test_info_shows_sections_of_aligned_rows(linear_bundle: Path) -> None:
+    with Archive(str(linear_bundle)) as archive:
+        index, digest = read_index(archive), archive.sha256()
+    lines, _ = info(str(linear_bundle))
+    assert lines[: lines.index("this device")] == [
+        "linear for cpu-fbgemm",
+        "",
+        "bundle",
+        f"  content      {index.content_digest}",
+        f"  sha256       {digest}",
+        f"  model        {index.files[index.model][1]} B",
+        "",
+        "inputs and outputs",
+        "  input        x: float32 (batch, 8)",
+        "  output       y: float32 (batch, 3), scores",
+        "",
+        "requirements",
+        "  arch         x86_64",
+        "  isa          avx2",
+        "  python       3.8 or newer",
+        "",
+        "gates",
+        "  samples      5 reference samples",
+        "  quality      top-1 agreement at least 90 %",
+        "               SNR at least 60 dB",
+        "  fidelity     SNR at least 40 dB",
+        "",
+        "variants, best first",
+        "  onnxruntime  needs onnxruntime 1.19 or newer",
+        "               runs here",
+        "",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (999_996, "1.00 MB"), (18_550_000, "18.55 MB")],
+)
+def test_bytes_have_a_unit(count: int, text: str) -> None:
+    assert format_bytes(count) == text
 
 
 def test_info_where_nothing_would_run(tmp_path: Path) -> None:
@@ -263,7 +307,7 @@ def test_text_goes_to_stdout_and_nothing_to_stderr(
 
 def test_a_pipe_filters_the_text(linear_bundle: Path) -> None:
     done = in_shell(linear_bundle, "info | grep ' output '")
-    assert done.stdout == "  output       y:float32:batch,3 (scores)\n"
+    assert done.stdout == "  output       y: float32 (batch, 3), scores\n"
 
 
 @pytest.mark.parametrize("to", [">/dev/full", ">&-"])

@@ -13,6 +13,7 @@ from ..device.device_info import device_info, find_sealed
 from ..device.variants import choose
 from ..errors import DeviceError
 from ..parity.gates import describe_bound
+from ..tensor import Tensor
 from .setup import describe_wheels
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def info(bundle: str) -> Tuple[List[str], InfoDocument]:
     lines = [
         *describe_contents(index, digest),
         "",
+        *_describe_gates(index),
+        "",
         *describe_variants(index, remarks),
         "",
         "this device",
@@ -64,7 +67,7 @@ def info(bundle: str) -> Tuple[List[str], InfoDocument]:
 
 
 def describe_contents(index: Index, digest: str) -> List[str]:
-    """Return the text on a bundle itself, in sections of aligned rows.
+    """Return the text on a bundle's files, tensors and requirements, in sections of aligned rows.
 
     Args:
         index: of the bundle.
@@ -84,19 +87,32 @@ def describe_contents(index: Index, digest: str) -> List[str]:
         lines.append(_row("wheels", f"{wheels}: python3 BUNDLE setup DIR"))
     lines += ["", "inputs and outputs"]
     for tensor in index.inputs:
-        lines.append(_row("input", str(tensor)))
+        lines.append(_row("input", _format_tensor(tensor)))
     for tensor in index.outputs:
-        lines.append(_row("output", f"{tensor} ({tensor.kind})"))
+        lines.append(_row("output", f"{_format_tensor(tensor)}, {tensor.kind}"))
     # An empty list requires nothing, so it is left out.
     lines += ["", "requirements"]
     for name, value in sorted(index.device.items()):
         if value:
             lines.append(_row(name, _format_value(name, value)))
-    lines += ["", f"gates, on {index.reference.samples} reference samples"]
-    for question, bounds in index.gates.items():
-        texts = [describe_bound(gate, bound) for gate, bound in bounds.items()]
-        lines.append(_row(question, "; ".join(texts)))
     return lines
+
+
+def _describe_gates(index: Index) -> List[str]:
+    """Return the section on the gates, one in a row."""
+    lines = ["gates", _row("samples", f"{index.reference.samples} reference samples")]
+    for question, bounds in index.gates.items():
+        label = question
+        for gate, bound in sorted(bounds.items()):
+            lines.append(_row(label, describe_bound(gate, bound)))
+            # Further gates of the same question have no label.
+            label = ""
+    return lines
+
+
+def _format_tensor(tensor: Tensor) -> str:
+    """Format name, element type and shape: `image: float32 (batch, 3, 224, 224)`."""
+    return f"{tensor.name}: {tensor.dtype} ({', '.join(map(str, tensor.shape))})"
 
 
 def _row(label: str, value: str) -> str:
