@@ -125,7 +125,12 @@ def _count_shared(tensors: Mapping[str, torch.Tensor], network: Mapping[str, tor
     """Count the tensors whose names end with one of the network's, as "net.conv.weight" does."""
     count = 0
     for name in tensors:
-        count += any(f".{name}".endswith(f".{suffix}") for suffix in network)
+        # "net.conv.weight", "conv.weight" and "weight" are looked up: comparing every name with
+        # every name of the network would take seconds for some thousand tensors.
+        suffix = name
+        while suffix and suffix not in network:
+            suffix = suffix.partition(".")[2]
+        count += suffix in network
     return count
 
 

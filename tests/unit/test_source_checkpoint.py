@@ -283,3 +283,22 @@ def test_a_dict_of_outputs_is_exported_as_a_flat_tuple(folder: Path) -> None:
     program = torch.export.export(source.module, (torch.from_numpy(X),))
     assert len(program.graph_signature.user_outputs) == 2
     assert set(program.state_dict) == set(weights())
+
+
+def test_a_file_is_recognised_from_the_bytes_that_were_opened_first(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    header = b'{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    index = tmp_path / "weights.index.json"
+    index.write_text('{"weight_map": {"w": "weights.safetensors"}}')
+    opened: list[str] = []
+
+    def note(event: str, values: tuple[object, ...]) -> None:
+        # A hook cannot be removed, so it counts the files of this test alone.
+        if event == "open" and str(values[0]) in (str(weights), str(index)):
+            opened.append(str(values[0]))
+
+    sys.addaudithook(note)
+    assert recognise(weights) == "safetensors"
+    assert recognise(index) == "sharded-checkpoint"
+    assert opened == [str(weights), str(index)]
