@@ -50,8 +50,9 @@ def check_metric(text: str) -> None:
 
     Raises SpecError `metric-unknown`, and PluginError for a name of a plug-in that is taken.
     """
-    if ":" in text or text in ("", *TOP):
+    if not text or ":" in text:
         return
+    # A plug-in with the name of another metric is refused even if that metric is meant.
     names = list_names()
     if text not in names:
         raise SpecError(

@@ -229,7 +229,8 @@ def _describe_quality(report: Report) -> str:
         clauses.append(f"picks the original's class for {format_percent(share)}")
     if metric := question["metric"]:
         model, original = _format_metric(metric)
-        clauses.append(f"reaches a {metric['name']} of {model} against {original}")
+        name = f"a {metric['name']} of" if is_share(metric) else metric["name"]
+        clauses.append(f"reaches {name} {model} against {original}")
     clauses.append(_describe_distance(metrics))
     return f"On {describe_samples(question)} the optimized model {_join_clauses(clauses)}."
 

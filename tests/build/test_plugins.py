@@ -156,6 +156,41 @@ def test_a_plugin_is_imported_only_when_it_is_used(site: Path, home: Home, tmp_p
     assert "pip uninstall edgepack-faulty" in error["hint"]
 
 
+def test_a_metric_judges_a_bundle(site: Path, home: Home, tmp_path: Path) -> None:
+    output = tmp_path / "tiny.edgepack"
+    arguments = home.build("tiny.onnx", "--evaluation", home / "evaluation.npz")
+    arguments += ["--metric", "label-score", "--output", str(output), "--json"]
+    done = run(site, *arguments)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    metric = report["quality"]["metric"]
+    assert (metric["name"], metric["higher_is_better"]) == ("label-score", True)
+    gates = {gate["name"]: gate for gate in report["quality"]["gates"]}
+    assert gates["metric_ratio"]["output"] == "label-score"
+    assert gates["metric_ratio"]["measured"] == metric["model"] / metric["original"]
+    records = {record["stage"]: record for record in report["ledger"]}
+    assert "by the plug-in edgepack-example 1.2.0" in records["original"]["notes"]
+    assert report["tools"]["edgepack-example"] == "1.2.0"
+    assert json.loads(entry(output, "bundle.json"))["metric"] == "label-score"
+    assert run_bundle(output, "verify", "--json").returncode == 0
+
+
+def test_a_faulty_metric_is_one_clear_error(home: Home, tmp_path: Path) -> None:
+    text = (
+        "class Faulty:\n"
+        "    name, higher_is_better = 'faulty', True\n"
+        "    def compute(self, outputs, labels):\n"
+        "        return 1 / 0\n"
+        "FAULTY = Faulty()\n"
+    )
+    install_entry(tmp_path, "edgepack.metrics", "faulty", "edgepack_faulty:FAULTY", text)
+    arguments = home.build("tiny.onnx", "--evaluation", home / "evaluation.npz")
+    error = refuse(tmp_path, [*arguments, "--metric", "faulty"], tmp_path / "x.edgepack")
+    assert error["code"] == "metric-failed"
+    assert "ZeroDivisionError" in error["why"]
+    assert error["hint"] == "report it to the authors of edgepack-faulty"
+
+
 @pytest.mark.parametrize(
     ("group", "name", "code"),
     [
@@ -180,6 +215,12 @@ def test_a_format_that_is_taken_is_one_clear_error(home: Home, tmp_path: Path) -
     install_entry(tmp_path, "edgepack.sources", "onnx", "edgepack_faulty:X")
     error = refuse(tmp_path, home.build("tiny.onnx"), tmp_path / "x.edgepack")
     assert error["code"] == "plugin-collision"
+
+
+def test_a_metric_that_is_taken_is_one_clear_error(home: Home, tmp_path: Path) -> None:
+    install_entry(tmp_path, "edgepack.metrics", "top1", "edgepack_faulty:X")
+    arguments = home.build("tiny.onnx", "--metric", "top1")
+    assert refuse(tmp_path, arguments, tmp_path / "x.edgepack")["code"] == "plugin-collision"
 
 
 @pytest.mark.parametrize(
