@@ -166,7 +166,9 @@ def load(
     Warns if the model runs in another engine than the bundle was built for. Raises BundleError if
     the file is not intact, DeviceError if this device cannot run it.
     """
-    bundle = os.fspath(path or own_bundle())
+    if path is None:
+        path = own_bundle()
+    bundle = os.fspath(path)
     with Archive(bundle) as archive:
         model = open_model(archive, read_index(archive), threads, variant=variant)
     if model.choice.fallback:

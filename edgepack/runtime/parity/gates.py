@@ -288,7 +288,7 @@ def _few(count: float, share: float) -> str:
 def describe_bound(name: str, bound: float) -> str:
     """Format the bound of a gate from the index: `SNR at least 20 dB`."""
     if name == "bit_exact" and not bound:
-        return "any bits"
+        return "different bits are allowed"
     return f"{_MEASURES[name]} {_format_limit(name, bound)}".strip()
 
 
