@@ -86,8 +86,8 @@ class Quantize(PartialPass[QuantizeOptions]):
     def advice(self) -> str:
         """Suggest how to lose less quality."""
         return (
-            "use more or better calibration samples, use another calibrator, train for int8 "
-            "(--chain distill:aware=true,quantize)"
+            "use more or better calibration samples, use another calibrator, train a torch model "
+            "for int8 (--chain distill:aware=true,quantize)"
         )
 
     def apply(
