@@ -161,17 +161,18 @@ def _through_cache(
             later={name: later.read() for name, later in _later_steps(needs, context)},
         )
         result: ModuleResult | None = None
+        document: Mapping[str, Any] = {}
+        weights = b""
         if stage.record.status == "cached":
-            outcome = entry and (entry.document, (entry.folder / WEIGHTS).read_bytes())
+            if entry is not None:
+                document, weights = entry.document, (entry.folder / WEIGHTS).read_bytes()
         else:
             with attribute_faults(step.plugin):
                 result = step.module_pass.apply(_copy_module(before, step), options, pass_context)
-            outcome = (
-                {**to_document(result), "recipe": dict(result.recipe)},
-                _serialize(result.model),
-            )
+            document = {**to_document(result), "recipe": dict(result.recipe)}
+            weights = _serialize(result.model)
         # Workers get the main process's result, so that all of them continue with one network.
-        document, weights = processes.broadcast(outcome)
+        document, weights = processes.broadcast((document, weights))
         with attribute_faults(step.plugin):
             module = step.module_pass.replay(
                 _copy_module(before, step), document["recipe"], pass_context

@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from edgepack.errors import ChainError
 from edgepack.passes.distill import DistillOptions, distill, replay
 from edgepack.passes.distill.features import Features
-from edgepack.passes.distill.loss import Head, are_probabilities, hard_loss, opposed, soft_loss
+from edgepack.passes.distill.loss import (
+    Head,
+    are_probabilities,
+    compute_hard_loss,
+    compute_soft_loss,
+    measure_cosine_distance,
+)
 from edgepack.passes.distill.student import find_layers, keep_layers, spread
 from edgepack.runtime.tensor import Tensor
 from support.training_cases import INPUTS, SCORES, context, drawn, labels_of, network, same
@@ -44,18 +50,18 @@ def centred(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_soft_targets_are_hinton_s(temperature: float) -> None:
     student, teacher = centred(5, 3), centred(5, 3, seed=1)
     options = DistillOptions(temperature=temperature)
-    found = soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, options)
+    found = compute_soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, options)
     p, q = (F.softmax(t / temperature, 1).double() for t in (teacher, student))
     expected = temperature**2 * (p * (p.log() - q.log())).sum(1)
     assert torch.allclose(found.double(), expected, atol=1e-5)
-    assert soft_loss([SCORE_HEAD], [teacher], {0: teacher}, 5, options).abs().max() < 1e-6
+    assert compute_soft_loss([SCORE_HEAD], [teacher], {0: teacher}, 5, options).abs().max() < 1e-6
 
 
 def test_the_gradient_does_not_shrink_with_the_temperature() -> None:
     """What T squared is for: at high temperatures the gradient tends to (s - t) / classes."""
     student, teacher = centred(1, 3), centred(1, 3, seed=1)
     student.requires_grad_()
-    soft_loss(
+    compute_soft_loss(
         [SCORE_HEAD], [student], {0: teacher}, 1, DistillOptions(temperature=100)
     ).sum().backward()
     assert torch.allclose(student.grad, (student.detach() - teacher) / 3, atol=0.03)
@@ -65,15 +71,15 @@ def test_scores_do_not_drift() -> None:
     """What a softmax cannot see: at high temperatures, half the mean squared error is left."""
     student, teacher = scores(5, 3), scores(5, 3, seed=1)
     options = DistillOptions(temperature=100)
-    found = soft_loss([SCORE_HEAD], [student + 2], {0: teacher}, 5, options)
+    found = compute_soft_loss([SCORE_HEAD], [student + 2], {0: teacher}, 5, options)
     expected = (student + 2 - teacher).square().mean(1) / 2
     assert torch.allclose(found, expected, rtol=0.05, atol=0.01)
 
 
 def test_scores_of_positions_are_averaged() -> None:
     student, teacher = scores(2, 7, 3), scores(2, 7, 3, seed=1)
-    found = soft_loss([SCORE_HEAD], [student], {0: teacher}, 2, DistillOptions())
-    each = soft_loss(
+    found = compute_soft_loss([SCORE_HEAD], [student], {0: teacher}, 2, DistillOptions())
+    each = compute_soft_loss(
         [SCORE_HEAD], [student.reshape(14, 3)], {0: teacher.reshape(14, 3)}, 14, DistillOptions()
     )
     assert torch.allclose(found, each.reshape(2, 7).mean(1))
@@ -81,10 +87,10 @@ def test_scores_of_positions_are_averaged() -> None:
 
 def test_probabilities_are_taken_back_to_scores() -> None:
     student, teacher = centred(5, 3), centred(5, 3, seed=1)
-    plain = soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, DistillOptions())
+    plain = compute_soft_loss([SCORE_HEAD], [student], {0: teacher}, 5, DistillOptions())
     head = replace(SCORE_HEAD, probabilities=True)
     soft = [student.softmax(1)], {0: teacher.softmax(1)}
-    assert torch.allclose(soft_loss([head], *soft, 5, DistillOptions()), plain, atol=1e-4)
+    assert torch.allclose(compute_soft_loss([head], *soft, 5, DistillOptions()), plain, atol=1e-4)
     assert are_probabilities(teacher.softmax(1))
     assert not are_probabilities(teacher)
     assert not are_probabilities(teacher.log_softmax(1))
@@ -93,8 +99,10 @@ def test_probabilities_are_taken_back_to_scores() -> None:
 def test_classes_that_are_masked_out_count_nothing() -> None:
     student, teacher = scores(4, 3), scores(4, 3, seed=1)
     student[:, 2] = teacher[:, 2] = -math.inf
-    found = soft_loss([SCORE_HEAD], [student], {0: teacher}, 4, DistillOptions(temperature=2))
-    alone = soft_loss(
+    found = compute_soft_loss(
+        [SCORE_HEAD], [student], {0: teacher}, 4, DistillOptions(temperature=2)
+    )
+    alone = compute_soft_loss(
         [SCORE_HEAD], [student[:, :2]], {0: teacher[:, :2]}, 4, DistillOptions(temperature=2)
     )
     assert torch.allclose(found, alone, atol=1e-5)
@@ -102,18 +110,18 @@ def test_classes_that_are_masked_out_count_nothing() -> None:
 
 def test_values_are_compared_by_their_variance_and_their_direction() -> None:
     student, teacher = scores(5, 4), scores(5, 4, seed=1)
-    found = soft_loss([VALUE_HEAD], [student], {0: teacher}, 5, DistillOptions())
+    found = compute_soft_loss([VALUE_HEAD], [student], {0: teacher}, 5, DistillOptions())
     assert torch.allclose(found, (student - teacher).square().mean(1) / 2)
-    both = soft_loss([VALUE_HEAD], [student], {0: teacher}, 5, DistillOptions(cosine=0.5))
+    both = compute_soft_loss([VALUE_HEAD], [student], {0: teacher}, 5, DistillOptions(cosine=0.5))
     cosine = F.cosine_similarity(student, teacher, dim=1)
     assert torch.allclose(both - found, 0.5 * (1 - cosine), atol=1e-6)
     pictures = scores(2, 3, 4, 4), scores(2, 3, 4, 4, seed=1)
-    assert opposed(*pictures, 2).shape == (2,)
+    assert measure_cosine_distance(*pictures, 2).shape == (2,)
 
 
 def test_hard_targets_of_some() -> None:
     student, labels = scores(4, 3), torch.tensor([2, -1, 0, -100])
-    found, known = hard_loss(SCORE_HEAD, [student], labels, 4)
+    found, known = compute_hard_loss(SCORE_HEAD, [student], labels, 4)
     assert known.tolist() == [True, False, True, False]
     assert found[[1, 3]].tolist() == [0, 0]
     expected = F.cross_entropy(student[[0, 2]], labels[[0, 2]], reduction="none")
@@ -122,7 +130,7 @@ def test_hard_targets_of_some() -> None:
 
 def test_hard_targets_of_positions() -> None:
     student, labels = scores(2, 4, 3), torch.tensor([[0, -1, 2, -1], [-1, -1, -1, -1]])
-    found, known = hard_loss(SCORE_HEAD, [student], labels, 2)
+    found, known = compute_hard_loss(SCORE_HEAD, [student], labels, 2)
     assert known.tolist() == [True, False]
     expected = F.cross_entropy(student[0, [0, 2]], torch.tensor([0, 2]))
     assert torch.allclose(found, torch.stack((expected, torch.tensor(0.0))))
@@ -131,7 +139,7 @@ def test_hard_targets_of_positions() -> None:
 def test_values_with_labels() -> None:
     student, labels = scores(3, 1), torch.tensor([1.0, math.nan, -2.0])
     head = replace(VALUE_HEAD, tensor=Tensor("y", "float32", ("batch", 1), "values"))
-    found, known = hard_loss(head, [student], labels, 3)
+    found, known = compute_hard_loss(head, [student], labels, 3)
     assert known.tolist() == [True, False, True]
     expected = (student[:, 0] - labels.nan_to_num()).square() / 2 * known
     assert torch.allclose(found, expected)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgepack.data.store import Group
-from edgepack.passes.training.batches import Plan, hold_out, in_groups
+from edgepack.passes.training.batches import Plan, batch_groups, hold_out
 
 
 def group(*members: int, whole: bool = False, length: int = 4) -> Group:
@@ -85,6 +85,6 @@ def test_nothing_is_held_out_of_too_few() -> None:
 
 def test_batches_for_asking() -> None:
     groups = [group(0, 1, 2, 3, 4), group(5, 6, whole=True)]
-    found = [b.tolist() for b in in_groups(groups, np.array([0, 2, 3, 4, 6]), 3, None)]
+    found = [b.tolist() for b in batch_groups(groups, np.array([0, 2, 3, 4, 6]), 3, None)]
     assert found == [[0, 2, 3], [4], [6]]
-    assert [b.tolist() for b in in_groups(groups[:1], np.arange(5), 3, 2)] == [[0, 1], [2, 3]]
+    assert [b.tolist() for b in batch_groups(groups[:1], np.arange(5), 3, 2)] == [[0, 1], [2, 3]]

@@ -8,19 +8,20 @@ teacher    outputs of the original network, computed for each batch or once
 aware      int8 arithmetic of the student during training
 labels     choice of the output that the labels refer to
 objective  objective of the training loop
+figures    figures and notes for the ledger
 
-The loop itself is `chain.training`.
+The loop itself is `passes.training`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgepack.passes.distill.figures import collect_figures, format_notes
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.passes.distill.student import make_student, recipe_of
+from edgepack.passes.distill.student import make_recipe, make_student
 from edgepack.passes.module import Context, ModuleResult, Recipe
 from edgepack.passes.protocol import ModulePass
 
@@ -48,7 +49,7 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
     from edgepack.passes.training.loop import Loop
     from edgepack.passes.training.training_set import TrainingSet
 
-    recipe = recipe_of(module, options)
+    recipe = make_recipe(module, options)
     student = make_student(module, recipe, context)
     if options.student:
         # Zeros of a new network were set by its factory, not by prune.
@@ -59,10 +60,12 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
 
         awareness = Aware(student, context)
         recipe |= awareness.recipe
+        # Steps of 1 / 256 need more precision than a half has.
         options = replace(options, precision="fp32")
     accelerator = make_accelerator(options)
     data = TrainingSet(context, options, accelerator)
     teacher = context.original
+    # A copy, since later passes still need the original on the CPU.
     if accelerator.device.type != "cpu":
         teacher = copy.deepcopy(teacher).to(accelerator.device)
     objective = Distillation(teacher, student, data, context, options)
@@ -79,8 +82,9 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
         objective.close()
         if attached is not None:
             attached.close()
-    details = _details(student, data, objective, trained)
-    notes = _notes(options, recipe, data, details)
+    figures = collect_figures(student, data, objective, trained)
+    details: dict[str, object] = {**figures}
+    notes = format_notes(options, recipe, figures)
     if awareness:
         details["aware"] = awareness.details()
         notes += awareness.notes()
@@ -114,60 +118,3 @@ class Distill(ModulePass[DistillOptions]):
     def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
         """Rebuild the structure of a recipe."""
         return replay(module, recipe, context)
-
-
-def _details(student: nn.Module, data: Any, objective: Any, trained: Any) -> dict[str, Any]:
-    """Return the figures for the ledger."""
-    return {
-        "parameters": sum(parameter.numel() for parameter in student.parameters()),
-        "samples": data.store.count,
-        "labelled": data.labelled,
-        "held_out": len(data.held),
-        "score": objective.score_name,
-        "scores": [round(score, 6) for score in trained.scores],
-        "teacher_score": objective.teacher_score,
-        "loss": round(trained.loss, 6),
-        "epochs": trained.epochs,
-        "kept_epoch": trained.weights_epoch,
-        "steps": trained.steps,
-        "resumed_at": trained.resumed,
-        "precision": trained.precision,
-        "device": trained.device,
-        "processes": trained.processes,
-        "pruned_tensors": trained.masks,
-    }
-
-
-def _notes(
-    options: DistillOptions, recipe: Recipe, data: Any, details: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """Return the notes of the pass."""
-    student = "the network"
-    if "student" in recipe:
-        student = f"the student of {recipe['student'].rpartition(':')[2]}"
-    elif "keep" in recipe:
-        student = f"layers {', '.join(map(str, recipe['keep']))} of {recipe['list']}"
-    targets = "the original's outputs" if options.alpha > 0 else "labels only"
-    notes = [
-        f"Trained {student} on {targets}: {details['samples']:,} samples, {details['labelled']:,} "
-        f"with a label, {details['epochs']} epochs."
-    ]
-    if details["scores"]:
-        # Epochs count from 1.
-        score = details["scores"][details["kept_epoch"] - 1]
-        sentence = f"{details['score']} on {details['held_out']:,} held-out samples: {score:.4g}"
-        if details["teacher_score"] is not None:
-            sentence += f", original {details['teacher_score']:.4g}"
-        notes.append(sentence + ".")
-    if details["epochs"] < options.epochs or details["kept_epoch"] < details["epochs"]:
-        notes.append(
-            f"Training ended after epoch {details['epochs']} of {options.epochs} "
-            f"(stop={options.stop}); the weights are those of epoch {details['kept_epoch']}."
-        )
-    if details["pruned_tensors"]:
-        notes.append(f"The zeros of {details['pruned_tensors']} pruned tensors stayed zero.")
-    if details["processes"] > 1:
-        notes.append(
-            f"Trained by {details['processes']} processes; another number changes the last bits."
-        )
-    return tuple(notes)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from edgepack.errors import ChainError
 from edgepack.passes.aware.attach import Attached
 from edgepack.passes.aware.fold import find_folds, fold
 from edgepack.passes.aware.sites import find_sites
-from edgepack.passes.distill.teacher import answer_of
+from edgepack.passes.distill.teacher import call_student
 from edgepack.passes.module import Context
 from edgepack.passes.network import group_by_reason, make_arguments
 from edgepack.passes.quantize.options import NAME as QUANTIZE
@@ -41,8 +41,9 @@ class Aware:
         later = context.later.get(QUANTIZE) or QuantizeOptions()
         self.options = cast("QuantizeOptions", later)
         example = make_arguments(context, context.example)
+        # Fails with a clear error here, rather than while its calls are traced.
         with torch.no_grad():
-            answer_of(student, [tensor.clone() for tensor in example])
+            call_student(student, [tensor.clone() for tensor in example])
         self.folds, self.unfolded = find_folds(student, example)
         fold(student, self.folds, example)
         self.sites = find_sites(student, example, self.options.mode, self.options.conv3d)
@@ -56,7 +57,7 @@ class Aware:
             )
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> dict[str, object]:
         """Return the part of the recipe that records the folded batch norms."""
         return {"folded": dict(self.folds)}
 
@@ -64,6 +65,7 @@ class Aware:
         """Attach fake quantization to the student, until the result is closed."""
 
         def batches() -> Iterator[tuple[torch.Tensor, ...]]:
+            # The first batches that the training will read.
             count = 0
             for step in data.plan.epoch(0):
                 for members in step:
@@ -74,7 +76,7 @@ class Aware:
 
         return Attached(self.student, self.sites, self.options, batches)
 
-    def details(self) -> dict[str, Any]:
+    def details(self) -> dict[str, object]:
         """Return the figures for the ledger."""
         return {
             "layers": len(self.sites.layers),
@@ -86,20 +88,18 @@ class Aware:
     def notes(self) -> tuple[str, ...]:
         """Return the notes on the layers trained for int8, and on the others."""
         folded = len(self.folds)
-        done = (
+        notes = [
             f"Trained in the arithmetic of quantize ({self.options.mode}, {self.options.scheme}): "
             f"{len(self.sites.layers)} layers in integers, "
             f"{folded} batch norm{'s' * (folded != 1)} folded into the layers before."
-        )
-        skipped = [
-            f"Trained as float: {sentence}." for sentence in group_by_reason(self.sites.skipped)
         ]
-        stay = [
-            f"Batch norm not folded: {sentence}." for sentence in group_by_reason(self.unfolded)
-        ]
-        return (done, *skipped, *stay, *self._advice())
+        for sentence in group_by_reason(self.sites.skipped):
+            notes.append(f"Trained as float: {sentence}.")
+        for sentence in group_by_reason(self.unfolded):
+            notes.append(f"Batch norm not folded: {sentence}.")
+        return (*notes, *self._advise())
 
-    def _advice(self) -> tuple[str, ...]:
+    def _advise(self) -> tuple[str, ...]:
         """Return a note if options of the later `quantize` undo part of the training."""
         undone = []
         if self.options.rounding != "nearest":

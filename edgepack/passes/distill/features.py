@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
-from edgepack.passes.distill.loss import opposed
+from edgepack.passes.distill.loss import measure_cosine_distance
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.spec.document import did_you_mean
 
@@ -21,15 +22,16 @@ class Features:
     """
 
     def __init__(self, options: DistillOptions, teacher: nn.Module, student: nn.Module) -> None:
+        # "layer3=block2" aligns the teacher's layer3 with the student's block2, "fc" two fc.
         theirs, _, ours = options.features.partition("=")
         self.names = {"teacher": theirs, "student": ours or theirs}
         self.outputs: dict[str, torch.Tensor] = {}
-        self.hooks = [
-            _part(network, self.names[role], role).register_forward_hook(self._make_hook(role))
-            for role, network in (("teacher", teacher), ("student", student))
-        ]
+        self.hooks = []
+        for role, network in (("teacher", teacher), ("student", student)):
+            part = _find_part(network, self.names[role], role)
+            self.hooks.append(part.register_forward_hook(self._make_hook(role)))
 
-    def _make_hook(self, role: str) -> Any:
+    def _make_hook(self, role: str) -> Callable[[nn.Module, object, object], None]:
         """Return a forward hook that stores the first output of a part."""
 
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -54,7 +56,7 @@ class Features:
                 f"{shapes[0]}, the teacher's {self.names['teacher']} {shapes[1]}",
                 hint="name parts whose outputs have the same shape, samples along axis 0",
             )
-        return opposed(ours, theirs, count)
+        return measure_cosine_distance(ours, theirs, count)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -62,15 +64,19 @@ class Features:
             hook.remove()
 
 
-def _part(network: nn.Module, name: str, role: str) -> nn.Module:
+def _find_part(network: nn.Module, name: str, role: str) -> nn.Module:
     """Return a named submodule. Raises ChainError `distill-features`."""
     parts = dict(network.named_modules())
     if not name or name not in parts:
+        why = f"it has {len(parts)} parts"
+        # Without a similar name it lists all of them, which would be hundreds.
         near = did_you_mean(name, parts)
+        if near.startswith("; did"):
+            why += near
         raise ChainError(
             "distill-features",
             f"the {role} has no part named {name!r}",
-            why=f"it has {len(parts)} parts" + (near if near.startswith("; did") else ""),
+            why=why,
             hint="the names are those of named_modules(): " + ", ".join(list(parts)[1:6]),
         )
     return parts[name]

@@ -16,7 +16,7 @@ from edgepack.passes.training.training_set import TrainingSet
 BY_TEACHER = "alpha=1 learns from the teacher alone"
 
 
-def labelled_head(
+def choose_labelled_head(
     heads: Sequence[Head], data: TrainingSet, teacher: Teacher, options: DistillOptions
 ) -> Head | None:
     """Return the output that the labels refer to: the first of scores, of two classes, or of all.
@@ -34,9 +34,9 @@ def labelled_head(
         )
     if not data.labelled or options.alpha == 1:
         return None
-    # Class labels refer to scores, or else to an output of two classes.
-    deciding = [head for head in heads if head.scores] + [head for head in heads if head.binary]
-    head = next(iter(deciding or heads))
+    # Class labels refer to scores, or else to an output of two classes. False sorts before True,
+    # and of equal heads `min` returns the first: [values, binary, scores, scores] gives index 2.
+    head = min(heads, key=lambda head: (not head.scores, not head.binary))
     members = next(data.batches(np.arange(data.store.count)))
     output = head.arrange(teacher.ask(data.feed(members))[head.index])
     labels = data.labels(members)
@@ -56,8 +56,10 @@ def labelled_head(
             why=f"they are {labels.dtype} {list(labels.shape)}; the output requires {requirement}",
             hint=BY_TEACHER,
         )
-    if head.scores or head.binary:
-        _check_classes(head, data, int(output.shape[-1]) if head.scores else 2)
+    if head.scores:
+        _check_classes(head, data, int(output.shape[-1]))
+    elif head.binary:
+        _check_classes(head, data, 2)
     return head
 
 

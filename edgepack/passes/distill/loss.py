@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.training.training_set import has_label
@@ -70,7 +70,7 @@ class Head:
         return values
 
 
-def soft_loss(
+def compute_soft_loss(
     heads: Sequence[Head],
     student: Sequence[torch.Tensor],
     teacher: Mapping[int, torch.Tensor],
@@ -79,7 +79,7 @@ def soft_loss(
 ) -> torch.Tensor:
     """Return the soft loss of each of `count` samples: a tensor [count]."""
     # Each output's loss is relative to its own scale, so they add up without weights.
-    total: Any = 0.0
+    total: torch.Tensor | float = 0.0
     for head in heads:
         ours, theirs = head.arrange(student[head.index]), head.arrange(teacher[head.index])
         if head.scores:
@@ -87,7 +87,7 @@ def soft_loss(
             continue
         total = total + _mean((ours - theirs).square() / head.scale, count)
         if options.cosine:
-            total = total + options.cosine * opposed(ours, theirs, count)
+            total = total + options.cosine * measure_cosine_distance(ours, theirs, count)
     return total
 
 
@@ -97,6 +97,9 @@ def _divergence(
     """Return the soft loss of scores per sample: the divergence, and the offset of logits."""
     from torch.nn import functional as F
 
+    # A temperature above 1 flattens both distributions, so that the teacher's small scores count:
+    # [4, 0, -4] gives [0.98, 0.02, 0.00], and with T = 4 [0.67, 0.24, 0.09]. T^2 restores the size
+    # of the gradient, which falls with 1 / T^2.
     log_s = F.log_softmax(_logits(ours, head.probabilities) / temperature, dim=-1)
     log_t = F.log_softmax(_logits(theirs, head.probabilities) / temperature, dim=-1)
     loss = temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
@@ -108,7 +111,7 @@ def _divergence(
     return _mean(loss, count)
 
 
-def hard_loss(
+def compute_hard_loss(
     head: Head, student: Sequence[torch.Tensor], labels: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the hard loss of each sample, 0 without a label, and a mask of labelled samples.
@@ -137,13 +140,14 @@ def hard_loss(
         loss = F.binary_cross_entropy_with_logits(ours, classes, reduction="none")
     else:
         loss = (ours.reshape(labels.shape) - labels.nan_to_num()).square() / head.scale
+    # [count, positions...] -> [count, positions], with one position for a label per sample.
     loss, labelled = (loss * labelled).reshape(count, -1), labelled.reshape(count, -1)
     # The mean over the labelled positions of each sample: of 8 tokens with 3 labels, over 3.
     number = labelled.sum(1)
     return loss.sum(1) / number.clamp(min=1), number > 0
 
 
-def opposed(ours: torch.Tensor, theirs: torch.Tensor, count: int) -> torch.Tensor:
+def measure_cosine_distance(ours: torch.Tensor, theirs: torch.Tensor, count: int) -> torch.Tensor:
     """Return 1 - cosine of each sample, averaged over positions.
 
     The cosine is taken along the channels of images, and along the last axis otherwise.

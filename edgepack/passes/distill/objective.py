@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.features import Features
-from edgepack.passes.distill.labels import labelled_head
-from edgepack.passes.distill.loss import hard_loss, soft_loss
+from edgepack.passes.distill.labels import choose_labelled_head
+from edgepack.passes.distill.loss import compute_hard_loss, compute_soft_loss
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.passes.distill.teacher import Teacher, outputs_of
+from edgepack.passes.distill.teacher import Teacher, to_outputs
 from edgepack.passes.module import Context
 from edgepack.passes.training.training_set import TrainingSet, has_label
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    # Outputs of a network, all of them or some by index.
+    Outputs = Mapping[int, torch.Tensor] | Sequence[torch.Tensor]
 
 # With fewer labelled held-out samples, top-1 is less precise than the agreement with the teacher.
 MIN_LABELLED = 200
@@ -47,20 +50,23 @@ class Distillation:
         self.data, self.options, self.gates = data, options, context.gates
         self.teacher = Teacher(network, data)
         self.heads = self.teacher.heads(student, context.outputs)
-        self.labelled = labelled_head(self.heads, data, self.teacher, options)
+        self.labelled = choose_labelled_head(self.heads, data, self.teacher, options)
         # Stored outputs would not match augmented batches, and do not include features.
         if not options.augment and not options.features and data.exact is None:
-            self.teacher.keep(self.heads, context.work / "answers", context.progress)
+            self.teacher.store_outputs(self.heads, context.work / "answers", context.progress)
         self.judged = next((head for head in self.heads if head.scores), None)
-        by_label = self.labelled is not None and data.count_labels(data.held) >= MIN_LABELLED
-        self.score_name = TOP1 if by_label else AGREEMENT
+        by_label = self.labelled is not None and data.count_labels(data.held_out) >= MIN_LABELLED
         if self.judged is None:
             self.score_name = SNR
+        elif by_label:
+            self.score_name = TOP1
+        else:
+            self.score_name = AGREEMENT
         # The gates of top-1 are relative to the teacher's.
         self.teacher_score: float | None = None
         if self.score_name == TOP1:
             self.teacher_score = self._score(self.teacher.answers)
-        if options.stop != "none" and next(data.batches(data.held), None) is None:
+        if options.stop != "none" and next(data.batches(data.held_out), None) is None:
             batch, count = data.exact or 1, data.store.count
             raise ChainError(
                 "distill-none-held-out",
@@ -68,7 +74,7 @@ class Distillation:
                 why=f"{options.holdout:g} of {count:,} training samples are fewer than {batch}",
                 hint=f"holdout={min(2 * batch / count, 0.5):.2g} or more, or stop=none",
             )
-        if options.stop == "gate" and self.goal() is None:
+        if options.stop == "gate" and self.find_goal() is None:
             raise ChainError(
                 "distill-no-gate",
                 "no quality gate can end the training",
@@ -86,12 +92,12 @@ class Distillation:
         feed = self.data.feed(members, generator)
         # The teacher runs first, because the student may write into its inputs.
         teacher = self.teacher.answers(members, feed)
-        student = outputs_of(model(*feed))
+        student = to_outputs(model(*feed))
         count = len(members)
-        total = soft_loss(self.heads, student, teacher, count, self.options)
+        total = compute_soft_loss(self.heads, student, teacher, count, self.options)
         if self.labelled is not None:
             labels = self.data.labels(members)
-            hard, labelled = hard_loss(self.labelled, student, labels, count)
+            hard, labelled = compute_hard_loss(self.labelled, student, labels, count)
             # alpha for a sample with a label, 1 (the soft loss alone) for one without.
             alpha = 1 - (1 - self.options.alpha) * labelled
             total = alpha * total + (1 - alpha) * hard
@@ -107,16 +113,16 @@ class Distillation:
             _members: np.ndarray, feed: tuple[torch.Tensor, ...]
         ) -> tuple[torch.Tensor, ...]:
             with torch.no_grad():
-                return outputs_of(model(*feed))
+                return to_outputs(model(*feed))
 
         return self._score(answers)
 
     def reached(self, score: float) -> bool:
         """Return True if the score passes the quality gate."""
-        goal = self.goal()
+        goal = self.find_goal()
         return goal is not None and score >= goal
 
-    def goal(self) -> float | None:
+    def find_goal(self) -> float | None:
         """Return the score at which the quality gate passes; None if no gate bounds it.
 
         A teacher with a top-1 of 0.90 and max_drop = 1 (percent) gives 0.89.
@@ -140,12 +146,12 @@ class Distillation:
             self.features.close()
 
     def _score(
-        self, answers: Callable[[np.ndarray, tuple[torch.Tensor, ...]], Any]
+        self, answers: Callable[[np.ndarray, tuple[torch.Tensor, ...]], Outputs]
     ) -> float | None:
         """Score the outputs of a network on the held-out samples; None without any."""
         # Sums over all batches first, so that the size of the batches does not matter.
         good = total = 0.0
-        for members in self.data.batches(self.data.held):
+        for members in self.data.batches(self.data.held_out):
             feed = self.data.feed(members)
             theirs = self.teacher.answers(members, feed)
             counts = self._compare(answers(members, feed), theirs, members)
@@ -156,18 +162,20 @@ class Distillation:
             return 10 * math.log10(max(good, 1e-30) / total)
         return good / total
 
-    def _compare(
-        self, ours: torch.Tensor, theirs: torch.Tensor, members: np.ndarray
-    ) -> tuple[float, float]:
+    def _compare(self, ours: Outputs, theirs: Outputs, members: np.ndarray) -> tuple[float, float]:
         """Return correct and total decisions of a batch; for values, signal and squared error."""
         if self.judged is None:
-            pairs = [(ours[h.index].double(), theirs[h.index].double()) for h in self.heads]
-            error = sum(float((a - b).square().sum()) for a, b in pairs)
-            return sum(float(b.square().sum()) for _, b in pairs), max(error, 1e-30)
+            signal = error = 0.0
+            for head in self.heads:
+                output, expected = ours[head.index].double(), theirs[head.index].double()
+                signal += float(expected.square().sum())
+                error += float((output - expected).square().sum())
+            return signal, max(error, 1e-30)
         decisions = self.judged.arrange(ours[self.judged.index]).argmax(-1)
         if self.score_name == AGREEMENT:
             same = decisions == self.judged.arrange(theirs[self.judged.index]).argmax(-1)
             return float(same.sum()), float(same.numel())
+        # Samples, or positions, without a label count neither as correct nor in total.
         labels = self.data.labels(members)
         labelled = has_label(labels)
         return float(((decisions == labels) & labelled).sum()), float(labelled.sum())

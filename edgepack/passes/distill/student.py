@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.options import DistillOptions
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 COUNTS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "depth")
 
 
-def recipe_of(module: nn.Module, options: DistillOptions) -> dict[str, Any]:
+def make_recipe(module: nn.Module, options: DistillOptions) -> dict[str, object]:
     """Return the recipe of the student, as JSON.
 
     Raises ChainError `distill-layers` if the network lacks the layers to keep.

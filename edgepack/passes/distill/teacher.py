@@ -57,29 +57,32 @@ class Teacher:
 
         if self.stored is None:
             return dict(enumerate(self.ask(feed)))
-        return {
-            int(name): torch.from_numpy(self.stored.rows(name, members)).to(self.data.device)
-            for name in self.stored.names
-        }
+        answers = {}
+        for name in self.stored.names:
+            rows = torch.from_numpy(self.stored.rows(name, members))
+            answers[int(name)] = rows.to(self.data.device)
+        return answers
 
-    def keep(self, heads: Sequence[Head], folder: Path, progress: Progress) -> None:
+    def store_outputs(self, heads: Sequence[Head], folder: Path, progress: Progress) -> None:
         """Store the outputs for all samples, unless they exceed `ANSWERS_BYTES`."""
         # Bytes per sample, measured on the first batch.
         first = next(self.data.batches(self.everything))
-        size = sum(array.nbytes for array in self._arrays(first, heads).values()) / len(first)
+        arrays = self._compute_arrays(first, heads).values()
+        size = sum(array.nbytes for array in arrays) / len(first)
         if size * self.data.store.count > ANSWERS_BYTES:
             return
 
         def rows() -> Iterator[Rows]:
             count = 0
             for members in self.data.batches(self.everything):
-                yield members, self._arrays(members, heads), self.data.store.is_whole(members)
+                arrays = self._compute_arrays(members, heads)
+                yield members, arrays, self.data.store.is_whole(members)
                 count += len(members)
                 progress.tell(f"teacher outputs: {count:,} of {len(self.everything):,} samples")
 
         self.stored = store(folder, rows)
 
-    def _arrays(self, members: np.ndarray, heads: Sequence[Head]) -> dict[str, np.ndarray]:
+    def _compute_arrays(self, members: np.ndarray, heads: Sequence[Head]) -> dict[str, np.ndarray]:
         """Return the outputs for some samples as arrays, by output index."""
         outputs = self.ask(self.data.feed(members))
         return {str(head.index): outputs[head.index].cpu().numpy() for head in heads}
@@ -95,11 +98,13 @@ class Teacher:
         feed = self.data.feed(members)
         theirs = [output.cpu() for output in self.ask(feed)]
         with torch.no_grad():
-            ours = answer_of(student, [tensor.cpu() for tensor in feed])
+            ours = call_student(student, [tensor.cpu() for tensor in feed])
         # Inputs and outputs of the bundle are those of the original, so the student's must match.
-        shapes = [[list(output.shape) for output in answer] for answer in (ours, theirs)]
-        if shapes[0] != shapes[1]:
-            raise _unlike(f"for a batch its outputs are {shapes[0]}, the teacher's {shapes[1]}")
+        shape, teacher_shape = _list_shapes(ours), _list_shapes(theirs)
+        if shape != teacher_shape:
+            raise _make_mismatch(
+                f"for a batch its outputs are {shape}, the teacher's {teacher_shape}"
+            )
         heads = []
         for index, outputs in enumerate(zip(tensors, ours, theirs, strict=True)):
             tensor, student_output, teacher_output = outputs
@@ -108,11 +113,18 @@ class Teacher:
                 continue
             if not self.data.store.is_whole(members):
                 _check_batch(tensor, teacher_output, len(members))
+            # A softmax may be part of both networks or of none.
             scores = tensor.kind == "scores"
             soft = scores and are_probabilities(teacher_output.movedim(tensor.axis, -1))
             if scores and are_probabilities(student_output.movedim(tensor.axis, -1)) != soft:
-                raise _unlike(f"{tensor.name} is probabilities in one and scores in the other")
-            heads.append(Head(index, tensor, soft, 1.0 if scores else self._variance(index)))
+                raise _make_mismatch(
+                    f"{tensor.name} is probabilities in one and scores in the other"
+                )
+            # The loss of scores has no unit; that of values is relative to their variance.
+            scale = 1.0
+            if not scores:
+                scale = self._measure_variance(index)
+            heads.append(Head(index, tensor, soft, scale))
         if not heads:
             raise ChainError(
                 "distill-nothing",
@@ -122,7 +134,7 @@ class Teacher:
             )
         return tuple(heads)
 
-    def _variance(self, index: int) -> float:
+    def _measure_variance(self, index: int) -> float:
         """Return the variance of an output over the first samples."""
         import torch
 
@@ -135,18 +147,23 @@ class Teacher:
         return max(float(torch.cat(values).var(correction=0)), 1e-12)
 
 
-def outputs_of(answer: object) -> tuple[torch.Tensor, ...]:
+def _list_shapes(outputs: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Return the shape of each output."""
+    return [list(output.shape) for output in outputs]
+
+
+def to_outputs(answer: object) -> tuple[torch.Tensor, ...]:
     """Return a network's outputs as a tuple."""
     return answer if isinstance(answer, tuple) else (answer,)
 
 
-def answer_of(student: nn.Module, feed: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def call_student(student: nn.Module, feed: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return a student's outputs. Raises ChainError `distill-student` if it fails."""
     try:
-        return outputs_of(student(*feed))
+        return to_outputs(student(*feed))
     except Exception as error:  # whatever the user's network raises
         description = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in feed)
-        raise _unlike(f"{type(error).__name__}: {error}\ninputs: {description}") from error
+        raise _make_mismatch(f"{type(error).__name__}: {error}\ninputs: {description}") from error
 
 
 def _check_batch(tensor: Tensor, output: torch.Tensor, count: int) -> None:
@@ -160,7 +177,7 @@ def _check_batch(tensor: Tensor, output: torch.Tensor, count: int) -> None:
         )
 
 
-def _unlike(why: str) -> ChainError:
+def _make_mismatch(why: str) -> ChainError:
     """Return the error for a student with other outputs than the teacher."""
     return ChainError(
         "distill-student",

@@ -30,7 +30,7 @@ class Plan:
 
     def steps(self) -> int:
         """Return the number of steps per epoch."""
-        return sum(len(self._cuts(len(group.members), group.whole)) for group in self.groups)
+        return sum(len(self._list_bounds(len(group.members), group.whole)) for group in self.groups)
 
     def epoch(self, epoch: int) -> list[list[np.ndarray]]:
         """Return the steps of an epoch, each as a list of its parts over all processes."""
@@ -39,11 +39,11 @@ class Plan:
         steps = []
         for group in self.groups:
             order = generator.permutation(group.members)
-            for start, end in self._cuts(len(order), group.whole):
-                steps.append(self._parts(order[start:end], group.whole))
+            for start, end in self._list_bounds(len(order), group.whole):
+                steps.append(self._divide(order[start:end], group.whole))
         return [steps[i] for i in generator.permutation(len(steps))]
 
-    def _cuts(self, count: int, whole: bool) -> list[tuple[int, int]]:
+    def _list_bounds(self, count: int, whole: bool) -> list[tuple[int, int]]:
         """Return the bounds of the batches of a group, each divisible into the parts.
 
         A remainder of at least half a batch is a batch too; a smaller one only if the group has no
@@ -55,13 +55,14 @@ class Plan:
             unit *= self.exact or 1
         # With 3 parts of exactly 8 samples a step of 128 becomes 120, a multiple of 24.
         size = max(self.batch_size // unit, 1) * unit
-        cuts = [(start, start + size) for start in range(0, count - size + 1, size)]
-        rest = (count - len(cuts) * size) // unit * unit
-        if rest and (not cuts or 2 * rest >= size):
-            cuts.append((len(cuts) * size, len(cuts) * size + rest))
-        return cuts
+        bounds = [(start, start + size) for start in range(0, count - size + 1, size)]
+        end = len(bounds) * size
+        rest = (count - end) // unit * unit
+        if rest and (not bounds or 2 * rest >= size):
+            bounds.append((end, end + rest))
+        return bounds
 
-    def _parts(self, members: np.ndarray, whole: bool) -> list[np.ndarray]:
+    def _divide(self, members: np.ndarray, whole: bool) -> list[np.ndarray]:
         """Divide a batch into its parts; a whole feed is a part of its own."""
         length = self.exact or len(members) // self.parts
         if whole:
@@ -79,14 +80,16 @@ def hold_out(groups: Sequence[Group], share: float, seed: int) -> tuple[np.ndarr
     generator = np.random.default_rng([seed, count])
     held_out = np.zeros(count, bool)
     held_out[generator.permutation(count)[: int(share * count)]] = True
-    remaining = [
-        Group(group.shapes, group.whole, group.members[~held_out[group.members]])
-        for group in groups
-    ]
-    return np.flatnonzero(held_out), [group for group in remaining if len(group.members)]
+    remaining = []
+    for group in groups:
+        # Members are positions among all samples: [4, 5, 6] without 5 is [4, 6].
+        members = group.members[~held_out[group.members]]
+        if len(members):
+            remaining.append(Group(group.shapes, group.whole, members))
+    return np.flatnonzero(held_out), remaining
 
 
-def in_groups(
+def batch_groups(
     groups: Sequence[Group], members: np.ndarray, size: int, exact: int | None
 ) -> Iterator[np.ndarray]:
     """Yield batches of some samples for inference: at most `size`, or the model's fixed batch size.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgepack import files
 from edgepack.passes.training import processes
@@ -42,17 +42,17 @@ class Position:
     loss: float = 0.0
     losses: int = 0
     scores: list[float] = field(default_factory=list)
-    scaler: Mapping[str, Any] = field(default_factory=dict)
+    scaler: Mapping[str, object] = field(default_factory=dict)
 
 
-def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
+def collect_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return all parameters and buffers, including the ones that a state dict omits."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def copy_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the parameters and buffers, on the CPU."""
-    return {name: t.detach().cpu().clone() for name, t in tensors_of(module).items()}
+    return {name: t.detach().cpu().clone() for name, t in collect_tensors(module).items()}
 
 
 def restore(module: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
@@ -60,7 +60,7 @@ def restore(module: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     import torch
 
     with torch.no_grad():
-        for name, tensor in tensors_of(module).items():
+        for name, tensor in collect_tensors(module).items():
             tensor.copy_(values[name])
 
 
@@ -76,13 +76,18 @@ def save(
         return
     from safetensors.torch import save as serialize
 
-    # One flat file: names carry a prefix for the module, the optimizer or the best weights.
-    tensors = {f"module/{name}": value for name, value in copy_tensors(module).items()}
+    # One flat file: names carry a prefix for the module, the optimizer or the best weights, as in
+    # "module/fc.weight", "optimizer/0/exp_avg" and "best/fc.weight".
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in copy_tensors(module).items():
+        tensors[f"module/{name}"] = value
     for index, states in optimizer.state_dict()["state"].items():
         for key, value in states.items():
             if value is not None:
                 tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().clone()
-    tensors |= {f"best/{name}": value for name, value in (best or {}).items()}
+    for name, value in (best or {}).items():
+        tensors[f"best/{name}"] = value
+    # safetensors rejects strided tensors, such as channels-last weights.
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     files.write(folder / NAME, serialize(tensors, {"position": json.dumps(vars(position))}))
 
@@ -95,7 +100,10 @@ def load(
     Without a checkpoint the position is the beginning. Other processes get the main one's file.
     """
     path = folder / NAME
-    data = path.read_bytes() if processes.is_main() and path.exists() else None
+    # One process decides: if the file appeared in between, the others would start elsewhere.
+    data = None
+    if processes.is_main() and path.exists():
+        data = path.read_bytes()
     data = processes.broadcast(data)
     if data is None:
         return Position(), None
@@ -105,17 +113,21 @@ def load(
     # A safetensors file begins with the length of its JSON header, as a little-endian u64.
     length = int.from_bytes(data[:8], "little")
     position = json.loads(data[8 : 8 + length])["__metadata__"]["position"]
-    restore(module, _under("module/", tensors))
-    states: dict[int, dict[str, Any]] = {}
-    for name, tensor in _under("optimizer/", tensors).items():
+    restore(module, _select_prefix("module/", tensors))
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in _select_prefix("optimizer/", tensors).items():
         index, _, key = name.partition("/")
         states.setdefault(int(index), {})[key] = tensor
     # The parameter groups follow from the options, so the new optimizer's are the same.
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return Position(**json.loads(position)), _under("best/", tensors) or None
+    return Position(**json.loads(position)), _select_prefix("best/", tensors) or None
 
 
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _select_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors whose names have a prefix, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    selected = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            selected[name.removeprefix(prefix)] = tensor
+    return selected

@@ -31,7 +31,8 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     AcceleratorState._reset_state()
     # A network may not use all of its parameters in every call, as with layer dropout.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    precision = _precision(options.precision)
+    # accelerate's name for fp32 is "no".
+    precision = _resolve_precision(options.precision)
     return Accelerator(
         cpu=processes.on_cpu(),
         mixed_precision="no" if precision == "fp32" else precision,
@@ -39,7 +40,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     )
 
 
-def _precision(precision: str) -> str:
+def _resolve_precision(precision: str) -> str:
     """Resolve "auto" to the precision of the device. Raises ChainError training-precision."""
     import torch
 

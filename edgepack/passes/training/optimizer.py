@@ -29,11 +29,12 @@ def make_optimizer(module: nn.Module, options: TrainingOptions) -> torch.optim.O
             hint="do not disable requires_grad in the factory",
         )
     # Weight decay applies to matrices only, not to biases and the factors of norms.
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = []
+    for parameters, decay in ((matrices, options.decay), (vectors, 0.0)):
+        if parameters:
+            groups.append({"params": parameters, "weight_decay": decay})
     if options.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=options.peak)
     return torch.optim.SGD(
@@ -48,19 +49,21 @@ def set_rates(
     beta = momentum(options, step, steps)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(options, step, steps)
+        # Adam's first beta is its momentum; the second averages the squared gradients.
         if beta is not None and "betas" in group:
             group["betas"] = (beta, group["betas"][1])
         elif beta is not None and options.momentum > 0:
             group["momentum"] = beta
 
 
-def pruned(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def find_pruned(module: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Return the pruned parameters, each with a mask that is 0 at its zeros.
 
     A parameter with only zeros is an untrained one, and does not count as pruned.
     """
     masks = []
     for parameter in module.parameters():
+        # [[0, 2], [0, 5]] has the mask [[0, 1], [0, 1]], and a share of 0.5 of zeros.
         mask = (parameter.detach() != 0).to(parameter.dtype)
         if parameter.ndim > 1 and PRUNED <= 1 - float(mask.mean()) < 1:
             masks.append((parameter, mask))

@@ -11,9 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from edgepack.errors import ChainError, missing_package
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Value = TypeVar("Value")
 
 # The main process may export and measure for hours while the others wait.
 PATIENCE = timedelta(hours=12)
@@ -37,7 +42,7 @@ def on_cpu() -> bool:
     return forced or not torch.accelerator.is_available()
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Return the settings besides its inputs that the result of a training depends on.
 
     The same inputs give the same bits only with the same number of processes, on the same device
@@ -47,11 +52,14 @@ def environment() -> dict[str, Any]:
 
     if on_cpu():
         return {"processes": count(), "device": "cpu", "threads": torch.get_num_threads()}
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "accelerator"
+    # Kernels differ between models of GPU, and so do the last bits.
+    name = "accelerator"
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
     return {"processes": count(), "device": name}
 
 
-def state() -> Any:
+def state() -> PartialState:
     """Return accelerate's state; the first call of each process joins the process group.
 
     Raises HostError package-missing.
@@ -92,7 +100,7 @@ def in_turn() -> Iterator[None]:
         yield
 
 
-def broadcast(value: object) -> Any:
+def broadcast(value: Value) -> Value:
     """Return the main process's value in every process. It must be picklable."""
     if count() == 1:
         return value
@@ -100,7 +108,8 @@ def broadcast(value: object) -> Any:
 
     with together():
         state()
-        return broadcast_object_list([value])[0]
+        result: Value = broadcast_object_list([value])[0]
+    return result
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.data.store import LABELS, exact_of, store_samples
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
-from edgepack.passes.training.batches import Plan, hold_out, in_groups
+from edgepack.passes.training.batches import Plan, batch_groups, hold_out
 from edgepack.passes.training.options import TrainingOptions
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class TrainingSet:
     """Training samples of a build, on disk; batches of them on the device.
 
     Attributes:
-        held: positions of the held-out samples.
+        held_out: positions of the held-out samples.
         plan: division of the others into steps.
         labelled: number of samples with a label.
     """
@@ -40,7 +40,7 @@ class TrainingSet:
         self.names = tuple(tensor.name for tensor in context.inputs)
         self.device = accelerator.device
         self.exact = exact_of(samples)
-        self.held, groups = hold_out(self.store.groups, options.holdout, options.seed)
+        self.held_out, groups = hold_out(self.store.groups, options.holdout, options.seed)
         self.plan = Plan(
             groups=tuple(groups),
             batch_size=options.batch_size,
@@ -49,7 +49,7 @@ class TrainingSet:
             seed=options.seed,
         )
         self.labelled = self.count_labels(np.arange(self.store.count))
-        self._augment: Callable[..., Any] | None = None
+        self._augment: Callable[..., Mapping[str, torch.Tensor]] | None = None
         if options.augment:
             self._augment = context.code.function(options.augment)
         self._augment_name = options.augment
@@ -77,14 +77,15 @@ class TrainingSet:
 
     def batches(self, members: np.ndarray) -> Iterator[np.ndarray]:
         """Yield batches of some samples for inference."""
-        return in_groups(self.store.groups, members, ASK_BATCH, self.exact)
+        return batch_groups(self.store.groups, members, ASK_BATCH, self.exact)
 
     def count_labels(self, members: np.ndarray) -> int:
         """Count the samples with a label, or with a label at any position."""
         if LABELS not in self.store.names:
             return 0
+        # A sample of 5 tokens with the labels [-1, 3, -1, -1, 7] counts once.
         count = 0
-        for batch in in_groups(self.store.groups, members, 4096, None):
+        for batch in batch_groups(self.store.groups, members, 4096, None):
             labels = self.store.rows(LABELS, batch)
             present = has_label(labels).reshape(len(batch), -1).any(axis=1)
             count += int(present.sum())
@@ -97,11 +98,11 @@ class TrainingSet:
         try:
             result = self._augment(tensors, generator)  # type: ignore[misc]
             # The labels belong to the samples by position, so their number must not change.
-            wrong = [
-                name
-                for name, before in tensors.items()
-                if result[name].shape[0] != before.shape[0] or result[name].dtype != before.dtype
-            ]
+            wrong = []
+            for name, before in tensors.items():
+                after = result[name]
+                if after.shape[0] != before.shape[0] or after.dtype != before.dtype:
+                    wrong.append(name)
         except Exception as error:  # whatever the user's function does
             raise ChainError(
                 "training-augment",
@@ -126,7 +127,9 @@ def has_label(labels: torch.Tensor) -> torch.Tensor:
     import torch
 
     if isinstance(labels, torch.Tensor):
-        return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+        if labels.is_floating_point():
+            return ~labels.isnan()
+        return labels >= 0
     if labels.dtype.kind == "f":
         return ~np.isnan(labels)
     return labels >= 0
