@@ -37,17 +37,19 @@ class AnswerBatch:
     count: int
 
 
-def answer_frame(batch: Batch, answers: Sequence[np.ndarray]) -> bytes:
+def encode_answers(batch: Batch, answers: Sequence[np.ndarray]) -> bytes:
     """Encode the original's answers to a batch."""
-    return encode_shard(_number_answers(answers) | _label_arrays(batch))
+    return encode_shard(_number_answers(answers) | _collect_label_arrays(batch))
 
 
 def read_answers(path: Path) -> Iterator[AnswerBatch]:
     """Yield the answers of a file batch by batch: all of them may not fit into memory."""
     with path.open("rb") as stream:
         for shard in decode_shards(stream):
-            count = sum(name.startswith("original-") for name in shard)
-            answers = [shard[f"original-{i}"] for i in range(count)]
+            # Outputs count from 0 without a gap: original-0, original-1, ...
+            answers: list[np.ndarray] = []
+            while f"original-{len(answers)}" in shard:
+                answers.append(shard[f"original-{len(answers)}"])
             yield AnswerBatch(answers, shard.get("labels"), int(shard["count"]))
 
 
@@ -61,20 +63,20 @@ def iterate_answers(
         yield batch, stored.answers
 
 
-def evaluation_frames(
+def encode_evaluation(
     samples: SampleSets, reference: Reference, inputs: Sequence[Tensor]
 ) -> Iterator[bytes]:
     """Yield the evaluation set with the original's answers, as frames for the loader's `verify`."""
     for batch, answers in iterate_answers(samples, reference):
         arrays = {f"input-{i}": batch.inputs[t.name] for i, t in enumerate(inputs)}
-        yield encode_shard(arrays | _number_answers(answers) | _label_arrays(batch))
+        yield encode_shard(arrays | _number_answers(answers) | _collect_label_arrays(batch))
 
 
 def _number_answers(answers: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"original-{i}": array for i, array in enumerate(answers)}
 
 
-def _label_arrays(batch: Batch) -> dict[str, np.ndarray]:
+def _collect_label_arrays(batch: Batch) -> dict[str, np.ndarray]:
     # Outputs without a batch axis do not show the number of samples, so the frame holds it.
     arrays = {"count": np.array(batch.count)}
     if batch.labels is not None:

@@ -23,6 +23,7 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     Raises SpecError `metric-needs-labels` if the requested metric cannot be measured, and
     `metric-trivial` if it is always 100 %.
     """
+    # Class scores, logits and probabilities decide; without any, integers are compared by value.
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
     # A gate on the metric needs labels as the option --metric does.
@@ -31,9 +32,12 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     if not compared and "agreement" in request.explicit_gates:
         requested = requested or "agreement"
     # Agreement compares decisions with the original's, and needs no labels.
-    measurable = bool(compared) if requested == "agreement" else labels.used
+    measurable = labels.used
+    if requested == "agreement":
+        measurable = bool(compared)
     if requested and not measurable:
-        raise _not_measurable(requested, bool(deciding), labels)
+        raise _make_metric_error(requested, bool(deciding), labels)
+    # Top-1 unless another one was requested, and only where the labels mean something.
     if not labels.used or (labels.chance and not requested):
         return ""
     if TOP.get(request.metric, 1) > 1:
@@ -41,7 +45,7 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     return request.metric or next(iter(TOP))
 
 
-def _not_measurable(requested: str, deciding: bool, labels: Labels) -> SpecError:
+def _make_metric_error(requested: str, deciding: bool, labels: Labels) -> SpecError:
     if deciding and not labels.unused:
         why = "the evaluation samples have no labels"
         hint = "store the labels under `labels` in the evaluation .npz"
@@ -58,10 +62,16 @@ def _not_measurable(requested: str, deciding: bool, labels: Labels) -> SpecError
 
 def _refuse_trivial(metric: str, deciding: Sequence[Tensor]) -> None:
     """Refuse top-k of k classes or fewer: the right one is always among them."""
-    scores = [tensor for tensor in deciding if tensor.kind == "scores"]
-    sizes = [tensor.shape[tensor.axis] for tensor in scores]
-    if any(not isinstance(size, int) or size > TOP[metric] for size in sizes):
-        return
+    sizes = []
+    for tensor in deciding:
+        if tensor.kind != "scores":
+            continue
+        # A dynamic axis may hold any number of classes.
+        size = tensor.shape[tensor.axis]
+        if not isinstance(size, int) or size > TOP[metric]:
+            return
+        sizes.append(size)
+    # Logits and probabilities decide between two classes.
     raise SpecError(
         "metric-trivial",
         f"{metric} was requested, but would be 100 % for any answers",
@@ -85,20 +95,22 @@ def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     if not choose_metric(request, outputs, labels) or labels.chance:
         for gate in set(METRIC_GATES) - request.explicit_gates:
             bounds.pop(gate, None)
+    # A gate on agreement that the user sets holds as it is.
     elif (
         request.metric in ("", *TOP)
         and "agreement" in bounds
         and "agreement" not in request.explicit_gates
     ):
-        bounds["agreement"] = max(0.0, bounds["agreement"] - _allowed_loss(request))
+        bounds["agreement"] = max(0.0, bounds["agreement"] - _find_allowed_loss(request))
     return require_gates(
         bounds, "quality", "neither the profile nor the manifest sets one that applies"
     )
 
 
-def _allowed_loss(request: Request) -> float:
+def _find_allowed_loss(request: Request) -> float:
     """Return the share of decisions that the user's gates on the metric let the model lose."""
     # max_drop = 2 points and metric_ratio = 0.99 allow 0.02 and 0.01; both must hold, so 0.01.
+    # A gate of the profile is no allowance of the user's.
     losses = []
     if "max_drop" in request.explicit_gates:
         losses.append(request.quality["max_drop"] / 100)

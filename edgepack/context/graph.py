@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
+    import numpy as np
     from onnx import ModelProto
 
 
@@ -38,11 +39,18 @@ class Graph:
 
 def describe_tensors(tensors: Iterable[Tensor]) -> list[TensorDocument]:
     """Return inputs or outputs as JSON values, for the keys of the cache."""
+    # All of their properties count: an axis with another name gives another graph.
     return [tensor.to_json() for tensor in tensors]
+
+
+def describe_shapes(feed: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Return the shape of every array of a feed, for the keys of the cache."""
+    return {name: list(array.shape) for name, array in feed.items()}
 
 
 def parse_model(model: bytes) -> ModelProto:
     """Parse a serialised model."""
+    # Here, since onnx takes long to import and `--help` does not need it.
     import onnx
 
     return onnx.load_model_from_string(model)
@@ -50,4 +58,5 @@ def parse_model(model: bytes) -> ModelProto:
 
 def digest_model(model: bytes) -> str:
     """Return the SHA-256 of a serialised model."""
+    # Of the bytes, not of the parsed model: what is measured is what ships.
     return hashlib.sha256(model).hexdigest()

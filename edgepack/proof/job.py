@@ -13,7 +13,7 @@ from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.context import BuildContext, Graph
 from edgepack.context.gates import require_gates
-from edgepack.context.parts import output_parts
+from edgepack.context.parts import divide_outputs
 from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.request import MINIMA, Request
@@ -78,7 +78,7 @@ def draft(job: Job) -> bundle.Contents:
         sizes=context.reference.sizes,
         gates=bounds,
         metric=context.metric,
-        parts=output_parts(context.reference, tuple(job.graph.outputs)),
+        parts=divide_outputs(context.reference, tuple(job.graph.outputs)),
         provenance=_describe_provenance(job),
         tools=list_tools(job),
         requirements=engine.requirements(target),

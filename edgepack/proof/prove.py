@@ -16,7 +16,7 @@ import numpy as np
 
 from edgepack import bundle, device, engine, files, report, signing
 from edgepack.context import EVALUATION_BATCH, Context
-from edgepack.context.answers import evaluation_frames
+from edgepack.context.answers import encode_evaluation
 from edgepack.context.gates import METRIC_GATES
 from edgepack.context.scoring import collect_frames, score_model
 from edgepack.device import Local
@@ -125,7 +125,7 @@ def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
     and the metric is computed here. Raises MetricError.
     """
     reference = job.context.reference
-    frames = evaluation_frames(job.context.samples, reference, job.graph.inputs)
+    frames = encode_evaluation(job.context.samples, reference, job.graph.inputs)
     stdin = _count_frames(frames, progress.advance)
     options = ["--evaluation", *job.stands_in]
     if reference.score is None:

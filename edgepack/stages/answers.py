@@ -25,7 +25,7 @@ class OutputFacts(TypedDict):
         maximum: largest finite value; None if there is none.
         constant: True if all of several samples have the same answer.
         empty: True if it has no values.
-        forms: forms of labels that fit every batch, as `label_forms` returns them.
+        forms: forms of labels that fit every batch, as `list_label_forms` returns them.
     """
 
     dtype: str
@@ -74,7 +74,7 @@ class OutputSurvey:
         minimum: smallest finite value; infinite if there is none.
         maximum: largest finite value.
         varies: True if two samples have different answers.
-        forms: forms of labels that fit every batch, as `label_forms` returns them.
+        forms: forms of labels that fit every batch, as `list_label_forms` returns them.
     """
 
     name: str
@@ -93,16 +93,18 @@ class OutputSurvey:
         Raises SourceError `original-not-finite` for NaN and +inf.
         """
         _require_numbers(self.name, array, start, count)
-        sizes = list(array.shape)
-        if self.dtype and len(sizes) == len(self.shape):
-            sizes = [a if a == b else None for a, b in zip(self.shape, sizes, strict=True)]
+        sizes: list[int | None] = list(array.shape)
+        if self.dtype:
+            sizes = _merge_shapes(self.shape, sizes)
         self.dtype, self.shape = array.dtype.name, sizes
-        finite = array[np.isfinite(array)] if array.dtype.kind == "f" else array
+        finite = array
+        if array.dtype.kind == "f":
+            finite = array[np.isfinite(array)]
         if finite.size:
             self.minimum = min(self.minimum, float(finite.min()))
             self.maximum = max(self.maximum, float(finite.max()))
         if not self.varies:
-            self._compare(_by_sample(array, count))
+            self._compare(_split_samples(array, count))
 
     def _compare(self, rows: np.ndarray) -> None:
         """Update `varies` by a batch of answers, one per row.
@@ -118,6 +120,8 @@ class OutputSurvey:
             lowest = np.minimum(lowest, self._lowest)
             highest = np.maximum(highest, self._highest)
         self._lowest, self._highest = lowest, highest
+        # [0.25, 1.0] and [0.25, 1.5] have the extremes [0.25, 1.0] and [0.25, 1.5], which differ at
+        # the second value: the output varies, and needs no further comparison.
         same = lowest == highest
         if lowest.dtype.kind == "f":
             # Masked scores are -inf in some samples and numbers in others.
@@ -130,6 +134,7 @@ class OutputSurvey:
 
     def to_json(self, samples: int) -> OutputFacts:
         """Return the statistics in the cache's form."""
+        # Without a finite value the minimum is still inf, and the maximum -inf.
         minimum, maximum = None, None
         if self.minimum <= self.maximum:
             minimum, maximum = self.minimum, self.maximum
@@ -165,7 +170,7 @@ class AnswerSurvey:
             survey.add(array, self.samples, count)
             # Labels of zeros and ones may look one-hot in one batch, and not in the next.
             if labels is not None:
-                forms = label_forms(array.shape, labels)
+                forms = list_label_forms(array.shape, labels)
                 # A form must fit every batch.
                 if survey.forms is not None:
                     forms &= survey.forms
@@ -176,7 +181,8 @@ class AnswerSurvey:
 
     def _add_labels(self, labels: np.ndarray, count: int) -> None:
         values = labels.astype(np.float64)
-        # Only maps and sequences have unlabelled positions, such as -100.
+        # Only maps and sequences have unlabelled positions, such as -100: in [3, -100, -100] for
+        # three tokens, 3 is both the smallest and the largest label.
         if labels.size > count:
             values = values[~np.isin(values, UNLABELLED)]
         whole = bool(np.all(values == np.round(values)))
@@ -186,8 +192,9 @@ class AnswerSurvey:
             minimum, maximum = self._labels["minimum"], self._labels["maximum"]
         if np.isfinite(values).any():
             low, high = float(np.nanmin(values)), float(np.nanmax(values))
-            minimum = low if minimum is None else min(low, minimum)
-            maximum = high if maximum is None else max(high, maximum)
+            if minimum is not None and maximum is not None:
+                low, high = min(low, minimum), max(high, maximum)
+            minimum, maximum = low, high
         facts: LabelFacts = {
             "whole": whole,
             "dtype": labels.dtype.name,
@@ -206,7 +213,7 @@ class AnswerSurvey:
         }
 
 
-def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
+def list_label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
     """Return the forms in which labels fit an output of a shape.
 
     "classes:AXIS": a class for each decision along that axis; "one-hot:AXIS": the same, one-hot;
@@ -223,6 +230,8 @@ def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
                 forms.add(f"one-hot:{axis}")
         elif labels_fit(shape, labels.shape, "scores", axis):
             forms.add(f"classes:{axis}")
+    # One form does not exclude another: zeros and ones (8, 10) may be one-hot classes of scores
+    # (8, 10), or the labels of ten separate decisions.
     if labels_fit(shape, labels.shape, "values"):
         forms.add("values")
     return forms
@@ -230,6 +239,9 @@ def label_forms(shape: Sequence[int], labels: np.ndarray) -> set[str]:
 
 def refuse_unprovable(survey: Survey, names: Sequence[str], trial: bool) -> tuple[str, ...]:
     """Refuse answers that cannot prove anything, and return warnings.
+
+    A model whose only output is constant is refused; one that has a constant output besides
+    others, such as a learned scale, gets a warning.
 
     Args:
         survey: the result of `AnswerSurvey.to_json`.
@@ -249,22 +261,39 @@ def refuse_unprovable(survey: Survey, names: Sequence[str], trial: bool) -> tupl
             )
     constant = [name for name, facts in outputs if facts["constant"]]
     if constant and len(constant) == len(outputs) and not trial:
-        more = f"; the same holds for {', '.join(constant[1:])}" if constant[1:] else ""
+        why = f"{survey['samples']:,} samples, one answer"
+        if constant[1:]:
+            why += f"; the same holds for {', '.join(constant[1:])}"
         raise SourceError(
             "original-constant",
             f"the original's output {constant[0]!r} is the same for every evaluation sample",
-            why=f"{survey['samples']:,} samples, one answer{more}",
+            why=why,
             hint="a constant answer proves nothing: check the loaded weights, the normalisation "
             "of the inputs, and that the samples differ",
         )
-    return tuple(
-        f"the original's output {name!r} is the same for every evaluation sample: nothing is "
-        "proved about how it depends on the inputs"
-        for name in constant
-    )
+    warnings = []
+    for name in constant:
+        warnings.append(
+            f"the original's output {name!r} is the same for every evaluation sample: nothing is "
+            "proved about how it depends on the inputs"
+        )
+    return tuple(warnings)
 
 
-def _by_sample(array: np.ndarray, count: int) -> np.ndarray:
+def _merge_shapes(before: list[int | None], now: list[int | None]) -> list[int | None]:
+    """Return a shape with None for the sizes that differ; the later one for another rank.
+
+    [16, 24, 8] and [7, 24, 8] give [None, 24, 8].
+    """
+    merged = list(now)
+    if len(before) == len(now):
+        for axis, size in enumerate(before):
+            if size != now[axis]:
+                merged[axis] = None
+    return merged
+
+
+def _split_samples(array: np.ndarray, count: int) -> np.ndarray:
     """Return answers with samples along axis 0; an output without a batch axis is one answer."""
     if array.ndim and len(array) == count:
         return array
@@ -278,7 +307,8 @@ def _require_numbers(name: str, array: np.ndarray, start: int, count: int) -> No
     wrong = np.isnan(array) | np.isposinf(array)
     if not wrong.any():
         return
-    position = np.argwhere(_by_sample(wrong, count))[0].tolist()
+    # The sample within the batch, and the indices of the value within the sample's answer.
+    position = np.argwhere(_split_samples(wrong, count))[0].tolist()
     value = "NaN" if np.isnan(array[wrong][0]) else "inf"
     number = int(np.count_nonzero(wrong))
     raise SourceError(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgepack.cache import Cache, Entry
 from edgepack.ledger import Model, PassResult, Stage
+from edgepack.onnx_tools.writer import serialised
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-from edgepack.onnx_tools.writer import serialised
 
 
 def run_cached(
@@ -21,6 +21,8 @@ def run_cached(
     compute: Callable[[], PassResult[ModelProto]],
 ) -> tuple[bytes, Mapping[str, Any]]:
     """Return a stage's model and details from the cache, computing them on a miss."""
+    # Notes and details come from the document in both cases, so that a cached build has the same
+    # report as the first one.
     entry, cached = fetch_or_compute(name, parts, cache, compute)
     if cached:
         stage.set(status="cached")
@@ -56,6 +58,7 @@ def to_document(result: PassResult[Model]) -> dict[str, object]:
 
 def record_document(document: Mapping[str, Any], stage: Stage) -> None:
     """Write a cached document into a stage's record."""
+    # A pass that changed nothing is skipped, whether it ran now or in an earlier build.
     if not document["changed"]:
         stage.set(status="skipped")
     stage.note(*document["notes"])

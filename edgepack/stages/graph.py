@@ -11,7 +11,12 @@ import numpy as np
 
 from edgepack import engine, graph, passes
 from edgepack.context import BuildContext, Context, Graph, OutputKind, Reference, SampleSets
-from edgepack.context.graph import describe_tensors, digest_model, parse_model
+from edgepack.context.graph import (
+    describe_shapes,
+    describe_tensors,
+    digest_model,
+    parse_model,
+)
 from edgepack.errors import ChainError, GraphError, SpecError
 from edgepack.ledger import PassResult, Stage
 from edgepack.normalize import batch_dependent
@@ -50,11 +55,11 @@ def export(
     names = tuple(request.output_kinds)
     with ledger.stage("export") as stage:
         for_passes = bool(passes.select_domain("graph", request.chain))
-        parts, compute = _export(
+        parts, compute = _plan_export(
             source, inputs, names, reference.feeds, request.target.opset, for_passes
         )
         model, _ = run_cached("export", parts, stage, cache, compute)
-        exported = _graph(model, request, reference.kinds, stage)
+        exported = _type_outputs(model, request, reference.kinds, stage)
         measure_reference(model, reference, exported.outputs, stage)
     # Such a model answers a sample differently in another batch, and so on the device.
     dependent = batch_dependent(parse_model(model))
@@ -66,7 +71,7 @@ def export(
     return BuildContext(request, cache, ledger, source, inputs, samples, reference, exported)
 
 
-def _export(
+def _plan_export(
     source: Source,
     inputs: tuple[Tensor, ...],
     names_by_user: tuple[str, ...],
@@ -81,10 +86,10 @@ def _export(
     example = feeds[0]
 
     def compute() -> PassResult[onnx.ModelProto]:
-        names = names_by_user or _own_names(source, inputs, example)
+        names = names_by_user or _find_names(source, inputs, example)
         try:
             result = _to_onnx(source, inputs, names, example, opset, for_passes)
-            notes = _check(result, source, inputs, feeds)
+            notes = _compare_sizes(result, source, inputs, feeds)
         except GraphError as error:
             # Only a module can be traced instead.
             fixed = source.onnx is not None or source.program is not None
@@ -93,7 +98,7 @@ def _export(
             traced = graph.export_traced(source.module, inputs, example, opset, names, for_passes)
             if traced is None:
                 raise
-            notes = _check(traced, source, inputs, feeds)
+            notes = _compare_sizes(traced, source, inputs, feeds)
             note = f"the graph of torch.export is wrong: {error.what}"
             result = replace(traced, notes=(note, *traced.notes))
         return replace(result, notes=(*result.notes, *notes))
@@ -104,12 +109,12 @@ def _export(
         "outputs": list(names_by_user),
         "opset": opset,
         "for_passes": for_passes,
-        "example": {name: list(array.shape) for name, array in example.items()},
+        "example": describe_shapes(example),
     }
     return parts, compute
 
 
-def _check(
+def _compare_sizes(
     result: PassResult[onnx.ModelProto],
     source: Source,
     inputs: tuple[Tensor, ...],
@@ -119,12 +124,13 @@ def _check(
     promoted = cast("Sequence[str]", result.details.get("promoted", ()))
     floor = graph.floor_db(promoted)
     notes = graph.check_dynamic_axes(result.model, inputs, feeds[0], source.run, floor)
+    # A trace follows one path through the network; further samples may need another one.
     if not result.details.get("traced"):
         return notes
     return (*notes, graph.check_feeds(result.model, feeds[:_TRACE_FEEDS], source.run, floor))
 
 
-def _own_names(
+def _find_names(
     source: Source, inputs: tuple[Tensor, ...], example: Mapping[str, np.ndarray]
 ) -> tuple[str, ...] | None:
     """Return the source's names of its outputs; None if it has none, or a graph cannot use them."""
@@ -147,6 +153,7 @@ def _to_onnx(
     opset: int,
     for_passes: bool,
 ) -> PassResult[onnx.ModelProto]:
+    # A file in ONNX needs no export, and a torch.export program no tracing.
     if source.onnx is not None:
         return graph.load_onnx(source.onnx, opset, inputs, for_passes)
     if source.program is not None:
@@ -154,7 +161,9 @@ def _to_onnx(
     return graph.export_module(source.module, inputs, example, opset, names, for_passes)
 
 
-def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: Stage) -> Graph:
+def _type_outputs(
+    model: bytes, request: Request, kinds: Sequence[OutputKind], stage: Stage
+) -> Graph:
     """Return a graph with the kinds of its outputs, and note the inferred ones."""
     inputs, outputs = graph.signature(parse_model(model))
     names = [tensor.name for tensor in outputs]
@@ -179,12 +188,12 @@ def _graph(model: bytes, request: Request, kinds: Sequence[OutputKind], stage: S
                 "another kind"
             )
         elif kind == "values" and not request.output_kinds.get(tensor.name):
-            stage.note(f"{tensor.name} is read as values: {_compared_by(tensor)}")
+            stage.note(f"{tensor.name} is read as values: {_describe_comparison(tensor)}")
         typed.append(replace(tensor, kind=kind, axis=axis))
     return Graph(model, inputs, tuple(typed))
 
 
-def _compared_by(tensor: Tensor) -> str:
+def _describe_comparison(tensor: Tensor) -> str:
     if tensor.dtype.startswith("float"):
         return "gates apply to its SNR, not to decisions"
     return "a gate applies to its share of equal elements"
@@ -203,14 +212,14 @@ def simplify(context: BuildContext) -> BuildContext:
     exported = context.original
     with context.ledger.stage("simplify") as stage:
         untrusted = context.source.onnx is not None
-        parts, compute = _simplify(exported.model, context.reference, untrusted)
+        parts, compute = _plan_simplify(exported.model, context.reference, untrusted)
         model, _ = run_cached("simplify", parts, stage, context.cache, compute)
         context = replace(context, original=replace(exported, model=model))
         measure(context.original, context, stage)
     return context
 
 
-def _simplify(
+def _plan_simplify(
     model: bytes, reference: Reference, untrusted: bool = False
 ) -> tuple[dict[str, object], Callable[[], PassResult[onnx.ModelProto]]]:
     """Return the key parts of a simplification, and the function that computes it."""
@@ -229,16 +238,17 @@ def export_again(source: Source, context: BuildContext) -> tuple[Graph, tuple[st
     original, reference, request = context.original, context.reference, context.request
     names = tuple(tensor.name for tensor in original.outputs)
     for_passes = bool(passes.select_domain("graph", request.chain))
-    parts, compute = _export(
+    parts, compute = _plan_export(
         source, context.inputs, names, reference.feeds, request.target.opset, for_passes
     )
     exported, _ = fetch_or_compute("export", parts, context.cache, compute)
-    parts, compute = _simplify(read_model(exported), reference)
+    parts, compute = _plan_simplify(read_model(exported), reference)
     simplified, _ = fetch_or_compute("simplify", parts, context.cache, compute)
     model = read_model(simplified)
+    # The names are the original's, so each output has to keep its shape and type.
     _, outputs = graph.signature(parse_model(model))
     for output, first in zip(outputs, original.outputs, strict=True):
-        if output.dtype != first.dtype or not _alike(output.shape, first.shape):
+        if output.dtype != first.dtype or not _are_alike(output.shape, first.shape):
             raise ChainError(
                 "chain-outputs",
                 f"the pass changed the shape or type of the output {first.name}",
@@ -248,7 +258,7 @@ def export_again(source: Source, context: BuildContext) -> tuple[Graph, tuple[st
     return replace(original, model=model), tuple(exported.document["notes"])
 
 
-def _alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
+def _are_alike(one: Sequence[int | str], other: Sequence[int | str]) -> bool:
     """Return True for shapes of one rank with equal fixed sizes; names of axes do not matter.
 
     ("batch", 10) and ("N", 10) match, ("batch", 10) and ("batch", 12) do not.
@@ -270,7 +280,8 @@ def apply_graph_pass(step: passes.Step, before: Graph, context: BuildContext) ->
         samples = context.samples.calibration
         samples_digest = context.samples.lint.digests.get("calibration")
     inputs = (parse_model(before.model), samples, options, context.ledger.progress)
-    # A repair reuses the calibration of the pass for its trials.
+    # A repair reuses the calibration of the pass for its trials; `cache` creates them once, and not
+    # at all if the pass comes from the cache and misses no gate.
     graph_pass = step.graph_pass
     trials = None
     if options.repairs and isinstance(graph_pass, passes.PartialPass):
@@ -278,7 +289,9 @@ def apply_graph_pass(step: passes.Step, before: Graph, context: BuildContext) ->
 
     def compute() -> PassResult[onnx.ModelProto]:
         with attribute_faults(step.plugin):
-            return trials().result() if trials else graph_pass.apply(*inputs)
+            if trials is not None:
+                return trials().result()
+            return graph_pass.apply(*inputs)
 
     with context.ledger.stage(step.name) as stage:
         parts = {

@@ -44,7 +44,7 @@ def identify(
     entry = cache.get(STAGE, key)
     # An entry of another model is replaced, as if there had been none.
     if entry is not None:
-        changed = _change(source, entry)
+        changed = _describe_change(source, entry)
         if changed:
             context.ledger.warn(
                 f"the cache holds answers of another model under the same code and weights "
@@ -54,17 +54,21 @@ def identify(
             entry = None
     if entry is None:
         feed = next(iter(samples.evaluation.batches(SAMPLES))).inputs
-        entry = _store(feed, source.run(feed), cache, key)
+        entry = _store_answers(feed, source.run(feed), cache, key)
     answers = sha256(entry.folder / _ARRAYS)
     return replace(source, identity=digest({"source": source.digest, "answers": answers}))
 
 
-def _change(source: Source, entry: Entry) -> str:
+def _describe_change(source: Source, entry: Entry) -> str:
     """Describe the difference between the model's answers and the cached ones; "" for none."""
     with np.load(entry.folder / _ARRAYS, allow_pickle=False) as arrays:
-        names = [name for name in arrays if name.startswith("input-")]
-        feed = {name.removeprefix("input-"): arrays[name] for name in names}
-        cached = [arrays[f"answer-{i}"] for i in range(len(arrays) - len(feed))]
+        feed = {}
+        for name in arrays:
+            if name.startswith("input-"):
+                feed[name.removeprefix("input-")] = arrays[name]
+        cached: list[np.ndarray] = []
+        while f"answer-{len(cached)}" in arrays:
+            cached.append(arrays[f"answer-{len(cached)}"])
     answers = source.run(feed)
     if len(answers) != len(cached):
         return f"{len(cached)} outputs, now {len(answers)}"
@@ -72,16 +76,18 @@ def _change(source: Source, entry: Entry) -> str:
         worst = difference(before, now)
         if worst is None:
             return f"output {index} differs"
+        # Not `>`: a difference of NaN is a change, too.
         if not worst <= REPEAT_TOLERANCE:
             return f"output {index} differs by {worst:.2g} of its largest value"
     return ""
 
 
-def _store(
+def _store_answers(
     feed: Mapping[str, np.ndarray], answers: tuple[np.ndarray, ...], cache: Cache, key: str
 ) -> Entry:
     arrays = {f"input-{name}": array for name, array in feed.items()}
-    arrays |= {f"answer-{index}": array for index, array in enumerate(answers)}
+    for index, array in enumerate(answers):
+        arrays[f"answer-{index}"] = array
 
     def write(stream: BinaryIO) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ def infer_kinds(
 
     Raises SpecError `output-axis` if an output does not have the stated axis.
     """
+    # With several outputs, the shape of one does not show that it is the one that decides.
     alone = len(names) == 1
     kinds = []
     for name, facts, (kind, axis) in zip(names, survey["outputs"], stated, strict=True):
@@ -67,11 +68,13 @@ def _resolve_kind(
     if kind != "scores":
         return OutputKind(kind)
     if axis is None:
-        class_axis = _class_axis(facts, labels)
-        axis = -1 if class_axis is None else class_axis
+        axis = _find_class_axis(facts, labels)
+    # Classes are along the last axis unless the labels show another.
+    if axis is None:
+        axis = -1
     # A binary classifier with one score per sample decides by its sign, or by 0.5.
     if facts["shape"] and facts["shape"][axis] == 1:
-        binary = _binary_kind(facts, "it has a single score")
+        binary = _choose_binary_kind(facts, "it has a single score")
         return replace(binary, by_labels=False)
     return OutputKind(kind, axis)
 
@@ -84,19 +87,22 @@ def _infer_kind(facts: OutputFacts, labels: LabelFacts | None, alone: bool) -> O
     labels, only a single output of shape (N, C) is taken for scores.
     """
     shape, forms = facts["shape"], facts["forms"]
+    # Integer outputs are decisions already, as of an argmax in the graph.
     is_float = facts["dtype"].startswith("float")
     if labels is not None and "values" in forms and labels["whole"] and not is_float:
         reason = "the labels are integers of the same shape"
         return OutputKind("classes", reason=reason, by_labels=True)
     if not is_float:
         return OutputKind("values")
-    axis = _class_axis(facts, labels)
+    axis = _find_class_axis(facts, labels)
     if axis is not None:
         return OutputKind("scores", axis, "the labels are its classes", by_labels=True)
     if labels is not None and "values" in forms:
+        # Zeros and ones for the columns of (N, 20) may be classes or several decisions; the user
+        # has to say which.
         several = len(shape) == 2 and shape[1] != 1
         if _are_binary(labels) and not several:
-            return _binary_kind(facts, "the labels of its values are 0 and 1")
+            return _choose_binary_kind(facts, "the labels of its values are 0 and 1")
         if not labels["whole"]:
             return OutputKind("values")
     if alone and len(shape) == 2 and shape[1] is not None and shape[1] > 1:
@@ -104,12 +110,14 @@ def _infer_kind(facts: OutputFacts, labels: LabelFacts | None, alone: bool) -> O
     return OutputKind("values")
 
 
-def _class_axis(facts: OutputFacts, labels: LabelFacts | None) -> int | None:
+def _find_class_axis(facts: OutputFacts, labels: LabelFacts | None) -> int | None:
     """Return the axis of the classes that the labels fit; None for none."""
     if labels is None:
         return None
     # If both axes fit, maps have their classes at axis 1, and sequences at the last.
-    order = (1, -1) if len(facts["shape"]) > 3 else (-1, 1)
+    order = (-1, 1)
+    if len(facts["shape"]) > 3:
+        order = (1, -1)
     forms, highest = facts["forms"], labels["maximum"]
     first_fit = None
     for axis in order:
@@ -131,7 +139,7 @@ def _are_binary(labels: LabelFacts) -> bool:
     return labels["whole"] and low >= 0 and high <= 1
 
 
-def _binary_kind(facts: OutputFacts, reason: str) -> OutputKind:
+def _choose_binary_kind(facts: OutputFacts, reason: str) -> OutputKind:
     low, high = facts["minimum"], facts["maximum"]
     if low is not None and high is not None and low >= 0 and high <= 1:
         reason += ", and its values lie in 0..1"
@@ -191,6 +199,7 @@ class Grade:
         uniform = 1 / max(classes, 2)
         if len(self.labelled) < 2:
             return uniform
+        # 90 and 10 answers, and 80 and 20 labels, of 100: (90 x 80 + 10 x 20) / 100^2.
         both = sum(self.decided[label] * number for label, number in self.labelled.items())
         return max(uniform, both / self.total**2)
 
@@ -209,6 +218,7 @@ class Grade:
             return False
         if not self.right:
             return True
+        # 8 samples of 100 tokens, 640 of the 800 labels right, count as 6 of 8 samples.
         number = min(self.samples, self.total)
         right = round(number * self.right / self.total)
         guess = min(self.guessing(), 1.0)
@@ -225,18 +235,23 @@ class Grade:
 
 
 def binomial_tail(successes: int, trials: int, share: float) -> float:
-    """Return the probability of at least this many successes in independent trials."""
+    """Return the probability of at least this many successes in independent trials.
+
+    The sum over k >= successes of C(trials, k) share^k (1 - share)^(trials - k); 10 of 10 trials
+    at 0.5 give 2^-10.
+    """
     if successes <= 0 or share >= 1:
         return 1.0
     if successes > trials or share <= 0:
         return 0.0
     # Logarithms, since binomial coefficients of thousands of samples overflow a float.
-    logs = (
-        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        + k * math.log(share) + (trials - k) * math.log1p(-share)
-        for k in range(successes, trials + 1)
-    )  # fmt: skip
-    return min(1.0, math.fsum(map(math.exp, logs)))
+    terms = []
+    for k in range(successes, trials + 1):
+        log = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        log += k * math.log(share)
+        log += (trials - k) * math.log1p(-share)
+        terms.append(math.exp(log))
+    return min(1.0, math.fsum(terms))
 
 
 def judge_labels(
@@ -259,26 +274,12 @@ def judge_labels(
     """
     if survey["labels"] is None:
         return kinds, Labels()
-    unused = _unused(kinds, names, survey["outputs"], survey["labels"])
+    unused = _explain_unused(kinds, names, survey["outputs"], survey["labels"])
     if unused:
         return kinds, Labels(unused=unused)
-    # The same labels may fit several heads of a model; their accuracy then shows the labelled one.
-    candidates = _candidates(kinds, names, batches)
-    grades = {index: Grade() for index in candidates}
-    for batch in batches():
-        if batch.labels is None:
-            continue
-        for index, grade in grades.items():
-            grade.add(batch.answers[index], batch.labels, kinds[index], batch.count)
-    # Of several outputs that the labels fit, they belong to one that gets them right.
-    index = next((i for i in candidates if not grades[i].is_chance()), candidates[0])
-    # A kind inferred from the labels holds only for the output that they belong to.
-    matched = list(kinds)
-    for i, kind in enumerate(kinds):
-        if kind.by_labels and i != index:
-            matched[i] = OutputKind("values")
-    kinds = tuple(matched)
-    grade = grades[index]
+    candidates = _list_candidates(kinds, names, batches)
+    index, grade = _find_labelled(candidates, kinds, batches)
+    kinds = _drop_inferred(kinds, index)
     if not grade.total:
         return kinds, Labels(unused=f"none of them names a class of {names[index]}")
     if not grade.is_chance():
@@ -299,7 +300,38 @@ def judge_labels(
     )
 
 
-def _unused(
+def _find_labelled(
+    candidates: Sequence[int],
+    kinds: Sequence[OutputKind],
+    batches: Callable[[], Iterator[AnswerBatch]],
+) -> tuple[int, Grade]:
+    """Return the output that the labels belong to, with its accuracy.
+
+    The same labels may fit several heads of a model. They belong to the first that gets them
+    right: with an auxiliary head at 10 % of ten classes, and the main one at 93 %, to the latter.
+    """
+    grades = {index: Grade() for index in candidates}
+    for batch in batches():
+        if batch.labels is None:
+            continue
+        for index, grade in grades.items():
+            grade.add(batch.answers[index], batch.labels, kinds[index], batch.count)
+    for index, grade in grades.items():
+        if not grade.is_chance():
+            return index, grade
+    return candidates[0], grades[candidates[0]]
+
+
+def _drop_inferred(kinds: Sequence[OutputKind], labelled: int) -> tuple[OutputKind, ...]:
+    """Return the kinds; one inferred from the labels holds only for the output they belong to."""
+    matched = list(kinds)
+    for index, kind in enumerate(kinds):
+        if kind.by_labels and index != labelled:
+            matched[index] = OutputKind("values")
+    return tuple(matched)
+
+
+def _explain_unused(
     kinds: Sequence[OutputKind],
     names: Sequence[str],
     outputs: Sequence[OutputFacts],
@@ -309,13 +341,16 @@ def _unused(
     summary = f"they are {labels['dtype']} {labels['shape']} for each sample"
     if labels["minimum"] is not None:
         summary += f", from {labels['minimum']:g} to {labels['maximum']:g}"
-    if not any(kind.kind in DECIDING for kind in kinds):
+    deciding = [index for index, kind in enumerate(kinds) if kind.kind in DECIDING]
+    if not deciding:
         shapes = ", ".join(map(_describe_output, names, outputs))
         return (
             f"{summary}, and no output is known to decide between classes ({shapes}); a manifest "
             'can name one that does: [[outputs]] kind = "scores", "logit" or "probability"'
         )
-    first = next(i for i, kind in enumerate(kinds) if kind.kind in DECIDING)
+    # Zeros and ones of the shape of guessed scores are labels of several classes at once: for
+    # scores of 20 classes, [0, 1, 1, 0, ...] rather than one class.
+    first = deciding[0]
     forms = outputs[first]["forms"]
     is_guess = kinds[first].kind == "scores" and bool(kinds[first].reason)
     if is_guess and _are_binary(labels) and "values" in forms and not kinds[first].by_labels:
@@ -331,20 +366,23 @@ def _describe_output(name: str, facts: OutputFacts) -> str:
     return f"{name} {facts['dtype']} {facts['shape'][1:]}"
 
 
-def _candidates(
+def _list_candidates(
     kinds: Sequence[OutputKind], names: Sequence[str], batches: Callable[[], Iterator[AnswerBatch]]
 ) -> list[int]:
     """Return the outputs that the labels may belong to, the likeliest first."""
-    inferred = [i for i, kind in enumerate(kinds) if kind.by_labels]
-    if not any(kind.kind in DECIDING and not kind.by_labels for kind in kinds):
-        return sorted(inferred, key=lambda i: DECIDING.index(kinds[i].kind))
+    # Only outputs whose kind does not come from the labels: if one of them decides, the labels
+    # belong to it, as the loader's `verify` will assume.
+    inferred: list[int] = []
+    tensors: list[Tensor] = []
+    for index, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        if kind.by_labels:
+            inferred.append(index)
+            kind = OutputKind("values", kind.axis)
+        tensors.append(Tensor(name, "", (), kind.kind, kind.axis))
+    if not any(tensor.kind in DECIDING for tensor in tensors):
+        return sorted(inferred, key=lambda index: DECIDING.index(kinds[index].kind))
     first = next(batches())
-    tensors = [
-        Tensor(name, "", (), "values" if kind.by_labels else kind.kind, kind.axis)
-        for name, kind in zip(names, kinds, strict=True)
-    ]
     if first.labels is None:
         return [0]
     shapes = [answer.shape for answer in first.answers]
-    index = labelled_output(tensors, shapes, first.labels.shape)
-    return [index or 0]
+    return [labelled_output(tensors, shapes, first.labels.shape) or 0]

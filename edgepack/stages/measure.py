@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar, cast
 
@@ -19,7 +19,7 @@ from edgepack import graph
 from edgepack.context import BuildContext, Graph, Reference
 from edgepack.context.answers import iterate_answers
 from edgepack.context.graph import describe_tensors, digest_model, parse_model
-from edgepack.context.parts import output_parts
+from edgepack.context.parts import divide_outputs
 from edgepack.context.scoring import score_model
 from edgepack.host import stands_in
 from edgepack.ledger import (
@@ -60,7 +60,7 @@ def measure_reference(
     stage.set(
         bytes=len(model),
         parameters=graph.stats(proto).parameters,
-        parity=compare(outputs, output_parts(reference, tuple(outputs)), pairs),
+        parity=compare(outputs, divide_outputs(reference, tuple(outputs)), pairs),
     )
     return runner
 
@@ -84,13 +84,15 @@ def measure(candidate: Graph, context: BuildContext, stage: Stage) -> None:
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
         "quality": quality,
         "missed": list_missed_gates(quality, context),
-        "latency": _latency(candidate, context),
+        "latency": _measure_latency(candidate, context),
         "change": None,
     }
     stage.set(measured=measured)
-    earlier = [r.to_json() for r in context.ledger.records if r.measured is not None]
-    if earlier:
-        measured["change"] = compare_records(stage.record.to_json(), earlier[-1])
+    # The ledger does not hold the stage's own record yet: the last measured one is the pass before.
+    for record in reversed(context.ledger.records):
+        if record.measured is not None:
+            measured["change"] = compare_records(stage.record.to_json(), record.to_json())
+            break
 
 
 def evaluate(
@@ -123,7 +125,7 @@ def evaluate(
     if entry is None:
         literal = graph.signed_activations(parse_model(model))
         runner = runner or graph.Runner(round_halves(model), literal=literal)
-        parts_by_output = output_parts(context.reference, outputs)
+        parts_by_output = divide_outputs(context.reference, outputs)
         score = context.reference.score
         counted = "" if score else context.metric
         quality = Quality(outputs, parts_by_output, counted, context.inputs)
@@ -161,9 +163,9 @@ def compare_records(now: RecordDocument, before: RecordDocument) -> Change:
     return {
         "bytes": (now["bytes"] or 0) - (before["bytes"] or 0),
         "parameters": (now["parameters"] or 0) - (before["parameters"] or 0),
-        "macs": _difference(new["macs"], old["macs"]),
-        "snr_db": _difference(snr, old_snr),
-        "metric_points": _difference(points, old_points),
+        "macs": _subtract(new["macs"], old["macs"]),
+        "snr_db": _subtract(snr, old_snr),
+        "metric_points": _subtract(points, old_points),
         "latency": latency,
     }
 
@@ -171,7 +173,7 @@ def compare_records(now: RecordDocument, before: RecordDocument) -> Change:
 Figure = TypeVar("Figure", int, float)
 
 
-def _difference(after: Figure | None, before: Figure | None) -> Figure | None:
+def _subtract(after: Figure | None, before: Figure | None) -> Figure | None:
     """Return the growth of a figure; None if either of the two is unknown."""
     if after is None or before is None:
         return None
@@ -180,17 +182,23 @@ def _difference(after: Figure | None, before: Figure | None) -> Figure | None:
 
 def summarize_quality(quality: Measurement) -> tuple[float | None, float | None]:
     """Return the worst output's SNR in dB (None: exact), and the metric or agreement in points."""
-    outputs, metric = quality["outputs"], quality["metric"]
-    snr = min((o["snr_db"] for o in outputs.values() if o["snr_db"] is not None), default=None)
-    if metric:
-        return snr, 100.0 * metric["model"]
-    agreements = [o["top1_agreement"] for o in outputs.values() if o["top1_agreement"] is not None]
+    snrs: list[float] = []
+    agreements: list[float] = []
+    for output in quality["outputs"].values():
+        # An exact output has no SNR, and one that does not decide no agreement.
+        if output["snr_db"] is not None:
+            snrs.append(output["snr_db"])
+        if output["top1_agreement"] is not None:
+            agreements.append(output["top1_agreement"])
+    snr = min(snrs, default=None)
+    if quality["metric"]:
+        return snr, 100.0 * quality["metric"]["model"]
     if not agreements:
         return snr, None
     return snr, 100.0 * min(agreements)
 
 
-def _latency(candidate: Graph, context: BuildContext) -> QuickLatency | None:
+def _measure_latency(candidate: Graph, context: BuildContext) -> QuickLatency | None:
     """Return the median of one call beside the original's, in ms; None if not measured here."""
     if context.request.latency == "none" or stands_in(context.request.target):
         return None
@@ -211,8 +219,11 @@ def time_in_turns(
     Each model runs on one thread. They take turns, so that a drift of the machine's speed
     affects all of them alike.
     """
-    calls = [partial(OnnxSession(model, threads=1).run, feed) for model in models]
-    times: list[list[int]] = [[] for _ in calls]
+    calls: list[Callable[[], object]] = []
+    times: list[list[int]] = []
+    for model in models:
+        calls.append(partial(OnnxSession(model, threads=1).run, feed))
+        times.append([])
     # One call of each model first, untimed: the first call allocates memory and plans kernels.
     clock, turn = time.perf_counter_ns, int(TURN_SECONDS * 1e9)
     for call in calls:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgepack import files, passes
 from edgepack.cache import Cache, digest
 from edgepack.context import BuildContext, Graph
-from edgepack.context.graph import describe_tensors
+from edgepack.context.graph import describe_shapes, describe_tensors
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
 from edgepack.passes.module import Context, ModuleResult
@@ -50,16 +50,12 @@ def apply_module_pass(
     """
     torch = import_torch(f"The pass {step.name}")
     options = step.read()
-    code = UserCode(
-        torch,
-        (context.request.base,),
-        step.name,
-        inputs=tuple(tensor.name for tensor in context.inputs),
-        outputs=tuple(tensor.name for tensor in context.original.outputs),
-    )
+    inputs = tuple(tensor.name for tensor in context.inputs)
+    outputs = tuple(tensor.name for tensor in context.original.outputs)
+    code = UserCode(torch, (context.request.base,), step.name, inputs=inputs, outputs=outputs)
     with context.ledger.stage(step.name) as stage:
-        key = context.cache.key(step.name, _parts(step, options, before, context, code))
-        module, document, weights = _through_cache(step, options, before, context, code, key, stage)
+        key = context.cache.key(step.name, _collect_key_parts(step, options, before, context, code))
+        module, document, weights = _apply_cached(step, options, before, context, code, key, stage)
         record_document(document, stage)
         stage.note(*credit(step.plugin))
         result = replace(
@@ -72,11 +68,12 @@ def apply_module_pass(
             parameters=count_parameters(module),
             bytes=len(weights),
         )  # fmt: skip
+        # The workers only take part in the training of the passes that follow.
         if not processes.is_main():
             return result, context.original
         graph, notes = export_again(result, context)
         # Notes of the original's export are not repeated.
-        repeated = _notes_of(context.ledger, "export")
+        repeated = _collect_notes(context.ledger, "export")
         for note in notes:
             if note not in repeated:
                 stage.note(note)
@@ -84,7 +81,7 @@ def apply_module_pass(
     return result, graph
 
 
-def _notes_of(ledger: Ledger, stage: str) -> set[str]:
+def _collect_notes(ledger: Ledger, stage: str) -> set[str]:
     notes: set[str] = set()
     for record in ledger.records:
         if record.stage == stage:
@@ -92,7 +89,7 @@ def _notes_of(ledger: Ledger, stage: str) -> set[str]:
     return notes
 
 
-def _parts(
+def _collect_key_parts(
     step: passes.Step,
     options: passes.options.PassOptions,
     before: Source,
@@ -101,10 +98,13 @@ def _parts(
 ) -> dict[str, object]:
     """Return the key parts of a pass's result."""
     needs = options.needs
-    example = context.reference.feeds[0]
-    digests = context.samples.lint.digests
     # A part that the pass does not need is empty, and so does not invalidate its results.
-    gates, environment = {}, {}
+    samples: dict[str, str] = {}
+    for role, samples_digest in context.samples.lint.digests.items():
+        if role in needs:
+            samples[role] = samples_digest
+    gates: Mapping[str, float] = {}
+    environment: Mapping[str, object] = {}
     if "gates" in needs:
         gates = dict(context.training_gates)
     if "training" in needs:
@@ -114,19 +114,17 @@ def _parts(
         "original": context.source.key,
         "inputs": describe_tensors(context.inputs),
         "outputs": describe_tensors(context.original.outputs),
-        "example": {name: list(array.shape) for name, array in example.items()},
+        "example": describe_shapes(context.reference.feeds[0]),
         **step.key_parts(),
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],
-        "samples": {
-            role: samples_digest for role, samples_digest in digests.items() if role in needs
-        },
+        "samples": samples,
         "gates": gates,
-        "later": {name: dict(later.options) for name, later in _later_steps(needs, context)},
+        "later": {later.name: dict(later.options) for later in _find_later_steps(needs, context)},
         "environment": environment,
     }
 
 
-def _through_cache(
+def _apply_cached(
     step: passes.Step,
     options: passes.options.PassOptions,
     before: Source,
@@ -142,10 +140,13 @@ def _through_cache(
     """
     cache = context.cache
     # The main process decides: a worker may see the cache before or after it was written.
-    entry = cache.get(step.name, key) if processes.is_main() else None
+    entry = None
+    if processes.is_main():
+        entry = cache.get(step.name, key)
     if processes.broadcast(entry is not None):
         stage.set(status="cached")
-    with _checkpoint_folder(cache, step.name, key) as work:
+    # The folder outlives an interrupted build, which resumes from the checkpoints in it.
+    with _open_work_folder(cache, step.name, key) as work:
         needs, samples = options.needs, context.samples
         pass_context = Context(
             original=context.source.module,
@@ -158,7 +159,7 @@ def _through_cache(
             code=code,
             work=work,
             progress=stage.progress,
-            later={name: later.read() for name, later in _later_steps(needs, context)},
+            later={later.name: later.read() for later in _find_later_steps(needs, context)},
         )
         result: ModuleResult | None = None
         document: Mapping[str, Any] = {}
@@ -177,7 +178,7 @@ def _through_cache(
             module = step.module_pass.replay(
                 _copy_module(before, step), document["recipe"], pass_context
             )
-        _load(module, weights, step)
+        _load_weights(module, weights, step)
         if result is not None and processes.is_main():
             result.model.eval()
             _check_replay(result.model, module, pass_context, step)
@@ -185,18 +186,18 @@ def _through_cache(
     return module, document, weights
 
 
-def _checkpoint_folder(cache: Cache, name: str, key: str) -> AbstractContextManager[Path]:
+def _open_work_folder(cache: Cache, name: str, key: str) -> AbstractContextManager[Path]:
     if processes.is_main():
         return cache.checkpoint_folder(name, key)
     return files.temporary_folder()
 
 
-def _later_steps(needs: Sequence[str], context: BuildContext) -> list[tuple[str, passes.Step]]:
-    """Return the steps whose options a pass needs, by name.
+def _find_later_steps(needs: Sequence[str], context: BuildContext) -> list[passes.Step]:
+    """Return the steps whose options a pass needs.
 
     `passes.check_chain` ensures that they follow it.
     """
-    return [(step.name, step) for step in context.request.chain if step.name in needs]
+    return [step for step in context.request.chain if step.name in needs]
 
 
 def _copy_module(before: Source, step: passes.Step) -> nn.Module:
@@ -226,13 +227,14 @@ def _serialize(module: nn.Module) -> bytes:
                 why=f"it is of type {type(tensor).__name__}",
                 hint="make it a part of the factory's arguments, or a buffer",
             )
+        # safetensors refuses tensors that share memory; `load_state` restores the other names.
         if id(tensor) not in visited:
             visited.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous().clone()
     return bytes(save(tensors))
 
 
-def _load(module: nn.Module, weights: bytes, step: passes.Step) -> None:
+def _load_weights(module: nn.Module, weights: bytes, step: passes.Step) -> None:
     from safetensors.torch import load
 
     load_state(Path(f"{step.name}'s result"), module, load(weights))
@@ -242,19 +244,20 @@ def _load(module: nn.Module, weights: bytes, step: passes.Step) -> None:
 def _check_replay(
     result: nn.Module, replayed: nn.Module, pass_context: Context, step: passes.Step
 ) -> None:
-    """Require that the replayed module answers as the pass's own. Raises ChainError."""
+    """Require that the replayed module answers as the pass's own. Raises ChainError.
+
+    A recipe that forgets a channel usually fails to load the weights; one that forgets a size in
+    the forward, such as the number of heads, gives other answers.
+    """
     import torch
 
     from edgepack.passes.network import are_outputs_equal
 
-    run = [
-        torch_run(module, pass_context.inputs)(pass_context.example)
-        for module in (result, replayed)
-    ]
-    for answer, replay in zip(*run, strict=True):
-        if not are_outputs_equal(
-            torch.from_numpy(answer), torch.from_numpy(replay), REPLAY_TOLERANCE
-        ):
+    answers = torch_run(result, pass_context.inputs)(pass_context.example)
+    replays = torch_run(replayed, pass_context.inputs)(pass_context.example)
+    for answer, replay in zip(answers, replays, strict=True):
+        pair = (torch.from_numpy(answer), torch.from_numpy(replay))
+        if not are_outputs_equal(*pair, REPLAY_TOLERANCE):
             raise ChainError(
                 "chain-replay",
                 f"the recipe of {step.name} does not reproduce its network",

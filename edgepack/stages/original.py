@@ -19,7 +19,7 @@ from edgepack.context import (
     Reference,
     SampleSets,
 )
-from edgepack.context.answers import answer_frame, read_answers
+from edgepack.context.answers import encode_answers, read_answers
 from edgepack.context.graph import describe_tensors
 from edgepack.context.reference import OriginalScore
 from edgepack.context.scoring import require_ratio, score_original
@@ -57,7 +57,8 @@ def run_original(
     request, cache, count = context.request, context.cache, samples.evaluation_count
     with context.ledger.stage("original", count) as stage:
         source = identify(context, source, inputs, samples)
-        size = sum(_feed_bytes(tensor) for tensor in inputs)
+        # Samples of 600 kB fit 6 times into 4 MB; of 10 MB, the minimum of 4 ships.
+        size = sum(map(_count_bytes, inputs))
         fitting = min(REFERENCE_MAX, max(REFERENCE_MIN, REFERENCE_BYTES // max(size, 1)))
         references = min(count, request.reference_samples or fitting)
         key = cache.key(
@@ -101,15 +102,15 @@ def _survey_answers(
     Raises SourceError, DataError and MetricError.
     """
     request, ledger, survey = context.request, context.ledger, entry.document["survey"]
-    names = _output_names(request, source, entry.document["keys"], len(survey["outputs"]))
+    names = _choose_output_names(request, source, entry.document["keys"], len(survey["outputs"]))
     trial = request.random and not request.evaluation
+    # Before the labels are matched, which constant answers would fail for a misleading reason.
     ledger.warn(*refuse_unprovable(survey, names, trial))
-    stated = [
-        (request.output_kinds.get(name) or source.output_kind, request.output_axes.get(name))
-        for name in names
-    ]
-
-    kinds = infer_kinds(survey, names, stated)
+    specs = []
+    for name in names:
+        kind = request.output_kinds.get(name) or source.output_kind
+        specs.append((kind, request.output_axes.get(name)))
+    kinds = infer_kinds(survey, names, specs)
     folders = (Path(), request.base)
     task = load_metric(request.metric, folders, _describe_outputs(names, kinds))
     if task is not None:
@@ -145,7 +146,7 @@ def _score(task: TaskMetric, request: Request, survey: Survey, entry: Entry) -> 
     return score
 
 
-def _output_names(
+def _choose_output_names(
     request: Request, source: Source, keys: Sequence[str], count: int
 ) -> tuple[str, ...]:
     """Return the names of the outputs after the export, as far as they are known before it."""
@@ -157,7 +158,7 @@ def _output_names(
     return default_output_names(count)
 
 
-def _feed_bytes(tensor: Tensor) -> int:
+def _count_bytes(tensor: Tensor) -> int:
     size = np.dtype(tensor.dtype).itemsize
     for dim in tensor.shape:
         # A dynamic axis counts as 1: its size is not known here.
@@ -204,10 +205,10 @@ class _Recorder:
         for batch in samples.batches(EVALUATION_BATCH):
             outputs = self._source.run(batch.inputs)
             survey.add(outputs, batch.labels, batch.count)
-            stream.write(answer_frame(batch, outputs))
+            stream.write(encode_answers(batch, outputs))
             # Of positions {0, 20, 40} and a batch of the samples 16 to 31, row 4 is a reference.
-            rows = sorted(self._positions & set(range(offset, offset + batch.count)))
-            for feed in _feeds(batch, [row - offset for row in rows], self._inputs):
+            rows = [row for row in range(batch.count) if offset + row in self._positions]
+            for feed in _split_feeds(batch, rows, self._inputs):
                 self._add_example(feed)
             offset += batch.count
             self._stage.progress.advance(batch.count)
@@ -218,7 +219,7 @@ class _Recorder:
         if not keys and self._source.module:
             keys = output_keys(self._source.module)
         self._document["keys"] = list(keys or ())
-        return _output_names(self._request, self._source, keys or (), number)
+        return _choose_output_names(self._request, self._source, keys or (), number)
 
     def _add_example(self, feed: Mapping[str, np.ndarray]) -> None:
         # A reference sample is one call on the device, so the original answers it in one call, too.
@@ -228,10 +229,10 @@ class _Recorder:
         self._examples.append(example)
 
     def _write_reference(self, stream: BinaryIO) -> None:
-        np.savez(stream, **_columns(self._examples))  # type: ignore[arg-type]
+        np.savez(stream, **_stack_references(self._examples))  # type: ignore[arg-type]
 
 
-def _feeds(
+def _split_feeds(
     batch: Batch, rows: list[int], inputs: tuple[Tensor, ...]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield some samples of a batch, each as a separate feed.
@@ -245,10 +246,11 @@ def _feeds(
         yield {name: array[i : i + 1] for name, array in batch.inputs.items()}
 
 
-def _columns(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _stack_references(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Stack the reference samples into one array per input and output.
 
-    Of samples with different sizes, those with the commonest size are used.
+    Of samples with different sizes, those with the commonest size are used: of 20, 24 and 24
+    tokens, the latter two.
     """
     by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, np.ndarray]]] = {}
     for row in references:
@@ -256,16 +258,20 @@ def _columns(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         by_size.setdefault(size, []).append(row)
     # Of two sizes with as many samples, the first counts.
     rows = max(by_size.values(), key=len)
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    columns = {}
+    for name in rows[0]:
+        columns[name] = np.stack([row[name] for row in rows])
+    return columns
 
 
 def _read_reference(
     entry: Entry, inputs: tuple[Tensor, ...]
 ) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
     with np.load(entry.folder / "reference.npz", allow_pickle=False) as arrays:
-        count = sum(name.startswith("original-") for name in arrays.files)
         inputs_by_name = {tensor.name: arrays[f"input-{tensor.name}"] for tensor in inputs}
-        outputs = [arrays[f"original-{index}"] for index in range(count)]
+        outputs: list[np.ndarray] = []
+        while f"original-{len(outputs)}" in arrays:
+            outputs.append(arrays[f"original-{len(outputs)}"])
     feeds: list[dict[str, np.ndarray]] = []
     originals: list[list[np.ndarray]] = []
     for row in range(len(outputs[0])):

@@ -18,7 +18,7 @@ import numpy as np
 from edgepack import graph
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import describe_tensors, digest_model, parse_model
-from edgepack.context.parts import output_parts
+from edgepack.context.parts import divide_outputs
 from edgepack.data.samples import Samples
 from edgepack.ledger import Ledger, PassResult, Record, Stage, read_measured
 from edgepack.onnx_tools.writer import serialised
@@ -69,13 +69,14 @@ def repair(
     if record.measured is None or not record.measured["missed"]:
         return result
     with ledger.stage("repair") as stage:
-        calibration, reason = context.samples.calibration, _skip_reason(ledger)
+        calibration, reason = context.samples.calibration, _find_skip_reason(ledger)
         if calibration is None:
             reason = "There are no calibration samples to rank the layers on."
         if calibration is None or reason:
             stage.set(status="skipped")
             stage.note(reason)
             return result
+        # All that decides which layers return; a changed gate alone repeats the search.
         parts = {
             **parts,
             "made": digest_model(result.model),
@@ -95,7 +96,7 @@ def repair(
             result, model=model, integer_only=bool(details["integer_only"]), returned=names
         )
         measure(repaired, context, stage)
-        stage.note(*_notes(details, stage.record))
+        stage.note(*_format_notes(details, stage.record))
         if not details["holds"]:
             stage.set(status="failed")
         elif result.integer_only and not repaired.integer_only:
@@ -105,7 +106,7 @@ def repair(
     return repaired
 
 
-def _skip_reason(ledger: Ledger) -> str:
+def _find_skip_reason(ledger: Ledger) -> str:
     """Return the reason for not searching, if an earlier stage missed the gates; "" for none."""
     lost, last = ledger.find_losing_pass(), ledger.records[-1]
     if lost is None or lost is last:
@@ -128,7 +129,7 @@ class _Search:
         self.tried: dict[tuple[str, ...], Measurement] = {(): quality}
 
     def result(self, calibration: Samples) -> PassResult[onnx.ModelProto]:
-        """Return the repaired model, or the closest to the gates, with details for `_notes`."""
+        """Return the repaired model, or the closest to the gates, with details for the notes."""
         started = time.perf_counter()
         names = self.trials.names
         count = self.context.samples.lint.counts["calibration"]
@@ -138,40 +139,46 @@ class _Search:
             self.before.model,
             select_feeds(calibration, count, BATCH),
             _make_runner,
-            self._parities,
+            self._make_parities,
             self.stage.progress,
         )
         # One layer stays quantized: without any, the pass would have no effect.
+        # Few layers usually cost most of the quality: of 21, the first two may be enough.
         floats = find_fewest_floats(list(costs)[:-1], self._passes)
         holds = floats is not None
         if floats is None:
-            floats = max(self.tried, key=self._closeness)
+            floats = max(self.tried, key=self._rate)
         else:
-            floats = requantize_largest(floats, self._weights(), self._passes)
+            floats = requantize_largest(floats, self._measure_weights(), self._passes)
         result = self.trials.result(floats)
         operators = {node.name: node.op_type for node in parse_model(self.before.model).graph.node}
+        # Both lists begin with the layer that costs the most when it is quantized alone.
+        returned: list[dict[str, object]] = []
+        ranking: list[dict[str, object]] = []
+        for name, cost in costs.items():
+            snr = round(cost, 2)
+            ranking.append({"name": name, "snr_db": snr})
+            if name in floats:
+                returned.append({"name": name, "operator": operators.get(name, ""), "snr_db": snr})
         details = {
             "holds": holds,
-            "returned": [
-                {"name": name, "operator": operators.get(name, ""), "snr_db": round(costs[name], 2)}
-                for name in costs
-                if name in floats
-            ],
+            "returned": returned,
             "layers": len(names),
-            "ranking": [{"name": name, "snr_db": round(cost, 2)} for name, cost in costs.items()],
+            "ranking": ranking,
             "tried": [self._summarize(floats) for floats in self.tried],
             "search_seconds": round(time.perf_counter() - started, 1),
             "integer_only": bool(result.details.get("integer_only", False)),
         }
         return PassResult(result.model, True, (), details)
 
-    def _parities(self) -> list[Parity]:
+    def _make_parities(self) -> list[Parity]:
         outputs = self.context.original.outputs
-        parts = output_parts(self.context.reference, outputs)
-        return [
-            Parity(tensor, parts[tensor.name], list_axis(tensor, self.context.inputs))
-            for tensor in outputs
-        ]
+        parts = divide_outputs(self.context.reference, outputs)
+        parities = []
+        for tensor in outputs:
+            axis = list_axis(tensor, self.context.inputs)
+            parities.append(Parity(tensor, parts[tensor.name], axis))
+        return parities
 
     def _passes(self, floats: tuple[str, ...]) -> bool:
         if floats not in self.tried:
@@ -179,12 +186,12 @@ class _Search:
             label = f"{format_plural(len(floats), 'layer')} float: "
             progress = self.stage.progress
             self.tried[floats] = evaluate(model, self.context, progress, label=label)
-        return not self._missed(floats)
+        return not self._list_missed(floats)
 
-    def _missed(self, floats: tuple[str, ...]) -> list[Gate]:
+    def _list_missed(self, floats: tuple[str, ...]) -> list[Gate]:
         return list_missed_gates(self.tried[floats], self.context)
 
-    def _closeness(self, floats: tuple[str, ...]) -> tuple[float, ...]:
+    def _rate(self, floats: tuple[str, ...]) -> tuple[float, ...]:
         """Order results by the number of missed gates, then the metric, then the SNR.
 
         One missed gate at 71.2 points and 24.1 dB is (-1, 71.2, 24.1).
@@ -197,18 +204,22 @@ class _Search:
             points = -points
         if snr is None:  # exact
             snr = math.inf
-        return -len(self._missed(floats)), points, snr
+        return -len(self._list_missed(floats)), points, snr
 
     def _summarize(self, floats: tuple[str, ...]) -> dict[str, object]:
         snr, points = summarize_quality(self.tried[floats])
-        gates = [describe_gate(gate) for gate in self._missed(floats)]
+        gates = [describe_gate(gate) for gate in self._list_missed(floats)]
         return {"layers": len(floats), "snr_db": snr, "metric_points": points, "missed": gates}
 
-    def _weights(self) -> dict[str, int]:
+    def _measure_weights(self) -> dict[str, int]:
         """Return the size of the weights of every layer of the float graph, in bytes."""
         proto = parse_model(self.before.model).graph
+        # Data outside of `raw_data` counts as one byte: such tensors are small.
         sizes = {tensor.name: len(tensor.raw_data) or 1 for tensor in proto.initializer}
-        return {node.name: sum(sizes.get(i, 0) for i in node.input) for node in proto.node}
+        weights = {}
+        for node in proto.node:
+            weights[node.name] = sum(sizes.get(name, 0) for name in node.input)
+        return weights
 
 
 def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
@@ -218,58 +229,67 @@ def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[
     ).run
 
 
-def _notes(details: Mapping[str, Any], record: Record) -> list[str]:
+def _format_notes(details: Mapping[str, Any], record: Record) -> list[str]:
     """Describe the returned layers and their cost, in sentences for the ledger."""
     returned, layers = details["returned"], details["layers"]
     costs = ", ".join(f"{layer['name']} {format_snr(layer)}" for layer in returned[:SPELT])
-    more = f" and {len(returned) - SPELT} more" if len(returned) > SPELT else ""
+    if len(returned) > SPELT:
+        costs += f" and {len(returned) - SPELT} more"
     share = f"{len(returned)} of {format_plural(layers, 'layer')}"
-    price = f"{share} back to float: {_price(record)}."
-    snrs = [f"SNR with that layer alone quantized: {costs}{more}."] if returned else []
+    price = f"{share} back to float: {_format_price(record)}."
+    snrs = []
+    if returned:
+        snrs.append(f"SNR with that layer alone quantized: {costs}.")
     if details["holds"]:
         return [price, *snrs]
-    best = next(t for t in details["tried"] if t["layers"] == len(returned))
     if layers == 1:
         return ["The only layer stays quantized: in float, the pass would have no effect."]
+    # The result of the pass itself, with no layer in float, is among the trials.
+    tried = details["tried"]
+    best = next(trial for trial in tried if trial["layers"] == len(returned))
+    most = max(trial["layers"] for trial in tried)
     return [
-        f"No set of layers in float passes the gates: "
-        f"{format_plural(len(details['tried']) - 1, 'set')} tried, of up to "
-        f"{max(t['layers'] for t in details['tried'])} of {format_plural(layers, 'layer')}.",
+        f"No set of layers in float passes the gates: {format_plural(len(tried) - 1, 'set')} "
+        f"tried, of up to {most} of {format_plural(layers, 'layer')}.",
         f"The best of them: {price} It misses: {', '.join(best['missed'])}.",
         *snrs,
     ]
 
 
-def _price(record: Record) -> str:
+def _format_price(record: Record) -> str:
     """Return the change of the measurements: "+2.1 points, +3.2 dB, +4 % time, +1.10 MB"."""
     change = read_measured(record.to_json())["change"]
     if change is None:
         return "nothing changed"
     parts = [
-        *_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
-        *_signed(change["snr_db"], format_decibel),
-        *_signed(change["latency"], lambda v: f"{format_percent(v, 0)} time"),
-        *_signed(change["bytes"], format_bytes),
+        *_format_signed(change["metric_points"], lambda v: f"{v:.2f} points"),
+        *_format_signed(change["snr_db"], format_decibel),
+        *_format_signed(change["latency"], lambda v: f"{format_percent(v, 0)} time"),
+        *_format_signed(change["bytes"], format_bytes),
     ]
     return ", ".join(parts) or "nothing changed"
 
 
-def _signed(value: float | None, text: Callable[[float], str]) -> list[str]:
+def _format_signed(value: float | None, text: Callable[[float], str]) -> list[str]:
     """Return a value with its sign; nothing for 0 and None."""
     if not value:
         return []
-    sign = "−" if value < 0 else "+"
-    return [sign + text(abs(value))]
+    if value < 0:
+        return ["−" + text(-value)]
+    return ["+" + text(value)]
 
 
 def _describe_poor_gain(details: Mapping[str, Any], before: Graph, record: Record) -> list[str]:
     """Return a warning if so many layers are in float that the pass is hardly worth its cost."""
+    # 0.6 of the float model's bytes, where fp16 has 0.5 and loses next to nothing.
     share = (record.bytes or 0) / len(before.model)
     latency = read_measured(record.to_json())["latency"]
     if share < HALF or (latency and latency["ratio"] > 1):
         return []
     integers = details["layers"] - len(details["returned"])
-    slow = ", and no faster than it" if latency else ""
+    slow = ""
+    if latency:
+        slow = ", and no faster than it"
     return [
         f"after the repair {integers} of {format_plural(details['layers'], 'layer')} are integer; "
         f"the model has {format_percent(share)} of the float one's bytes{slow}: consider fp16 "

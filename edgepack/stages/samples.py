@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from edgepack import data, passes
 from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
@@ -18,67 +20,32 @@ RANDOM_AXIS = 16
 def list_missing_samples(request: Request) -> list[str]:
     """Return the roles of samples that the chain needs and the request lacks."""
     specs = {"calibration": request.calibration or request.random, "training": request.training}
-    absent = [role for role, spec in specs.items() if not spec]
-    return [role for role in absent if passes.list_passes_needing(role, request.chain)]
+    missing = []
+    for role, spec in specs.items():
+        if not spec and passes.list_passes_needing(role, request.chain):
+            missing.append(role)
+    return missing
 
 
 def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
     """Open the samples, and check every one before hours are spent on them."""
     request, ledger = context.request, context.ledger
     with ledger.stage("samples") as stage:
-        needs = passes.list_passes_needing("calibration", request.chain)
-        trains = passes.list_passes_needing("training", request.chain)
-        absent = list_missing_samples(request)
-        specs = {"calibration": request.calibration, "evaluation": request.evaluation}
-        if trains:
-            specs["training"] = request.training
-        samples: dict[str, Samples] = {}
-        for role, spec in specs.items():
-            if spec:
-                samples[role] = data.open_samples(
-                    spec,
-                    inputs,
-                    preprocessing=request.preprocessing,
-                    search=request.base,
-                    same=role != "training",
-                )
-        if request.random:
-            samples["calibration"] = _random(inputs)
-        if "calibration" in absent:
-            raise DataError(
-                "samples-missing",
-                "the chain needs calibration samples, but there are none",
-                why=_describe_inputs(inputs),
-                hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
-                "--random-calibration builds without; its report is marked as not proven",
-            )
-        if "training" in absent:
-            raise DataError(
-                "training-missing",
-                f"{trains[0]} trains the network, but there are no training samples",
-                why=_describe_inputs(inputs),
-                hint="--training PATH (.npz, .npy, a folder of them, or module:function); "
-                "labels are optional",
-            )
-        # A repair uses calibration samples as well, to rank the layers.
-        calibrates = needs or any(step.read().repairs for step in request.chain)
-        calibration = samples.get("calibration") if calibrates else None
+        samples = _open_roles(request, inputs)
+        _require_samples(request, samples, inputs)
+        calibration = None
+        if _calibrates(request):
+            calibration = samples.get("calibration")
         # Judging on the calibration samples flatters the model, and is announced below.
-        evaluation = samples.get("evaluation", samples.get("calibration"))
-        if evaluation is None:
-            raise DataError(
-                "samples-missing",
-                "there are no samples to verify the model on",
-                why=_describe_inputs(inputs),
-                hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
-            )
+        judged = "evaluation"
+        if judged not in samples:
+            judged = "calibration"
+        evaluation = samples[judged]
         # Samples in both roles are checked once.
-        lint = data.lint(
-            calibration,
-            None if evaluation is calibration else evaluation,
-            inputs,
-            training=samples.get("training"),
-        )
+        separate = None
+        if evaluation is not calibration:
+            separate = evaluation
+        lint = data.lint(calibration, separate, inputs, training=samples.get("training"))
         for role, count in lint.counts.items():
             stage.note(f"{role}: {count:,} samples")
         stage.note(*lint.notes)
@@ -93,7 +60,67 @@ def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
     return SampleSets(calibration, evaluation, lint, not request.random, samples.get("training"))
 
 
-def _random(inputs: tuple[Tensor, ...]) -> Samples:
+def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Samples]:
+    """Return the samples of the request by role; training samples only if a pass trains."""
+    specs = {"calibration": request.calibration, "evaluation": request.evaluation}
+    if passes.list_passes_needing("training", request.chain):
+        specs["training"] = request.training
+    samples: dict[str, Samples] = {}
+    for role, spec in specs.items():
+        if spec:
+            samples[role] = data.open_samples(
+                spec,
+                inputs,
+                preprocessing=request.preprocessing,
+                search=request.base,
+                same=role != "training",
+            )
+    # They replace calibration samples, and judge the model where there are no others.
+    if request.random:
+        samples["calibration"] = _make_random(inputs)
+    return samples
+
+
+def _calibrates(request: Request) -> bool:
+    """Return True if a pass needs calibration samples, or a repair, which ranks layers on them."""
+    if passes.list_passes_needing("calibration", request.chain):
+        return True
+    return any(step.read().repairs for step in request.chain)
+
+
+def _require_samples(
+    request: Request, samples: Mapping[str, Samples], inputs: tuple[Tensor, ...]
+) -> None:
+    """Raise DataError samples-missing or training-missing for a role that the build needs."""
+    absent = list_missing_samples(request)
+    if "calibration" in absent:
+        raise DataError(
+            "samples-missing",
+            "the chain needs calibration samples, but there are none",
+            why=_describe_inputs(inputs),
+            hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
+            "--random-calibration builds without; its report is marked as not proven",
+        )
+    if "training" in absent:
+        name = passes.list_passes_needing("training", request.chain)[0]
+        raise DataError(
+            "training-missing",
+            f"{name} trains the network, but there are no training samples",
+            why=_describe_inputs(inputs),
+            hint="--training PATH (.npz, .npy, a folder of them, or module:function); "
+            "labels are optional",
+        )
+    if "evaluation" not in samples and "calibration" not in samples:
+        raise DataError(
+            "samples-missing",
+            "there are no samples to verify the model on",
+            why=_describe_inputs(inputs),
+            hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
+        )
+
+
+def _make_random(inputs: tuple[Tensor, ...]) -> Samples:
+    # The samples lie along axis 0; the other named axes, such as tokens, get one size each.
     sizes: dict[str, int] = {}
     for tensor in inputs:
         for dim in tensor.shape[1:]:

@@ -25,7 +25,7 @@ def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
     """Refuse a range for an axis that no input has. Raises SpecError axis-unknown."""
     names: set[str] = set()
     for tensor in inputs:
-        names.update(dim for dim in tensor.shape if isinstance(dim, str))
+        names.update(_list_dynamic(tensor))
     for name in request.axes:
         if name not in names:
             reason = "every axis of its inputs is fixed"
@@ -58,14 +58,9 @@ def derive_profiles(
     """
     if engine.find_runtime(request.target) != TENSORRT:
         return {}
-    sizes: dict[str, int] = {}
-    for tensor in inputs:
-        for dim, size in zip(tensor.shape, example[tensor.name].shape, strict=True):
-            if isinstance(dim, str):
-                sizes[dim] = int(size)
     spans: dict[str, Span] = {}
     assumed: list[str] = []
-    for name, size in sizes.items():
+    for name, size in _measure_axes(inputs, example).items():
         span = request.axes.get(name)
         if span is None:
             # Of a sample with 24 tokens: from 1 to 96, best at 24.
@@ -87,9 +82,24 @@ def derive_profiles(
         )
     shapes = {}
     for tensor in inputs:
-        if any(isinstance(dim, str) for dim in tensor.shape):
+        if _list_dynamic(tensor):
             shapes[tensor.name] = _bound_shape(tensor, spans)
     return shapes
+
+
+def _list_dynamic(tensor: Tensor) -> list[str]:
+    """Return the names of a tensor's dynamic axes, in order."""
+    return [dim for dim in tensor.shape if isinstance(dim, str)]
+
+
+def _measure_axes(inputs: Sequence[Tensor], example: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return the size of every dynamic axis in a sample, by the axis's name."""
+    sizes: dict[str, int] = {}
+    for tensor in inputs:
+        for dim, size in zip(tensor.shape, example[tensor.name].shape, strict=True):
+            if isinstance(dim, str):
+                sizes[dim] = int(size)
+    return sizes
 
 
 def _bound_shape(
@@ -100,6 +110,7 @@ def _bound_shape(
     usual: list[int] = []
     most: list[int] = []
     for dim in tensor.shape:
+        # A fixed axis has a single size.
         span = spans[dim] if isinstance(dim, str) else Span(dim, dim, dim)
         least.append(span.least)
         usual.append(span.usual)

@@ -42,17 +42,20 @@ def answer_sizes(
     # An entry without sizes is stored as well, so that no later build tries them again.
     entry = cache.get("sizes", key)
     if entry is None:
-        sizes = [*_answers(request, source, inputs, feeds)]
-        contents = {f"{i}.npz": _npz(size.original) for i, size in enumerate(sizes)}
-        document = {"sizes": [[size.axis, size.size] for size in sizes]}
-        entry = cache.put("sizes", key, contents, document)
+        sizes = [*_try_sizes(request, source, inputs, feeds)]
+        contents: dict[str, bytes] = {}
+        listed: list[tuple[str, int]] = []
+        for i, size in enumerate(sizes):
+            contents[f"{i}.npz"] = _serialize(size.original)
+            listed.append((size.axis, size.size))
+        entry = cache.put("sizes", key, contents, {"sizes": listed})
     result = []
     for i, (axis, size) in enumerate(entry.document["sizes"]):
-        result.append(OtherSize(axis, size, _read(entry.folder / f"{i}.npz")))
+        result.append(OtherSize(axis, size, _read_arrays(entry.folder / f"{i}.npz")))
     return tuple(result)
 
 
-def _answers(
+def _try_sizes(
     request: Request,
     source: Source,
     inputs: Sequence[Tensor],
@@ -71,16 +74,18 @@ def _answers(
                 answers = source.run(feed_at_size(inputs, feeds, axis, size))
             except EdgepackError:  # the original cannot run at this size
                 continue
-            yield OtherSize(axis, size, [np.asarray(array) for array in answers])
+            yield OtherSize(axis, size, list(map(np.asarray, answers)))
+            # The first size that the original can run at is enough.
             break
 
 
-def _npz(arrays: Sequence[np.ndarray]) -> bytes:
+def _serialize(arrays: Sequence[np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, *arrays)
     return buffer.getvalue()
 
 
-def _read(path: object) -> list[np.ndarray]:
+def _read_arrays(path: object) -> list[np.ndarray]:
+    # In the order in which `savez` wrote them.
     with np.load(str(path), allow_pickle=False) as arrays:
-        return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        return list(arrays.values())

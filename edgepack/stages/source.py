@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from edgepack import data, passes, source
@@ -29,8 +30,10 @@ def load_source(context: Context) -> Source:
         summary = f"{model.kind}: {model.parameters:,} parameters"
         if model.weights:
             summary += f"; {model.weights}"
-        further = [note for note in model.notes if note != model.weights]
-        stage.note(summary, *further)
+        stage.note(summary)
+        for note in model.notes:
+            if note != model.weights:
+                stage.note(note)
         stage.set(bytes=model.bytes, parameters=model.parameters)
         stage.detail(kind=model.kind, digest=model.digest)
     ledger.warn(*model.warnings)
@@ -61,8 +64,9 @@ def resolve_inputs(context: Context, model: Source) -> tuple[Source, tuple[Tenso
         SpecError: inputs-unknown, inputs-differ, axis-unknown.
         SourceError: as `source.bind`.
     """
-    inputs = _inputs(context.request, model)
+    inputs = _find_inputs(context.request, model)
     check_axes(context.request, inputs)
+    # Binding may add warnings to those that `load_source` has passed on.
     bound, inputs = source.bind(model, inputs)
     for warning in bound.warnings:
         if warning not in model.warnings:
@@ -70,9 +74,9 @@ def resolve_inputs(context: Context, model: Source) -> tuple[Source, tuple[Tenso
     return bound, inputs
 
 
-def _inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
+def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     if request.inputs:
-        return _in_source_order(request.inputs, model)
+        return _order_inputs(request.inputs, model)
     if model.inputs is not None and not model.optional_inputs:
         return model.inputs
     # The arrays of a sample name the inputs and show their types and sizes.
@@ -81,7 +85,7 @@ def _inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
         if spec and not inferred:
             inferred = data.infer_inputs(spec, Path())
     if model.inputs is not None:
-        return _without_unused(model, inferred)
+        return _drop_unused(model, inferred)
     if inferred is not None:
         return inferred
     raise SpecError(
@@ -92,24 +96,32 @@ def _inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     )
 
 
-def _without_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+def _drop_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
     """Return the source's inputs without the optional ones that the samples have no array for."""
     inputs = model.inputs or ()
+    # A single array belongs to a single input, whatever its name.
     if inferred is None or len(inferred) == len(inputs) == 1:
         return inputs
-    names = {tensor.name for tensor in inferred}
-    return tuple(t for t in inputs if t.name in names or t.name not in model.optional_inputs)
+    # A text model with optional token_type_ids, and samples of input_ids and attention_mask alone,
+    # has these two inputs.
+    return _select_inputs(model, {tensor.name for tensor in inferred})
 
 
-def _in_source_order(declared: tuple[Tensor, ...], model: Source) -> tuple[Tensor, ...]:
+def _select_inputs(model: Source, names: Collection[str]) -> tuple[Tensor, ...]:
+    """Return the source's inputs without the optional ones that are not among the names."""
+    selected = []
+    for tensor in model.inputs or ():
+        if tensor.name in names or tensor.name not in model.optional_inputs:
+            selected.append(tensor)
+    return tuple(selected)
+
+
+def _order_inputs(declared: tuple[Tensor, ...], model: Source) -> tuple[Tensor, ...]:
     if model.inputs is None:
         return declared
     by_name = {tensor.name: tensor for tensor in declared}
-    names = [
-        tensor.name
-        for tensor in model.inputs
-        if tensor.name in by_name or tensor.name not in model.optional_inputs
-    ]
+    names = [tensor.name for tensor in _select_inputs(model, by_name)]
+    # A name that the request repeats shows in the number alone.
     if sorted(by_name) != sorted(names) or len(declared) != len(names):
         raise SpecError(
             "inputs-differ",
@@ -126,10 +138,12 @@ def _in_source_order(declared: tuple[Tensor, ...], model: Source) -> tuple[Tenso
 
 def _check_fits(declared: Tensor, tensor: Tensor) -> None:
     """Refuse inputs that the fixed graph of an ONNX file cannot take."""
-    fits = (declared.dtype, declared.rank) == (tensor.dtype, tensor.rank) and all(
-        isinstance(size, str) or size == given_size
-        for size, given_size in zip(tensor.shape, declared.shape, strict=True)
-    )
+    fits = (declared.dtype, declared.rank) == (tensor.dtype, tensor.rank)
+    if fits:
+        # A fixed axis of the file takes its own size alone; a dynamic one, named, any.
+        for size, declared_size in zip(tensor.shape, declared.shape, strict=True):
+            if not isinstance(size, str) and size != declared_size:
+                fits = False
     if not fits:
         raise SpecError(
             "inputs-differ",

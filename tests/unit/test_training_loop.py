@@ -90,7 +90,7 @@ def test_a_killed_training_goes_on_with_the_same_bits(
     options = replace(FAST, epochs=3, optimizer=optimizer, stop="plateau", patience=9, holdout=0.05)
     whole = train(tmp_path / "whole", options, network(1, dropout=0.2))
     killed = given(tmp_path / "killed")
-    step, made = loop.Loop._step, 0
+    step, made = loop.Loop._run_step, 0
 
     def counted(self: Any, *args: Any) -> Any:
         nonlocal made
@@ -99,10 +99,10 @@ def test_a_killed_training_goes_on_with_the_same_bits(
             raise Killed
         return step(self, *args)
 
-    monkeypatch.setattr(loop.Loop, "_step", counted)
+    monkeypatch.setattr(loop.Loop, "_run_step", counted)
     with pytest.raises(Killed):
         distill(network(1, dropout=0.2), options, killed)
-    monkeypatch.setattr(loop.Loop, "_step", step)
+    monkeypatch.setattr(loop.Loop, "_run_step", step)
     again = distill(network(1, dropout=0.2), options, killed)
     assert same(again.model, whole.model)
     assert again.details["scores"] == whole.details["scores"]

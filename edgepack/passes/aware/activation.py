@@ -28,7 +28,7 @@ class Static(nn.Module):  # type: ignore[misc]
     def __init__(self, low: float, high: float, extremes: tuple[float, float], scheme: str) -> None:
         super().__init__()
         self.steps = SYMMETRIC.get(scheme)
-        shares = [_share(low, extremes[0]), _share(high, extremes[1])]
+        shares = [_compute_share(low, extremes[0]), _compute_share(high, extremes[1])]
         self.register_buffer("share", torch.tensor(shares, dtype=torch.float32))
         # Checkpoints of interrupted builds store the buffers under these names.
         self.register_buffer("seen", torch.tensor(extremes, dtype=torch.float32))
@@ -52,7 +52,7 @@ class Static(nn.Module):  # type: ignore[misc]
         return _compute_affine(low, high)
 
 
-def _share(end: float, extreme: float) -> float:
+def _compute_share(end: float, extreme: float) -> float:
     """Return the ratio of one end of the range to the extreme; 0 if their signs differ."""
     if end * extreme <= 0:
         return 0.0

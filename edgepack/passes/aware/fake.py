@@ -68,7 +68,7 @@ def fake_weights(weight: torch.Tensor, steps: float, lowest: int) -> torch.Tenso
     scale = (largest / steps).clamp(min=LEAST_SCALE)
     # With 63.5 steps the largest weight of a row lies halfway between two integers. In float64, in
     # which `quantize` divides, it rounds to the same one here as there.
-    exact = fake(_exact(weight), _exact(scale), torch.zeros_like(scale), lowest, 127)
+    exact = fake(_to_exact(weight), _to_exact(scale), torch.zeros_like(scale), lowest, 127)
     return exact.to(weight.dtype)
 
 
@@ -84,7 +84,7 @@ def fake_blocks(weight: torch.Tensor, block: int) -> torch.Tensor:
     """
     # Rows are padded to whole blocks: 70 inputs in blocks of 32 become 96, as 3 blocks.
     outputs, inputs = weight.shape
-    padded = torch.nn.functional.pad(_exact(weight), (0, -inputs % block))
+    padded = torch.nn.functional.pad(_to_exact(weight), (0, -inputs % block))
     padded = padded.reshape(outputs, -1, block)
     with torch.no_grad():
         scale, zero_point = _fit_grid(padded.detach())
@@ -105,7 +105,7 @@ def _fit_grid(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales, zeros = torch.ones_like(low), torch.zeros_like(low)
     for shrink in SHRINKS.tolist():
         # `quantize` stores scales as float32; rounding them here keeps both grids identical.
-        scale = _exact(((high - low) * shrink / HIGHEST).float())
+        scale = _to_exact(((high - low) * shrink / HIGHEST).float())
         scale = torch.where(scale > 0, scale, 1.0)
         zero = torch.round(-low * shrink / scale).clamp(0, HIGHEST)
         stored = (torch.round(blocks / scale) + zero).clamp(0, HIGHEST)
@@ -117,7 +117,7 @@ def _fit_grid(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scales, zeros
 
 
-def _exact(values: torch.Tensor) -> torch.Tensor:
+def _to_exact(values: torch.Tensor) -> torch.Tensor:
     """Convert to float64 unless the device is Apple's, without support for it."""
     if values.device.type == "mps":
         return values

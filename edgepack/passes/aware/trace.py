@@ -70,7 +70,7 @@ def trace(
     finally:
         for hook in hooks:
             hook.remove()
-    record.returned = {id(recorder.value(tensor)) for tensor in _tensors(answer)}
+    record.returned = {id(recorder.value(tensor)) for tensor in _iterate_tensors(answer)}
     return record
 
 
@@ -117,12 +117,12 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         output = function(*args, **(kwargs or {}))
-        outputs = list(_tensors(output))
+        outputs = list(_iterate_tensors(output))
         # A function that returns no tensor, such as size() or dim(), reads no values.
         if not outputs:
             return output
         # An operand that the function reads twice, as in x * x, has it as a reader once.
-        read = [self.value(tensor) for tensor in _tensors((args, kwargs or {}))]
+        read = [self.value(tensor) for tensor in _iterate_tensors((args, kwargs or {}))]
         for value in {id(value): value for value in read}.values():
             value.readers.append(getattr(function, "__name__", str(function)))
         for tensor in outputs:
@@ -133,13 +133,13 @@ class _Recorder(TorchFunctionMode):  # type: ignore[misc]
         return output
 
 
-def _tensors(nested: object) -> Iterator[torch.Tensor]:
+def _iterate_tensors(nested: object) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested tuples, lists and dicts."""
     if isinstance(nested, torch.Tensor):
         yield nested
     elif isinstance(nested, Mapping):
         for part in nested.values():
-            yield from _tensors(part)
+            yield from _iterate_tensors(part)
     elif isinstance(nested, (tuple, list)):
         for part in nested:
-            yield from _tensors(part)
+            yield from _iterate_tensors(part)

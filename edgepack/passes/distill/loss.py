@@ -83,15 +83,15 @@ def compute_soft_loss(
     for head in heads:
         ours, theirs = head.arrange(student[head.index]), head.arrange(teacher[head.index])
         if head.scores:
-            total = total + _divergence(head, ours, theirs, count, options.temperature)
+            total = total + _compute_divergence(head, ours, theirs, count, options.temperature)
             continue
-        total = total + _mean((ours - theirs).square() / head.scale, count)
+        total = total + _average((ours - theirs).square() / head.scale, count)
         if options.cosine:
             total = total + options.cosine * measure_cosine_distance(ours, theirs, count)
     return total
 
 
-def _divergence(
+def _compute_divergence(
     head: Head, ours: torch.Tensor, theirs: torch.Tensor, count: int, temperature: float
 ) -> torch.Tensor:
     """Return the soft loss of scores per sample: the divergence, and the offset of logits."""
@@ -100,15 +100,15 @@ def _divergence(
     # A temperature above 1 flattens both distributions, so that the teacher's small scores count:
     # [4, 0, -4] gives [0.98, 0.02, 0.00], and with T = 4 [0.67, 0.24, 0.09]. T^2 restores the size
     # of the gradient, which falls with 1 / T^2.
-    log_s = F.log_softmax(_logits(ours, head.probabilities) / temperature, dim=-1)
-    log_t = F.log_softmax(_logits(theirs, head.probabilities) / temperature, dim=-1)
+    log_s = F.log_softmax(_to_logits(ours, head.probabilities) / temperature, dim=-1)
+    log_t = F.log_softmax(_to_logits(theirs, head.probabilities) / temperature, dim=-1)
     loss = temperature**2 * F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
     if not head.probabilities:
         # Masked classes would dominate the mean of the difference.
         allowed = theirs > FLOOR
         offset = (ours - theirs).where(allowed, 0.0).sum(-1) / allowed.sum(-1).clamp(min=1)
         loss = loss + offset.square() / 2
-    return _mean(loss, count)
+    return _average(loss, count)
 
 
 def compute_hard_loss(
@@ -128,7 +128,7 @@ def compute_hard_loss(
     ours = head.arrange(student[head.index])
     labelled = has_label(labels)
     if head.scores:
-        logits = _logits(ours, head.probabilities)
+        logits = _to_logits(ours, head.probabilities)
         classes = labels.clamp(min=0).reshape(-1)
         loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), classes, reduction="none")
         loss = loss.reshape(labels.shape)
@@ -156,7 +156,7 @@ def measure_cosine_distance(ours: torch.Tensor, theirs: torch.Tensor, count: int
 
     # [batch, channels, height, width] compares channels, [batch, tokens, width] the last axis.
     axis = 1 if ours.ndim > 3 else -1
-    return _mean(1 - F.cosine_similarity(ours.float(), theirs.float(), dim=axis), count)
+    return _average(1 - F.cosine_similarity(ours.float(), theirs.float(), dim=axis), count)
 
 
 def are_probabilities(scores: torch.Tensor) -> bool:
@@ -165,13 +165,13 @@ def are_probabilities(scores: torch.Tensor) -> bool:
     return bool((scores >= 0).all() and (total - 1).abs().max() < 1e-3)
 
 
-def _logits(scores: torch.Tensor, probabilities: bool) -> torch.Tensor:
+def _to_logits(scores: torch.Tensor, probabilities: bool) -> torch.Tensor:
     """Convert scores to finite logits."""
     if probabilities:
         return scores.clamp(min=1e-12).log()
     return scores.clamp(min=FLOOR)
 
 
-def _mean(values: torch.Tensor, count: int) -> torch.Tensor:
+def _average(values: torch.Tensor, count: int) -> torch.Tensor:
     """Average values per sample."""
     return values.reshape(count, -1).mean(1)

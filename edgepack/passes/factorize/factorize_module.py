@@ -161,24 +161,30 @@ def _choose_ranks(
             candidates.append(choice)
         else:
             skipped[choice.name] = f"no {permitted} saves parameters"
-    ranks: dict[str, int] = {}
-    if options.parameters and candidates:
-        ranks = choose_by_budget(candidates, options.parameters)
-        reason = "the budget is met by layers with less error"
-    else:
-        # An SNR of 20 dB permits an error of 10^(-20/10) = 0.01 of the variance.
-        allowed = 10 ** (-options.snr_db / 10)
-        if options.energy:
-            allowed = 1 - options.energy
-        for choice in candidates:
-            rank = choose_by_loss(choice, allowed)
-            if rank is not None:
-                ranks[choice.name] = rank
-        reason = "no rank that saves parameters meets the bound on its error"
+    ranks, reason = _apply_bound(candidates, options)
     for choice in candidates:
         if choice.name not in ranks:
             skipped[choice.name] = reason
     return ranks, skipped
+
+
+def _apply_bound(
+    choices: Sequence[Choice], options: FactorizeOptions
+) -> tuple[dict[str, int], str]:
+    """Return the ranks by the bound of the options, and the reason why other layers have none."""
+    if options.parameters and choices:
+        ranks = choose_by_budget(choices, options.parameters)
+        return ranks, "the budget is met by layers with less error"
+    # An SNR of 20 dB permits an error of 10^(-20/10) = 0.01 of the variance.
+    allowed = 10 ** (-options.snr_db / 10)
+    if options.energy:
+        allowed = 1 - options.energy
+    ranks = {}
+    for choice in choices:
+        rank = choose_by_loss(choice, allowed)
+        if rank is not None:
+            ranks[choice.name] = rank
+    return ranks, "no rank that saves parameters meets the bound on its error"
 
 
 def _collect_figures(

@@ -76,7 +76,7 @@ def observe(
     samples = context.calibration
     if samples is None:
         raise ValueError("the moments of layers need the calibration samples")
-    moments = {layer.name: Moments(_by_inputs(layer)) for layer in layers}
+    moments = {layer.name: Moments(_measures_inputs(layer)) for layer in layers}
     hooks = []
     for layer in layers:
         hook = _make_hook(layer, moments[layer.name])
@@ -103,7 +103,7 @@ def observe(
     return moments
 
 
-def _by_inputs(layer: Layer) -> bool:
+def _measures_inputs(layer: Layer) -> bool:
     """Return True if the covariance of the inputs is the smaller one, and cheap to measure."""
     return layer.inputs < layer.outputs and not isinstance(layer.module, CONVOLUTIONS)
 

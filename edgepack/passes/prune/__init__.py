@@ -6,8 +6,10 @@ unstructured  zeroes single weights: the file is no smaller and no kernel of our
 
 prune_module    the pass
 options         the options of the pass
-channel_groups  groups of channels that must be removed together (torch-pruning's dependency graph)
-bounded_groups  bounded traversal of that graph
+channel_groups  search for groups of channels that must be removed together
+group           such a group, as slices of layers
+units           division of a group into the smallest removable sets of channels
+bounded_groups  bounded traversal of torch-pruning's dependency graph
 cut             the slices of layers to remove, and their removal
 cut_check       check of a cut on the network itself
 importance      importance scores of channels

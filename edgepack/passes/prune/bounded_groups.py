@@ -31,29 +31,11 @@ def propose_groups(
         inner: torch-pruning's `dependency.graph` module, whose `Group` is replaced meanwhile.
     """
     steps = sum(len(node.dependencies) for node in graph.module2node.values())
-
-    # A step of a group is a dependency between two layers with the channels that it carries over.
-    # torch-pruning searches a list of all earlier steps at each step. A set makes that constant
-    # time, and its size is the number of steps.
-    class Bounded(inner.Group):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.visited: set[tuple[int, object, tuple[int, ...]]] = set()
-
-        def add_dep(self, dep: Dependency, idxs: list[int]) -> None:
-            self.visited.add((id(dep.target), dep.handler, tuple(idxs)))
-            if len(self.visited) > MAX_STEPS * steps:
-                raise CutError(ENDLESS)
-            super().add_dep(dep, idxs)
-
-        def has_pruning_op(self, dep: Dependency, idxs: list[int]) -> bool:
-            return (id(dep.target), dep.handler, tuple(idxs)) in self.visited
-
     groups: list[ProposedGroup] = []
     endless: list[nn.Module] = []
     visited = set(graph.IGNORED_LAYERS_IN_TRACING)
     original_group = inner.Group
-    inner.Group = Bounded
+    inner.Group = _bound_group(inner.Group, MAX_STEPS * steps)
     try:
         for part in list(graph.module2node):
             if part in visited or not isinstance(part, (nn.Linear, _ConvNd)):
@@ -73,3 +55,28 @@ def propose_groups(
     finally:
         inner.Group = original_group
     return groups, endless
+
+
+def _bound_group(kind: type[ProposedGroup], most: int) -> type[ProposedGroup]:
+    """Return a group that raises CutError after too many steps.
+
+    A step of a group is a dependency between two layers with the channels that it carries over.
+    """
+
+    # torch-pruning searches a list of all earlier steps at each step. A set makes that constant
+    # time, and its size is the number of steps.
+    class Bounded(kind):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.visited: set[tuple[int, object, tuple[int, ...]]] = set()
+
+        def add_dep(self, dep: Dependency, idxs: list[int]) -> None:
+            self.visited.add((id(dep.target), dep.handler, tuple(idxs)))
+            if len(self.visited) > most:
+                raise CutError(ENDLESS)
+            super().add_dep(dep, idxs)
+
+        def has_pruning_op(self, dep: Dependency, idxs: list[int]) -> bool:
+            return (id(dep.target), dep.handler, tuple(idxs)) in self.visited
+
+    return Bounded

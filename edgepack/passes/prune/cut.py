@@ -99,12 +99,7 @@ def _cut_layer(layer: nn.Module, outputs: set[int], inputs: set[int]) -> None:
         raise CutError(f"the weights of a {type(layer).__name__} are computed from others")
     if is_channelwise(layer):
         # Input and output channels are the same ones here, so either side removes both.
-        channels = outputs | inputs
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            _keep(layer, name, 0, channels)
-        for name in ("num_features", "in_channels", "out_channels", "groups"):
-            if hasattr(layer, name):
-                setattr(layer, name, getattr(layer, name) - len(channels))
+        _cut_channelwise(layer, outputs | inputs)
     elif isinstance(layer, nn.PReLU):
         # A single slope applies to all channels and remains as it is.
         if layer.num_parameters > 1:
@@ -117,19 +112,33 @@ def _cut_layer(layer: nn.Module, outputs: set[int], inputs: set[int]) -> None:
         _cut_matrix(layer, outputs, inputs, (0, 1))
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, _ConvNd):
-        # The weight is [outputs, inputs, window], or [inputs, outputs, window] if transposed.
-        axes = (0, 1)
-        if isinstance(layer, _ConvTransposeNd):
-            if layer.groups > 1:
-                raise CutError("a transposed convolution in groups is not pruned")
-            axes = (1, 0)
-        _cut_matrix(layer, outputs, to_group_indices(layer, inputs), axes)
-        layer.out_channels -= len(outputs)
-        layer.in_channels -= len(inputs)
-        if layer.groups > 1 and layer.out_channels % layer.groups:
-            raise CutError("its groups would differ in size")
+        _cut_convolution(layer, outputs, inputs)
     else:
         raise CutError(f"channels of a {type(layer).__name__} cannot be removed")
+
+
+def _cut_channelwise(layer: nn.Module, channels: set[int]) -> None:
+    """Remove channels of a batch norm, an instance norm or a channelwise convolution."""
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _keep(layer, name, 0, channels)
+    for name in ("num_features", "in_channels", "out_channels", "groups"):
+        if hasattr(layer, name):
+            setattr(layer, name, getattr(layer, name) - len(channels))
+
+
+def _cut_convolution(layer: nn.Module, outputs: set[int], inputs: set[int]) -> None:
+    """Remove channels of a convolution that mixes its inputs."""
+    # The weight is [outputs, inputs, window], or [inputs, outputs, window] if transposed.
+    axes = (0, 1)
+    if isinstance(layer, _ConvTransposeNd):
+        if layer.groups > 1:
+            raise CutError("a transposed convolution in groups is not pruned")
+        axes = (1, 0)
+    _cut_matrix(layer, outputs, to_group_indices(layer, inputs), axes)
+    layer.out_channels -= len(outputs)
+    layer.in_channels -= len(inputs)
+    if layer.groups > 1 and layer.out_channels % layer.groups:
+        raise CutError("its groups would differ in size")
 
 
 def is_channelwise(layer: nn.Module) -> bool:

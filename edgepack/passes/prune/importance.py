@@ -25,8 +25,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.passes.network import make_arguments
-from edgepack.passes.prune.channel_groups import Group, Slice
 from edgepack.passes.prune.cut import is_channelwise
+from edgepack.passes.prune.group import Group, Slice
 from edgepack.passes.prune.options import PruneOptions
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def score_by_taylor(
         raise ValueError("importance by Taylor needs the training samples")
     # A network may store tensors of a call, and those with gradients cannot be copied later.
     module = copy.deepcopy(module).requires_grad_(False)
-    # The gradient of the loss with respect to a channel is that of the layers that read it.
+    # With the weights that read it at zero a channel has no effect, so only these weights count.
     readers = [_find_readers(module, group) for group in groups]
     sums = [torch.zeros(len(group.units), dtype=torch.float64) for group in groups]
     # A layer may read the channels of several groups; its gradient is computed once per batch.
@@ -141,23 +141,18 @@ def score_by_taylor(
         for part in parts:
             layers[part.name] = module.get_submodule(part.name)
             weights[part.name] = layers[part.name].weight.requires_grad_()
-    generator = torch.Generator().manual_seed(options.seed)
-    count, by_labels = 0, None
+    loss = _Loss(context, torch.Generator().manual_seed(options.seed))
+    count = 0
     for batch in context.training.batches(options.batch_size):
         with torch.enable_grad():
             answer = module(*make_arguments(context, batch.inputs))
             # A network with one output may return it without a tuple.
             outputs = answer if isinstance(answer, (tuple, list)) else (answer,)
-            loss = _compute_loss(outputs, batch.labels, context)
-            # The first batch decides: losses and projections are not on the same scale.
-            if by_labels is None:
-                by_labels = loss is not None
-            if not by_labels:
-                loss = _project(outputs, generator)
-            if loss is None:
+            value = loss.compute(outputs, batch.labels)
+            if value is None:
                 continue
             # A layer that this call does not reach has no gradient; its entry is None.
-            answers = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            answers = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             gradients = dict(zip(weights, answers, strict=True))
         for total, group, parts in zip(sums, groups, readers, strict=True):
             total += _square_changes(group, parts, layers, gradients)
@@ -165,8 +160,34 @@ def score_by_taylor(
         context.progress.tell(f"{count:,} training samples")
         if count >= options.samples:
             break
-    measure = LABELS if by_labels else ANSWERS
-    return [total / max(count, 1) for total in sums], measure
+    return [total / max(count, 1) for total in sums], loss.measure
+
+
+class _Loss:
+    """Loss of the batches: on their labels, or the projection of the outputs.
+
+    The first batch decides, since losses and projections are not on the same scale.
+    """
+
+    def __init__(self, context: Context, generator: torch.Generator) -> None:
+        self.context, self.generator = context, generator
+        self.by_labels: bool | None = None
+
+    @property
+    def measure(self) -> str:
+        """Return the description of the measure of importance."""
+        return LABELS if self.by_labels else ANSWERS
+
+    def compute(
+        self, outputs: Sequence[torch.Tensor], labels: np.ndarray | None
+    ) -> torch.Tensor | float | None:
+        """Return the loss of a batch; None for one without labels among others with labels."""
+        loss = _compute_loss(outputs, labels, self.context)
+        if self.by_labels is None:
+            self.by_labels = loss is not None
+        if self.by_labels:
+            return loss
+        return _project(outputs, self.generator)
 
 
 def _find_readers(module: nn.Module, group: Group) -> list[Slice]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack.passes.prune.channel_groups import Group
 from edgepack.passes.prune.cut import Cut, cut
+from edgepack.passes.prune.group import Group
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,7 @@ class Ranking:
     def select_units(self, step: int) -> list[list[int]]:
         """Return the units of each group that a step removes, by their indices."""
         if self.per_layer:
+            # Half of the steps remove half of the units of every group, rounded down.
             share = step / self.steps
             counts = [math.floor(share * len(group.units)) for group in self.groups]
         else:

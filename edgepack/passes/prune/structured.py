@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypedDict
 from edgepack.errors import ChainError
 from edgepack.passes.module import Context
 from edgepack.passes.network import count_macs, make_arguments, select_layers
-from edgepack.passes.prune.channel_groups import Group, Grouping, find_groups
+from edgepack.passes.prune.channel_groups import Grouping, find_groups
 from edgepack.passes.prune.cut import Cut, cut
 from edgepack.passes.prune.cut_check import Trial
+from edgepack.passes.prune.group import Group
 from edgepack.passes.prune.importance import compute_costs, score_by_taylor, score_by_weights
 from edgepack.passes.prune.layers import find_weighted_layers, join_reasons
 from edgepack.passes.prune.options import BUDGETS, PruneOptions
@@ -143,6 +144,7 @@ def _measure_importance(
 
 def _count_removed(slices: Cut, group: Group) -> int:
     """Count the units of a group that a cut removes."""
+    # All units of a group have equally many channels.
     return len(slices.outputs.get(group.root, ())) // len(group.units[0])
 
 

@@ -78,6 +78,7 @@ def _select_layers(
             result.skipped[name] = reason
         else:
             layers[name] = layer
+            # A shared weight is pruned once, as that of its first layer.
             weight_ids.add(id(layer.weight))
     if not layers:
         raise ChainError(

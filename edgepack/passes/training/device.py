@@ -82,7 +82,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
 
     Raises ChainError training-no-checkpointing if the network does not support it.
     """
-    part, prefix = _checkpointing_part(module)
+    part, prefix = _find_checkpointing_part(module)
     if part is None or not getattr(part, "supports_gradient_checkpointing", True):
         raise ChainError(
             "training-no-checkpointing",
@@ -99,7 +99,7 @@ def recomputing(module: nn.Module) -> Iterator[None]:
         getattr(part, f"{prefix}_checkpointing_disable")()
 
 
-def _checkpointing_part(module: nn.Module) -> tuple[nn.Module | None, str]:
+def _find_checkpointing_part(module: nn.Module) -> tuple[nn.Module | None, str]:
     """Find the part of a network that can recompute, and the prefix of its methods' names.
 
     transformers has renamed `gradient_checkpointing_enable`, and warns where the old name is used.

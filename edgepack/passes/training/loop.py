@@ -208,6 +208,12 @@ class Loop:
             if saves:
                 self._save(position)
         self.model.eval()
+        self._score(position)
+        self._tell(position, epoch)
+        self._save(position)
+
+    def _score(self, position: Position) -> None:
+        """Score the model on the held-out samples, and remember the best weights."""
         # The main process decides, so that rounding cannot end the training in only some of them.
         score = None
         if processes.is_main():
@@ -219,8 +225,6 @@ class Loop:
                 position.best, position.best_epoch = score, len(position.scores)
                 if self.options.stop != "none":
                     self.best = checkpoint.copy_tensors(self.module)
-        self._tell(position, epoch)
-        self._save(position)
 
     def _add_losses(self, position: Position, losses: torch.Tensor) -> None:
         """Add losses to the position. Raises ChainError training-diverged."""

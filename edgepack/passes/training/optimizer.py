@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
 from edgepack.passes.training.options import TrainingOptions
-from edgepack.passes.training.schedule import learning_rate, momentum
+from edgepack.passes.training.schedule import compute_learning_rate, compute_momentum
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +46,9 @@ def set_rates(
     optimizer: torch.optim.Optimizer, options: TrainingOptions, step: int, steps: int
 ) -> None:
     """Set the learning rate and the momentum of a step."""
-    beta = momentum(options, step, steps)
+    beta = compute_momentum(options, step, steps)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(options, step, steps)
+        group["lr"] = compute_learning_rate(options, step, steps)
         # Adam's first beta is its momentum; the second averages the squared gradients.
         if beta is not None and "betas" in group:
             group["betas"] = (beta, group["betas"][1])

@@ -15,7 +15,7 @@ START, END = 1 / 25, 1 / 25 / 1e4
 MOMENTUM = (0.95, 0.85)
 
 
-def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
+def compute_learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
     """Return the learning rate of a step, 0 to `steps` - 1."""
     peak = options.peak
     if options.schedule == "onecycle":
@@ -28,7 +28,7 @@ def learning_rate(options: TrainingOptions, step: int, steps: int) -> float:
     return _interpolate(peak, 0.0, (step - rise) / max(steps - rise, 1))
 
 
-def momentum(options: TrainingOptions, step: int, steps: int) -> float | None:
+def compute_momentum(options: TrainingOptions, step: int, steps: int) -> float | None:
     """Return the momentum of a step (Adam's first beta); None if the schedule keeps it."""
     if options.schedule != "onecycle":
         return None
