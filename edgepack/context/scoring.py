@@ -51,6 +51,7 @@ def score_model(
     """
     if any(output["nonfinite"] for output in quality.values()):
         return None
+    # A metric that draws random numbers would decide a gate by chance.
     measure = compute_steady if steady else compute
     with _labels(reference.answers) as labels:
         value = measure(original.task, outputs.arrays(), labels, "the optimized model")
@@ -61,12 +62,16 @@ def collect_frames(outputs: Collector, path: Path) -> None:
     """Add the answers that the loader's `verify` wrote."""
     with path.open("rb") as stream:
         for shard in decode_shards(stream):
-            count = sum(name.startswith("answer-") for name in shard)
-            outputs.add([shard[f"answer-{i}"] for i in range(count)], int(shard["count"]))
+            # Outputs count from 0 without a gap: answer-0, answer-1, ...
+            answers: list[np.ndarray] = []
+            while f"answer-{len(answers)}" in shard:
+                answers.append(shard[f"answer-{len(answers)}"])
+            outputs.add(answers, int(shard["count"]))
 
 
 @contextmanager
 def _labels(answers: Path) -> Iterator[np.ndarray]:
+    # The labels alone: with the answers, the file may not fit into memory.
     with Collector() as labels:
         for batch in read_answers(answers):
             if batch.labels is not None:
