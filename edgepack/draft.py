@@ -317,7 +317,8 @@ def _draft_passes(target: Target) -> list[str]:
 
 def _draft_gates(target: Target) -> list[str]:
     lines = [f"# Bounds of quality, as {target.name} sets them.", "# [gates.quality]"]
-    lines += [f"# {gate} = {bound:g}" for gate, bound in target.quality.items()]
+    for gate, bound in target.quality.items():
+        lines.append(f"# {gate} = {bound:g}")
     return lines
 
 

@@ -151,6 +151,7 @@ class Record:
     parameters: int | None = None
     parity: Outputs | None = None
     measured: Measured | None = None
+    # Such as {"layers_quantized": 12}: each stage has its own, so that no type lists them.
     details: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> RecordDocument:

@@ -94,7 +94,9 @@ def plan(request: Request) -> Plan:
 def describe(document: Plan) -> str:
     """Format a plan as text."""
     estimate = document["estimate"]
-    gates = ", ".join(f"{name} {bound:g}" for name, bound in document["gates"].items())
+    gates = []
+    for name, bound in document["gates"].items():
+        gates.append(f"{name} {bound:g}")
     training = []
     if document["training"] or "training" in document["missing"]:
         training = [f"training     {document['training'] or _absent(document, 'training')}"]
@@ -106,7 +108,7 @@ def describe(document: Plan) -> str:
             f"calibration  {document['calibration'] or _absent(document, 'calibration')}",
             f"evaluation   {document['evaluation'] or 'the calibration samples'}",
             *training,
-            f"gates        {gates}",
+            f"gates        {', '.join(gates)}",
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
             f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",
         )

@@ -109,6 +109,7 @@ def format_gate(gate: Gate) -> GateRow:
     """Format one gate of the report."""
     kind = _find_kind(gate)
     measured, bound, margin = _format_values(gate, kind)
+    # "boxes" and its part "[:, 0:4]" are "boxes[:, 0:4]"; a gate on the whole model has neither.
     output = (gate.get("output") or "") + gate.get("part", "")
     # A gate on the metric carries the metric's name as its output: "Drop of top1".
     of_metric = "{}" in kind.label
