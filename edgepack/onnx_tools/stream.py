@@ -50,7 +50,7 @@ def run_batch(
     return runner.run(names, feed)
 
 
-def grouped(names: Sequence[str], elements: dict[str, int]) -> list[list[str]]:
+def grouped(names: Sequence[str], elements: Mapping[str, int]) -> list[list[str]]:
     """Divide names into groups whose tensors fit `HELD_BYTES`; each has at least one."""
     # Tensors of 100, 60 and 50 MiB become two groups at 192 MiB: the first two, and the last.
     groups: list[list[str]] = []

@@ -76,6 +76,13 @@ class Writer:
             self._constants[key] = numpy_helper.from_array(value, self.free(name))
         return str(self._constants[key].name)
 
+    def free_each(self, stem: str, *suffixes: str) -> list[str]:
+        """Return a free name for each suffix: "x_scale" and "x_zero" of "x", "scale", "zero"."""
+        names = []
+        for suffix in suffixes:
+            names.append(self.free(f"{stem}_{suffix}"))
+        return names
+
     def model(self) -> ModelProto:
         """Return the model with these nodes, without the constants that none of them reads."""
         from onnx import helper

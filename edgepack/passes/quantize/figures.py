@@ -54,7 +54,8 @@ def collect_static_figures(
     for form in forms:
         # Forms that compute in float have no pairs to limit.
         if form.kind == "dynamic":
-            pairs += [integers.factor for integers in form.integers]
+            for integers in form.integers:
+                pairs.append(integers.factor)
     return {
         "mode": options.mode,
         "scheme": options.scheme,
@@ -91,20 +92,24 @@ def summarize_pairs(factors: Sequence[np.ndarray], reordered: int) -> dict[str, 
 
 def list_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[dict[str, str]]:
     """Return name, operator and reason of the layers that stay float."""
-    return [
-        {"name": name, "operator": kind, "reason": reason} for name, kind, reason in float_layers
-    ]
+    layers = []
+    for name, kind, reason in float_layers:
+        layers.append({"name": name, "operator": kind, "reason": reason})
+    return layers
 
 
 def list_forms(forms: Sequence[Form], kind: str) -> list[dict[str, str]]:
     """Return name, operator and reason of the layers in one form."""
-    return list_float_layers(
-        [(form.name, form.operator, form.reason) for form in forms if form.kind == kind]
-    )
+    layers = []
+    for form in forms:
+        if form.kind == kind:
+            layers.append((form.name, form.operator, form.reason))
+    return list_float_layers(layers)
 
 
 def describe_forms(forms: Sequence[Form]) -> list[str]:
     """Describe the layers in other forms, with a sentence for each form and reason."""
+    # Layers of one form and reason share a sentence: two LSTM, or one LSTM and one Conv3d.
     groups: dict[tuple[str, str], list[str]] = {}
     for form in forms:
         groups.setdefault((form.kind, form.reason), []).append(form.name)

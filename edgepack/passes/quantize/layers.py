@@ -271,3 +271,21 @@ def find_subgraph_layers(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str,
             for inner in filter(is_layer, walk_nodes(graph)):
                 reason = f"it is in a subgraph of {node.name} ({node.op_type})"
                 yield inner.name or inner.op_type, inner.op_type, reason
+
+
+def by_index(layers: Iterable[Layer]) -> dict[int, Layer]:
+    """Return layers by the index of their node."""
+    indexed = {}
+    for layer in layers:
+        indexed[layer.index] = layer
+    return indexed
+
+
+def by_added_bias(layers: Iterable[Layer]) -> dict[int, Layer]:
+    """Return the layers whose bias is an Add behind them, by the index of that Add."""
+    # MatMul at node 4 and its Add at node 5 give {5: layer}.
+    indexed = {}
+    for layer in layers:
+        if layer.added is not None:
+            indexed[layer.added] = layer
+    return indexed

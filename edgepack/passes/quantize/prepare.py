@@ -18,6 +18,7 @@ from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.limits import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, default_opset
 from edgepack.onnx_tools.names import check_names, unused
 from edgepack.onnx_tools.view import GraphView, attribute
+from edgepack.onnx_tools.walk import names_of
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -67,7 +68,7 @@ def _lift_constants(graph: onnx.GraphProto) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    names = {node.name for node in graph.node if node.name}
+    names = names_of(graph.node)
     for index, node in enumerate(graph.node):
         if not node.name:
             node.name = unused(f"{node.op_type}_{index}", names)
@@ -108,8 +109,11 @@ def _drop_pad_counts(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type != "AveragePool" or any(attribute(node, "pads", ())):
             continue
-        for item in [a for a in node.attribute if a.name == "count_include_pad"]:
-            if attribute(node, "auto_pad", b"NOTSET") == b"NOTSET":
+        if attribute(node, "auto_pad", b"NOTSET") != b"NOTSET":
+            continue
+        # A copy of the list, since removing while iterating would skip the next item.
+        for item in list(node.attribute):
+            if item.name == "count_include_pad":
                 node.attribute.remove(item)
 
 

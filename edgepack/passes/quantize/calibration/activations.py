@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from operator import methodcaller
 
 import numpy as np
 import onnx
@@ -70,7 +72,7 @@ def observe_ranges(
         # Four results a tensor, in the order of `_append_reductions`.
         results = iter(run_batch(runner, batch))
         for name in names:
-            low, high, mean, size = (next(results).item() for _ in range(4))
+            low, high, mean, size = map(methodcaller("item"), islice(results, 4))
             if size == 0:
                 continue
             if not np.isfinite([low, high, mean]).all():
@@ -80,12 +82,20 @@ def observe_ranges(
             observed.elements = max(observed.elements, size)
         count += batch.count
         advance(batch.count)
-    unobserved = [name for name in names if name not in ranges]
     if not count:
         raise _no_samples(f"{samples.origin} is empty")
-    if unobserved:
-        raise _no_samples(f"the tensor {unobserved[0]!r} is empty on all {count} samples")
+    for name in names:
+        if name not in ranges:
+            raise _no_samples(f"the tensor {name!r} is empty on all {count} samples")
     return ranges, count
+
+
+def count_elements(ranges: Mapping[str, Range]) -> dict[str, int]:
+    """Return the number of values of each tensor in its largest batch."""
+    elements = {}
+    for name, observed in ranges.items():
+        elements[name] = observed.elements
+    return elements
 
 
 def _no_samples(why: str) -> ChainError:
@@ -105,9 +115,11 @@ def observe_histograms(
     advance: Callable[[int], None],
 ) -> dict[str, Histogram]:
     """Return a histogram of each tensor over its exact range."""
+    histograms = {}
+    for name, observed in ranges.items():
+        histograms[name] = Histogram(observed.low, observed.high)
     # The largest batch decides how many tensors fit in memory at a time.
-    histograms = {name: Histogram(observed.low, observed.high) for name, observed in ranges.items()}
-    groups = grouped(list(ranges), {name: observed.elements for name, observed in ranges.items()})
+    groups = grouped(list(ranges), count_elements(ranges))
     runs = tensors(model, groups, samples, batch_size, advance)
     for number, arrays in runs:
         for name, values in arrays.items():
@@ -132,9 +144,20 @@ def choose_quantization(
         advance: receives the number of samples after each batch.
     """
     if options.calibrator == "minmax":
-        return {name: cover_range(observed, options.scheme) for name, observed in ranges.items()}
+        return cover_ranges(ranges, options.scheme)
     histograms = observe_histograms(model, ranges, samples, options.batch_size, advance)
-    return {name: calibrate_histogram(counts, options) for name, counts in histograms.items()}
+    quantization = {}
+    for name, counts in histograms.items():
+        quantization[name] = calibrate_histogram(counts, options)
+    return quantization
+
+
+def cover_ranges(ranges: Mapping[str, Range], scheme: str) -> dict[str, Affine]:
+    """Return for each tensor the quantization that covers its range."""
+    quantization = {}
+    for name, observed in ranges.items():
+        quantization[name] = cover_range(observed, scheme)
+    return quantization
 
 
 def cover_range(observed: Range, scheme: str) -> Affine:

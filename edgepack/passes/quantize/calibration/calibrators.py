@@ -127,11 +127,13 @@ def _clipping(
     """
     order = np.argsort(centres)
     sorted_centres = centres[order]
-    moments = [
-        np.concatenate([[0], np.cumsum(counts[order] * sorted_centres**p)]) for p in (0, 1, 2)
-    ]
     position = np.searchsorted(sorted_centres, limits)
-    zeroth, first, second = (m[position] for m in moments)
+    # Centres 1, 2, 4 with a count of 1 each and a limit of 3: 2 values, sum 3, sum of squares 5.
+    moments = []
+    for power in (0, 1, 2):
+        sums = np.cumsum(counts[order] * sorted_centres**power)
+        moments.append(np.concatenate([[0], sums])[position])
+    zeroth, first, second = moments
     return zeroth, np.maximum(second - 2 * limits * first + limits**2 * zeroth, 0)
 
 

@@ -21,7 +21,12 @@ import onnx
 from edgepack.data.samples import Samples
 from edgepack.ledger import Progress
 from edgepack.onnx_tools.stream import grouped, tensors
-from edgepack.passes.quantize.calibration.activations import cover_range, observe_ranges, spread
+from edgepack.passes.quantize.calibration.activations import (
+    count_elements,
+    cover_ranges,
+    observe_ranges,
+    spread,
+)
 from edgepack.passes.quantize.layers import Layer, Window
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import Affine
@@ -134,19 +139,27 @@ def observe_layers(
     """
     if samples is None or not (layers and options.needs):
         return 0, ((layer, None, None) for layer in layers)
-    inputs = list(dict.fromkeys(layer.input for layer in layers))
+    inputs = _list_inputs(layers)
     ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
     # Ranges taken at run time on these samples are at most these.
     of_input: dict[str, Affine] = {}
     if options.mode == "dynamic":
-        of_input = {name: cover_range(entry, options.scheme) for name, entry in ranges.items()}
+        of_input = cover_ranges(ranges, options.scheme)
     # One pass over the samples for the ranges, and one for each group of layers.
     lots = group_layers(layers, options)
     progress.expect(count * (1 + len(lots)))
-    elements = {name: entry.elements for name, entry in ranges.items()}
+    elements = count_elements(ranges)
     return count, observe_moments(
         model, lots, elements, of_input, samples, count, options, progress.advance
     )
+
+
+def _list_inputs(layers: Iterable[Layer]) -> list[str]:
+    """Return the inputs of layers, each once, in order: query, key and value read one tensor."""
+    inputs: dict[str, None] = {}
+    for layer in layers:
+        inputs[layer.input] = None
+    return list(inputs)
 
 
 def observe_moments(
@@ -174,8 +187,7 @@ def observe_moments(
         advance: receives the number of samples after each batch.
     """
     for lot in lots:
-        inputs = list(dict.fromkeys(layer.input for layer in lot))
-        groups = grouped(inputs, {name: elements[name] for name in inputs})
+        groups = grouped(_list_inputs(lot), elements)
         runs = tensors(model, groups, samples, options.batch_size, advance)
         moments = _sum_moments(lot, runs, quantization, count, options)
         for layer in lot:
@@ -252,9 +264,10 @@ def extract_columns(layer: Layer, values: np.ndarray, most: int, offset: int) ->
     axes = tuple(range(2, values.ndim))
     # The windows are views: only the selected positions are copied.
     view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
+    # Strides thin out the positions, dilations the kernel: view[:, :, ::2, ::2, ::1, ::1].
     strided = [slice(None), slice(None)]
-    strided += [slice(None, None, s) for s in window.strides]
-    strided += [slice(None, None, d) for d in window.dilations]
+    for step in (*window.strides, *window.dilations):
+        strided.append(slice(None, None, step))
     view = view[tuple(strided)]
     # (batch, positions..., kernel..., channels)
     view = np.moveaxis(view, 1, -1)

@@ -18,6 +18,7 @@ from edgepack.onnx_tools.view import GraphView, attribute
 from edgepack.passes.quantize.layers import (
     RETURNED_TO_FLOAT,
     Layer,
+    by_index,
     find_subgraph_layers,
     is_layer,
     read_layer,
@@ -49,25 +50,30 @@ class Constant:
     reduced: tuple[int, ...]
 
     @property
+    def _scale_axes(self) -> list[int]:
+        """Axes with a scale for each position."""
+        return [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+
+    @property
     def rows(self) -> np.ndarray:
         """Values as float64, (scales, values of each).
 
         Example: Conv weights (16, 8, 3, 3) with reduced = (1, 2, 3) give (16, 72).
         """
-        scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
+        scale_axes = self._scale_axes
         transposed = self.values.transpose(*scale_axes, *self.reduced)
-        scales = int(np.prod([self.values.shape[axis] for axis in scale_axes]))
+        scales = int(np.prod(transposed.shape[: len(scale_axes)]))
         return np.asarray(transposed.reshape(scales, -1), dtype=np.float64)
 
     def stored(self, rows: np.ndarray) -> np.ndarray:
         """Return rows in the layout of the values."""
-        scale_axes = [axis for axis in range(self.values.ndim) if axis not in self.reduced]
-        order = [*scale_axes, *self.reduced]
-        transposed = rows.reshape([self.values.shape[axis] for axis in order])
+        order = [*self._scale_axes, *self.reduced]
+        transposed = rows.reshape(self.values.transpose(order).shape)
         return np.ascontiguousarray(transposed.transpose(np.argsort(order)))
 
     def spread(self, scales: np.ndarray) -> np.ndarray:
         """Reshape one scale for each row so that it broadcasts over the values."""
+        # 16 scales of Conv weights (16, 8, 3, 3) become (16, 1, 1, 1).
         shape = [1 if axis in self.reduced else n for axis, n in enumerate(self.values.shape)]
         return scales.reshape(shape)
 
@@ -91,7 +97,7 @@ class Choice:
     @property
     def indices(self) -> list[int]:
         """Indices of the nodes that become integer, in graph order."""
-        return sorted({*(layer.index for layer in self.layers), *self.others, *self.tables})
+        return sorted({*by_index(self.layers), *self.others, *self.tables})
 
     @property
     def count(self) -> int:
@@ -102,15 +108,14 @@ class Choice:
         """Return the choice with the named nodes in float."""
         nodes = view.nodes
         excluded = [index for index in self.indices if nodes[index].name in floats]
-        return Choice(
-            tuple(layer for layer in self.layers if layer.index not in excluded),
-            {index: constants for index, constants in self.others.items() if index not in excluded},
-            {index: constants for index, constants in self.tables.items() if index not in excluded},
-            (
-                *self.float_layers,
-                *((nodes[i].name, nodes[i].op_type, RETURNED_TO_FLOAT) for i in excluded),
-            ),
-        )
+        layers, others, tables = by_index(self.layers), dict(self.others), dict(self.tables)
+        float_layers = list(self.float_layers)
+        for index in excluded:
+            # An index is in one of the three.
+            for remaining in (layers, others, tables):
+                remaining.pop(index, None)
+            float_layers.append((nodes[index].name, nodes[index].op_type, RETURNED_TO_FLOAT))
+        return Choice(tuple(layers.values()), others, tables, tuple(float_layers))
 
 
 def choose_nodes(view: GraphView, mode: str, exclude: Collection[str]) -> Choice:
@@ -142,18 +147,16 @@ def choose_nodes(view: GraphView, mode: str, exclude: Collection[str]) -> Choice
         else:
             float_layers.append((node.name, node.op_type, result))
     # Tables are checked last, since their other readers have to be integer as well.
-    integer_nodes = {*(layer.index for layer in layers), *others, *tables}
-    tables = {
-        index: table
-        for index, table in tables.items()
-        if _is_replaceable(view, table, integer_nodes)
-    }
+    integer_nodes = {*by_index(layers), *others, *tables}
+    for index, constant in list(tables.items()):
+        if not _is_replaceable(view, constant, integer_nodes):
+            del tables[index]
     return Choice(tuple(layers), others, tables, (*float_layers, *find_subgraph_layers(view.nodes)))
 
 
 def _has_weights(view: GraphView, node: onnx.NodeProto) -> bool:
     """Return True if a node reads a constant; a product of two activations has no weights."""
-    return any(view.is_constant(name) for name in node.input if name)
+    return any(map(view.is_constant, node.input))
 
 
 def _read_node_weights(
@@ -229,6 +232,9 @@ def _read_table(view: GraphView, index: int) -> Constant | None:
 
 def _is_replaceable(view: GraphView, table: Constant, integer_nodes: Collection[int]) -> bool:
     """Return True if no other reader needs a table in float, to avoid storing it twice."""
-    readers = view.readers[table.name]
-    others = [reader for reader in readers if view.nodes[reader].op_type != "Gather"]
-    return table.name not in view.outputs and all(reader in integer_nodes for reader in others)
+    if table.name in view.outputs:
+        return False
+    for reader in view.readers[table.name]:
+        if view.nodes[reader].op_type != "Gather" and reader not in integer_nodes:
+            return False
+    return True

@@ -27,7 +27,7 @@ from onnx import TensorProto
 from edgepack.onnx_tools.view import GraphView
 from edgepack.onnx_tools.writer import MICROSOFT, Writer
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, Constant
-from edgepack.passes.quantize.layers import Layer
+from edgepack.passes.quantize.layers import Layer, by_added_bias, by_index
 from edgepack.passes.quantize.weights.int4 import Blocks
 from edgepack.passes.quantize.weights.int8 import Integers, Quantized
 
@@ -80,8 +80,7 @@ class GraphWriter(ABC):
 
     def model(self) -> onnx.ModelProto:
         """Return the model with integer constants."""
-        layers = {layer.index: layer for layer in self.choice.layers}
-        added = {layer.added: layer for layer in self.choice.layers if layer.added is not None}
+        layers, added = by_index(self.choice.layers), by_added_bias(self.choice.layers)
         for index, node in enumerate(self.view.nodes):
             if index in layers:
                 self.layer(layers[index], node)
@@ -121,7 +120,7 @@ class GraphWriter(ABC):
         stored = self.writer.constant(f"{name}_quantized", integers)
         scales = self.writer.constant(f"{name}_scale", scale)
         if (stored, scales) not in self._real:
-            steps, real = (self.writer.free(f"{name}_{kind}") for kind in ("steps", "dequantized"))
+            steps, real = self.writer.free_each(name, "steps", "dequantized")
             self.writer.node("Cast", [stored], [steps], f"{name}_Cast", to=TensorProto.FLOAT)
             self.writer.node("Mul", [steps, scales], [real], f"{name}_Mul")
             self._real[stored, scales] = real
@@ -133,7 +132,7 @@ class GraphWriter(ABC):
         stored = self.writer.constant(f"{constant.name}_quantized", constant.stored(integers.rows))
         scales = self.writer.constant(f"{constant.name}_scale", constant.spread(integers.scale))
         result = node.output[0]
-        rows, scale, steps = (self.writer.free(f"{result}_{k}") for k in ("rows", "scale", "steps"))
+        rows, scale, steps = self.writer.free_each(result, "rows", "scale", "steps")
         for source, output in ((stored, rows), (scales, scale)):
             self.writer.node("Gather", [source, node.input[1]], [output], output)
         self.writer.node("Cast", [rows], [steps], f"{node.name}_Cast", to=TensorProto.FLOAT)
@@ -166,7 +165,7 @@ class DynamicGraphWriter(GraphWriter):
         stored = writer.constant(f"{name}_quantized", np.ascontiguousarray(weights.rows.T))
         scales = writer.constant(f"{name}_scale", weights.scale.astype(np.float32))
         output = node.output[0]
-        sums, real, unit = (writer.free(f"{output}_{kind}") for kind in ("sums", "real", "unit"))
+        sums, real, unit = writer.free_each(output, "sums", "real", "unit")
         writer.node(
             "MatMulInteger", [integers, stored, zero_point], [sums], f"{node.name}_MatMulInteger"
         )
@@ -211,9 +210,7 @@ class DynamicGraphWriter(GraphWriter):
     def _quantize_input(self, name: str) -> tuple[str, str, str]:
         """Return a tensor's integers, scale and zero point, shared by all layers that read it."""
         if name not in self._read:
-            names = [
-                self.writer.free(f"{name}_{kind}") for kind in ("quantized", "scale", "zero_point")
-            ]
+            names = self.writer.free_each(name, "quantized", "scale", "zero_point")
             self.writer.node(
                 "DynamicQuantizeLinear", [name], names, f"{name}_DynamicQuantizeLinear"
             )
@@ -260,10 +257,9 @@ class WeightOnlyGraphWriter(GraphWriter):
     def _write_product(self, layer: Layer, node: onnx.NodeProto, blocks: Blocks) -> None:
         """Write MatMulNBits, and an Add if a Gemm has a bias."""
         bias = self.bias(layer)
-        stored = [
-            self.writer.constant(f"{layer.weight}_{kind}", value)
-            for kind, value in zip(("int4", "scale", "zero_point"), blocks.packed(), strict=True)
-        ]
+        stored = []
+        for kind, value in zip(("int4", "scale", "zero_point"), blocks.packed(), strict=True):
+            stored.append(self.writer.constant(f"{layer.weight}_{kind}", value))
         outputs, width = layer.rows.shape
         output = node.output[0]
         added = layer.op == "Gemm" and bool(bias.any())

@@ -19,6 +19,7 @@ from edgepack.passes.quantize.calibration.moments import observe_layers
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose_nodes
 from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.figures import collect_weight_figures, describe_weights
+from edgepack.passes.quantize.layers import by_index
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.prepare import check_excluded, nothing_to_do, prepare
 from edgepack.passes.quantize.weights.channel_order import reorder
@@ -74,7 +75,7 @@ class WeightQuantizer:
             choice,
             self.options,
             integers.samples,
-            len([layer for layer in choice.layers if layer.index in integers.blocks]),
+            len(by_index(choice.layers).keys() & integers.blocks.keys()),
             self._collect_factors(choice, integers),
             kernels,
             self.reordered,

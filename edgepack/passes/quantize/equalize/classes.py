@@ -122,7 +122,7 @@ class Classes:
     def _tie_node(self, index: int, node: onnx.NodeProto) -> bool:
         """Tie the axes that an operator passes factors through; False if it passes none."""
         shapes, view = self._view.shapes, self._view
-        has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
+        has_shapes = shapes.keys() >= set(filter(None, (*node.input, *node.output)))
         if not has_shapes or not is_standard(node) or len(node.output) != 1:
             return False
         if not node.input:
@@ -132,7 +132,7 @@ class Classes:
         if Trait.HOMOGENEOUS in traits:
             for name in node.input[1:]:
                 self._bind(name, f"{node.op_type} reads it")
-            return self._tie_through(source, output, {a: a for a in range(len(shapes[output]))})
+            return self._tie_through(source, output, dict(enumerate(range(len(shapes[output])))))
         # relu(s x) = s relu(x), and s x + s y = s (x + y), but in s x * y only one operand is
         # scaled.
         if Trait.ADDS in traits:
@@ -143,15 +143,14 @@ class Classes:
             return self._tie_through(source, output, {1: 1})
         if Trait.FLATTENS in traits:
             before, after = shapes[source], shapes[output]
-            flat = len(after) == 2 <= len(before) and all(size == 1 for size in before[2:])
+            flat = len(after) == 2 <= len(before) and set(before[2:]) <= {1}
             same = flat and isinstance(before[1], int) and before[1] == after[1]
             return same and self._tie_through(source, output, {1: 1})
         if node.op_type == "Transpose":
             # perm (0, 2, 1) moves axis 1 to position 2, and axis 2 to position 1.
             order = attribute(node, "perm", list(reversed(range(len(shapes[source])))))
-            return self._tie_through(
-                source, output, {a: position for position, a in enumerate(order)}
-            )
+            positions = dict(zip(order, range(len(order)), strict=True))
+            return self._tie_through(source, output, positions)
         if node.op_type == "LayerNormalization":
             return self._tie_normalization(index, node)
         if node.op_type in with_int8("layer") and view.constant(node.input[1]) is not None:
@@ -202,13 +201,16 @@ class Classes:
             return False
         # Mul by a constant of ones per channel, as in `restorers`: its channels can absorb factors.
         shape, operand_shape = self._view.shapes[output], self._view.shapes[second]
-        axes = {axis: axis for axis in range(len(shape))}
+        axes = dict(enumerate(range(len(shape))))
         if (
             node.op_type == "Mul"
             and self._view.is_constant(second)
             and self._has_single_reader(second)
         ):
-            for axis in [a for a in range(len(operand_shape)) if operand_shape[a] != 1]:
+            for axis, size in enumerate(operand_shape):
+                # One value for all channels absorbs no factor of a single one.
+                if size == 1:
+                    continue
                 position = axis + len(shape) - len(operand_shape)
                 reader = Reader(index, second, axis, channel_scales=True)
                 self._readers.append(((first, position), reader))
@@ -227,10 +229,11 @@ class Classes:
         output = node.output[0]
         last = len(self._view.shapes[output]) - 1
         last_axis_only = attribute(node, "axis", -1) in (-1, last)
-        if not last_axis_only or not all(
-            self._view.is_constant(c) and self._has_single_reader(c) for c in constants
-        ):
+        if not last_axis_only:
             return False
+        for name in constants:
+            if not self._view.is_constant(name) or not self._has_single_reader(name):
+                return False
         self._bind(source, "LayerNormalization reads it")
         self._bind(output, "LayerNormalization makes it", (last,))
         self._makers.append(((output, last), index, [(name, 0) for name in constants]))
@@ -240,7 +243,7 @@ class Classes:
         shapes = self._view.shapes
         source, weight, *biases = filter(None, node.input)
         output = node.output[0]
-        if not all(self._view.is_constant(b) for b in biases) or attribute(node, "transA", 0):
+        if not all(map(self._view.is_constant, biases)) or attribute(node, "transA", 0):
             return False
         shape = shapes[weight]
         conv = node.op_type == "Conv"
@@ -254,6 +257,7 @@ class Classes:
             channel_axis, output_axis = len(shapes[source]) - 1, len(shapes[output]) - 1
         # In a depthwise convolution row j of the weights reads channel j and gives channel j.
         depthwise = conv and groups == shape[0] and shape[1] == 1
+        # A bias (8,) of 8 outputs absorbs their factors; a (1,) that is broadcast cannot.
         one_bias_per_output = all(shapes[bias] == (shape[axis],) for bias in biases)
         self._bind(source, f"{node.op_type} adds it up", (channel_axis,))
         self._bind(output, f"{node.op_type} makes it", (output_axis,))
@@ -269,7 +273,7 @@ class Classes:
         self._readers.append(((source, channel_axis), reader))
         self._ties.root((source, channel_axis))
         self._ties.root((output, output_axis))
-        if one_bias_per_output and all(self._has_single_reader(bias) for bias in biases):
+        if one_bias_per_output and all(map(self._has_single_reader, biases)):
             constants = [(weight, axis), *((bias, 0) for bias in biases)]
             self._makers.append(((output, output_axis), index, constants))
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -74,10 +75,13 @@ def observe_channels(
     for batch in samples.batches(batch_size):
         results = iter(run_batch(runner, batch))
         for name in axes:
-            high, low, mean = (next(results) for _ in range(3))
+            high, low, mean = islice(results, 3)
             size = np.maximum(np.abs(high), np.abs(low)).astype(np.float64)
             largest[name] = np.maximum(largest.get(name, 0.0), size)
             squares[name] = squares.get(name, 0.0) + mean.astype(np.float64) * batch.count
         count += batch.count
         advance(batch.count)
-    return {name: ChannelMagnitudes(peak, squares[name] / count) for name, peak in largest.items()}
+    magnitudes = {}
+    for name, peak in largest.items():
+        magnitudes[name] = ChannelMagnitudes(peak, squares[name] / count)
+    return magnitudes

@@ -64,13 +64,15 @@ def equalize(
         candidate = insert_restorers(model)
     view = GraphView(candidate)
     free, blocked = Classes(view).collect()
-    selected = [
-        scalable for scalable in free if kind in ("both", _classify_equalization(view, scalable))
-    ]
+    selected: list[Scalable] = []
     axes: dict[str, int] = {}
-    for scalable in selected:
-        axes.update(scalable.tensors)
-    axes = {name: axis for name, axis in axes.items() if name in points}
+    for scalable in free:
+        if kind in ("both", _classify_equalization(view, scalable)):
+            selected.append(scalable)
+            # Tensors that stay float have no steps to choose, and are not measured.
+            for name, axis in scalable.tensors.items():
+                if name in points:
+                    axes[name] = axis
     magnitudes = observe_channels(candidate, view, axes, samples, options.batch_size, advance)
     # A class is scaled only if the estimated noise falls below that without factors.
     factors: list[tuple[Scalable, np.ndarray]] = []
@@ -86,12 +88,15 @@ def equalize(
             factors.append((scalable, factor))
         else:
             blocked["scaling would not lower the noise"] += 1
-    ratios = [float(factor.max() / factor.min()) for _, factor in factors]
+    channels, ratios = 0, []
+    for _, factor in factors:
+        channels += len(factor)
+        ratios.append(float(factor.max() / factor.min()))
     figures = {
         "kind": kind,
         "alpha": options.alpha,
         "scaled": len(factors),
-        "channels": sum(len(factor) for _, factor in factors),
+        "channels": channels,
         "widest": round(max(ratios, default=1.0), 2),
         "left": dict(blocked),
     }
@@ -100,9 +105,9 @@ def equalize(
 
 def _classify_equalization(view: GraphView, scalable: Scalable) -> str:
     """Return "smooth" for the outputs of a LayerNormalization, else "cross-layer"."""
-    norms = any(view.nodes[i].op_type == "LayerNormalization" for i in scalable.makers)
-    if norms:
-        return "smooth"
+    for maker in scalable.makers:
+        if view.nodes[maker].op_type == "LayerNormalization":
+            return "smooth"
     return "cross-layer"
 
 

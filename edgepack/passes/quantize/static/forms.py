@@ -109,9 +109,12 @@ def store_forms(
         # Indices change with every writer, so the nodes are found by name again.
         view = GraphView(model)
         indices = {node.name: index for index, node in enumerate(view.nodes)}
-        choice = Choice((), {indices[f.name]: f.constants for f in selected}, {}, ())
-        integers = IntegerWeights(0, {indices[form.name]: form.integers for form in selected})
-        model = writer(model, view, choice, integers).model()
+        constants, integers = {}, {}
+        for form in selected:
+            constants[indices[form.name]] = form.constants
+            integers[indices[form.name]] = form.integers
+        choice = Choice((), constants, {}, ())
+        model = writer(model, view, choice, IntegerWeights(0, integers)).model()
     return model
 
 

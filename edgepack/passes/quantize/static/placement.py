@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
 
 import numpy as np
 
@@ -100,12 +99,12 @@ class _Placer:
         node = self.view.nodes[index]
         if node.op_type in MOVES:
             # Integer kernels do not support the second output of MaxPool, the indices.
-            return len([name for name in node.output if name]) == 1
+            return len(list(filter(None, node.output))) == 1
         if node.op_type == "AveragePool" and attribute(node, "dilations") is not None:
-            return all(d == 1 for d in attribute(node, "dilations"))
-        return node.op_type in ARITHMETIC and not any(
-            self.view.is_constant(name) for name in self._activations(index)
-        )
+            return set(attribute(node, "dilations")) <= {1}
+        if node.op_type not in ARITHMETIC:
+            return False
+        return not any(map(self.view.is_constant, self._activations(index)))
 
     def _activations(self, index: int) -> list[str]:
         node = self.view.nodes[index]
@@ -177,7 +176,7 @@ class _Placer:
         return before is not None and before in self.integer and self._clamp_of(before) == index
 
     def _feeds_integers(self, index: int) -> bool:
-        return any(reader in self.integer for reader in self._final_readers(index))
+        return not self.integer.isdisjoint(self._final_readers(index))
 
     def _final_readers(self, index: int) -> Iterator[int]:
         clamp = self._clamp_of(index)
@@ -187,14 +186,22 @@ class _Placer:
             yield from self.view.readers.get(name, [])
 
     def _outputs(self, indices: Iterable[int]) -> set[str]:
-        return set(chain.from_iterable(self.view.nodes[index].output for index in indices))
+        names: set[str] = set()
+        for index in indices:
+            names.update(self.view.nodes[index].output)
+        return names
 
     def placement(self, float_layers: tuple[tuple[str, str, str], ...]) -> Placement:
         clamps: dict[int, str] = {}
         # Moves share the quantization of their input: of x -> MaxPool -> y, y maps to x.
         points: dict[str, str] = {}
-        active = {i for i in self.integer if not self._is_absorbed(i)}
-        moves = {i for i in active if self.view.nodes[i].op_type in MOVES}
+        active: set[int] = set()
+        moves: set[int] = set()
+        for index in self.integer:
+            if not self._is_absorbed(index):
+                active.add(index)
+                if self.view.nodes[index].op_type in MOVES:
+                    moves.add(index)
         for index in sorted(active):
             node = self.view.nodes[index]
             for name in self._activations(index):

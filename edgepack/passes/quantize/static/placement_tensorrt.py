@@ -23,6 +23,7 @@ from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize.layers import (
     FLOAT_LAYERS,
     Layer,
+    by_added_bias,
     find_subgraph_layers,
     is_layer,
     read_layer,
@@ -78,7 +79,7 @@ class _Sketch:
         self.excluded = frozenset(exclude)
         self.reads: set[Read] = set()
         # The Add with a MatMul's bias counts as part of the MatMul.
-        self.biases = {x.added: x for x in layers.values() if x.added is not None}
+        self.biases = by_added_bias(layers.values())
 
     def layer_of(self, name: str) -> Layer | None:
         """Return the layer that computes a tensor, its bias included; None for other tensors."""
@@ -95,8 +96,7 @@ class _Sketch:
         node = self.view.nodes[index]
         if node.op_type in POINTWISE:
             return self.ends_layer(node.input[0])
-        sums = (self.layer_of(side) for side in node.input)
-        return node.op_type == "Add" and any(layer is not None for layer in sums)
+        return node.op_type == "Add" and any(map(self.layer_of, node.input))
 
     def is_read_quantized(self, name: str) -> bool:
         """Return True if a node reads a tensor quantized, directly or behind moves."""
@@ -104,11 +104,12 @@ class _Sketch:
 
     def is_read_only_quantized(self, name: str, ignored: int | None = None) -> bool:
         """Return True if no node but `ignored`, and no output, needs a tensor as float."""
-        is_visible = name in self.view.outputs or name in self.view.captured
-        readers = [reader for reader in self._readers(name) if reader != ignored]
-        return not is_visible and all(
-            self._read_quantized(reader, name, True) for reader in readers
-        )
+        if name in self.view.outputs or name in self.view.captured:
+            return False
+        for reader in self._readers(name):
+            if reader != ignored and not self._read_quantized(reader, name, True):
+                return False
+        return True
 
     def _readers(self, name: str) -> list[int]:
         return self.view.readers.get(name, [])
@@ -173,9 +174,10 @@ def skip_branches(sketch: _Sketch) -> Iterator[Read]:
         sides = list(node.input)
         if len(set(sides)) < 2 or any(map(view.is_constant, sides)):
             continue
-        fused = [
-            name for name in sides if view.only_reader(name) == index and sketch.layer_of(name)
-        ]
+        fused = []
+        for name in sides:
+            if view.only_reader(name) == index and sketch.layer_of(name):
+                fused.append(name)
         if not fused or not sketch.is_read_quantized(node.output[0]):
             continue
         # If both sides are layers (a projected skip branch), the larger one computes the addition.

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from edgepack.onnx_tools.copies import copied
 from edgepack.onnx_tools.view import GraphView
 from edgepack.onnx_tools.writer import Writer
-from edgepack.passes.quantize.layers import Layer
+from edgepack.passes.quantize.layers import Layer, by_added_bias, by_index
 from edgepack.passes.quantize.scheme import Affine, round_to_half
 from edgepack.passes.quantize.static.placement import Placement
 from edgepack.passes.quantize.weights.int8 import Quantized
@@ -54,11 +54,11 @@ class _QdqGraphWriter:
         self.parameters: dict[str, tuple[onnx.TensorProto, onnx.TensorProto]] = {}
         # Quantized tensor -> output of its DQ.
         self.dequantized: dict[str, str] = {}
-        self.layers = {layer.index: layer for layer in placement.layers}
-        self.added = {x.added: x for x in placement.layers if x.added is not None}
-        self.clamped = {
-            view.nodes[index].input[0]: name for index, name in placement.clamps.items()
-        }
+        self.layers, self.added = by_index(placement.layers), by_added_bias(placement.layers)
+        # Input of an absorbed clamp -> its output, which the layer before it now writes.
+        self.clamped: dict[str, str] = {}
+        for index, name in placement.clamps.items():
+            self.clamped[view.nodes[index].input[0]] = name
         self.stored: dict[tuple[str, bool, bytes, bytes], str] = {}
 
     def model(self) -> onnx.ModelProto:

@@ -26,6 +26,7 @@ from edgepack.passes.quantize.layers import (
     RETURNED_TO_FLOAT,
     SLOW_VOLUME,
     Layer,
+    by_index,
     is_volume,
     read_layer,
 )
@@ -155,9 +156,12 @@ class StaticQuantizer:
 
     def _place_without(self, floats: Collection[str]) -> Placement:
         """Place the pairs again, with these layers in float."""
-        layers = {layer.index: layer for layer in self.placement.layers}
-        reasons = {name: reason for name, _, reason in self.placement.float_layers}
-        reasons.update({form.name: form.reason for form in self.forms.values()})
+        layers = by_index(self.placement.layers)
+        reasons: dict[str, str] = {}
+        for name, _, reason in self.placement.float_layers:
+            reasons[name] = reason
+        for form in self.forms.values():
+            reasons[form.name] = form.reason
 
         # Layers that stay integer are reused. Placing changes their outputs, so each is copied with
         # the node's own output.

@@ -15,7 +15,7 @@ import onnx
 from edgepack.onnx_tools.axes import Axis, Ties
 from edgepack.onnx_tools.operators import Trait, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
-from edgepack.onnx_tools.walk import is_standard
+from edgepack.onnx_tools.walk import is_standard, names_of
 
 
 class Channels:
@@ -30,7 +30,7 @@ class Channels:
         self._ties = Ties()
         # Axes whose order is visible and cannot be undone by permuting constants.
         self._fixed: set[Axis] = set()
-        outside = {value.name for value in view.graph.input} | view.outputs | view.captured
+        outside = names_of(view.graph.input) | view.outputs | view.captured
         for name in outside:
             self._fix(name)
         for node in view.nodes:
@@ -60,7 +60,7 @@ class Channels:
     def _tie_node(self, node: onnx.NodeProto) -> bool:
         """Tie the axes that an operator keeps in order; False if its ties are unknown."""
         shapes = self._view.shapes
-        has_shapes = all(name in shapes for name in (*node.input, *node.output) if name)
+        has_shapes = shapes.keys() >= set(filter(None, (*node.input, *node.output)))
         if not has_shapes or not is_standard(node):
             return False
         traits = operator(node.op_type).traits
@@ -73,7 +73,7 @@ class Channels:
             source, output = shapes[node.input[0]], shapes[node.output[0]]
             # Channels with one value each stay channels; with more, values of a channel would be
             # spread over several columns.
-            flat = len(output) == 2 <= len(source) and all(size == 1 for size in source[2:])
+            flat = len(output) == 2 <= len(source) and set(source[2:]) <= {1}
             same = flat and isinstance(source[1], int) and source[1] == output[1]
             for name in node.input[1:]:
                 self._fix(name)
@@ -95,10 +95,11 @@ class Channels:
         data, indices = node.input
         output, rank = node.output[0], len(self._view.shapes[data])
         gathered, more = attribute(node, "axis", 0) % rank, len(self._view.shapes[indices]) - 1
-        data_axes = [axis for axis in range(rank) if axis != gathered]
+        data_axes = list(range(rank))
+        data_axes.remove(gathered)
         # Gather from (10, 4, 6) along axis 1 with indices (2, 3) gives (10, 2, 3, 6): axis 0 stays
         # axis 0, and axis 2 becomes axis 3.
-        output_axes = [axis if axis < gathered else axis + more for axis in data_axes]
+        output_axes = [*range(gathered), *range(gathered + 1 + more, rank + more)]
         for axis, target in zip(data_axes, output_axes, strict=True):
             self._ties.tie((data, axis), (output, target))
         self._fix(data, but=data_axes)
@@ -110,7 +111,7 @@ class Channels:
         shapes, inputs = self._view.shapes, list(node.input)
         if node.op_type not in with_int8("layer"):
             return False
-        if not all(self._view.is_constant(name) for name in inputs[1:] if name):
+        if not all(map(self._view.is_constant, filter(None, inputs[1:]))):
             return False
         if node.op_type == "Conv":
             return self._tie_convolution(node)
@@ -119,7 +120,8 @@ class Channels:
         # Gemm weights are (inputs, outputs), or (outputs, inputs) with transB: the axis `columns`
         # counts outputs, the other one inputs.
         columns = int(not attribute(node, "transB", 0))
-        source, output = ((name, len(shapes[name]) - 1) for name in (inputs[0], node.output[0]))
+        source = inputs[0], len(shapes[inputs[0]]) - 1
+        output = node.output[0], len(shapes[node.output[0]]) - 1
         self._ties.tie((inputs[1], 1 - columns), source)
         self._ties.tie((inputs[1], columns), output)
         for name in filter(None, inputs[2:]):
