@@ -253,8 +253,10 @@ def _piece(item: object, inputs: tuple[Tensor, ...], where: str, common: bool) -
         raise shape_error(feed[inputs[0].name].shape, inputs[0], where)
     if labels is not None:
         labels = np.atleast_1d(labels)
-        # A single sample's label may have a shape of its own, such as (4,).
-        if count == 1 and len(labels) != 1:
+        # The label of a single sample, though not that of a batch of one, may have a shape of its
+        # own, such as (4,).
+        is_batch = divisible and has_complete
+        if count == 1 and not is_batch and len(labels) != 1:
             labels = labels[None]
         check_labels(labels, count, where)
     check_feed(shapes_of(feed), inputs, where, any_batch=divisible)

@@ -142,6 +142,6 @@ def _digest_file(function: Callable[..., object]) -> str:
         path = inspect.getsourcefile(function)
     except TypeError:
         path = None
-    if path is None:
+    if path is None or not Path(path).is_file():
         return ""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

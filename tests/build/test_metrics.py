@@ -13,8 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.context.reference import OriginalScore
+from edgepack.context.scoring import score_model
+from edgepack.metrics.catalogue import load_metric
+from edgepack.metrics.collect import Collector
 from edgepack.report import render_terminal
-from support.build_cases import Answer, ask, build, entry, render_text
+from support.build_cases import Answer, Home, ask, build, entry, render_text
 from support.bundle_cases import run_bundle
 
 COUNT = 96
@@ -234,3 +238,23 @@ def test_another_metric_is_another_result_of_the_cache(folder: Path, tmp_path: P
         report = build(arguments, tmp_path / f"{factor}.edgepack").document
         values.append(report["quality"]["metric"]["model"])
     assert values[1] == pytest.approx(2 * values[0])
+
+
+def test_a_class_metric_reads_the_kinds_of_the_outputs(home: Home, tmp_path: Path) -> None:
+    """`f1` needs no more than labels that are classes, and is written in per cent."""
+    arguments = home.build("tiny.onnx", "--evaluation", home / "evaluation.npz")
+    report = build([*arguments, "--metric", "f1"], tmp_path / "x.edgepack").document
+    metric = report["quality"]["metric"]
+    assert (metric["name"], metric["original"], metric["samples"]) == ("f1", 1.0, 40)
+    assert metric["model"] > 0.99
+    assert "f1 of" in render_text(render_terminal, report)
+
+
+def test_answers_that_are_not_finite_have_no_metric() -> None:
+    """Their gate is missed in any case; a metric of NaN would hide it."""
+    outputs: Any = {"y": {"nonfinite": 3}}
+    task = load_metric("mae", (), ())
+    assert task is not None
+    reference: Any = None
+    with Collector() as answers:
+        assert score_model(OriginalScore(task, 0.1), reference, answers, outputs) is None

@@ -37,6 +37,18 @@ def test_single_samples_are_gathered_and_each_pass_calls_anew(tmp_path: Path) ->
         assert labels == [[0, 1], [2, 3], [4]]
 
 
+def test_the_label_of_one_sample_may_have_a_shape(tmp_path: Path) -> None:
+    spec = write(
+        tmp_path,
+        "def samples():\n"
+        "    for i in range(3):\n"
+        "        yield {'image': np.ones((2, 3), np.float32), 'label': np.full((4, 2), i / 2)}",
+    )
+    first, _ = open_samples(spec, IMAGE, base=tmp_path).batches(2)
+    assert first.labels is not None
+    assert (first.labels.shape, first.labels[1, 0, 0]) == ((2, 4, 2), 0.5)
+
+
 def test_batches_of_a_data_loader_are_cut_to_size(tmp_path: Path) -> None:
     spec = write(
         tmp_path,
