@@ -85,6 +85,7 @@ class Round(TypedDict):
 
 
 class _LatencyExtra(TypedDict, total=False):
+    # Both models run in turns: a load that comes and goes slows both, and the ratio holds.
     rounds: list[Round]
     load: Load
     spread: float
