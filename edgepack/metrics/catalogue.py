@@ -20,7 +20,7 @@ from edgepack.metrics.values import VALUE_METRICS
 from edgepack.plugins import Plugin, is_callable
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.document import nearest
 
 BUILT_IN: Mapping[str, Metric] = {
     metric.name: metric for metric in (*VALUE_METRICS, *CLASS_METRICS)
@@ -55,11 +55,15 @@ def check_metric(text: str) -> None:
     # A plug-in with the name of another metric is refused even if that metric is meant.
     names = list_names()
     if text not in names:
+        near = nearest(text, names)
+        hint = "name a function of your own as --metric metrics.py:FUNCTION"
+        if near:
+            hint = f"did you mean {near}? {hint}"
         raise SpecError(
             "metric-unknown",
             f"there is no metric named {text!r}",
-            why=f"the metrics: {', '.join(names)}{did_you_mean(text, names)}",
-            hint="or a function of your own: --metric metrics.py:FUNCTION",
+            why=f"the metrics: {', '.join(names)}",
+            hint=hint,
         )
 
 

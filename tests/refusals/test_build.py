@@ -81,7 +81,7 @@ def test_a_wrong_command_line(tmp_path: Path, arguments: list[str], said: str) -
 
 def test_an_unknown_metric(home: Home, out: Path) -> None:
     arguments = home.build("tiny.onnx", "--metric", "pearsn")
-    refuse(arguments, out, "metric-unknown", "did you mean 'pearson'")
+    refuse(arguments, out, "metric-unknown", "did you mean pearson?")
     (out.parent / "m.toml").write_text('schema = 1\n[evaluation]\nmetric = "top3"\n')
     arguments = home.build("tiny.onnx", "--manifest", str(out.parent / "m.toml"))
     refuse(arguments, out, "metric-unknown", "top1, top5")
