@@ -33,7 +33,7 @@ import fashion_resnet  # noqa: E402
 from edgepack import data, graph  # noqa: E402
 from edgepack.passes.distill import distill  # noqa: E402
 from edgepack.passes.distill.options import DistillOptions  # noqa: E402
-from edgepack.passes.module import Context  # noqa: E402
+from edgepack.passes.module import ModuleContext  # noqa: E402
 from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
 from edgepack.runtime.tensor import Tensor  # noqa: E402
@@ -96,7 +96,7 @@ def trained(network: nn.Module, settings: Mapping[str, Any], count: int) -> nn.M
         folder = Path(name)
         np.savez(folder / "training.npz", image=fashion_resnet.standardise(images[:count]))
         (folder / "work").mkdir()
-        context = Context(
+        context = ModuleContext(
             original=network,
             inputs=INPUTS,
             outputs=OUTPUTS,

@@ -16,7 +16,7 @@ from edgepack.errors import SpecError
 from edgepack.passes import parse_chain
 from edgepack.passes.catalogue import describe_pass
 from edgepack.runtime.tensor import Dim, Tensor
-from edgepack.spec import document
+from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
 
 WIDTH = 100
@@ -106,7 +106,7 @@ def refuse_existing(path: Path) -> None:
 def write_manifest(text: str, path: Path) -> None:
     """Write a manifest, unless the file exists. Raises SpecError, HostError."""
     refuse_existing(path)
-    document.check(document.parse(text, path), "manifest", str(path))
+    toml_reader.check(toml_reader.parse(text, path), "manifest", str(path))
     files.write(path, text.encode())
 
 

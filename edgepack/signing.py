@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgepack import files
 from edgepack.errors import BundleError, HostError, SpecError
-from edgepack.spec import document
+from edgepack.spec import toml_reader
 
 SUFFIX = ".sig"
 # Prevents the use of a signature that a key made for another purpose, such as a git commit.
@@ -229,7 +229,7 @@ def _policy() -> _Policy:
     path = policy_path()
     if not path.exists():
         return _Policy()
-    entries = document.read(path)
+    entries = toml_reader.read(path)
     signers, required = entries.get("signers", ""), entries.get("require_signature", False)
     unknown = sorted(set(entries) - {"signers", "require_signature"})
     if unknown or type(signers) is not str or type(required) is not bool:

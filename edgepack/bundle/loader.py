@@ -20,9 +20,9 @@ from pathlib import Path
 
 from edgepack import __version__, runtime
 from edgepack.bundle.source import find_imports, strip_documentation
-from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import TENSORRT, Variant
 from edgepack.runtime.bundle.index import Index
+from edgepack.runtime.strict_json import encode
 
 MAIN = "__main__.py"
 FOLDER = "runtime/"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from edgepack.errors import BundleError
 from edgepack.runtime.bundle.archive import Archive
-from edgepack.runtime.bundle.document import parse
 from edgepack.runtime.bundle.index import check_file, read_index
+from edgepack.runtime.strict_json import parse
 
 REPORT = "report/report.json"
 # Larger reports are rejected before they are parsed.

@@ -17,10 +17,10 @@ from edgepack import files
 from edgepack.bundle import loader
 from edgepack.errors import EngineError
 from edgepack.runtime.bundle.archive import INDEX
-from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import EngineOptions
 from edgepack.runtime.bundle.index import FORMAT, Description, content_digest
 from edgepack.runtime.documents import RecordedQuality
+from edgepack.runtime.strict_json import encode
 
 if TYPE_CHECKING:
     from edgepack.runtime.documents import FileEntry, IndexDocument, SizeEntry

@@ -29,9 +29,9 @@ def manifest() -> None:
 @boundary
 def manifest_schema(target: bool, as_json: bool) -> None:
     """Print the JSON Schema of manifests, with a description of every key."""
-    from edgepack.spec import document
+    from edgepack.spec import toml_reader
 
-    schema = document.read_schema("target" if target else "manifest")
+    schema = toml_reader.read_schema("target" if target else "manifest")
     if as_json:
         print_json(schema)
     else:

@@ -18,7 +18,7 @@ from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 FORMS = (
     "samples are a .npz or .npy file, a folder of them, a folder of pictures, "

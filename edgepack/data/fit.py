@@ -12,7 +12,7 @@ import numpy as np
 
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Dim, Tensor
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 from edgepack.spec.tensors import names_of
 
 # Name of the array that holds labels, unless the model has an input of that name.

@@ -28,7 +28,7 @@ from edgepack.data.stream import Digest, Piece, SampleStream, add_array, exact_b
 from edgepack.errors import DataError, EdgepackError
 from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 from edgepack.spec.tensors import names_of
 
 # MODULE:NAME, split at the last colon, so that the colon of a drive letter is part of the path.

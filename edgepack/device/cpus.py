@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.errors import SpecError
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)

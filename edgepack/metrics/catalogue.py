@@ -20,7 +20,7 @@ from edgepack.metrics.values import VALUE_METRICS
 from edgepack.plugins import Plugin, is_callable
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 BUILT_IN: Mapping[str, Metric] = {
     metric.name: metric for metric in (*VALUE_METRICS, *CLASS_METRICS)

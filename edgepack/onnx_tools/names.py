@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
 from edgepack.onnx_tools.walk import names_of, walk_graphs
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
     from onnx import GraphProto

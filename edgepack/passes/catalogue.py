@@ -15,7 +15,7 @@ from dataclasses import MISSING, Field, dataclass, fields
 from edgepack.errors import ChainError, EdgepackError
 from edgepack.passes.options import PassOptions
 from edgepack.passes.table import find_pass, list_names
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 # Type of a field as written in the dataclass -> its name for people.
 _TYPES = {

@@ -15,7 +15,7 @@ from edgepack.passes.options import PassOptions, read_options
 from edgepack.passes.protocol import AnyGraphPass, AnyModulePass, AnyPass, Domain
 from edgepack.passes.table import PASSES, find_pass, find_plugin, list_names
 from edgepack.plugins import Plugin
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 Value = bool | int | float | str
 

@@ -56,7 +56,7 @@ class Code(Protocol):
 
 
 @dataclass(frozen=True)
-class Context:
+class ModuleContext:
     """Inputs of a pass on the module besides the module.
 
     Attributes:

@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgepack.errors import ChainError
-from edgepack.passes.module import Context
-from edgepack.spec.document import did_you_mean
+from edgepack.passes.module import ModuleContext
+from edgepack.spec.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +30,9 @@ SPELT = 6
 MASKED = 1e4
 
 
-def make_arguments(context: Context, feed: Mapping[str, np.ndarray]) -> tuple[torch.Tensor, ...]:
+def make_arguments(
+    context: ModuleContext, feed: Mapping[str, np.ndarray]
+) -> tuple[torch.Tensor, ...]:
     """Return the positional arguments of the module for a feed by input name."""
     return tuple(torch.from_numpy(np.array(feed[t.name], order="C")) for t in context.inputs)
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import TypeVar
 
 from edgepack.errors import ChainError
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 
 class PassOptions:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
-from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.module import ModuleContext, ModuleResult, Recipe
 from edgepack.passes.options import PassOptions
 
 if TYPE_CHECKING:
@@ -142,11 +142,11 @@ class ModulePass(Pass[Options], Protocol[Options]):
         return "module"
 
     @abstractmethod
-    def apply(self, module: nn.Module, options: Options, context: Context) -> ModuleResult:
+    def apply(self, module: nn.Module, options: Options, context: ModuleContext) -> ModuleResult:
         """Change a copy of the network; return it with the recipe of its structure."""
 
     @abstractmethod
-    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+    def replay(self, module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
         """Rebuild the structure of a recipe on another copy, without the weights."""
 
 

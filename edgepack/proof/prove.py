@@ -31,12 +31,12 @@ from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.report.documents import Report
 from edgepack.report.findings import find_first_loss
-from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
+from edgepack.runtime.strict_json import encode
 
 
 @dataclass(frozen=True)

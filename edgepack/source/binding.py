@@ -19,7 +19,7 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
     from torch import nn

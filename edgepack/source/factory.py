@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import SourceError
 from edgepack.files import expand_user
 from edgepack.source.code import is_installed
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
     import torch

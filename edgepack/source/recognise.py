@@ -16,7 +16,7 @@ from edgepack.errors import SourceError
 from edgepack.runtime.plain import open_plain
 from edgepack.source.archive import open_checked, read_entry, require_stored
 from edgepack.source.shards import MAX_INDEX
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 Format = Literal[
     "checkpoint",  # torch.save, as a zip archive or in the layout before 1.6

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import SourceError
 from edgepack.ledger import SelectionDocument
 from edgepack.source.names import Match, explain_mismatch, match_names
-from edgepack.spec.document import nearest
+from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
     import torch

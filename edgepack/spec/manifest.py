@@ -9,7 +9,7 @@ from typing import TypedDict, cast
 
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec import document
+from edgepack.spec import toml_reader
 from edgepack.spec.documents import (
     AxisTable,
     InputTable,
@@ -94,8 +94,8 @@ class Manifest:
 
 def load(path: Path) -> Manifest:
     """Read and check a manifest. Raises SpecError naming every fault."""
-    content = document.read(path)
-    document.check(content, "manifest", str(path))
+    content = toml_reader.read(path)
+    toml_reader.check(content, "manifest", str(path))
     table = cast("ManifestDocument", content)
     inputs, outputs = table.get("inputs", []), table.get("outputs", [])
     _refuse_repeated(path, "inputs", [entry["name"] for entry in inputs])

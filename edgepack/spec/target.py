@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import cast
 
 from edgepack.errors import SpecError
-from edgepack.spec import document
+from edgepack.spec import toml_reader
 from edgepack.spec.documents import TargetDocument, WheelsTable
+from edgepack.spec.suggestions import did_you_mean
 
 # Longest chain of `extends`; a profile that extends itself exceeds it.
 MAX_EXTENDS = 8
@@ -102,15 +103,14 @@ def find(target: str) -> Path:
     raise SpecError(
         "target-unknown",
         f"there is no target profile named {target!r}",
-        why=f"it is neither a shipped profile nor a .toml file"
-        f"{document.did_you_mean(target, profiles)}",
+        why=f"it is neither a shipped profile nor a .toml file{did_you_mean(target, profiles)}",
         hint="edgepack targets list",
     )
 
 
 def read(path: Path, _depth: int = 0) -> dict[str, object]:
     """Read a profile's document and resolve `extends`: its keys override those of its base."""
-    profile = document.read(path)
+    profile = toml_reader.read(path)
     base = profile.pop("extends", None)
     if base is None:
         return profile
@@ -149,7 +149,7 @@ def load(target: str) -> Target:
     """Load and check a profile by name or path. Raises SpecError naming every fault."""
     path = find(target)
     table = read(path)
-    document.check(table, "target", str(path))
+    toml_reader.check(table, "target", str(path))
     profile = cast("TargetDocument", table)
     device, engine, gates = profile["device"], profile["engine"], profile["gates"]
     wheels = profile.get("wheels", _NO_WHEELS)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgepack.errors import SpecError
 from edgepack.runtime.bundle.index import DTYPES
 from edgepack.runtime.tensor import Dim, Tensor
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 # TensorRT 8 stores the size of an axis in 32 bits, and so do the kernels of later releases.
 LARGEST = 2**31 - 1

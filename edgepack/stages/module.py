@@ -16,7 +16,7 @@ from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import describe_shapes, describe_tensors
 from edgepack.errors import ChainError
 from edgepack.ledger import Ledger, Stage
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.passes.training import processes
 from edgepack.plugins import attribute_faults, credit
 from edgepack.source.eager import count_parameters, torch_run
@@ -148,7 +148,7 @@ def _apply_cached(
     # The folder outlives an interrupted build, which resumes from the checkpoints in it.
     with _open_work_folder(cache, step.name, key) as work:
         needs, samples = options.needs, context.samples
-        pass_context = Context(
+        pass_context = ModuleContext(
             original=context.source.module,
             inputs=context.inputs,
             outputs=context.original.outputs,
@@ -242,7 +242,7 @@ def _load_weights(module: nn.Module, weights: bytes, step: passes.Step) -> None:
 
 
 def _check_replay(
-    result: nn.Module, replayed: nn.Module, pass_context: Context, step: passes.Step
+    result: nn.Module, replayed: nn.Module, pass_context: ModuleContext, step: passes.Step
 ) -> None:
     """Require that the replayed module answers as the pass's own. Raises ChainError.
 

@@ -13,7 +13,7 @@ from edgepack.request import Request
 from edgepack.runtime.bundle.engines import TENSORRT
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 from edgepack.spec.tensors import Span
 
 # Largest size of an axis without a range, as a multiple of the reference samples' size. It is

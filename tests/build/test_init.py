@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.spec import document, manifest
+from edgepack.spec import manifest, toml_reader
 from support.build_cases import Home, ask, images
 
 COMMENTED = re.compile(r"^# (?=\[.+\]$|\w+ = .+$)", re.M)
@@ -45,7 +45,7 @@ def test_every_default_that_it_shows_is_valid(target: str, home: Home, tmp_path:
     path = tmp_path / "m.toml"
     draft(home / "tiny.onnx", path, "--target", target)
     text = COMMENTED.sub("", path.read_text())
-    assert document.faults(document.parse(text, path), "manifest") == []
+    assert toml_reader.faults(toml_reader.parse(text, path), "manifest") == []
     path.write_text(text)
     answer = ask("manifest", "check", str(path), "--target", target)
     assert answer.status == 0, answer.stderr

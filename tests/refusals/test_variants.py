@@ -20,12 +20,12 @@ import pytest
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import INDEX
-from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.engines import EngineOptions
 from edgepack.runtime.bundle.index import content_digest, parse
 from edgepack.runtime.bundle.seal import find
 from edgepack.runtime.errors import BundleError, DeviceError
 from edgepack.runtime.session.onnx_session import OnnxSession
+from edgepack.runtime.strict_json import encode
 from support.bundle_cases import entry
 from support.gpu_standin import StandIn, tensorrt_contents
 from support.linear import linear_onnx

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.runtime.bundle.document import encode
 from edgepack.runtime.bundle.index import content_digest
+from edgepack.runtime.strict_json import encode
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 REPORT = "report/report.json"

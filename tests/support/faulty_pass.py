@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.passes.options import PassOptions
 from edgepack.passes.protocol import ModulePass
 
@@ -29,7 +29,7 @@ def cut(module: Any, channels: int) -> None:
     module[2].bias.data = following.bias.data.clone()
 
 
-def apply(module: Any, options: Options, context: Context) -> ModuleResult:
+def apply(module: Any, options: Options, context: ModuleContext) -> ModuleResult:
     if options.how == "nothing":
         return ModuleResult(module, False, ("There is nothing to cut.",))
     if options.how == "classes":
@@ -41,7 +41,7 @@ def apply(module: Any, options: Options, context: Context) -> ModuleResult:
     return ModuleResult(module, True, ("Cut.",), {"left": 6}, {"how": options.how})
 
 
-def replay(module: Any, recipe: Mapping[str, Any], context: Context) -> Any:
+def replay(module: Any, recipe: Mapping[str, Any], context: ModuleContext) -> Any:
     how = recipe.get("how")
     if how == "well":
         cut(module, 6)
@@ -54,8 +54,10 @@ class Cut(ModulePass[Options]):
     name = "cut"
     options = Options
 
-    def apply(self, module: nn.Module, options: Options, context: Context) -> ModuleResult:
+    def apply(self, module: nn.Module, options: Options, context: ModuleContext) -> ModuleResult:
         return apply(module, options, context)
 
-    def replay(self, module: nn.Module, recipe: Mapping[str, Any], context: Context) -> nn.Module:
+    def replay(
+        self, module: nn.Module, recipe: Mapping[str, Any], context: ModuleContext
+    ) -> nn.Module:
         return replay(module, recipe, context)

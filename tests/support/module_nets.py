@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgepack.data import open_samples
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.runtime.tensor import Tensor
 from support.training_cases import context
 
@@ -98,13 +98,13 @@ def pictures(count: int = 40, seed: int = 1) -> np.ndarray:
     return np.kron(drawn, np.ones((3, 3))).astype(np.float32)
 
 
-def given(folder: Path, network: nn.Module, **arrays: Any) -> Context:
+def given(folder: Path, network: nn.Module, **arrays: Any) -> ModuleContext:
     """The context of a pass on pictures; samples are both for calibration and for training."""
     arrays = arrays or {"x": pictures()}
     return with_calibration(folder, context(folder, network, arrays, inputs=IMAGE, outputs=SCORES))
 
 
-def tiny_bert(folder: Path) -> tuple[nn.Module, Context]:
+def tiny_bert(folder: Path) -> tuple[nn.Module, ModuleContext]:
     """A BERT of two layers of four heads as a Hugging Face folder gives it, and its context."""
     from transformers import BertConfig, BertForSequenceClassification
 
@@ -122,7 +122,7 @@ def tiny_bert(folder: Path) -> tuple[nn.Module, Context]:
     return network, with_calibration(folder, made)
 
 
-def with_calibration(folder: Path, made: Context) -> Context:
+def with_calibration(folder: Path, made: ModuleContext) -> ModuleContext:
     """The same, calibrated on its training samples."""
     return replace(made, calibration=open_samples(str(folder / "training.npz"), made.inputs))
 
@@ -135,7 +135,7 @@ def ask(network: nn.Module, x: Any) -> Any:
 
 
 def replayed(
-    replay: Callable[..., nn.Module], fresh: nn.Module, found: ModuleResult, given: Context
+    replay: Callable[..., nn.Module], fresh: nn.Module, found: ModuleResult, given: ModuleContext
 ) -> nn.Module:
     """What the build goes on with: the recipe on a fresh copy, and the weights."""
     made = replay(fresh, found.recipe, given)

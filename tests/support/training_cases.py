@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from edgepack.data import open_samples
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.runtime.tensor import Tensor
 from edgepack.stages.code import UserCode
 
@@ -81,13 +81,13 @@ def context(
     outputs: tuple[Tensor, ...] = SCORES,
     gates: dict[str, float] | None = None,
     search: Path = Path(),
-) -> Context:
+) -> ModuleContext:
     """What a pass is given; the training samples go through a file, as a user's do."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "training.npz", **arrays)
     work = folder / "work"
     work.mkdir(exist_ok=True)
-    return Context(
+    return ModuleContext(
         original=teacher,
         inputs=inputs,
         outputs=outputs,

@@ -11,8 +11,8 @@ import pytest
 
 from edgepack.report.documents import Report
 from edgepack.report.model import schema
-from edgepack.spec.document import read_schema
 from edgepack.spec.documents import ManifestDocument, TargetDocument
+from edgepack.spec.toml_reader import read_schema
 
 # Recorded in the index, and left out of the report.
 VERDICT_ONLY = {"reference"}

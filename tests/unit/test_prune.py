@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from edgepack import passes
 from edgepack.errors import ChainError
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.passes.network import count_macs
 from edgepack.passes.prune import PruneOptions, prune, replay
 from edgepack.passes.prune.channel_groups import find_groups
@@ -95,7 +95,9 @@ OPTIONS = [
 ]
 
 
-def checked(original: nn.Module, options: PruneOptions, data: Context, x: Any) -> ModuleResult:
+def checked(
+    original: nn.Module, options: PruneOptions, data: ModuleContext, x: Any
+) -> ModuleResult:
     """Prune, and hold every promise that does not depend on the network."""
     before = copy.deepcopy(original)
     state = torch.random.get_rng_state()

@@ -11,7 +11,7 @@ import pytest
 
 from edgepack.errors import DeprecatedName
 from edgepack.passes.catalogue import describe_pass
-from edgepack.spec import document, manifest, target
+from edgepack.spec import manifest, target, toml_reader
 from support import ROOT
 from support.build_cases import ask, edgepack
 
@@ -31,9 +31,9 @@ def keys(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mappi
         yield from keys(definition, f"$defs.{name}")
 
 
-@pytest.mark.parametrize("name", document.SCHEMAS)
+@pytest.mark.parametrize("name", toml_reader.SCHEMAS)
 def test_every_key_has_a_description(name: str) -> None:
-    described = dict(keys(document.read_schema(name)))
+    described = dict(keys(toml_reader.read_schema(name)))
     assert len(described) > 40
     for path, key in described.items():
         sentence = key.get("description", "")
@@ -42,14 +42,14 @@ def test_every_key_has_a_description(name: str) -> None:
 
 
 def test_the_table_of_quantize_has_every_option_of_the_pass() -> None:
-    options = document.read_schema("target")["$defs"]["quantize"]["properties"]
+    options = toml_reader.read_schema("target")["$defs"]["quantize"]["properties"]
     assert sorted(options) == sorted(option.name for option in describe_pass("quantize").options)
 
 
 def test_the_schema_is_printed() -> None:
     done = edgepack("manifest", "schema")
-    assert json.loads(done.stdout) == document.read_schema("manifest")
-    assert ask("manifest", "schema", "--target").document == document.read_schema("target")
+    assert json.loads(done.stdout) == toml_reader.read_schema("manifest")
+    assert ask("manifest", "schema", "--target").document == toml_reader.read_schema("target")
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)

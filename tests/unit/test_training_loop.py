@@ -13,7 +13,7 @@ from torch import nn
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill import DistillOptions, distill
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.passes.training import loop
 from edgepack.runtime.tensor import Tensor
 from support.training_cases import context, drawn, labels_of, network, same
@@ -29,7 +29,7 @@ def train(
     return distill(student or network(1), options, given(folder, count))
 
 
-def given(folder: Path, count: int = 320, **more: Any) -> Context:
+def given(folder: Path, count: int = 320, **more: Any) -> ModuleContext:
     teacher = network(0)
     x = drawn(count)
     return context(folder, teacher, {"x": x, "labels": labels_of(teacher, x)}, **more)

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 from edgepack.passes.distill.figures import collect_figures, format_notes
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.student import make_recipe, make_student
-from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.module import ModuleContext, ModuleResult, Recipe
 from edgepack.passes.protocol import ModulePass
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def distill(module: nn.Module, options: DistillOptions, context: Context) -> ModuleResult:
+def distill(module: nn.Module, options: DistillOptions, context: ModuleContext) -> ModuleResult:
     """Train a student on the teacher's outputs, and on the labels of samples that have one.
 
     Args:
@@ -91,7 +91,7 @@ def distill(module: nn.Module, options: DistillOptions, context: Context) -> Mod
     return ModuleResult(student, True, notes, details, recipe)
 
 
-def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+def replay(module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
     """Rebuild the structure of the trained student, without its weights."""
     student = make_student(module, recipe, context)
     if "folded" in recipe:
@@ -111,10 +111,12 @@ class Distill(ModulePass[DistillOptions]):
         """Suggest how to lose less quality."""
         return "train longer or on more samples"
 
-    def apply(self, module: nn.Module, options: DistillOptions, context: Context) -> ModuleResult:
+    def apply(
+        self, module: nn.Module, options: DistillOptions, context: ModuleContext
+    ) -> ModuleResult:
         """Return the changed network with its recipe."""
         return distill(module, options, context)
 
-    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+    def replay(self, module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
         """Rebuild the structure of a recipe."""
         return replay(module, recipe, context)

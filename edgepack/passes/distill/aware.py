@@ -10,7 +10,7 @@ from edgepack.passes.aware.attach import Attached
 from edgepack.passes.aware.fold import find_folds, fold
 from edgepack.passes.aware.sites import find_sites
 from edgepack.passes.distill.teacher import call_student
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.network import group_by_reason, make_arguments
 from edgepack.passes.quantize.options import NAME as QUANTIZE
 from edgepack.passes.quantize.options import QuantizeOptions
@@ -34,7 +34,7 @@ class Aware:
     Raises ChainError: distill-student, distill-fold, distill-aware.
     """
 
-    def __init__(self, student: nn.Module, context: Context) -> None:
+    def __init__(self, student: nn.Module, context: ModuleContext) -> None:
         import torch
 
         self.student = student

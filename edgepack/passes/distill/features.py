@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgepack.errors import ChainError
 from edgepack.passes.distill.loss import measure_cosine_distance
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.spec.document import did_you_mean
+from edgepack.spec.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from edgepack.passes.distill.labels import choose_labelled_head
 from edgepack.passes.distill.loss import compute_hard_loss, compute_soft_loss
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.teacher import Teacher, to_outputs
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.training.training_set import TrainingSet, has_label
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Distillation:
     """
 
     def __init__(
-        self, network: nn.Module, student: nn.Module, data: TrainingSet, context: Context,
+        self, network: nn.Module, student: nn.Module, data: TrainingSet, context: ModuleContext,
         options: DistillOptions,
     ) -> None:  # fmt: skip
         self.data, self.options, self.gates = data, options, context.gates

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import ChainError
 from edgepack.passes.distill.options import DistillOptions
-from edgepack.passes.module import Context, Recipe
+from edgepack.passes.module import ModuleContext, Recipe
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def make_recipe(module: nn.Module, options: DistillOptions) -> dict[str, object]
     return {"list": name, "keep": list(keep)}
 
 
-def make_student(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+def make_student(module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
     """Build the student of a recipe; changes `module` unless a factory builds the student."""
     if "student" in recipe:
         return context.code.build(recipe["student"], recipe["arguments"])

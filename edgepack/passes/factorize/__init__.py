@@ -21,7 +21,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgepack.passes.factorize.options import FactorizeOptions
-from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.module import ModuleContext, ModuleResult, Recipe
 from edgepack.passes.protocol import ModulePass
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Factorize", "FactorizeOptions", "factorize", "replay"]
 
 
-def factorize(module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
+def factorize(module: nn.Module, options: FactorizeOptions, context: ModuleContext) -> ModuleResult:
     """Replace layers by two layers of low rank each if that saves parameters.
 
     Raises:
@@ -41,7 +41,7 @@ def factorize(module: nn.Module, options: FactorizeOptions, context: Context) ->
     return factorize_module(module, options, context)
 
 
-def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+def replay(module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
     """Rebuild the layers of low rank of a recipe, without their weights."""
     from edgepack.passes.factorize.split import split_all
 
@@ -58,10 +58,12 @@ class Factorize(ModulePass[FactorizeOptions]):
         """Suggest how to lose less quality."""
         return "train after factorizing (--chain factorize,distill), factorize less"
 
-    def apply(self, module: nn.Module, options: FactorizeOptions, context: Context) -> ModuleResult:
+    def apply(
+        self, module: nn.Module, options: FactorizeOptions, context: ModuleContext
+    ) -> ModuleResult:
         """Return the changed network with its recipe."""
         return factorize(module, options, context)
 
-    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+    def replay(self, module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
         """Rebuild the structure of a recipe."""
         return replay(module, recipe, context)

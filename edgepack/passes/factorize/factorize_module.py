@@ -13,7 +13,7 @@ from edgepack.passes.factorize.options import FactorizeOptions
 from edgepack.passes.factorize.ranks import Choice, choose_by_budget, choose_by_loss
 from edgepack.passes.factorize.spectrum import Spectrum, compute_spectrum
 from edgepack.passes.factorize.split import fill, split
-from edgepack.passes.module import Context, ModuleResult
+from edgepack.passes.module import ModuleContext, ModuleResult
 from edgepack.passes.network import (
     count_macs,
     group_by_reason,
@@ -65,7 +65,7 @@ class Figures(TypedDict):
 
 
 def factorize_module(
-    module: nn.Module, options: FactorizeOptions, context: Context
+    module: nn.Module, options: FactorizeOptions, context: ModuleContext
 ) -> ModuleResult:
     """Factorize the module's layers; see `factorize`."""
     example = make_arguments(context, context.example)
@@ -109,7 +109,7 @@ def factorize_module(
 
 
 def _compute_spectra(
-    module: nn.Module, layers: Sequence[Layer], options: FactorizeOptions, context: Context
+    module: nn.Module, layers: Sequence[Layer], options: FactorizeOptions, context: ModuleContext
 ) -> dict[str, Spectrum]:
     """Return the spectrum of each layer by name."""
     moments = {}

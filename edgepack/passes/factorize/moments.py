@@ -10,7 +10,7 @@ import torch
 
 from edgepack.errors import ChainError
 from edgepack.passes.factorize.layers import CONVOLUTIONS, Layer
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.network import ForwardHook, make_arguments
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Moments:
 
 
 def observe(
-    module: nn.Module, layers: Sequence[Layer], context: Context, batch_size: int
+    module: nn.Module, layers: Sequence[Layer], context: ModuleContext, batch_size: int
 ) -> dict[str, Moments]:
     """Return the moments of each layer by name.
 

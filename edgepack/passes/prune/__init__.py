@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.module import ModuleContext, ModuleResult, Recipe
 from edgepack.passes.protocol import ModulePass
 from edgepack.passes.prune.options import PruneOptions
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Prune", "PruneOptions", "prune", "replay"]
 
 
-def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
+def prune(module: nn.Module, options: PruneOptions, context: ModuleContext) -> ModuleResult:
     """Remove channels, zero weights, or both, according to the options.
 
     Raises:
@@ -45,7 +45,7 @@ def prune(module: nn.Module, options: PruneOptions, context: Context) -> ModuleR
     return prune_module(module, options, context)
 
 
-def replay(module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+def replay(module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
     """Remove the channels of a recipe; zeros are stored with the weights."""
     from edgepack.passes.prune.cut import Cut, cut
 
@@ -63,10 +63,12 @@ class Prune(ModulePass[PruneOptions]):
         """Suggest how to lose less quality."""
         return "train after pruning (--chain prune,distill), prune less"
 
-    def apply(self, module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
+    def apply(
+        self, module: nn.Module, options: PruneOptions, context: ModuleContext
+    ) -> ModuleResult:
         """Return the changed network with its recipe."""
         return prune(module, options, context)
 
-    def replay(self, module: nn.Module, recipe: Recipe, context: Context) -> nn.Module:
+    def replay(self, module: nn.Module, recipe: Recipe, context: ModuleContext) -> nn.Module:
         """Rebuild the structure of a recipe."""
         return replay(module, recipe, context)

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from edgepack.errors import ChainError
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.network import make_arguments
 from edgepack.passes.prune.cut import is_channelwise
 from edgepack.passes.prune.group import Group, Slice
@@ -121,7 +121,7 @@ def _sum_units(group: Group, channels: torch.Tensor) -> torch.Tensor:
 
 
 def score_by_taylor(
-    module: nn.Module, groups: Sequence[Group], options: PruneOptions, context: Context
+    module: nn.Module, groups: Sequence[Group], options: PruneOptions, context: ModuleContext
 ) -> tuple[list[torch.Tensor], str]:
     """Return the importance of the units of each group, and a description of the measure.
 
@@ -169,7 +169,7 @@ class _Loss:
     The first batch decides, since losses and projections are not on the same scale.
     """
 
-    def __init__(self, context: Context, generator: torch.Generator) -> None:
+    def __init__(self, context: ModuleContext, generator: torch.Generator) -> None:
         self.context, self.generator = context, generator
         self.by_labels: bool | None = None
 
@@ -225,7 +225,7 @@ def _square_changes(
 
 
 def _compute_loss(
-    outputs: Sequence[torch.Tensor], labels: np.ndarray | None, context: Context
+    outputs: Sequence[torch.Tensor], labels: np.ndarray | None, context: ModuleContext
 ) -> torch.Tensor | None:
     """Return the cross entropy of the first output of scores; None if the labels do not fit it."""
     if labels is None or labels.dtype.kind not in "iu":

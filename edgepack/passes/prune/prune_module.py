@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypedDict
 
-from edgepack.passes.module import Context, ModuleResult, Recipe
+from edgepack.passes.module import ModuleContext, ModuleResult, Recipe
 from edgepack.passes.network import group_by_reason
 from edgepack.passes.prune.options import PruneOptions
 from edgepack.passes.prune.structured import PrunedChannels, prune_channels
@@ -30,7 +30,7 @@ class ZeroFigures(TypedDict):
     left: dict[str, str]
 
 
-def prune_module(module: nn.Module, options: PruneOptions, context: Context) -> ModuleResult:
+def prune_module(module: nn.Module, options: PruneOptions, context: ModuleContext) -> ModuleResult:
     """Prune the module; see `prune`."""
     notes: list[str] = []
     details: dict[str, object] = {}

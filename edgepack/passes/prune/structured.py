@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
 from edgepack.errors import ChainError
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.network import count_macs, make_arguments, select_layers
 from edgepack.passes.prune.channel_groups import Grouping, find_groups
 from edgepack.passes.prune.cut import Cut, cut
@@ -56,7 +56,9 @@ class PrunedChannels:
     skipped: Mapping[str, str]
 
 
-def prune_channels(module: nn.Module, options: PruneOptions, context: Context) -> PrunedChannels:
+def prune_channels(
+    module: nn.Module, options: PruneOptions, context: ModuleContext
+) -> PrunedChannels:
     """Remove the least important channels of the module until the budget is met, in place.
 
     Raises what `prune` raises.
@@ -123,7 +125,7 @@ def _count_heads(groups: Sequence[Group], slices: Cut) -> dict[str, list[int]]:
 
 
 def _measure_importance(
-    module: nn.Module, grouping: Grouping, options: PruneOptions, context: Context
+    module: nn.Module, grouping: Grouping, options: PruneOptions, context: ModuleContext
 ) -> tuple[list[torch.Tensor], str]:
     """Return the importance of the units of each group, and a description of the measure."""
     if options.importance != "taylor":
@@ -160,7 +162,9 @@ def _select_groups(grouping: Grouping, module: nn.Module, options: PruneOptions)
             grouping.skip(layers, "it, or a layer of its group, is excluded by the options")
 
 
-def _test_groups(grouping: Grouping, trial: Trial, options: PruneOptions, context: Context) -> None:
+def _test_groups(
+    grouping: Grouping, trial: Trial, options: PruneOptions, context: ModuleContext
+) -> None:
     """Drop the groups that fail the trial, or have no smaller multiple of round_to channels."""
     context.progress.expect(len(grouping.groups))
     for group in list(grouping.groups):

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.data.store import LABELS, exact_of, store_samples
 from edgepack.errors import ChainError
-from edgepack.passes.module import Context
+from edgepack.passes.module import ModuleContext
 from edgepack.passes.training.batches import Plan, batch_groups, hold_out
 from edgepack.passes.training.options import TrainingOptions
 
@@ -31,7 +31,7 @@ class TrainingSet:
     """
 
     def __init__(
-        self, context: Context, options: TrainingOptions, accelerator: Accelerator
+        self, context: ModuleContext, options: TrainingOptions, accelerator: Accelerator
     ) -> None:
         samples = context.training
         if samples is None:

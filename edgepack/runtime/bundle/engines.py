@@ -16,8 +16,8 @@ from typing import (
 )
 
 from ..errors import BundleError
+from ..strict_json import Reader
 from ..tensor import Tensor
-from .document import Reader
 
 if TYPE_CHECKING:
     from ..documents import EngineOptionsEntry, VariantEntry, VariantNeeds

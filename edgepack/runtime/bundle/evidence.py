@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Sequence, Tuple
 
 from ..parity.parts import Part
+from ..strict_json import Reader
 from ..tensor import Tensor
-from .document import Reader
 
 if TYPE_CHECKING:
     from ..documents import RecordedQuality

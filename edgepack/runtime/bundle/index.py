@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
 
+from .. import strict_json
 from ..errors import BundleError
 from ..parity.parts import SNR_LIMIT, Part
+from ..strict_json import Reader, encode
 from ..tensor import KINDS, Tensor
-from . import document
 from .archive import INDEX, MAX_INDEX_BYTES, Archive
-from .document import Reader, encode
 from .engines import EngineOptions, Variant, read_options, read_variants
 from .evidence import check_quality, read_parts
 
@@ -235,7 +235,7 @@ def _device(reader: Reader) -> DeviceNeeds:
 
 def parse(data: bytes) -> Index:
     """Read and check an index. Raises BundleError that names the offending key."""
-    top = document.parse(data, _fault, MAX_INDEX_BYTES)
+    top = strict_json.parse(data, _fault, MAX_INDEX_BYTES)
     version = top.get("format", str)
     if version != FORMAT:
         raise BundleError(

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO, Dict, List, Mapping, Optional, Tuple
 
 from ..errors import BundleError, DeviceError
+from ..strict_json import Reader, encode, parse
 from .archive import Archive
-from .document import Reader, encode, parse
 from .engines import FINISH, Variant
 from .index import Index
 

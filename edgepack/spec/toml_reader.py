@@ -1,4 +1,4 @@
-"""TOML documents, validated against their JSON Schema with all faults in one error."""
+"""Read TOML documents, validated against their JSON Schema with all faults in one error."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from edgepack import plugins
 from edgepack.errors import DeprecatedName, SpecError
 from edgepack.runtime.plain import read_plain
+from edgepack.spec.suggestions import did_you_mean
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,26 +175,6 @@ def check(document: Mapping[str, object], schema: str, origin: str) -> None:
             why="\n".join(lines),
             hint="correct the keys named above",
         )
-
-
-def nearest(word: str, candidates: Iterable[str], likeness: float = 0.6) -> str:
-    """Return the candidate most similar to a word; "" if none is similar enough.
-
-    Args:
-        word: the word as written.
-        candidates: the words that it may stand for.
-        likeness: least similarity, from 0 to 1, as `difflib` measures it.
-    """
-    return next(iter(get_close_matches(word, list(candidates), n=1, cutoff=likeness)), "")
-
-
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for a similar candidate, else a list of the candidates."""
-    candidates = sorted(candidates)
-    near = nearest(word, candidates)
-    if near:
-        return f"; did you mean {near!r}?"
-    return f"; there are: {', '.join(candidates)}"
 
 
 # Lines for the message, with the path of the key in the document:

@@ -11,7 +11,7 @@ import json
 import math
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Tuple, Type, TypeVar
 
-from ..errors import EdgepackError
+from .errors import EdgepackError
 
 MAX_DEPTH = 32
 # A sign and 2 ** 64.
