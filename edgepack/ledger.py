@@ -23,12 +23,12 @@ STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "latency")
 
 @dataclass(frozen=True)
 class PassResult(Generic[Model]):
-    """Result of a step on a model.
+    """Result of a pass on a model.
 
     Attributes:
-        model: the model after the step.
-        changed: True if the step changed it.
-        notes: the effects of the step, or the reason for having none. Whole sentences.
+        model: the model after the pass.
+        changed: True if the pass changed it.
+        notes: the effects of the pass, or the reason for having none. Whole sentences.
         details: figures for the ledger, by name (JSON values).
     """
 

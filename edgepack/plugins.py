@@ -104,7 +104,7 @@ class Plugin:
 
 def credit(plugin: Plugin | None) -> tuple[str, ...]:
     """Return the note of the ledger on the origin of a stage; none for edgepack's own."""
-    return () if plugin is None else (f"by the plug-in {plugin}",)
+    return () if plugin is None else (f"Provided by the plug-in {plugin}.",)
 
 
 @contextmanager

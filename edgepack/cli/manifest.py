@@ -65,7 +65,8 @@ def _check_passes(settings: Manifest, target: Target | None) -> None:
     """Check the options that a manifest sets for passes, and its chain. Raises ChainError."""
     from edgepack import passes
 
-    # Of a pass that is not in the chain as well: a typing error in its table would stay unnoticed.
+    # Passes outside the chain are checked too; otherwise a misspelt option in their table would
+    # go unnoticed.
     for name in passes.list_names():
         table = passes.find_pass(name).table
         options = settings.read_table(table)

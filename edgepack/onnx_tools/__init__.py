@@ -2,7 +2,7 @@
 
 walk        nodes and graphs, subgraphs included
 attributes  attributes of nodes as Python values
-view        producers and readers of every tensor
+view        producers and readers of every tensor, and the weights of layers
 copies      copies of models, and replacement of their parts
 names       names of nodes, by the user, and free names
 clean       removal of initializers that nothing reads

@@ -46,7 +46,8 @@ class Trait(Enum):
     """May remove or join trailing axes."""
 
     CLAMPS = auto()
-    """Limits values to constant bounds, as the range of a quantization does."""
+    """Limits values to constant bounds; a quantization right after it can replace it, since the
+    range of its integers has the same effect."""
 
     LAYER = auto()
     """Sums products of an input with trained weights, its second input."""
@@ -55,7 +56,8 @@ class Trait(Enum):
     """A layer that passes a state from step to step."""
 
     EXACT = auto()
-    """Outputs do not depend on the order or precision of any arithmetic."""
+    """Outputs do not depend on the order or precision of any arithmetic: they have the same bits in
+    every implementation."""
 
     ROUNDS_ONCE = auto()
     """Integer arithmetic that rounds once, to its output."""

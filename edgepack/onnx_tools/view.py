@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 from edgepack.onnx_tools.attributes import attribute as attribute
 from edgepack.onnx_tools.copies import copied
+from edgepack.onnx_tools.operators import operator
 from edgepack.onnx_tools.walk import by_name, fed_inputs, names_of
 from edgepack.onnx_tools.walk import captured_names as captured_names
 
@@ -61,6 +62,20 @@ class GraphView:
         if len(readers) != 1 or name in self.outputs or name in self.captured:
             return None
         return readers[0]
+
+
+def list_weights(view: GraphView) -> list[str]:
+    """Return the names of the constant weights of layers, each once, in the order of the nodes.
+
+    Biases, the constants of other operators and initializers that can be fed are not among them.
+    """
+    # Of Conv(x, kernel, bias) and Mul(y, 255) this is kernel.
+    names: dict[str, None] = {}
+    for node in view.nodes:
+        for slot in operator(node.op_type).weights:
+            if slot < len(node.input) and view.is_constant(node.input[slot]):
+                names[node.input[slot]] = None
+    return list(names)
 
 
 def _inferred(model: onnx.ModelProto) -> tuple[dict[str, Shape], dict[str, int]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 
-from edgepack.errors import ChainError, EdgepackError
+from edgepack.errors import ChainError, EdgepackError, PluginError
 from edgepack.passes.options import PassOptions
 from edgepack.passes.table import find_pass, list_names
 from edgepack.spec.suggestions import did_you_mean
@@ -23,8 +23,11 @@ _TYPES = {
     "float": "number",
     "int": "whole number",
     "str": "text",
+    "tuple[float, ...]": "list of numbers",
     "tuple[str, ...]": "list of text",
     "tuple[int, ...]": "list of whole numbers",
+    "Mapping[str, Any]": "table",
+    "Mapping[str, object]": "table",
 }
 # A sentence ends with a stop that is not the one of "e.g." or of a number.
 _SENTENCE = re.compile(r"(?<=[a-z0-9)\"`%])\.(?=\s+[A-Z\"]|$)")
@@ -94,24 +97,45 @@ def describe_pass(name: str) -> Entry:
         )
     definition = find_pass(name)
     kind = definition.options
-    options = tuple(_describe_option(kind, field) for field in fields(kind))
+    options = tuple(_describe_option(name, kind, field) for field in fields(kind))
     summary = _first_sentence(inspect.cleandoc(type(definition).__doc__ or ""))
     return Entry(name, definition.domain, summary, options)
 
 
-def _describe_option(kind: type[PassOptions], field: Field[object]) -> Option:
-    declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
-    # "bool | None" is a bool whose default the pass chooses.
-    declared = declared.removesuffix(" | None")
+def _describe_option(name: str, kind: type[PassOptions], field: Field[object]) -> Option:
+    declared = _read_type(name, field)
     description = read_attributes(kind).get(field.name, "")
     return Option(
         name=field.name,
-        type=_TYPES.get(declared, "table"),
+        type=_TYPES[declared],
         default=_format_default(field),
         values=_describe_values(kind, field, declared),
         summary=_first_sentence(description),
         description=description,
     )
+
+
+def _read_type(name: str, field: Field[object]) -> str:
+    """Return the type of an option as its dataclass declares it, a key of _TYPES.
+
+    Raises PluginError for a type that a chain and a manifest cannot express.
+    """
+    # A string under `from __future__ import annotations`, a type without it.
+    declared = field.type
+    if not isinstance(declared, str):
+        declared = inspect.formatannotation(declared, base_module="typing")
+    # "bool | None" is a bool whose default the pass chooses.
+    declared = declared.removesuffix(" | None")
+    for package in ("typing.", "collections.abc."):
+        declared = declared.replace(package, "")
+    if declared not in _TYPES:
+        raise PluginError(
+            "plugin-option-type",
+            f"the option {field.name} of {name} has a type that no manifest can express",
+            why=f"it is declared as {declared}; supported are {', '.join(_TYPES)}",
+            hint=f"declare {field.name} as one of them",
+        )
+    return declared
 
 
 def _format_default(field: Field[object]) -> str:

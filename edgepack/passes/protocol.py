@@ -18,7 +18,7 @@ Its options are a frozen dataclass over `options.PassOptions`, which rejects inv
 
         def apply(self, model, samples, options, progress):
             ...
-            return PassResult(clipped, True, ("3 weights clipped to 1.",))
+            return PassResult(clipped, True, ("Clipped 3 weights to a magnitude of 1.",))
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ must not touch that file; one that changes models records them anew with
 
     EDGEPACK_RECORD_BYTES=1 pytest tests/build/test_pass_bytes.py
 
-in one process (`-k` records only some). To compare, `-n 2` uses two.
+Record in one process; `-k` records a subset. Comparing may use several (`-n 2`).
 
 Rounding depends on the instruction set and on the versions of a few packages. Elsewhere than on
 the machine of the record the tests are skipped.

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from edgepack.onnx_tools.view import GraphView, list_weights
 from support.build_cases import Home, entry
 from support.bundle_cases import run_bundle
 
@@ -92,12 +93,12 @@ def test_a_pass_an_engine_and_a_source_build_a_verified_bundle(
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     records = {record["stage"]: record for record in report["ledger"]}
-    credit = "by the plug-in edgepack-example 1.2.0"
+    credit = "Provided by the plug-in edgepack-example 1.2.0."
     # The manifest overrides the profile: 0.5, not 0.25.
     assert records["clip"]["notes"][-1] == credit
-    assert records["clip"]["notes"][0].endswith("weights clipped to 0.5")
+    assert records["clip"]["notes"][0].endswith("weights to a magnitude of 0.5.")
     assert records["clip"]["details"]["clipped"] > 0
-    assert "tagged with tagged" in records["engine"]["notes"]
+    assert "Tagged with the name of the target, tagged." in records["engine"]["notes"]
     assert credit in records["engine"]["notes"]
     assert credit in records["source"]["notes"]
     assert report["source"]["kind"] == "gzip-onnx"
@@ -131,9 +132,9 @@ def test_another_limit_or_another_code_is_another_result(
         ledger = json.loads(done.stdout)["ledger"]
         (status,) = [record["status"] for record in ledger if record["stage"] == "clip"]
         model = onnx.load_model_from_string(entry(output, "model/model.onnx"))
-        arrays = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-        floats = [array for array in arrays if array.dtype == np.float32]
-        return status, max(float(np.abs(array).max()) for array in floats)
+        view = GraphView(model)
+        weights = [numpy_helper.to_array(view.initializers[name]) for name in list_weights(view)]
+        return status, max(float(np.abs(array).max()) for array in weights)
 
     assert clipped("0.125") == ("done", 0.125)
     assert clipped("0.125") == ("cached", 0.125)
@@ -169,7 +170,7 @@ def test_a_metric_judges_a_bundle(site: Path, home: Home, tmp_path: Path) -> Non
     assert gates["metric_ratio"]["output"] == "label-score"
     assert gates["metric_ratio"]["measured"] == metric["model"] / metric["original"]
     records = {record["stage"]: record for record in report["ledger"]}
-    assert "by the plug-in edgepack-example 1.2.0" in records["original"]["notes"]
+    assert "Provided by the plug-in edgepack-example 1.2.0." in records["original"]["notes"]
     assert report["tools"]["edgepack-example"] == "1.2.0"
     assert json.loads(entry(output, "bundle.json"))["metric"] == "label-score"
     assert run_bundle(output, "verify", "--json").returncode == 0

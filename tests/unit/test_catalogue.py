@@ -1,8 +1,8 @@
 """The catalogue of passes: what it says of every option is true, and nothing is missing."""
 
-from __future__ import annotations
-
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import click
 import pytest
@@ -10,8 +10,10 @@ import pytest
 from edgepack import passes
 from edgepack.cli import cli
 from edgepack.cli.complete import complete_chain, complete_target
+from edgepack.errors import PluginError
 from edgepack.passes import catalogue
 from edgepack.passes.catalogue import Entry, Option
+from edgepack.passes.options import PassOptions
 from support.build_cases import ask, edgepack
 
 ENTRIES = catalogue.list_entries()
@@ -74,3 +76,39 @@ def test_targets_are_completed_by_name_or_as_files() -> None:
     assert [item.value for item in items] == ["arm-qnnpack"]
     (item,) = complete_target(context, click.Argument(["target"]), "./mine")
     assert item.type == "file"
+
+
+@dataclass(frozen=True)
+class Declared(PassOptions):
+    """Options of every supported type, and one that no manifest can express."""
+
+    rate: float = 0.5
+    rates: "tuple[float, ...]" = ()
+    ranks: "tuple[int, ...]" = ()
+    names: tuple[str, ...] = ()
+    exact: "bool | None" = None
+    depth: int | None = None
+    arguments: Mapping[str, Any] | None = None
+    pair: tuple[int, str] = (1, "")
+
+
+def test_the_type_of_an_option_is_read_from_a_string_or_a_type() -> None:
+    types = {}
+    for field in fields(Declared)[:-1]:
+        types[field.name] = catalogue._describe_option("declared", Declared, field).type
+    assert types == {
+        "rate": "number",
+        "rates": "list of numbers",
+        "ranks": "list of whole numbers",
+        "names": "list of text",
+        "exact": "true or false",
+        "depth": "whole number",
+        "arguments": "table",
+    }
+
+
+def test_an_option_of_an_unknown_type_is_an_error() -> None:
+    with pytest.raises(PluginError) as caught:
+        catalogue._describe_option("declared", Declared, fields(Declared)[-1])
+    assert caught.value.code == "plugin-option-type"
+    assert "tuple[int, str]" in caught.value.why

@@ -17,7 +17,7 @@ from edgepack.onnx_tools.copies import copied, with_outputs
 from edgepack.onnx_tools.limits import default_opset
 from edgepack.onnx_tools.names import numbered, unused, value_names
 from edgepack.onnx_tools.sessions import create_session
-from edgepack.onnx_tools.view import GraphView
+from edgepack.onnx_tools.view import GraphView, list_weights
 from edgepack.onnx_tools.walk import (
     captured_names,
     count_readers,
@@ -203,3 +203,28 @@ def test_every_tool_has_one_home(pattern: str) -> None:
         if not name.startswith("runtime/") and re.search(pattern, text):
             homes.add(name)
     assert homes <= ONE_HOME[pattern]
+
+
+def test_the_weights_of_layers_are_no_other_constants() -> None:
+    """A bias, a factor and an initializer that can be fed are not among them."""
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel", "bias"], ["y"]),
+        helper.make_node("Conv", ["x", "kernel"], ["same"]),
+        helper.make_node("Mul", ["y", "factor"], ["z"]),
+        helper.make_node("MatMul", ["z", "fed"], ["output"]),
+    ]
+    shapes = {"kernel": (2, 1, 1, 1), "bias": (2,), "factor": (), "fed": (2, 3)}
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, 2, 2]),
+            helper.make_tensor_value_info("fed", TensorProto.FLOAT, [2, 3]),
+        ],
+        [onnx.ValueInfoProto(name="output"), onnx.ValueInfoProto(name="same")],
+        [
+            numpy_helper.from_array(np.ones(shape, np.float32), name)
+            for name, shape in shapes.items()
+        ],
+    )
+    assert list_weights(GraphView(helper.make_model(graph))) == ["kernel"]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from edgepack import __file__ as package
@@ -28,8 +29,12 @@ INDICES = np.array([1, 0], np.int64)
 # Inputs and attributes of operators that need more than one float tensor. An input of int64 or
 # bool is a constant of the node; the first one is fed.
 MORE: dict[str, tuple[list[np.ndarray], dict[str, Any]]] = {
+    "ArgMax": ([X], {"axis": 1}),
+    "ArgMin": ([X], {"axis": 1}),
     "Cast": ([X], {"to": TensorProto.FLOAT16}),
     "Clip": ([X, np.float32(-0.5), np.float32(0.5)], {}),
+    "Constant": ([], {"value": numpy_helper.from_array(X)}),
+    "ConstantOfShape": ([np.array([2, 3])], {}),
     "Concat": ([X, X + 10], {"axis": 1}),
     "DepthToSpace": ([X], {"blocksize": 2}),
     "Expand": ([X, np.array([3, 2, 8, 4, 6])], {}),
@@ -40,6 +45,7 @@ MORE: dict[str, tuple[list[np.ndarray], dict[str, Any]]] = {
     "AveragePool": ([X], {"kernel_shape": [2, 2]}),
     "Pad": ([X, np.array([0, 0, 1, 1, 0, 0, 1, 1])], {}),
     "PRelu": ([X, np.full((8, 1, 1), 0.25, np.float32)], {}),
+    "Range": ([np.float32(1), np.float32(4), np.float32(0.5)], {}),
     "ReduceMax": ([X, np.array([2, 3])], {}),
     "ReduceMin": ([X, np.array([2, 3])], {}),
     "Reshape": ([X, np.array([2, 8, 24])], {}),
@@ -49,6 +55,7 @@ MORE: dict[str, tuple[list[np.ndarray], dict[str, Any]]] = {
     "SpaceToDepth": ([X], {"blocksize": 2}),
     "Split": ([X], {"axis": 1, "num_outputs": 2}),
     "Squeeze": ([X[:1], np.array([0])], {}),
+    "TopK": ([X, np.array([3])], {}),
     "Tile": ([X, np.array([1, 2, 1, 1])], {}),
     "Transpose": ([X], {"perm": [0, 2, 1, 3]}),
     "Unsqueeze": ([X, np.array([1])], {}),
@@ -75,11 +82,13 @@ def inputs_of(row: Operator) -> tuple[list[np.ndarray], dict[str, Any]]:
     )
 
 
-def compute(name: str, arrays: Sequence[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
-    """The first output of a graph of this one operator."""
+def make_model(
+    name: str, arrays: Sequence[np.ndarray], attributes: dict[str, Any]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Return a graph of this one operator, and the arrays to feed it with."""
     arrays = [np.asarray(array) for array in arrays]
     names = [f"x{slot}" for slot in range(len(arrays))]
-    outputs = ["y", "z"] if name == "Split" else ["y"]
+    outputs = ["y", "z"] if name in ("Split", "TopK") else ["y"]
     node = helper.make_node(name, names, outputs, **attributes)
     constants = [
         numpy_helper.from_array(array, n)
@@ -98,7 +107,13 @@ def compute(name: str, arrays: Sequence[np.ndarray], attributes: dict[str, Any])
         constants,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return np.asarray(create_session(model).run(None, fed)[0])
+    return model, fed
+
+
+def compute(name: str, arrays: Sequence[np.ndarray], attributes: dict[str, Any]) -> np.ndarray:
+    """The first output of a graph of this one operator."""
+    model, feed = make_model(name, arrays, attributes)
+    return np.asarray(create_session(model).run(None, feed)[0])
 
 
 def rows_with(trait: Trait) -> list[Any]:
@@ -199,6 +214,29 @@ def test_pools_treat_each_channel_by_itself(row: Operator) -> None:
     np.testing.assert_allclose(
         compute(row.name, [x[:, order], *rest], attributes), before[:, order], rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("row", rows_with(Trait.CLAMPS))
+def test_clamps_return_their_input_or_one_of_at_most_two_bounds(row: Operator) -> None:
+    (x, *bounds), attributes = inputs_of(row)
+    # Values far beyond any bound, none of which is a bound itself.
+    x = 1000 * x + np.float32(0.125)
+    output = compute(row.name, [x, *bounds], attributes)
+    limits = np.setdiff1d(output, x)
+    assert 1 <= limits.size <= 2
+    assert np.isin(output[output != x], limits).all()
+    # The input's order is that of the output: below one bound, or above the other, it is constant.
+    assert (np.diff(output.ravel()[np.argsort(x, axis=None)]) >= 0).all()
+
+
+@pytest.mark.parametrize("row", rows_with(Trait.EXACT))
+def test_exact_operators_have_the_same_bits_in_two_implementations(row: Operator) -> None:
+    """onnxruntime and onnx's reference implementation in numpy share no code."""
+    model, feed = make_model(row.name, *inputs_of(row))
+    (output, *_) = create_session(model).run(None, feed)
+    (reference, *_) = ReferenceEvaluator(model).run(None, feed)
+    assert output.dtype == reference.dtype
+    np.testing.assert_array_equal(output, reference)
 
 
 def quantized_model(row: Operator) -> onnx.ModelProto:

@@ -12,8 +12,11 @@ from edgepack import __file__ as package
 from edgepack import passes
 
 FOLDER = Path(package).parent
-# Methods of torch's tensors, of which `half` is one.
-ALLOWED = {"source/precision.py"}
+# Names of torch's functions, some of which could name a pass as well.
+ALLOWED = {
+    "source/precision.py": "methods of tensors, such as half",
+    "passes/aware/sites.py": "functions, such as clip",
+}
 
 
 def compared(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -67,4 +70,6 @@ def test_no_pass_name_is_tested_outside_its_package() -> None:
             for line, value in compared(tree)
             if value in passes.PASSES and value != own
         ]
-    assert not found
+    assert not found, (
+        "ask the pass instead, or add the file to ALLOWED if the text is no name of a pass"
+    )

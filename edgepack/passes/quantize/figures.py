@@ -16,7 +16,7 @@ from edgepack.passes.quantize.static.placement import Placement
 
 # Quantizations of an activation that is 0 on every sample.
 CONSTANT = (fit_affine(0.0, 0.0), fit_symmetric(0.0))
-# Opening of the note on layers of a form.
+# First words of the note on the layers that have a form, by form.
 _FORMS = {
     "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",
     "weights": "Int8 weights with float arithmetic",

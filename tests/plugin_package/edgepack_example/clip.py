@@ -54,21 +54,27 @@ class Clip(GraphPass[ClipOptions]):
         options: ClipOptions,
         progress: Progress,
     ) -> PassResult[onnx.ModelProto]:
-        """Clip the float32 initializers of a copy of the model."""
+        """Clip the float32 weights of the layers in a copy of the model."""
         import onnx
         from onnx import numpy_helper
 
+        from edgepack.onnx_tools.view import GraphView, list_weights
+
         result = onnx.ModelProto()
         result.CopyFrom(model)
+        view = GraphView(result)
         clipped = 0
-        for tensor in result.graph.initializer:
+        # Only the weights of layers: a constant 255 that divides the pixels has to stay 255.
+        for name in list_weights(view):
+            tensor = view.initializers[name]
             weights = numpy_helper.to_array(tensor)
             if weights.dtype != np.float32:
                 continue
             bounded = np.clip(weights, -options.limit, options.limit)
             clipped += int((bounded != weights).sum())
-            tensor.CopyFrom(numpy_helper.from_array(bounded, tensor.name))
-        note = f"{clipped} weights clipped to {options.limit:g}"
+            tensor.CopyFrom(numpy_helper.from_array(bounded, name))
+        noun = "weight" if clipped == 1 else "weights"
+        note = f"Clipped {clipped:,} {noun} to a magnitude of {options.limit:g}."
         return PassResult(result, clipped > 0, (note,), {"clipped": clipped})
 
 

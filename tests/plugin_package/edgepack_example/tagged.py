@@ -21,7 +21,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     return replace(
         built,
         model=proto.SerializeToString(deterministic=True),
-        notes=(*built.notes, f"tagged with {target.name}"),
+        notes=(*built.notes, f"Tagged with the name of the target, {target.name}."),
     )
 
 
