@@ -277,7 +277,8 @@ def test_samples_from_a_function(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
     monkeypatch.chdir(home.folder)
-    arguments = home.build("tiny.onnx", "--calibration", written, "--allow-chance", calibration="")
+    options = ("--calibration", written, "--allow-chance", "--metric", "top1")
+    arguments = home.build("tiny.onnx", *options, calibration="")
     answer = build(arguments, tmp_path / "x.edgepack")
     assert answer.document["samples"]["calibration"]["count"] == 120
     assert answer.document["quality"]["metric"]["samples"] == 120

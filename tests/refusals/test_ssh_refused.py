@@ -15,7 +15,8 @@ import pytest
 from edgepack import bundle
 from edgepack.device.ssh import Address, Settings, Ssh, parse, remote
 from edgepack.errors import DeviceError, SpecError
-from support.build_cases import Answer, ask
+from edgepack.report import render_matrix
+from support.build_cases import Answer, ask, render_text
 from support.linear import linear_contents
 from support.ssh_server import Server, free_port, host_python
 
@@ -31,9 +32,10 @@ def refused(path: Path, name: str, *options: str) -> dict[str, str]:
     assert column["name"] == f"ssh://{name}"
     assert not answer.document["passed"]
     error: dict[str, str] = column["error"]
+    text = render_text(render_matrix, answer.document)
     for part in ("code", "what", "why", "hint"):
         assert error[part]
-        assert error[part].splitlines()[0] in answer.stderr
+        assert error[part].splitlines()[0] in text
     return error
 
 
