@@ -86,8 +86,8 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
         DataError: the file cannot be read, or is an `.npy` file for several inputs.
     """
     with ExitStack() as stack:
+        stream = stack.enter_context(_open_file(path))
         with _readable(path.name):
-            stream = stack.enter_context(open_plain(path))
             magic = stream.read(len(NPY_MAGIC))
             stream.seek(0)
         if magic == NPY_MAGIC:
@@ -117,6 +117,18 @@ def open_columns(path: Path, inputs: tuple[Tensor, ...]) -> Iterator[list[Column
                 why=f"it begins with {magic!r}",
                 hint="save arrays with numpy.savez(path, INPUT=array, labels=labels)",
             )
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    try:
+        return open_plain(path)
+    except OSError as error:
+        raise DataError(
+            "samples-unreadable",
+            f"{path.name} cannot be read",
+            why=error.strerror or str(error),
+            hint="check the path: it must name an .npz or .npy file that you may read",
+        ) from error
 
 
 def _members(stream: IO[bytes], path: Path, stack: ExitStack) -> Iterator[Column]:

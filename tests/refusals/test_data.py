@@ -140,7 +140,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     error = refused("pipe", base=tmp_path)
     assert error.code == "samples-unreadable"
-    assert "not a regular file" in error.why
+    assert error.why == "it is not a regular file"
+    assert error.hint.startswith("check the path")
 
 
 def test_a_file_of_another_format(tmp_path: Path) -> None:

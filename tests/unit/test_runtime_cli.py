@@ -255,6 +255,17 @@ def test_samples_that_cannot_be_read(make, tmp_path: Path) -> None:
     assert caught.value.code == "samples-unreadable"
 
 
+def test_samples_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_npz(str(tmp_path / "in.npz"))
+    assert caught.value.why == "No such file or directory"
+    assert caught.value.hint.startswith("check the path")
+    with pytest.raises(InputError) as caught:
+        read_npz(str(tmp_path))
+    assert caught.value.why == "it is a folder"
+    assert caught.value.hint.startswith("check the path")
+
+
 def test_what_is_no_array_is_none(linear_bundle: Path, tmp_path: Path) -> None:
     path = tmp_path / "in.npz"
     with zipfile.ZipFile(path, "w") as archive:

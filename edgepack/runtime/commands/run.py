@@ -22,7 +22,16 @@ from .verify import reference_feeds, run_calls
 def read_npz(path: str) -> Dict[str, np.ndarray]:
     """Read all arrays of an .npz, by name; never unpickles. Raises InputError if it cannot."""
     try:
-        with open_plain(path) as file:
+        stream = open_plain(path)
+    except OSError as error:
+        raise InputError(
+            "samples-unreadable",
+            f"the samples cannot be read: {path}",
+            why=error.strerror or str(error),
+            hint="check the path: it must name an .npz file that you may read",
+        ) from error
+    try:
+        with stream as file:
             # numpy takes anything else for a pickle, and advises to load it unsafely.
             if not file.read(6).startswith((b"PK", b"\x93NUMPY")):
                 raise ValueError("it is neither an .npz nor an .npy file")
