@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from edgepack.cache import OTHER_FOLDER, default_folder
 from edgepack.device import CPUS, PREPARE, countable, ready
-from edgepack.errors import EdgepackError
+from edgepack.errors import EdgepackError, suggest_install
 from edgepack.runtime.device.machine import describe
 
 
@@ -27,6 +27,7 @@ class FindingDocument(TypedDict):
     required: bool
     detail: str
     hint: str
+    partial: bool
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Finding:
         required: True if every build needs it.
         detail: its version, or its purpose if it is absent.
         hint: the command that installs it.
+        partial: True if only a part of it is available.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Finding:
     required: bool
     detail: str
     hint: str = ""
+    partial: bool = False
 
     def to_json(self) -> FindingDocument:
         """Return the finding as JSON values."""
@@ -55,6 +58,7 @@ class Finding:
             "required": self.required,
             "detail": self.detail,
             "hint": self.hint,
+            "partial": self.partial,
         }
 
 
@@ -81,13 +85,10 @@ PROGRAMS = (
 
 
 def _package(name: str, extra: str, purpose: str) -> Finding:
-    requirement = "edgepack"
-    if extra:
-        requirement = f"edgepack[{extra}]"
     try:
         return Finding(name, True, not extra, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, False, not extra, f"for {purpose}", f"pip install '{requirement}'")
+        return Finding(name, False, not extra, f"for {purpose}", suggest_install(extra))
 
 
 def _program(name: str, purpose: str, command: str) -> Finding:
@@ -99,14 +100,19 @@ def _program(name: str, purpose: str, command: str) -> Finding:
 
 def _emulators() -> Finding:
     able, fault = _try_cpus(ready)
-    detail = ", ".join(able) or "for verifying on emulated CPUs"
+    detail = "for verifying on emulated CPUs"
+    if able:
+        detail = f"ready: {', '.join(able)}"
+    absent = [cpu for cpu in CPUS if cpu not in able]
+    if able and absent:
+        detail += f"; not prepared: {', '.join(absent)}"
     hint = ""
     if fault is not None:
         hint = fault.hint
         # qemu may be installed, and yet lack the Python and the libraries of the emulated machine.
         if fault.code == "emulator-missing":
             hint = PREPARE
-    return Finding("emulators", fault is None, False, detail, hint)
+    return Finding("emulators", fault is None, False, detail, hint, partial=bool(able and absent))
 
 
 def _instructions() -> Finding:

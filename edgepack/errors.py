@@ -70,6 +70,14 @@ class HostError(EdgepackError):
     """This host lacks something that the build needs."""
 
 
+def suggest_install(extra: str = "") -> str:
+    """Return the command that installs edgepack with an extra; edgepack is not on PyPI yet."""
+    requirement = "."
+    if extra:
+        requirement += f"[{extra}]"
+    return f"pip install '{requirement}' in a checkout of edgepack"
+
+
 def missing_package(package: str, extra: str, purpose: str) -> HostError:
     """Return the error for an optional package that is not installed.
 
@@ -82,7 +90,7 @@ def missing_package(package: str, extra: str, purpose: str) -> HostError:
         "package-missing",
         f"{purpose} needs the package {package}",
         why=f"{package} cannot be imported in this environment",
-        hint=f"pip install 'edgepack[{extra}]'",
+        hint=suggest_install(extra),
     )
 
 
@@ -101,4 +109,5 @@ __all__ = [
     "SourceError",
     "SpecError",
     "missing_package",
+    "suggest_install",
 ]

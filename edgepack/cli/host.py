@@ -26,6 +26,8 @@ def doctor(as_json: bool) -> None:
         mark = "missing"
         if finding.present:
             mark = "ok"
+        elif finding.partial:
+            mark = "partly"
         lines.append(f"{mark:<7} {finding.name:<14} {finding.detail}")
         if finding.hint:
             lines.append(f"{'':22} {finding.hint}")

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from edgepack import files
-from edgepack.errors import EngineError
+from edgepack.errors import EngineError, suggest_install
 from edgepack.runtime.device.machine import satisfies
 from edgepack.runtime.errors import EdgepackError
 from edgepack.runtime.session.tensorrt_build import Options, Profiles, build
 
 MODULE = "tensorrt_rtx"
-EXTRA = "pip install 'edgepack[tensorrt-rtx]'"
+EXTRA = suggest_install("tensorrt-rtx")
 # Compute capabilities that it builds for, in the order in which they stand in for others.
 CAPABILITIES = ("8.6", "8.9", "8.0", "7.5", "12.0", "12.1")
 TIMEOUT_S = 1200.0

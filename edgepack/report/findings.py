@@ -288,7 +288,9 @@ def _describe_fidelity(report: Report) -> str:
     result = "the gates passed as well"
     if all(map(_is_exact, others.values())):
         result = "the same bits"
-    return f"{sentence} On {' and '.join(others)}, emulated: {result}."
+    counts = sorted({answer["samples"] for answer in others.values()})
+    samples = " and ".join(format_plural(count, "sample") for count in counts)
+    return f"{sentence} On {' and '.join(others)}, emulated: {result} on {samples}."
 
 
 def _describe_agreement(question: Question, metrics: OutputMetrics) -> str:

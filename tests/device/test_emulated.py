@@ -182,8 +182,9 @@ def test_doctor_tells_what_can_be_emulated(tmp_path: Path) -> None:
         return next(f for f in findings if f["name"] == "emulators")
 
     assert emulators(KEPT)["present"]
-    assert emulators(KEPT)["detail"] == ", ".join(CPUS)
+    assert emulators(KEPT)["detail"] == f"ready: {', '.join(CPUS)}"
     unprepared = emulators(tmp_path)
     assert not unprepared["present"]
-    assert unprepared["detail"] == "Haswell, Skylake-Client"
+    assert unprepared["partial"]
+    assert unprepared["detail"].startswith("ready: Haswell, Skylake-Client; not prepared: cortex-")
     assert unprepared["hint"] == "edgepack emulator prepare"

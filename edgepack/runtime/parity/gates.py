@@ -323,7 +323,7 @@ _LIMITS = {
     "metric_ratio": "at least {:.4g} %",
     "max_drop": "at most {:g}",
     "bit_exact": "the same bits",
-    "built": "none missed",
+    "built": "every gate of its build",
     "finite": "none",
 }
 # Gates whose values are shares, shown in percent.
@@ -345,7 +345,7 @@ def _format_measured(name: str, value: Optional[float]) -> str:
     if name == "bit_exact":
         return "same bits" if value else "different bits"
     if name == "built":
-        return "the build missed a gate on its evaluation set"
+        return "rejected by its build, which missed a gate on the evaluation set"
     if name == "finite":
         return f"{number} values are not finite"
     if name == "cosine":
