@@ -114,11 +114,12 @@ class _Plan:
                 f"{', '.join(names_of(sliced))}: one sample in each array[i]",
                 hint="store every input as complete feeds: one axis more, array[i] fed unchanged",
             )
-        shapes = {}
+        shapes, stored = {}, {}
         for name, column in by_name.items():
+            stored[name] = column.shape
             row = column.shape[1:]
             shapes[name] = row if name in complete else (1, *row)
-        check_feed(shapes, inputs, where, any_batch=not complete)
+        check_feed(shapes, inputs, where, any_batch=not complete, stored=stored)
         count = _common_count(by_name, where)
         if labels is not None:
             check_label_header(labels.shape, labels.dtype, count, where)
@@ -141,7 +142,7 @@ def _divide(
     for tensor in sliced:
         shape = columns[tensor.name].shape
         if len(shape) != tensor.rank or not shape:
-            raise shape_error(shape, tensor, where)
+            raise shape_error(shape, tensor, where, stored=shape)
     return frozenset(complete), tuple(sliced)
 
 

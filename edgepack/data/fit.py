@@ -113,6 +113,7 @@ def check_feed(
     where: str,
     *,
     any_batch: bool = False,
+    stored: Mapping[str, tuple[int, ...]] | None = None,
 ) -> None:
     """Check that the shapes of one feed fit the inputs and agree on axes of the same name.
 
@@ -121,6 +122,7 @@ def check_feed(
         inputs: the model's inputs.
         where: the source that is checked, as the start of a sentence.
         any_batch: skip axis 0, the batch axis, since samples are gathered into batches later.
+        stored: shape of each complete array in the file, for the message.
 
     Raises:
         DataError: `samples-shape`, `samples-layout` or `samples-axis-sizes`.
@@ -132,7 +134,10 @@ def check_feed(
     for tensor in inputs:
         shape = shapes[tensor.name]
         if not _fits(shape, tensor.shape, first):
-            raise shape_error(shape, tensor, where, first)
+            array = None
+            if stored is not None:
+                array = stored[tensor.name]
+            raise shape_error(shape, tensor, where, first, array)
         for size, dim in zip(shape[first:], tensor.shape[first:], strict=True):
             if isinstance(dim, str) and bound.setdefault(dim, (size, tensor.name))[0] != size:
                 raise DataError(
@@ -154,24 +159,82 @@ def _fits(shape: tuple[int, ...], dims: tuple[Dim, ...], first: int = 0) -> bool
     return True
 
 
-def shape_error(shape: tuple[int, ...], tensor: Tensor, where: str, first: int = 0) -> DataError:
-    """Return the error for a shape that does not fit; `samples-layout` if a transpose helps."""
-    declared = f"({', '.join(map(str, tensor.shape))})"
+def shape_error(
+    shape: tuple[int, ...],
+    tensor: Tensor,
+    where: str,
+    first: int = 0,
+    stored: tuple[int, ...] | None = None,
+) -> DataError:
+    """Return the error for a shape that does not fit; `samples-layout` if a transpose helps.
+
+    Args:
+        shape: shape of the feed.
+        tensor: the input.
+        where: the source, as the start of a sentence.
+        first: first axis that must fit.
+        stored: shape of the complete array that the feed is from; None for a feed of its own.
+    """
     order = _reordering(shape, tensor.shape, first)
+    why = _compare_shapes(shape, tensor, first, stored, _MOVES.get(order or (), ""))
     if order is not None:
+        if stored is not None and len(stored) > tensor.rank:
+            # Complete feeds have an axis before those of the feed, which stays where it is.
+            order = (0, *(axis + 1 for axis in order))
         return DataError(
             "samples-layout",
             f"{where}: the axes of {tensor.name} are in another order than the model's",
-            why=f"its shape is {shape}{_MOVES.get(order, '')}; the model takes {declared}",
+            why=why,
             hint=f"reorder the axes, keeping the batch at 0: transpose{order}",
         )
+    sample, feed = _format_shape(tensor.shape[1:]), _format_shape(tensor.shape)
+    hint = f"give single samples of {sample}, or complete feeds of {feed}"
+    if stored is not None:
+        # For an input of (batch, 3, 8, 8): (samples, 3, 8, 8), and (feeds, batch, 3, 8, 8).
+        rows = _format_shape(("samples", *tensor.shape[1:]))
+        feeds = _format_shape(("feeds", *tensor.shape))
+        hint = f"store an array of {rows}; {feeds} holds complete feeds"
+        if not tensor.shape:
+            hint = f"store an array of {feeds}"
     return DataError(
         "samples-shape",
         f"{where}: {tensor.name} does not have the model's shape",
-        why=f"its shape is {shape}; the model takes {declared}",
-        hint="an array of the input's rank holds samples along axis 0; one axis more holds "
-        "a complete feed in each array[i]",
+        why=why,
+        hint=hint,
     )
+
+
+def _compare_shapes(
+    shape: tuple[int, ...],
+    tensor: Tensor,
+    first: int,
+    stored: tuple[int, ...] | None,
+    move: str,
+) -> str:
+    """Return both shapes in words; `move` names the two layouts.
+
+    For example "the array image is (10, 3, 8, 8): 10 samples of (3, 8, 8); the model takes samples
+    of (1, 8, 8)".
+    """
+    sample, feed = _format_shape(tensor.shape[1:]), _format_shape(tensor.shape)
+    if stored is None:
+        if first:
+            return f"its samples are {_format_shape(shape[1:])}{move}; the model takes {sample}"
+        return f"its shape is {_format_shape(shape)}{move}; the model takes {feed}"
+    text = f"the array {tensor.name} is {_format_shape(stored)}"
+    if len(stored) == tensor.rank + 1:
+        rows = f"{stored[0]} feeds of {_format_shape(stored[1:])}"
+        return f"{text}: {rows}{move}; the model takes feeds of {feed}"
+    if stored and len(stored) == tensor.rank:
+        text += f": {stored[0]} samples of {_format_shape(stored[1:])}"
+    return f"{text}{move}; the model takes samples of {sample}"
+
+
+def _format_shape(shape: tuple[Dim, ...]) -> str:
+    # ("batch", 3) is "(batch, 3)", and (3,) is "(3,)".
+    if len(shape) == 1:
+        return f"({shape[0]},)"
+    return f"({', '.join(map(str, shape))})"
 
 
 def _reordering(

@@ -59,8 +59,28 @@ ARRAYS: list[tuple[str, str, dict[str, object]]] = [
     ("samples-extra-input", "did you mean labels?", {"image": GOOD, "label": np.arange(4)}),
     ("samples-dtype", 'array.astype("float32")', {"image": GOOD.astype(np.float64)}),
     ("samples-dtype", "normalise as in training", {"image": GOOD.astype(np.uint8)}),
-    ("samples-shape", "the model takes (batch, 3, 4, 5)", {"image": GOOD[:, :, :3]}),
-    ("samples-shape", "the model takes (batch, 3, 4, 5)", {"image": GOOD[0, 0]}),
+    (
+        "samples-shape",
+        "the array image is (4, 3, 3, 5): 4 samples of (3, 3, 5); the model takes samples of "
+        "(3, 4, 5)",
+        {"image": GOOD[:, :, :3]},
+    ),
+    (
+        "samples-shape",
+        "the array image is (4, 1, 3, 3, 5): 4 feeds of (1, 3, 3, 5); the model takes feeds of "
+        "(batch, 3, 4, 5)",
+        {"image": GOOD[:, None, :, :3]},
+    ),
+    (
+        "samples-shape",
+        "the array image is (4, 5); the model takes samples of (3, 4, 5)",
+        {"image": GOOD[0, 0]},
+    ),
+    (
+        "samples-layout",
+        "transpose(0, 1, 4, 2, 3)",
+        {"image": GOOD.transpose(0, 2, 3, 1)[:, None].copy()},
+    ),
     ("samples-layout", "transpose(0, 3, 1, 2)", {"image": GOOD.transpose(0, 2, 3, 1).copy()}),
     ("samples-layout", "transpose(0, 1, 3, 2)", {"image": GOOD.transpose(0, 1, 3, 2).copy()}),
     ("samples-empty", "length 0", {"image": GOOD[:0]}),
@@ -232,7 +252,7 @@ FUNCTIONS = [
     ("samples-dtype", "float64", "def samples(): yield {'image': [[[1.0]]]}"),
     (
         "samples-shape",
-        "one axis more",
+        "give single samples of (3, 4, 5), or complete feeds of (batch, 3, 4, 5)",
         "import numpy\ndef samples(): yield {'image': numpy.float32([1])}",
     ),
     (

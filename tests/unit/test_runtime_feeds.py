@@ -73,6 +73,19 @@ def test_labels_beside_the_inputs_are_not_fed() -> None:
         ),
         ({"x": np.zeros((0, 3))}, [X], "input-counts", "every array has 0 rows"),
         ({"x": np.float32(1)}, [X], "input-shape", "x is a single value"),
+        (
+            {"x": np.zeros((10, 4))},
+            [X],
+            "input-shape",
+            "the array x is (10, 4): 10 samples of (4,)",
+        ),
+        (
+            {"x": np.zeros((5, 7, 4))},
+            [X],
+            "input-shape",
+            "the array x is (5, 7, 4): 5 feeds of (7, 4)",
+        ),
+        ({"x": np.zeros(3)}, [X], "input-shape", "the array x is (3,)"),
     ],
 )
 def test_what_does_not_fit(

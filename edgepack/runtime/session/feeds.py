@@ -33,8 +33,8 @@ def feeds(
 ) -> Iterator[Dict[str, np.ndarray]]:
     """Yield the feed of each call, at most `size` samples at a time.
 
-    Raises InputError if an input has no array, if the arrays hold different numbers of samples, or
-    if that number is no multiple of the model's fixed batch.
+    Raises InputError if an input has no array, if the arrays hold different numbers of samples or
+    samples of another shape, or if their number is no multiple of the model's fixed batch.
     """
     missing = [tensor.name for tensor in inputs if tensor.name not in arrays]
     if missing:
@@ -69,6 +69,8 @@ def feeds(
             why="every array has 0 rows",
             hint="axis 0 of every array must count the samples",
         )
+    for tensor in inputs:
+        _check_shape(arrays[tensor.name], tensor)
     if whole_feeds(arrays, inputs):
         for i in range(count):
             yield {tensor.name: _feed_row(arrays[tensor.name], i, tensor) for tensor in inputs}
@@ -84,6 +86,33 @@ def feeds(
         )
     for start in range(0, count, step):
         yield {tensor.name: arrays[tensor.name][start : start + step] for tensor in inputs}
+
+
+def _check_shape(array: np.ndarray, tensor: Tensor) -> None:
+    """Raise InputError unless the rows are samples of the input, or whole feeds."""
+    # For an input (batch, 1, 8, 8), an array (10, 3, 8, 8) holds 10 samples of (3, 8, 8), where the
+    # model takes samples of (1, 8, 8).
+    row, rows, expected = array.shape[1:], "samples", tensor.shape[1:]
+    if array.ndim == tensor.rank + 1:
+        rows, expected = "feeds", tensor.shape
+    if len(row) == len(expected) and _dims_fit(expected, row, {}):
+        return
+    why = f"the array {tensor.name} is {_format_shape(array.shape)}"
+    if len(row) == len(expected):
+        why += f": {len(array)} {rows} of {_format_shape(row)}"
+    raise InputError(
+        "input-shape",
+        "an input has the wrong shape",
+        why=why,
+        hint=f"the model takes {rows} of {_format_shape(expected)}",
+    )
+
+
+def _format_shape(shape: Sequence[Dim]) -> str:
+    # ("batch", 3) is "(batch, 3)", and (3,) is "(3,)".
+    if len(shape) == 1:
+        return f"({shape[0]},)"
+    return f"({', '.join(map(str, shape))})"
 
 
 def _feed_row(array: np.ndarray, row: int, tensor: Tensor) -> np.ndarray:
