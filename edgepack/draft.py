@@ -14,7 +14,7 @@ from edgepack import data, files, source
 from edgepack.data.pictures import SUFFIXES
 from edgepack.errors import SpecError
 from edgepack.passes import parse_chain
-from edgepack.passes.catalogue import describe_pass
+from edgepack.passes.catalogue import Option, describe_pass
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
@@ -236,8 +236,10 @@ def _draft_samples(samples: Samples, folder: Path) -> list[str]:
             lines += ['# metric = "top1"', "# allow_chance = false"]
         lines.append("")
     lines += ["# Samples that distill trains on.", "# [training]", '# samples = "training.npz"', ""]
-    lines += ["# Number of samples in the bundle; by default as many as fit in 4 MiB."]
-    return [*lines, "# [reference]", "# samples = 32"]
+    lines += [
+        "# Number of samples in the bundle; by default as many as fit in 4 MiB, from 4 to 64."
+    ]
+    return [*lines, "# [reference]", "# samples = 64"]
 
 
 def _draft_pictures(model: Model, samples: Samples) -> list[str]:
@@ -301,22 +303,32 @@ def _draft_passes(target: Target) -> list[str]:
         entry = describe_pass(name)
         # The chain's options override the profile's table, as in a build.
         options = {**target.read_table(name), **step_options}
-        lines += [f"# Options of {name}, as {target.name} sets them.", f"# [{name}]"]
+        # The header is active, so that an option that loses its "#" belongs to this table.
+        lines += [f"# Options of {name}, as {target.name} sets them.", f"[{name}]"]
         for option in entry.options:
             default = options.get(option.name, option.default)
             # A number, a flag or a choice without a default has no neutral value to show.
             typed = option.type not in ("text", "table") and not option.type.startswith("list")
             if default == "" and (typed or option.values):
-                lines += _wrap(f"{option.name}: {option.summary} Not set by default.")
+                lines += _wrap(f"{_describe_option(option)} Not set by default.")
                 continue
-            lines += _wrap(f"{option.name}: {option.summary}")
+            lines += _wrap(_describe_option(option))
             lines.append(f"# {option.name} = {_format_value(default, option.type)}")
         lines.append("")
     return lines[:-1]
 
 
+def _describe_option(option: Option) -> str:
+    """Return an option's summary and its values."""
+    # "mode: values that become integers. One of static, dynamic, weights."
+    text = f"{option.name}: {option.summary}"
+    if option.choices and option.type != "true or false":
+        text += f" One of {option.values}."
+    return text
+
+
 def _draft_gates(target: Target) -> list[str]:
-    lines = [f"# Bounds of quality, as {target.name} sets them.", "# [gates.quality]"]
+    lines = [f"# Bounds of quality, as {target.name} sets them.", "[gates.quality]"]
     for gate, bound in target.quality.items():
         lines.append(f"# {gate} = {bound:g}")
     return lines

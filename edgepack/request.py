@@ -54,7 +54,8 @@ class Request:
         chain: the passes in order, with options of the profile and the manifest merged in.
         quality: the gates, including those that apply only with labels.
         explicit_gates: names of the gates that the user set; these apply in any case.
-        reference_samples: number of samples in the bundle; None for as many as fit 4 MiB.
+        reference_samples: number of samples in the bundle; None for as many as fit 4 MiB,
+            from 4 to 64.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
         wheels: True to include the device's wheels in the bundle.
         emulate: True to verify on the target's CPUs if they can be emulated.

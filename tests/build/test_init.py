@@ -51,6 +51,21 @@ def test_every_default_that_it_shows_is_valid(target: str, home: Home, tmp_path:
     assert answer.status == 0, answer.stderr
 
 
+def test_an_option_loses_only_its_comment_sign(home: Home, tmp_path: Path) -> None:
+    """The tables have active headers, so that an option belongs to the table it stands in."""
+    path = tmp_path / "m.toml"
+    settings = draft(home / "tiny.onnx", path, "--data", home.folder)
+    assert (settings.read_table("quantize"), settings.quality) == ({}, {})
+    text = path.read_text()
+    assert "One of full, reduced, pair-safe." in text
+    for line in ('calibrator = "mse"', "snr_db = "):
+        text = text.replace(f"# {line}", line)
+    path.write_text(text)
+    settings = manifest.load(path)
+    assert settings.read_table("quantize") == {"calibrator": "mse"}
+    assert list(settings.quality) == ["snr_db"]
+
+
 def test_weights_without_their_network(torch_home: Home, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     settings = draft(torch_home / "tiny.safetensors", path, "--data", home_samples(torch_home))
