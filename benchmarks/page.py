@@ -30,10 +30,11 @@ with, so that a disturbance meets all of them.
 PEERS = """\
 ## EfficientNet-Lite0 on x86-64
 
-fp32 to int8, on 1,040 crops of labelled ImageNet pictures that calibrated nothing. The last column
-compares each file's answers on an emulated Haswell, a CPU without VNNI, with its answers on the
-machine itself. Speed is the median of the ratios to fp32 by turn. `benchmarks/peers.py` measures
-it.
+fp32 to int8, on 1,040 crops of labelled ImageNet pictures that were not used for calibration. The
+last column compares each file's answers on an emulated Haswell, a CPU without VNNI, with its
+answers on the machine itself. Speed is the median of the ratios to fp32 by turn. The report
+pictured in the README is from another run, and its latencies differ. `benchmarks/peers.py`
+measures this table.
 """
 
 CHAIN = """\

@@ -98,8 +98,10 @@ def write_passes() -> str:
         NOTE,
         "# Passes\n",
         "A chain is an ordered list of passes, `--chain prune:structured=0.5,distill,quantize`;\n"
-        "`none` is the empty chain. An option is set in the chain, or in a table of the pass\n"
-        "in a manifest or a profile. `edgepack passes NAME` prints the same.\n",
+        '`none` is the empty chain. Passes are separated by ",", a pass and its options by ":",\n'
+        "as in `--chain quantize:calibrator=percentile:percentile=99.9`. An option is set in the\n"
+        "chain, or in a table of the pass in a manifest or a profile. `edgepack passes NAME`\n"
+        "prints the same.\n",
     ]
     for entry in catalogue.list_entries():
         domain = "torch module" if entry.domain == "module" else "ONNX graph"
