@@ -75,7 +75,8 @@ def test_a_cache_that_is_cleaned_meanwhile_fails_no_build(
         cleaned += Cache(cache).clean().entries
         time.sleep(0.01)
     for process in builds:
-        assert process.wait() == 0, process.communicate()[1]
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
     assert cleaned > 0
     Cache(cache).clean()
     assert Cache(cache).size() == 0
