@@ -43,7 +43,7 @@ CHAIN = """\
 A ResNet of 2.8 million parameters, judged on the 10,000 test pictures, none of which any training
 read. Each row is a whole build; sizes are those of the model, and loader, reference samples and
 report add some 370 kB to every bundle. All bundles were measured in turns, on one thread.
-"1,000 labels" are those that the other 59,000 training pictures go without. 2:4 sparsity costs
+In the rows with "1,000 labels", the other 59,000 training pictures have none. 2:4 sparsity costs
 nothing and gains nothing here: only kernels made for it use it. `benchmarks/chain.py` measures it.
 """
 
