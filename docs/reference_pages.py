@@ -314,9 +314,21 @@ def read_message(node: ast.expr) -> str:
         if isinstance(value, ast.Constant):
             parts.append(str(value.value))
         else:
-            words = re.findall(r"[A-Za-z]+", ast.unparse(value))
-            parts.append(words[-1].upper() if words else "...")
+            parts.append(name_value(value))
     return "".join(parts)
+
+
+def name_value(value: ast.expr) -> str:
+    """Return the name of a value in a message, in capitals; "..." for one without a name.
+
+    The conversion and the format are no part of the name: `{step.name!r}` is NAME.
+    """
+    if isinstance(value, ast.FormattedValue):
+        value = value.value
+    words = re.findall(r"[A-Za-z]+", ast.unparse(value))
+    if not words or words[-1] == "self":
+        return "..."
+    return str(words[-1].upper())
 
 
 ERRORS = """Every error has a stable code: on standard error as `error[CODE]: what`, and with
@@ -326,16 +338,24 @@ All end with exit code 2, except those of `GateError`, which end with 1.
 """
 
 
+def summarize_classes() -> dict[str, str]:
+    """Return the first line of the docstring of every error class, by name."""
+    summaries = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error"):
+                docstring = ast.get_docstring(node) or ""
+                summaries[node.name] = docstring.partition("\n")[0]
+    return summaries
+
+
 def write_errors() -> str:
     """Return the page of error codes, by class."""
-    from edgepack import errors
-
     parts = [NOTE, "# Error codes\n", ERRORS]
+    summaries = summarize_classes()
     raised = list_errors()
     for kind in sorted({error.kind for error in raised}):
-        described = inspect.getdoc(getattr(errors, kind, None)) or ""
-        heading = described.splitlines()[0] if described else ""
-        parts.append(f"## {kind}\n\n{heading}\n")
+        parts.append(f"## {kind}\n\n{summaries[kind]}\n")
         rows = ((f"`{e.code}`", escape(e.message)) for e in raised if e.kind == kind)
         parts.append(table(("code", "message"), rows))
     return "\n".join(parts)

@@ -54,9 +54,13 @@ def _format_option(option: Option) -> list[str]:
     # A default that the pass chooses is described in the text.
     default = option.default or "-"
     row = f"{option.name:<23} {option.type:<21} {default:<10} {option.values}"
-    text = textwrap.wrap(option.description, width=92, initial_indent=" " * 4,
+    text = textwrap.wrap(_upper_first(option.description), width=92, initial_indent=" " * 4,
                          subsequent_indent=" " * 4)  # fmt: skip
     return [row.rstrip(), *text]
+
+
+def _upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _lower_first(text: str) -> str:

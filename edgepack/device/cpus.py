@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.errors import SpecError
-from edgepack.spec.suggestions import did_you_mean
+from edgepack.spec.suggestions import nearest
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,13 @@ CPUS: Mapping[str, Cpu] = {
 def find(name: str) -> Cpu:
     """Return a processor by name. Raises SpecError for an unknown name."""
     if name not in CPUS:
+        why, near = "it is not in the list", nearest(name, CPUS)
+        if near:
+            why += f"; did you mean {near!r}?"
         raise SpecError(
             "cpu-unknown",
             f"there is no emulated CPU named {name!r}",
-            why=f"{name!r} is not in the list{did_you_mean(name, CPUS)}",
+            why=why,
             hint="one of " + ", ".join(CPUS),
         )
     return CPUS[name]

@@ -92,7 +92,34 @@ def parse_chain(chain: str) -> tuple[Step, ...]:
         return ()
     # No pass name begins with a digit, so a comma before a digit continues a list of values:
     # "distill:layers=0,2,4,quantize" splits into "distill:layers=0,2,4" and "quantize".
-    return tuple(_parse_step(text.strip()) for text in re.split(r",(?!\s*\d)", chain))
+    texts = [text.strip() for text in re.split(r",(?!\s*\d)", chain)]
+    for text in texts:
+        _check_comma(text, texts)
+    return tuple(map(_parse_step, texts))
+
+
+def _check_comma(text: str, texts: list[str]) -> None:
+    """Refuse an option that stands where a pass should, after a comma instead of a colon."""
+    # "quantize:calibrator=percentile,percentile=99.9" is corrected to
+    # "quantize:calibrator=percentile:percentile=99.9".
+    if not _is_option(text):
+        return
+    hint = "an option follows its pass: --chain quantize:calibrator=mse"
+    if not _is_option(texts[0]):
+        corrected = texts[0]
+        for following in texts[1:]:
+            corrected += f":{following}" if _is_option(following) else f",{following}"
+        hint = f"options of one pass are separated by ':': --chain {corrected}"
+    raise ChainError(
+        "chain-unknown-pass",
+        f"there is no pass named {text!r}",
+        why=f"the chain contains {text!r}, which is an option and not a pass",
+        hint=hint,
+    )
+
+
+def _is_option(text: str) -> bool:
+    return "=" in text.partition(":")[0]
 
 
 def check_chain(steps: Iterable[Step]) -> None:

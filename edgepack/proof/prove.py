@@ -154,7 +154,9 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     if not outcome.report["quality"]["passed"]:
         lost = _find_lost_stage(outcome, context)
         if lost is not None:
-            reasons.append(f"first lost in the stage {lost.stage!r}: {_format_parity(lost.parity)}")
+            reasons.append(
+                f"quality first dropped in the stage {lost.stage!r} ({_format_parity(lost.parity)})"
+            )
         for record in ledger.records:
             if record.stage == "repair":
                 reasons += record.notes
@@ -244,14 +246,14 @@ def _apply_emulated(job: Job, verdict: Verdict, emulated: Mapping[str, Question]
 
 
 def _format_parity(parity: Outputs | None) -> str:
-    """Return the SNR of every output after a stage: "logits at 9.4 dB SNR after it"."""
+    """Return the SNR of every output after a stage: "logits: 9.4 dB SNR"."""
     parts = []
     for output, metrics in (parity or {}).items():
         snr = metrics["snr_db"]
         if snr is None:
-            parts.append(f"{output} exact after it")
+            parts.append(f"{output}: exact")
         else:
-            parts.append(f"{output} at {snr:.1f} dB SNR after it")
+            parts.append(f"{output}: {snr:.1f} dB SNR")
     return ", ".join(parts)
 
 

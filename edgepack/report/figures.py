@@ -15,6 +15,8 @@ from edgepack.runtime.streams import printable as printable
 
 # Equal to `runtime.parity.metrics.SNR_LIMIT`, whose module imports numpy; a test compares the two.
 SNR_LIMIT = 999.0
+# Metric of edgepack's own -> its name in headings and labels.
+METRIC_LABELS = {"top1": "Top-1", "top5": "Top-5"}
 # Metrics of the build host that are shares, as the counted accuracies are.
 _SHARES = ("f1", "miou")
 _UNITS = ("B", "kB", "MB", "GB", "TB")

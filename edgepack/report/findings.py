@@ -29,6 +29,8 @@ from edgepack.runtime.documents import MetricResult, OutputMetrics, Outputs, Que
 
 # Two fp32 graphs whose SNR is above this differ by rounding alone.
 ROUNDING_DB = 90.0
+# Metric -> its value in a sentence; any other is "rmse 2.604".
+_ACCURACIES = {"top1": "{} top-1", "top5": "{} top-5"}
 LOSS_DB = 3.0
 TITLES = {"pass": "PASS", "fail": "FAIL", "unproven": "NOT PROVEN"}
 QUESTIONS: Mapping[Literal["quality", "fidelity"], str] = {
@@ -89,7 +91,7 @@ class Loss:
     text: str
 
     def __str__(self) -> str:
-        before = "fp32's rounding"
+        before = "the rounding error of fp32"
         if self.before is not None:
             before = format_decibel(self.before)
         return f"{self.stage}: SNR of {self.output} fell from {before} to {self.text}"
@@ -226,11 +228,11 @@ def _describe_quality(report: Report) -> str:
     # Equal elements of an integer output are counted as agreement, but they are no classes.
     share = metrics.get("top1_agreement")
     if share is not None and metrics.get("compared") != "equality":
-        clauses.append(f"picks the original's class for {format_percent(share)}")
+        clauses.append(f"chooses the original's class for {format_percent(share)}")
     if metric := question["metric"]:
         model, original = _format_metric(metric)
-        name = f"a {metric['name']} of" if is_share(metric) else metric["name"]
-        clauses.append(f"reaches {name} {model} against {original}")
+        value = _ACCURACIES.get(metric["name"], metric["name"] + " {}").format(model)
+        clauses.append(f"reaches {value} (original: {original})")
     clauses.append(_describe_distance(metrics))
     return f"On {describe_samples(question)} the optimized model {_join_clauses(clauses)}."
 
@@ -271,7 +273,7 @@ def _describe_fidelity(report: Report) -> str:
     metrics = find_worst(question["outputs"])
     if metrics is None:
         return ""
-    runner = "Run through its own loader"
+    runner = "In its own loader"
     if "device" in question:
         runner = f"On {question['device']}"
     sentence = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgepack.report.figures import (
+    METRIC_LABELS,
     format_apart,
     format_decibel,
     format_number,
@@ -52,7 +53,7 @@ _KINDS = {
     "cosine": _Kind("Cosine", "at-least"),
     "max_abs": _Kind("Largest error", "at-most"),
     "agreement": _Kind("Top-1 agreement", "at-least", **_PERCENT),
-    "metric_ratio": _Kind("Share of the original's {}", "at-least", **_PERCENT),
+    "metric_ratio": _Kind("{} relative to original", "at-least", **_PERCENT),
     "max_drop": _Kind("Drop of {}", "at-most", **_POINTS),
     "bit_exact": _Kind("Bit-exact", "equal"),
     "finite": _Kind("Non-finite values", "at-most"),
@@ -111,10 +112,10 @@ def format_gate(gate: Gate) -> GateRow:
     measured, bound, margin = _format_values(gate, kind)
     # "boxes" and its part "[:, 0:4]" are "boxes[:, 0:4]"; a gate on the whole model has neither.
     output = (gate.get("output") or "") + gate.get("part", "")
-    # A gate on the metric carries the metric's name as its output: "Drop of top1".
+    # A gate on the metric carries the metric's name as its output: "Drop of Top-1".
     of_metric = "{}" in kind.label
     return GateRow(
-        label=kind.label.format(output or "the metric"),
+        label=kind.label.format(METRIC_LABELS.get(output, output) or "The metric"),
         output="" if of_metric else output,
         measured=measured,
         bound=f"{_SIGNS[find_relation(gate)]} {bound}".strip(),

@@ -12,6 +12,7 @@ from typing import cast
 from edgepack.ledger import Measured, RecordDocument, read_measured
 from edgepack.report.documents import Report
 from edgepack.report.figures import (
+    METRIC_LABELS,
     format_bytes,
     format_decibel,
     format_number,
@@ -32,7 +33,6 @@ COLUMNS = {
     "metric": "metric",
     "snr": "SNR",
 }
-_METRICS = {"top1": "Top-1", "top5": "Top-5"}
 # From this many samples on, a hundredth of a per cent is significant.
 _MANY = 1000
 # Column that a missed gate marks; any other gate marks the SNR.
@@ -108,7 +108,7 @@ def _list_headings(measured: Measured) -> dict[str, str]:
     metric = measured["quality"]["metric"]
     if not metric:
         return {**COLUMNS, "metric": "Agreement"}
-    return {**COLUMNS, "metric": _METRICS.get(metric["name"], metric["name"])}
+    return {**COLUMNS, "metric": METRIC_LABELS.get(metric["name"], metric["name"])}
 
 
 def _has_figures(rows: Sequence[Row], key: str) -> bool:

@@ -232,14 +232,14 @@ def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[
 def _format_notes(details: Mapping[str, Any], record: Record) -> list[str]:
     """Describe the returned layers and their cost, in sentences for the ledger."""
     returned, layers = details["returned"], details["layers"]
-    costs = ", ".join(f"{layer['name']} {format_snr(layer)}" for layer in returned[:SPELT])
+    costs = "; ".join(f'layer "{layer["name"]}": {format_snr(layer)}' for layer in returned[:SPELT])
     if len(returned) > SPELT:
-        costs += f" and {len(returned) - SPELT} more"
+        costs += f"; {len(returned) - SPELT} more"
     share = f"{len(returned)} of {format_plural(layers, 'layer')}"
     price = f"{share} back to float: {_format_price(record)}."
     snrs = []
     if returned:
-        snrs.append(f"SNR with that layer alone quantized: {costs}.")
+        snrs.append(f"SNR with only that layer quantized: {costs}.")
     if details["holds"]:
         return [price, *snrs]
     if layers == 1:
@@ -287,11 +287,13 @@ def _describe_poor_gain(details: Mapping[str, Any], before: Graph, record: Recor
     if share < HALF or (latency and latency["ratio"] > 1):
         return []
     integers = details["layers"] - len(details["returned"])
-    slow = ""
+    slow, verb = "", "are"
     if latency:
-        slow = ", and no faster than it"
+        slow = " and is no faster"
+    if integers == 1:
+        verb = "is"
     return [
-        f"after the repair {integers} of {format_plural(details['layers'], 'layer')} are integer; "
-        f"the model has {format_percent(share)} of the float one's bytes{slow}: consider fp16 "
-        "(--chain half) or no pass at all (--chain none)"
+        f"after the repair {integers} of {format_plural(details['layers'], 'layer')} {verb} "
+        f"integer; the model has {format_percent(share)} of the bytes of its fp32 graph{slow}: "
+        "consider fp16 (--chain half) or no pass at all (--chain none)"
     ]

@@ -95,7 +95,7 @@ def test_what_a_pass_before_lost_is_laid_at_it(torch_home: Home, tmp_path: Path)
     )  # fmt: skip
     assert (answer.status, answer.code) == (1, "gate-missed")
     error = answer.document["error"]
-    assert "first lost in the stage 'prune'" in error["why"]
+    assert "quality first dropped in the stage 'prune'" in error["why"]
     assert "The gates were missed before quantize, since prune" in error["why"]
     assert "--chain prune,distill" in error["hint"]
     inside = json.loads(entry(tmp_path / "x.rejected.edgepack", "report/report.json"))

@@ -85,7 +85,7 @@ def test_a_conversion_that_does_not_measure_is_caught_without_a_gpu(
     assert (answer.status, answer.code) == (1, "gate-missed")
     assert not output.exists()
     assert "Non-finite values" in answer.document["error"]["why"]
-    assert "first lost in the stage 'naive'" in answer.document["error"]["why"]
+    assert "quality first dropped in the stage 'naive'" in answer.document["error"]["why"]
     rejected = tmp_path / "naive.rejected.edgepack"
     assert run_bundle(rejected, "verify", "--json", "--stand-in").returncode == 1
     # The very file, run as onnxruntime runs it on a CPU: nothing to be seen.

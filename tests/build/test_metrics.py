@@ -144,7 +144,7 @@ def test_int8_that_collapses_under_the_users_metric_is_refused(
     output = tmp_path / "x.edgepack"
     metric = f"{folder / 'metrics.py'}:{name}"
     answer = ask(*command(folder, metric), "--output", str(output))
-    assert f"Share of the original's {name}" in answer.document["error"]["why"]
+    assert f"{name} relative to original" in answer.document["error"]["why"]
     report = rejected(answer, output)
     result, higher = report["quality"]["metric"], name == "rank"
     assert (result["name"], result["higher_is_better"]) == (name, higher)

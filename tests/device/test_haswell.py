@@ -139,7 +139,7 @@ def test_full_range_weights_are_refused_by_the_build(network: str, tmp_path: Pat
     assert "fidelity on Haswell, emulated:" in done.stderr
     assert "--chain quantize:range=pair-safe" in done.stderr
     # What quality has to do with it: nothing.
-    assert "first lost" not in done.stderr
+    assert "first dropped" not in done.stderr
     assert "calibration" not in done.stderr
     assert not (tmp_path / "net.edgepack").exists()
     report = report_of(tmp_path / "net.rejected.edgepack")

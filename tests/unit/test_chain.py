@@ -107,6 +107,19 @@ def test_what_can_be(text: str) -> None:
     passes.check_chain(passes.parse_chain(text))
 
 
+def test_an_option_after_a_comma_is_answered_with_the_chain_as_it_should_be() -> None:
+    with pytest.raises(ChainError) as caught:
+        passes.parse_chain("half,quantize:calibrator=percentile,percentile=99.9,repair=true")
+    assert caught.value.code == "chain-unknown-pass"
+    assert caught.value.hint == (
+        "options of one pass are separated by ':': --chain "
+        "half,quantize:calibrator=percentile:percentile=99.9:repair=true"
+    )
+    with pytest.raises(ChainError) as caught:
+        passes.parse_chain("calibrator=mse,quantize")
+    assert caught.value.hint == "an option follows its pass: --chain quantize:calibrator=mse"
+
+
 def test_what_a_chain_needs() -> None:
     found = passes.parse_chain("distill,quantize")
     assert passes.list_passes_needing("training", found) == ("distill",)

@@ -46,7 +46,10 @@ def test_a_failure_says_what_was_missed_and_where() -> None:
     shown = " ".join(lines(cases.failed()))
     assert shown.startswith("✗ FAIL")
     assert "✗ SNR 9.6 dB ≥ 19.0 dB" in shown
-    assert "First loss at quantize: SNR of logits fell from fp32's rounding to 9.4 dB." in shown
+    assert (
+        "First loss at quantize: SNR of logits fell from the rounding error of fp32 to 9.4 dB."
+        in shown
+    )
     assert "int8 is 1.12× slower than fp32" in shown
 
 

@@ -45,11 +45,11 @@ class QuantizeOptions(PassOptions):
             on calibration samples. "dynamic": both, with activation ranges taken at run time.
             "weights": only the stored weights; the arithmetic stays float.
         scheme: "fbgemm" or "qnnpack": u8 affine activations per tensor, s8 symmetric weights
-            per channel, in qnnpack's from -127 on. "tensorrt": s8 symmetric activations, float
+            per channel, from -127 in "qnnpack". "tensorrt": s8 symmetric activations, float
             biases, Q/DQ pairs as TensorRT recommends.
-        range: share of s8 that the weights use. "full" saturates on x86 without VNNI; "reduced"
-            halves every weight; "pair-safe" limits only the pairs that could saturate, so that
-            one file gives identical results with and without VNNI.
+        range: part of the signed 8-bit range (s8) that the weights use. "full" saturates on
+            x86 without VNNI; "reduced" halves every weight; "pair-safe" limits only the pairs that
+            could saturate, so that one file gives identical results with and without VNNI.
         calibrator: method that chooses an activation's range from its histogram.
         percentile: share of values inside the range of the percentile calibrator, in percent.
         bias_correction: subtract the mean error of every layer from its bias. By default this is
@@ -69,8 +69,9 @@ class QuantizeOptions(PassOptions):
         equalize: scale channels to similar magnitudes before ranges are measured, by factors
             between layers where that is exact: "cross-layer" between one layer and the next,
             "smooth" between a LayerNormalization and its readers, "both". In the mode "static".
-            With gptq it gains -0.4 to 0.6 dB of SNR on the example networks; with nearest, 6 dB on
-            Silero VAD, 1.5 on a ResNet, and -0.5 on EfficientNet-Lite0 (benchmarks/equalize.py).
+            With gptq it changes the SNR by -0.4 to +0.6 dB on the example networks; with nearest,
+            by +6 dB on Silero VAD, +1.5 dB on a ResNet and -0.5 dB on EfficientNet-Lite0
+            (benchmarks/equalize.py).
         alpha: share of the difference in magnitude that `equalize` moves to the weights.
         repair: if a gate is missed, return the most costly layers to float until it passes.
         exclude: names of nodes that stay float.
