@@ -259,7 +259,7 @@ FUNCTIONS = [
         "samples-labels-count",
         "2 label(s) for 1",
         "import numpy\n"
-        "def samples(): yield {'image': numpy.zeros((3, 4, 5), 'f'), 'labels': [1, 2]}",
+        "def samples(): yield {'image': numpy.zeros((1, 3, 4, 5), 'f'), 'labels': [1, 2]}",
     ),
     (
         "samples-labels-count",
