@@ -217,7 +217,7 @@ def test_a_build_killed_while_it_trains_goes_on(torch_home: Home, tmp_path: Path
         assert time.monotonic() < deadline
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     assert not (tmp_path / "killed.edgepack").exists()
     expected = finished(whole)
     report = finished(started(torch_home, tmp_path / "killed.edgepack", tmp_path / "cache"))

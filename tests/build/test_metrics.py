@@ -170,7 +170,7 @@ def test_a_metric_repairs_a_model_that_loses_it(folder: Path, tmp_path: Path) ->
     assert repair["measured"]["quality"]["metric"] == report["quality"]["metric"]
     text = " ".join(render_text(render_terminal, report).split())
     result = report["quality"]["metric"]
-    assert f"reaches error {result['model']:.4g} against {result['original']:.4g}" in text
+    assert f"reaches error {result['model']:.4g} (original: {result['original']:.4g})" in text
     # The device needs neither the function nor labels, and the index keeps the result.
     assert run_bundle(output, "verify", "--json").returncode == 0
     index = json.loads(entry(output, "bundle.json"))
@@ -247,7 +247,7 @@ def test_a_class_metric_reads_the_kinds_of_the_outputs(home: Home, tmp_path: Pat
     metric = report["quality"]["metric"]
     assert (metric["name"], metric["original"], metric["samples"]) == ("f1", 1.0, 40)
     assert metric["model"] > 0.99
-    assert "f1 of" in render_text(render_terminal, report)
+    assert "reaches f1 " in " ".join(render_text(render_terminal, report).split())
 
 
 def test_answers_that_are_not_finite_have_no_metric() -> None:

@@ -175,7 +175,7 @@ def test_what_no_layers_win_back_is_refused_with_the_best_kept_aside(
     assert "SNR of scores" in why
     assert "No set of layers in float passes the gates" in why
     assert "of up to 3 of 4 layers" in why
-    assert f"{HARD} " in why
+    assert f'layer "{HARD}": ' in why
     assert not output.exists()
     aside = tmp_path / "x.rejected.edgepack"
     inside = json.loads(entry(aside, "report/report.json"))

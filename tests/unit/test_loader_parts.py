@@ -60,8 +60,12 @@ def imports_at_top(name: str) -> list[str]:
     imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level]
     modules = []
     for node in imports:
-        base = Path(name).parents[node.level - 1].joinpath(*(node.module or "").split("."))
-        modules += [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
+        folder = Path(name).parents[node.level - 1]
+        # `from .. import strict_json` names modules of the folder itself.
+        if node.module:
+            folder = folder.joinpath(*node.module.split("."))
+            modules.append(folder.with_suffix(".py"))
+        modules += [folder / f"{alias.name}.py" for alias in node.names]
     return [module.as_posix() for module in modules if (RUNTIME / module).is_file()]
 
 
