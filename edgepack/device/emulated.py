@@ -53,7 +53,7 @@ class Emulated(Isolated):
             self._in_use = files.mark_in_use(foreign.folder)
             foreign.link(prefix)
             python = str(foreign.python)
-        # qemu-aarch64 -cpu cortex-a53 -L /tmp/.../prefix .../root/usr/bin/python3
+        # qemu-aarch64 -cpu cortex-a53 -L PREFIX ROOT/usr/bin/python3
         self.interpreter = (qemu, *options, "-cpu", processor.model, "-L", str(prefix), python)
 
 

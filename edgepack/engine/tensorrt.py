@@ -15,6 +15,7 @@ from edgepack.engine import onnxruntime, tensorrt_rtx
 from edgepack.engine.built import Built
 from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
+from edgepack.listing import join_lines
 from edgepack.onnx_tools.limits import default_opset
 from edgepack.onnx_tools.operators import Trait, having, is_quantized
 from edgepack.onnx_tools.walk import is_standard
@@ -92,11 +93,10 @@ def _check_opset(model: onnx.ModelProto, target: Target) -> None:
 def _check_pairs(model: onnx.ModelProto) -> None:
     faults = list(_faults(model))
     if faults:
-        more = f"\nand {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise EngineError(
             "engine-qdq",
             "TensorRT does not support the quantization of this ONNX",
-            why="\n".join(faults[:SHOWN]) + more,
+            why=join_lines(faults, SHOWN),
             hint="--chain quantize:scheme=tensorrt:range=full,half on the float model",
         )
 

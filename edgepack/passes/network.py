@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgepack.errors import ChainError
+from edgepack.listing import join_names
 from edgepack.passes.module import ModuleContext
 from edgepack.spec.suggestions import did_you_mean
 
@@ -179,8 +180,5 @@ def group_by_reason(reasons: Mapping[str, str]) -> list[str]:
         layers[reason].append(name or "the network")
     sentences = []
     for reason, names in layers.items():
-        listed = ", ".join(names[:SPELT])
-        if len(names) > SPELT:
-            listed += f" and {len(names) - SPELT} more"
-        sentences.append(f"{listed}: {reason}")
+        sentences.append(f"{join_names(names, SPELT)}: {reason}")
     return sentences

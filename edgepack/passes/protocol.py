@@ -44,19 +44,19 @@ class Pass(Protocol[Options]):
     """Members that passes of both domains have; the methods here are their defaults."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name of the pass in a chain, and of its stage in the ledger."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def domain(self) -> Domain:
         """The torch module or the ONNX graph."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def options(self) -> type[Options]:
         """Class of its options."""
-        raise NotImplementedError
 
     @property
     def table(self) -> str:

@@ -19,6 +19,7 @@ from inspect import Parameter
 from typing import TYPE_CHECKING, Any
 
 from edgepack.errors import SourceError
+from edgepack.listing import join_names
 from edgepack.spec.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -239,9 +240,7 @@ def describe_defaults(binding: Binding) -> str:
             optional.append(f"{name}={value}")
     if not optional:
         return ""
-    listed = ", ".join(optional[:_LISTED])
-    if len(optional) > _LISTED:
-        listed += f" and {len(optional) - _LISTED} more"
+    listed = join_names(optional, _LISTED)
     return f"optional parameters of forward without an input keep their defaults: {listed}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError, missing_package
+from edgepack.listing import join_names
 from edgepack.source.digest import Digest
 from edgepack.source.eager import flatten_outputs
 from edgepack.source.factory import importable
@@ -19,6 +20,7 @@ from edgepack.source.pickled import code_names, from_pickle, module_source, refu
 from edgepack.source.recognise import recognise
 from edgepack.source.shards import by_name, list_shards
 from edgepack.source.states import (
+    LISTED,
     Selection,
     State,
     list_states,
@@ -26,7 +28,6 @@ from edgepack.source.states import (
     prefer,
     require_states,
     select,
-    shorten,
 )
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state, refuse_nested
@@ -158,7 +159,7 @@ def _load_module(path: Path, states: list[State], options: WeightOptions) -> Sou
         raise SourceError(
             "source-arch-required",
             f"{path.name} holds only weights; the code of the network is needed too",
-            why=f"weights: {shorten(entries)}; their names: "
+            why=f"weights: {join_names(entries, LISTED)}; their names: "
             f"{', '.join(list(states[0].tensors)[:3])}, ...",
             hint="--arch package.module:factory, or --arch path/to/file.py:factory",
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
+from edgepack.listing import join_names
 from edgepack.source.archive import read_entry
 from edgepack.source.code import add_code
 from edgepack.source.digest import Digest
@@ -20,7 +21,7 @@ from edgepack.source.model import Source
 from edgepack.source.outline import weights_expression
 from edgepack.source.precision import cast_to_float32
 from edgepack.source.shards import total_bytes
-from edgepack.source.states import Selection, shorten
+from edgepack.source.states import LISTED, Selection
 from edgepack.source.torch_host import import_torch
 from edgepack.source.unsaved import add_state
 from edgepack.source.weights import check_finite, named_tensors
@@ -57,7 +58,7 @@ def refuse_pickle(path: Path, names: list[str]) -> SourceError:
     return SourceError(
         "source-pickled-module",
         f"{path.name} holds pickled objects besides weights; they can run any code",
-        why=f"loading it would run or build: {shorten(names)}; none of it was run",
+        why=f"loading it would run or build: {join_names(names, LISTED)}; none of it was run",
         hint=_HOW_TO_SAVE.format(path=str(path), weights=weights_expression(_pickles(path))),
     )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.ledger import SelectionDocument
+from edgepack.listing import join_names
 from edgepack.source.names import Match, explain_mismatch, match_names
 from edgepack.spec.suggestions import nearest
 
@@ -32,7 +33,7 @@ _AVERAGED = frozenset({"ema", "swa", "averaged"})
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 _DEPTH = 4
-_LISTED = 6
+LISTED = 6
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Selection:
             parts.append(f"prefix {self.prefix!r} removed")
         parts += [f"{step!r} removed from names" for step in self.wrappers]
         if self.left:
-            parts.append(f"left: {shorten(self.left)}")
+            parts.append(f"left: {join_names(self.left, LISTED)}")
         return "; ".join(parts)
 
     def warnings(self, file: str) -> tuple[str, ...]:
@@ -113,22 +114,13 @@ class Selection:
                 + ", ".join(f"--weights {other}" for other in self.others)
             )
         if self.unused:
-            messages.append(
-                f"ignored tensors of {file} that the network does not have: {shorten(self.unused)}"
-            )
+            names = join_names(self.unused, LISTED)
+            messages.append(f"ignored tensors of {file} that the network does not have: {names}")
         return tuple(messages)
 
     def to_json(self) -> SelectionDocument:
         """Return the account in the report's form."""
         return {"key": self.key, "prefix": self.prefix, "left": list(self.left)}
-
-
-def shorten(names: Sequence[str], limit: int = _LISTED) -> str:
-    """Join names with commas, and count those beyond the limit: "a, b and 3 more"."""
-    text = ", ".join(names[:limit])
-    if len(names) > limit:
-        text += f" and {len(names) - limit} more"
-    return text
 
 
 def list_states(content: object) -> list[State]:
@@ -209,7 +201,8 @@ def narrow(path: Path, states: list[State], key: str) -> list[State]:
     raise SourceError(
         "source-weights-key",
         f"{path.name} has no weights under {key!r}",
-        why=f"weights are under: {shorten(keys) or 'no key; the file itself is a state dict'}",
+        why="weights are under: "
+        f"{join_names(keys, LISTED) or 'no key; the file itself is a state dict'}",
         hint=hint,
     )
 

@@ -10,6 +10,7 @@ import onnx
 from edgepack.data.samples import Samples
 from edgepack.errors import ChainError
 from edgepack.ledger import PassResult, Progress
+from edgepack.listing import join_lines
 from edgepack.onnx_tools.copies import with_outputs
 from edgepack.onnx_tools.limits import NEWEST_OPSET, OLDEST_OPSET, default_opset
 from edgepack.onnx_tools.names import check_names
@@ -90,12 +91,9 @@ def _nothing_to_do(placement: Placement) -> ChainError:
     reasons = [f"{node.name} ({node.operator}): {node.reason}" for node in placement.float_nodes]
     if placement.integer:
         reasons.insert(0, "its layers are already quantized")
-    listing = "\n".join(reasons[:8])
-    if len(reasons) > 8:
-        listing += f"\nand {len(reasons) - 8} more"
     return ChainError(
         "half-nothing-to-do",
         "no node of the model can be converted to fp16",
-        why=listing or "no node computes in float32",
+        why=join_lines(reasons, 8) or "no node computes in float32",
         hint="build without this pass: --chain none, or --chain quantize",
     )

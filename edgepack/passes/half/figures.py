@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgepack.listing import join_names
 from edgepack.passes.half.candidates import Graph
 from edgepack.passes.half.options import HalfOptions
 from edgepack.passes.half.placement import ISOLATED, Placement
@@ -66,10 +67,7 @@ def notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
         if node["reason"] != ISOLATED:
             reasons.setdefault(node["reason"], []).append(node["name"])
     for reason, names in list(reasons.items())[:SHOWN]:
-        listing = ", ".join(names[:4])
-        if len(names) > 4:
-            listing += f" and {len(names) - 4} more"
-        sentences.append(f"Kept in fp32: {listing}: {reason}.")
+        sentences.append(f"Kept in fp32: {join_names(names, 4)}: {reason}.")
     if len(reasons) > SHOWN:
         sentences.append(
             f"Kept in fp32 for {len(reasons) - SHOWN} more reasons, listed in the details."

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepack.listing import join_names
 from edgepack.onnx_tools.operators import is_quantized, operator
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice
 from edgepack.passes.quantize.options import QuantizeOptions
@@ -115,7 +116,7 @@ def describe_forms(forms: Sequence[Form]) -> list[str]:
         groups.setdefault((form.kind, form.reason), []).append(form.name)
     sentences = []
     for (kind, reason), names in groups.items():
-        sentences.append(f"{_FORMS[kind]}: {_join_names(names)} ({reason}).")
+        sentences.append(f"{_FORMS[kind]}: {join_names(names, 4)} ({reason}).")
     return sentences
 
 
@@ -124,15 +125,7 @@ def describe_float_layers(float_layers: Sequence[tuple[str, str, str]]) -> list[
     reasons: dict[str, list[str]] = {}
     for name, _, reason in float_layers:
         reasons.setdefault(reason, []).append(name)
-    return [f"Left float: {_join_names(names)}: {reason}." for reason, names in reasons.items()]
-
-
-def _join_names(names: Sequence[str]) -> str:
-    """Join the first four names, and count the others."""
-    joined = ", ".join(names[:4])
-    if len(names) > 4:
-        joined += f" and {len(names) - 4} more"
-    return joined
+    return [f"Left float: {join_names(names, 4)}: {reason}." for reason, names in reasons.items()]
 
 
 def describe_pairs(figures: Mapping[str, Any]) -> str:

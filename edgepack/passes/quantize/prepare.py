@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from edgepack.errors import ChainError
+from edgepack.listing import join_lines
 from edgepack.normalize import integer_operators
 from edgepack.onnx_tools.copies import copied, replace_items
 from edgepack.onnx_tools.limits import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, default_opset
@@ -151,13 +152,10 @@ def nothing_to_do(float_layers: Sequence[tuple[str, str, str]]) -> ChainError:
         float_layers: (name, operator, reason) of its layers.
     """
     reasons = [f"{name} ({kind}): {reason}" for name, kind, reason in float_layers]
-    listing = "\n".join(reasons[:8])
-    if len(reasons) > 8:
-        listing += f"\nand {len(reasons) - 8} more"
     return ChainError(
         "quantize-nothing-to-do",
         "no layer of the model can be quantized",
-        why=listing or "the graph has no convolution, Gemm or MatMul",
+        why=join_lines(reasons, 8) or "the graph has no convolution, Gemm or MatMul",
         hint="build without this pass: --chain none",
     )
 
