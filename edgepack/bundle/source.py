@@ -1,8 +1,8 @@
 """Source text of the loader: the modules that a module imports, and the text that a bundle takes.
 
-Comments, docstrings and the types of functions are a third of the source. Devices compile the
-loader anew at every start and never read them. Every line keeps its number, so that an error on a
-device names the line of the source.
+Comments, docstrings and the types of functions are a third of the source, and indentation a tenth.
+Devices compile the loader anew at every start and never read them. Every line keeps its number, so
+that an error on a device names the line of the source.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TypeGuard
+
+# Spaces per level in the source, which a bundle needs only one of.
+_INDENT = 4
 
 
 def find_imports(folder: Path, name: str) -> list[str]:
@@ -60,7 +63,7 @@ def strip_documentation(source: str) -> str:
         def area(a: int, b: int = 1) -> int:    def area(a, b = 1):
             '''Return the area.'''
             # Both are in metres.
-            return a * b  # m2                      return a * b
+            return a * b  # m2                   return a * b
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -74,7 +77,39 @@ def strip_documentation(source: str) -> str:
             _blank_docstring(node, lines)
         elif _is_for_type_checkers(node):
             _blank(node, lines)
-    return "\n".join(lines) + "\n"
+    return _reduce_indentation("\n".join(lines) + "\n")
+
+
+def _reduce_indentation(source: str) -> str:
+    """Return a module with one space per level; the lines within a string stay as they are."""
+    lines = source.split("\n")
+    verbatim = _rows_within_strings(source)
+    for i, line in enumerate(lines):
+        if i not in verbatim:
+            text = line.lstrip(" ")
+            # Within brackets Python ignores indentation, so rounding down is safe there; the
+            # formatter indents every statement by a multiple of four.
+            lines[i] = " " * ((len(line) - len(text)) // _INDENT) + text
+    return "\n".join(lines)
+
+
+def _rows_within_strings(source: str) -> set[int]:
+    """Return the rows, from 0, that begin within a string: those of x = '''a<newline>b''' are {1}.
+
+    Python 3.12 and later split an f-string into several tokens, earlier ones do not.
+    """
+    rows: set[int] = set()
+    opened: list[int] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        first, last = token.start[0], token.end[0]
+        name = tokenize.tok_name[token.type]
+        if name == "FSTRING_START":
+            opened.append(first)
+        elif name == "FSTRING_END":
+            rows.update(range(opened.pop(), last))
+        elif name == "STRING":
+            rows.update(range(first, last))
+    return rows
 
 
 def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:

@@ -113,7 +113,27 @@ def undocumented(tree: ast.Module) -> ast.Module:
 
 def test_a_string_keeps_what_looks_like_a_comment() -> None:
     source = 'def f(a: int = 1) -> str:\n    """Doc # one."""\n    return "# two"  # three\n'
-    assert strip_documentation(source) == 'def f(a = 1):\n\n    return "# two"\n'
+    assert strip_documentation(source) == 'def f(a = 1):\n\n return "# two"\n'
+
+
+def test_a_string_of_several_lines_keeps_its_indentation() -> None:
+    source = (
+        "def f(a):\n"
+        "    if a:\n"
+        '        text = """one\n'
+        "        two\n"
+        '    """\n'
+        "        return (\n"
+        '            f"""{a}\n'
+        "            {a + 1}\n"
+        '            """,\n'
+        "            text,\n"
+        "        )\n"
+    )
+    stripped = strip_documentation(source)
+    assert stripped.startswith('def f(a):\n if a:\n  text = """one\n        two\n    """\n')
+    assert stripped.endswith('\n            {a + 1}\n            """,\n   text,\n  )\n')
+    assert ast.dump(ast.parse(stripped)) == ast.dump(ast.parse(source))
 
 
 @pytest.mark.parametrize(("target", "arch"), [("cpu-fbgemm", "x86_64"), ("arm-qnnpack", "aarch64")])
