@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from edgepack import data, graph, source  # noqa: E402
-from edgepack.data.preprocessing import Preprocessing  # noqa: E402
 from edgepack.device import Emulated, Local, ready  # noqa: E402
 from edgepack.passes.quantize import QuantizeOptions, quantize  # noqa: E402
 from edgepack.progress import SilentProgress  # noqa: E402
+from edgepack.runtime.preprocess.picture import Picture  # noqa: E402
 from edgepack.spec import manifest as manifests  # noqa: E402
 from support import int8_nets, quantize_nets  # noqa: E402
 
@@ -104,7 +104,7 @@ def example(name: str) -> Network:
     arch = {"arch": place(manifest.arch), "arch_args": dict(manifest.arch_args)}
     found = source.load(ROOT / EXAMPLES[name], **(arch if manifest.arch else {}))
     inputs = manifest.inputs or found.inputs
-    preprocessing = Preprocessing(**manifest.pictures) if manifest.pictures else None
+    preprocessing = Picture(**manifest.pictures) if manifest.pictures else None
 
     def samples(where: str) -> Any:
         return data.open_samples(place(where), inputs, preprocessing=preprocessing)

@@ -35,11 +35,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import record
 from edgepack import data, graph, source
-from edgepack.data.preprocessing import Preprocessing
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
 from edgepack.runtime.commands.bench import percentiles
 from edgepack.runtime.parity.accuracy import Accuracy
+from edgepack.runtime.preprocess.picture import Picture
 from edgepack.spec import manifest as manifests
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +137,7 @@ def main() -> None:
     manifest = manifests.load(ROOT / "manifests" / "efficientnet-lite0.toml")
     arch = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
     found = source.load(DEMO / "efficientnet-lite0.pth", arch=arch)
-    preprocessing = Preprocessing(**(manifest.pictures or {}))
+    preprocessing = Picture(**(manifest.pictures or {}))
 
     def samples(name: str) -> Any:
         return data.open_samples(str(DEMO / name), manifest.inputs, preprocessing=preprocessing)

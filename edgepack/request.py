@@ -11,9 +11,10 @@ from pathlib import Path
 from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
-from edgepack.data.preprocessing import Preprocessing
 from edgepack.errors import SpecError
 from edgepack.metrics.catalogue import check_metric
+from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
@@ -47,7 +48,7 @@ class Request:
         training: source of the training samples; "" for none.
         random: True if random numbers replace the calibration samples.
         files: other files that the build reads: manifest, profile.
-        preprocessing: conversion of pictures to an input; None without one in the manifest.
+        preprocessing: conversion of raw samples to the inputs; None without one in the manifest.
         metric: the task metric, or "module:function"; "" takes top-1 if there are labels for an
             output's decisions.
         allow_chance: True if the original may be no better than guessing.
@@ -179,7 +180,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     name = manifest.name or _name_model(model)
     preprocessing = None
     if manifest.pictures is not None:
-        preprocessing = Preprocessing(**manifest.pictures)
+        preprocessing = Picture(**manifest.pictures)
     return Request(
         model=model,
         target=target,

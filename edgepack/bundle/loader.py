@@ -16,6 +16,7 @@ from enum import Enum
 from functools import cache
 from hashlib import sha256
 from importlib import resources
+from itertools import product
 from pathlib import Path
 
 from edgepack import __version__, runtime
@@ -28,7 +29,11 @@ MAIN = "__main__.py"
 FOLDER = "runtime/"
 # Entries that Python never imports from. Any other name could shadow a module, because the bundle
 # precedes the standard library on Python's path: "json.py" would replace json.
-DATA = ("model/", "engine/", "reference/", "report/", "wheels/", "requirements.txt")
+DATA = (
+    *("model/", "engine/", "reference/", "report/", "wheels/", "requirements.txt"),
+    # Class names, and what a preprocessing reads.
+    "preprocess/",
+)
 # Loaders of earlier releases, digest to version. A release adds its lines when it is tagged:
 #   python -c 'from edgepack.bundle.loader import own_digests; print(*own_digests(), sep="\n")'
 RELEASES: Mapping[str, str] = {}
@@ -41,6 +46,8 @@ class Need(Enum):
     TENSORRT = "a variant runs in TensorRT"
     FINISH = "an engine is built on the device"
     WHEELS = "wheels are installed on the device"
+    RAW = "inputs are made from raw data"
+    PICTURE = "the raw data are pictures"
 
 
 Needs = frozenset[Need]
@@ -58,7 +65,12 @@ OPTIONAL: Mapping[str, Need] = {
     "bundle/seal.py": Need.FINISH,
     "commands/finish.py": Need.FINISH,
     "wheels/install.py": Need.WHEELS,
+    "preprocess/feed.py": Need.RAW,
+    "preprocess/kinds.py": Need.RAW,
+    "preprocess/picture.py": Need.PICTURE,
 }
+# Kind of preprocessing -> its need, besides that of raw data.
+KINDS: Mapping[str, Need] = {"picture": Need.PICTURE}
 # Needs that occur together, besides wheels: each of these includes the ones before it.
 _ENGINE_NEEDS = (Need.GPU, Need.TENSORRT, Need.FINISH)
 
@@ -80,14 +92,20 @@ class Loader:
         return {"digest": self.digest, "release": self.release}
 
 
-def find_needs(variants: Iterable[Variant], files: Iterable[str]) -> Needs:
+def find_needs(variants: Iterable[Variant], files: Iterable[str], kind: str = "") -> Needs:
     """Return the needs of a bundle.
 
     Args:
         variants: of the bundle.
         files: names of its entries.
+        kind: of its preprocessing; "" for none.
     """
     needs = set()
+    if kind:
+        needs.add(Need.RAW)
+        # A bundle of a later release may have a kind that is unknown here.
+        if kind in KINDS:
+            needs.add(KINDS[kind])
     for variant in variants:
         if variant.on_gpu:
             needs.add(Need.GPU)
@@ -141,12 +159,18 @@ def own(needs: Needs) -> Loader:
 
 def own_digests() -> list[str]:
     """Return the digests of this release's loader for every combination of needs."""
-    digests = []
-    for count in range(len(_ENGINE_NEEDS) + 1):
-        engine_needs = frozenset(_ENGINE_NEEDS[:count])
-        for needs in (engine_needs, engine_needs | {Need.WHEELS}):
-            digests.append(own(needs).digest)
-    return digests
+    return [own(needs).digest for needs in list_combinations()]
+
+
+def list_combinations() -> list[Needs]:
+    """Return every combination of needs that a bundle of this release can have."""
+    raw_needs: list[Needs] = [frozenset()]
+    raw_needs += [frozenset({Need.RAW, kind}) for kind in KINDS.values()]
+    combinations = []
+    for count, wheels, raw in product(range(len(_ENGINE_NEEDS) + 1), (False, True), raw_needs):
+        needs = raw.union(_ENGINE_NEEDS[:count])
+        combinations.append(needs | {Need.WHEELS} if wheels else needs)
+    return combinations
 
 
 def identify(index: Index) -> Loader:
@@ -154,11 +178,15 @@ def identify(index: Index) -> Loader:
     # Data may differ in every bundle; everything else, even an unknown file, is part of the loader.
     hashes = {}
     for name, (file_digest, _) in index.files.items():
-        if not name.startswith(DATA):
+        # A module is code wherever it is.
+        if name.endswith(".py") or not name.startswith(DATA):
             hashes[name] = file_digest
     digest = _digest(hashes)
     release = RELEASES.get(digest)
-    expected = own(find_needs(index.variants, index.files))
+    kind = ""
+    if index.preprocessing is not None:
+        kind = str(index.preprocessing.value.get("kind"))
+    expected = own(find_needs(index.variants, index.files, kind))
     if digest == expected.digest:
         release = expected.release
     return Loader(digest, release)

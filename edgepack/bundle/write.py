@@ -24,8 +24,10 @@ from edgepack.runtime.strict_json import encode
 
 if TYPE_CHECKING:
     from edgepack.runtime.documents import FileEntry, IndexDocument, SizeEntry
+    from edgepack.runtime.preprocess.kinds import Preprocessing
 
 MODEL = "model/model.onnx"
+CLASSES = "preprocess/classes.json"
 # The loader does not read zip64, which Python needs beyond this size.
 MAX_BYTES = zipfile.ZIP64_LIMIT
 # Oldest time that a zip can store; a fixed time keeps two builds identical.
@@ -68,6 +70,8 @@ class Contents(Description):
         report: entries under report/, by name.
         wheels: files of entries under wheels/, by name.
         engines: entries under engine/, by name: built engines that variants refer to.
+        preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
+        class_names: names of the classes, by their index; empty if they are not known.
     """
 
     model: bytes
@@ -86,6 +90,8 @@ class Contents(Description):
     wheels: Mapping[str, Path] = field(default_factory=dict)
     engines: Mapping[str, bytes] = field(default_factory=dict)
     sizes: Sequence[OtherSize] = ()
+    preprocessing: Preprocessing | None = None
+    class_names: Sequence[str] = ()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -99,16 +105,33 @@ def _npy(array: np.ndarray) -> bytes:
 def _entries(contents: Contents) -> dict[str, Content]:
     # Names are sorted within each group, so that the same contents give the same file.
     wheels = _below("wheels", contents.wheels)
-    needs = loader.find_needs(contents.variants, wheels)
+    needs = loader.find_needs(contents.variants, wheels, _describe_kind(contents))
     return {
         **loader.read_files(needs),
         MODEL: contents.model,
         **_below("engine", contents.engines),
         **_reference_entries(contents),
+        **_preprocess_entries(contents),
         "requirements.txt": contents.requirements.encode(),
         **_below("report", contents.report),
         **wheels,
     }
+
+
+def _describe_kind(contents: Contents) -> str:
+    if contents.preprocessing is None:
+        return ""
+    return str(contents.preprocessing.to_json()["kind"])
+
+
+def _preprocess_entries(contents: Contents) -> dict[str, Content]:
+    """Return the entries that a preprocessing reads, and the names of the classes."""
+    entries: dict[str, Content] = {}
+    if contents.preprocessing is not None:
+        entries.update(sorted(contents.preprocessing.files().items()))
+    if contents.class_names:
+        entries[CLASSES] = encode({"names": list(contents.class_names)})
+    return entries
 
 
 def _below(folder: str, contents: Mapping[str, Content]) -> dict[str, Content]:
@@ -192,6 +215,11 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
         "tools": dict(contents.tools),
         "files": file_entries,
     }
+    # Bundles of arrays have neither key.
+    if contents.preprocessing is not None:
+        document["preprocessing"] = contents.preprocessing.to_json()
+    if contents.class_names:
+        document["classes"] = CLASSES
     # The digest covers the rest of the document, without the build host.
     document["content_digest"] = content_digest(document)
     return document

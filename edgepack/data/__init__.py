@@ -12,11 +12,12 @@ from edgepack.data.arrays import infer_tensors, open_arrays
 from edgepack.data.folder import array_shards, open_folder
 from edgepack.data.function import FUNCTION, open_function
 from edgepack.data.lint import LintReport, lint
-from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.random import random_samples
 from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.files import expand_user
+from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import nearest
 
@@ -46,7 +47,7 @@ def open_samples(
             `package.module:function` or `path/to/file.py:function`, a function without
             arguments that returns an iterable of dicts and is called again for each pass.
         inputs: the model's inputs.
-        preprocessing: conversion of a picture to an input; required for a folder of pictures.
+        preprocessing: conversion of raw samples to the inputs: a `Picture` for pictures.
         base: folder that relative paths and modules are resolved against.
         search: second folder to import modules from, such as the manifest's.
         same: refuse a function that yields different samples in a later pass. Training samples
@@ -122,7 +123,7 @@ def _locate(spec: str, base: Path) -> Path | None:
 __all__ = [
     "Batch",
     "LintReport",
-    "Preprocessing",
+    "Picture",
     "Samples",
     "check_there",
     "infer_inputs",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from edgepack.data.arrays import open_arrays
 from edgepack.data.pictures import SUFFIXES, open_pictures
-from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
+from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.tensor import Tensor
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,14 @@ class Batch:
         inputs: one array per input of the model, of the input's rank and dtype.
         labels: labels of the samples along axis 0; None for unlabelled samples.
         count: number of samples in the batch.
+        raw: the raw sample of each, such as the contents of a JPEG; None for samples that are
+            arrays.
     """
 
     inputs: Mapping[str, np.ndarray]
     labels: np.ndarray | None
     count: int
+    raw: Sequence[bytes] | None = None
 
 
 class Samples(Protocol):

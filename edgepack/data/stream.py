@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from edgepack.data.samples import Batch, Samples
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
+
+if TYPE_CHECKING:
+    from edgepack.runtime.preprocess.kinds import Preprocessing
 
 
 class Digest(Protocol):
@@ -37,12 +40,15 @@ class Piece:
         count: number of samples.
         divisible: axis 0 of every array is the batch, so that pieces can be cut and joined;
             otherwise the piece is a complete feed and counts as one sample.
+        raw: the raw sample of each, such as the contents of a JPEG, from which the stream's
+            preprocessing makes the arrays; None for samples that are arrays.
     """
 
     inputs: Mapping[str, np.ndarray]
     labels: np.ndarray | None
     count: int
     divisible: bool
+    raw: Sequence[bytes] | None = None
 
     def split(self, count: int) -> tuple[Piece, Piece | None]:
         """Return the first `count` samples and the remaining ones; None if none remain."""
@@ -54,7 +60,8 @@ class Piece:
         inputs = {name: array[part] for name, array in self.inputs.items()}
         labels = None if self.labels is None else self.labels[part]
         # range(5)[slice(3, None)] is range(3, 5): the last 2 of 5 samples.
-        return Piece(inputs, labels, len(range(self.count)[part]), self.divisible)
+        raw = None if self.raw is None else self.raw[part]
+        return Piece(inputs, labels, len(range(self.count)[part]), self.divisible, raw)
 
     def alike(self, other: Piece) -> bool:
         """Return True if the two pieces can be joined."""
@@ -77,12 +84,16 @@ class SampleStream:
             divisible piece; each piece is checked against the inputs.
         exact: number of samples in every batch; None for a dynamic batch axis.
         notes: conversions that made the samples fit, in sentences.
+        preprocessing: conversion of the raw samples to arrays; None for samples that are arrays.
+        class_names: names of the classes, by their index; empty if they are not known.
     """
 
     origin: str
     pieces: Callable[[int], Iterator[Piece]]
     exact: int | None
     notes: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] = ()
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Iterate over all samples from the first, at most `size` per batch.
@@ -141,21 +152,23 @@ def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
         return
     for batch in samples.batches(size):
         divisible = all(a.ndim > 0 and len(a) == batch.count for a in batch.inputs.values())
-        yield Piece(batch.inputs, batch.labels, batch.count, divisible)
+        yield Piece(batch.inputs, batch.labels, batch.count, divisible, batch.raw)
 
 
 def _join(pieces: list[Piece]) -> Batch:
     if len(pieces) == 1:
-        return Batch(pieces[0].inputs, pieces[0].labels, pieces[0].count)
+        return Batch(pieces[0].inputs, pieces[0].labels, pieces[0].count, pieces[0].raw)
     labels, count = [], 0
+    raw: list[bytes] = []
     for piece in pieces:
         count += piece.count
+        raw += piece.raw or ()
         if piece.labels is not None:
             labels.append(piece.labels)
     inputs = {}
     for name in pieces[0].inputs:
         inputs[name] = np.concatenate([piece.inputs[name] for piece in pieces])
-    return Batch(inputs, np.concatenate(labels) if labels else None, count)
+    return Batch(inputs, np.concatenate(labels) if labels else None, count, raw or None)
 
 
 def exact_batch(sliced: tuple[Tensor, ...], where: str) -> int | None:

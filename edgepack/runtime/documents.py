@@ -262,10 +262,13 @@ class FileEntry(TypedDict):
 class _IndexExtra(TypedDict, total=False):
     # Written last, since it covers the other keys.
     content_digest: str
+    # Conversion of raw data to the inputs, with its `kind`; the entry with the class names.
+    preprocessing: Mapping[str, object]
+    classes: Optional[str]
 
 
 class IndexDocument(_IndexExtra):
-    """`bundle.json`, format `edgepack/2`: the one list of its keys, for writer and reader."""
+    """`bundle.json`, format `edgepack/3`: the one list of its keys, for writer and reader."""
 
     format: str
     name: str

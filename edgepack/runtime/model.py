@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Dict, Mapping, Protocol, Tuple
+from typing import TYPE_CHECKING, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.engines import CUDA, ONNXRUNTIME, TENSORRT
-from .bundle.index import Index, check_file, read_index
+from .bundle.index import Index, check_file, read_index, read_names
 from .device import machine
 from .device.device_info import device_info, find_sealed
 from .device.variants import Choice, choose, choose_stand_in, format_fallback
@@ -19,6 +19,10 @@ from .errors import DeviceError, EdgepackError
 # Imported up front, not once a call has failed: the bundle may be moved or replaced by then.
 from .session.feeds import find_fault, tied_axes
 from .tensor import Tensor
+
+if TYPE_CHECKING:
+    from .prediction import Prediction
+    from .preprocess.kinds import Preprocessing
 
 
 class Session(Protocol):
@@ -36,13 +40,24 @@ class Model:
         inputs: name, element type and shape of every input.
         outputs: the same of every output.
         choice: the variant that runs, and the reasons against better ones.
+        preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
+        class_names: names of the classes, by their index; empty if they are not known.
     """
 
-    def __init__(self, index: Index, session: Session, choice: Choice) -> None:
+    def __init__(
+        self,
+        index: Index,
+        session: Session,
+        choice: Choice,
+        preprocessing: Optional[Preprocessing] = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
         self.index = index
         self.choice = choice
         self.inputs: Tuple[Tensor, ...] = tuple(index.inputs)
         self.outputs: Tuple[Tensor, ...] = tuple(index.outputs)
+        self.preprocessing = preprocessing
+        self.class_names = tuple(class_names)
         self._session = session
         # Both are needed in every call, so they are computed once.
         self._ties = tied_axes(index.inputs)
@@ -87,6 +102,33 @@ class Model:
                 "may need less memory",
             ) from error
 
+    def preprocess(self, data: object) -> Dict[str, np.ndarray]:
+        """Return the feed of a raw sample, or of several in a list; arrays pass through.
+
+        Args:
+            data: the path of a file, its bytes, or a text if the model takes texts.
+
+        Raises InputError if the data cannot be read or used.
+        """
+        from .prediction import make_feed
+
+        return make_feed(data, self.inputs, self.preprocessing)
+
+    def predict(self, data: object, *, top: int = 5) -> Prediction:
+        """Return the outputs for one sample, and its likeliest classes by name.
+
+        Args:
+            data: one sample, as `preprocess` takes it.
+            top: the maximum number of classes.
+
+        Raises InputError as `preprocess` and `run` do.
+        """
+        from .prediction import Prediction, fill_batch, find_top, split_outputs
+
+        feed = fill_batch(self.preprocess(data), self.inputs)
+        outputs = split_outputs(self.run(feed), self.outputs, self.inputs)
+        return Prediction(outputs, find_top(outputs, self.outputs, self.class_names, top))
+
 
 def open_model(
     archive: Archive,
@@ -113,7 +155,7 @@ def open_model(
     machine.require(index.device, device, any_arch=stand_in)
     if stand_in:
         choice = choose_stand_in(index, device)
-        return Model(index, _start(choice, archive, index, threads), choice)
+        return _make_model(archive, index, choice, threads)
     # Each round removes one variant from the choice, so the loop ends: at the latest
     # `choice.require_variant` raises once none is left.
     sealed = find_sealed(archive.path, index)
@@ -122,10 +164,23 @@ def open_model(
         choice = choose(index, device, sealed, only=variant, refused=refused)
         name = choice.require_variant().name
         try:
-            return Model(index, _start(choice, archive, index, threads), choice)
+            return _make_model(archive, index, choice, threads)
         except DeviceError as error:
             # A variant that does not start does not fit: record the reason and try the next one.
             refused[name] = error
+
+
+def _make_model(archive: Archive, index: Index, choice: Choice, threads: int) -> Model:
+    session = _start(choice, archive, index, threads)
+    preprocessing: Optional[Preprocessing] = None
+    class_names: Tuple[str, ...] = ()
+    if index.preprocessing is not None:
+        from .preprocess.kinds import open_preprocessing
+
+        preprocessing = open_preprocessing(archive, index)
+    if index.classes is not None:
+        class_names = read_names(archive, index, index.classes)
+    return Model(index, session, choice, preprocessing, class_names)
 
 
 def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:

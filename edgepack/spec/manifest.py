@@ -21,7 +21,7 @@ from edgepack.spec.tensors import Span, cast_up, find_repeated
 
 
 class PictureOptions(TypedDict, total=False):
-    """Keyword arguments of Preprocessing, by their names."""
+    """Keyword arguments of Picture, by their names."""
 
     resize: int | tuple[int, int]
     crop: int | tuple[int, int]
@@ -54,7 +54,7 @@ class Manifest:
         training: source of the training samples.
         metric: the task metric.
         allow_chance: accept an original that is right no more often than by guessing.
-        pictures: conversion of a picture to an input, as keyword arguments of Preprocessing; None
+        pictures: conversion of a picture to an input, as keyword arguments of Picture; None
             without a table [pictures].
         chain: the passes; overrides the target's.
         document: the manifest as read.
@@ -159,7 +159,7 @@ def _read_samples(table: SamplesTable | None) -> str:
 
 
 def _read_pictures(table: PicturesTable) -> PictureOptions:
-    # Preprocessing is frozen and hashable, so its fields are tuples: mean = [0.5] becomes (0.5,).
+    # Picture is frozen and hashable, so its fields are tuples: mean = [0.5] becomes (0.5,).
     options: dict[str, object] = {}
     for key, value in table.items():
         options[key] = tuple(value) if isinstance(value, list) else value

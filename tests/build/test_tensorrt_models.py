@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file
 
 from edgepack import data, graph
-from edgepack.data.preprocessing import Preprocessing
 from edgepack.data.samples import Batch
 from edgepack.engine import tensorrt_rtx
 from edgepack.errors import DataError
 from edgepack.ledger import Record
 from edgepack.passes.half import HalfOptions, half
 from edgepack.passes.quantize import QuantizeOptions, quantize
+from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.session.onnx_session import OnnxSession
 from edgepack.runtime.session.rounding import round_halves
 from edgepack.spec import manifest, target
@@ -94,7 +94,7 @@ def efficientnet(folder: Path) -> Case:
         pytest.skip(str(error))
     network = code.model()
     network.load_state_dict(torch.load(folder / "efficientnet-lite0.pth", weights_only=True))
-    preprocessing = Preprocessing(**(found.pictures or {}))
+    preprocessing = Picture(**(found.pictures or {}))
 
     def crops(role: str, step: int) -> Feeds:
         samples = data.open_samples(str(folder / role), found.inputs, preprocessing=preprocessing)

@@ -222,7 +222,7 @@ def index_bytes(path: Path) -> bytes:
 
 
 def test_index_of_another_format(victim: Path) -> None:
-    rewritten_index(victim, lambda d: d.update(format="edgepack/3"))
+    rewritten_index(victim, lambda d: d.update(format="edgepack/4"))
     assert refuse(victim).code == "bundle-format"
 
 

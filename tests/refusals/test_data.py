@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgepack.data import Preprocessing, open_samples, random_samples
+from edgepack.data import Picture, open_samples, random_samples
 from edgepack.data.lint import lint
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
@@ -30,7 +30,7 @@ GOOD = np.zeros((4, 3, 4, 5), np.float32)
 def refused(
     spec: Path | str,
     inputs: tuple[Tensor, ...] = IMAGE,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Picture | None = None,
     base: Path = Path(),
 ) -> DataError:
     """The error that opening and linting the samples ends with."""
@@ -286,7 +286,7 @@ def test_a_file_with_the_function_that_is_not_there(tmp_path: Path) -> None:
     assert refused("none.py:samples", base=tmp_path).code == "samples-function-import"
 
 
-PICTURE = Preprocessing(scale=1.0)
+PICTURE = Picture(scale=1.0)
 
 
 def a_bomb(path: Path) -> None:
@@ -331,17 +331,17 @@ def a_small_one(path: Path) -> None:
         ("picture-unreadable", a_cut_one, PICTURE),
         ("picture-unreadable", a_text, PICTURE),
         ("picture-depth", a_deep_one, PICTURE),
-        ("picture-too-small", a_small_one, Preprocessing(crop=6)),
-        ("samples-layout", a_small_one, Preprocessing(layout="nhwc")),
-        ("samples-shape", a_small_one, Preprocessing(colour="grey")),
+        ("picture-too-small", a_small_one, Picture(crop=6)),
+        ("samples-layout", a_small_one, Picture(layout="nhwc")),
+        ("samples-shape", a_small_one, Picture(colour="grey")),
         ("pictures-preprocessing-missing", a_small_one, None),
-        ("pictures-preprocessing-invalid", a_small_one, Preprocessing(colour="rbg")),
-        ("pictures-preprocessing-invalid", a_small_one, Preprocessing(mean=(0.0, 0.0))),
-        ("pictures-preprocessing-invalid", a_small_one, Preprocessing(std=(0.0,))),
+        ("pictures-preprocessing-invalid", a_small_one, Picture(colour="rbg")),
+        ("pictures-preprocessing-invalid", a_small_one, Picture(mean=(0.0, 0.0))),
+        ("pictures-preprocessing-invalid", a_small_one, Picture(std=(0.0,))),
     ],
 )
 def test_pictures(
-    tmp_path: Path, code: str, make: Callable[[Path], None], how: Preprocessing | None
+    tmp_path: Path, code: str, make: Callable[[Path], None], how: Picture | None
 ) -> None:
     make(tmp_path / "odd.png")
     error = refused(tmp_path, preprocessing=how)
@@ -358,7 +358,7 @@ def test_pictures_for_a_model_that_takes_none(tmp_path: Path) -> None:
 def test_normalised_pixels_for_whole_numbers(tmp_path: Path) -> None:
     a_small_one(tmp_path / "a.png")
     inputs = (Tensor("image", "uint8", ("batch", 3, 4, 5)),)
-    error = refused(tmp_path, inputs, Preprocessing())
+    error = refused(tmp_path, inputs, Picture())
     assert error.code == "pictures-preprocessing-invalid"
 
 

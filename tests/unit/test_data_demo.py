@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edgepack.data import Preprocessing, open_samples
+from edgepack.data import Picture, open_samples
 from edgepack.data.lint import lint
 from edgepack.runtime.tensor import Tensor
 
@@ -25,7 +25,7 @@ PACKAGES = (
     "scikit-learn",
 )
 INPUTS = (Tensor("image", "float32", ("batch", 3, 224, 224)),)
-PICTURES = Preprocessing(
+PICTURES = Picture(
     resize=224, crop=224, interpolation="bicubic", scale=1.0, mean=(127.0,), std=(128.0,)
 )
 

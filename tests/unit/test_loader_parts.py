@@ -22,11 +22,7 @@ CPU: Needs = frozenset()
 GPU = CPU | {Need.GPU}
 BUILT = GPU | {Need.TENSORRT}
 UNFINISHED = BUILT | {Need.FINISH}
-COMBINATIONS = [
-    engine | wheels
-    for engine in (CPU, GPU, BUILT, UNFINISHED)
-    for wheels in (CPU, frozenset({Need.WHEELS}))
-]
+COMBINATIONS = loader.list_combinations()
 LARGEST_CPU_LOADER = 150_000
 
 
@@ -70,7 +66,7 @@ def imports_at_top(name: str) -> list[str]:
 
 
 def test_every_module_is_carried_by_some_bundle() -> None:
-    everything = loader.select_modules(UNFINISHED | {Need.WHEELS})
+    everything = loader.select_modules(frozenset(Need))
     absent = [name for name in SOURCES if name not in everything]
     # Types of documents and of TensorRT are for type checkers alone.
     assert set(absent) <= {"documents.py", "session/tensorrt_types.py"}

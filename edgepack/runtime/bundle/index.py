@@ -7,7 +7,7 @@ import re
 from binascii import crc32
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .. import strict_json
 from ..errors import BundleError
@@ -21,7 +21,9 @@ from .evidence import check_quality, read_parts
 if TYPE_CHECKING:
     from ..documents import DeviceNeeds, IndexDocument, RecordedQuality
 
-FORMAT = "edgepack/2"
+FORMAT = "edgepack/3"
+# Of bundles without a preprocessing and class names.
+OLDER = "edgepack/2"
 # Entries that may differ between two builds from the same inputs: the report contains times, and
 # vendors do not build engines deterministically. The SHA-256 of the whole file covers them; see
 # `checksum`.
@@ -134,6 +136,8 @@ class Index(Description):
         files: name -> (SHA-256, bytes) of every entry but `bundle.json`.
         content_digest: SHA-256 of the content that two builds from the same inputs share.
         raw: the document as it was read.
+        preprocessing: document of the conversion of raw data to the inputs; None for arrays alone.
+        classes: entry with the names of the classes; None if they have none.
     """
 
     model: str
@@ -142,6 +146,8 @@ class Index(Description):
     files: Mapping[str, Tuple[str, int]]
     content_digest: str
     raw: IndexDocument
+    preprocessing: Optional[Reader] = None
+    classes: Optional[str] = None
 
     @property
     def proven(self) -> bool:
@@ -237,11 +243,11 @@ def parse(data: bytes) -> Index:
     """Read and check an index. Raises BundleError that names the offending key."""
     top = strict_json.parse(data, _fault, MAX_INDEX_BYTES)
     version = top.get("format", str)
-    if version != FORMAT:
+    if version not in (FORMAT, OLDER):
         raise BundleError(
             "bundle-format",
             "this loader does not read the bundle's format",
-            why=f"the bundle has {version!r}, the loader reads {FORMAT!r}",
+            why=f"the bundle has {version!r}, the loader reads {OLDER!r} and {FORMAT!r}",
             hint="run the bundle itself: python3 BUNDLE verify",
         )
     # "files": {"model/model.onnx": {"sha256": "9ab1...", "bytes": 3505152}, ...}
@@ -279,6 +285,9 @@ def parse(data: bytes) -> Index:
         files=files,
         content_digest=top.get("content_digest", str),
         raw=top.value,
+        # Its kind reads the rest, once it is needed.
+        preprocessing=top.at("preprocessing") if top.value.get("preprocessing") else None,
+        classes=_optional_text(top, "classes"),
     )
     # `commands.verify` reads the metric from `raw`, so only its type is checked here.
     _optional_text(top, "metric")
@@ -286,15 +295,18 @@ def parse(data: bytes) -> Index:
     return index
 
 
-def _optional_text(reader: Reader, key: str) -> None:
+def _optional_text(reader: Reader, key: str) -> Optional[str]:
     if key in reader.value:
-        reader.get(key, str, type(None))
+        return reader.get(key, str, type(None))
+    return None
 
 
 def _consistent(index: Index) -> None:
     names = [index.model, *index.reference.inputs, *index.reference.original]
     for size in index.sizes:
         names += [*size.original, *size.built]
+    if index.classes is not None:
+        names.append(index.classes)
     for name in (*names, *index.reference.built):
         if name not in index.files:
             raise _fault("files", f"{name!r} is used but not listed")
@@ -392,3 +404,13 @@ def _require(name: str, digest: str, index: Index) -> None:
             why=f"{name} has SHA-256 {digest[:16]}..., the index lists {listed[:16]}...",
             hint="do not use it; copy it again from the build host",
         )
+
+
+def read_names(archive: Archive, index: Index, name: str) -> Tuple[str, ...]:
+    """Return the names of the classes. Raises BundleError if their entry is not a list of texts."""
+
+    def fault(path: str, why: str) -> BundleError:
+        return _fault(f"{name}: {path}", why)
+
+    document = strict_json.parse(check_file(archive, index, name), fault, MAX_INDEX_BYTES)
+    return document.each("names", Reader.text)

@@ -1,0 +1,160 @@
+"""Predictions for people: feeds from paths, bytes and arrays, and the likeliest classes by name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from .errors import InputError
+from .session.feeds import fixed_batch
+
+if TYPE_CHECKING:
+    from .preprocess.kinds import Preprocessing
+    from .tensor import Tensor
+
+# Largest distance of a sum of probabilities from 1, for outputs in fp16.
+_SUM = 0.01
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Class with its score.
+
+    Attributes:
+        index: of the class.
+        name: of the class; its index in digits if it has no name.
+        score: the output's value.
+        probability: the score itself where scores are probabilities, else by softmax.
+    """
+
+    index: int
+    name: str
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answer to one sample.
+
+    Attributes:
+        outputs: by name, with a batch axis of 1 where they have one.
+        top: the likeliest classes, best first; empty for a model without one output of scores.
+    """
+
+    outputs: Mapping[str, np.ndarray]
+    top: Sequence[ClassScore]
+
+    def to_json(self) -> Dict[str, object]:
+        """Return the classes, or the outputs of a model without any, as JSON values."""
+        if self.top:
+            return {"top": [asdict(entry) for entry in self.top]}
+        outputs = {}
+        for name, array in self.outputs.items():
+            outputs[name] = array.tolist()
+        return {"outputs": outputs}
+
+
+def make_feed(
+    data: object, inputs: Sequence[Tensor], preprocessing: Optional[Preprocessing]
+) -> Dict[str, np.ndarray]:
+    """Return a feed of one sample, or of several if `data` is a list.
+
+    Args:
+        data: the path of a file, its bytes, or a text if the bundle takes texts; a list of these;
+            an array, or arrays by input name, which pass through.
+        inputs: of the model.
+        preprocessing: of the bundle; None if it has none.
+
+    Raises InputError if the data cannot be read or used.
+    """
+    if isinstance(data, Mapping):
+        return dict(data)
+    if isinstance(data, np.ndarray):
+        if len(inputs) == 1:
+            return {inputs[0].name: data}
+        raise InputError(
+            "input-names",
+            "the inputs do not fit",
+            why=f"it is a single array, and the model has {len(inputs)} inputs",
+            hint="pass arrays by name: the model takes " + "; ".join(map(str, inputs)),
+        )
+    if preprocessing is None:
+        raise InputError(
+            "preprocessing-missing",
+            "the bundle takes arrays alone",
+            why=f"it has no preprocessing for a {type(data).__name__}",
+            hint="pass arrays: the model takes " + "; ".join(map(str, inputs)),
+        )
+    from .preprocess.feed import prepare_samples
+
+    samples = [data]
+    if isinstance(data, (list, tuple)):
+        samples = list(data)
+    return prepare_samples(preprocessing, samples)
+
+
+def fill_batch(feed: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dict[str, np.ndarray]:
+    """Repeat one sample up to the model's fixed batch; a dynamic batch changes nothing."""
+    size = fixed_batch(inputs)
+    if size is None or any(len(array) != 1 for array in feed.values()):
+        return dict(feed)
+    return {name: np.repeat(array, size, axis=0) for name, array in feed.items()}
+
+
+def split_outputs(
+    outputs: Mapping[str, np.ndarray], described: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> Dict[str, np.ndarray]:
+    """Return the outputs of the first sample, with a batch axis of 1."""
+    batch_axes = {tensor.shape[0] for tensor in inputs if tensor.shape}
+    first = {}
+    for tensor in described:
+        array = outputs[tensor.name]
+        if tensor.shape and tensor.shape[0] in batch_axes:
+            array = array[:1]
+        first[tensor.name] = array
+    return first
+
+
+def find_top(
+    outputs: Mapping[str, np.ndarray],
+    described: Sequence[Tensor],
+    names: Sequence[str],
+    count: int,
+) -> List[ClassScore]:
+    """Return the likeliest classes of one sample, best first.
+
+    Empty unless exactly one output holds the scores of a single decision.
+
+    Args:
+        outputs: of one sample.
+        described: the model's outputs.
+        names: of the classes.
+        count: the maximum number of classes.
+    """
+    deciding = [tensor for tensor in described if tensor.kind == "scores"]
+    if len(deciding) != 1:
+        return []
+    scores = np.asarray(outputs[deciding[0].name], np.float64)
+    # (1, 1000) is one decision; (1, 21, 64, 64) are 4096 of them.
+    if scores.size != scores.shape[deciding[0].axis]:
+        return []
+    scores = scores.reshape(-1)
+    shares = _softmax(scores)
+    top = []
+    # Of equal scores the first class comes first.
+    for index in np.argsort(-scores, kind="stable")[:count]:
+        name = names[index] if index < len(names) else str(index)
+        top.append(ClassScore(int(index), name, float(scores[index]), float(shares[index])))
+    return top
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
+    """Return probabilities: the scores themselves if they are some already."""
+    if scores.min() >= 0 and abs(scores.sum() - 1) <= _SUM:
+        return scores
+    weights: np.ndarray = np.exp(scores - scores.max())
+    probabilities: np.ndarray = weights / weights.sum()
+    return probabilities

@@ -1,0 +1,317 @@
+"""Pictures: decoded, turned upright, resized, cropped and normalised."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Tuple, Union
+
+import numpy as np
+
+from ..errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..strict_json import Reader
+    from .kinds import ReadFile
+
+# Largest picture that is accepted, since a file of a few kB can claim gigabytes of pixels.
+MAX_PIXELS = 64_000_000
+# Largest side after the resize.
+MAX_SIDE = 1 << 14
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
+LAYOUTS = ("nchw", "nhwc")
+DTYPES = ("float32", "uint8")
+REQUIREMENT = "pillow>=8"
+# Pillow's modes of 16 and 32 bits per channel, "I;16" among them.
+_DEEP_MODES = ("I", "F")
+
+# One side, or height and width.
+Size = Union[int, Tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Conversion of a picture (8 bits per channel) to an array.
+
+    Resize, crop, then `(pixel * scale - mean) / std`.
+
+    Attributes:
+        resize: length of the shorter side, or (height, width), in pixels; None keeps the size.
+        crop: centre crop, a side or (height, width), in pixels; None keeps the entire picture.
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        colour: "rgb", "bgr" or "grey".
+        layout: "nchw" or "nhwc".
+        scale: factor on the 0..255 pixel.
+        mean: per channel, in units after `scale`.
+        std: per channel, in units after `scale`.
+        input: name of the model's input; "" before the model is known.
+        dtype: element type of the input, "float32" or "uint8".
+    """
+
+    # ImageNet, as torchvision's models expect it: resize=256, crop=224,
+    # mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), and the defaults for the rest.
+    resize: Optional[Size] = None
+    crop: Optional[Size] = None
+    interpolation: str = "bilinear"
+    colour: str = "rgb"
+    layout: str = "nchw"
+    scale: float = 1 / 255
+    mean: Tuple[float, ...] = (0.0,)
+    std: Tuple[float, ...] = (1.0,)
+    input: str = ""
+    dtype: str = "float32"
+
+    @property
+    def takes_text(self) -> bool:
+        """False: a string is the path of a picture."""
+        return False
+
+    @property
+    def least_db(self) -> Optional[float]:
+        """SNR in dB of arrays that another version of Pillow or libjpeg made."""
+        return 30.0
+
+    @classmethod
+    def read(cls, reader: Reader, read_file: ReadFile) -> Picture:
+        """Read the document of `to_json`. Raises the reader's error if it is not valid."""
+        keys = {"kind", *(field.name for field in fields(cls))}
+        for key in reader.value:
+            # An unknown key would change the picture in a way that this loader cannot.
+            if key not in keys:
+                raise reader.fault(f"this loader has no key {key!r}")
+        picture = cls(
+            resize=_read_size(reader, "resize"),
+            crop=_read_size(reader, "crop"),
+            interpolation=reader.get("interpolation", str),
+            colour=reader.get("colour", str),
+            layout=reader.get("layout", str),
+            scale=float(reader.get("scale", int, float)),
+            mean=reader.each("mean", _read_number),
+            std=reader.each("std", _read_number),
+            input=reader.get("input", str),
+            dtype=reader.get("dtype", str),
+        )
+        fault = picture.find_fault()
+        if fault is not None:
+            raise reader.fault(fault[0])
+        return picture
+
+    def to_json(self) -> Dict[str, object]:
+        """Return the document in `bundle.json`."""
+        document: Dict[str, object] = {"kind": "picture"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            document[field.name] = list(value) if isinstance(value, tuple) else value
+        return document
+
+    def files(self) -> Mapping[str, bytes]:
+        """Return no entries: the document is all."""
+        return {}
+
+    def requirements(self) -> Tuple[str, ...]:
+        """Return the requirement of Pillow."""
+        return (REQUIREMENT,)
+
+    def versions(self) -> Dict[str, str]:
+        """Return the versions of Pillow and of its JPEG decoder."""
+        import_pillow()
+        from PIL import __version__, features
+
+        # Pillow built without JPEG support has no version of it.
+        return {"pillow": __version__, "libjpeg": str(features.version("jpg"))}
+
+    def find_fault(self) -> Optional[Tuple[str, str]]:
+        """Return the cause and the remedy if this contradicts itself or the input's type."""
+        for key, value, choices in (
+            ("interpolation", self.interpolation, INTERPOLATIONS),
+            ("colour", self.colour, tuple(CHANNELS)),
+            ("layout", self.layout, LAYOUTS),
+        ):
+            if value not in choices:
+                return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
+        channels = CHANNELS[self.colour]
+        for key, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (1, channels):
+                return (
+                    f"{key} has {len(numbers)} values",
+                    f"use one, or {channels}: one per channel",
+                )
+        if 0.0 in self.std:
+            return "std is 0", "pixels are divided by std, so it must not be 0"
+        raw = self.scale == 1 and not any(self.mean) and set(self.std) == {1.0}
+        if self.dtype == "uint8" and not raw:
+            return (
+                "the model takes uint8, and normalised pixels are not whole numbers",
+                "for raw pixels: scale = 1.0, mean = [0.0], std = [1.0]",
+            )
+        return None
+
+    def prepare(self, data: bytes, name: str = "") -> Dict[str, np.ndarray]:
+        """Return the feed of one picture. Raises as `to_array` does."""
+        array = self.to_array(data, name)
+        if self.dtype == "uint8":
+            array = array.astype(np.uint8)
+        return {self.input: array[None]}
+
+    def to_array(self, data: bytes, name: str = "") -> np.ndarray:
+        """Convert a picture to the model's input, without the batch axis.
+
+        The picture is turned upright by its EXIF orientation and loses its transparency. `resize`
+        as one number is the length of the shorter side; the longer one becomes
+        `int(resize * longer / shorter)`. Pillow's filters average when they shrink. The crop's
+        corner is half of the margin, rounded to the nearest even pixel at a tie. These are
+        torchvision's rules.
+
+        Returns:
+            float32 of shape (channels, height, width) or (height, width, channels).
+
+        Raises:
+            InputError: the picture is damaged, too large, too small, or deeper than 8 bits.
+            DeviceError: Pillow is not installed.
+        """
+        # A picture of 640 x 480 with resize=256, crop=224 becomes 341 x 256, then 224 x 224 from
+        # the corner (58, 16): round(117 / 2) is 58, the even neighbour of 58.5.
+        name = name or "the picture"
+        picture = decode(data, name, self.colour)
+        if self.resize is not None:
+            size = _resized(picture.size, self.resize)
+            if size != picture.size:
+                _require_pixels(size, name)
+                picture = picture.resize(size, INTERPOLATION_CODES[self.interpolation])
+        if self.crop is not None:
+            picture = _centre(picture, self.crop, name)
+        pixels = np.asarray(picture)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None]
+        if self.colour == "bgr":
+            pixels = pixels[:, :, ::-1]
+        mean = np.asarray(self.mean, np.float32)
+        std = np.asarray(self.std, np.float32)
+        # All in float32: a float64 scale would promote the array and round differently from
+        # training.
+        array = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        if self.layout == "nchw":
+            array = array.transpose(2, 0, 1)
+        return np.ascontiguousarray(array)
+
+
+# Pillow's numbers of its filters, which have had two names.
+INTERPOLATION_CODES = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+def import_pillow() -> None:
+    """Import Pillow. Raises DeviceError if it is missing."""
+    try:
+        import PIL.Image
+        import PIL.ImageOps  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            "package-missing",
+            "pictures need the package pillow",
+            why=str(error),
+            hint="python3 -m pip install pillow",
+        ) from error
+
+
+def decode(data: bytes, name: str, colour: str) -> Image:
+    """Return a picture upright, in the colours of a preprocessing, of 8 bits per channel.
+
+    Raises InputError if the picture is damaged, too large, or deeper than 8 bits.
+    """
+    import_pillow()
+    from PIL import Image as pillow
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns of a decompression bomb; the check below refuses it.
+            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
+            opened = pillow.open(io.BytesIO(data))
+        with opened:
+            _require_pixels(opened.size, name)
+            if opened.mode.split(";")[0] in _DEEP_MODES:
+                raise InputError(
+                    "picture-depth",
+                    f"{name} has more than 8 bits a channel",
+                    why=f"its pixels are of Pillow's mode {opened.mode}",
+                    hint="convert it to 8 bits, as in training",
+                )
+            upright = ImageOps.exif_transpose(opened)
+            if colour == "grey":
+                return upright.convert("L")
+            return upright.convert("RGB")
+    except pillow.DecompressionBombError as error:
+        raise _too_large(name, str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(
+            "picture-unreadable",
+            f"{name} cannot be decoded",
+            why=f"{type(error).__name__}: {error}",
+            hint="replace the file: it must be a whole picture, such as a JPEG or a PNG",
+        ) from error
+
+
+def _require_pixels(size: Tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise _too_large(name, f"{width} x {height} pixels")
+
+
+def _too_large(name: str, why: str) -> InputError:
+    return InputError(
+        "picture-too-large",
+        f"{name} would take too much memory",
+        why=f"{why}; at most {MAX_PIXELS:,} pixels are accepted",
+        hint="shrink it first",
+    )
+
+
+def _resized(size: Tuple[int, int], resize: Size) -> Tuple[int, int]:
+    """Return width and height after the resize."""
+    if isinstance(resize, tuple):
+        return resize[1], resize[0]
+    width, height = size
+    if width <= height:
+        return resize, int(resize * height / width)
+    return int(resize * width / height), resize
+
+
+def _centre(picture: Image, crop: Size, name: str) -> Image:
+    height, width = (crop, crop) if isinstance(crop, int) else crop
+    if picture.width < width or picture.height < height:
+        raise InputError(
+            "picture-too-small",
+            f"{name} is smaller than the crop",
+            why=f"{picture.height} x {picture.width} pixels; the crop is {height} x {width}",
+            hint="use a resize that is at least as large as the crop",
+        )
+    top = round((picture.height - height) / 2)
+    left = round((picture.width - width) / 2)
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _read_size(reader: Reader, key: str) -> Optional[Size]:
+    """Read a side, a list of height and width, or null."""
+    value = reader.get(key, int, list, type(None))
+    if value is None:
+        return None
+    sides: List[object] = value if isinstance(value, list) else [value]
+    for side in sides:
+        # Not `isinstance`, for which True is an int.
+        if type(side) is not int or not 0 < side <= MAX_SIDE:
+            raise reader.fault(f"{key} is {value!r}")
+    if not isinstance(value, list):
+        return value
+    if len(value) != 2:
+        raise reader.fault(f"{key} is {value!r}")
+    return value[0], value[1]
+
+
+def _read_number(reader: Reader) -> float:
+    if type(reader.value) not in (int, float):
+        raise reader.fault("it is not a number")
+    return float(reader.value)
