@@ -34,7 +34,7 @@ def build(request: Request, progress: Progress) -> Outcome | None:
         wheels = stages.fetch_wheels(context)
         source = stages.load_source(context)
         source, inputs = stages.resolve_inputs(context, source)
-        samples = stages.open_samples(context, inputs)
+        samples = stages.open_samples(context, source, inputs)
         source, reference = stages.run_original(context, source, inputs, samples)
         build_context = stages.export(context, source, inputs, samples, reference)
         build_context = stages.simplify(build_context)

@@ -36,6 +36,8 @@ class Plan(TypedDict):
     evaluation: str | None
     training: str | None
     missing: list[str]
+    # True if inputs are generated in place of samples.
+    generated: bool
     gates: dict[str, float]
     stages: list[str]
     # stage, options, and known: always true, since an unknown pass is refused.
@@ -78,6 +80,7 @@ def plan(request: Request) -> Plan:
         "evaluation": request.evaluation or None,
         "training": request.training or None,
         "missing": list_missing_samples(request),
+        "generated": request.generates_inputs,
         "gates": dict(request.quality),
         "stages": list_stages(request),
         "chain": chain,
@@ -97,6 +100,9 @@ def describe(document: Plan) -> str:
     gates = []
     for name, bound in document["gates"].items():
         gates.append(f"{name} {bound:g}")
+    evaluation = document["evaluation"] or "the calibration samples"
+    if document["generated"]:
+        evaluation = "generated inputs, which prove nothing about real ones"
     training = []
     if document["training"] or "training" in document["missing"]:
         training = [f"training     {document['training'] or _absent(document, 'training')}"]
@@ -106,7 +112,7 @@ def describe(document: Plan) -> str:
             f"would write  {document['output']}",
             f"stages       {' -> '.join(document['stages'])}",
             f"calibration  {document['calibration'] or _absent(document, 'calibration')}",
-            f"evaluation   {document['evaluation'] or 'the calibration samples'}",
+            f"evaluation   {evaluation}",
             *training,
             f"gates        {', '.join(gates)}",
             f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "

@@ -98,6 +98,14 @@ class Request:
     refresh: bool = False
     sign: Path | None = None
 
+    @property
+    def generates_inputs(self) -> bool:
+        """True without samples, for a chain that needs none: inputs are generated."""
+        if self.calibration or self.evaluation or self.random:
+            return False
+        roles = ("calibration", "training")
+        return not any(passes.list_passes_needing(role, self.chain) for role in roles)
+
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
         texts = [self.arch, self.calibration, self.evaluation, self.training]

@@ -88,8 +88,8 @@ def _parse_pairs(
     "--axis",
     "axes",
     multiple=True,
-    metavar="NAME=MIN:OPT:MAX",
-    help="Set the sizes of a dynamic axis of a TensorRT engine; repeatable.",
+    metavar="NAME=SIZE|MIN:OPT:MAX",
+    help="Set the usual size of a dynamic axis, or the sizes of a TensorRT engine; repeatable.",
 )
 # Samples, and the gates that are judged on them.
 @click.option(

@@ -1,4 +1,4 @@
-"""Random samples, for trial builds without real ones."""
+"""Random samples, for builds without real ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from edgepack.data.fills import Fill, integers, normal
 from edgepack.data.stream import Piece, SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
@@ -21,19 +22,20 @@ def random_samples(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     *,
-    bounds: Mapping[str, int] | None = None,
+    fills: Mapping[str, Fill] | None = None,
 ) -> SampleStream:
     """Draw samples that show that a model can be built, and nothing about its accuracy.
 
-    Floats are drawn from the normal distribution of mean 0 and standard deviation 1. Sample i
-    depends on `seed` and i alone, so every pass yields the same samples in batches of any size.
+    Sample i depends on `seed` and i alone, so every pass yields the same samples in batches of any
+    size.
 
     Args:
         inputs: the model's inputs.
         count: number of samples.
         seed: of the generator.
         sizes: size of each named axis except the batch axis, which is axis 0 of the first input.
-        bounds: end of the range [0, bound) of the integers, by input name.
+        fills: values by input name; by default floats are drawn from the normal distribution of
+            mean 0 and standard deviation 1, and integers from 0 and 1.
 
     Raises:
         DataError: `samples-size-unknown`, or `samples-dtype` for a type that cannot be drawn.
@@ -58,16 +60,11 @@ def random_samples(
         # Samples are gathered later, so each has one row, whatever `sizes` says of the batch.
         axes[batch] = 1
     shapes: dict[str, tuple[int, ...]] = {}
-    limits: dict[str, int] = {}
-    notes = []
+    values: dict[str, Fill] = {}
     for tensor in inputs:
         shape = tuple(_size(dim, tensor, axes) for dim in tensor.shape)
         shapes[tensor.name] = shape if exact is None else (1, *shape[1:])
-        limits[tensor.name] = (bounds or {}).get(tensor.name, INTEGER_BOUND)
-        if np.dtype(tensor.dtype).kind in "iu":
-            notes.append(
-                f"{tensor.name} is filled with random integers in [0, {limits[tensor.name]})."
-            )
+        values[tensor.name] = (fills or {}).get(tensor.name) or _default_fill(tensor)
 
     def pieces(size: int) -> Iterator[Piece]:
         for index in range(count):
@@ -75,10 +72,11 @@ def random_samples(
             feed = {}
             for tensor in inputs:
                 name = tensor.name
-                feed[name] = _draw(generator, tensor, shapes[name], limits[name])
+                array = values[name].draw(generator, shapes[name])
+                feed[name] = np.array(array).astype(tensor.dtype)
             yield Piece(feed, None, 1, divisible)
 
-    return SampleStream(f"random values, seed {seed}", pieces, exact, tuple(notes))
+    return SampleStream(f"random values, seed {seed}", pieces, exact)
 
 
 def _size(dim: int | str, tensor: Tensor, axes: Mapping[str, int]) -> int:
@@ -90,20 +88,16 @@ def _size(dim: int | str, tensor: Tensor, axes: Mapping[str, int]) -> int:
         "samples-size-unknown",
         f"random samples of {tensor.name} need a size for its axis {dim}",
         why=f"the input is {tensor}, and {dim} may have any size",
-        hint="use real samples, or declare the size",
+        hint=f"--axis {dim}=128 states it, or use real samples",
     )
 
 
-def _draw(
-    generator: np.random.Generator, tensor: Tensor, shape: tuple[int, ...], bound: int
-) -> np.ndarray:
-    dtype = np.dtype(tensor.dtype)
-    if dtype.kind == "f":
-        return np.asarray(generator.standard_normal(shape)).astype(dtype)
-    if dtype.kind in "iu":
-        return np.asarray(generator.integers(0, bound, shape)).astype(dtype)
-    if dtype.kind == "b":
-        return np.asarray(generator.integers(0, 2, shape)).astype(dtype)
+def _default_fill(tensor: Tensor) -> Fill:
+    kind = np.dtype(tensor.dtype).kind
+    if kind == "f":
+        return normal()
+    if kind in "iub":
+        return integers(INTEGER_BOUND)
     raise DataError(
         "samples-dtype",
         f"random values of the type of {tensor.name} cannot be drawn",

@@ -116,12 +116,15 @@ class InputTable(TypedDict):
     shape: list[int | str]
 
 
-class AxisTable(TypedDict):
+class _AxisExtra(TypedDict, total=False):
+    min: int
+    max: int
+
+
+class AxisTable(_AxisExtra):
     """Sizes of one dynamic axis."""
 
-    min: int
     opt: int
-    max: int
 
 
 class _OutputExtra(TypedDict, total=False):

@@ -146,11 +146,14 @@ def _read_input(entry: InputTable) -> Tensor:
     return Tensor(entry["name"], cast_up(entry["dtype"]), tuple(entry["shape"]))
 
 
-# [axes] batch = { min = 1, opt = 8, max = 32 } becomes {"batch": Span(1, 8, 32)}.
+# [axes] batch = { min = 1, opt = 8, max = 32 } becomes {"batch": Span(1, 8, 32)}; the schema
+# allows both bounds or none, and { opt = 128 } states the usual size alone.
 def _read_axes(table: Mapping[str, AxisTable]) -> dict[str, Span]:
     spans = {}
     for name, axis in table.items():
-        spans[name] = Span(axis["min"], axis["opt"], axis["max"])
+        spans[name] = Span.around(axis["opt"])
+        if "min" in axis:
+            spans[name] = Span(axis["min"], axis["opt"], axis["max"])
     return spans
 
 

@@ -1,4 +1,4 @@
-"""Parsers of inputs, `name:dtype:dims`, and axes, `axis=min:opt:max`, on the command line."""
+"""Parsers of inputs, `name:dtype:dims`, and axes, `axis=size` or `axis=min:opt:max`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from edgepack.spec.suggestions import did_you_mean
 
 # TensorRT 8 stores the size of an axis in 32 bits, and so do the kernels of later releases.
 LARGEST = 2**31 - 1
+# Largest size of an axis without a range, as a multiple of its usual one. It is small, since
+# kernels must serve the whole range, and memory is allocated for its end.
+ASSUMED_FACTOR = 4
 # numpy has no bfloat16, so such an input is fed as float32 and the network is cast up.
 _CAST_UP = {"bfloat16": "float32"}
 _AXIS = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -28,7 +31,8 @@ class Span:
 
     Attributes:
         least, most: bounds, inclusive.
-        usual: the size to optimize for.
+        usual: the size to optimize for, and that of generated inputs.
+        assumed: True if only the usual size was declared, so that the bounds are estimates.
     """
 
     # Span(1, 8, 32) is the batch of a TensorRT engine that accepts 1 to 32 samples and is
@@ -36,6 +40,12 @@ class Span:
     least: int
     usual: int
     most: int
+    assumed: bool = False
+
+    @classmethod
+    def around(cls, size: int) -> Span:
+        """Return the assumed range of an axis that usually has this size."""
+        return cls(1, size, min(ASSUMED_FACTOR * size, LARGEST), assumed=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.usual <= self.most <= LARGEST:
@@ -48,17 +58,21 @@ class Span:
 
 
 def parse_axis(text: str) -> tuple[str, Span]:
-    """Parse the range of an axis: "batch=1:1:16". Raises SpecError for any other form."""
+    """Parse the sizes of an axis: "tokens=128" or "batch=1:1:16". Raises SpecError for others."""
     name, _, sizes = text.partition("=")
     parts = sizes.split(":")
-    if not _AXIS.match(name) or len(parts) != 3 or not all(map(_SIZE.match, parts)):
+    if not _AXIS.match(name) or len(parts) not in (1, 3) or not all(map(_SIZE.match, parts)):
         raise SpecError(
             "axis-spec",
-            f"not a valid range of an axis: {text}",
-            why="it is not a name followed by three whole numbers",
-            hint="--axis name=min:opt:max, for example --axis batch=1:1:16",
+            f"not a valid size of an axis: {text}",
+            why="it is not a name followed by one whole number or three",
+            hint="--axis name=size or name=min:opt:max, for example --axis tokens=128 "
+            "--axis batch=1:1:16",
         )
-    return name, Span(*map(int, parts))
+    if len(parts) == 1:
+        return name, Span.around(int(parts[0]))
+    least, usual, most = map(int, parts)
+    return name, Span(least, usual, most)
 
 
 def names_of(tensors: Iterable[Tensor]) -> tuple[str, ...]:

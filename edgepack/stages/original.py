@@ -103,7 +103,7 @@ def _survey_answers(
     """
     request, ledger, survey = context.request, context.ledger, entry.document["survey"]
     names = _choose_output_names(request, source, entry.document["keys"], len(survey["outputs"]))
-    trial = request.random and not request.evaluation
+    trial = request.generates_inputs or (request.random and not request.evaluation)
     # Before the labels are matched, which constant answers would fail for a misleading reason.
     ledger.warn(*refuse_unprovable(survey, names, trial))
     specs = []

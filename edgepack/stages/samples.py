@@ -10,11 +10,11 @@ from edgepack.data.samples import Samples
 from edgepack.errors import DataError
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.model import Source
+from edgepack.stages.generated import generate_samples
 
-RANDOM_COUNT = 128
-RANDOM_SEED = 0
-# Size of a named axis in random samples.
-RANDOM_AXIS = 16
+# Random samples for a calibration, and those that only compare two models.
+RANDOM_COUNT, GENERATED_COUNT = 128, 32
 
 
 def list_missing_samples(request: Request) -> list[str]:
@@ -27,11 +27,17 @@ def list_missing_samples(request: Request) -> list[str]:
     return missing
 
 
-def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
+def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -> SampleSets:
     """Open the samples, and check every one before hours are spent on them."""
     request, ledger = context.request, context.ledger
     with ledger.stage("samples") as stage:
         samples = _open_roles(request, inputs)
+        if request.random or request.generates_inputs:
+            role, count = "calibration", RANDOM_COUNT
+            if request.generates_inputs:
+                role, count = "evaluation", GENERATED_COUNT
+            samples[role], text = generate_samples(request, source, inputs, count)
+            stage.note(f"generated {text}")
         _require_samples(request, samples, inputs)
         calibration = None
         if _calibrates(request):
@@ -50,14 +56,19 @@ def open_samples(context: Context, inputs: tuple[Tensor, ...]) -> SampleSets:
             stage.note(f"{role}: {count:,} samples")
         stage.note(*lint.notes)
         stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
-    ledger.warn(*lint.warnings)
+    # Of generated inputs it is no news that a mask is 1 everywhere.
+    if not request.generates_inputs:
+        ledger.warn(*lint.warnings)
     if request.random:
         ledger.warn(
             "calibrated on random data: nothing is proved about real inputs, do not ship this"
         )
+    elif request.generates_inputs:
+        ledger.warn("no samples: the inputs are generated, and nothing is proved about real ones")
     elif "evaluation" not in samples:
         ledger.warn("no evaluation samples: quality is judged on the calibration samples")
-    return SampleSets(calibration, evaluation, lint, not request.random, samples.get("training"))
+    proven = not request.random and not request.generates_inputs
+    return SampleSets(calibration, evaluation, lint, proven, samples.get("training"))
 
 
 def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Samples]:
@@ -75,9 +86,6 @@ def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Sampl
                 search=request.base,
                 same=role != "training",
             )
-    # They replace calibration samples, and judge the model where there are no others.
-    if request.random:
-        samples["calibration"] = _make_random(inputs)
     return samples
 
 
@@ -99,6 +107,7 @@ def _require_samples(
             "the chain needs calibration samples, but there are none",
             why=_describe_inputs(inputs),
             hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
+            "--chain quantize:mode=dynamic, quantize:mode=weights and none need no samples\n"
             "--random-calibration builds without; its report is marked as not proven",
         )
     if "training" in absent:
@@ -117,16 +126,6 @@ def _require_samples(
             why=_describe_inputs(inputs),
             hint="--evaluation PATH (.npz, .npy, a folder of them, or module:function)",
         )
-
-
-def _make_random(inputs: tuple[Tensor, ...]) -> Samples:
-    # The samples lie along axis 0; the other named axes, such as tokens, get one size each.
-    sizes: dict[str, int] = {}
-    for tensor in inputs:
-        for dim in tensor.shape[1:]:
-            if isinstance(dim, str):
-                sizes[dim] = RANDOM_AXIS
-    return data.random_samples(inputs, count=RANDOM_COUNT, seed=RANDOM_SEED, sizes=sizes)
 
 
 def _describe_inputs(inputs: tuple[Tensor, ...]) -> str:

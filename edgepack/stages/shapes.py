@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,10 +16,6 @@ from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import did_you_mean
 from edgepack.spec.tensors import Span
-
-# Largest size of an axis without a range, as a multiple of the reference samples' size. It is
-# small, since kernels must serve the whole range, and memory is allocated for its end.
-LARGEST = 4
 
 
 def check_axes(request: Request, inputs: Sequence[Tensor]) -> None:
@@ -64,7 +61,10 @@ def derive_profiles(
         span = request.axes.get(name)
         if span is None:
             # Of a sample with 24 tokens: from 1 to 96, best at 24.
-            span = Span(1, size, LARGEST * size)
+            span = Span.around(size)
+        elif span.assumed and span.most < size:
+            span = replace(span, most=size)
+        if span.assumed:
             assumed.append(f"{name} from 1 to {span.most}, best at {span.usual}")
         spans[name] = span
         if not span.least <= size <= span.most:

@@ -16,6 +16,7 @@ from edgepack.request import Request
 from edgepack.runtime.parity.sizes import feed_at_size, stack_limit
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
+from edgepack.spec.tensors import Span
 
 
 def answer_sizes(
@@ -36,7 +37,7 @@ def answer_sizes(
         digest: of everything that determines the original's answers.
     """
     request, cache = context.request, context.cache
-    spans = {name: [span.least, span.most] for name, span in request.axes.items()}
+    spans = {name: [span.least, span.most] for name, span in _list_spans(request).items()}
     parts = {"original": digest, "inputs": describe_tensors(inputs), "spans": spans}
     key = cache.key("sizes", parts)
     # An entry without sizes is stored as well, so that no later build tries them again.
@@ -64,7 +65,7 @@ def _try_sizes(
     # One axis at a time: of 1 sample of 128 tokens, 8 samples of 128 tokens, then 1 of 129.
     bound = bind_sizes(inputs, feeds[0])
     for axis, usual in bound.items():
-        span = request.axes.get(axis)
+        span = _list_spans(request).get(axis)
         stack = stack_limit(inputs, feeds, axis)
         stacks = range(stack, 1, -1)
         for size in (*stacks, *candidate_sizes(usual)):
@@ -77,6 +78,11 @@ def _try_sizes(
             yield OtherSize(axis, size, list(map(np.asarray, answers)))
             # The first size that the original can run at is enough.
             break
+
+
+def _list_spans(request: Request) -> dict[str, Span]:
+    """Return the ranges that the user declares; an assumed one excludes no size."""
+    return {name: span for name, span in request.axes.items() if not span.assumed}
 
 
 def _serialize(arrays: Sequence[np.ndarray]) -> bytes:
