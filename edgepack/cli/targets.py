@@ -19,15 +19,23 @@ def targets() -> None:
 @as_json
 @boundary
 def targets_list(as_json: bool) -> None:
-    """List the shipped profiles."""
+    """List the shipped profiles, devices under the profile that they extend."""
     from edgepack.spec import target
 
-    profiles = [target.load(name) for name in target.shipped()]
     document, lines = [], []
-    for profile in profiles:
-        document.append({"name": profile.name, "summary": profile.summary})
-        # One profile per line, so that `grep` and `cut` work on them.
-        lines.append(f"{profile.name:<16} {profile.summary}")
+    for base, family in target.list_families().items():
+        for profile in family:
+            document.append(
+                {
+                    "name": profile.name,
+                    "summary": profile.summary,
+                    "base": profile.base,
+                    "guide": profile.guide,
+                }
+            )
+            # One profile per line, so that `grep` works on them; devices are indented.
+            label = profile.name if profile.name == base else f"  {profile.name}"
+            lines.append(f"{label:<17} {profile.summary} ({profile.guide})")
     print_text_or_json(as_json, document, *lines)
 
 

@@ -84,6 +84,7 @@ class _PassTables(TypedDict, total=False):
 
 class _TargetExtra(_PassTables, total=False):
     summary: str
+    guide: str
     wheels: WheelsTable
     emulate: EmulateTable
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -44,6 +45,8 @@ class Target:
         emulate: CPUs to emulate with qemu.
         wheel_platforms: platform tags of the wheels that `--wheels` puts into the bundle.
         wheel_python: Python version of those wheels; "" if the profile has none.
+        guide: page of the documentation for the device; "" for none.
+        base: name of the profile that it extends; "" for none.
         document: the profile as read, with `extends` resolved.
         path: file of the profile.
     """
@@ -68,6 +71,8 @@ class Target:
     emulate: tuple[str, ...]
     wheel_platforms: tuple[str, ...]
     wheel_python: str
+    guide: str
+    base: str
     document: Mapping[str, object] = field(repr=False)
     path: Path | None = None
 
@@ -103,9 +108,42 @@ def find(target: str) -> Path:
     raise SpecError(
         "target-unknown",
         f"there is no target profile named {target!r}",
-        why=f"it is neither a shipped profile nor a .toml file{did_you_mean(target, profiles)}",
+        why=f"it is neither a shipped profile nor a .toml file{_suggest(target, profiles)}",
         hint="edgepack targets list",
     )
+
+
+def _suggest(name: str, profiles: Collection[str]) -> str:
+    """Return a suggestion for an unknown profile: "rpi5" and "pi-5" mean "raspberry-pi-5"."""
+    short = _squeeze(name)
+    for profile in profiles:
+        full = _squeeze(profile)
+        if len(short) > 2 and (full.endswith(short) or short.endswith(full)):
+            return f"; did you mean {profile!r}?"
+    return did_you_mean(name, profiles)
+
+
+def _squeeze(name: str) -> str:
+    """Return the letters and digits of a name, with the usual abbreviation written out."""
+    squeezed = re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"^rpi", "raspberrypi", squeezed)
+
+
+def list_families() -> dict[str, list[Target]]:
+    """Return the shipped profiles by the profile that they extend, which is the first of each.
+
+    jetson-trt extends tensorrt-int8 and is extended itself, so that it heads a family.
+    """
+    profiles = [load(name) for name in shipped()]
+    extended = {profile.base for profile in profiles}
+    families: dict[str, list[Target]] = {}
+    for profile in profiles:
+        if not profile.base or profile.name in extended:
+            families[profile.name] = [profile]
+    for profile in profiles:
+        if profile.name not in families:
+            families[profile.base].append(profile)
+    return families
 
 
 def read(path: Path, _depth: int = 0) -> dict[str, object]:
@@ -174,6 +212,8 @@ def load(target: str) -> Target:
         emulate=tuple(profile.get("emulate", {}).get("cpus", ())),
         wheel_platforms=tuple(wheels["platforms"]),
         wheel_python=wheels["python"],
+        guide=profile.get("guide", ""),
+        base=str(toml_reader.read(path).get("extends", "")),
         document=profile,
         path=path,
     )

@@ -249,8 +249,6 @@ def test_inputs_that_nothing_tells(torch_home: Home, out: Path) -> None:
 
 def test_no_samples(home: Home, out: Path) -> None:
     refuse(home.build("tiny.onnx", calibration=""), out, "samples-missing", "image:float32")
-    chain = ["--chain", "none"]
-    refuse(home.build("tiny.onnx", *chain, calibration=""), out, "samples-missing", "--evaluation")
 
 
 def test_samples_that_are_not_there(home: Home, out: Path) -> None:

@@ -89,6 +89,17 @@ def test_it_is_the_release_of_the_jetson_profile() -> None:
     assert satisfies("8.7", profile.compute_capability)
 
 
+def test_the_image_has_the_releases_of_the_profiles() -> None:
+    """Each Jetson profile is for a release of the table, with its Python and its TensorRT."""
+    profiles = [target.load(name) for name in target.shipped()]
+    jetsons = [profile for profile in profiles if profile.jetpack]
+    assert {profile.jetpack for profile in jetsons} == set(RELEASES)
+    for profile in jetsons:
+        versions = table()[profile.jetpack]
+        assert satisfies(versions["TENSORRT"], profile.engine_version), profile.name
+        assert versions["PYTHON"] == profile.wheel_python == profile.python, profile.name
+
+
 def test_the_last_stage_takes_any_of_them() -> None:
     image, lines = stages()[""]
     assert image == "jetpack-${JETPACK}"
