@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 from edgepack import __version__, runtime
-from edgepack.bundle.source import find_imports, strip_documentation
+from edgepack.bundle.source import find_imports, strip_documentation, strip_indentation
 from edgepack.runtime.bundle.engines import TENSORRT, Variant
 from edgepack.runtime.bundle.index import Index
 from edgepack.runtime.strict_json import encode
@@ -55,6 +55,8 @@ Needs = frozenset[Need]
 # Where the imports of the loader start. Both entries are named in `main_template.py` and in
 # `runtime/__init__.py`, which `from runtime import load` reads.
 ROOTS = ("__init__.py", "cli.py")
+# Pages for browsers, which no import leads to.
+PAGES = ("serve/page.html",)
 # Modules for one need, imported only inside functions. Modules that only they import follow them:
 # `tensorrt_session.py`, for example, brings `cuda.py` and all that opens a GPU's memory.
 OPTIONAL: Mapping[str, Need] = {
@@ -145,6 +147,9 @@ def read_files(needs: Needs) -> Mapping[str, bytes]:
     for name in select_modules(needs):
         source = (folder / name).read_text(encoding="utf-8")
         contents[FOLDER + name] = strip_documentation(source).encode()
+    for name in PAGES:
+        text = (folder / name).read_text(encoding="utf-8")
+        contents[FOLDER + name] = strip_indentation(text).encode()
     return contents
 
 

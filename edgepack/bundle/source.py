@@ -80,6 +80,12 @@ def strip_documentation(source: str) -> str:
     return _reduce_indentation("\n".join(lines) + "\n")
 
 
+def strip_indentation(page: str) -> str:
+    """Return an HTML page, in which indentation has no meaning, without it and empty lines."""
+    lines = [line.strip() for line in page.splitlines()]
+    return "\n".join(filter(None, lines)) + "\n"
+
+
 def _reduce_indentation(source: str) -> str:
     """Return a module with one space per level; the lines within a string stay as they are."""
     lines = source.split("\n")

@@ -67,6 +67,14 @@ def _parse_samples(text: str) -> int:
     return _parse_integer(text, 1, 1 << 31)
 
 
+def _parse_port(text: str) -> int:
+    return _parse_integer(text, 0, 65535)
+
+
+def _parse_megabytes(text: str) -> int:
+    return _parse_integer(text, 1, 1024)
+
+
 def _parse_threads(text: str) -> int:
     return _parse_integer(text, 0, 4096)
 
@@ -98,6 +106,21 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--against", default="", metavar="ONNX", help="model to compare with")
     add.set_defaults(act=_bench)
+    add = commands.add_parser("serve", help="answer requests over HTTP, and show a page")
+    add.add_argument("--host", default="127.0.0.1", help="address; default: this machine alone")
+    add.add_argument("--port", type=_parse_port, default=8080, help="0 takes a free one")
+    add.add_argument(
+        "--allow-host",
+        dest="names",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="answer under this host name, too; repeatable",
+    )
+    add.add_argument(
+        "--max-request", type=_parse_megabytes, default=16, metavar="MB", help="default: 16"
+    )
+    add.set_defaults(act=_serve)
     add = commands.add_parser("info", help="show the bundle's contents and requirements")
     add.add_argument("--requirements", action="store_true", help="print requirements.txt")
     add.set_defaults(act=_info)
@@ -112,7 +135,7 @@ def _make_parser() -> argparse.ArgumentParser:
         commands.choices[name].add_argument(
             "--stand-in", action="store_true", help=argparse.SUPPRESS
         )
-    for name in ("verify", "run", "bench"):
+    for name in ("verify", "run", "bench", "serve"):
         commands.choices[name].add_argument(
             "--variant", default="", metavar="NAME", help="default: the best that fits, see info"
         )
@@ -272,6 +295,29 @@ def _format_ratio(ratio: float, disturbed: bool) -> str:
     if ratio < 1:
         return f"this bundle is {about} SLOWER"
     return f"this bundle is {about} faster"
+
+
+def _serve(bundle: str, options: argparse.Namespace) -> _Answer:
+    from .commands.serve import serve
+
+    def started(url: str, port: int) -> None:
+        if options.json:
+            write_result(json.dumps({"url": url, "port": port}) + "\n")
+        else:
+            print_result(f"serving at {url}")
+            print_status("stop with Ctrl+C")
+
+    serve(
+        bundle,
+        started,
+        host=options.host,
+        port=options.port,
+        names=options.names,
+        max_bytes=options.max_request << 20,
+        threads=options.threads,
+        variant=options.variant,
+    )
+    return _Answer({})
 
 
 def _measure_turn(bundle: str, options: argparse.Namespace) -> _Answer:

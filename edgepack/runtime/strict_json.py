@@ -79,7 +79,7 @@ class Reader:
         return self.value
 
 
-def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
+def parse(data: bytes, fault: Fault, max_bytes: int, encoding: str = "ascii") -> Reader:
     """Parse a JSON document. Raises the error from `fault` if it is not strict JSON."""
 
     def no_duplicates(pairs: List[Tuple[str, object]]) -> Dict[str, object]:
@@ -109,7 +109,7 @@ def parse(data: bytes, fault: Fault, max_bytes: int) -> Reader:
         raise fault("", f"it is nested deeper than {MAX_DEPTH} levels")
     try:
         document = json.loads(
-            data.decode("ascii"),
+            data.decode(encoding),
             object_pairs_hook=no_duplicates,
             parse_constant=constant,
             parse_float=finite,

@@ -1,0 +1,1 @@
+"""HTTP server of `serve`, on the standard library alone."""

@@ -1,0 +1,132 @@
+"""Answers of the server: the page, the model's description, and inference."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import pkgutil
+import re
+import threading
+import time
+from typing import Callable, Dict, Tuple
+from urllib.parse import unquote
+
+from ..errors import EdgepackError, InputError
+from ..model import Model
+from .protocol import EXTENSION, JSON_LENGTH, describe_tensor, encode_response, read_request
+from .server import JSON, Refusal, Request, Response, encode
+
+BINARY = "application/octet-stream"
+
+
+class Service:
+    """One model behind its addresses.
+
+    Args:
+        model: the model.
+        name: its name in the protocol's addresses.
+    """
+
+    def __init__(self, model: Model, name: str) -> None:
+        self._model = model
+        self._name = name
+        # One inference at a time: each takes every core, and so several would take longer.
+        self._turn = threading.Lock()
+        self._page = make_page()
+        base = f"v2/models/{name}"
+        # Path without its outer slashes -> method and function.
+        self._routes: Dict[str, Tuple[str, Callable[[Request], Response]]] = {
+            "": ("GET", lambda _: self._page),
+            "model": ("GET", self._describe),
+            "v2": ("GET", self._describe_server),
+            "v2/health/live": ("GET", lambda _: encode(200, {"live": True})),
+            "v2/health/ready": ("GET", lambda _: encode(200, {"live": True, "ready": True})),
+            base: ("GET", self._describe_model),
+            f"{base}/ready": ("GET", lambda _: encode(200, {"name": name, "ready": True})),
+            f"{base}/infer": ("POST", self._infer),
+        }
+
+    def finish(self, seconds: float) -> None:
+        """Wait for the running inference, so long at most."""
+        self._turn.acquire(timeout=seconds)
+
+    def answer(self, request: Request) -> Response:
+        """Return the response to a request. Raises Refusal."""
+        path = unquote(request.path).strip("/")
+        if path not in self._routes:
+            raise Refusal(404, f"there is nothing at {path!r}; the model is {self._name!r}")
+        method, act = self._routes[path]
+        if request.method.replace("HEAD", "GET") != method:
+            raise Refusal(405, f"{path!r} takes {method} only", {"Allow": method})
+        try:
+            return act(request)
+        except EdgepackError as error:
+            status = 400 if isinstance(error, InputError) else 500
+            raise Refusal(status, _format_error(error)) from error
+
+    def _describe(self, _: Request) -> Response:
+        """Return what the page shows of the model."""
+        index, choice = self._model.index, self._model.choice
+        document = {
+            "name": self._name,
+            "target": index.target,
+            "engine": choice.require_variant().engine,
+            "content_digest": index.content_digest,
+            "inputs": [describe_tensor(tensor) for tensor in index.inputs],
+            "outputs": [{**describe_tensor(t), "kind": t.kind} for t in index.outputs],
+            "classes": [],
+            "raw": None,
+        }
+        return encode(200, document)
+
+    def _describe_server(self, _: Request) -> Response:
+        version = str(self._model.index.build.get("edgepack", ""))
+        return encode(200, {"name": "edgepack", "version": version, "extensions": [EXTENSION]})
+
+    def _describe_model(self, _: Request) -> Response:
+        document = {
+            "name": self._name,
+            "platform": self._model.choice.require_variant().engine,
+            "inputs": [describe_tensor(tensor) for tensor in self._model.inputs],
+            "outputs": [describe_tensor(tensor) for tensor in self._model.outputs],
+        }
+        return encode(200, document)
+
+    def _infer(self, request: Request) -> Response:
+        length = request.headers.get(JSON_LENGTH)
+        if length is not None and not re.match(r"[0-9]{1,15}\Z", length):
+            raise Refusal(400, f"{JSON_LENGTH} is not a number")
+        inference = read_request(
+            request.body, None if length is None else int(length), self._model.outputs
+        )
+        with self._turn:
+            started = time.perf_counter()
+            outputs = self._model.run(inference.inputs)
+            milliseconds = 1000 * (time.perf_counter() - started)
+        body, json_length = encode_response(self._name, inference, outputs, milliseconds)
+        if json_length is None:
+            return Response(200, body, JSON)
+        return Response(200, body, BINARY, {JSON_LENGTH: str(json_length)})
+
+
+def _format_error(error: EdgepackError) -> str:
+    return "; ".join(filter(None, (f"{error.what}: {error.why}".rstrip(": "), error.hint)))
+
+
+def make_page() -> Response:
+    """Return the page, with a policy that admits its own style and script and nothing else."""
+    # `get_data` reads from a folder and from a bundle. The page holds no data: its script fetches
+    # the model's description.
+    page = (pkgutil.get_data(__package__, "page.html") or b"").decode("utf-8")
+    sources = {}
+    for tag in ("style", "script"):
+        text = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        sources[tag] = f"{tag}-src 'sha256-{digest}'"
+    policy = (
+        f"default-src 'none'; {sources['style']}; {sources['script']}; connect-src 'self'; "
+        "img-src blob: data:; media-src blob:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy}
+    return Response(200, page.encode(), "text/html; charset=utf-8", headers)
