@@ -85,7 +85,8 @@ class Tab:
             if value := self.evaluate(expression):
                 return value
             time.sleep(0.02)
-        raise AssertionError(f"never true: {expression}\n{self.evaluate('document.body.innerText')}")
+        text = self.evaluate("document.body.innerText")
+        raise AssertionError(f"never true: {expression}\n{text}")
 
     def drop(self, file: Path, selector: str) -> None:
         """Drop a file onto an element, as a person does with the mouse."""

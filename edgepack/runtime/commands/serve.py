@@ -9,10 +9,11 @@ from typing import Callable, Sequence
 
 from ..bundle.archive import Archive
 from ..bundle.index import read_index
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from ..model import open_model
 from ..serve.server import Server
 from ..serve.service import Service
+from ..streams import print_error
 
 # Seconds that an inference may still take once the server stops.
 GRACE = 5.0
@@ -50,6 +51,12 @@ def serve(
     with Archive(path) as archive:
         index = read_index(archive)
         model = open_model(archive, index, threads, variant=variant)
+    if model.preprocessing is not None:
+        try:
+            model.preprocessing.versions()
+        except DeviceError as error:
+            # Requests with tensors are answered all the same.
+            print_error(str(error))
     machine = socket.gethostname().lower()
     service = Service(model, index.name)
     allowed = frozenset({machine, f"{machine}.local", *(name.lower() for name in names)})

@@ -82,6 +82,11 @@ def read_request(body: bytes, json_length: Optional[int], outputs: Sequence[Tens
     return Request(request_id, inputs, _read_outputs(top, outputs))
 
 
+def read_text(body: bytes) -> str:
+    """Return the text of {"text": "..."}. Raises InputError if it is anything else."""
+    return parse(body, _fault, len(body), encoding="utf-8").get("text", str)
+
+
 def _fault(path: str, why: str) -> EdgepackError:
     return InputError("request-invalid", "the request is invalid", why=f"{path}: {why}".strip(": "))
 
@@ -206,11 +211,16 @@ def encode_response(
 
 def _to_list(name: str, array: np.ndarray) -> List[object]:
     if not np.isfinite(array).all():
-        raise DeviceError(
-            "output-not-finite",
-            "the model's answer has NaN or an infinity, which JSON cannot hold",
-            why=f"in the output {name}",
-            hint='request the output with "parameters": {"binary_data": true}',
-        )
+        raise not_finite(f"the output {name}")
     values: List[object] = array.ravel().tolist()
     return values
+
+
+def not_finite(place: str) -> DeviceError:
+    """Return the error for an answer that JSON cannot hold."""
+    return DeviceError(
+        "output-not-finite",
+        "the model's answer has NaN or an infinity, which JSON cannot hold",
+        why=f"in {place}",
+        hint='/v2 returns it with "parameters": {"binary_data": true} in the output',
+    )

@@ -212,6 +212,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: Any = None, explain: Any = None) -> None:
         """Refuse a request that `http.server` cannot read."""
         self.close_connection = True
+        # Without a version that it can read, the base class would send no status line.
+        self.request_version = self.protocol_version
         text = message or self.responses[code][0]
         self._send(encode(code, {"error": str(text)}))
 

@@ -13,7 +13,15 @@ from urllib.parse import unquote
 
 from ..errors import EdgepackError, InputError
 from ..model import Model
-from .protocol import EXTENSION, JSON_LENGTH, describe_tensor, encode_response, read_request
+from .protocol import (
+    EXTENSION,
+    JSON_LENGTH,
+    describe_tensor,
+    encode_response,
+    not_finite,
+    read_request,
+    read_text,
+)
 from .server import JSON, Refusal, Request, Response, encode
 
 BINARY = "application/octet-stream"
@@ -45,6 +53,8 @@ class Service:
             f"{base}/ready": ("GET", lambda _: encode(200, {"name": name, "ready": True})),
             f"{base}/infer": ("POST", self._infer),
         }
+        if model.preprocessing is not None:
+            self._routes["predict"] = ("POST", self._predict)
 
     def finish(self, seconds: float) -> None:
         """Wait for the running inference, so long at most."""
@@ -74,9 +84,11 @@ class Service:
             "content_digest": index.content_digest,
             "inputs": [describe_tensor(tensor) for tensor in index.inputs],
             "outputs": [{**describe_tensor(t), "kind": t.kind} for t in index.outputs],
-            "classes": [],
+            "classes": self._model.class_names,
             "raw": None,
         }
+        if index.preprocessing is not None:
+            document["raw"] = index.preprocessing.value["kind"]
         return encode(200, document)
 
     def _describe_server(self, _: Request) -> Response:
@@ -91,6 +103,30 @@ class Service:
             "outputs": [describe_tensor(tensor) for tensor in self._model.outputs],
         }
         return encode(200, document)
+
+    def _predict(self, request: Request) -> Response:
+        """Answer a raw sample: the bytes of a file, or {"text": "..."}."""
+        preprocessing = self._model.preprocessing
+        if preprocessing is not None and preprocessing.takes_text:
+            sample: object = read_text(request.body)
+        else:
+            sample = request.body
+        started = time.perf_counter()
+        feed = self._model.preprocess(sample)
+        prepared = time.perf_counter()
+        with self._turn:
+            turn = time.perf_counter()
+            prediction = self._model.predict(feed)
+            ended = time.perf_counter()
+        document = prediction.to_json()
+        document["milliseconds"] = {
+            "prepare": round(1000 * (prepared - started), 3),
+            "model": round(1000 * (ended - turn), 3),
+        }
+        try:
+            return encode(200, document)
+        except ValueError as error:
+            raise not_finite("the prediction") from error
 
     def _infer(self, request: Request) -> Response:
         length = request.headers.get(JSON_LENGTH)
