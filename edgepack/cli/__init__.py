@@ -17,7 +17,19 @@ from typing import Any, NoReturn
 import click
 
 from edgepack import __version__
-from edgepack.cli import bench, build, bundle, host, init, manifest, passes, ship, targets, verify
+from edgepack.cli import (
+    bench,
+    build,
+    bundle,
+    host,
+    init,
+    manifest,
+    passes,
+    serve,
+    ship,
+    targets,
+    verify,
+)
 from edgepack.cli.boundary import ARGUMENTS, COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
 from edgepack.files import convert_os_error
@@ -69,7 +81,8 @@ def cli() -> None:
 
 # In the order of their use: build, look, verify, ship; then what is set up, and this machine.
 for command in (
-    build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, bundle.sign,
+    build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, serve.serve,
+    bundle.sign,
     ship.ship,
     init.init, manifest.manifest, targets.targets, passes.passes,
     host.doctor, host.emulator, host.cache, host.completion,

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from edgepack import files, runtime
 from edgepack.device.device import Finished
@@ -98,6 +98,43 @@ class Isolated:
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         if self.network == "namespace":
             command = [*NO_NETWORK, *command]
+        # Files rather than pipes for the output: the loader can then write any amount while its
+        # standard input is still being fed.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            process = self._start(command, stdin=subprocess.PIPE, stdout=out, stderr=err)
+            status = _feed(process, stdin)
+            out.seek(0)
+            err.seek(0)
+            return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
+
+    def serve(self, bundle: str, *arguments: str, stdout: int) -> int:
+        """Run a loader's command that uses the network, until it ends or a signal ends it.
+
+        Args:
+            bundle: its file on this machine.
+            arguments: of the loader.
+            stdout: descriptor for its result; its messages go to this process's standard error.
+
+        Returns its exit status. Raises HostError if no process can start.
+        """
+        command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
+        process = self._start(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
+        try:
+            return process.wait()
+        # A signal is how a server ends, so it is passed on and is no error.
+        except (KeyboardInterrupt, SystemExit):
+            process.terminate()
+            return process.wait()
+
+    def _start(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes] | int,
+        stderr: IO[bytes] | None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process that sees the device's packages alone."""
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
             "PYTHONPATH": str(self.folder / "packages"),
@@ -108,27 +145,21 @@ class Isolated:
         for variable in ("LD_LIBRARY_PATH", "OMP_NUM_THREADS"):
             if variable in os.environ:
                 environment[variable] = os.environ[variable]
-        # Files rather than pipes for the output: the loader can then write any amount while its
-        # standard input is still being fed.
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            try:
-                # The process inherits the lock on the folder, which it still needs if edgepack is
-                # killed.
-                process = self._process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment,
-                    pass_fds=(self._temporary.lock.descriptor,),
-                )  # fmt: skip
-            except OSError as error:
-                raise HostError(
-                    "process-failed",
-                    "no process could be started for the loader",
-                    why=error.strerror or str(error),
-                    hint=f"check {self.interpreter[0]}",
-                ) from error
-            status = _feed(process, stdin)
-            out.seek(0)
-            err.seek(0)
-            return Finished(status, out.read(), err.read().decode("utf-8", "replace"))
+        try:
+            # The process inherits the lock on the folder, which it still needs if edgepack is
+            # killed.
+            self._process = subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment,
+                pass_fds=(self._temporary.lock.descriptor,),
+            )  # fmt: skip
+        except OSError as error:
+            raise HostError(
+                "process-failed",
+                "no process could be started for the loader",
+                why=error.strerror or str(error),
+                hint=f"check {self.interpreter[0]}",
+            ) from error
+        return self._process
 
     def stop(self) -> None:
         """Kill the running process; called from another thread than `run`."""

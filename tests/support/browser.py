@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,13 @@ _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe",
 )  # fmt: skip
+# The browser reads messages from descriptor 3 and writes them to 4.
+_START = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.dup2(int(sys.argv[2]), 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _SECONDS = 30.0
 
 
@@ -118,10 +126,9 @@ def browser() -> Iterator[Tab]:
     with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser_reads, requests = os.pipe()
         responses, browser_writes = os.pipe()
-        # The browser reads messages from descriptor 3 and writes them to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{browser_reads} 4>&{browser_writes}', "sh"]
+        start = [sys.executable, "-S", "-c", _START, str(browser_reads), str(browser_writes)]
         process = subprocess.Popen(
-            [*command, program, *_FLAGS, f"--user-data-dir={profile}"],
+            [*start, program, *_FLAGS, f"--user-data-dir={profile}"],
             pass_fds=(browser_reads, browser_writes),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -8,6 +8,8 @@ import json
 import random
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -407,3 +410,17 @@ def test_an_exception_inside_is_no_end(
         server.shutdown()
         thread.join()
     assert "error: MemoryError: not enough" in capsys.readouterr().err
+
+
+def test_the_build_host_serves_it_by_its_own_loader(linear_bundle: Path) -> None:
+    command = [sys.executable, "-m", "edgepack", "serve", str(linear_bundle), "--port", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        with urlopen(url + "v2/models/linear") as response:
+            assert json.loads(response.read())["name"] == "linear"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
