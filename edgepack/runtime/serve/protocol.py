@@ -216,11 +216,11 @@ def _to_list(name: str, array: np.ndarray) -> List[object]:
     return values
 
 
-def not_finite(place: str) -> DeviceError:
+def not_finite(name: str) -> DeviceError:
     """Return the error for an answer that JSON cannot hold."""
     return DeviceError(
         "output-not-finite",
         "the model's answer has NaN or an infinity, which JSON cannot hold",
-        why=f"in {place}",
+        why=f"in {name}",
         hint='/v2 returns it with "parameters": {"binary_data": true} in the output',
     )
