@@ -45,7 +45,7 @@ def _build(folder: Path, name: str, source: str, chain: str) -> Path:
         [
             *(sys.executable, "-m", "edgepack", "build", source, "--target", folder / "arm.toml"),
             *("--manifest", f"manifests/{name}.toml", "--chain", chain, "--latency", "none"),
-            *("--quiet", "--output", output),
+            *("--quiet", "--no-emulate", "--allow-unverified", "--output", output),
         ],
         cwd=ROOT,
         stderr=subprocess.PIPE,

@@ -26,6 +26,7 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     ledger = Ledger(progress)
     files.check_output(request.output, request.list_inputs())
     host.check_host(request, describe())
+    proof.require_emulators(request)
     if request.sign:
         signing.fingerprint(request.sign)
     context = Context(request, Cache(request.cache, refresh=request.refresh), ledger)

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from edgepack import data, files, source
 from edgepack.pipeline import list_stages
+from edgepack.proof import require_emulators
 from edgepack.request import Request
 from edgepack.stages import list_missing_samples
 
@@ -56,9 +57,10 @@ def plan(request: Request) -> Plan:
     """Return the stages that would run, and an estimate of memory and disk in bytes.
 
     Raises SourceError if the model is missing or of unknown kind, DataError if samples are missing,
-    HostError or SpecError if the bundle cannot be written.
+    HostError or SpecError if the bundle cannot be written, or its target cannot be emulated here.
     """
     files.check_output(request.output, request.list_inputs())
+    require_emulators(request)
     # Only their existence is checked: reading samples may run the user's code.
     for spec in (request.calibration, request.evaluation, request.training):
         if spec:

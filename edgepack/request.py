@@ -60,6 +60,7 @@ class Request:
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
         wheels: True to include the device's wheels in the bundle.
         emulate: True to verify on the target's CPUs if they can be emulated.
+        allow_unverified: True if the build may end with the verdict UNVERIFIED.
         cache: folder of the stage cache.
         refresh: recompute all stages.
         sign: the key to sign the bundle with; None for no signature.
@@ -94,6 +95,7 @@ class Request:
     latency: str = "smoke"
     wheels: bool = False
     emulate: bool = True
+    allow_unverified: bool = False
     cache: Path = field(default_factory=default_folder)
     refresh: bool = False
     sign: Path | None = None
@@ -142,6 +144,7 @@ class Flags:
         latency: run length of the latency measurement, or "none".
         wheels: True to include the device's wheels in the bundle.
         no_emulate: True to skip the verification on emulated CPUs.
+        allow_unverified: True if the build may end with the verdict UNVERIFIED.
         refresh: recompute all stages.
         sign: the key to sign the bundle with.
     """
@@ -166,6 +169,7 @@ class Flags:
     latency: str = "smoke"
     wheels: bool = False
     no_emulate: bool = False
+    allow_unverified: bool = False
     refresh: bool = False
     sign: Path | None = None
 
@@ -219,6 +223,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         latency=flags.latency,
         wheels=flags.wheels,
         emulate=manifest.emulate and not flags.no_emulate,
+        allow_unverified=flags.allow_unverified,
         refresh=flags.refresh,
         sign=flags.sign,
     )

@@ -17,6 +17,7 @@ import click
 
 from edgepack import files
 from edgepack.errors import DeprecatedName, EdgepackError
+from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
 from edgepack.runtime.streams import (
     print_error,
     print_result,
@@ -46,6 +47,20 @@ def print_text_or_json(as_json: bool, document: object, *lines: str) -> None:
         print_json(document)
     else:
         print_result(*lines)
+
+
+def find_status(verdict: str | None, allow_unverified: bool) -> int:
+    """Return the exit status of a verdict: 0 only for PASS, or for an allowed UNVERIFIED.
+
+    Args:
+        verdict: PASS, FAIL or UNVERIFIED; None if a device could not run.
+        allow_unverified: True to accept UNVERIFIED.
+    """
+    if verdict is None:
+        return COULD_NOT_RUN
+    if verdict == UNVERIFIED and allow_unverified:
+        return 0
+    return 0 if verdict == PASS else FAILED
 
 
 def fail(error: EdgepackError, as_json: bool) -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,16 @@ import click
 from edgepack.cli.boundary import (
     TERMINATED,
     boundary,
+    find_status,
     format_command,
     print_json,
     print_report,
     print_text_or_json,
 )
 from edgepack.cli.complete import complete_chain, complete_metric, complete_target
-from edgepack.cli.options import as_json
+from edgepack.cli.options import allow_unverified, as_json
 from edgepack.errors import EdgepackError
+from edgepack.runtime.streams import print_status
 
 
 def _parse_pairs(
@@ -114,7 +118,7 @@ def _parse_pairs(
 @click.option(
     "--random-calibration",
     is_flag=True,
-    help="Calibrate on random data (for trials); the bundle is marked NOT PROVEN.",
+    help="Calibrate on random data (for trials); the verdict is UNVERIFIED.",
 )
 @click.option(
     "--metric",
@@ -161,6 +165,7 @@ def _parse_pairs(
     is_flag=True,
     help="Do not verify on the target's CPUs by emulation; the report says so.",
 )
+@allow_unverified
 @click.option("--refresh", is_flag=True, help="Ignore the cache, and compute every stage anew.")
 @click.option(
     "--dry-run",
@@ -228,6 +233,8 @@ def build(
     from edgepack.pipeline import build as run
     from edgepack.pipeline import list_stages
     from edgepack.progress import SilentProgress, make_progress
+    from edgepack.proof import describe_doubts
+    from edgepack.runtime.parity.verdict import UNVERIFIED
 
     # With several training processes, only the main one draws progress and writes the bundle.
     main = processes.is_main()
@@ -249,8 +256,14 @@ def build(
     # Another training process than the main one has no outcome.
     if outcome is None:
         return
+    repeat = format_command(("--random-calibration",), ("--calibration", "PATH"))
     if as_json:
         print_json(outcome.report)
     elif not quiet:
-        repeat = format_command(("--random-calibration",), ("--calibration", "PATH"))
         print_report(outcome.report, repeat)
+    if outcome.report["verdict"] == UNVERIFIED:
+        # Also with --quiet and --json: a bundle that was written and an exit code of 1 need a word.
+        bundle, reasons = shlex.quote(str(outcome.path)), outcome.report["reasons"]
+        doubts = describe_doubts(reasons, request.target, bundle, repeat)
+        print_status(f"UNVERIFIED: {doubts}")
+        sys.exit(find_status(UNVERIFIED, request.allow_unverified))

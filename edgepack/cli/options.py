@@ -26,6 +26,11 @@ class DeviceOptions(TypedDict, total=False):
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."
 )
+allow_unverified = click.option(
+    "--allow-unverified",
+    is_flag=True,
+    help="Exit with 0 also if the verdict is UNVERIFIED.",
+)
 threads = click.option(
     "--threads",
     type=click.IntRange(0, 4096),

@@ -12,6 +12,7 @@ from edgepack.cli.boundary import FAILED, boundary, print_text_or_json
 from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
     DeviceOptions,
+    allow_unverified,
     as_json,
     bundle_file,
     ssh_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--no-verify", is_flag=True, help="Install without verifying on the device.")
 @threads
 @ssh_options
+@allow_unverified
 @as_json
 @boundary
 @trust_options
@@ -40,6 +42,7 @@ def ship(
     device: str,
     no_verify: bool,
     threads: int,
+    allow_unverified: bool,
     as_json: bool,
     demands: Demands,
     **settings: Unpack[DeviceOptions],
@@ -71,7 +74,8 @@ def ship(
         stack.enter_context(status)
         result = ssh.ship(
             remote, admitted.path, address.path, threads=threads, prove=not no_verify,
-            digest=admitted.sha256, signature=admitted.signed.decode("ascii", "replace"),
+            allow_unverified=allow_unverified, digest=admitted.sha256,
+            signature=admitted.signed.decode("ascii", "replace"),
         )  # fmt: skip
     result["trust"] = admitted.to_json()
     # The table of `verify`, with a single row.

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgepack.cli.boundary import COULD_NOT_RUN, FAILED, boundary, print_json
+from edgepack.cli.boundary import boundary, find_status, print_json
 from edgepack.cli.complete import complete_cpu
 from edgepack.cli.loader import run_loader, warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
     DeviceOptions,
+    allow_unverified,
     as_json,
     bundle_file,
     keep,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @threads
 @keep
 @ssh_options
+@allow_unverified
 @as_json
 @boundary
 @trust_options
@@ -55,6 +57,7 @@ def verify(
     on: tuple[str, ...],
     cpus: tuple[str, ...],
     threads: int,
+    allow_unverified: bool,
     as_json: bool,
     demands: Demands,
     **settings: Unpack[DeviceOptions],
@@ -71,9 +74,12 @@ def verify(
         refuse_without_device(**settings)
     if on or cpus:
         with admit(bundle, demands) as admitted:
-            _verify_on_devices(admitted, on, cpus, threads, as_json, **settings)
-    else:
-        run_loader(bundle, ["verify", f"--threads={threads}"], as_json, demands)
+            verdict = _verify_on_devices(admitted, on, cpus, threads, as_json, **settings)
+        sys.exit(find_status(verdict, allow_unverified))
+    arguments = ["verify", f"--threads={threads}"]
+    if allow_unverified:
+        arguments.append("--allow-unverified")
+    run_loader(bundle, arguments, as_json, demands)
 
 
 def _verify_on_devices(
@@ -83,8 +89,11 @@ def _verify_on_devices(
     threads: int,
     as_json: bool,
     **settings: Unpack[DeviceOptions],
-) -> None:
-    """Verify a bundle on several devices, and print a row for each."""
+) -> str | None:
+    """Verify a bundle on several devices, and print a row for each.
+
+    Returns the verdict on all of them; None if one could not run, which outweighs a missed gate.
+    """
     from contextlib import ExitStack
 
     from edgepack import device
@@ -115,8 +124,5 @@ def _verify_on_devices(
         print_json(matrix)
     else:
         render_matrix(matrix, ResultConsole())
-    # A device that could not run outweighs a missed gate: its verdict is unknown.
-    if any("error" in column for column in matrix["devices"]):
-        sys.exit(COULD_NOT_RUN)
-    if not matrix["passed"]:
-        sys.exit(FAILED)
+    verdict: str | None = matrix["verdict"]
+    return verdict

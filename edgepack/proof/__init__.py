@@ -1,6 +1,8 @@
 """Verification of a build: write the bundle, judge it through the shipped loader, publish it."""
 
+from edgepack.proof.decision import describe_doubts
+from edgepack.proof.emulate import require_emulators
 from edgepack.proof.job import Job
 from edgepack.proof.prove import Outcome, make_gate_error, prove
 
-__all__ = ["Job", "Outcome", "make_gate_error", "prove"]
+__all__ = ["Job", "Outcome", "describe_doubts", "make_gate_error", "prove", "require_emulators"]

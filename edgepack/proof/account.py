@@ -12,6 +12,7 @@ from edgepack.context import BuildContext
 from edgepack.data import Samples
 from edgepack.device import Local, require_fidelity
 from edgepack.passes import name_precision
+from edgepack.proof.decision import Decision
 from edgepack.proof.job import Job, list_tools, reject_path
 from edgepack.report.documents import (
     BundleSection,
@@ -89,7 +90,7 @@ def _find_export_bytes(context: BuildContext) -> int:
 
 def make_report(
     job: Job, verdict: Verdict, emulated: Mapping[str, Question],
-    latency: Comparison | None, host: Local,
+    latency: Comparison | None, host: Local, decision: Decision,
 ) -> Report:  # fmt: skip
     """Return the report of a job, after its verdict.
 
@@ -99,6 +100,7 @@ def make_report(
         emulated: the fidelity on the target's emulated CPUs.
         latency: the result of `bench`, or None.
         host: the device that the verdict is from.
+        decision: the build's verdict.
     """
     ledger = job.context.ledger
     # `bench` runs the model in a process of its own; without it, that of `verify` counts.
@@ -110,7 +112,8 @@ def make_report(
     quality.pop("reference", None)
     document: Report = {
         "format": report.FORMAT,
-        "verdict": _decide_verdict(job, verdict),
+        "verdict": decision.verdict,
+        "reasons": list(decision.reasons),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "name": job.request.name,
         "target": {
@@ -119,7 +122,7 @@ def make_report(
             "precision": name_precision(job.request.chain),
         },
         "source": _describe_source(job),
-        "bundle": _describe_bundle(job, verdict),
+        "bundle": _describe_bundle(job, verdict, decision),
         "inputs": [tensor.to_json() for tensor in job.graph.inputs],
         "outputs": [tensor.to_json() for tensor in job.graph.outputs],
         "samples": _describe_sample_sets(job),
@@ -146,15 +149,6 @@ def make_report(
     return document
 
 
-def _decide_verdict(job: Job, verdict: Verdict) -> str:
-    """Return "fail" on a missed gate, also of random samples; else "pass" or "unproven"."""
-    if not verdict["passed"]:
-        return "fail"
-    if not job.context.samples.proven:
-        return "unproven"
-    return "pass"
-
-
 def _describe_source(job: Job) -> SourceSection:
     source = job.context.source
     return {
@@ -168,9 +162,9 @@ def _describe_source(job: Job) -> SourceSection:
     }
 
 
-def _describe_bundle(job: Job, verdict: Verdict) -> BundleSection:
+def _describe_bundle(job: Job, verdict: Verdict, decision: Decision) -> BundleSection:
     path = job.request.output
-    if not verdict["passed"]:
+    if not decision.accepted:
         path = reject_path(path)
     return {
         "path": path.name,

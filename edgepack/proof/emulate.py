@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from edgepack import engine
 from edgepack.context import Context
 from edgepack.device import Emulated, ready, require_fidelity, verify_bundle
-from edgepack.errors import DeviceError
+from edgepack.errors import DeviceError, HostError
 from edgepack.host import is_foreign, may_saturate, multiplies_integers, needs_emulation
 from edgepack.report.figures import format_seconds
 from edgepack.report.findings import format_worst
 from edgepack.request import Request
+from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.device.machine import describe
 from edgepack.runtime.documents import Question, Verdict
 from edgepack.spec.target import Target
@@ -63,6 +65,31 @@ def emulate(
         for cpu, fidelity in fidelities.items():
             stage.note(f"{cpu}, emulated: {_describe_fidelity(fidelity)}")
     return fidelities
+
+
+def require_emulators(request: Request) -> None:
+    """Refuse a build that would end UNVERIFIED because nothing here runs the target's processor.
+
+    Hours of a build are not worth a bundle that its command could have verified. Raises HostError.
+    """
+    target = request.target
+    # No emulator has a GPU; and `--no-emulate` states that the bundle is verified elsewhere.
+    if not request.emulate or engine.find_runtime(target) != ONNXRUNTIME:
+        return
+    if not is_foreign(target):
+        return
+    instead = "without it: --no-emulate --allow-unverified, and `verify` on the device"
+    if not target.emulate:
+        raise HostError(
+            "target-not-runnable",
+            f"this {describe()['arch']} host cannot run a bundle for {target.arch}",
+            why=f"the profile {target.name} names no CPU to emulate",
+            hint=f'name one in the profile, such as [emulate] cpus = ["cortex-a53"]\n{instead}',
+        )
+    for cpu in target.emulate:
+        fault = ready(cpu)
+        if fault is not None:
+            raise HostError(fault.code, fault.what, why=fault.why, hint=f"{fault.hint}\n{instead}")
 
 
 def _expected_seconds(target: Target, host: Verdict, integer_only: bool) -> float:
@@ -114,7 +141,8 @@ def _skip_reason(request: Request, seconds: float) -> str:
         return "the profile names no CPU to emulate"
     if not request.emulate:
         return "--no-emulate"
-    if not multiplies_integers(request.chain):
+    # Another architecture is run for float models as well: nothing else has run them.
+    if not multiplies_integers(request.chain) and not is_foreign(request.target):
         return "an emulated float model takes minutes for each sample: edgepack verify --emulate"
     for cpu in cpus:
         fault = ready(cpu)

@@ -26,6 +26,7 @@ from edgepack.ledger import Progress, Record
 from edgepack.metrics.collect import Collector
 from edgepack.passes import Step
 from edgepack.proof.account import make_report
+from edgepack.proof.decision import decide_build
 from edgepack.proof.emulate import emulate
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
@@ -36,6 +37,7 @@ from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
+from edgepack.runtime.parity.verdict import FAIL
 from edgepack.runtime.strict_json import encode
 
 
@@ -45,8 +47,8 @@ class Outcome:
 
     Attributes:
         path: path of the bundle; of the rejected bundle if a gate was missed.
-        report: the report, as JSON values.
-        accepted: true if every gate passed.
+        report: the report, as JSON values; it has the verdict.
+        accepted: true unless a gate was missed.
     """
 
     path: Path
@@ -84,14 +86,16 @@ def prove(job: Job, host: Local) -> Outcome:
         emulated = emulate(context, temporary, verdict, job.graph.integer_only)
         _apply_emulated(job, verdict, emulated)
         latency = _measure_latency(job, temporary, host)
-        accepted = bool(verdict["passed"])
+        decision = decide_build(job, verdict, emulated)
         contents = replace(
             contents,
-            quality=_summarize(verdict["quality"], accepted),
+            quality=_summarize(verdict["quality"], decision.accepted),
+            # Not part of the content digest: it depends on the emulators of this host.
+            build={**contents.build, **decision.to_json()},
             wheels=job.wheels,
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
-        document = make_report(job, verdict, emulated, latency, host)
+        document = make_report(job, verdict, emulated, latency, host, decision)
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
         contents = replace(
@@ -106,16 +110,16 @@ def prove(job: Job, host: Local) -> Outcome:
         again = device.verify_bundle(host, host.put(temporary), *job.stands_in)
         # A signature states that the bundle may be used, so a rejected one is not signed.
         path, key = output, job.request.sign
-        if not accepted:
+        if not decision.accepted:
             path, key = reject_path(output), None
-        if accepted and not again["passed"]:
+        if decision.accepted and again["verdict"] == FAIL:
             raise _make_unsteady_error(again)
         signature = signing.sign(temporary, key) if key else b""
         document["bundle"]["sha256"] = bundle.publish(temporary, path, signature)
     if key:
         document["bundle"]["signed"] = signing.fingerprint(key)
     document["bundle"]["bytes"] = path.stat().st_size
-    return Outcome(path, document, accepted)
+    return Outcome(path, document, decision.accepted)
 
 
 def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:

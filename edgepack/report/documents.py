@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import TypedDict
 
 from edgepack.ledger import RecordDocument, SelectionDocument
-from edgepack.runtime.documents import DeviceDocument, Load, Memory, Question, TensorDocument
+from edgepack.runtime.documents import (
+    DeviceDocument,
+    Load,
+    Memory,
+    Question,
+    Reason,
+    TensorDocument,
+)
 
 
 class TargetSection(TypedDict, total=False):
@@ -151,6 +158,7 @@ class Report(_ReportExtra):
 
     format: str
     verdict: str
+    reasons: list[Reason]
     created: str
     name: str
     target: TargetSection

@@ -26,19 +26,19 @@ from edgepack.report.figures import (
 )
 from edgepack.report.gates import GateRow, format_gate
 from edgepack.runtime.documents import MetricResult, OutputMetrics, Outputs, Question
+from edgepack.runtime.parity.verdict import FAIL, MISSED, PASS, RANDOM, UNVERIFIED
 
 # Two fp32 graphs whose SNR is above this differ by rounding alone.
 ROUNDING_DB = 90.0
 # Metric -> its value in a sentence; any other is "rmse 2.604".
 _ACCURACIES = {"top1": "{} top-1", "top5": "{} top-5"}
 LOSS_DB = 3.0
-TITLES = {"pass": "PASS", "fail": "FAIL", "unproven": "NOT PROVEN"}
 QUESTIONS: Mapping[Literal["quality", "fidelity"], str] = {
     "quality": "How far is the optimized model from the original?",
     "fidelity": "Does this device compute what the build host computed?",
 }
-UNPROVEN = (
-    "Nothing was verified on real inputs: the model was calibrated on random data. "
+UNVERIFIED_ON_REAL = (
+    "Nothing was verified on real inputs: the model was calibrated on or judged by random data. "
     "Its gates and figures do not predict its behaviour on real data. Do not ship it."
 )
 
@@ -155,30 +155,43 @@ def describe_samples(question: Question) -> str:
 
 def describe_verdict(report: Report) -> str:
     """Return the verdict in sentences: the gates, and the samples that they were judged on."""
-    if report["verdict"] == "unproven":
-        return UNPROVEN
+    if is_random(report):
+        return UNVERIFIED_ON_REAL
     rows = list_gates(report)
     decisive = [row for row in rows if row.decisive]
     missed = sum(not row.passed for row in decisive)
     gate = "gate"
     if len(decisive) < len(rows):
         gate = "decisive gate"
-    if report["verdict"] == "fail":
+    if report["verdict"] == FAIL:
         return (
             f"{missed} of {format_plural(len(decisive), gate)} missed. {_describe_quality(report)} "
             "The bundle was not delivered; the rejected copy is for inspection only."
         )
-    return (
-        f"Every {gate} passed ({len(decisive)}). "
-        f"{_describe_quality(report)} {_describe_fidelity(report)}"
-    )
+    sentences = [f"Every {gate} passed ({len(decisive)})."]
+    if report["verdict"] == UNVERIFIED:
+        sentences = [f"Unverified: {'; '.join(list_doubts(report))}."]
+    return " ".join([*sentences, _describe_quality(report), _describe_fidelity(report)])
+
+
+def is_random(report: Report) -> bool:
+    """Return True for an unverified bundle that was calibrated on or judged by random samples."""
+    codes = [reason["code"] for reason in report["reasons"]]
+    return report["verdict"] == UNVERIFIED and RANDOM in codes
+
+
+def list_doubts(report: Report) -> list[str]:
+    """Return what was not verified, in words; without the missed gates."""
+    return [reason["text"] for reason in report["reasons"] if reason["code"] != MISSED]
 
 
 def format_title(report: Report) -> str:
     """Return the verdict in a few words: "PASS, but slower than fp32: 0.57×"."""
-    name = TITLES[report["verdict"]]
+    name = report["verdict"]
+    if is_random(report):
+        return f"{name}: random samples"
     texts = [caution["text"] for caution in report.get("cautions", ())]
-    if report["verdict"] != "pass" or not texts:
+    if name != PASS or not texts:
         return name
     return f"{name}, but {' and '.join(texts)}"
 
@@ -426,16 +439,22 @@ def list_next_commands(report: Report, repeat: str = "") -> Sequence[tuple[str, 
     """
     # The name is shown, not run; quoted, so that a copied command is one word in a shell.
     bundle = shlex.quote(printable(report["bundle"]["path"]))
-    if report["verdict"] == "fail":
+    if report["verdict"] == FAIL:
         return (
             (f"python3 {bundle} verify", "verify it again"),
             (f"edgepack inspect {bundle}", "show its contents"),
         )
     target = shlex.quote(printable(report["target"]["name"]))
     source = shlex.quote(printable(report["source"]["path"]))
-    if report["verdict"] == "unproven":
+    if is_random(report):
         command = repeat or f"edgepack build {source} --target {target} --calibration PATH"
         return ((command, "use real samples"),)
+    remedies = []
+    for reason in report["reasons"]:
+        if "remedy" in reason:
+            remedies.append((printable(reason["remedy"]), "verify it on its target"))
+    if remedies:
+        return (*remedies, (f"edgepack inspect {bundle}", "show its contents"))
     return (
         (f"python3 {bundle} verify", "on the device"),
         (f"python3 {bundle} bench", "measure its latency"),

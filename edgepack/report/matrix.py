@@ -13,6 +13,7 @@ from edgepack.report.figures import fit, format_mark, format_plural, printable
 from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, format_gate
 from edgepack.runtime.documents import Question, Verdict
+from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
 
 QUESTIONS: tuple[Literal["fidelity", "quality"], ...] = ("fidelity", "quality")
 
@@ -42,11 +43,11 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             remarks += _describe_error(name, column["error"])
             continue
         verdict = column["verdict"]
-        mark, style = format_mark(verdict["passed"])
         # The word says it in a copy of the text, which loses the colour.
-        word = "FAIL"
-        if verdict["passed"]:
-            word = "PASS"
+        word = verdict["verdict"]
+        mark, style = format_mark(word == PASS)
+        if word == UNVERIFIED:
+            mark, style = "▲", "yellow"
         table.add_row(
             text(label),
             text(f"✓ {format_plural(verdict['integrity']['files'], 'file')}", "green"),
@@ -54,6 +55,8 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             text(f"{mark} {word}", f"bold {style}"),
         )
         remarks += _describe_misses(name, verdict)
+        if word == UNVERIFIED:
+            remarks += [f"{name}, unverified: {reason['text']}" for reason in verdict["reasons"]]
     console.print(table)
     for remark in remarks:
         for line in remark.splitlines():

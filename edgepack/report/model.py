@@ -21,6 +21,7 @@ from edgepack.report.cautions import NOISE, list_cautions
 from edgepack.report.documents import LatencySection, Report
 from edgepack.report.gates import find_relation
 from edgepack.runtime.documents import Gate
+from edgepack.runtime.parity.verdict import FAIL, MISSED, PASS, UNVERIFIED
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -158,7 +159,9 @@ def _check_answers(report: Report) -> Iterator[str]:
     """Yield questions whose `passed` differs from their gates, and misjudged gates."""
     for name in ("quality", "fidelity"):
         question = report[name]
-        decided = all(gate["passed"] for gate in question["gates"] if gate.get("decisive", True))
+        decisive = [gate for gate in question["gates"] if gate.get("decisive", True)]
+        # Where nothing is gated, nothing passed.
+        decided = bool(question["gates"]) and all(gate["passed"] for gate in decisive)
         if question["passed"] != decided:
             yield f"{name}.passed is {question['passed']}, its decisive gates give {decided}"
         for gate in question["gates"]:
@@ -174,11 +177,18 @@ def _check_verdict(report: Report) -> Iterator[str]:
     for cpu, question in report.get("emulated", {}).items():
         if answers["fidelity"] and not question["passed"]:
             yield f"fidelity passed, but {cpu}, emulated, missed it"
-    if report["verdict"] == "pass" and not all(answers.values()):
+    verdict = report["verdict"]
+    if verdict != FAIL and not all(answers.values()):
         missed = ", ".join(name for name, passed in answers.items() if not passed)
-        yield f"verdict is 'pass', but these did not pass: {missed}"
-    if report["verdict"] == "fail" and all(answers.values()):
-        yield "verdict is 'fail', but every question passed"
+        yield f"verdict is {verdict!r}, but these did not pass: {missed}"
+    if verdict == FAIL and all(answers.values()):
+        yield "verdict is 'FAIL', but every question passed"
+    codes = [reason["code"] for reason in report["reasons"]]
+    doubts = [code for code in codes if code != MISSED]
+    if (verdict == PASS and codes) or (verdict == UNVERIFIED and codes != doubts):
+        yield f"verdict is {verdict!r}, but its reasons are {codes}"
+    if verdict != PASS and not codes:
+        yield f"verdict is {verdict!r}, but it has no reasons"
 
 
 def _check_gate(question: str, gate: Gate) -> Iterator[str]:

@@ -26,11 +26,12 @@ from edgepack.report.figures import (
 from edgepack.report.gates import GateRow, format_gate
 from edgepack.report.passes import Cell, tabulate_passes
 from edgepack.report.passes import Table as Chain
+from edgepack.runtime.parity.verdict import FAIL, PASS, UNVERIFIED
 
 _VERDICT = {
-    "pass": ("✓", "bold green"),
-    "fail": ("✗", "bold red"),
-    "unproven": ("▲", "bold black on yellow"),
+    PASS: ("✓", "bold green"),
+    FAIL: ("✗", "bold red"),
+    UNVERIFIED: ("▲", "bold black on yellow"),
 }
 # Mark of a bundle that passed with cautions: slower or larger than the model file.
 _CAUTIOUS = ("▲", "bold black on yellow")
@@ -90,17 +91,17 @@ class _Summary:
     def _print_verdict(self) -> None:
         report = self.report
         mark, style = _VERDICT[report["verdict"]]
-        if report.get("cautions") and report["verdict"] == "pass":
+        if report.get("cautions") and report["verdict"] == PASS:
             mark, style = _CAUTIOUS
         title = f" {mark} {findings.format_title(report)} "
         head = self.text(f"  {report['name']} → {report['target']['name']}", "bold")
         self.console.print(Text.assemble(self.text(title, style), head))
         self._print_indented(self.text(findings.describe_verdict(report)))
-        if report["verdict"] != "pass":
+        if report["verdict"] != PASS:
             for caution in report.get("cautions", ()):
                 self._print_indented(self.text(f"It is {caution['text']}.", "yellow"))
         # A stage of the build can only explain a loss of quality, not of fidelity.
-        failed = report["verdict"] == "fail" and not report["quality"]["passed"]
+        failed = report["verdict"] == FAIL and not report["quality"]["passed"]
         if failed and (loss := findings.find_first_loss(report["ledger"])):
             self._print_indented(self.text(f"First loss at {loss}.", "red"))
 

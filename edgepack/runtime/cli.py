@@ -3,7 +3,7 @@
 The result goes to stdout, as text or with `--json` as a document; progress, warnings and errors go
 to stderr.
 
-Exit status: 0 done, 1 a gate was missed, 2 the command could not run.
+Exit status: 0 done, 1 the verdict is not PASS, 2 the command could not run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from .bundle.checksum import require_checksum
 from .bundle.engines import CUDA, TENSORRT
 from .bundle.index import check_file, read_index
 from .commands.bench import LENGTHS, bench, measure_turn
-from .commands.info import UNPROVEN, info
+from .commands.info import info
 from .device.variants import format_fallback
 from .errors import DeviceError, EdgepackError, InputError
 from .failure import BundleState, explain_exception
 from .origin import origin
 from .parity.gates import describe_gate
+from .parity.verdict import PASS, UNVERIFIED
 from .streams import (
     flush_streams,
     print_error,
@@ -135,6 +136,10 @@ def _make_parser() -> argparse.ArgumentParser:
         commands.choices[name].add_argument(
             "--stand-in", action="store_true", help=argparse.SUPPRESS
         )
+    for name in ("verify", "finish"):
+        commands.choices[name].add_argument(
+            "--allow-unverified", action="store_true", help="exit with 0 on UNVERIFIED as well"
+        )
     for name in ("verify", "run", "bench", "serve"):
         commands.choices[name].add_argument(
             "--variant", default="", metavar="NAME", help="default: the best that fits, see info"
@@ -203,7 +208,13 @@ def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
         samples=options.samples,
     )
     print_status(*format_fallback(verdict["variant"]))
-    return _Answer(verdict, _describe_verdict(verdict), int(not verdict["passed"]))
+    return _Answer(verdict, _describe_verdict(verdict), _find_status(verdict["verdict"], options))
+
+
+def _find_status(verdict: str, options: argparse.Namespace) -> int:
+    if verdict == UNVERIFIED:
+        return int(not options.allow_unverified)
+    return int(verdict != PASS)
 
 
 def _describe_verdict(verdict: Verdict) -> List[str]:
@@ -220,12 +231,10 @@ def _describe_verdict(verdict: Verdict) -> List[str]:
     if verdict["fidelity"] is not None:
         lines += _describe_question("fidelity, against the build host", verdict["fidelity"])
     lines += _describe_question("quality, against the original model", verdict["quality"])
-    if verdict["passed"]:
-        lines.append("verdict: PASS")
-    else:
-        lines.append("verdict: FAIL")
-    if not verdict["proven"]:
-        lines.append(UNPROVEN)
+    lines.append(f"verdict: {verdict['verdict']}")
+    # The missed gates are marked above.
+    if verdict["verdict"] == UNVERIFIED:
+        lines += [f"  {reason['text']}" for reason in verdict["reasons"]]
     return lines
 
 
@@ -371,7 +380,8 @@ def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.finish import describe_report, finish
 
     report = finish(bundle, force=options.force)
-    return _Answer(report, describe_report(report))
+    status = _find_status(report["verdict"], options)
+    return _Answer(report, describe_report(report), status)
 
 
 def _setup(bundle: str, options: argparse.Namespace) -> _Answer:

@@ -353,12 +353,28 @@ class Memory(TypedDict):
     peak_rss_bytes: Optional[int]
 
 
+class _ReasonExtra(TypedDict, total=False):
+    # Of a build: the command that leads to PASS or FAIL.
+    remedy: str
+
+
+class Reason(_ReasonExtra):
+    """Reason for a verdict other than PASS: a missed gate, or what was not verified."""
+
+    code: str
+    text: str
+
+
 class Verdict(TypedDict):
-    """Document of `verify --json`, format `edgepack-verdict/1`."""
+    """Document of `verify --json`, format `edgepack-verdict/1`.
+
+    `verdict` is PASS, FAIL or UNVERIFIED; `passed` says whether every gate passed.
+    """
 
     format: str
+    verdict: str
+    reasons: List[Reason]
     passed: bool
-    proven: bool
     bundle: VerdictBundle
     variant: VariantDocument
     integrity: Integrity
@@ -468,6 +484,8 @@ class _FinishExtra(TypedDict, total=False):
 class FinishDocument(_FinishExtra):
     """Document of `finish --json`; `built` is False if a fitting engine was there already."""
 
+    verdict: str
+    reasons: List[Reason]
     built: bool
     engine: str
     key: Dict[str, object]

@@ -61,10 +61,10 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
         ledger.warn(*lint.warnings)
     if request.random:
         ledger.warn(
-            "calibrated on random data: nothing is proved about real inputs, do not ship this"
+            "calibrated on random data: nothing is verified on real inputs, do not ship this"
         )
     elif request.generates_inputs:
-        ledger.warn("no samples: the inputs are generated, and nothing is proved about real ones")
+        ledger.warn("no samples: the inputs are generated, and nothing is verified on real ones")
     elif "evaluation" not in samples:
         ledger.warn("no evaluation samples: quality is judged on the calibration samples")
     proven = not request.random and not request.generates_inputs
@@ -108,7 +108,7 @@ def _require_samples(
             why=_describe_inputs(inputs),
             hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
             "--chain quantize:mode=dynamic, quantize:mode=weights and none need no samples\n"
-            "--random-calibration builds without; its report is marked as not proven",
+            "--random-calibration builds without; its verdict is UNVERIFIED",
         )
     if "training" in absent:
         name = passes.list_passes_needing("training", request.chain)[0]

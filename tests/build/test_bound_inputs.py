@@ -111,7 +111,7 @@ def test_inputs_are_fed_by_name(
         options += INPUTS
     arguments = home.build("Attend.pt", *options, "--chain", "none", calibration="")
     answer = build(arguments, tmp_path / "x.edgepack")
-    assert answer.document["verdict"] == "pass"
+    assert answer.document["verdict"] == "PASS"
     fed = arrays(5, query=(8,), key=(8,))
     (found,) = load(tmp_path / "x.edgepack")(**fed).values()
     with torch.no_grad():

@@ -47,12 +47,16 @@ def test_a_bundle_of_random_numbers_says_so_wherever_it_goes(home: Home, tmp_pat
     output = tmp_path / "x.edgepack"
     build(
         ["build", str(home / "tiny.onnx"), "--target", "cpu-fbgemm", "--random-calibration",
-         "--latency", "none"], output,
+         "--latency", "none", "--no-emulate", "--allow-unverified"], output,
     )  # fmt: skip
     done = run_bundle(output, "verify", "--json")
-    assert json.loads(done.stdout)["proven"] is False
-    for command in ("verify", "info"):
-        assert "NOT PROVEN" in run_bundle(output, command).stdout
+    verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["verdict"], verdict["passed"]) == (1, "UNVERIFIED", True)
+    assert [reason["code"] for reason in verdict["reasons"]] == ["random-samples"]
+    allowed = run_bundle(output, "verify", "--allow-unverified")
+    assert allowed.returncode == 0
+    assert "verdict: UNVERIFIED" in allowed.stdout
+    assert "UNVERIFIED when it was built" in run_bundle(output, "info").stdout
 
 
 def test_random_is_no_name_of_samples(home: Home, tmp_path: Path) -> None:

@@ -233,8 +233,15 @@ def test_a_module_of_samples_is_looked_for_beside_the_manifest(home: Home, tmp_p
 
 def test_random_calibration_proves_nothing_and_says_so(home: Home, tmp_path: Path) -> None:
     arguments = home.build("tiny.onnx", "--random-calibration", calibration="")
-    answer = build(arguments, tmp_path / "x.edgepack")
-    assert answer.document["verdict"] == "unproven"
+    output = tmp_path / "x.edgepack"
+    answer = ask(*arguments, "--output", str(output))
+    assert answer.status == 1
+    assert answer.document["verdict"] == "UNVERIFIED"
+    assert [reason["code"] for reason in answer.document["reasons"]] == ["random-samples"]
+    # One line says why, and the command that changes it works when it is typed.
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("UNVERIFIED: ")]
+    assert "--calibration PATH" in line
+    assert "--random-calibration" not in line
     assert any("random data" in warning for warning in answer.document["warnings"])
     index = json.loads(entry(tmp_path / "x.edgepack", "bundle.json"))
     assert index["provenance"]["proven"] is False
@@ -289,7 +296,7 @@ def test_a_missed_gate_keeps_the_bundle_aside(home: Home, built: Path, tmp_path:
     assert sorted(output.parent.iterdir()) == [output, aside, Path(f"{aside}.sha256")]
     digest_of(aside)
     inside = json.loads(entry(aside, "report/report.json"))
-    assert inside["verdict"] == "fail"
+    assert inside["verdict"] == "FAIL"
     # It does not pass on a device either.
     done = run_bundle(aside, "verify", "--json")
     assert done.returncode == 1

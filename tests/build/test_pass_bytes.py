@@ -255,7 +255,7 @@ def test_the_model_files_are_those_that_were_recorded(
     answer = ask(
         "build", *arguments, "--target", case.target, "--chain", case.chain, "--manifest",
         f"{case.gates}.toml",
-        "--latency", "none", "--no-emulate", "--output", "x.edgepack",
+        "--latency", "none", "--no-emulate", "--allow-unverified", "--output", "x.edgepack",
     )  # fmt: skip
     assert answer.status == 0, answer.stderr
     with zipfile.ZipFile("x.edgepack") as archive:

@@ -105,7 +105,7 @@ def test_one_bundle_and_one_voice(pictures: Home, tmp_path: Path) -> None:
     done = launched(["edgepack", *pictures.build("tiny.pt", *options)], tmp_path, together=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["verdict"] == "pass"
+    assert report["verdict"] == "PASS"
     (record,) = (r for r in report["ledger"] if r["stage"] == "distill")
     assert record["details"]["processes"] == 2
     assert "another number changes the last bits" in record["notes"][-1]

@@ -102,7 +102,7 @@ def test_a_build_without_calibration_samples(texts: Home, tmp_path: Path, chain:
     )
     answer = build(arguments, output)
     report = answer.document
-    assert report["verdict"] == "pass"
+    assert report["verdict"] == "PASS"
     assert report["target"]["precision"] == precision
     assert report["samples"]["calibration"] is None
     stage = answer.stage("quantize")

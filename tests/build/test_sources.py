@@ -62,7 +62,7 @@ def test_a_state_dict_as_a_user_builds_it(torch_home: Home) -> None:
     assert done.returncode == 0, done.stderr
     report = one_document(done.stdout)
     assert report["source"]["kind"] == "state-dict"
-    assert report["verdict"] == "pass"
+    assert report["verdict"] == "PASS"
     assert report["quality"]["metric"]["name"] == "top1"
     bundle = torch_home.folder / "tiny-cpu-fbgemm.edgepack"
     assert bundle.stat().st_size == report["bundle"]["bytes"]
@@ -132,7 +132,7 @@ def test_onnx_with_external_data(home: Home, tmp_path: Path) -> None:
     assert (tmp_path / "tiny.weights").stat().st_size > 4000
     answer = build(home.build(str(tmp_path / "tiny.onnx")), tmp_path / "x.edgepack")
     assert answer.document["source"]["kind"] == "onnx"
-    assert answer.document["verdict"] == "pass"
+    assert answer.document["verdict"] == "PASS"
 
 
 @pytest.mark.parametrize("chain", ["none", "quantize"])

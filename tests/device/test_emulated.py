@@ -106,7 +106,10 @@ def test_a_build_says_that_the_target_was_not_run(base: Path) -> None:
     report = json.loads(edgepack("inspect", str(bundle), "--json").stdout)["report"]
     stages = {record["stage"]: record for record in report["ledger"]}
     assert stages["emulate"]["status"] == "skipped"
-    assert "edgepack emulator prepare" in stages["emulate"]["notes"][0]
+    assert stages["emulate"]["notes"] == ["--no-emulate"]
+    assert report["verdict"] == "UNVERIFIED"
+    (reason,) = report["reasons"]
+    assert reason["code"] == "not-on-target"
     assert [w for w in report["warnings"] if w.startswith("not run on any aarch64")]
     assert stages["latency"]["status"] == "skipped"
     assert report["latency"] is None
@@ -115,7 +118,8 @@ def test_a_build_says_that_the_target_was_not_run(base: Path) -> None:
     assert "error[device-arch]" in refused.stderr
     # As the build ran it.
     stood_in = run_bundle(bundle, "verify", "--stand-in", "--json")
-    assert stood_in.returncode == 0
+    assert stood_in.returncode == 1
+    assert json.loads(stood_in.stdout)["verdict"] == "UNVERIFIED"
     assert json.loads(stood_in.stdout)["device"]["arch"] == "x86_64"
     assert "--stand-in" not in run_bundle(bundle, "verify", "--help").stdout
 

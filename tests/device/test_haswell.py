@@ -143,7 +143,7 @@ def test_full_range_weights_are_refused_by_the_build(network: str, tmp_path: Pat
     assert "calibration" not in done.stderr
     assert not (tmp_path / "net.edgepack").exists()
     report = report_of(tmp_path / "net.rejected.edgepack")
-    assert report["verdict"] == "fail"
+    assert report["verdict"] == "FAIL"
     assert report["quality"]["passed"]
     assert report["fidelity"]["device"] == "Haswell, emulated"
     assert [found["passed"] for found in report["emulated"].values()] == [False, False]

@@ -73,9 +73,9 @@ def test_not_a_report_at_all(document: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"quality.passed": False, "verdict": "fail"}, "quality.passed"),
-        ({"quality.gates.0.passed": False, "quality.passed": False}, "verdict is 'pass'"),
-        ({"verdict": "fail"}, "every question passed"),
+        ({"quality.passed": False, "verdict": "FAIL"}, "quality.passed"),
+        ({"quality.gates.0.passed": False, "quality.passed": False}, "verdict is 'PASS'"),
+        ({"verdict": "FAIL"}, "every question passed"),
         ({"quality.gates.0.measured": 12.0}, "snr_db"),
         ({"quality.gates.1.bound": 0.999}, "agreement"),
         ({"fidelity.gates.0.measured": False}, "bit_exact"),

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edgepack.runtime.parity.verdict import RANDOM, RANDOM_TEXT
+
 EXAMPLE = Path(__file__).with_name("report_example.json")
 
 
@@ -31,14 +33,25 @@ def failed() -> dict[str, Any]:
     report["latency"]["model"].update(p50=7.2, p90=7.4)
     report["latency"].update(ratio=6.4 / 7.2)
     del report["latency"]["rounds"]
-    return {**report, "verdict": "fail", "slower": True}
+    reasons = [{"code": "gate-missed", "text": "logits: SNR 9.6 dB (at least 19 dB)"}]
+    return {**report, "verdict": "FAIL", "reasons": reasons, "slower": True}
 
 
-def unproven() -> dict[str, Any]:
+def unverified() -> dict[str, Any]:
     """The same, calibrated on random numbers."""
     report = passed()
     report["samples"]["calibration"].update(origin="random numbers", digest=None)
-    return {**report, "verdict": "unproven"}
+    return {**report, "verdict": "UNVERIFIED", "reasons": [{"code": RANDOM, "text": RANDOM_TEXT}]}
+
+
+def unrun() -> dict[str, Any]:
+    """The same, on a host that could not run the target."""
+    reason = {
+        "code": "not-on-target",
+        "text": "never run on aarch64: the answers are those of this x86_64 host",
+        "remedy": "python3 efficientnet-lite0-arm-qnnpack.edgepack verify",
+    }
+    return {**passed(), "verdict": "UNVERIFIED", "reasons": [reason], "stands_in": True}
 
 
 def chained() -> dict[str, Any]:
@@ -92,7 +105,8 @@ def hostile() -> dict[str, Any]:
 
 
 ATTACK = "<script>alert(1)</script>\"'&{{7*7}}[red]\x1b[2J\u202e"
-_OURS = {"format", "verdict", "created", "status", "on", "kind", "unit", "length", "relation"}
+_OURS = {"format", "verdict", "code", "created", "status", "on", "kind", "unit", "length"}
+_OURS |= {"relation"}
 
 
 def _poison(value: Any, key: str = "") -> Any:

@@ -34,7 +34,7 @@ def emulated(snr_db: float | None = None) -> dict[str, Any]:
     cpus = {"Haswell": question(report, None), "Skylake-Client": question(report, snr_db)}
     report["emulated"] = cpus
     if snr_db is not None:
-        report["verdict"] = "fail"
+        report.update(verdict="FAIL", reasons=[{"code": "gate-missed", "text": "missed"}])
         report["fidelity"] = {**cpus["Skylake-Client"], "device": "Skylake-Client, emulated"}
     return report
 
@@ -99,7 +99,7 @@ def test_a_host_that_stood_in_is_called_one() -> None:
 
 
 def test_a_missed_cpu_cannot_be_passed_over() -> None:
-    report = {**emulated(8.4), "verdict": "pass"}
+    report = {**emulated(8.4), "verdict": "PASS", "reasons": []}
     report["fidelity"] = cases.passed()["fidelity"]
     with pytest.raises(ReportError) as caught:
         validate(report)

@@ -12,7 +12,7 @@ from edgepack.report import render_html
 from edgepack.report.html import latency_bars, size_bars, snr_width
 from support import report_cases as cases
 
-MAKE = [cases.passed, cases.failed, cases.unproven, cases.hostile]
+MAKE = [cases.passed, cases.failed, cases.unverified, cases.hostile]
 VOID = {"meta", "rect", "link", "br"}
 
 
@@ -110,7 +110,7 @@ def test_a_pass_shows_what_was_measured() -> None:
         "Hidden torch, edgepack",
     ):
         assert part in text
-    assert "NOT PROVEN" not in text
+    assert "UNVERIFIED:" not in text
 
 
 def test_a_failure_shows_what_was_missed() -> None:
@@ -122,11 +122,11 @@ def test_a_failure_shows_what_was_missed() -> None:
     assert "Verify it yourself" not in text
 
 
-def test_unproven_cannot_be_overlooked() -> None:
-    page = Page(render_html(cases.unproven()))
+def test_unverified_cannot_be_overlooked() -> None:
+    page = Page(render_html(cases.unverified()))
     assert page.all("p")[0]["class"] == "hazard"
-    assert page.text.startswith("NOT PROVEN:")
-    assert len(re.findall("not proven", page.text, re.IGNORECASE)) >= 5
+    assert page.text.startswith("UNVERIFIED:")
+    assert len(re.findall("unverified", page.text, re.IGNORECASE)) >= 5
     assert "same class" not in page.text
     assert "Do not ship it" in page.text
 

@@ -16,7 +16,7 @@ def test_the_schema_is_one() -> None:
     Draft202012Validator.check_schema(model.schema())
 
 
-@pytest.mark.parametrize("make", [cases.passed, cases.failed, cases.unproven, cases.hostile])
+@pytest.mark.parametrize("make", [cases.passed, cases.failed, cases.unverified, cases.hostile])
 def test_examples_are_valid(make) -> None:
     validate(make())
 

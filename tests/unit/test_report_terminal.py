@@ -53,15 +53,15 @@ def test_a_failure_says_what_was_missed_and_where() -> None:
     assert "int8 is 1.12× slower than fp32" in shown
 
 
-def test_unproven_comes_first_and_offers_the_cure() -> None:
-    shown = lines(cases.unproven())
-    assert shown[0].startswith("▲ NOT PROVEN")
+def test_unverified_comes_first_and_offers_the_cure() -> None:
+    shown = lines(cases.unverified())
+    assert shown[0].startswith("▲ UNVERIFIED: random samples")
     assert shown[1].startswith("Nothing was verified on real inputs")
     assert "✓ PASS" not in " ".join(shown)
     assert "--calibration PATH" in shown[-1]
 
 
-@pytest.mark.parametrize("make", [cases.passed, cases.failed, cases.unproven])
+@pytest.mark.parametrize("make", [cases.passed, cases.failed, cases.unverified])
 def test_no_control_codes_without_a_terminal(make: Any) -> None:
     assert "\x1b" not in draw(make())
 

@@ -158,7 +158,7 @@ def test_the_verdict_of_a_failure_counts_what_was_missed() -> None:
 
 
 def test_nothing_is_claimed_without_real_calibration() -> None:
-    said = findings.describe_verdict(cases.unproven())
+    said = findings.describe_verdict(cases.unverified())
     assert said.startswith("Nothing was verified on real inputs")
     assert "passed" not in said
 

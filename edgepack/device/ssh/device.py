@@ -15,6 +15,7 @@ from edgepack.device.ssh.link import Link
 from edgepack.device.ssh.transfer import Sent, send
 from edgepack.errors import BundleError, DeviceError
 from edgepack.runtime.bundle import checksum
+from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
 
 Self = TypeVar("Self", bound="Ssh")
 
@@ -135,6 +136,7 @@ def ship(
     *,
     threads: int = 0,
     prove: bool = True,
+    allow_unverified: bool = False,
     digest: str = "",
     signature: str = "",
 ) -> dict[str, Any]:
@@ -147,11 +149,12 @@ def ship(
             "~/".
         threads: threads within an operator; 0 takes every physical core.
         prove: verify the sent bytes on the device before they are renamed.
+        allow_unverified: ship also if the verdict there is UNVERIFIED.
         digest: SHA-256 that the file must still have; "" for any.
         signature: text of the signature to write beside it; "" for none.
 
-    Returns {"device", "path", "sha256", "bytes", "sent" (bytes), "verdict", "shipped"}. If the
-    verdict is a failure nothing is shipped, and an older file at the path stays untouched.
+    Returns {"device", "path", "sha256", "bytes", "sent" (bytes), "verdict", "shipped"}. Unless the
+    verdict is PASS nothing is shipped, and an older file at the path stays untouched.
 
     Raises BundleError if the file changed since it was checked.
     """
@@ -166,7 +169,10 @@ def ship(
     verdict = None
     if prove:
         verdict, _ = ask(device, sent.path, "verify", f"--threads={threads}")
-    shipped = verdict is None or bool(verdict["passed"])
+    accepted = {PASS}
+    if allow_unverified:
+        accepted.add(UNVERIFIED)
+    shipped = verdict is None or verdict["verdict"] in accepted
     if shipped:
         device.publish(sent, signature)
     return {

@@ -58,7 +58,7 @@ def half(
             "half needs calibration samples",
             why="none were given, and without them values that overflow in fp16 go unnoticed",
             hint="--calibration PATH, with 100 or more samples like those on the device\n"
-            "(--random-calibration builds without them and marks the report as not proven)",
+            "(--random-calibration builds without them, and its verdict is UNVERIFIED)",
         )
     return convert(model, samples, options, progress)
 

@@ -23,6 +23,7 @@ from ..device.device_info import device_info, find_sealed
 from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
 from ..parity.gates import describe_gate
+from ..parity.verdict import decide, list_doubts
 from ..streams import print_status
 
 if TYPE_CHECKING:
@@ -57,7 +58,15 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
         if not force and _fits(before, key):
             # A killed `finish --force` may have left its temporary file beside the good engine.
             sweep(engine)
-            return {"built": False, "engine": engine, "key": asdict(key)}
+            # It was sealed after it had passed.
+            verdict, reasons = decide([], list_doubts(index))
+            return {
+                "built": False,
+                "engine": engine,
+                "key": asdict(key),
+                "verdict": verdict,
+                "reasons": reasons,
+            }
         with lock_part(engine) as publish:
             started = time.perf_counter()
             plan, timing_cache = _build(archive, index, device, _timing_cache(before, key))
@@ -75,10 +84,13 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
             }
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
+    verdict, reasons = decide([proof["quality"], proof["fidelity"]], list_doubts(index))
     return {
         "built": True,
         "engine": engine,
         "key": asdict(key),
+        "verdict": verdict,
+        "reasons": reasons,
         "bytes": len(plan),
         "seconds": seconds,
         "quality": proof["quality"],
@@ -158,10 +170,12 @@ def _prove(
 
 def describe_report(report: FinishDocument) -> List[str]:
     """Return the text of a report: every gate and the sealed file."""
+    doubts = [f"{report['verdict']}: {reason['text']}" for reason in report["reasons"]]
     if not report["built"]:
-        return [f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"]
+        finished = f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"
+        return [finished, *doubts]
     sealed = f"sealed: {report['engine']} ({report['bytes']:,} bytes)"
-    return [*_describe_gates(cast("Answers", report)), sealed]
+    return [*_describe_gates(cast("Answers", report)), sealed, *doubts]
 
 
 def _describe_gates(proof: Answers) -> List[str]:

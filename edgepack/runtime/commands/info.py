@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 # Packages that the loader may need. `info` lists the missing ones, so it must run without any.
 PACKAGES = ("numpy", "onnxruntime")
-UNPROVEN = "NOT PROVEN: calibrated on random numbers; accuracy on real inputs is unknown"
 # Columns of the labels within a section.
 _WIDTH = 12
 # Names of requirements and of facts about the device, for people; others are shown as they are.
@@ -73,15 +72,14 @@ def describe_contents(index: Index, digest: str) -> List[str]:
         index: of the bundle.
         digest: SHA-256 of its file.
     """
-    lines = [f"{index.name} for {index.target}"]
-    if not index.proven:
-        lines.append(UNPROVEN)
-    lines += [
+    lines = [
+        f"{index.name} for {index.target}",
         "",
         "bundle",
         _row("content", index.content_digest),
         _row("sha256", digest),
         _row("model", format_bytes(index.files[index.model][1])),
+        *_describe_verdict(index),
     ]
     for wheels in describe_wheels(index):
         lines.append(_row("wheels", f"{wheels}: python3 BUNDLE setup DIR"))
@@ -95,6 +93,18 @@ def describe_contents(index: Index, digest: str) -> List[str]:
     for name, value in sorted(index.device.items()):
         if value:
             lines.append(_row(name, _format_value(name, value)))
+    return lines
+
+
+def _describe_verdict(index: Index) -> List[str]:
+    """Return a row for the build's verdict, and one for each reason below it."""
+    # Absent in a draft; the loader does not check this entry, so it may be of any type.
+    verdict, reasons = index.build.get("verdict"), index.build.get("reasons")
+    if verdict is None:
+        return []
+    lines = [_row("verdict", f"{verdict} when it was built")]
+    for reason in reasons if isinstance(reasons, list) else ():
+        lines.append(_row("", str(reason)))
     return lines
 
 

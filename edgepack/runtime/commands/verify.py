@@ -23,6 +23,7 @@ from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
 from ..parity.sizes import LARGEST_GROWTH, LARGEST_GROWTH_BY, LARGEST_STACK, feed_at_size
+from ..parity.verdict import decide, list_doubts
 
 if TYPE_CHECKING:
     from ..documents import (
@@ -431,7 +432,7 @@ def verify(
         variant: the name of the variant to verify; "" for the best that fits.
         samples: the maximum number of reference samples; 0 for all.
 
-    Returns the verdict ("edgepack-verdict/1") as JSON values; `passed` sums it up. Raises
+    Returns the verdict ("edgepack-verdict/1") as JSON values. Raises
     BundleError, DeviceError or InputError if it could not run.
     """
     with Archive(path) as archive:
@@ -442,10 +443,12 @@ def verify(
         load_seconds = time.perf_counter() - started
         with open(answers or os.devnull, "wb") as written:
             proof = on_samples(archive, model, evaluation, samples, written if answers else None)
+    verdict, reasons = decide([proof["quality"], proof["fidelity"]], list_doubts(index, stand_in))
     return {
         "format": FORMAT,
+        "verdict": verdict,
+        "reasons": reasons,
         "passed": proof["passed"],
-        "proven": index.proven,
         "bundle": {
             "name": index.name,
             "target": index.target,

@@ -1,0 +1,61 @@
+"""Verdict on a bundle: PASS, FAIL, or UNVERIFIED where passed gates would prove too little."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, List, Optional, Sequence, Tuple
+
+from .gates import describe_gate
+
+if TYPE_CHECKING:
+    from ..bundle.index import Index
+    from ..documents import Question, Reason
+
+PASS, FAIL, UNVERIFIED = "PASS", "FAIL", "UNVERIFIED"
+# Codes of the reasons for UNVERIFIED.
+RANDOM, NOT_ON_TARGET, NOT_GATED = "random-samples", "not-on-target", "not-gated"
+MISSED = "gate-missed"
+RANDOM_TEXT = "calibrated on or judged by random samples: quality on real inputs is unknown"
+
+
+def list_doubts(index: Index, stand_in: bool = False) -> List[Reason]:
+    """Return the reasons for which a bundle cannot get the verdict PASS.
+
+    Args:
+        index: of the bundle.
+        stand_in: this machine computed the answers in place of the target.
+    """
+    doubts: List[Reason] = []
+    if not index.proven:
+        doubts.append({"code": RANDOM, "text": RANDOM_TEXT})
+    if stand_in:
+        text = "the build host stood in for the target"
+        doubts.append({"code": NOT_ON_TARGET, "text": text})
+    return doubts
+
+
+def decide(
+    questions: Sequence[Optional[Question]], doubts: Sequence[Reason]
+) -> Tuple[str, List[Reason]]:
+    """Return the verdict and its reasons; a missed gate outweighs a doubt.
+
+    Args:
+        questions: quality and fidelity; None for one that a draft cannot answer.
+        doubts: result of `list_doubts`.
+    """
+    missed: List[Reason] = []
+    open_reasons = list(doubts)
+    for question in questions:
+        if question is None:
+            continue
+        if not question["gates"]:
+            text = "no gate applies to quality or to fidelity"
+            open_reasons.append({"code": NOT_GATED, "text": text})
+        elif not question["passed"]:
+            for gate in question["gates"]:
+                if not gate["passed"]:
+                    missed.append({"code": MISSED, "text": describe_gate(gate)[5:]})
+    if missed:
+        return FAIL, missed + open_reasons
+    if open_reasons:
+        return UNVERIFIED, open_reasons
+    return PASS, []
