@@ -256,7 +256,8 @@ def build(
     # Another training process than the main one has no outcome.
     if outcome is None:
         return
-    repeat = format_command(("--random-calibration",), ("--calibration", "PATH"))
+    role = "--evaluation" if request.generates_inputs else "--calibration"
+    repeat = format_command(("--random-calibration", "--allow-unverified"), (role, "PATH"))
     if as_json:
         print_json(outcome.report)
     elif not quiet:
