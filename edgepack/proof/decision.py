@@ -107,8 +107,8 @@ def describe_doubts(reasons: Sequence[Reason], target: Target, bundle: str, rebu
         return f"{texts}; for PASS: {rebuild}"
     if NOT_ON_TARGET in codes:
         command = suggest_verification(target, bundle)
-        place = ""
+        suffix = ""
         if command.startswith("python3"):
-            place = ", on the device"
-        return f"{texts}; for PASS: {command}{place}"
+            suffix = ", on the device"
+        return f"{texts}; for PASS: {command}{suffix}"
     return f"{texts}; for PASS: state a gate under [gates.quality] in the manifest"
