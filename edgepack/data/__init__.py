@@ -6,14 +6,16 @@ path, not from the suffix of its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgepack.data.arrays import infer_tensors, open_arrays
 from edgepack.data.folder import array_shards, open_folder
-from edgepack.data.function import FUNCTION, open_function
+from edgepack.data.function import FUNCTION, load_object, open_function
 from edgepack.data.lint import LintReport, lint
 from edgepack.data.random import random_samples
 from edgepack.data.samples import Batch, Samples
+from edgepack.data.values import PythonSamples, infer_values, open_value
 from edgepack.errors import DataError
 from edgepack.files import expand_user
 from edgepack.runtime.preprocess.kinds import Preprocessing
@@ -28,7 +30,7 @@ FORMS = (
 
 
 def open_samples(
-    spec: str,
+    spec: str | PythonSamples,
     inputs: tuple[Tensor, ...],
     *,
     preprocessing: Preprocessing | None = None,
@@ -44,8 +46,9 @@ def open_samples(
             a `.npy` file, for a model with one input;
             a folder of such files, read in the order of their names;
             a folder of pictures, with an optional `labels.csv` (`file,label`);
-            `package.module:function` or `path/to/file.py:function`, a function without
-            arguments that returns an iterable of dicts and is called again for each pass.
+            `package.module:name` or `path/to/file.py:name`, a function without arguments that
+            is called again for each pass, or an object such as a DataLoader, see `open_value`;
+            the same from Python, as `PythonSamples`.
         inputs: the model's inputs.
         preprocessing: conversion of raw samples to the inputs: a `Picture` for pictures.
         base: folder that relative paths and modules are resolved against.
@@ -66,6 +69,8 @@ def open_samples(
     #   data.npz with x of (64, 3, 224, 224)     64 samples, gathered into batches
     #   data.npz with x of (8, 4, 3, 224, 224)   8 complete feeds of 4 samples each
     #   data.py:calibration                      one dict per sample: {"x": ..., "label": 3}
+    if isinstance(spec, PythonSamples):
+        return open_value(spec.value, inputs, origin=spec.origin, same=same)
     path = _locate(spec, base)
     if path is None:
         return open_function(spec, inputs, (base, search), same=same)
@@ -74,19 +79,34 @@ def open_samples(
     return open_arrays((path,), inputs, origin=spec)
 
 
-def infer_inputs(spec: str, base: Path = Path()) -> tuple[Tensor, ...] | None:
-    """Infer a model's inputs from array samples, for builds that declare none.
+def infer_inputs(
+    spec: str | PythonSamples,
+    base: Path = Path(),
+    *,
+    search: Path = Path(),
+    names: Sequence[str] = (),
+) -> tuple[Tensor, ...] | None:
+    """Infer a model's inputs from samples, for builds that declare none.
+
+    Args:
+        spec: as `open_samples` takes it.
+        base: folder that relative paths and modules are resolved against.
+        search: second folder to import modules from.
+        names: of the parameters of the model's forward, for samples without names.
 
     Returns:
         One tensor for each array except the labels, its axis 0 named "batch" and the others
-        fixed; None for pictures and functions, which carry no shapes.
+        fixed; None for pictures, which carry no shapes, and for an empty source.
 
     Raises:
-        DataError: the source does not exist or cannot be read.
+        DataError: the source does not exist or cannot be read; `samples-ambiguous` if an item of
+            a function may be one sample or a batch.
     """
+    if isinstance(spec, PythonSamples):
+        return infer_values(spec.value, names, spec.origin)
     path = _locate(spec, base)
     if path is None:
-        return None
+        return infer_values(load_object(spec, (base, search)), names, spec)
     if path.is_dir():
         shards = array_shards(path)
         if not shards:
@@ -95,9 +115,10 @@ def infer_inputs(spec: str, base: Path = Path()) -> tuple[Tensor, ...] | None:
     return infer_tensors(path)
 
 
-def check_there(spec: str, base: Path = Path()) -> None:
+def check_there(spec: str | PythonSamples, base: Path = Path()) -> None:
     """Raise DataError `samples-not-found` for a file or folder that does not exist."""
-    _locate(spec, base)
+    if not isinstance(spec, PythonSamples):
+        _locate(spec, base)
 
 
 def _locate(spec: str, base: Path) -> Path | None:
@@ -124,6 +145,7 @@ __all__ = [
     "Batch",
     "LintReport",
     "Picture",
+    "PythonSamples",
     "Samples",
     "check_there",
     "infer_inputs",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from edgepack.data.columns import Column, open_columns
+import numpy as np
+
+from edgepack.data.columns import open_columns
 from edgepack.data.fit import (
     LABELS,
     check_dtype,
@@ -20,6 +25,63 @@ from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.tensors import names_of
+
+
+class AnyColumn(Protocol):
+    """Array of a file or of memory, read row by row from the front."""
+
+    @property
+    def name(self) -> str:
+        """Return the array's name."""
+
+    @property
+    def where(self) -> str:
+        """Return its source, for messages."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of the complete array, (rows, ...)."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Return the element type as stored."""
+
+    def read(self, rows: int) -> np.ndarray:
+        """Return the next rows."""
+
+    def finish(self) -> None:
+        """Check the array after its last row."""
+
+
+@dataclass
+class MemoryColumn:
+    """Array in memory, at its next row."""
+
+    name: str
+    where: str
+    array: np.ndarray
+    position: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the complete array."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type."""
+        return self.array.dtype
+
+    def read(self, rows: int) -> np.ndarray:
+        """Return the next rows, as a view."""
+        start, self.position = self.position, self.position + rows
+        return self.array[start : self.position]
+
+    def finish(self) -> None:
+        """Check nothing: memory has no checksum."""
+
+
+OpenColumns = Callable[[], "AbstractContextManager[Sequence[AnyColumn]]"]
 
 
 def open_arrays(
@@ -37,9 +99,29 @@ def open_arrays(
 
     def pieces(size: int) -> Iterator[Piece]:
         for path in paths:
-            yield from _pieces(path, inputs, size)
+            yield from _read_pieces(partial(open_columns, path, inputs), inputs, size, path.name)
 
     return SampleStream(origin, pieces, plan.exact, plan.notes)
+
+
+def open_memory(
+    arrays: Mapping[str, np.ndarray], inputs: tuple[Tensor, ...], *, origin: str
+) -> SampleStream:
+    """Open samples in memory: arrays by name, as an `.npz` file holds them.
+
+    Raises DataError if they do not fit.
+    """
+    plan = _Plan.of(_list_columns(arrays, origin), inputs, origin)
+
+    def pieces(size: int) -> Iterator[Piece]:
+        columns = nullcontext(_list_columns(arrays, origin))
+        yield from _read_pieces(lambda: columns, inputs, size, origin)
+
+    return SampleStream(origin, pieces, plan.exact, plan.notes)
+
+
+def _list_columns(arrays: Mapping[str, np.ndarray], origin: str) -> list[MemoryColumn]:
+    return [MemoryColumn(name, origin, array) for name, array in arrays.items()]
 
 
 def infer_tensors(path: Path) -> tuple[Tensor, ...]:
@@ -49,24 +131,33 @@ def infer_tensors(path: Path) -> tuple[Tensor, ...]:
         DataError: the file cannot be read, or an array has no axis for samples.
     """
     with open_columns(path, ()) as columns:
-        tensors = []
-        for column in columns:
-            if column.name == LABELS:
-                continue
-            refuse_objects(column.dtype, column.name, path.name)
-            if not column.shape:
-                raise DataError(
-                    "samples-shape",
-                    f"{path.name}: {column.name} is a single number",
-                    why="samples are stored along axis 0, and a single number has no axis",
-                    hint="store one entry per sample, or declare the inputs: "
-                    "--input name:dtype:dims",
-                )
-            # An array of (64, 3, 224, 224) float32 becomes a tensor of (batch, 3, 224, 224). Byte
-            # order is dropped: ">f4" is float32 to the model.
-            dtype = column.dtype.newbyteorder("=").name
-            tensors.append(Tensor(column.name, dtype, ("batch", *column.shape[1:])))
-        return tuple(tensors)
+        return infer_columns(columns, path.name)
+
+
+def infer_memory(arrays: Mapping[str, np.ndarray], origin: str) -> tuple[Tensor, ...]:
+    """Return the tensors of arrays in memory, as `infer_tensors` does for a file."""
+    return infer_columns(_list_columns(arrays, origin), origin)
+
+
+def infer_columns(columns: Sequence[AnyColumn], where: str) -> tuple[Tensor, ...]:
+    """Return one tensor per array except the labels. Raises DataError `samples-shape`."""
+    tensors = []
+    for column in columns:
+        if column.name == LABELS:
+            continue
+        refuse_objects(column.dtype, column.name, where)
+        if not column.shape:
+            raise DataError(
+                "samples-shape",
+                f"{where}: {column.name} is a single number",
+                why="samples are stored along axis 0, and a single number has no axis",
+                hint="store one entry per sample, or declare the inputs: --input name:dtype:dims",
+            )
+        # An array of (64, 3, 224, 224) float32 becomes a tensor of (batch, 3, 224, 224). Byte
+        # order is dropped: ">f4" is float32 to the model.
+        dtype = column.dtype.newbyteorder("=").name
+        tensors.append(Tensor(column.name, dtype, ("batch", *column.shape[1:])))
+    return tuple(tensors)
 
 
 @dataclass(frozen=True)
@@ -92,7 +183,7 @@ class _Plan:
     # as (100, 3, 32, 32) feed i is image[i:i+1] with mask[i], which a model with its batch fixed
     # to 8 cannot take.
     @staticmethod
-    def of(columns: list[Column], inputs: tuple[Tensor, ...], where: str) -> _Plan:
+    def of(columns: Sequence[AnyColumn], inputs: tuple[Tensor, ...], where: str) -> _Plan:
         """Check a file's headers against the inputs and plan the conversion."""
         by_name = {column.name: column for column in columns}
         labels = None
@@ -127,7 +218,7 @@ class _Plan:
 
 
 def _divide(
-    columns: dict[str, Column], inputs: tuple[Tensor, ...], where: str
+    columns: dict[str, AnyColumn], inputs: tuple[Tensor, ...], where: str
 ) -> tuple[frozenset[str], tuple[Tensor, ...]]:
     """Return the names of the inputs stored as complete feeds, and the inputs stored as samples.
 
@@ -146,7 +237,7 @@ def _divide(
     return frozenset(complete), tuple(sliced)
 
 
-def _common_count(columns: dict[str, Column], where: str) -> int:
+def _common_count(columns: dict[str, AnyColumn], where: str) -> int:
     counts = {name: column.shape[0] for name, column in columns.items()}
     if len(set(counts.values())) > 1:
         raise DataError(
@@ -166,9 +257,11 @@ def _common_count(columns: dict[str, Column], where: str) -> int:
     return count
 
 
-def _pieces(path: Path, inputs: tuple[Tensor, ...], size: int) -> Iterator[Piece]:
-    with open_columns(path, inputs) as columns:
-        plan = _Plan.of(columns, inputs, path.name)
+def _read_pieces(
+    open_: OpenColumns, inputs: tuple[Tensor, ...], size: int, where: str
+) -> Iterator[Piece]:
+    with open_() as columns:
+        plan = _Plan.of(columns, inputs, where)
         # Complete feeds are not gathered into batches, so they are read one at a time.
         step = size
         if plan.complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack.errors import SourceError
 from edgepack.runtime.tensor import Tensor
@@ -19,6 +20,9 @@ from edgepack.source.formats import (
 )
 from edgepack.source.model import Source
 from edgepack.spec.tensors import names_of
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def load(
@@ -124,6 +128,13 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
     return bound, inputs
 
 
+def name_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters of a module's forward that take an input each."""
+    from edgepack.source.binding import list_parameters
+
+    return list_parameters(module)
+
+
 def _dropped(source: Source, names: tuple[str, ...]) -> str:
     """Return the note on optional inputs that are not fed; "" if there are none."""
     dropped = [name for name in source.optional_inputs if name not in names]
@@ -141,5 +152,6 @@ __all__ = [
     "find_format",
     "find_plugin",
     "load",
+    "name_parameters",
     "recognise",
 ]

@@ -129,6 +129,11 @@ class _Signature:
             return f"({', '.join(map(str, plain))})"
 
 
+def list_parameters(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the positional parameters of a module's forward, in order."""
+    return tuple(_signature(module).of_kind(*_POSITIONAL))
+
+
 def match_inputs(module: nn.Module, names: Sequence[str]) -> Binding:
     """Bind inputs to the parameters of a module's forward.
 

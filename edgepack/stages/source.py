@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 
 from edgepack import data, passes, source
 from edgepack.context import Context
@@ -11,6 +10,7 @@ from edgepack.errors import ChainError, SpecError
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
+from edgepack.spec.tensors import names_of
 from edgepack.stages.shapes import check_axes
 
 
@@ -83,7 +83,7 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     inferred = None
     for spec in (request.evaluation, request.calibration):
         if spec and not inferred:
-            inferred = data.infer_inputs(spec, Path())
+            inferred = data.infer_inputs(spec, search=request.base, names=_name_inputs(model))
     if model.inputs is not None:
         return _drop_unused(model, inferred)
     if inferred is not None:
@@ -94,6 +94,15 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
         why=f"a {model.kind} does not define them, and no samples show them",
         hint="--input name:dtype:dims, for example --input image:float32:batch,3,224,224",
     )
+
+
+def _name_inputs(model: Source) -> tuple[str, ...]:
+    """Return the names of the model's inputs, for samples without names; empty for unknown."""
+    if model.inputs is not None:
+        return names_of(model.inputs)
+    if model.module is None:
+        return ()
+    return source.name_parameters(model.module)
 
 
 def _drop_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:

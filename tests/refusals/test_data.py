@@ -244,12 +244,16 @@ def test_random_samples_of_unknown_size() -> None:
 FUNCTIONS = [
     ("samples-function-import", "mine.py, line 1", "import nothing_of_this_name"),
     ("samples-function-missing", "did you mean sample?", "def sample(): ..."),
-    ("samples-function-result", "returned dict", "def samples(): return {}"),
+    ("samples-function-result", "it is dict", "def samples(): return {}"),
     ("samples-function-result", "it is int", "def samples(): return [1]"),
     ("samples-function-failed", "mine.py, line 1", "def samples(): yield 1 / 0"),
     ("samples-empty", "mine.py:samples has 0", "def samples(): return []"),
     ("samples-missing-input", "found: x", "def samples(): yield {'x': 1.0}"),
-    ("samples-dtype", "float64", "def samples(): yield {'image': [[[1.0]]]}"),
+    (
+        "samples-dtype",
+        "float64",
+        "import numpy\ndef samples(): yield {'image': numpy.zeros((3, 4, 5))}",
+    ),
     (
         "samples-shape",
         "give single samples of (3, 4, 5), or complete feeds of (batch, 3, 4, 5)",

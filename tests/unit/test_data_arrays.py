@@ -140,7 +140,6 @@ def test_inputs_are_inferred_from_arrays_without_their_labels(tmp_path: Path) ->
     assert infer_inputs("b.npy", tmp_path) == (Tensor("input", "float32", ("batch", 7)),)
 
 
-def test_functions_and_pictures_do_not_tell_the_inputs(tmp_path: Path) -> None:
+def test_pictures_do_not_tell_the_inputs(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    assert infer_inputs("pkg.mod:function", tmp_path) is None
     assert infer_inputs(".", tmp_path) is None
