@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack import data, files, source
-from edgepack.data.pictures import SUFFIXES
+from edgepack.data.layouts.picture_set import SUFFIXES
 from edgepack.errors import SpecError
 from edgepack.passes import parse_chain
 from edgepack.passes.catalogue import Option, describe_pass

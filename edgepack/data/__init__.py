@@ -7,14 +7,22 @@ path, not from the suffix of its name.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgepack.data.arrays import infer_tensors, open_arrays
-from edgepack.data.folder import array_shards, open_folder
+from edgepack.data.folder import array_shards, empty_folder, open_shards
 from edgepack.data.function import FUNCTION, load_object, open_function
+from edgepack.data.layouts.class_names import Classes, read_class_file
+from edgepack.data.layouts.find import is_divided, open_layout
+from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
+from edgepack.data.pictures import open_pictures
 from edgepack.data.random import random_samples
+from edgepack.data.roles import find_role
 from edgepack.data.samples import Batch, Samples
+from edgepack.data.split import Split, divide_pictures, divide_stream, select_stream
+from edgepack.data.stream import SampleStream
 from edgepack.data.values import PythonSamples, infer_values, open_value
 from edgepack.errors import DataError
 from edgepack.files import expand_user
@@ -25,7 +33,7 @@ from edgepack.spec.suggestions import nearest
 
 FORMS = (
     "samples are a .npz or .npy file, a folder of them, a folder of pictures, "
-    "or package.module:function"
+    "a COCO .json or YOLO data.yaml, or package.module:function"
 )
 
 
@@ -36,7 +44,9 @@ def open_samples(
     preprocessing: Preprocessing | None = None,
     base: Path = Path(),
     search: Path = Path(),
-    same: bool = True,
+    role: str = "evaluation",
+    classes: Classes | None = None,
+    split: Split | None = None,
 ) -> Samples:
     """Open samples that fit a model, as a stream that can be read any number of times.
 
@@ -45,7 +55,10 @@ def open_samples(
             a `.npz` file, one array per input and optionally `labels`;
             a `.npy` file, for a model with one input;
             a folder of such files, read in the order of their names;
-            a folder of pictures, with an optional `labels.csv` (`file,label`);
+            a folder of pictures, labelled by an optional `labels.csv` (`file,label`), by one
+            subfolder for each class, or by annotations of COCO or YOLO;
+            such annotations: a `.json` or `data.yaml`;
+            a folder with one of these for each role, such as `train` and `val`;
             `package.module:name` or `path/to/file.py:name`, a function without arguments that
             is called again for each pass, or an object such as a DataLoader, see `open_value`;
             the same from Python, as `PythonSamples`.
@@ -53,8 +66,11 @@ def open_samples(
         preprocessing: conversion of raw samples to the inputs: a `Picture` for pictures.
         base: folder that relative paths and modules are resolved against.
         search: second folder to import modules from, such as the manifest's.
-        same: refuse a function that yields different samples in a later pass. Training samples
-            may differ between passes.
+        role: "calibration", "evaluation" or "training". Only for training, a function may yield
+            different samples in a later pass.
+        classes: of the model; None if they are not known.
+        split: division of the samples into those for evaluation and all others; None if the
+            source holds the samples of the role.
 
     Labels are optional. Among training samples, a class of -1 or a value of NaN marks a sample
     without a label.
@@ -69,14 +85,62 @@ def open_samples(
     #   data.npz with x of (64, 3, 224, 224)     64 samples, gathered into batches
     #   data.npz with x of (8, 4, 3, 224, 224)   8 complete feeds of 4 samples each
     #   data.py:calibration                      one dict per sample: {"x": ..., "label": 3}
+    same = role != "training"
     if isinstance(spec, PythonSamples):
-        return open_value(spec.value, inputs, origin=spec.origin, same=same)
+        stream = open_value(spec.value, inputs, origin=spec.origin, same=same)
+        return _split_stream(stream, split, role)
     path = _locate(spec, base)
     if path is None:
-        return open_function(spec, inputs, (base, search), same=same)
+        stream = open_function(spec, inputs, (base, search), same=same)
+        return _split_stream(stream, split, role)
+    path = _find_part(path, role)
+    shards = array_shards(path) if path.is_dir() else ()
+    if shards:
+        stream = open_shards(path, shards, inputs, origin=spec)
+        return _split_stream(stream, split, role)
+    pictures = open_layout(path, role, classes or Classes())
+    if pictures is not None:
+        pictures = _split_pictures(pictures, split, role)
+        origin = f"{spec} ({len(pictures.paths)} {pictures.layout})"
+        return open_pictures(pictures, inputs, preprocessing, origin=origin)
     if path.is_dir():
-        return open_folder(path, inputs, preprocessing, origin=spec)
-    return open_arrays((path,), inputs, origin=spec)
+        raise empty_folder(path)
+    return _split_stream(open_arrays((path,), inputs, origin=spec), split, role)
+
+
+def has_parts(spec: str | PythonSamples, base: Path = Path()) -> bool:
+    """Return True if samples have separate parts for calibration and evaluation.
+
+    Raises:
+        DataError: the source does not exist or cannot be read.
+    """
+    if isinstance(spec, PythonSamples):
+        return False
+    path = _locate(spec, base)
+    return path is not None and is_divided(path)
+
+
+def _find_part(path: Path, role: str) -> Path:
+    """Return the part of a folder for a role, or the path itself if it has no such parts."""
+    if path.is_dir():
+        return find_role(path, role) or path
+    return path
+
+
+def _split_pictures(pictures: PictureSet, split: Split | None, role: str) -> PictureSet:
+    if split is None:
+        return pictures
+    division = divide_pictures(pictures, split)
+    chosen = pictures.select(division.indices(role))
+    return replace(chosen, notes=(*chosen.notes, division.describe(split)))
+
+
+def _split_stream(stream: SampleStream, split: Split | None, role: str) -> SampleStream:
+    if split is None:
+        return stream
+    division = divide_stream(stream, split)
+    chosen = select_stream(stream, division.evaluation, role)
+    return replace(chosen, notes=(*chosen.notes, division.describe(split)))
 
 
 def infer_inputs(
@@ -107,6 +171,7 @@ def infer_inputs(
     path = _locate(spec, base)
     if path is None:
         return infer_values(load_object(spec, (base, search)), names, spec)
+    path = _find_part(path, "calibration")
     if path.is_dir():
         shards = array_shards(path)
         if not shards:
@@ -143,13 +208,17 @@ def _locate(spec: str, base: Path) -> Path | None:
 
 __all__ = [
     "Batch",
+    "Classes",
     "LintReport",
     "Picture",
     "PythonSamples",
     "Samples",
+    "Split",
     "check_there",
+    "has_parts",
     "infer_inputs",
     "lint",
     "open_samples",
     "random_samples",
+    "read_class_file",
 ]

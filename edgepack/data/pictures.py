@@ -2,55 +2,76 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from edgepack.data.fit import check_dtype, check_feed
+from edgepack.data.layouts.picture_set import NO_BOX, PictureSet
 from edgepack.data.raw import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
-from edgepack.runtime.plain import open_plain
 from edgepack.runtime.preprocess.kinds import Preprocessing
-from edgepack.runtime.preprocess.picture import Picture
+from edgepack.runtime.preprocess.picture import Picture, read_size
 from edgepack.runtime.tensor import Tensor
 
-SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-LABEL_FILE = "labels.csv"
+# Label of the picture at a position, from its contents.
+Labeller = Callable[[int, bytes], "np.ndarray | None"]
 
 
 def open_pictures(
-    folder: Path,
-    paths: tuple[Path, ...],
+    pictures: PictureSet,
     inputs: tuple[Tensor, ...],
     preprocessing: Preprocessing | None,
     *,
     origin: str,
 ) -> SampleStream:
-    """Open the pictures of a folder, with the labels of its optional `labels.csv`.
+    """Open pictures as samples, with their labels.
+
+    A class is one int64 for each picture. Boxes are float32 (N, M, 5): rows of class, left, top,
+    right and bottom in pixels of the input, M of the picture with the most boxes; unused rows have
+    the class -1.
 
     Args:
-        folder: base of the relative paths in `labels.csv`.
-        paths: the pictures, in order.
+        pictures: of a data set.
         inputs: the model's inputs: one, of rank 4.
         preprocessing: conversion of a picture to that input.
         origin: description of the source for the report.
 
     Raises:
-        DataError: the model does not take one picture, the preprocessing is missing or
-            invalid, or the labels do not match the pictures.
+        DataError: the model does not take one picture, or the preprocessing is missing or
+            invalid.
     """
+    _require_picture_input(inputs)
+    tensor = inputs[0]
     if not isinstance(preprocessing, Picture):
-        raise DataError(
-            "pictures-preprocessing-missing",
-            f"there is no preprocessing for the pictures in {folder}",
-            why="size, colour order, scale, mean and std must match the training",
-            hint="declare them in the manifest, in the table [pictures]",
-        )
+        raise _missing_preprocessing(pictures, tensor)
+    picture = replace(preprocessing, input=tensor.name, dtype=_pixel_type(tensor))
+    _check(picture)
+    label = _make_labeller(pictures, picture)
+
+    def pieces(size: int) -> Iterator[Piece]:
+        for index, path in enumerate(pictures.paths):
+            data = read_file(path)
+            feed = prepare(picture, data, str(path))
+            where = pictures.name(index)
+            array = feed[tensor.name]
+            check_dtype(array.dtype, tensor, where)
+            check_feed({tensor.name: array.shape}, inputs, where, any_batch=True)
+            yield Piece(feed, label(index, data), 1, divisible=True, raw=(data,))
+
+    return SampleStream(
+        origin,
+        pieces,
+        exact_batch(inputs, origin),
+        notes=pictures.notes,
+        preprocessing=picture,
+        class_names=pictures.class_names,
+    )
+
+
+def _require_picture_input(inputs: tuple[Tensor, ...]) -> None:
     if len(inputs) != 1 or inputs[0].rank != 4:
         raise DataError(
             "pictures-inputs",
@@ -58,26 +79,20 @@ def open_pictures(
             why=f"the model's inputs: {', '.join(map(str, inputs))}",
             hint="write the samples as arrays: an .npz with one array per input",
         )
-    tensor = inputs[0]
-    picture = replace(preprocessing, input=tensor.name, dtype=_pixel_type(tensor))
-    _check(picture)
-    labels = _read_labels(folder, paths)
 
-    def pieces(size: int) -> Iterator[Piece]:
-        for index, path in enumerate(paths):
-            data = read_file(path)
-            feed = prepare(picture, data, str(path))
-            where = path.relative_to(folder).as_posix()
-            array = feed[tensor.name]
-            check_dtype(array.dtype, tensor, where)
-            check_feed({tensor.name: array.shape}, inputs, where, any_batch=True)
-            label = None
-            if labels is not None:
-                label = labels[index : index + 1]
-            yield Piece(feed, label, 1, divisible=True, raw=(data,))
 
-    exact = exact_batch(inputs, origin)
-    return SampleStream(origin, pieces, exact, preprocessing=picture)
+def _missing_preprocessing(pictures: PictureSet, tensor: Tensor) -> DataError:
+    """Return the error that shows the settings to add, with the size of the model's input."""
+    # (batch, 3, 224, 224) and (batch, 224, 224, 3) take pictures of 224 x 224.
+    sides = [dim for dim in tensor.shape[1:] if isinstance(dim, int) and dim > 4]
+    size = str(sides[0]) if len(sides) == 2 and sides[0] == sides[1] else "224"
+    return DataError(
+        "pictures-preprocessing-missing",
+        f"there is no preprocessing for the pictures in {pictures.folder}",
+        why="size, colour order, scale, mean and std must match the training",
+        hint=f"declare them in the manifest: [pictures]\nresize = [{size}, {size}]\n"
+        "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]",
+    )
 
 
 def _pixel_type(tensor: Tensor) -> str:
@@ -97,42 +112,38 @@ def _check(picture: Picture) -> None:
         )
 
 
-def _read_labels(folder: Path, paths: tuple[Path, ...]) -> np.ndarray | None:
-    """Read the label of each picture from `labels.csv`, int64; None if there is no such file."""
-    path = folder / LABEL_FILE
-    if not path.exists():
-        return None
-    labels: dict[str, int] = {}
-    try:
-        with io.TextIOWrapper(open_plain(path), encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
-            if not {"file", "label"} <= set(table.fieldnames or ()):
-                raise ValueError(f"its columns are {table.fieldnames}")
-            for row in table:
-                labels[row["file"]] = int(row["label"])
-    except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(
-            "pictures-labels",
-            f"{path} is not a list of labels",
-            why=f"{type(error).__name__}: {error}",
-            hint="the first line is `file,label`; each other line has a file relative to the "
-            "folder and the index of its class",
-        ) from error
-    names = [picture.relative_to(folder).as_posix() for picture in paths]
-    absent = sorted(labels.keys() - set(names))
-    unlabelled = [name for name in names if name not in labels]
-    if absent or unlabelled:
-        raise DataError(
-            "pictures-labels",
-            f"{path} and the pictures do not match",
-            why=f"{_count_names(unlabelled, 'picture(s) without a label')}; "
-            f"{_count_names(absent, 'label(s) without a picture')}",
-            hint="write one line for each picture in the folder",
-        )
-    return np.array([labels[name] for name in names], np.int64)
+def _make_labeller(pictures: PictureSet, picture: Picture) -> Labeller:
+    """Return the function that labels a picture."""
+    classes, boxes = pictures.classes, pictures.boxes
+    if boxes is not None:
+        number = pictures.most_boxes()
+
+        def label_boxes(index: int, data: bytes) -> np.ndarray:
+            size = read_size(data)
+            rows = boxes[index].in_pixels(size)
+            return _fit_boxes(rows, size, picture, number, pictures.name(index))
+
+        return label_boxes
+    if classes is not None:
+        return lambda index, _: classes[index : index + 1]
+    return lambda _, __: None
 
 
-def _count_names(names: list[str], subject: str) -> str:
-    """Return "2 picture(s) without a label, such as a.png", or the count alone for 0."""
-    example = f", such as {names[0]}" if names else ""
-    return f"{len(names)} {subject}{example}"
+def _fit_boxes(
+    rows: np.ndarray, size: tuple[int, int], picture: Picture, number: int, name: str
+) -> np.ndarray:
+    """Return boxes in pixels of the input, float32 (1, number, 5)."""
+    # A picture of 640 x 480 in a letterbox of 320 x 320 is 320 x 240 from (0, 40): the corner
+    # (100, 60) becomes (50, 70).
+    fit = picture.fit(size, name)
+    scale = np.array([fit.width / size[0], fit.height / size[1]] * 2)
+    corners = rows[:, 1:] * scale + np.array([fit.left, fit.top] * 2)
+    corners = np.clip(corners, 0, [fit.columns, fit.rows] * 2)
+    # A crop may leave nothing of a box.
+    solid = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+    count = int(solid.sum())
+    labels = np.zeros((1, number, 5), np.float32)
+    labels[:, :, 0] = NO_BOX
+    labels[0, :count, 0] = rows[solid, 0]
+    labels[0, :count, 1:] = corners[solid]
+    return labels

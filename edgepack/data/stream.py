@@ -56,6 +56,14 @@ class Piece:
             return self, None
         return self._cut(slice(None, count)), self._cut(slice(count, None))
 
+    def take(self, rows: Sequence[int]) -> Piece:
+        """Return some of the samples of a divisible piece, in this order."""
+        index = np.asarray(rows, np.intp)
+        inputs = {name: array[index] for name, array in self.inputs.items()}
+        labels = None if self.labels is None else self.labels[index]
+        raw = None if self.raw is None else tuple(self.raw[row] for row in rows)
+        return Piece(inputs, labels, len(rows), self.divisible, raw)
+
     def _cut(self, part: slice) -> Piece:
         inputs = {name: array[part] for name, array in self.inputs.items()}
         labels = None if self.labels is None else self.labels[part]

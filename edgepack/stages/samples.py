@@ -84,7 +84,7 @@ def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Sampl
                 inputs,
                 preprocessing=request.preprocessing,
                 search=request.base,
-                same=role != "training",
+                role=role,
             )
     return samples
 

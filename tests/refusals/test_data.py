@@ -369,7 +369,8 @@ def test_normalised_pixels_for_whole_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("file,label\na.png,cat\n", "invalid literal"),
+        ("file,label\na.png,\n", "line 2 has no label"),
+        ("file,label\na.png,1\na.png,2\n", "a.png has a second label"),
         ("name,class\na.png,1\n", "['name', 'class']"),
         ("file,label\n", "1 picture(s) without a label"),
         ("file,label\na.png,1\nb.png,2\n", "1 label(s) without a picture, such as b.png"),

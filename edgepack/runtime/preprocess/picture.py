@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 
@@ -33,15 +33,40 @@ _DEEP_MODES = ("I", "F")
 Size = Union[int, Tuple[int, int]]
 
 
+class Fit(NamedTuple):
+    """Position of a resized picture in the input, in pixels.
+
+    A point (x, y) of a picture of W x H pixels is at (x * width / W + left, y * height / H + top).
+
+    Attributes:
+        width: of the resized picture.
+        height: of the resized picture.
+        left: of the picture's corner; negative where a crop cuts the picture.
+        top: of the picture's corner.
+        columns: width of the input.
+        rows: height of the input.
+    """
+
+    width: int
+    height: int
+    left: int
+    top: int
+    columns: int
+    rows: int
+
+
 @dataclass(frozen=True)
 class Picture:
     """Conversion of a picture (8 bits per channel) to an array.
 
-    Resize, crop, then `(pixel * scale - mean) / std`.
+    Resize and crop, or letterbox; then `(pixel * scale - mean) / std`.
 
     Attributes:
         resize: length of the shorter side, or (height, width), in pixels; None keeps the size.
         crop: centre crop, a side or (height, width), in pixels; None keeps the entire picture.
+        letterbox: a side or (height, width), in pixels, that the entire picture is fitted into,
+            centred, without a change of its proportions; None for resize and crop.
+        pad: pixel of 0..255 of the borders of a letterbox.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         colour: "rgb", "bgr" or "grey".
         layout: "nchw" or "nhwc".
@@ -56,6 +81,8 @@ class Picture:
     # mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), and the defaults for the rest.
     resize: Optional[Size] = None
     crop: Optional[Size] = None
+    letterbox: Optional[Size] = None
+    pad: int = 114
     interpolation: str = "bilinear"
     colour: str = "rgb"
     layout: str = "nchw"
@@ -86,6 +113,8 @@ class Picture:
         picture = cls(
             resize=_read_size(reader, "resize"),
             crop=_read_size(reader, "crop"),
+            letterbox=_read_size(reader, "letterbox"),
+            pad=reader.get("pad", int),
             interpolation=reader.get("interpolation", str),
             colour=reader.get("colour", str),
             layout=reader.get("layout", str),
@@ -133,6 +162,10 @@ class Picture:
         ):
             if value not in choices:
                 return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
+        if self.letterbox is not None and (self.resize, self.crop) != (None, None):
+            return "letterbox stands beside resize or crop", "use one of them"
+        if not 0 <= self.pad <= 255:
+            return f"pad is {self.pad}", "a pixel from 0 to 255"
         channels = CHANNELS[self.colour]
         for key, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
@@ -164,7 +197,7 @@ class Picture:
         as one number is the length of the shorter side; the longer one becomes
         `int(resize * longer / shorter)`. Pillow's filters average when they shrink. The crop's
         corner is half of the margin, rounded to the nearest even pixel at a tie. These are
-        torchvision's rules.
+        torchvision's rules; those of a letterbox are Ultralytics'.
 
         Returns:
             float32 of shape (channels, height, width) or (height, width, channels).
@@ -177,13 +210,7 @@ class Picture:
         # the corner (58, 16): round(117 / 2) is 58, the even neighbour of 58.5.
         name = name or "the picture"
         picture = decode(data, name, self.colour)
-        if self.resize is not None:
-            size = _resized(picture.size, self.resize)
-            if size != picture.size:
-                _require_pixels(size, name)
-                picture = picture.resize(size, INTERPOLATION_CODES[self.interpolation])
-        if self.crop is not None:
-            picture = _centre(picture, self.crop, name)
+        picture = self._place(picture, self.fit(picture.size, name))
         pixels = np.asarray(picture)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
@@ -197,6 +224,55 @@ class Picture:
         if self.layout == "nchw":
             array = array.transpose(2, 0, 1)
         return np.ascontiguousarray(array)
+
+    def fit(self, size: Tuple[int, int], name: str) -> Fit:
+        """Return the position in the input of an upright picture of this width and height.
+
+        Raises InputError if the picture is too small or too large.
+        """
+        # 640 x 480 in a letterbox of 320 x 320 becomes 320 x 240, 40 pixels below the top.
+        width, height = size
+        if self.letterbox is not None:
+            rows, columns = _sides(self.letterbox)
+            ratio = min(rows / height, columns / width)
+            # A picture of 1000 x 1 keeps a row of pixels.
+            width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
+            # The smaller half of an odd margin is at the left and the top.
+            left, top = (columns - width) // 2, (rows - height) // 2
+            return Fit(width, height, left, top, columns, rows)
+        if self.resize is not None:
+            width, height = _resized(size, self.resize)
+            if (width, height) != size:
+                _require_pixels((width, height), name)
+        if self.crop is None:
+            return Fit(width, height, 0, 0, width, height)
+        rows, columns = _sides(self.crop)
+        if width < columns or height < rows:
+            raise InputError(
+                "picture-too-small",
+                f"{name} is smaller than the crop",
+                why=f"{height} x {width} pixels; the crop is {rows} x {columns}",
+                hint="use a resize that is at least as large as the crop",
+            )
+        left, top = round((width - columns) / 2), round((height - rows) / 2)
+        return Fit(width, height, -left, -top, columns, rows)
+
+    def _place(self, picture: Image, fit: Fit) -> Image:
+        """Return a picture resized, and cropped or framed."""
+        if picture.size != (fit.width, fit.height):
+            code = INTERPOLATION_CODES[self.interpolation]
+            picture = picture.resize((fit.width, fit.height), code)
+        if picture.size == (fit.columns, fit.rows):
+            return picture
+        # A box beyond the picture is black, so a letterbox needs a canvas.
+        if self.letterbox is None:
+            return picture.crop((-fit.left, -fit.top, fit.columns - fit.left, fit.rows - fit.top))
+        from PIL import Image as pillow
+
+        channels = len(picture.getbands())
+        canvas = pillow.new(picture.mode, (fit.columns, fit.rows), (self.pad,) * channels)
+        canvas.paste(picture, (fit.left, fit.top))
+        return canvas
 
 
 # Pillow's numbers of its filters, which have had two names.
@@ -255,6 +331,22 @@ def decode(data: bytes, name: str, colour: str) -> Image:
         ) from error
 
 
+def read_size(data: bytes) -> Tuple[int, int]:
+    """Return the width and the height of a picture, upright, without decoding it.
+
+    The picture must be readable: `decode` says why one is not.
+    """
+    import_pillow()
+    from PIL import Image as pillow
+
+    with pillow.open(io.BytesIO(data)) as picture:
+        width, height = picture.size
+        # Orientations 5 to 8 lie on their side; 274 is the tag's number.
+        if picture.getexif().get(274, 1) in (5, 6, 7, 8):
+            return height, width
+        return width, height
+
+
 def _require_pixels(size: Tuple[int, int], name: str) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
@@ -280,18 +372,9 @@ def _resized(size: Tuple[int, int], resize: Size) -> Tuple[int, int]:
     return int(resize * width / height), resize
 
 
-def _centre(picture: Image, crop: Size, name: str) -> Image:
-    height, width = (crop, crop) if isinstance(crop, int) else crop
-    if picture.width < width or picture.height < height:
-        raise InputError(
-            "picture-too-small",
-            f"{name} is smaller than the crop",
-            why=f"{picture.height} x {picture.width} pixels; the crop is {height} x {width}",
-            hint="use a resize that is at least as large as the crop",
-        )
-    top = round((picture.height - height) / 2)
-    left = round((picture.width - width) / 2)
-    return picture.crop((left, top, left + width, top + height))
+def _sides(size: Size) -> Tuple[int, int]:
+    """Return height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def _read_size(reader: Reader, key: str) -> Optional[Size]:
