@@ -70,8 +70,8 @@ def _read_classes(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return the index of each label, int64, and the names of the classes."""
     # Names come first: classes that are called "0" to "9" fit both, and mean the same.
-    known = set(classes.names)
-    if not known.issuperset(labels) and all(map(_is_index, labels)):
+    names_of_model = set(classes.names)
+    if not names_of_model.issuperset(labels) and all(map(_is_index, labels)):
         return _check_range(np.array(list(map(int, labels)), np.int64), classes, path)
     if classes.names:
         return match_names(labels, classes, str(path)), classes.names

@@ -210,7 +210,7 @@ class Picture:
         # the corner (58, 16): round(117 / 2) is 58, the even neighbour of 58.5.
         name = name or "the picture"
         picture = decode(data, name, self.colour)
-        picture = self._place(picture, self.fit(picture.size, name))
+        picture = self._position(picture, self.fit(picture.size, name))
         pixels = np.asarray(picture)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
@@ -257,7 +257,7 @@ class Picture:
         left, top = round((width - columns) / 2), round((height - rows) / 2)
         return Fit(width, height, -left, -top, columns, rows)
 
-    def _place(self, picture: Image, fit: Fit) -> Image:
+    def _position(self, picture: Image, fit: Fit) -> Image:
         """Return a picture resized, and cropped or framed."""
         if picture.size != (fit.width, fit.height):
             code = INTERPOLATION_CODES[self.interpolation]
