@@ -22,6 +22,7 @@ pytest_plugins = (
     "support.emulation",
     "support.gpu_standin",
     "support.linear",
+    "support.picture_cases",
     "support.serving",
     "support.ssh_server",
     "support.training_cases",

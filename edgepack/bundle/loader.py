@@ -69,6 +69,7 @@ OPTIONAL: Mapping[str, Need] = {
     "wheels/install.py": Need.WHEELS,
     "preprocess/feed.py": Need.RAW,
     "preprocess/kinds.py": Need.RAW,
+    "preprocess/reference.py": Need.RAW,
     "preprocess/picture.py": Need.PICTURE,
 }
 # Kind of preprocessing -> its need, besides that of raw data.

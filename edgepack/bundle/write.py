@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +16,17 @@ import numpy as np
 
 from edgepack import files
 from edgepack.bundle import loader
+from edgepack.bundle.exact import find_suffix, shrink
 from edgepack.errors import EngineError
 from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.engines import EngineOptions
 from edgepack.runtime.bundle.index import FORMAT, Description, content_digest
 from edgepack.runtime.documents import RecordedQuality
+from edgepack.runtime.preprocess.reference import RawReference, digest, probe
 from edgepack.runtime.strict_json import encode
 
 if TYPE_CHECKING:
-    from edgepack.runtime.documents import FileEntry, IndexDocument, SizeEntry
+    from edgepack.runtime.documents import FileEntry, IndexDocument, RawEntry, SizeEntry
     from edgepack.runtime.preprocess.kinds import Preprocessing
 
 MODEL = "model/model.onnx"
@@ -72,6 +75,8 @@ class Contents(Description):
         engines: entries under engine/, by name: built engines that variants refer to.
         preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
         class_names: names of the classes, by their index; empty if they are not known.
+        raw: per reference sample, the raw data that `reference` was made of, one for each row of
+            its batch; empty for samples that are arrays.
     """
 
     model: bytes
@@ -92,6 +97,7 @@ class Contents(Description):
     sizes: Sequence[OtherSize] = ()
     preprocessing: Preprocessing | None = None
     class_names: Sequence[str] = ()
+    raw: Sequence[Sequence[bytes]] = ()
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -141,8 +147,13 @@ def _below(folder: str, contents: Mapping[str, Content]) -> dict[str, Content]:
 def _reference_entries(contents: Contents) -> dict[str, Content]:
     """Return the entries of the reference samples and of the answers at other sizes."""
     entries: dict[str, Content] = {}
+    if contents.raw:
+        for name, data in zip(_raw_names(contents), chain(*contents.raw), strict=True):
+            entries[name] = data
+        for name, array in zip(_probe_names(contents), contents.reference, strict=False):
+            entries[name] = _npy(np.stack([probe(sample) for sample in array]))
     groups = [
-        ("input", contents.reference),
+        ("input", _stored_inputs(contents)),
         ("original", contents.original),
         ("built", contents.built or ()),
     ]
@@ -156,6 +167,37 @@ def _reference_entries(contents: Contents) -> dict[str, Content]:
                 # A single sample, along an axis 0 of size 1.
                 entries[name] = _npy(array[None])
     return entries
+
+
+def _stored_inputs(contents: Contents) -> list[np.ndarray]:
+    """Return the arrays of the inputs as they are stored; none if there are raw samples."""
+    if contents.raw:
+        return []
+    return [shrink(array) for array in contents.reference]
+
+
+def _raw_names(contents: Contents) -> list[str]:
+    """Return the names of the raw samples: reference/raw-000.jpg, reference/raw-001.png."""
+    names = []
+    for number, data in enumerate(chain(*contents.raw)):
+        names.append(f"reference/raw-{number:03}.{find_suffix(data)}")
+    return names
+
+
+def _probe_names(contents: Contents) -> list[str]:
+    """Return the names of the probes; none if every device makes the same arrays."""
+    if contents.preprocessing is None or contents.preprocessing.least_db is None:
+        return []
+    return _npy_names("probe", contents.reference)
+
+
+def _describe_raw(contents: Contents) -> RawEntry:
+    """Describe the raw samples, and what this host made of them."""
+    if contents.preprocessing is None:
+        raise ValueError("raw samples need a preprocessing")
+    hashes = tuple(tuple(map(digest, array)) for array in contents.reference)
+    names, versions = _probe_names(contents), contents.preprocessing.versions()
+    return RawReference(tuple(_raw_names(contents)), hashes, tuple(names), versions).to_json()
 
 
 def _npy_names(prefix: str, arrays: Sequence[np.ndarray]) -> list[str]:
@@ -201,7 +243,7 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
         "engine_options": contents.engine_options.to_json(),
         "reference": {
             "samples": samples,
-            "inputs": _npy_names("input", contents.reference),
+            "inputs": _npy_names("input", _stored_inputs(contents)),
             "original": _npy_names("original", contents.original),
             "built": _npy_names("built", contents.built or ()),
         },
@@ -215,6 +257,8 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
         "tools": dict(contents.tools),
         "files": file_entries,
     }
+    if contents.raw:
+        document["reference"]["raw"] = _describe_raw(contents)
     # Bundles of arrays have neither key.
     if contents.preprocessing is not None:
         document["preprocessing"] = contents.preprocessing.to_json()

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgepack.bundle import OtherSize
 from edgepack.context.labels import Labels, OutputKind
 from edgepack.metrics.protocol import TaskMetric
+
+if TYPE_CHECKING:
+    from edgepack.runtime.preprocess.kinds import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Reference:
         digest: of everything that determines these answers.
         sizes: the original's answers at one other size of every dynamic axis.
         score: the original's task metric; None for a metric that the loader counts, or none.
+        raw: per feed, the raw data that it was made of, one for each row; empty for arrays.
+        preprocessing: conversion of raw data to feeds; None for arrays.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -49,3 +55,5 @@ class Reference:
     digest: str
     sizes: Sequence[OtherSize] = ()
     score: OriginalScore | None = None
+    raw: Sequence[Sequence[bytes]] = ()
+    preprocessing: Preprocessing | None = None

@@ -163,6 +163,20 @@ def pieces_of(samples: Samples, size: int) -> Iterator[Piece]:
         yield Piece(batch.inputs, batch.labels, batch.count, divisible, batch.raw)
 
 
+def preprocessing_of(samples: Samples) -> Preprocessing | None:
+    """Return the conversion of raw samples to arrays; None for samples that are arrays."""
+    if isinstance(samples, SampleStream):
+        return samples.preprocessing
+    return None
+
+
+def class_names_of(samples: Samples) -> tuple[str, ...]:
+    """Return the names of the classes; empty if they are not known."""
+    if isinstance(samples, SampleStream):
+        return samples.class_names
+    return ()
+
+
 def _join(pieces: list[Piece]) -> Batch:
     if len(pieces) == 1:
         return Batch(pieces[0].inputs, pieces[0].labels, pieces[0].count, pieces[0].raw)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from edgepack import files
 from edgepack.device.cpus import CPUS, Cpu, find
 from edgepack.device.isolated import Isolated
-from edgepack.device.local import installed
+from edgepack.device.packages import find_decoders, list_files
 from edgepack.device.sysroot import PREPARE, Sysroot, sysroot
 from edgepack.device.sysroot import prepare as prepare_sysroot
 from edgepack.errors import HostError
@@ -42,7 +42,7 @@ class Emulated(Isolated):
         processor = find(cpu)
         qemu = require_qemu(processor)
         foreign = _require_sysroot(processor)
-        packages = foreign.packages if foreign else installed()
+        packages = foreign.list_files if foreign else list_files
         super().__init__(cpu, (), packages, runs_bundle=runs_bundle)
         prefix = self.folder / "prefix"
         prefix.mkdir()
@@ -93,11 +93,18 @@ def _require_sysroot(cpu: Cpu) -> Sysroot | None:
     return foreign
 
 
-def ready(cpu: str) -> HostError | None:
-    """Return the error that prevents this host from emulating a CPU; None if there is none."""
+def ready(cpu: str, bundle: str = "") -> HostError | None:
+    """Return the error that prevents this host from emulating a CPU; None if there is none.
+
+    Args:
+        cpu: a key of CPUS.
+        bundle: the bundle to run there, whose packages must be ready too; "" for none.
+    """
     try:
         require_qemu(find(cpu))
-        _require_sysroot(find(cpu))
+        foreign = _require_sysroot(find(cpu))
+        if foreign is not None and bundle:
+            foreign.list_files(find_decoders(bundle))
     except HostError as error:
         return error
     return None

@@ -1,8 +1,9 @@
 """Processes isolated to the packages of a device.
 
-The loader runs in an interpreter without site-packages. A folder of links provides numpy and the
-engine and nothing else, so neither torch nor edgepack can be imported even if they are installed
-on this host. If the kernel allows it, the process also runs in an empty network namespace.
+The loader runs in an interpreter without site-packages. A folder of links provides numpy, the
+engine and the decoder of the bundle's raw data, and nothing else, so neither torch nor edgepack can
+be imported even if they are installed on this host. If the kernel allows it, the process also runs
+in an empty network namespace.
 
 The loader is edgepack's own copy and reads a bundle as data, so the bundle's author runs no code on
 this machine. Only a build executes a bundle: the file that it has just written.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from typing import IO, TypeVar
 
 from edgepack import files, runtime
 from edgepack.device.device import Finished
+from edgepack.device.packages import PACKAGES, find_decoders
 from edgepack.errors import HostError
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
@@ -37,6 +39,8 @@ sys.exit(main(sys.argv[2:], sys.argv[1]))
 """
 
 Self = TypeVar("Self", bound="Isolated")
+# Returns the files and folders of some packages.
+ListFiles = Callable[[Iterable[str]], Iterable[Path]]
 
 
 class Isolated:
@@ -45,7 +49,7 @@ class Isolated:
     Args:
         name: the device's name for the report.
         interpreter: the command that runs Python.
-        packages: files and folders that Python may import.
+        list_files: returns the files and folders of some packages, which Python may then import.
         runs_bundle: execute the loader inside the bundle, as a device does; only for a file that
             this process wrote.
     """
@@ -56,7 +60,7 @@ class Isolated:
         self,
         name: str,
         interpreter: Sequence[str],
-        packages: Iterable[Path],
+        list_files: ListFiles,
         *,
         runs_bundle: bool = False,
     ) -> None:
@@ -64,10 +68,10 @@ class Isolated:
         self.interpreter = tuple(interpreter)
         self._temporary = files.LockedFolder.create()
         self.folder = self._temporary.path
-        importable = self.folder / "packages"
-        importable.mkdir()
-        for path in packages:
-            (importable / path.name).symlink_to(path)
+        (self.folder / "packages").mkdir()
+        self._list_files = list_files
+        self._linked: set[str] = set()
+        self._link(PACKAGES)
         self._program: tuple[str, ...] = ()
         if not runs_bundle:
             self._program = (_write_program(self.folder / "loader"),)
@@ -85,6 +89,13 @@ class Isolated:
     ) -> None:
         self._temporary.remove()
 
+    def _link(self, packages: Iterable[str]) -> None:
+        """Let Python import packages. Raises HostError if one is missing."""
+        absent = set(packages) - self._linked
+        for path in self._list_files(sorted(absent)):
+            (self.folder / "packages" / path.name).symlink_to(path)
+        self._linked |= absent
+
     def put(self, file: Path) -> str:
         """Return the path of a file, which is on this machine already."""
         return str(file.resolve())
@@ -92,8 +103,9 @@ class Isolated:
     def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
         """Run a loader's command on a bundle, isolated.
 
-        Raises HostError if no process can start.
+        Raises HostError if no process can start, or a package that the bundle needs is missing.
         """
+        self._link(find_decoders(bundle))
         # unshare --map-root-user --net -- python -S -s -B LOADER BUNDLE verify --json
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         if self.network == "namespace":

@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from pathlib import Path
 from edgepack import files
 from edgepack.cache import EMULATOR, default_folder
 from edgepack.device.cpus import CPUS
-from edgepack.device.local import PACKAGES
+from edgepack.device.packages import PACKAGES, list_decoders
 from edgepack.errors import HostError
 from edgepack.ledger import Ledger
 
@@ -69,10 +69,35 @@ class Sysroot:
         """Return the path of the aarch64 interpreter."""
         return self.folder / "root" / "usr" / "bin" / "python3"
 
-    @property
-    def packages(self) -> list[Path]:
-        """List the files and folders that the interpreter may import."""
-        return sorted((self.folder / "site").iterdir())
+    def list_files(self, packages: Iterable[str]) -> list[Path]:
+        """List the files and folders of packages, as `packages.list_files` does for this host.
+
+        Raises HostError if one is not prepared in this host's version.
+        """
+        folders = []
+        for package in packages:
+            folder = self.find_folder(package)
+            if not folder.is_dir():
+                raise HostError(
+                    "emulator-missing",
+                    f"the package {package} is not prepared for emulated aarch64 CPUs",
+                    why=f"the bundle needs it, and there is no {folder}",
+                    hint=f"{PREPARE} cortex-a53",
+                )
+            folders.append(folder)
+        entries: list[Path] = []
+        # numpy and onnxruntime share one folder.
+        for folder in dict.fromkeys(folders):
+            entries += sorted(folder.iterdir())
+        return entries
+
+    def find_folder(self, package: str) -> Path:
+        """Return the folder of a package, whether it exists or not."""
+        if package in PACKAGES:
+            return self.folder / "site"
+        # Another version on this host gets another folder: decoders/pillow-13.0.0.
+        version = list_decoders().get(package, "missing")
+        return self.folder / "decoders" / f"{package}-{version}"
 
     def link(self, prefix: Path) -> None:
         """Link /usr and /lib of the emulated Python below a prefix for qemu."""
@@ -103,6 +128,7 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
     """
     target = sysroot()
     if target.prepared:
+        _add_decoders(target, ledger)
         return target
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
@@ -115,7 +141,27 @@ def prepare(qemu: str, ledger: Ledger) -> Sysroot:
             )
     with files.new_folder(target.folder, MARK) as work:
         _fill(Sysroot(work), qemu, ledger)
+    _add_decoders(target, ledger)
     return target
+
+
+def _add_decoders(target: Sysroot, ledger: Ledger) -> None:
+    """Download the decoders that this host has and the folder lacks, in this host's versions."""
+    absent = {}
+    for name, version in list_decoders().items():
+        if not target.find_folder(name).is_dir():
+            absent[name] = version
+    if not absent:
+        return
+    with ledger.stage("decoders") as stage:
+        for name, version in absent.items():
+            # The folder appears by one rename, and so is whole.
+            with files.temporary_folder(target.folder) as work:
+                _install_wheels(target, {name: version}, work / "site")
+                folder = target.find_folder(name)
+                folder.parent.mkdir(exist_ok=True)
+                (work / "site").rename(folder)
+            stage.note(f"{name} {version}")
 
 
 def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
@@ -132,7 +178,7 @@ def _fill(new: Sysroot, qemu: str, ledger: Ledger) -> None:
         # Debian 13 and later ship this link in a package that Python does not depend on.
         (new.folder / "root" / "lib").symlink_to("usr/lib")
     with ledger.stage("wheels") as stage:
-        _install_wheels(new)
+        _install_wheels(new, versions(), new.folder / "site")
         stage.note(", ".join(f"{name} {version}" for name, version in versions().items()))
     with ledger.stage("first run") as stage:
         facts = _run_first(new, qemu)
@@ -159,19 +205,20 @@ def _download(apt: Path) -> list[Path]:
     return sorted(archives.glob("*.deb"))
 
 
-def _install_wheels(new: Sysroot) -> None:
+def _install_wheels(new: Sysroot, packages: Mapping[str, str], site: Path) -> None:
+    """Install the aarch64 wheels of packages, by name and version, into a folder."""
     # Debian's python3 is a link to "python3.11".
     version = new.python.readlink().name.removeprefix("python")
     _run(
         [
             *(sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"),
-            *("--target", str(new.folder / "site"), "--no-deps", "--no-compile"),
+            *("--target", str(site), "--no-deps", "--no-compile"),
             *("--only-binary", ":all:", "--implementation", "cp", "--python-version", version),
             *(f"--platform={name}_aarch64" for name in PLATFORMS),
-            *(f"{name}=={release}" for name, release in versions().items()),
+            *(f"{name}=={release}" for name, release in packages.items()),
         ]
     )
-    shutil.rmtree(new.folder / "site" / "bin", ignore_errors=True)
+    shutil.rmtree(site / "bin", ignore_errors=True)
 
 
 def _run_first(new: Sysroot, qemu: str) -> dict[str, str]:

@@ -54,7 +54,7 @@ def emulate(
     cpus = request.target.emulate
     with context.ledger.stage("emulate", len(cpus)) as stage:
         seconds = _expected_seconds(request.target, host, integer_only)
-        reason = _skip_reason(request, seconds)
+        reason = _skip_reason(request, bundle, seconds)
         if reason:
             stage.set(status="skipped")
             stage.note(reason)
@@ -134,7 +134,7 @@ def _ask_each(
     return fidelities
 
 
-def _skip_reason(request: Request, seconds: float) -> str:
+def _skip_reason(request: Request, bundle: Path, seconds: float) -> str:
     """Return the reason for not emulating the target's CPUs; "" to emulate them."""
     cpus = request.target.emulate
     if not cpus:
@@ -145,7 +145,7 @@ def _skip_reason(request: Request, seconds: float) -> str:
     if not multiplies_integers(request.chain) and not is_foreign(request.target):
         return "an emulated float model takes minutes for each sample: edgepack verify --emulate"
     for cpu in cpus:
-        fault = ready(cpu)
+        fault = ready(cpu, str(bundle))
         if fault is not None:
             return f"{fault.what}: {fault.hint}"
     if seconds > MOST:

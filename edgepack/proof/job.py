@@ -14,6 +14,7 @@ from edgepack.cache import tool_versions
 from edgepack.context import BuildContext, Graph
 from edgepack.context.gates import require_gates
 from edgepack.context.parts import divide_outputs
+from edgepack.data.stream import class_names_of
 from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.request import MINIMA, Request
@@ -81,8 +82,25 @@ def draft(job: Job) -> bundle.Contents:
         parts=divide_outputs(context.reference, tuple(job.graph.outputs)),
         provenance=_describe_provenance(job),
         tools=list_tools(job),
-        requirements=engine.requirements(target),
+        requirements=list_requirements(job),
+        preprocessing=context.reference.preprocessing,
+        class_names=find_class_names(job),
+        raw=context.reference.raw,
     )
+
+
+def list_requirements(job: Job) -> str:
+    """Return the text of requirements.txt: the engine's, and what the preprocessing needs."""
+    text = engine.requirements(job.request.target)
+    preprocessing = job.context.reference.preprocessing
+    if preprocessing is not None:
+        text += "".join(f"{line}\n" for line in preprocessing.requirements())
+    return text
+
+
+def find_class_names(job: Job) -> tuple[str, ...]:
+    """Return the names of the classes that the samples have; empty if they have none."""
+    return class_names_of(job.context.samples.evaluation)
 
 
 def _describe_device(target: Target) -> DeviceNeeds:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -146,8 +147,16 @@ def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
     # The loader judged every other gate.
     quality["gates"] += judge(job.context.bounds, {}, quality["metric"])
     quality["passed"] = all(gate["passed"] for gate in quality["gates"])
-    verdict["passed"] = quality["passed"] and device.require_fidelity(verdict)["passed"]
+    verdict["passed"] = quality["passed"] and _reproduces(verdict)
     return verdict
+
+
+def _reproduces(verdict: Verdict) -> bool:
+    """Return True if a device has the build host's inputs and answers."""
+    preprocessing = verdict["preprocessing"]
+    if preprocessing is not None and not preprocessing["passed"]:
+        return False
+    return device.require_fidelity(verdict)["passed"]
 
 
 def make_gate_error(outcome: Outcome, context: Context) -> GateError:
@@ -192,7 +201,13 @@ def _find_lost_stage(outcome: Outcome, context: Context) -> Record | None:
 def _describe_misses(document: Report | Verdict) -> list[str]:
     """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     lines = []
-    for name, question in (("quality", document["quality"]), ("fidelity", document["fidelity"])):
+    questions: dict[str, Question | None] = {
+        # A report has no such question: the build host is what devices are compared with.
+        "preprocessing": cast("Verdict", document).get("preprocessing"),
+        "quality": document["quality"],
+        "fidelity": document["fidelity"],
+    }
+    for name, question in questions.items():
         if question is None:
             continue
         label = name
@@ -246,7 +261,7 @@ def _apply_emulated(job: Job, verdict: Verdict, emulated: Mapping[str, Question]
         fidelity = emulated[cpu].copy()
         fidelity["device"] = f"{cpu}, emulated"
         verdict["fidelity"] = fidelity
-        verdict["passed"] = verdict["quality"]["passed"] and fidelity["passed"]
+        verdict["passed"] = verdict["quality"]["passed"] and _reproduces(verdict)
 
 
 def _format_parity(parity: Outputs | None) -> str:

@@ -228,6 +228,9 @@ def _describe_verdict(verdict: Verdict) -> List[str]:
         + _describe_engine(verdict["variant"], device),
         f"integrity: {integrity['files']} files, {integrity['bytes']:,} bytes, all hashes match",
     ]
+    if verdict["preprocessing"] is not None:
+        title = "preprocessing, against the build host"
+        lines += _describe_question(title, verdict["preprocessing"])
     if verdict["fidelity"] is not None:
         lines += _describe_question("fidelity, against the build host", verdict["fidelity"])
     lines += _describe_question("quality, against the original model", verdict["quality"])

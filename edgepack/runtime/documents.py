@@ -114,8 +114,9 @@ class Question(Measurement, _QuestionExtra):
 
 
 class Answers(TypedDict):
-    """Both questions of a running model, and the seconds that the reference samples took."""
+    """Questions of a running model, and the seconds that the reference samples took."""
 
+    preprocessing: Optional[Question]
     quality: Question
     fidelity: Optional[Question]
     passed: bool
@@ -214,7 +215,21 @@ class EngineOptionsEntry(TypedDict):
     profiles: Dict[str, Dict[str, List[int]]]
 
 
-class ReferenceEntry(TypedDict):
+class RawEntry(TypedDict):
+    """Raw reference samples: files, per input hashes and probes, and versions of the decoders."""
+
+    files: List[str]
+    sha256: List[List[str]]
+    probes: List[str]
+    versions: Dict[str, str]
+
+
+class _ReferenceExtra(TypedDict, total=False):
+    # In place of the files of the inputs.
+    raw: RawEntry
+
+
+class ReferenceEntry(_ReferenceExtra):
     """Names of the files of the reference samples."""
 
     samples: int
@@ -379,6 +394,7 @@ class Verdict(TypedDict):
     variant: VariantDocument
     integrity: Integrity
     device: DeviceDocument
+    preprocessing: Optional[Question]
     quality: Question
     fidelity: Optional[Question]
     seconds: Seconds
@@ -477,6 +493,7 @@ class _FinishExtra(TypedDict, total=False):
     # Of an engine that was built now.
     bytes: int
     seconds: Dict[str, float]
+    preprocessing: Optional[Question]
     quality: Question
     fidelity: Optional[Question]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -23,7 +24,10 @@ from edgepack.context.answers import encode_answers, read_answers
 from edgepack.context.graph import describe_tensors
 from edgepack.context.reference import OriginalScore
 from edgepack.context.scoring import require_ratio, score_original
+from edgepack.data.compact import compact_sample
+from edgepack.data.raw import prepare
 from edgepack.data.samples import Batch, Samples
+from edgepack.data.stream import preprocessing_of
 from edgepack.errors import SpecError
 from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Stage
@@ -31,6 +35,8 @@ from edgepack.metrics.catalogue import load_metric
 from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Request
 from edgepack.runtime.parity.sizes import LARGEST_STACK
+from edgepack.runtime.preprocess.feed import join_feeds
+from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
@@ -45,6 +51,10 @@ ANSWERS = "answers.bin"
 # Reference samples ship in the bundle: as many as fit into these bytes, within bounds.
 REFERENCE_BYTES = 4 << 20
 REFERENCE_MIN, REFERENCE_MAX = 4, 64
+# Of raw data, such as pictures, fewer and smaller ones serve: they are compared bit by bit.
+RAW_REFERENCES, RAW_BYTES = 8, 16_384
+# Arrays of the cache with raw data one after another, and their lengths.
+RAW, RAW_SIZES = "raw", "raw-sizes"
 
 
 def run_original(
@@ -60,6 +70,9 @@ def run_original(
         # Samples of 600 kB fit 6 times into 4 MB; of 10 MB, the minimum of 4 ships.
         size = sum(map(_count_bytes, inputs))
         fitting = min(REFERENCE_MAX, max(REFERENCE_MIN, REFERENCE_BYTES // max(size, 1)))
+        preprocessing = preprocessing_of(samples.evaluation)
+        if preprocessing is not None:
+            fitting = RAW_REFERENCES
         references = min(count, request.reference_samples or fitting)
         key = cache.key(
             "original",
@@ -68,18 +81,19 @@ def run_original(
                 "samples": samples.evaluation_digest,
                 "inputs": describe_tensors(inputs),
                 "wanted": references,
+                "preprocessing": preprocessing and preprocessing.to_json(),
             },
         )
         entry = cache.get("original", key)
         if entry is None:
             # Spread over the set, since samples are often sorted by class.
             positions = {i * count // references for i in range(references)}
-            recorder = _Recorder(request, source, inputs, positions, stage)
+            recorder = _Recorder(request, source, inputs, positions, stage, preprocessing)
             entry = recorder.run(samples.evaluation, cache, key)
         else:
             stage.set(status="cached")
         cache.keep_in_use(entry)
-        feeds, original = _read_reference(entry, inputs)
+        feeds, original, raw = _read_reference(entry, inputs)
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
@@ -90,7 +104,18 @@ def run_original(
         elif labels.used and not labels.chance:
             stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(context, source, inputs, feeds[:LARGEST_STACK], key)
-    reference = Reference(feeds, original, entry.folder / ANSWERS, kinds, labels, key, sizes, score)
+    reference = Reference(
+        feeds=feeds,
+        original=original,
+        answers=entry.folder / ANSWERS,
+        kinds=kinds,
+        labels=labels,
+        digest=key,
+        sizes=sizes,
+        score=score,
+        raw=raw,
+        preprocessing=preprocessing if raw else None,
+    )
     return source, reference
 
 
@@ -167,6 +192,14 @@ def _count_bytes(tensor: Tensor) -> int:
     return size
 
 
+@dataclass(frozen=True)
+class _Example:
+    """Reference sample: its arrays by name, inputs and outputs, and its raw data."""
+
+    arrays: Mapping[str, np.ndarray]
+    raw: Sequence[bytes]
+
+
 class _Recorder:
     """Run of the original over the evaluation set, which records its answers batch by batch.
 
@@ -176,6 +209,7 @@ class _Recorder:
         inputs: of the model.
         positions: of the reference samples in the evaluation set.
         stage: receives the progress.
+        preprocessing: conversion of raw samples to feeds; None for samples that are arrays.
     """
 
     def __init__(
@@ -185,10 +219,12 @@ class _Recorder:
         inputs: tuple[Tensor, ...],
         positions: set[int],
         stage: Stage,
+        preprocessing: Preprocessing | None,
     ) -> None:
         self._request, self._source, self._inputs = request, source, inputs
         self._positions, self._stage = positions, stage
-        self._examples: list[dict[str, np.ndarray]] = []
+        self._preprocessing = preprocessing
+        self._examples: list[_Example] = []
         self._document: dict[str, object] = {}
 
     def run(self, samples: Samples, cache: Cache, key: str) -> Entry:
@@ -208,8 +244,8 @@ class _Recorder:
             stream.write(encode_answers(batch, outputs))
             # Of positions {0, 20, 40} and a batch of the samples 16 to 31, row 4 is a reference.
             rows = [row for row in range(batch.count) if offset + row in self._positions]
-            for feed in _split_feeds(batch, rows, self._inputs):
-                self._add_example(feed)
+            for feed, raw in _split_feeds(batch, rows, self._inputs):
+                self._add_example(feed, raw)
             offset += batch.count
             self._stage.progress.advance(batch.count)
         self._document["survey"] = survey.to_json()
@@ -221,61 +257,93 @@ class _Recorder:
         self._document["keys"] = list(keys or ())
         return _choose_output_names(self._request, self._source, keys or (), number)
 
-    def _add_example(self, feed: Mapping[str, np.ndarray]) -> None:
+    def _add_example(self, feed: Mapping[str, np.ndarray], raw: Sequence[bytes]) -> None:
+        if self._preprocessing is not None and raw:
+            raw, feed = _compact(self._preprocessing, raw)
         # A reference sample is one call on the device, so the original answers it in one call, too.
-        example = {f"input-{name}": array for name, array in feed.items()}
+        arrays = {f"input-{name}": array for name, array in feed.items()}
         for index, array in enumerate(self._source.run(feed)):
-            example[f"original-{index}"] = array
-        self._examples.append(example)
+            arrays[f"original-{index}"] = array
+        self._examples.append(_Example(arrays, raw))
 
     def _write_reference(self, stream: BinaryIO) -> None:
         np.savez(stream, **_stack_references(self._examples))  # type: ignore[arg-type]
 
 
+def _compact(
+    preprocessing: Preprocessing, raw: Sequence[bytes]
+) -> tuple[list[bytes], dict[str, np.ndarray]]:
+    """Return the samples of one feed in a small form, and the feed that they give."""
+    small = [compact_sample(preprocessing, data, RAW_BYTES // len(raw)) for data in raw]
+    feeds = []
+    for data in small:
+        feeds.append(prepare(preprocessing, data, "a reference sample"))
+    return small, join_feeds(feeds)
+
+
 def _split_feeds(
     batch: Batch, rows: list[int], inputs: tuple[Tensor, ...]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield some samples of a batch, each as a separate feed.
+) -> Iterator[tuple[dict[str, np.ndarray], Sequence[bytes]]]:
+    """Yield some samples of a batch, each as a separate feed with its raw data.
 
     The whole batch is one feed if the model's batch is fixed, or if it holds one sample.
     """
+    raw = batch.raw or ()
     if rows and (batch.count == 1 or fixed_batch(inputs) is not None):
-        yield dict(batch.inputs)
+        yield dict(batch.inputs), raw
         return
     for i in rows:
-        yield {name: array[i : i + 1] for name, array in batch.inputs.items()}
+        yield {name: array[i : i + 1] for name, array in batch.inputs.items()}, raw[i : i + 1]
 
 
-def _stack_references(references: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stack the reference samples into one array per input and output.
+def _stack_references(references: list[_Example]) -> dict[str, np.ndarray]:
+    """Stack the reference samples into one array per input and output, with their raw data.
 
     Of samples with different sizes, those with the commonest size are used: of 20, 24 and 24
     tokens, the latter two.
     """
-    by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[dict[str, np.ndarray]]] = {}
-    for row in references:
-        size = tuple(sorted((name, array.shape) for name, array in row.items()))
-        by_size.setdefault(size, []).append(row)
+    by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Example]] = {}
+    for example in references:
+        size = tuple(sorted((name, array.shape) for name, array in example.arrays.items()))
+        by_size.setdefault(size, []).append(example)
     # Of two sizes with as many samples, the first counts.
     rows = max(by_size.values(), key=len)
     columns = {}
-    for name in rows[0]:
-        columns[name] = np.stack([row[name] for row in rows])
+    for name in rows[0].arrays:
+        columns[name] = np.stack([row.arrays[name] for row in rows])
+    # Raw samples differ in length: two of 3 and 5 bytes are 8 bytes and the lengths [[3], [5]].
+    columns[RAW_SIZES] = np.array([[len(data) for data in row.raw] for row in rows], np.int64)
+    whole = b"".join(b"".join(row.raw) for row in rows)
+    columns[RAW] = np.frombuffer(whole, np.uint8)
     return columns
+
+
+def _read_raw(arrays: Mapping[str, np.ndarray]) -> list[list[bytes]]:
+    """Return the raw data of each reference sample; no samples for arrays."""
+    sizes = arrays[RAW_SIZES]
+    whole, start, samples = arrays[RAW].tobytes(), 0, []
+    for row in sizes.tolist() if sizes.size else ():
+        sample = []
+        for size in row:
+            sample.append(whole[start : start + size])
+            start += size
+        samples.append(sample)
+    return samples
 
 
 def _read_reference(
     entry: Entry, inputs: tuple[Tensor, ...]
-) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]]]:
+) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]], list[list[bytes]]]:
     with np.load(entry.folder / "reference.npz", allow_pickle=False) as arrays:
         inputs_by_name = {tensor.name: arrays[f"input-{tensor.name}"] for tensor in inputs}
         outputs: list[np.ndarray] = []
         while f"original-{len(outputs)}" in arrays:
             outputs.append(arrays[f"original-{len(outputs)}"])
+        raw = _read_raw(arrays)
     feeds: list[dict[str, np.ndarray]] = []
     originals: list[list[np.ndarray]] = []
     for row in range(len(outputs[0])):
         # With the ellipsis, a scalar stays an array.
         feeds.append({name: array[row, ...] for name, array in inputs_by_name.items()})
         originals.append([array[row, ...] for array in outputs])
-    return feeds, originals
+    return feeds, originals, raw

@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 import pytest
 
-from edgepack.device.local import PACKAGES, _top_level
+from edgepack.device.packages import PACKAGES, _top_level
 from edgepack.runtime.device import machine
 from edgepack.spec import target
 from support.bundle_cases import run_bundle

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgepack.device.local import _top_level
+from edgepack.device.packages import _top_level
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import check_all, content_digest, encode, parse, read_index
 from edgepack.runtime.errors import BundleError

@@ -20,6 +20,7 @@ from .evidence import check_quality, read_parts
 
 if TYPE_CHECKING:
     from ..documents import DeviceNeeds, IndexDocument, RecordedQuality
+    from ..preprocess.reference import RawReference
 
 FORMAT = "edgepack/3"
 # Of bundles without a preprocessing and class names.
@@ -62,12 +63,14 @@ class Reference:
         inputs: per input, the .npy file; its axis 0 counts the samples, each of them a whole feed.
         original: per output, the answers of the original fp32 model.
         built: per output, the answers of this artefact on the build host; empty in a draft.
+        raw: raw samples, such as pictures, in place of the arrays of `inputs`; None for arrays.
     """
 
     samples: int
     inputs: Tuple[str, ...]
     original: Tuple[str, ...]
     built: Tuple[str, ...]
+    raw: Optional[RawReference] = None
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,23 @@ def _bound(bounds: Reader, gate: str, names: Tuple[str, ...]) -> float:
     return bound
 
 
+def _reference(reader: Reader, inputs: Sequence[Tensor]) -> Reference:
+    raw, samples = None, reader.get("samples", int)
+    if samples < 1:
+        raise reader.fault("there are no reference samples")
+    if "raw" in reader.value:
+        from ..preprocess.reference import read_raw_reference
+
+        raw = read_raw_reference(reader.at("raw"), len(inputs), samples)
+    return Reference(
+        samples,
+        reader.each("inputs", Reader.text),
+        reader.each("original", Reader.text),
+        reader.each("built", Reader.text),
+        raw,
+    )
+
+
 def _device(reader: Reader) -> DeviceNeeds:
     for key in reader.value:
         if key == "isa":
@@ -259,7 +279,7 @@ def parse(data: bytes) -> Index:
         if not _SHA256.match(sha256) or size < 0:
             raise entry.fault("its hash or its size is not valid")
         files[name] = (sha256, size)
-    reference, inputs = top.at("reference"), top.each("inputs", _tensor)
+    inputs = top.each("inputs", _tensor)
     outputs = top.each("outputs", _tensor)
     parts = read_parts(top, outputs)
     index = Index(
@@ -271,12 +291,7 @@ def parse(data: bytes) -> Index:
         model=top.get("model", str),
         variants=read_variants(top, files),
         engine_options=read_options(top.at("engine_options"), inputs),
-        reference=Reference(
-            reference.get("samples", int),
-            reference.each("inputs", Reader.text),
-            reference.each("original", Reader.text),
-            reference.each("built", Reader.text),
-        ),
+        reference=_reference(top.at("reference"), inputs),
         sizes=top.each("sizes", _other_size),
         gates=_gates(top.at("gates")),
         parts=parts,
@@ -307,14 +322,16 @@ def _consistent(index: Index) -> None:
         names += [*size.original, *size.built]
     if index.classes is not None:
         names.append(index.classes)
-    for name in (*names, *index.reference.built):
-        if name not in index.files:
-            raise _fault("files", f"{name!r} is used but not listed")
+    _require_listed(index, (*names, *index.reference.built))
     counts = (len(index.reference.inputs), len(index.reference.original))
-    if counts != (len(index.inputs), len(index.outputs)):
+    raw = index.reference.raw
+    if raw is not None:
+        if index.preprocessing is None:
+            raise _fault("reference.raw", "there is no preprocessing")
+        _require_listed(index, (*raw.files, *raw.probes))
+    # Raw samples replace the arrays of the inputs.
+    if counts != (0 if raw else len(index.inputs), len(index.outputs)):
         raise _fault("reference", "it does not have one file per input and output")
-    if index.reference.samples < 1:
-        raise _fault("reference.samples", "there are no reference samples")
     # A draft has no answers of the build host yet.
     if len(index.reference.built) not in (0, len(index.outputs)):
         raise _fault("reference.built", "it does not have one file per output")
@@ -331,6 +348,12 @@ def _consistent(index: Index) -> None:
     _require_distinct("outputs", index.outputs)
     if index.content_digest != content_digest(index.raw):
         raise _fault("content_digest", "it is not the digest of this index")
+
+
+def _require_listed(index: Index, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in index.files:
+            raise _fault("files", f"{name!r} is used but not listed")
 
 
 def _require_distinct(key: str, tensors: Sequence[Tensor]) -> None:

@@ -93,6 +93,7 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
         "reasons": reasons,
         "bytes": len(plan),
         "seconds": seconds,
+        "preprocessing": proof["preprocessing"],
         "quality": proof["quality"],
         "fidelity": proof["fidelity"],
     }
@@ -183,7 +184,12 @@ def _describe_gates(proof: Answers) -> List[str]:
 
 
 def _gates(proof: Answers) -> Iterator[Tuple[str, Gate]]:
-    for name, question in (("fidelity", proof["fidelity"]), ("quality", proof["quality"])):
+    questions = {
+        "preprocessing": proof["preprocessing"],
+        "fidelity": proof["fidelity"],
+        "quality": proof["quality"],
+    }
+    for name, question in questions.items():
         if question is not None:
             for gate in question["gates"]:
                 yield name, gate

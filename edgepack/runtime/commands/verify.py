@@ -8,7 +8,18 @@ import struct
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, cast
+from typing import (
+    TYPE_CHECKING,
+    BinaryIO,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    cast,
+)
 
 import numpy as np
 
@@ -77,21 +88,32 @@ def read_arrays(
 def reference_feeds(
     archive: Archive, index: Index, most: int = 0
 ) -> Iterator[Dict[str, np.ndarray]]:
-    """Yield the reference inputs, call by call. Each row of the stored arrays is one whole feed.
+    """Yield the reference inputs, call by call, made of raw samples where the bundle has them.
+
+    Each row of stored arrays is one whole feed.
 
     Args:
         archive: the open bundle.
         index: its index.
         most: the maximum number of samples; 0 for all.
     """
+    if index.reference.raw is not None:
+        from ..preprocess.reference import raw_feeds
+
+        yield from raw_feeds(archive, index, most)
+        return
     arrays = read_arrays(archive, index, index.reference.inputs, index.reference.samples)
     for i in range(min(most or index.reference.samples, index.reference.samples)):
         # For a model whose input is a scalar, `array[i]` would be a number; `array[i, ...]` stays
         # an array of no axis.
-        yield {tensor.name: array[i, ...] for tensor, array in zip(index.inputs, arrays)}
+        feed = {}
+        for tensor, array in zip(index.inputs, arrays):
+            # Whole numbers are stored in the smallest type that holds them.
+            feed[tensor.name] = array[i, ...].astype(tensor.dtype, copy=False)
+        yield feed
 
 
-def run_calls(model: Model, calls: Iterator[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
+def run_calls(model: Model, calls: Iterable[Mapping[str, np.ndarray]]) -> List[List[np.ndarray]]:
     """Run every call; return its outputs in the index's order."""
     answers = []
     for feed in calls:
@@ -213,21 +235,20 @@ class _AtSize:
         return {f"{name} at {self.label}": metrics for name, metrics in outputs.items()}
 
 
-def _at_sizes(archive: Archive, model: Model) -> List[_AtSize]:
-    """Run the first reference sample at one other size of every dynamic axis.
+def _at_sizes(
+    archive: Archive, model: Model, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> List[_AtSize]:
+    """Run the first reference samples at one other size of every dynamic axis.
 
     A graph may be right for a single sample and wrong from the second row of a batch on: a
     Reshape with a batch of 1 written into its shape, for example.
     """
     index = model.index
-    if not index.sizes:
-        return []
-    feeds = list(reference_feeds(archive, index, LARGEST_STACK))
     results = []
     for size in index.sizes:
         _check_size(index, size, feeds[0])
         feed = feed_at_size(index.inputs, feeds, size.axis, size.size)
-        (answers,) = run_calls(model, iter([feed]))
+        (answers,) = run_calls(model, [feed])
         # Axis 0 of the stored arrays counts samples, of which there is one.
         original = [array[0] for array in read_arrays(archive, index, size.original, 1)]
         built = [array[0] for array in read_arrays(archive, index, size.built, 1)]
@@ -272,6 +293,7 @@ def _on_reference(
     built: Sequence[np.ndarray],
     answers: Sequence[Sequence[np.ndarray]],
     sizes: Sequence[_AtSize],
+    fidelity: Mapping[str, float],
 ) -> Question:
     """Judge the quality on the reference samples by the errors that the build measured.
 
@@ -291,7 +313,7 @@ def _on_reference(
         host,
         metrics["outputs"],
         index.parts,
-        index.gates["fidelity"],
+        fidelity,
     )
     gates += _judge_sizes(index, sizes, index.quality["outputs"])
     if index.quality["passed"] is not True:
@@ -362,7 +384,7 @@ def on_samples(
     most: int = 0,
     written: Optional[BinaryIO] = None,
 ) -> Answers:
-    """Measure fidelity and quality of a running model.
+    """Measure preprocessing, fidelity and quality of a running model.
 
     Args:
         archive: the open bundle.
@@ -371,11 +393,13 @@ def on_samples(
         most: the maximum number of reference samples; 0 for all.
         written: receives the answers to the evaluation samples; None for none.
 
-    Returns "quality", "fidelity", "passed" and the seconds that the reference samples took.
+    Returns "preprocessing", "quality", "fidelity", "passed" and the seconds that the reference
+    samples took.
     """
     index = model.index
     started = time.perf_counter()
-    answers = run_calls(model, reference_feeds(archive, index, most))
+    feeds = list(reference_feeds(archive, index, most))
+    answers = run_calls(model, feeds)
     seconds = time.perf_counter() - started
     reference = index.reference
     original = read_arrays(archive, index, reference.original, reference.samples)
@@ -383,13 +407,21 @@ def on_samples(
     # A limit means an emulated device, with time for only a few calls: skip the other sizes.
     sizes: List[_AtSize] = []
     if not most:
-        sizes = _at_sizes(archive, model)
-    fidelity = None
+        sizes = _at_sizes(archive, model, feeds[:LARGEST_STACK])
+    fidelity, bounds = None, index.gates["fidelity"]
+    preprocessing = None
+    if index.reference.raw is not None:
+        from ..preprocess.reference import judge_feeds, relax
+
+        preprocessing, exact = judge_feeds(archive, index, feeds)
+        # Inputs that differ in a bit have answers that differ.
+        if not exact:
+            bounds = relax(bounds)
     if built:
         metrics = _measure(index, built, answers)
-        gates = judge(index.gates["fidelity"], metrics["outputs"])
+        gates = judge(bounds, metrics["outputs"])
         for size in sizes:
-            gates += judge(index.gates["fidelity"], size.compare(index, size.built))
+            gates += judge(bounds, size.compare(index, size.built))
         fidelity = _question("reference", metrics, gates)
     if evaluation is not None:
         quality = _on_evaluation(model, evaluation, sizes, written)
@@ -398,11 +430,13 @@ def on_samples(
         rows = _rows(built, index.reference.samples) if built else []
         quality["reference"] = _measure(index, original, rows)["outputs"]
     else:
-        quality = _on_reference(index, original, built, answers, sizes)
+        quality = _on_reference(index, original, built, answers, sizes, bounds)
+    questions = [question for question in (preprocessing, quality, fidelity) if question]
     return {
+        "preprocessing": preprocessing,
         "quality": quality,
         "fidelity": fidelity,
-        "passed": quality["passed"] and (fidelity is None or fidelity["passed"]),
+        "passed": all(question["passed"] for question in questions),
         "seconds": seconds,
     }
 
@@ -419,8 +453,9 @@ def verify(
 ) -> Verdict:
     """Verify a bundle on this device.
 
-    Every byte is hashed, the reference inputs run through the loader, and the answers are compared
-    with the original model's (quality) and with the build host's (fidelity).
+    Every byte is hashed and the reference inputs run through the loader. Inputs that this device
+    makes of raw samples are compared with the build host's (preprocessing), the answers with the
+    original model's (quality) and with the build host's (fidelity).
 
     Args:
         path: the bundle.
@@ -460,6 +495,7 @@ def verify(
         "variant": model.choice.to_json(),
         "integrity": {"files": len(index.files), "bytes": hashed},
         "device": _describe_device(model),
+        "preprocessing": proof["preprocessing"],
         "quality": proof["quality"],
         "fidelity": proof["fidelity"],
         "seconds": {"load": load_seconds, "reference": proof["seconds"]},

@@ -309,6 +309,7 @@ def describe_gate(gate: Gate) -> str:
 _MEASURES = {
     "snr_db": "SNR",
     "worst_db": "SNR of the worst sample",
+    "input_db": "SNR of the worst sample",
     "cosine": "cosine",
     "agreement": "top-1 agreement",
     "metric_ratio": "share of the original's metric",
@@ -318,6 +319,7 @@ _MEASURES = {
 _LIMITS = {
     "snr_db": "at least {:.4g} dB",
     "worst_db": "at least {:.4g} dB",
+    "input_db": "at least {:.4g} dB",
     "cosine": "at least {:g}",
     "agreement": "at least {:.4g} %",
     "metric_ratio": "at least {:.4g} %",
@@ -338,7 +340,7 @@ def _format_limit(name: str, bound: float) -> str:
 
 def _format_measured(name: str, value: Optional[float]) -> str:
     """Format the measured value of a gate: `SNR 41.2 dB`, `top-1 agreement 98.5 %`."""
-    if name in ("snr_db", "worst_db"):
+    if name in ("snr_db", "worst_db", "input_db"):
         # An exact answer has no finite SNR.
         return f"{_MEASURES[name]} " + ("exact" if value is None else f"{value:.1f} dB")
     number = value or 0

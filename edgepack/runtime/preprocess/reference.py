@@ -1,0 +1,227 @@
+"""Raw reference samples: the arrays that this device makes of them, against the build host's."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from math import gcd
+from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Sequence, Tuple
+
+import numpy as np
+
+from ..bundle.index import check_file
+from ..errors import BundleError
+from ..parity.parts import SNR_LIMIT
+from ..strict_json import Reader
+from .feed import join_feeds
+from .kinds import open_preprocessing
+
+if TYPE_CHECKING:
+    from ..bundle.archive import Archive
+    from ..bundle.index import Index
+    from ..documents import Gate, Question, RawEntry
+    from .kinds import Preprocessing
+
+# Elements of a sample's array that the bundle holds, to measure how far another array is off.
+PROBE = 512
+# SNR in dB of the answers where another decoder made slightly different arrays: int8 CNNs on
+# photographs of another JPEG decoder reach 23 dB.
+INEXACT_DB = 20.0
+
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True)
+class RawReference:
+    """Raw reference samples, and what the build host made of them.
+
+    Attributes:
+        files: entries of the raw samples. Sample 0 is the first of them; with a fixed batch of 2,
+            the first two.
+        sha256: per input, the hash of each sample's array, see `digest`.
+        probes: per input, the .npy entry with some elements of each sample's array; empty if every
+            device makes the same arrays.
+        versions: of the packages that made the arrays.
+    """
+
+    files: Tuple[str, ...]
+    sha256: Tuple[Tuple[str, ...], ...]
+    probes: Tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> RawEntry:
+        """Return the entry of `bundle.json`."""
+        return {
+            "files": list(self.files),
+            "sha256": [list(hashes) for hashes in self.sha256],
+            "probes": list(self.probes),
+            "versions": dict(self.versions),
+        }
+
+
+def read_raw_reference(reader: Reader, inputs: int, samples: int) -> RawReference:
+    """Read the entry of `to_json`. Raises BundleError if it does not fit inputs and samples."""
+
+    def hashes(element: Reader) -> Tuple[str, ...]:
+        if not isinstance(element.value, list) or len(element.value) != samples:
+            raise element.fault("it does not have one hash per sample")
+        for value in element.value:
+            if not isinstance(value, str) or not _SHA256.match(value):
+                raise element.fault(f"{value!r} is not a hash")
+        return tuple(element.value)
+
+    versions = reader.at("versions")
+    raw = RawReference(
+        reader.each("files", Reader.text),
+        reader.each("sha256", hashes),
+        reader.each("probes", Reader.text),
+        {name: versions.get(name, str) for name in versions.value},
+    )
+    if not raw.files or len(raw.files) % samples:
+        raise reader.fault(f"{len(raw.files)} files are no multiple of {samples} samples")
+    if len(raw.sha256) != inputs or len(raw.probes) not in (0, inputs):
+        raise reader.fault("it does not have one entry per input")
+    return raw
+
+
+def digest(array: np.ndarray) -> str:
+    """Return the SHA-256 of an array: type, shape and values, with the lowest byte first."""
+    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    data = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode("ascii"))
+    data.update(array.tobytes())
+    return data.hexdigest()
+
+
+def probe(array: np.ndarray) -> np.ndarray:
+    """Return about PROBE elements of an array, spread over all of its axes.
+
+    A picture of (1, 3, 224, 224) has 150,528 elements. Every 294th would always lie in one of 16
+    columns, since 294 and 224 share the factor 14; every 295th reaches all of them.
+    """
+    step = max(1, array.size // PROBE)
+    while gcd(step, array.size) > 1:
+        step += 1
+    return np.ascontiguousarray(array.reshape(-1)[::step])
+
+
+def raw_feeds(archive: Archive, index: Index, most: int = 0) -> Iterator[Dict[str, np.ndarray]]:
+    """Yield the feeds that this device makes of the raw reference samples.
+
+    Args:
+        archive: the open bundle.
+        index: of it.
+        most: the maximum number of samples; 0 for all.
+    """
+    raw, preprocessing = require_raw(archive, index)
+    per_feed = len(raw.files) // index.reference.samples
+    for i in range(min(most or index.reference.samples, index.reference.samples)):
+        names = raw.files[i * per_feed : (i + 1) * per_feed]
+        feeds = [preprocessing.prepare(check_file(archive, index, name), name) for name in names]
+        yield join_feeds(feeds)
+
+
+def require_raw(archive: Archive, index: Index) -> Tuple[RawReference, Preprocessing]:
+    """Return the raw reference and the preprocessing of a bundle that has both."""
+    preprocessing = open_preprocessing(archive, index)
+    # `index.parse` refuses raw samples without a preprocessing.
+    if index.reference.raw is None or preprocessing is None:
+        raise ValueError("the bundle has no raw samples")
+    return index.reference.raw, preprocessing
+
+
+def judge_feeds(
+    archive: Archive, index: Index, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> Tuple[Question, bool]:
+    """Compare this device's arrays with the build host's.
+
+    They must have the same bits. Only if another version of a decoder made them, an SNR is enough.
+
+    Args:
+        archive: the open bundle.
+        index: of it.
+        feeds: of the first reference samples.
+
+    Returns the third question of `verify`, and True if all arrays have the same bits.
+    """
+    raw, preprocessing = require_raw(archive, index)
+    here = preprocessing.versions()
+    exact = True
+    gates: List[Gate] = []
+    for number, tensor in enumerate(index.inputs):
+        arrays = [feed[tensor.name] for feed in feeds]
+        same = [digest(array) for array in arrays] == list(raw.sha256[number][: len(arrays)])
+        exact = exact and same
+        if same or here == raw.versions or not raw.probes:
+            gates.append(_make_gate("bit_exact", tensor.name, True, same, same))
+        least = preprocessing.least_db
+        if not same and raw.probes and least is not None:
+            worst = _find_worst(_read_probes(archive, index, raw.probes[number]), arrays)
+            note = _compare_versions(here, raw.versions)
+            gates.append(_make_gate("input_db", tensor.name, least, worst, worst >= least, note))
+    question: Question = {
+        "on": "reference",
+        "samples": len(feeds),
+        "outputs": {},
+        "metric": None,
+        "gates": gates,
+        "passed": all(gate["passed"] for gate in gates),
+    }
+    return question, exact
+
+
+def relax(bounds: Mapping[str, float]) -> Dict[str, float]:
+    """Return the gates of fidelity for inputs that are not those of the build host."""
+    return {"snr_db": min(bounds.get("snr_db", INEXACT_DB), INEXACT_DB)}
+
+
+def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
+    """Return the smallest SNR in dB of a sample."""
+    worst = SNR_LIMIT
+    for expected, array in zip(probes.astype(np.float64), arrays):
+        values = probe(array).astype(np.float64)
+        # Arrays of another size have nothing in common, and NaN differs from every number.
+        if values.shape != expected.shape or not np.isfinite(values).all():
+            return -SNR_LIMIT
+        noise = float(np.mean((values - expected) ** 2))
+        if noise:
+            # A sample of a single colour has no variance, and any noise in it is too much.
+            share = float(np.var(expected)) / noise
+            worst = min(worst, 10.0 * np.log10(max(share, 10.0 ** (-SNR_LIMIT / 10.0))))
+    return float(worst)
+
+
+def _read_probes(archive: Archive, index: Index, name: str) -> np.ndarray:
+    from ..commands.verify import read_arrays
+
+    (array,) = read_arrays(archive, index, [name], index.reference.samples)
+    if array.ndim != 2:
+        raise BundleError(
+            "bundle-reference",
+            "the bundle's reference samples cannot be read",
+            why=f"{name}: its shape is {array.shape}",
+            hint="copy the bundle again from the build host",
+        )
+    return array
+
+
+def _compare_versions(here: Mapping[str, str], build: Mapping[str, str]) -> str:
+    """Return the packages that differ: `pillow 9.5.0 here, 13.0.0 at the build`."""
+    parts = []
+    for name in sorted({*here, *build}):
+        if here.get(name) != build.get(name):
+            parts.append(f"{name} {here.get(name)} here, {build.get(name)} at the build")
+    return "; ".join(parts)
+
+
+def _make_gate(
+    name: str, output: str, bound: float, measured: float, passed: bool, note: str = ""
+) -> Gate:
+    return {
+        "name": name,
+        "output": output,
+        "bound": bound,
+        "measured": measured,
+        "passed": passed,
+        "note": note if passed else "",
+    }
