@@ -53,7 +53,9 @@ def decide_build(job: Job, verdict: Verdict, emulated: Mapping[str, Question]) -
     if text := _describe_absent_target(target, job.stands_in, emulated):
         remedy = suggest_verification(target, shlex.quote(job.request.output.name))
         doubts.append({"code": NOT_ON_TARGET, "text": text, "remedy": remedy})
-    return Decision(*decide([verdict["quality"], verdict["fidelity"]], doubts))
+    return Decision(
+        *decide([verdict.get("preprocessing"), verdict["quality"], verdict["fidelity"]], doubts)
+    )
 
 
 def _describe_absent_target(

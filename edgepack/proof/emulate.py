@@ -115,7 +115,7 @@ def _ask_each(
         except DeviceError as error:
             hint = f"{error.hint}\n--no-emulate skips this verification"
             raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
-        return require_fidelity(verdict)
+        return _join_preprocessing(verdict)
 
     fidelities = {}
     with ExitStack() as stack, ThreadPoolExecutor(at_once) as pool:
@@ -132,6 +132,18 @@ def _ask_each(
                 device.stop()
             raise
     return fidelities
+
+
+def _join_preprocessing(verdict: Verdict) -> Question:
+    """Return the fidelity of a verdict, of which the inputs made of raw samples are part."""
+    fidelity, preprocessing = require_fidelity(verdict), verdict["preprocessing"]
+    if preprocessing is None:
+        return fidelity
+    return {
+        **fidelity,
+        "gates": [*preprocessing["gates"], *fidelity["gates"]],
+        "passed": preprocessing["passed"] and fidelity["passed"],
+    }
 
 
 def _skip_reason(request: Request, bundle: Path, seconds: float) -> str:

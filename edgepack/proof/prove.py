@@ -153,7 +153,7 @@ def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
 
 def _reproduces(verdict: Verdict) -> bool:
     """Return True if a device has the build host's inputs and answers."""
-    preprocessing = verdict["preprocessing"]
+    preprocessing = verdict.get("preprocessing")
     if preprocessing is not None and not preprocessing["passed"]:
         return False
     return device.require_fidelity(verdict)["passed"]

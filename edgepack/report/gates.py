@@ -50,6 +50,7 @@ _POINTS: dict[str, Any] = {"text": format_points, "digits": 2, "margin": format_
 _KINDS = {
     "snr_db": _Kind("SNR", "at-least", format_decibel, 1, format_decibel),
     "worst_db": _Kind("SNR of the worst sample", "at-least", format_decibel, 1, format_decibel),
+    "input_db": _Kind("SNR of the worst sample", "at-least", format_decibel, 1, format_decibel),
     "cosine": _Kind("Cosine", "at-least"),
     "max_abs": _Kind("Largest error", "at-most"),
     "agreement": _Kind("Top-1 agreement", "at-least", **_PERCENT),

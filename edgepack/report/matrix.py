@@ -16,6 +16,8 @@ from edgepack.runtime.documents import Question, Verdict
 from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
 
 QUESTIONS: tuple[Literal["fidelity", "quality"], ...] = ("fidelity", "quality")
+# Bundles that take arrays have no such question, nor have those of earlier releases.
+PREPROCESSING: Literal["preprocessing"] = "preprocessing"
 
 
 def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
@@ -29,8 +31,10 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
     def text(value: str, style: str = "") -> Text:
         return Text(fit(printable(value), console.encoding), style=style)
 
+    prepares = any(column.get("verdict", {}).get(PREPROCESSING) for column in matrix["devices"])
+    questions = (PREPROCESSING, *QUESTIONS) if prepares else QUESTIONS
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for title in ("device", "integrity", *QUESTIONS, "verdict"):
+    for title in ("device", "integrity", *questions, "verdict"):
         table.add_column(title)
     remarks: list[str] = []
     for column in matrix["devices"]:
@@ -39,7 +43,8 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
         if column["emulated"]:
             label += " (emulated)"
         if "error" in column:
-            table.add_row(text(label), "", "", "", text("could not run", "bold red"))
+            blanks = [""] * (1 + len(questions))
+            table.add_row(text(label), *blanks, text("could not run", "bold red"))
             remarks += _describe_error(name, column["error"])
             continue
         verdict = column["verdict"]
@@ -51,7 +56,7 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             text(label),
             text(f"✓ {format_plural(verdict['integrity']['files'], 'file')}", "green"),
-            *(text(*_format_answer(verdict[question])) for question in QUESTIONS),
+            *(text(*_format_answer(verdict.get(question))) for question in questions),
             text(f"{mark} {word}", f"bold {style}"),
         )
         remarks += _describe_misses(name, verdict)
@@ -65,8 +70,8 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
 
 def _describe_misses(name: str, verdict: Verdict) -> Iterator[str]:
     """Yield a line for every decisive gate that a device missed."""
-    for question in QUESTIONS:
-        answer = verdict[question]
+    for question in (PREPROCESSING, *QUESTIONS):
+        answer = verdict.get(question)
         # Quality is not judged on a bundle without the original's answers.
         if answer is None:
             continue
@@ -93,6 +98,9 @@ def _format_answer(question: Question | None) -> tuple[str, str]:
         return "not judged", "dim"
     mark, style = format_mark(question["passed"])
     outputs = question["outputs"]
+    # Preprocessing has no outputs, and is judged by its gates.
+    if not outputs and any(gate["name"] != "bit_exact" for gate in question["gates"]):
+        return mark, style
     if all(metrics["bit_exact"] for metrics in outputs.values()):
         return f"{mark} bit-exact", style
     return f"{mark} {format_worst(outputs)}".strip(), style

@@ -84,7 +84,9 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
             }
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
-    verdict, reasons = decide([proof["quality"], proof["fidelity"]], list_doubts(index))
+    verdict, reasons = decide(
+        [proof["preprocessing"], proof["quality"], proof["fidelity"]], list_doubts(index)
+    )
     return {
         "built": True,
         "engine": engine,

@@ -478,7 +478,10 @@ def verify(
         load_seconds = time.perf_counter() - started
         with open(answers or os.devnull, "wb") as written:
             proof = on_samples(archive, model, evaluation, samples, written if answers else None)
-    verdict, reasons = decide([proof["quality"], proof["fidelity"]], list_doubts(index, stand_in))
+    verdict, reasons = decide(
+        [proof["preprocessing"], proof["quality"], proof["fidelity"]],
+        list_doubts(index, stand_in),
+    )
     return {
         "format": FORMAT,
         "verdict": verdict,

@@ -39,7 +39,8 @@ def decide(
     """Return the verdict and its reasons; a missed gate outweighs a doubt.
 
     Args:
-        questions: quality and fidelity; None for one that a draft cannot answer.
+        questions: preprocessing, quality and fidelity; None for one that does not arise, such as
+            fidelity in a draft.
         doubts: result of `list_doubts`.
     """
     missed: List[Reason] = []

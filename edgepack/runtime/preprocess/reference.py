@@ -219,7 +219,7 @@ def _make_gate(
 ) -> Gate:
     return {
         "name": name,
-        "output": output,
+        "output": f"preprocessing of {output}",
         "bound": bound,
         "measured": measured,
         "passed": passed,
