@@ -77,6 +77,7 @@ def strip_documentation(source: str) -> str:
             _blank_docstring(node, lines)
         elif _is_for_type_checkers(node):
             _blank(node, lines)
+    _drop_unused_types(lines)
     return _reduce_indentation("\n".join(lines) + "\n")
 
 
@@ -119,7 +120,11 @@ def _rows_within_strings(source: str) -> set[int]:
 
 
 def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
-    """Remove the types of parameters and results; those of a class's fields define it and stay."""
+    """Remove the types of parameters, results and variables.
+
+    Those of a class's fields define it and stay.
+    """
+    fields = _list_fields(tree)
     cuts: list[tuple[int, int, ast.expr]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.arg) and node.annotation is not None:
@@ -127,6 +132,12 @@ def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
         if isinstance(node, ast.FunctionDef) and node.returns is not None:
             before = lines[node.returns.lineno - 1][: node.returns.col_offset]
             cuts.append((node.returns.lineno, before.rindex(" ->"), node.returns))
+        # `total: int = 0` becomes `total = 0`.
+        if isinstance(node, ast.AnnAssign) and node.value is not None and node not in fields:
+            # Without its lines, a type of several lines would move the value to another line.
+            if node.annotation.end_lineno == node.lineno:
+                column = node.target.end_col_offset or node.target.col_offset
+                cuts.append((node.lineno, column, node.annotation))
     # From the last one on: a cut moves what follows it in its line.
     for row, column, annotation in sorted(cuts, key=lambda cut: cut[:2], reverse=True):
         last = annotation.end_lineno or row
@@ -138,6 +149,34 @@ def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
         else:
             lines[row - 1] = lines[row - 1][:column]
             lines[last - 1] = rest
+
+
+def _list_fields(tree: ast.Module) -> set[ast.stmt]:
+    """Return the statements that stand directly in classes."""
+    fields: set[ast.stmt] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            fields.update(node.body)
+    return fields
+
+
+def _drop_unused_types(lines: list[str]) -> None:
+    """Drop the imports from `typing` that served only types which are gone."""
+    tree = ast.parse("\n".join(lines))
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    for node in tree.body:
+        if not isinstance(node, ast.ImportFrom) or node.module != "typing":
+            continue
+        names = [alias.name for alias in node.names if alias.name in used]
+        if not names:
+            _blank(node, lines)
+        elif node.end_lineno == node.lineno:
+            lines[node.lineno - 1] = f"from typing import {', '.join(names)}"
+        else:
+            # The formatter gives each name of a longer import its own line.
+            for alias in node.names:
+                if alias.name not in used:
+                    lines[alias.lineno - 1] = ""
 
 
 def _blank_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: list[str]) -> None:

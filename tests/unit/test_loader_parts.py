@@ -102,7 +102,7 @@ def lines_of(tree: ast.Module) -> list[int | None]:
 
 
 def undocumented(tree: ast.Module) -> ast.Module:
-    """Return a tree without docstrings, types of functions and imports for type checkers."""
+    """Return a tree without docstrings, types but those of fields, and imports for types."""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
             node.annotation = None
@@ -119,12 +119,56 @@ def undocumented(tree: ast.Module) -> ast.Module:
             for child in node.body
             if not (isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING")
         ]
+    Untyped().visit(tree)
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    body = []
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module == "typing":
+            statement.names = [alias for alias in statement.names if alias.name in used]
+            if not statement.names:
+                continue
+        body.append(statement)
+    tree.body = body
     return tree
+
+
+class Untyped(ast.NodeTransformer):
+    """Turns typed assignments into plain ones, except those of classes."""
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        for child in node.body:
+            if not isinstance(child, ast.AnnAssign):
+                self.visit(child)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
+        if node.value is None:
+            return node
+        return ast.Assign([node.target], node.value, lineno=node.lineno)
 
 
 def test_a_string_keeps_what_looks_like_a_comment() -> None:
     source = 'def f(a: int = 1) -> str:\n    """Doc # one."""\n    return "# two"  # three\n'
     assert strip_documentation(source) == 'def f(a = 1):\n\n return "# two"\n'
+
+
+def test_types_of_variables_and_their_imports_go() -> None:
+    source = (
+        "from typing import Dict, NamedTuple, Optional\n"
+        "class Pair(NamedTuple):\n"
+        "    left: Optional[int] = None\n"
+        "    def items(self):\n"
+        "        self.all: Dict[str, int] = {}\n"
+        "        rest: int\n"
+    )
+    assert strip_documentation(source) == (
+        "from typing import NamedTuple, Optional\n"
+        "class Pair(NamedTuple):\n"
+        " left: Optional[int] = None\n"
+        " def items(self):\n"
+        "  self.all = {}\n"
+        "  rest: int\n"
+    )
 
 
 def test_a_string_of_several_lines_keeps_its_indentation() -> None:
