@@ -133,11 +133,9 @@ def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
             before = lines[node.returns.lineno - 1][: node.returns.col_offset]
             cuts.append((node.returns.lineno, before.rindex(" ->"), node.returns))
         # `total: int = 0` becomes `total = 0`.
-        if isinstance(node, ast.AnnAssign) and node.value is not None and node not in fields:
-            # Without its lines, a type of several lines would move the value to another line.
-            if node.annotation.end_lineno == node.lineno:
-                column = node.target.end_col_offset or node.target.col_offset
-                cuts.append((node.lineno, column, node.annotation))
+        if isinstance(node, ast.AnnAssign) and node not in fields and _is_on_one_line(node):
+            column = node.target.end_col_offset or node.target.col_offset
+            cuts.append((node.lineno, column, node.annotation))
     # From the last one on: a cut moves what follows it in its line.
     for row, column, annotation in sorted(cuts, key=lambda cut: cut[:2], reverse=True):
         last = annotation.end_lineno or row
@@ -149,6 +147,11 @@ def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
         else:
             lines[row - 1] = lines[row - 1][:column]
             lines[last - 1] = rest
+
+
+def _is_on_one_line(node: ast.AnnAssign) -> bool:
+    """Return True if a variable has a value, which stays on its line without the type."""
+    return node.value is not None and node.annotation.end_lineno == node.lineno
 
 
 def _list_fields(tree: ast.Module) -> set[ast.stmt]:

@@ -19,6 +19,7 @@ from support.gpu_standin import StandIn
 from support.int8_nets import EVALUATION, build, mixed_onnx, pictures
 from support.interpreters import equipped, find
 from support.linear import linear_contents, measured
+from support.serving import infer_request, serve
 
 VERSIONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 TOO_OLD = ("2.7", "3.6", "3.7")
@@ -160,6 +161,12 @@ def test_every_command_of_a_bundle_for_cpus(
         done = run_bundle(linear_bundle, *command, python=python)
         assert (done.returncode, done.stderr) == (0, ""), command
         assert result in done.stdout
+    with serve(linear_bundle, python=python) as served:
+        request = infer_request(np.ones((1, 8), np.float32))
+        answer = served.json("/v2/models/linear/infer", request)
+        assert answer["outputs"][0]["shape"] == [1, 3]
+        assert b"</html>" in served.ask("/")[1]
+        assert served.stop() == 0
     for command, code in (
         (["finish"], "nothing-to-finish"),
         (["finish", "--force"], "nothing-to-finish"),

@@ -17,6 +17,8 @@ from ..streams import print_error
 
 # Seconds that an inference may still take once the server stops.
 GRACE = 5.0
+# Seconds after which a signal is noticed at the latest.
+POLL = 0.2
 
 
 def serve(
@@ -74,6 +76,9 @@ def serve(
         thread.start()
         address = f"[{host}]" if ":" in host else host
         started(f"http://{address}:{server.server_port}/", server.server_port)
-        stop.wait()
+        # The system may deliver a signal to any thread, which does not wake this one, and Python
+        # runs the handler in this one alone.
+        while not stop.wait(POLL):
+            pass
         server.shutdown()
         service.finish(GRACE)

@@ -274,9 +274,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body_length(self) -> int:
         lengths = self.headers.get_all("Content-Length", ["0"])
-        if "Transfer-Encoding" in self.headers:
-            self.close_connection = True
-            raise Refusal(411, "send the body with Content-Length, not in chunks")
+        for name in ("Transfer-Encoding", "Content-Encoding"):
+            if name in self.headers:
+                self.close_connection = True
+                raise Refusal(411, f"send the body as it is, with Content-Length and no {name}")
         if len(lengths) != 1 or not re.match(r"[0-9]{1,15}\Z", lengths[0]):
             self.close_connection = True
             raise Refusal(400, "Content-Length is not one number")

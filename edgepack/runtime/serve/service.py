@@ -92,7 +92,7 @@ class Service:
         return encode(200, document)
 
     def _describe_server(self, _: Request) -> Response:
-        version = str(self._model.index.build.get("edgepack", ""))
+        version = str(self._model.index.raw.get("tools", {}).get("edgepack", ""))
         return encode(200, {"name": "edgepack", "version": version, "extensions": [EXTENSION]})
 
     def _describe_model(self, _: Request) -> Response:
