@@ -15,7 +15,7 @@ from edgepack.engine import tensorrt_rtx
 from edgepack.runtime.device import gpu
 from support.bundle_cases import run_bundle
 from support.emulation import X86_64, edgepack, fresh, matrix, prepare
-from support.int8_nets import build, mixed_onnx, run_build, saturating_onnx
+from support.int8_nets import UNRUN, build, mixed_onnx, run_build, saturating_onnx
 from support.rtx_cases import linear_kernels, needs_rtx, plan_of
 
 CHAIN = "quantize,half"
@@ -86,7 +86,7 @@ def test_without_tensorrt_the_bundle_falls_back_aloud_and_proves_itself(base: Pa
 @X86_64
 def test_what_is_not_stated_is_said_aloud_and_what_is_wrong_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
-    done = run_build(tmp_path / "a", mixed_onnx, CHAIN, TARGET, tmp_path / "cache")
+    done = run_build(tmp_path / "a", mixed_onnx, CHAIN, TARGET, tmp_path / "cache", UNRUN)
     assert done.returncode == 0, done.stderr
     assert "warning: TensorRT needs a range for every dynamic axis" in done.stderr
     assert index_of(tmp_path / "a" / "net.edgepack")["engine_options"]["profiles"]["image"] == {
@@ -141,7 +141,9 @@ def test_integer_kernels_of_a_cpu_do_not_saturate_in_tensorrts_place(base: Path)
 @X86_64
 def test_a_jetsons_bundle_is_judged_here_and_runs_on_an_emulated_arm(tmp_path: Path) -> None:
     prepare("cortex-a76")
-    done = run_build(tmp_path, mixed_onnx, CHAIN, "jetson-trt", fresh(tmp_path), BATCH)
+    done = run_build(
+        tmp_path, mixed_onnx, CHAIN, "jetson-trt", fresh(tmp_path), (*BATCH, *UNRUN[1:])
+    )
     assert done.returncode == 0, done.stderr
     bundle = tmp_path / "net.edgepack"
     index, report = index_of(bundle), report_of(bundle)
