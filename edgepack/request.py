@@ -12,16 +12,16 @@ from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.errors import SpecError
-from edgepack.metrics.catalogue import check_metric
+from edgepack.metrics.catalogue import check_metrics
+from edgepack.metrics.functions import name_metric
+from edgepack.metrics.protocol import MetricSource
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.gates import merge_gates
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
 from edgepack.spec.tensors import Span
-
-# Gates with a lower bound, so that --strict takes the larger of two.
-MINIMA = ("snr_db", "cosine", "agreement", "metric_ratio")
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,14 @@ class Request:
         random: True if random numbers replace the calibration samples.
         files: other files that the build reads: manifest, profile.
         preprocessing: conversion of raw samples to the inputs; None without one in the manifest.
-        metric: the task metric, or "module:function"; "" takes top-1 if there are labels for an
-            output's decisions.
+        metrics: the task metrics, the primary one first; none takes top-1 if there are labels for
+            an output's decisions.
+        postprocess: function that decodes the outputs for the metrics; "" for none.
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
         quality: the gates, including those that apply only with labels.
         explicit_gates: names of the gates that the user set; these apply in any case.
+        metric_gates: by metric, bounds beside those of `quality`: max_drop, ratio, min and max.
         reference_samples: number of samples in the bundle; None for as many as fit 4 MiB,
             from 4 to 64.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
@@ -86,11 +88,13 @@ class Request:
     random: bool = False
     files: tuple[Path, ...] = ()
     preprocessing: Preprocessing | None = None
-    metric: str = ""
+    metrics: tuple[MetricSource, ...] = ()
+    postprocess: str = ""
     allow_chance: bool = False
     chain: tuple[passes.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     explicit_gates: frozenset[str] = frozenset()
+    metric_gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reference_samples: int | None = None
     latency: str = "smoke"
     wheels: bool = False
@@ -108,11 +112,17 @@ class Request:
         roles = ("calibration", "training")
         return not any(passes.list_passes_needing(role, self.chain) for role in roles)
 
+    @property
+    def metric(self) -> str:
+        """Name of the primary metric; "" for none."""
+        return name_metric(self.metrics[0]) if self.metrics else ""
+
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
-        texts = [self.arch, self.calibration, self.evaluation, self.training]
-        if ":" in self.metric:
-            texts.append(self.metric)
+        texts = [self.arch, self.calibration, self.evaluation, self.training, self.postprocess]
+        for metric in self.metrics:
+            if isinstance(metric, str) and ":" in metric:
+                texts.append(metric)
         # "data.py:samples" may be a file of that name, or the function in data.py: list both.
         parts = {*texts, *(text.rpartition(":")[0] for text in texts)} - {""}
         key = [self.sign] if self.sign else []
@@ -136,7 +146,9 @@ class Flags:
         evaluation: source of the evaluation samples.
         training: source of the training samples.
         random_calibration: True if random numbers replace the calibration samples.
-        metric: the task metric.
+        metrics: the task metrics, the primary one first.
+        postprocess: function that decodes the outputs for the metrics.
+        gates: gates, such as "f1.max_drop=1" and "snr_db=25".
         allow_chance: True if the original may be no better than guessing.
         chain: text of the chain; None for that of the manifest or the profile.
         max_drop: largest loss of the metric in points.
@@ -161,7 +173,9 @@ class Flags:
     evaluation: str = ""
     training: str = ""
     random_calibration: bool = False
-    metric: str = ""
+    metrics: tuple[MetricSource, ...] = ()
+    postprocess: str = ""
+    gates: tuple[str, ...] = ()
     allow_chance: bool = False
     chain: str | None = None
     max_drop: float | None = None
@@ -183,12 +197,15 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     _check_flags(flags)
     if flags.wheels:
         check_wheels(target)
-    quality, explicit_gates = _merge_gates(target, manifest, flags)
+    # An empty --metric, as of an unset variable of a script, is none.
+    metrics = tuple(source for source in flags.metrics if source != "")
+    metrics = metrics or _resolve_metrics(manifest)
+    check_metrics(metrics)
+    names = [name_metric(source) for source in metrics]
+    gates = merge_gates(target, manifest, names, flags.gates, flags.max_drop, flags.strict)
     chain = _merge_chain(target, manifest, flags)
     manifest = _merge_source(manifest, flags)
     manifest = _merge_samples(manifest, flags)
-    metric = flags.metric or _resolve_metric(manifest)
-    check_metric(metric)
     name = manifest.name or _name_model(model)
     preprocessing = None
     if manifest.pictures is not None:
@@ -214,11 +231,13 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
         preprocessing=preprocessing,
-        metric=metric,
+        metrics=metrics or gates.default_metrics,
+        postprocess=flags.postprocess or _resolve_function(manifest, manifest.postprocess),
         allow_chance=flags.allow_chance or manifest.allow_chance,
         chain=chain,
-        quality=quality,
-        explicit_gates=explicit_gates,
+        quality=gates.quality,
+        explicit_gates=gates.explicit,
+        metric_gates=gates.metrics,
         reference_samples=manifest.reference_samples,
         latency=flags.latency,
         wheels=flags.wheels,
@@ -304,11 +323,14 @@ def _resolve_path(manifest: Manifest, text: str) -> str:
     return text
 
 
-def _resolve_metric(manifest: Manifest) -> str:
-    """Return the manifest's metric; the file of a function relative to the current folder."""
-    if ":" not in manifest.metric:
-        return manifest.metric
-    return _resolve_path(manifest, manifest.metric)
+def _resolve_metrics(manifest: Manifest) -> tuple[MetricSource, ...]:
+    """Return the manifest's metrics; files of functions relative to the current folder."""
+    return tuple(_resolve_function(manifest, text) for text in manifest.metrics)
+
+
+def _resolve_function(manifest: Manifest, text: str) -> str:
+    # "top1" is a name and no path.
+    return _resolve_path(manifest, text) if ":" in text else text
 
 
 def _merge_chain(target: Target, manifest: Manifest, flags: Flags) -> tuple[passes.Step, ...]:
@@ -326,27 +348,3 @@ def _merge_chain(target: Target, manifest: Manifest, flags: Flags) -> tuple[pass
         steps.append(passes.Step(step.name, options))
     passes.check_chain(steps)
     return tuple(steps)
-
-
-def _merge_gates(
-    target: Target, manifest: Manifest, flags: Flags
-) -> tuple[dict[str, float], frozenset[str]]:
-    """Return the gates of quality, and the names of those that the user set."""
-    quality = {**target.quality, **manifest.quality}
-    if "max_drop" in manifest.quality and "metric_ratio" not in manifest.quality:
-        # The user's bound on the metric replaces MLPerf's.
-        quality.pop("metric_ratio", None)
-    if flags.strict:
-        for gate, bound in target.strict.items():
-            # A manifest may be stricter: of snr_db 40 and 30, 40 stays.
-            if gate in MINIMA and gate in quality:
-                bound = max(bound, quality[gate])
-            quality[gate] = bound
-    user_gates = set(manifest.quality)
-    if flags.max_drop is not None:
-        # The same for a bound of the manifest: the command line overrides it.
-        quality.pop("metric_ratio", None)
-        user_gates.discard("metric_ratio")
-        quality["max_drop"] = flags.max_drop
-        user_gates.add("max_drop")
-    return quality, frozenset(user_gates)

@@ -122,10 +122,17 @@ def _parse_pairs(
 )
 @click.option(
     "--metric",
-    default="",
+    "metrics",
+    multiple=True,
     metavar="NAME|MODULE:FUNCTION",
     shell_complete=complete_metric,
-    help="Judge labelled samples by this metric; default: top1.",
+    help="Judge labelled samples by this metric; default: top1; repeatable, the primary one first.",
+)
+@click.option(
+    "--postprocess",
+    default="",
+    metavar="FILE.py:FUNCTION",
+    help="Decode the outputs for the metrics by this function.",
 )
 # Labels in another order than the model's classes look like chance, and are refused by default.
 @click.option(
@@ -144,6 +151,13 @@ def _parse_pairs(
     type=click.FloatRange(0, 100),
     metavar="POINTS",
     help="Allow this loss of the metric, instead of MLPerf's 99 %.",
+)
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="METRIC.BOUND=VALUE",
+    help="Bound a metric: f1.max_drop=1, f1.ratio=0.99, f1.min=0.8, mae.max=2; repeatable.",
 )
 @click.option("--strict", is_flag=True, help="Apply the target's stricter gates (99.9 %).")
 # Permissions, measurements, and the way that the build runs.

@@ -50,12 +50,12 @@ def manifest_schema(target: bool, as_json: bool) -> None:
 @boundary
 def manifest_check(file: Path, target: str | None, as_json: bool) -> None:
     """Check a manifest, with the options of its passes, and explain every fault at once."""
-    from edgepack.metrics.catalogue import check_metric
+    from edgepack.metrics.catalogue import check_metrics
     from edgepack.spec import manifest as manifests
     from edgepack.spec import target as targets
 
     settings = manifests.load(file)
-    check_metric(settings.metric)
+    check_metrics(settings.metrics)
     _check_passes(settings, targets.load(target) if target else None)
     document = {"name": settings.name or file.stem, "valid": True}
     print_text_or_json(as_json, document, f"{file}: valid")

@@ -13,6 +13,7 @@ from edgepack.context.reference import Reference
 from edgepack.context.samples import SampleSets
 from edgepack.ledger import Ledger
 from edgepack.request import Request
+from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 
@@ -52,10 +53,13 @@ class BuildContext(Context):
 
     @property
     def metric(self) -> str:
-        """Task metric of quality; "" for none. Raises as `choose_metric` does."""
-        if self.reference.score is not None:
-            return self.reference.score.task.name
+        """Primary task metric of quality; "" for none. Raises as `choose_metric` does."""
         return gates.choose_metric(self.request, self.original.outputs, self.reference.labels)
+
+    @property
+    def counted(self) -> str:
+        """Metric that the loader counts itself; "" for none. Raises as `choose_metric` does."""
+        return self.metric if self.metric in TOP else ""
 
     @property
     def bounds(self) -> Mapping[str, float]:
@@ -64,20 +68,20 @@ class BuildContext(Context):
 
     @property
     def metric_key(self) -> object:
-        """Key part of results that depend on the task metric."""
-        score = self.reference.score
-        if score is None:
-            return self.metric
-        # The digest covers one file of the user's. If another one changes, the original's score
-        # most likely does too.
-        better = score.task.metric.higher_is_better
-        return [score.task.name, score.task.digest, better, score.value]
+        """Key part of results that depend on the task metrics."""
+        scores: list[list[object]] = []
+        for score in self.reference.scores:
+            task = score.task
+            better = task.metric.higher_is_better
+            scores.append([task.name, task.digest, better, task.against_original, score.value])
+        postprocess = self.reference.postprocess
+        return [self.metric, scores, postprocess.digest if postprocess and scores else ""]
 
     @property
     def training_gates(self) -> Mapping[str, float]:
         """Gates of quality that a training can score: its metric is the accuracy."""
         bounds = dict(self.request.quality)
-        if self.reference.score is not None:
+        if self.request.metric not in ("", *TOP):
             for gate in METRIC_GATES:
                 bounds.pop(gate, None)
         return bounds

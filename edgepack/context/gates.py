@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from edgepack.context.labels import Labels
 from edgepack.errors import SpecError
+from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Request
+from edgepack.runtime.documents import Gate, MetricResult
 from edgepack.runtime.parity.accuracy import DECIDING, TOP
+from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.tensor import Tensor
 
 # Gates on the task metric.
@@ -23,6 +26,9 @@ def choose_metric(request: Request, outputs: Sequence[Tensor], labels: Labels) -
     Raises SpecError `metric-needs-labels` if the requested metric cannot be measured, and
     `metric-trivial` if it is always 100 %.
     """
+    # The build host computes any other metric, and has refused one that cannot be measured.
+    if request.metric not in ("", *TOP):
+        return request.metric
     # Class scores, logits and probabilities decide; without any, integers are compared by value.
     deciding = [tensor for tensor in outputs if tensor.kind in DECIDING]
     compared = deciding or [t for t in outputs if not t.dtype.startswith("float")]
@@ -133,3 +139,74 @@ def require_gates(bounds: Mapping[str, float], question: str, why: str) -> dict[
             hint=f"set snr_db under [gates.{question}]",
         )
     return dict(bounds)
+
+
+# Errors that are shares: MLPerf's ratio is that of the accuracy, 1 - error.
+ERROR_SHARES = ("cer", "wer")
+
+
+def judge_primary(bounds: Mapping[str, float], metric: MetricResult | None) -> list[Gate]:
+    """Compare the primary metric of the build host with the gates of quality on it.
+
+    A word error rate of 0.10 that becomes 0.12 has a ratio of 0.88 / 0.90 = 97.8 %.
+    """
+    if metric is not None and metric["name"] in ERROR_SHARES:
+        accuracy = metric.copy()
+        accuracy["original"], accuracy["model"] = 1 - metric["original"], 1 - metric["model"]
+        accuracy["higher_is_better"] = True
+        metric = accuracy
+    return judge(bounds, {}, metric)
+
+
+def judge_metrics(
+    bounds: Mapping[str, Mapping[str, float]], metrics: Sequence[MetricResult]
+) -> list[Gate]:
+    """Compare metrics with the gates that name them.
+
+    Args:
+        bounds: by metric, the bounds `max_drop`, `ratio`, `min` and `max`.
+        metrics: of a model; a metric that was not measured has no gate, since the model's answers
+            are not finite, which fails a gate of its own.
+    """
+    gates: list[Gate] = []
+    for metric in metrics:
+        limits = bounds.get(metric["name"], {})
+        relative = {RELATIVE[key]: bound for key, bound in limits.items() if key in RELATIVE}
+        gates += judge_primary(relative, metric)
+        value = metric["model"]
+        if "min" in limits:
+            gates.append(_bound_value("metric_min", metric, limits["min"], value >= limits["min"]))
+        if "max" in limits:
+            gates.append(_bound_value("metric_max", metric, limits["max"], value <= limits["max"]))
+    return gates
+
+
+# Bound of a named metric -> the gate's name.
+RELATIVE = {"max_drop": "max_drop", "ratio": "metric_ratio"}
+
+
+def _bound_value(name: str, metric: MetricResult, bound: float, passed: bool) -> Gate:
+    return {
+        "name": name,
+        "output": metric["name"],
+        "bound": bound,
+        "measured": metric["model"],
+        "passed": passed,
+        "note": "",
+    }
+
+
+def check_direction(bounds: Mapping[str, float], task: TaskMetric) -> None:
+    """Refuse a bound on the better side of a metric, which would pass any loss.
+
+    Raises SpecError `gate-direction`.
+    """
+    wrong, right = ("max", "min") if task.metric.higher_is_better else ("min", "max")
+    if wrong in bounds:
+        better = "higher" if task.metric.higher_is_better else "lower"
+        raise SpecError(
+            "gate-direction",
+            f"the gate {wrong} on {task.name} would pass any loss",
+            why=f"of {task.name}, {better} is better",
+            hint=f"--gate {task.name}.{right}={bounds[wrong]:g}",
+        )

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepack.bundle import OtherSize
 from edgepack.context.labels import Labels, OutputKind
+from edgepack.metrics.postprocess import Postprocess
 from edgepack.metrics.protocol import TaskMetric
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class OriginalScore:
     Attributes:
         task: the metric.
         value: its value for the original's answers to the evaluation set.
+        chance: reason why it is no better than guessing; "" if it is.
     """
 
     task: TaskMetric
     value: float
+    chance: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,10 @@ class Reference:
         labels: use of the labels of the evaluation samples.
         digest: of everything that determines these answers.
         sizes: the original's answers at one other size of every dynamic axis.
-        score: the original's task metric; None for a metric that the loader counts, or none.
         raw: per feed, the raw data that it was made of, one for each row; empty for arrays.
         preprocessing: conversion of raw data to feeds; None for arrays.
+        scores: the original's task metrics, without one that the loader counts.
+        postprocess: decodes the outputs for the metrics; None for none.
     """
 
     feeds: Sequence[Mapping[str, np.ndarray]]
@@ -54,6 +58,7 @@ class Reference:
     labels: Labels
     digest: str
     sizes: Sequence[OtherSize] = ()
-    score: OriginalScore | None = None
     raw: Sequence[Sequence[bytes]] = ()
     preprocessing: Preprocessing | None = None
+    scores: Sequence[OriginalScore] = ()
+    postprocess: Postprocess | None = None

@@ -258,7 +258,7 @@ def _reordering(
 
 
 def check_labels(labels: np.ndarray, count: int, where: str) -> None:
-    """Check that there is one numeric label for each sample.
+    """Check that there is one label for each sample: a number, an array of them, or a text.
 
     Raises:
         DataError: `samples-labels-type` or `samples-labels-count`.
@@ -266,15 +266,27 @@ def check_labels(labels: np.ndarray, count: int, where: str) -> None:
     check_label_header(labels.shape, labels.dtype, count, where)
 
 
+def plain_texts(labels: np.ndarray) -> np.ndarray:
+    """Return texts that are Python objects, or numpy's StringDType, as an array of `str`.
+
+    Such an array is stored without a pickle. Other labels are returned unchanged.
+    """
+    if labels.dtype.kind == "T":
+        return labels.astype(str)
+    if labels.dtype.kind == "O" and all(isinstance(label, str) for label in labels.flat):
+        return labels.astype(str)
+    return labels
+
+
 def check_label_header(shape: tuple[int, ...], dtype: np.dtype, count: int, where: str) -> None:
     """Check labels as `check_labels` does, from their shape and type alone."""
     refuse_objects(dtype, LABELS, where)
-    if dtype.kind not in "iufb":
+    if dtype.kind not in "iufbU":
         raise DataError(
             "samples-labels-type",
-            f"{where}: the labels are not numbers",
+            f"{where}: the labels are neither numbers nor texts",
             why=f"their type is {dtype}",
-            hint="store the index of the class, counted from 0, as an integer",
+            hint="store the index of the class, counted from 0, as an integer, or the text to read",
         )
     if not shape or shape[0] != count:
         raise DataError(

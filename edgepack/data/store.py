@@ -207,6 +207,13 @@ def store_samples(folder: Path, samples: Samples) -> Store:
         for piece in pieces_of(samples, _ROWS):
             arrays = dict(piece.inputs)
             if piece.labels is not None:
+                if piece.labels.dtype.kind == "U":
+                    raise DataError(
+                        "samples-labels-type",
+                        "the labels of the training samples are texts",
+                        why="a training takes numbers",
+                        hint="yield the training samples without labels",
+                    )
                 kind = "int64"
                 if piece.labels.dtype.kind == "f":
                     kind = "float64"

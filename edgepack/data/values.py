@@ -26,6 +26,7 @@ from edgepack.data.fit import (
     check_feed,
     check_labels,
     check_names,
+    plain_texts,
     shape_error,
     shapes_of,
 )
@@ -225,7 +226,7 @@ def _make_piece(item: object, inputs: tuple[Tensor, ...], where: str, common: bo
     if count == 0:
         raise shape_error(feed[inputs[0].name].shape, inputs[0], where)
     if labels is not None:
-        labels = np.atleast_1d(labels)
+        labels = plain_texts(np.atleast_1d(labels))
         # The label of a single sample, though not that of a batch of one, may have a shape of its
         # own, such as (4,).
         is_batch = divisible and has_complete

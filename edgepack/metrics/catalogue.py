@@ -1,43 +1,60 @@
-"""Find a task metric by name: edgepack's own, a plug-in's, or a function of the user's."""
+"""Find task metrics: edgepack's own by name, a plug-in's, or a function of the user's."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from edgepack import plugins
-from edgepack.data.function import load_function
-from edgepack.errors import DataError, MetricError, SpecError
-from edgepack.metrics.classes import CLASS_METRICS, ClassMetric
-from edgepack.metrics.protocol import Metric, TaskMetric
-from edgepack.metrics.values import VALUE_METRICS
+from edgepack.errors import SpecError, missing_package
+from edgepack.metrics.classes import (
+    CLASS_METRICS,
+    COUNTED,
+    AgreementMetric,
+    AreaMetric,
+    ClassMetric,
+    CountMetric,
+    MatchMetric,
+)
+from edgepack.metrics.detection import BoxMetric
+from edgepack.metrics.functions import load_user_metric, name_metric
+from edgepack.metrics.protocol import (
+    NUMBERS,
+    OUTPUTS,
+    RESULTS,
+    Metric,
+    MetricSource,
+    TaskMetric,
+)
+from edgepack.metrics.texts import TEXT_METRICS, TextMetric
+from edgepack.metrics.values import VALUE_METRICS, ValueMetric
 from edgepack.plugins import Plugin, is_callable
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import nearest
 
 BUILT_IN: Mapping[str, Metric] = {
-    metric.name: metric for metric in (*VALUE_METRICS, *CLASS_METRICS)
+    metric.name: metric
+    for metric in (
+        *(*CLASS_METRICS, AgreementMetric()),
+        *VALUE_METRICS,
+        *(cast("Metric", BoxMetric()), *TEXT_METRICS),
+    )
 }
 """Metrics that are computed on the build host; the loader itself counts top1 and top5."""
 
-
-@dataclass(frozen=True)
-class _UserMetric:
-    """A user's function `(outputs, labels) -> float` as a metric."""
-
-    name: str
-    higher_is_better: bool
-    function: Callable[[Sequence[np.ndarray], np.ndarray], float]
-
-    def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
-        return self.function(outputs, labels)
+# Package and module that a metric needs.
+_PACKAGES = {
+    "auroc": ("scikit-learn", "sklearn"),
+    "map": ("pycocotools", "pycocotools"),
+    "cer": ("jiwer", "jiwer"),
+    "wer": ("jiwer", "jiwer"),
+}
+# Without labels, these compare with the original's answers, which they rate 1.
+_UNLABELLED = ("cosine", "pearson", "spearman", "agreement")
 
 
 def list_names() -> tuple[str, ...]:
@@ -45,54 +62,153 @@ def list_names() -> tuple[str, ...]:
     return (*TOP, *BUILT_IN, *_list_plugins())
 
 
-def check_metric(text: str) -> None:
+def check_metric(source: MetricSource) -> None:
     """Refuse the name of a metric that does not exist; functions are imported later.
 
-    Raises SpecError `metric-unknown`, and PluginError for a name of a plug-in that is taken.
+    Raises SpecError `metric-unknown`, HostError `package-missing` for a metric whose package is
+    not installed, and PluginError for a name of a plug-in that is taken.
     """
-    if not text or ":" in text:
+    if not isinstance(source, str) or not source or ":" in source:
         return
     # A plug-in with the name of another metric is refused even if that metric is meant.
     names = list_names()
-    if text not in names:
-        near = nearest(text, names)
+    if source not in names:
+        near = nearest(source, names)
         hint = "name a function of your own as --metric metrics.py:FUNCTION"
         if near:
             hint = f"did you mean {near}? {hint}"
         raise SpecError(
             "metric-unknown",
-            f"there is no metric named {text!r}",
+            f"there is no metric named {source!r}",
             why=f"the metrics: {', '.join(names)}",
             hint=hint,
         )
+    if source in _PACKAGES:
+        package, module = _PACKAGES[source]
+        if find_spec(module) is None:
+            raise missing_package(package, "metrics", f"the metric {source}")
 
 
-def load_metric(text: str, folders: Sequence[Path], outputs: Sequence[Tensor]) -> TaskMetric | None:
-    """Return the metric that is computed on the build host; None for one that the loader counts.
+def check_metrics(sources: Sequence[MetricSource]) -> None:
+    """Check all metrics of a build, as `check_metric` does.
+
+    Raises also SpecError `metric-repeated`, since gates and the report know metrics by name.
+    """
+    names = set()
+    for source in sources:
+        check_metric(source)
+        name = name_metric(source)
+        if name in names:
+            raise SpecError(
+                "metric-repeated",
+                f"two metrics have the name {name}",
+                why="gates and the report know a metric by its name",
+                hint="remove one of them, or rename the function",
+            )
+        names.add(name)
+
+
+def load_metrics(
+    sources: Sequence[MetricSource],
+    folders: Sequence[Path],
+    outputs: Sequence[Tensor],
+    *,
+    labelled: bool = True,
+    decoded: bool = False,
+    class_names: Sequence[str] = (),
+) -> tuple[TaskMetric, ...]:
+    """Return the metrics that are computed on the build host, in order.
+
+    The loader counts the first metric itself if it is top1 or top5; it is left out.
 
     Args:
-        text: name of a metric, "package.module:function" or "file.py:function".
-        folders: import path of the function's module; relative paths start from the first.
+        sources: the metrics of the build; the first is the primary one.
+        folders: import path of the modules of functions; relative paths start from the first.
         outputs: of the model, of which kind and axis are known.
+        labelled: True if the evaluation samples have labels.
+        decoded: True if a postprocess decodes the outputs.
+        class_names: names of the classes, for texts without a postprocess.
 
     Raises:
-        SpecError: `metric-unknown`.
+        SpecError: `metric-unknown`, `metric-repeated`, `metric-needs-labels` or
+            `metric-needs-texts`.
+        HostError: `package-missing`.
         MetricError: `metric-import`, `metric-direction` or `metric-name`.
-        PluginError: the plug-in is broken or invalid.
+        PluginError: a plug-in is broken or invalid.
     """
-    if text in ("", *TOP):
-        return None
-    if ":" in text:
-        return _load_function(text, folders)
-    check_metric(text)
-    plugin = _list_plugins().get(text)
+    check_metrics(sources)
+    tasks = []
+    for position, source in enumerate(sources):
+        if position == 0 and source in ("", *TOP):
+            continue
+        task = load_metric(source, folders, outputs, decoded, class_names)
+        if not labelled:
+            task = _compare_with_original(task)
+        tasks.append(task)
+    return tuple(tasks)
+
+
+def _compare_with_original(task: TaskMetric) -> TaskMetric:
+    """Return a metric for samples without labels. Raises SpecError `metric-needs-labels`."""
+    if task.against_original:
+        return task
+    if task.name in _UNLABELLED and not task.origin:
+        return replace(task, against_original=True)
+    raise SpecError(
+        "metric-needs-labels",
+        f"{task.name} was requested, but cannot be measured",
+        why="the evaluation samples have no labels",
+        hint="store the labels under `labels` in the evaluation .npz; without labels, "
+        f"{', '.join(_UNLABELLED)} compare with the original",
+    )
+
+
+def load_metric(
+    source: MetricSource,
+    folders: Sequence[Path],
+    outputs: Sequence[Tensor],
+    decoded: bool = False,
+    class_names: Sequence[str] = (),
+) -> TaskMetric:
+    """Return one metric; see `load_metrics`."""
+    if not isinstance(source, str) or ":" in source:
+        return load_user_metric(source, folders, decoded)
+    check_metric(source)
+    plugin = _list_plugins().get(source)
     if plugin is not None:
         metric = cast("Metric", plugin.load(_members(plugin)))
-        return TaskMetric(metric, text, f"the plug-in {plugin}", plugin.digest(), plugin)
-    metric = BUILT_IN[text]
-    if isinstance(metric, ClassMetric):
+        takes = RESULTS if decoded else OUTPUTS
+        digest = plugin.digest()
+        return TaskMetric(metric, source, f"the plug-in {plugin}", digest, plugin, takes=takes)
+    metric = COUNTED[source] if source in COUNTED else BUILT_IN[source]
+    if isinstance(metric, (BoxMetric, TextMetric)):
+        return _load_decoded(metric, decoded, class_names)
+    if source == "accuracy" and decoded:
+        return TaskMetric(cast("Metric", MatchMetric()), source, takes=RESULTS)
+    if isinstance(metric, ValueMetric):
+        return TaskMetric(metric, source, takes=NUMBERS)
+    if isinstance(metric, (ClassMetric, CountMetric, AreaMetric, AgreementMetric)):
         metric = metric.bind(outputs)
-    return TaskMetric(metric, text)
+    return TaskMetric(metric, source, against_original=source == "agreement")
+
+
+def _load_decoded(
+    metric: BoxMetric | TextMetric, decoded: bool, class_names: Sequence[str]
+) -> TaskMetric:
+    """Return a metric of boxes or texts. Raises SpecError `metric-needs-postprocess`."""
+    if decoded:
+        return TaskMetric(cast("Metric", metric), metric.name, takes=RESULTS)
+    if isinstance(metric, TextMetric) and class_names:
+        return TaskMetric(cast("Metric", replace(metric, names=tuple(class_names))), metric.name)
+    results = "dicts of boxes, scores and labels"
+    if isinstance(metric, TextMetric):
+        results = "texts"
+    raise SpecError(
+        "metric-needs-postprocess",
+        f"the metric {metric.name} needs decoded outputs",
+        why=f"it judges {results}, and a model's outputs are arrays",
+        hint='name a function in the manifest that decodes them: postprocess = "file.py:function"',
+    )
 
 
 def _list_plugins() -> Mapping[str, Plugin]:
@@ -105,47 +221,3 @@ def _members(plugin: Plugin) -> Mapping[str, Callable[[object], bool]]:
         "higher_is_better": lambda value: isinstance(value, bool),
         "compute": is_callable,
     }
-
-
-def _load_function(text: str, folders: Sequence[Path]) -> TaskMetric:
-    try:
-        function = load_function(text, folders)
-    except DataError as error:
-        raise MetricError(
-            "metric-import",
-            f"the metric {text} cannot be imported",
-            why=f"{error.what}: {error.why}" if error.why else error.what,
-            hint="use package.module:function with the package installed, "
-            "or path/to/file.py:function",
-        ) from error
-    name = text.rpartition(":")[2]
-    if name in TOP:
-        raise MetricError(
-            "metric-name",
-            f"the metric {text} has the name of a metric of edgepack",
-            why=f"the loader counts {name} itself",
-            hint="rename the function",
-        )
-    higher_is_better = getattr(function, "higher_is_better", None)
-    if not isinstance(higher_is_better, bool):
-        # No default: a gate in the wrong direction would pass a model that has collapsed.
-        raise MetricError(
-            "metric-direction",
-            f"the metric {text} does not state whether higher is better",
-            why=f"it has no attribute higher_is_better that is True or False: {higher_is_better!r}",
-            hint=f"set it below the function: {name}.higher_is_better = False",
-        )
-    measure = cast("Callable[[Sequence[np.ndarray], np.ndarray], float]", function)
-    metric = _UserMetric(name, higher_is_better, measure)
-    return TaskMetric(metric, name, text, _digest_file(function))
-
-
-def _digest_file(function: Callable[..., object]) -> str:
-    """Return the SHA-256 of the file that defines a function; "" if it has none."""
-    try:
-        path = inspect.getsourcefile(function)
-    except TypeError:
-        path = None
-    if path is None or not Path(path).is_file():
-        return ""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

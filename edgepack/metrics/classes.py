@@ -1,19 +1,58 @@
-"""Metrics of decisions between classes, beyond the accuracies that the loader counts."""
+"""Metrics of decisions between classes, as the build host computes them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from edgepack.errors import MetricError
-from edgepack.runtime.parity.accuracy import NONE, decisions, labelled_output, read_labels
+from edgepack.metrics.protocol import TaskMetric
+from edgepack.runtime.parity.accuracy import (
+    NONE,
+    Accuracy,
+    agreement,
+    class_scores,
+    decisions,
+    labelled_output,
+    read_labels,
+)
 from edgepack.runtime.tensor import Tensor
 
 # Samples that are decided at a time.
 _BLOCK = 64
+
+
+class _Bound(Protocol):
+    """Metric of classes, as far as `_select` needs it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]: ...
+
+
+def _select(metric: _Bound, outputs: Sequence[np.ndarray], labels: np.ndarray) -> int:
+    """Return the index of the output that the labels belong to.
+
+    Raises MetricError `metric-shape` if no output decides.
+    """
+    ragged = any(array.dtype == object for array in (labels, *outputs))
+    index = None
+    if not ragged:
+        index = labelled_output(metric.outputs, [a.shape for a in outputs], labels.shape)
+    if index is None:
+        raise MetricError(
+            "metric-shape",
+            f"no output decides between classes for the metric {metric.name}",
+            why="its samples differ in size" if ragged else "every output holds values",
+            hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
+        )
+    return index
 
 
 @dataclass(frozen=True)
@@ -42,22 +81,210 @@ class ClassMetric:
 
         Raises MetricError `metric-shape` if no output decides, and InputError as `read_labels`.
         """
-        ragged = any(array.dtype == object for array in (labels, *outputs))
-        index = None
-        if not ragged:
-            index = labelled_output(self.outputs, [a.shape for a in outputs], labels.shape)
-        if index is None:
-            raise MetricError(
-                "metric-shape",
-                f"no output decides between classes for the metric {self.name}",
-                why="its samples differ in size" if ragged else "every output holds values",
-                hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
-            )
+        index = _select(self, outputs, labels)
         counts = _Counts()
         for start in range(0, len(labels), _BLOCK):
             rows = slice(start, start + _BLOCK)
             counts.add(outputs[index][rows], labels[rows], self.outputs[index])
         return counts.average(self.measure)
+
+
+@dataclass(frozen=True)
+class CountMetric:
+    """Share of the labels that are the decision, or among the `top` best scores.
+
+    The loader counts the same itself for the first metric of a build.
+
+    Attributes:
+        name: name on the command line.
+        top: key of `TOP`.
+        outputs: of the model, with their kinds; set by `bind`.
+        higher_is_better: True.
+    """
+
+    name: str
+    top: str
+    outputs: tuple[Tensor, ...] = ()
+    higher_is_better: bool = True
+
+    def bind(self, outputs: Sequence[Tensor]) -> CountMetric:
+        """Return the metric for a model with these outputs."""
+        return replace(self, outputs=tuple(outputs))
+
+    def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
+        """Return the share, as `sklearn.metrics.accuracy_score`.
+
+        Raises MetricError `metric-shape` if no output decides, and InputError as `read_labels`.
+        """
+        index = _select(self, outputs, labels)
+        tensor = self.outputs[index]
+        counter = Accuracy(self.top, tensor.kind, tensor.axis)
+        for start in range(0, len(labels), _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            answers = outputs[index][rows]
+            counter.update(answers, answers, labels[rows])
+        result = counter.result()
+        return result["model"] if result else float("nan")
+
+
+@dataclass(frozen=True)
+class AgreementMetric:
+    """Share of the decisions that equal the original's; it needs no labels.
+
+    Attributes:
+        name: name on the command line.
+        outputs: of the model, with their kinds; set by `bind`.
+        higher_is_better: True.
+    """
+
+    name: str = "agreement"
+    outputs: tuple[Tensor, ...] = ()
+    higher_is_better: bool = True
+
+    def bind(self, outputs: Sequence[Tensor]) -> AgreementMetric:
+        """Return the metric for a model with these outputs."""
+        return replace(self, outputs=tuple(outputs))
+
+    def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
+        """Raise TypeError: the metric has no use for labels."""
+        raise TypeError("agreement compares with the original's answers, not with labels")
+
+    def compare(self, outputs: Sequence[np.ndarray], originals: Sequence[np.ndarray]) -> float:
+        """Return the lowest share of equal decisions of an output that decides.
+
+        Raises MetricError `metric-shape` if no output decides.
+        """
+        shares = []
+        for tensor, answers, original in zip(self.outputs, outputs, originals, strict=True):
+            if answers.dtype == object or answers.shape != original.shape:
+                continue
+            equal = total = 0
+            for start in range(0, len(answers), _BLOCK):
+                rows = slice(start, start + _BLOCK)
+                counts = agreement(original[rows], answers[rows], tensor.kind, tensor.axis)
+                total, equal = total + counts[0], equal + counts[1]
+            if total:
+                shares.append(equal / total)
+        if not shares:
+            raise MetricError(
+                "metric-shape",
+                f"no output decides between classes for the metric {self.name}",
+                why="every output holds values, or its samples differ in size",
+                hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
+            )
+        return min(shares)
+
+
+def judges_decisions(task: TaskMetric) -> bool:
+    """Return True for a metric that is at chance if the number of right decisions is."""
+    return isinstance(task.metric, (ClassMetric, CountMetric))
+
+
+@dataclass(frozen=True)
+class MatchMetric:
+    """Share of the decoded results that equal their label: numbers, texts, or arrays of them.
+
+    Attributes:
+        name: name on the command line.
+        higher_is_better: True.
+    """
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+
+    def compute(self, outputs: Sequence[object], labels: np.ndarray) -> float:
+        """Return the share, as `sklearn.metrics.accuracy_score`.
+
+        Raises MetricError `metric-shape` for another number of labels than results.
+        """
+        if len(outputs) != len(labels):
+            raise MetricError(
+                "metric-shape",
+                f"the labels do not fit the results for the metric {self.name}",
+                why=f"{len(labels)} labels for {len(outputs)} results of the postprocess",
+                hint="store one label for each sample",
+            )
+        equal = 0
+        for result, label in zip(outputs, labels, strict=True):
+            equal += bool(np.array_equal(np.squeeze(np.asarray(result)), np.squeeze(label)))
+        return equal / len(labels)
+
+
+@dataclass(frozen=True)
+class AreaMetric:
+    """Area under the ROC curve, averaged over the classes: each against all others.
+
+    Attributes:
+        name: name on the command line.
+        outputs: of the model, with their kinds; set by `bind`.
+        higher_is_better: True.
+    """
+
+    name: str = "auroc"
+    outputs: tuple[Tensor, ...] = ()
+    higher_is_better: bool = True
+
+    def bind(self, outputs: Sequence[Tensor]) -> AreaMetric:
+        """Return the metric for a model with these outputs."""
+        return replace(self, outputs=tuple(outputs))
+
+    def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
+        """Return the area, as `sklearn.metrics.roc_auc_score` with multi_class="ovr".
+
+        Zeros and ones for each column of logits or probabilities are separate decisions, whose
+        areas are averaged. Classes that all labels have, or none, have no area and do not count.
+
+        Raises MetricError `metric-shape` if no output decides, and InputError as `read_labels`.
+        """
+        from sklearn.metrics import roc_auc_score
+
+        index = _select(self, outputs, labels)
+        tensor = self.outputs[index]
+        areas = []
+        for scores, positive in _rank_classes(outputs[index], labels, tensor):
+            if 0 < np.count_nonzero(positive) < len(positive):
+                areas.append(float(roc_auc_score(positive, scores)))
+        return float(np.mean(areas)) if areas else float("nan")
+
+
+def _rank_classes(
+    answers: np.ndarray, labels: np.ndarray, tensor: Tensor
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield, for each class, scores by which to rank the decisions, and True for its members.
+
+    Scores (8, 3) and labels (8,) yield three pairs of arrays (8,); of two classes, one pair is
+    enough, since the other is its mirror image. Logits (8, 20) yield 20 pairs.
+    """
+    classes = read_labels(labels, answers.shape, tensor.kind, tensor.axis)
+    if tensor.kind != "scores":
+        columns = classes.reshape(len(classes), -1)
+        values = answers.reshape(len(answers), -1)
+        for column in range(values.shape[1]):
+            counted = columns[:, column] != NONE
+            yield values[counted, column], columns[counted, column] == 1
+        return
+    counted = classes != NONE
+    scores = class_scores(answers, tensor.axis)[counted].astype(np.float64)
+    members = classes[counted]
+    if scores.shape[-1] == 1:
+        yield scores[:, 0], members == 1
+        return
+    # The difference of two scores ranks as the probability of a softmax does.
+    if scores.shape[-1] == 2:
+        yield scores[:, 1] - scores[:, 0], members == 1
+        return
+    probabilities = _normalize(scores)
+    for number in range(scores.shape[-1]):
+        yield probabilities[:, number], members == number
+
+
+def _normalize(scores: np.ndarray) -> np.ndarray:
+    """Return probabilities: scores that add up to 1 as they are, others by a softmax."""
+    if scores.min() >= 0 and np.allclose(scores.sum(axis=-1), 1, atol=1e-3):
+        return scores
+    exponentials = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    probabilities: np.ndarray = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 class _Counts:
@@ -109,4 +336,13 @@ def intersection_over_union(right: int, decided: int, labelled: int) -> float:
     return right / (decided + labelled - right)
 
 
-CLASS_METRICS = (ClassMetric("f1", f1), ClassMetric("miou", intersection_over_union))
+CLASS_METRICS = (
+    CountMetric("accuracy", "top1"),
+    ClassMetric("f1", f1),
+    AreaMetric(),
+    ClassMetric("miou", intersection_over_union),
+)
+"""Metrics of labelled classes; each is bound to the outputs of a model."""
+
+COUNTED = {"top1": CountMetric("top1", "top1"), "top5": CountMetric("top5", "top5")}
+"""Accuracies that the loader counts, for builds in which they are not the first metric."""

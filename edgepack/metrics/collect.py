@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import BinaryIO, cast
@@ -21,6 +21,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._columns: list[_Column] = []
+        self._counts: list[int] = []
         self._files = ExitStack()
 
     def __enter__(self) -> Collector:
@@ -45,6 +46,18 @@ class Collector:
                 self._columns.append(_Column(cast("BinaryIO", file), array.dtype))
         for column, array in zip(self._columns, arrays, strict=True):
             column.add(array, count)
+        self._counts.append(count)
+
+    @property
+    def count(self) -> int:
+        """Number of samples of all batches."""
+        return sum(self._counts)
+
+    def batches(self) -> Iterator[tuple[list[np.ndarray], int]]:
+        """Iterate over the arrays of each batch, with its number of samples."""
+        parts = [column.parts() for column in self._columns]
+        for index, count in enumerate(self._counts):
+            yield [part[index] for part in parts], count
 
     def arrays(self) -> list[np.ndarray]:
         """Return one read-only array for each array of a batch, with the samples along axis 0.
@@ -60,14 +73,20 @@ class _Column:
     def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
         self._file, self._dtype = file, dtype
         self._shapes: list[tuple[int, ...]] = []
+        self._texts: list[np.ndarray] = []
         # True while axis 0 of every array is that of the samples.
         self._stacked = True
 
     def add(self, array: np.ndarray, count: int) -> None:
         """Append the array of one batch."""
+        self._stacked = self._stacked and array.ndim > 0 and len(array) == count
+        # Texts have no fixed size: "<U5" cannot hold those of a batch with the type "<U9".
+        if self._dtype.kind == "U":
+            self._shapes.append(array.shape)
+            self._texts.append(array)
+            return
         array = np.asarray(array, dtype=self._dtype)
         self._shapes.append(array.shape)
-        self._stacked = self._stacked and array.ndim > 0 and len(array) == count
         self._file.write(array.tobytes())
 
     def join(self) -> np.ndarray:
@@ -77,24 +96,32 @@ class _Column:
         20 arrays, of shapes (7,) and (9,). An output that has no axis for the samples, such as
         the detected boxes (5, 4) and (2, 4) of one picture each, gives one array per batch.
         """
+        parts = self.parts()
+        if self._stacked:
+            tails = {shape[1:] for shape in self._shapes}
+            if len(tails) == 1:
+                values = self._map()
+                return values.reshape(-1, *tails.pop()) if values.size else np.concatenate(parts)
+            parts = [sample for part in parts for sample in part]
+        elif len(set(self._shapes)) == 1 and not self._texts:
+            return self._map().reshape(len(parts), *self._shapes[0])
+        ragged = np.empty(len(parts), dtype=object)
+        for index, part in enumerate(parts):
+            ragged[index] = part
+        ragged.flags.writeable = False
+        return ragged
+
+    def parts(self) -> list[np.ndarray]:
+        """Return the array of each batch, mapped from the file."""
+        if self._texts:
+            return list(self._texts)
         values = self._map()
         parts, start = [], 0
         for shape in self._shapes:
             size = int(np.prod(shape, dtype=np.int64))
             parts.append(values[start : start + size].reshape(shape))
             start += size
-        if self._stacked:
-            tails = {shape[1:] for shape in self._shapes}
-            if len(tails) == 1:
-                return values.reshape(-1, *tails.pop()) if values.size else np.concatenate(parts)
-            parts = [sample for part in parts for sample in part]
-        elif len(set(self._shapes)) == 1:
-            return values.reshape(len(parts), *self._shapes[0])
-        ragged = np.empty(len(parts), dtype=object)
-        for index, part in enumerate(parts):
-            ragged[index] = part
-        ragged.flags.writeable = False
-        return ragged
+        return parts
 
     def _map(self) -> np.ndarray:
         self._file.flush()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from edgepack.plugins import Plugin
 from edgepack.runtime.tensor import Tensor
+
+OUTPUTS, NUMBERS, RESULTS = "outputs", "numbers", "results"
+"""Arguments of a metric if the answers are decoded by a postprocess: see `TaskMetric.takes`."""
 
 
 class Metric(Protocol):
@@ -33,6 +36,23 @@ class Metric(Protocol):
         """
 
 
+class StreamedMetric(Protocol):
+    """Metric in the form of torchmetrics: fed batch by batch, with tensors of torch."""
+
+    def update(self, preds: object, target: object) -> object:
+        """Add the answers and the labels of one batch."""
+
+    def compute(self) -> object:
+        """Return the metric of all batches."""
+
+    def reset(self) -> object:
+        """Forget all batches."""
+
+
+MetricSource: TypeAlias = "str | Callable[..., object] | Metric | StreamedMetric"
+"""Task metric as a user states it: a name, "file.py:function", a function, or an object."""
+
+
 class OutputMetric(Protocol):
     """Built-in metric that depends on the kinds of the outputs."""
 
@@ -50,6 +70,10 @@ class TaskMetric:
         origin: origin of a metric that is not edgepack's own, for errors: "metrics.py:rmse".
         digest: SHA-256 of the code of such a metric, for the keys of cached results.
         plugin: the plug-in that defines it; None for none.
+        against_original: True if it gets the original's answers in the place of labels.
+        takes: OUTPUTS for the model's outputs; RESULTS for what the postprocess makes of them, one
+            for each sample; NUMBERS for the results as a single output if they are numbers or
+            arrays of one shape, and for the outputs otherwise.
     """
 
     metric: Metric
@@ -57,3 +81,5 @@ class TaskMetric:
     origin: str = ""
     digest: str = ""
     plugin: Plugin | None = None
+    against_original: bool = False
+    takes: str = OUTPUTS

@@ -4,38 +4,53 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Protocol, cast
 
 import numpy as np
 
 from edgepack.errors import EdgepackError, MetricError
+from edgepack.metrics.answers import Answers
 from edgepack.metrics.protocol import TaskMetric
 from edgepack.runtime.documents import MetricResult
 
 
+class Comparison(Protocol):
+    """Metric that compares with the original's answers in the place of labels."""
+
+    def compare(self, outputs: Sequence[object], originals: Sequence[object]) -> float:
+        """Return the metric of a model's answers, with the original's."""
+
+
 def compute(
-    task: TaskMetric, outputs: Sequence[np.ndarray], labels: np.ndarray, subject: str
+    task: TaskMetric, answers: Answers, labels: np.ndarray | Answers, subject: str
 ) -> float:
     """Return the metric of a model's answers.
 
     Args:
         task: the metric.
-        outputs: as `Metric.compute` takes them.
-        labels: of the samples.
+        answers: of the model.
+        labels: of the samples; the original's answers for a metric that compares with those.
         subject: the model, for errors: "the original".
 
-    Raises MetricError `metric-failed`, `metric-result` or `metric-not-finite`.
+    Raises MetricError `metric-failed`, `metric-result` or `metric-not-finite`, and as
+    `Postprocess.decode` does.
     """
+    outputs = answers.select(task.takes)
+    truth = labels.select(task.takes) if isinstance(labels, Answers) else labels
+    measure: Callable[..., object] = task.metric.compute
+    if isinstance(labels, Answers):
+        measure = cast("Comparison", task.metric).compare
     try:
-        value: object = task.metric.compute(outputs, labels)
+        value = measure(outputs, truth)
     except EdgepackError:
         raise
     except Exception as error:  # the user's function may raise anything
         raise MetricError(
             "metric-failed",
             f"the metric {task.name} failed on the answers of {subject}",
-            why=f"{_describe(error)}\n{_describe_arguments(outputs, labels)}",
+            why=f"{_describe(error)}\n{_describe_arguments(outputs, truth)}",
             hint=_suggest(task),
         ) from error
     if isinstance(value, np.ndarray) and value.size == 1:
@@ -52,7 +67,7 @@ def compute(
         raise MetricError(
             "metric-not-finite",
             f"the metric {task.name} is {number} for the answers of {subject}",
-            why=_describe_arguments(outputs, labels),
+            why=_describe_arguments(outputs, truth),
             hint="a metric must be a finite number: look for a division by zero, constant labels, "
             "or labels that are NaN",
         )
@@ -60,11 +75,21 @@ def compute(
 
 
 def compute_steady(
-    task: TaskMetric, outputs: Sequence[np.ndarray], labels: np.ndarray, subject: str
+    task: TaskMetric,
+    answers: tuple[Answers, Answers],
+    labels: np.ndarray | Answers,
+    subject: str,
 ) -> float:
-    """Return the metric, computed twice. Raises MetricError `metric-unsteady` if the two differ."""
-    first = compute(task, outputs, labels, subject)
-    second = compute(task, outputs, labels, subject)
+    """Return the metric, computed twice. Raises MetricError `metric-unsteady` if the two differ.
+
+    Args:
+        task: the metric.
+        answers: of the model, twice, so that a postprocess decodes them anew for each call.
+        labels: as `compute` takes them.
+        subject: the model, for errors.
+    """
+    first = compute(task, answers[0], labels, subject)
+    second = compute(task, answers[1], labels, subject)
     if first != second:
         raise MetricError(
             "metric-unsteady",
@@ -107,6 +132,20 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
-def _describe_arguments(outputs: Sequence[np.ndarray], labels: np.ndarray) -> str:
-    shapes = ", ".join(f"{array.dtype} {array.shape}" for array in outputs)
-    return f"outputs: {shapes}; labels: {labels.dtype} {labels.shape}"
+def _describe_arguments(outputs: Sequence[object], labels: Sequence[object] | np.ndarray) -> str:
+    return f"outputs: {_describe_arrays(outputs)}; labels: {_describe_arrays(labels)}"
+
+
+def _describe_arrays(values: Sequence[object] | np.ndarray) -> str:
+    """Return types and shapes: "float32 (20, 10), int64 (20,)"; "20 dict" for results."""
+    if isinstance(values, np.ndarray):
+        return f"{values.dtype} {values.shape}"
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
+    if len(arrays) == len(values) <= _FEW:
+        return ", ".join(f"{array.dtype} {array.shape}" for array in arrays)
+    kinds = sorted({type(value).__name__ for value in values})
+    return f"{len(values)} {' or '.join(kinds)}"
+
+
+# Arrays that an error lists; more are the results of samples.
+_FEW = 8

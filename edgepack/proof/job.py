@@ -17,9 +17,10 @@ from edgepack.context.parts import divide_outputs
 from edgepack.data.stream import class_names_of
 from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
-from edgepack.request import MINIMA, Request
+from edgepack.request import Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source import formats
+from edgepack.spec.gates import MINIMA
 from edgepack.spec.target import Target
 
 if TYPE_CHECKING:
@@ -151,8 +152,7 @@ def list_tools(job: Job) -> dict[str, str]:
     plugins = [step.plugin for step in job.request.chain]
     plugins.append(engine.find_plugin(job.request.target.engine))
     plugins.append(formats.find_plugin(job.context.source.kind))
-    score = job.context.reference.score
-    plugins.append(score.task.plugin if score else None)
+    plugins += [score.task.plugin for score in job.context.reference.scores]
     versions = tool_versions()
     for plugin in filter(None, plugins):
         versions[plugin.distribution] = plugin.version

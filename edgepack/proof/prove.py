@@ -18,13 +18,14 @@ import numpy as np
 from edgepack import bundle, device, engine, files, report, signing
 from edgepack.context import EVALUATION_BATCH, Context
 from edgepack.context.answers import encode_evaluation
-from edgepack.context.gates import METRIC_GATES
+from edgepack.context.gates import METRIC_GATES, judge_metrics, judge_primary
 from edgepack.context.scoring import collect_frames, score_model
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.host import may_saturate
 from edgepack.ledger import Progress, Record
 from edgepack.metrics.collect import Collector
+from edgepack.metrics.results import add_metrics, list_metrics
 from edgepack.passes import Step
 from edgepack.proof.account import make_report
 from edgepack.proof.decision import decide_build
@@ -36,7 +37,6 @@ from edgepack.report.findings import find_first_loss
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
-from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 from edgepack.runtime.parity.verdict import FAIL
 from edgepack.runtime.strict_json import encode
@@ -124,28 +124,29 @@ def prove(job: Job, host: Local) -> Outcome:
 
 
 def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
-    """Return the verdict on the whole evaluation set, with the task metric if there is one.
+    """Return the verdict on the whole evaluation set, with the task metrics if there are any.
 
-    The loader counts accuracies itself. For any other metric it writes its answers to a file,
-    and the metric is computed here. Raises MetricError.
+    The loader counts one accuracy itself. For all other metrics it writes its answers to a file,
+    and they are computed here. Raises MetricError.
     """
-    reference = job.context.reference
+    reference, counted = job.context.reference, job.context.counted
     frames = encode_evaluation(job.context.samples, reference, job.graph.inputs)
     stdin = _count_frames(frames, progress.advance)
     options = ["--evaluation", *job.stands_in]
-    if reference.score is None:
-        return device.verify_bundle(host, host.put(path), *options, stdin=stdin)
     with files.temporary_folder() as folder, Collector() as outputs:
         answers = folder / "answers.bin"
-        options += ["--answers", str(answers)]
+        if reference.scores:
+            options += ["--answers", str(answers)]
         verdict = device.verify_bundle(host, host.put(path), *options, stdin=stdin)
-        collect_frames(outputs, answers)
         quality = verdict["quality"]
-        quality["metric"] = score_model(
-            reference.score, reference, outputs, quality["outputs"], steady=True
-        )
+        if reference.scores:
+            collect_frames(outputs, answers)
+            results = score_model(reference, outputs, quality["outputs"], steady=True)
+            add_metrics(quality, results, counted=bool(counted))
     # The loader judged every other gate.
-    quality["gates"] += judge(job.context.bounds, {}, quality["metric"])
+    if not counted:
+        quality["gates"] += judge_primary(job.context.bounds, quality["metric"])
+    quality["gates"] += judge_metrics(job.request.metric_gates, list_metrics(quality))
     quality["passed"] = all(gate["passed"] for gate in quality["gates"])
     verdict["passed"] = quality["passed"] and _reproduces(verdict)
     return verdict
@@ -345,7 +346,7 @@ def _warn_of_few_samples(job: Job, quality: Mapping[str, float]) -> Iterator[str
     40 samples resolve a rate of 1 in 40, so that a gate of 99 % allows no miss; it takes 100.
     """
     # Only shares of samples have a smallest step.
-    if job.context.reference.score is not None:
+    if not job.context.counted:
         quality = {gate: bound for gate, bound in quality.items() if gate not in METRIC_GATES}
     count = job.context.samples.evaluation_count
     shares = {}
@@ -410,7 +411,7 @@ def _measure_latency(job: Job, path: Path, host: Local) -> Comparison | None:
 
 
 def _summarize(quality: Question, accepted: bool) -> RecordedQuality:
-    return {
+    recorded: RecordedQuality = {
         "on": quality["on"],
         "samples": quality["samples"],
         "outputs": quality["outputs"],
@@ -418,6 +419,9 @@ def _summarize(quality: Question, accepted: bool) -> RecordedQuality:
         "reference": quality["reference"],
         "passed": accepted,
     }
+    if "further_metrics" in quality:
+        recorded["further_metrics"] = quality["further_metrics"]
+    return recorded
 
 
 def _make_unsteady_error(verdict: Verdict) -> GateError:

@@ -18,7 +18,7 @@ SNR_LIMIT = 999.0
 # Metric of edgepack's own -> its name in headings and labels.
 METRIC_LABELS = {"top1": "Top-1", "top5": "Top-5"}
 # Metrics of the build host that are shares, as the counted accuracies are.
-_SHARES = ("f1", "miou")
+_SHARES = ("accuracy", "agreement", "auroc", "cer", "f1", "map", "miou", "wer", *METRIC_LABELS)
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 # Replacements for consoles without UTF-8, chosen to keep the meaning of a figure.
 _ASCII = str.maketrans(
@@ -158,9 +158,13 @@ def format_snr(metrics: OutputMetrics) -> str:
 
 def is_share(metric: MetricResult) -> bool:
     """Return True for a metric that is written in per cent: a share from 0 to 1."""
-    counted = "higher_is_better" not in metric
     pair = metric["model"], metric["original"]
-    return (counted or metric["name"] in _SHARES) and all(0 <= value <= 1 for value in pair)
+    return is_share_name(metric["name"]) and all(0 <= value <= 1 for value in pair)
+
+
+def is_share_name(name: str) -> bool:
+    """Return True for the name of a metric of edgepack's that is a share."""
+    return name in _SHARES
 
 
 def format_mark(passed: bool) -> tuple[str, str]:

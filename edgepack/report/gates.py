@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edgepack.report.figures import (
@@ -13,6 +13,7 @@ from edgepack.report.figures import (
     format_number,
     format_percent,
     format_points,
+    is_share_name,
 )
 from edgepack.runtime.documents import Gate
 
@@ -56,6 +57,8 @@ _KINDS = {
     "agreement": _Kind("Top-1 agreement", "at-least", **_PERCENT),
     "metric_ratio": _Kind("{} relative to original", "at-least", **_PERCENT),
     "max_drop": _Kind("Drop of {}", "at-most", **_POINTS),
+    "metric_min": _Kind("{}", "at-least"),
+    "metric_max": _Kind("{}", "at-most"),
     "bit_exact": _Kind("Bit-exact", "equal"),
     "finite": _Kind("Non-finite values", "at-most"),
 }
@@ -64,6 +67,9 @@ _KINDS = {
 def _find_kind(gate: Gate) -> _Kind:
     name = str(gate["name"])
     if kind := _KINDS.get(name):
+        # Bounds on the metric itself are written as the metric is: 0.8 of f1 is 80 %.
+        if name in ("metric_min", "metric_max") and is_share_name(str(gate["output"])):
+            return replace(kind, **_PERCENT)
         return kind
     # A newer edgepack may have gates that this one does not know.
     return _Kind(name.replace("_", " "), None)

@@ -5,11 +5,12 @@ Rows are the measured records of the ledger. A column without a figure in any ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import cast
 
 from edgepack.ledger import Measured, RecordDocument, read_measured
+from edgepack.metrics.results import list_metrics
 from edgepack.report.documents import Report
 from edgepack.report.figures import (
     METRIC_LABELS,
@@ -22,9 +23,10 @@ from edgepack.report.figures import (
     is_share,
 )
 from edgepack.report.findings import format_worst
-from edgepack.runtime.documents import Measurement
+from edgepack.runtime.documents import Gate, Measurement, MetricResult
 
-# Headings by key, in order; the name of the task's metric replaces "metric".
+# Headings by key, in order; the name of the task's metric replaces "metric". Further metrics
+# follow it, with keys such as "metric:f1".
 COLUMNS = {
     "bytes": "Size",
     "parameters": "Parameters",
@@ -36,7 +38,8 @@ COLUMNS = {
 # From this many samples on, a hundredth of a per cent is significant.
 _MANY = 1000
 # Column that a missed gate marks; any other gate marks the SNR.
-_MARKS = {"metric_ratio": "metric", "max_drop": "metric", "agreement": "metric"}
+_MARKS = {"agreement": "metric"}
+_METRIC_GATES = ("metric_ratio", "max_drop", "metric_min", "metric_max")
 
 
 @dataclass(frozen=True)
@@ -95,24 +98,40 @@ def tabulate_passes(report: Report) -> Table | None:
     befores = [None, *records[:-1]]
     rows = list(map(_format_row, records, befores))
     measured = read_measured(records[-1])
+    # The first row is the original, whose answers are finite, so that it has every metric.
     columns = {}
-    for key, heading in _list_headings(measured).items():
+    for key, heading in _list_headings(read_measured(records[0])).items():
         if _has_figures(rows, key):
             columns[key] = heading
+    rows = [replace(row, cells=_fill(row.cells, columns)) for row in rows]
     # The first note of a repair states its price, or the reason that there was none.
     remarks = [record["notes"][0] for record in report["ledger"] if record["stage"] == "repair"]
     return Table(columns, rows, _format_caption(measured), remarks)
 
 
 def _list_headings(measured: Measured) -> dict[str, str]:
-    metric = measured["quality"]["metric"]
-    if not metric:
-        return {**COLUMNS, "metric": "Agreement"}
-    return {**COLUMNS, "metric": METRIC_LABELS.get(metric["name"], metric["name"])}
+    headings = {}
+    for key, heading in COLUMNS.items():
+        if key != "metric":
+            headings[key] = heading
+            continue
+        metrics = list_metrics(measured["quality"])
+        headings[key] = _name_metric(metrics[0]) if metrics else "Agreement"
+        for metric in metrics[1:]:
+            headings[f"metric:{metric['name']}"] = _name_metric(metric)
+    return headings
+
+
+def _name_metric(metric: MetricResult) -> str:
+    return METRIC_LABELS.get(metric["name"], metric["name"])
+
+
+def _fill(cells: Mapping[str, Cell], columns: Collection[str]) -> dict[str, Cell]:
+    return {key: cells.get(key, Cell(_NONE)) for key in columns}
 
 
 def _has_figures(rows: Sequence[Row], key: str) -> bool:
-    return any(row.cells[key].text != _NONE for row in rows)
+    return any(row.cells[key].text != _NONE for row in rows if key in row.cells)
 
 
 def _format_caption(measured: Measured) -> str:
@@ -129,7 +148,8 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
     measured = read_measured(record)
     # The first row has no change, and no figure of its cells gets one.
     change = cast("Mapping[str, float | None]", measured["change"] or {})
-    missed = {_MARKS.get(gate["name"], "snr") for gate in measured["missed"]}
+    further = {metric["name"] for metric in list_metrics(measured["quality"])[1:]}
+    missed = {_find_column(gate, further) for gate in measured["missed"]}
     snr = _format_snr(measured["quality"])
     cells = {
         "bytes": Cell(
@@ -152,8 +172,36 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
             snr, _format_signed(change.get("snr_db"), 0.05, format_decibel), "snr" in missed
         ),
     }
+    cells.update(_format_further(measured, before, missed))
     name = "original" if before is None else record["stage"]
     return Row(name, cells, bool(missed))
+
+
+def _find_column(gate: Gate, further: Set[str]) -> str:
+    """Return the key of the column that a missed gate marks."""
+    name, output = gate["name"], gate["output"]
+    if name not in _METRIC_GATES:
+        return _MARKS.get(name, "snr")
+    return f"metric:{output}" if output in further else "metric"
+
+
+def _format_further(
+    measured: Measured, before: RecordDocument | None, missed: Set[str]
+) -> dict[str, Cell]:
+    """Return the cells of the metrics beside the primary one."""
+    previous = {}
+    if before is not None:
+        for metric in read_measured(before)["quality"].get("further_metrics", ()):
+            previous[metric["name"]] = metric["model"]
+    cells, samples = {}, measured["quality"]["samples"]
+    for metric in measured["quality"].get("further_metrics", ()):
+        name, key = metric["name"], f"metric:{metric['name']}"
+        change = ""
+        if name in previous:
+            points = 100 * (metric["model"] - previous[name])
+            change = _format_points(metric, points)
+        cells[key] = Cell(_format_value(metric, samples), change, key in missed)
+    return cells
 
 
 def _format_speed(measured: Measured) -> str:
@@ -182,15 +230,26 @@ def _format_score(quality: Measurement) -> str:
     score, metric = _read_metric(quality), quality["metric"]
     if score is None:
         return _NONE
-    if metric and not is_share(metric):
-        return format_number(score)
-    if quality["samples"] >= _MANY:
-        return format_percent(score, 2)
-    return format_percent(score, 1)
+    if metric:
+        return _format_value(metric, quality["samples"])
+    return _format_share(score, quality["samples"])
+
+
+def _format_value(metric: MetricResult, samples: int) -> str:
+    if is_share(metric):
+        return _format_share(metric["model"], samples)
+    return format_number(metric["model"])
+
+
+def _format_share(score: float, samples: int) -> str:
+    return format_percent(score, 2 if samples >= _MANY else 1)
 
 
 def _format_score_change(quality: Measurement, points: float | None) -> str:
-    metric = quality["metric"]
+    return _format_points(quality["metric"], points)
+
+
+def _format_points(metric: MetricResult | None, points: float | None) -> str:
     if metric and not is_share(metric):
         return _format_signed(points, 0.0, lambda value: format_number(value / 100))
     return _format_signed(points, 0.005, lambda value: f"{value:.2f} points")

@@ -90,8 +90,13 @@ class Gate(_GateExtra):
     passed: bool
 
 
-class Measurement(TypedDict):
-    """Metrics of a model on a set of samples."""
+class _MeasurementExtra(TypedDict, total=False):
+    # Beside the primary one; the build host computes them.
+    further_metrics: List[MetricResult]
+
+
+class Measurement(_MeasurementExtra):
+    """Metrics of a model on a set of samples; `metric` is the primary task metric."""
 
     samples: int
     outputs: Dict[str, OutputMetrics]
@@ -263,6 +268,7 @@ class RecordedQuality(TypedDict, total=False):
     samples: int
     outputs: Mapping[str, OutputMetrics]
     metric: Optional[MetricResult]
+    further_metrics: List[MetricResult]
     reference: Mapping[str, OutputMetrics]
     passed: bool
 

@@ -150,6 +150,7 @@ class EvaluationTable(TypedDict, total=False):
 
     samples: str
     metric: str
+    metrics: list[str]
     allow_chance: bool
 
 
@@ -170,6 +171,7 @@ class ManifestGatesTable(TypedDict, total=False):
     """Table [gates] of a manifest: bounds that replace the target's, by gate."""
 
     quality: Mapping[str, float]
+    metrics: Mapping[str, Mapping[str, float]]
 
 
 class ReferenceTable(TypedDict, total=False):
@@ -188,6 +190,7 @@ class _ManifestExtra(_PassTables, total=False):
     evaluation: EvaluationTable
     training: SamplesTable
     pictures: PicturesTable
+    postprocess: str
     chain: str
     gates: ManifestGatesTable
     reference: ReferenceTable

@@ -12,6 +12,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.documents import (
     AxisTable,
+    EvaluationTable,
     InputTable,
     ManifestDocument,
     PicturesTable,
@@ -52,13 +53,15 @@ class Manifest:
         calibration: source of the calibration samples, as `data.open_samples` takes it.
         evaluation: source of the evaluation samples.
         training: source of the training samples.
-        metric: the task metric.
+        metrics: the task metrics; the first is the primary one.
         allow_chance: accept an original that is right no more often than by guessing.
         pictures: conversion of a picture to an input, as keyword arguments of Picture; None
             without a table [pictures].
         chain: the passes; overrides the target's.
         document: the manifest as read.
+        postprocess: function that decodes the outputs for the metrics; "" for none.
         quality: gate to bound; each overrides the target's.
+        metric_gates: by metric, the bounds `max_drop`, `ratio`, `min` and `max`.
         reference_samples: number of samples in the bundle.
         emulate: verify the bundle on the target's CPUs, emulated.
     """
@@ -77,12 +80,14 @@ class Manifest:
     calibration: str = ""
     evaluation: str = ""
     training: str = ""
-    metric: str = ""
+    metrics: tuple[str, ...] = ()
     allow_chance: bool = False
     pictures: PictureOptions | None = None
     chain: str = ""
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
+    postprocess: str = ""
     quality: Mapping[str, float] = field(default_factory=dict)
+    metric_gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     reference_samples: int | None = None
     emulate: bool = True
 
@@ -119,12 +124,14 @@ def load(path: Path) -> Manifest:
         calibration=_read_samples(table.get("calibration")),
         evaluation=evaluation.get("samples", ""),
         training=_read_samples(table.get("training")),
-        metric=evaluation.get("metric", ""),
+        metrics=_read_metrics(path, evaluation),
         allow_chance=evaluation.get("allow_chance", False),
         pictures=pictures,
         chain=table.get("chain", ""),
         document=table,
+        postprocess=table.get("postprocess", ""),
         quality=table.get("gates", {}).get("quality", {}),
+        metric_gates=table.get("gates", {}).get("metrics", {}),
         reference_samples=table.get("reference", {}).get("samples"),
         emulate=table.get("emulate", True),
     )
@@ -155,6 +162,20 @@ def _read_axes(table: Mapping[str, AxisTable]) -> dict[str, Span]:
         if "min" in axis:
             spans[name] = Span(axis["min"], axis["opt"], axis["max"])
     return spans
+
+
+def _read_metrics(path: Path, evaluation: EvaluationTable) -> tuple[str, ...]:
+    """Return `metrics`, or the one `metric`; refuse both."""
+    if "metric" in evaluation and "metrics" in evaluation:
+        raise SpecError(
+            "manifest-invalid",
+            f"{path} is not a valid manifest",
+            why="evaluation: metric and metrics exclude each other",
+            hint="list all of them under metrics",
+        )
+    if "metric" in evaluation:
+        return (evaluation["metric"],)
+    return tuple(evaluation.get("metrics", ()))
 
 
 def _read_samples(table: SamplesTable | None) -> str:

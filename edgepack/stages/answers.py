@@ -13,6 +13,8 @@ from edgepack.runtime.parity.accuracy import UNLABELLED, is_one_hot, labels_fit
 
 # Answers to different samples that differ by rounding alone, in steps of their type.
 ROUNDING = 2
+# Type of labels that are texts; numpy's name of it contains the length.
+TEXT = "str"
 
 
 class OutputFacts(TypedDict):
@@ -42,7 +44,7 @@ class LabelFacts(TypedDict):
 
     Keys:
         whole: True if all of them are integers.
-        dtype: numpy's name of their type.
+        dtype: numpy's name of their type; TEXT for texts, of any length.
         shape: of one sample's labels.
         minimum: smallest finite value; None if there is none.
         maximum: largest finite value; None if there is none.
@@ -169,7 +171,8 @@ class AnswerSurvey:
         for survey, array in zip(self.outputs, answers, strict=True):
             survey.add(array, self.samples, count)
             # Labels of zeros and ones may look one-hot in one batch, and not in the next.
-            if labels is not None:
+            # Texts are the labels of no output itself.
+            if labels is not None and labels.dtype.kind != "U":
                 forms = list_label_forms(array.shape, labels)
                 # A form must fit every batch.
                 if survey.forms is not None:
@@ -180,6 +183,12 @@ class AnswerSurvey:
         self.samples += count
 
     def _add_labels(self, labels: np.ndarray, count: int) -> None:
+        if labels.dtype.kind == "U":
+            shape = list(labels.shape[1:])
+            self._labels = LabelFacts(
+                whole=False, dtype=TEXT, shape=shape, minimum=None, maximum=None
+            )
+            return
         values = labels.astype(np.float64)
         # Only maps and sequences have unlabelled positions, such as -100: in [3, -100, -100] for
         # three tokens, 3 is both the smallest and the largest label.

@@ -20,7 +20,7 @@ from edgepack.runtime.parity.accuracy import (
     read_labels,
 )
 from edgepack.runtime.tensor import Tensor
-from edgepack.stages.answers import LabelFacts, OutputFacts, Survey
+from edgepack.stages.answers import TEXT, LabelFacts, OutputFacts, Survey
 
 # Bound on the probability of either error of the test for chance, see `Grade.is_chance`.
 SIGNIFICANCE = 0.01
@@ -338,6 +338,10 @@ def _explain_unused(
     labels: LabelFacts,
 ) -> str:
     """Return the reason for not using the labels; "" if they fit, or are plainly wrong."""
+    if labels["dtype"] == TEXT:
+        return (
+            "they are texts, which no output holds; a metric such as cer judges them: --metric cer"
+        )
     summary = f"they are {labels['dtype']} {labels['shape']} for each sample"
     if labels["minimum"] is not None:
         summary += f", from {labels['minimum']:g} to {labels['maximum']:g}"

@@ -18,6 +18,7 @@ import numpy as np
 from edgepack import graph
 from edgepack.context import BuildContext, Graph, Reference
 from edgepack.context.answers import iterate_answers
+from edgepack.context.gates import judge_metrics, judge_primary
 from edgepack.context.graph import describe_tensors, digest_model, parse_model
 from edgepack.context.parts import divide_outputs
 from edgepack.context.scoring import score_model
@@ -32,6 +33,7 @@ from edgepack.ledger import (
     read_measured,
 )
 from edgepack.metrics.collect import Collector
+from edgepack.metrics.results import add_metrics, list_metrics
 from edgepack.passes.training import processes
 from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
@@ -102,7 +104,7 @@ def evaluate(
     runner: graph.Runner | None = None,
     label: str = "",
 ) -> Measurement:
-    """Return `samples`, `outputs` and `metric` of a graph on the evaluation set, with caching.
+    """Return `samples`, `outputs` and the metrics of a graph on the evaluation set, with caching.
 
     Args:
         model: the graph, serialised.
@@ -126,28 +128,30 @@ def evaluate(
         literal = graph.signed_activations(parse_model(model))
         runner = runner or graph.Runner(round_halves(model), literal=literal)
         parts_by_output = divide_outputs(context.reference, outputs)
-        score = context.reference.score
-        counted = "" if score else context.metric
+        scores, counted = context.reference.scores, context.counted
         quality = Quality(outputs, parts_by_output, counted, context.inputs)
         with Collector() as collected:
             for batch, answers in iterate_answers(context.samples, context.reference):
                 measured = runner.run(batch.inputs)
                 quality.update(answers, measured, batch.labels, batch.count)
-                if score:
+                if scores:
                     collected.add(measured, batch.count)
                 progress.tell(f"{label}evaluated {quality.samples:,} of {count:,} samples")
             result = quality.result()
-            if score:
-                result["metric"] = score_model(
-                    score, context.reference, collected, result["outputs"]
-                )
+            if scores:
+                results = score_model(context.reference, collected, result["outputs"])
+                add_metrics(result, results, counted=bool(counted))
         entry = cache.put("evaluation", key, {}, result)
     return cast(Measurement, entry.document)
 
 
 def list_missed_gates(quality: Measurement, context: BuildContext) -> list[Gate]:
     """Return the gates of quality that these figures miss."""
-    gates = judge(context.bounds, quality["outputs"], quality["metric"])
+    counted = quality["metric"] if context.counted else None
+    gates = judge(context.bounds, quality["outputs"], counted)
+    if not counted:
+        gates += judge_primary(context.bounds, quality["metric"])
+    gates += judge_metrics(context.request.metric_gates, list_metrics(quality))
     return [gate for gate in gates if not gate["passed"]]
 
 

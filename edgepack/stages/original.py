@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +21,7 @@ from edgepack.context import (
     SampleSets,
 )
 from edgepack.context.answers import encode_answers, read_answers
+from edgepack.context.gates import RELATIVE, check_direction
 from edgepack.context.graph import describe_tensors
 from edgepack.context.reference import OriginalScore
 from edgepack.context.scoring import require_ratio, score_original
@@ -28,12 +29,14 @@ from edgepack.data.compact import compact_sample
 from edgepack.data.raw import prepare
 from edgepack.data.samples import Batch, Samples
 from edgepack.data.stream import preprocessing_of
-from edgepack.errors import SpecError
+from edgepack.errors import DataError
 from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Stage
-from edgepack.metrics.catalogue import load_metric
-from edgepack.metrics.protocol import TaskMetric
+from edgepack.metrics.catalogue import load_metrics
+from edgepack.metrics.classes import judges_decisions
+from edgepack.metrics.postprocess import Postprocess, load_postprocess
 from edgepack.request import Request
+from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.parity.sizes import LARGEST_STACK
 from edgepack.runtime.preprocess.feed import join_feeds
 from edgepack.runtime.preprocess.kinds import Preprocessing
@@ -41,7 +44,7 @@ from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
-from edgepack.stages.answers import AnswerSurvey, Survey, refuse_unprovable
+from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
 from edgepack.stages.identity import identify
 from edgepack.stages.labels import infer_kinds, judge_labels
 from edgepack.stages.sizes import answer_sizes
@@ -97,11 +100,11 @@ def run_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-        kinds, labels, score = _survey_answers(context, source, entry)
-        if score is not None:
+        kinds, labels, scores, postprocess = _survey_answers(context, source, entry)
+        for score in scores:
             stage.note(f"the original's {score.task.name} is {score.value:.6g}")
             stage.note(*plugins.credit(score.task.plugin))
-        elif labels.used and not labels.chance:
+        if not scores and labels.used and not labels.chance:
             stage.note("the labels of the evaluation samples judge the outputs")
     sizes = answer_sizes(context, source, inputs, feeds[:LARGEST_STACK], key)
     reference = Reference(
@@ -112,7 +115,8 @@ def run_original(
         labels=labels,
         digest=key,
         sizes=sizes,
-        score=score,
+        scores=scores,
+        postprocess=postprocess,
         raw=raw,
         preprocessing=preprocessing if raw else None,
     )
@@ -121,7 +125,7 @@ def run_original(
 
 def _survey_answers(
     context: Context, source: Source, entry: Entry
-) -> tuple[tuple[OutputKind, ...], Labels, OriginalScore | None]:
+) -> tuple[tuple[OutputKind, ...], Labels, tuple[OriginalScore, ...], Postprocess | None]:
     """Check that the original's answers allow a proof, and judge them by the labels.
 
     Raises SourceError, DataError and MetricError.
@@ -137,38 +141,73 @@ def _survey_answers(
         specs.append((kind, request.output_axes.get(name)))
     kinds = infer_kinds(survey, names, specs)
     folders = (Path(), request.base)
-    task = load_metric(request.metric, folders, _describe_outputs(names, kinds))
-    if task is not None:
-        return kinds, Labels(used=True), _score(task, request, survey, entry)
+    postprocess = None
+    if request.postprocess and request.metrics:
+        postprocess = load_postprocess(request.postprocess, folders, names)
+    tasks = load_metrics(
+        request.metrics,
+        folders,
+        _describe_outputs(names, kinds),
+        labelled=survey["labels"] is not None,
+        decoded=postprocess is not None,
+    )
+    for task in tasks:
+        check_direction(request.metric_gates.get(task.name, {}), task)
+    scores = score_original(tasks, postprocess, entry.folder / ANSWERS)
     batches = partial(read_answers, entry.folder / ANSWERS)
-    kinds, labels = judge_labels(kinds, names, survey, batches, request.allow_chance)
+    counted = request.metric in ("", *TOP)
+    labels = Labels(used=True)
+    # Metrics of decisions are at chance together: the test counts the right samples.
+    if counted or any(judges_decisions(task) for task in tasks):
+        judged, labels = judge_labels(kinds, names, survey, batches, request.allow_chance)
+        # Another metric that fits an output needs no output that decides.
+        if counted:
+            kinds = judged
+        else:
+            labels = replace(labels, used=True, unused="")
     if labels.unused:
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
+    labels = _judge_scores(scores, labels, request)
     if labels.chance:
         ledger.warn(labels.chance)
-    return kinds, labels, None
+    return kinds, labels, scores, postprocess
+
+
+def _judge_scores(scores: Sequence[OriginalScore], labels: Labels, request: Request) -> Labels:
+    """Return the labels, with a warning if the primary metric is no better than guessing.
+
+    Raises DataError `original-chance` for any metric unless the request allows it, and MetricError
+    `metric-ratio`.
+    """
+    for score in scores:
+        if score.chance and not request.allow_chance:
+            raise DataError(
+                "original-chance",
+                f"the original's {score.task.name} is no better than guessing",
+                why=score.chance,
+                hint="check that the labels belong to this model and these samples, and that the "
+                "postprocess fits the outputs\n"
+                "--allow-chance judges by the other gates instead",
+            )
+    primary = scores[0] if scores and request.metric not in ("", *TOP) else None
+    if primary is not None and primary.chance:
+        text = f"the original's {primary.task.name} is no better than guessing: {primary.chance}"
+        labels = replace(labels, chance=f"{text}; its labels prove nothing")
+    for score in scores:
+        named = request.metric_gates.get(score.task.name, {})
+        bounds = {gate for bound, gate in RELATIVE.items() if bound in named}
+        if score is primary:
+            bounds |= set(request.explicit_gates if labels.chance else request.quality)
+        require_ratio(score, bounds)
+    return labels
 
 
 def _describe_outputs(names: Sequence[str], kinds: Sequence[OutputKind]) -> tuple[Tensor, ...]:
     """Return the outputs as far as they are known before the export: names and kinds."""
-    return tuple(
-        Tensor(name, "", (), output.kind, output.axis)
-        for name, output in zip(names, kinds, strict=True)
-    )
-
-
-def _score(task: TaskMetric, request: Request, survey: Survey, entry: Entry) -> OriginalScore:
-    """Return the original's task metric. Raises SpecError and MetricError."""
-    if survey["labels"] is None:
-        raise SpecError(
-            "metric-needs-labels",
-            f"{task.name} was requested, but cannot be measured",
-            why="the evaluation samples have no labels",
-            hint="store the labels under `labels` in the evaluation .npz",
-        )
-    score = score_original(task, entry.folder / ANSWERS)
-    require_ratio(score, request.quality)
-    return score
+    tensors = []
+    for name, output in zip(names, kinds, strict=True):
+        tensors.append(Tensor(name, "", (), output.kind, output.axis))
+    return tuple(tensors)
 
 
 def _choose_output_names(

@@ -85,7 +85,7 @@ def repair(
             "original": context.reference.digest,
             "outputs": describe_tensors(context.original.outputs),
             "metric": context.metric_key,
-            "gates": dict(context.bounds),
+            "gates": [dict(context.bounds), dict(context.request.metric_gates)],
         }
         model, details = run_cached(
             "repair", parts, stage, context.cache,

@@ -87,7 +87,7 @@ ARRAYS: list[tuple[str, str, dict[str, object]]] = [
     ("samples-object-array", "unpickle", {"image": np.array([GOOD, None], object)}),
     ("samples-not-finite", "(0, 0, 0) is nan", {"image": GOOD + np.float32(np.nan)}),
     ("samples-labels-count", "3 label(s) for 4", {"image": GOOD, "labels": np.arange(3)}),
-    ("samples-labels-type", "<U3", {"image": GOOD, "labels": np.array(["cat", "dog"] * 2)}),
+    ("samples-labels-type", "|S3", {"image": GOOD, "labels": np.array([b"cat", b"dog"] * 2)}),
     ("samples-fortran-order", "ascontiguousarray", {"image": np.asfortranarray(GOOD)}),
 ]
 
