@@ -94,8 +94,8 @@ def _list_answers(results: Sequence[object]) -> list[dict[str, object]]:
 def _read_result(result: object, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     keys = ("boxes", "scores", "labels")
     if not isinstance(result, Mapping) or not set(keys) <= set(result):
-        found = sorted(result) if isinstance(result, Mapping) else type(result).__name__
-        raise _misfit(f"the result of picture {number} is {found}")
+        content = sorted(result) if isinstance(result, Mapping) else type(result).__name__
+        raise _misfit(f"the result of picture {number} is {content}")
     arrays = cast("Mapping[str, object]", result)
     boxes, scores, labels = (np.asarray(arrays[key], dtype=np.float64) for key in keys)
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes

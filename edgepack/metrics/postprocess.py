@@ -45,11 +45,11 @@ class Postprocess:
             raise
         except Exception as error:  # the user's function may raise anything
             frames = traceback.extract_tb(error.__traceback__)
-            place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+            position = f"{frames[-1].filename}, line {frames[-1].lineno}"
             raise MetricError(
                 "postprocess-failed",
                 f"the postprocess {self.origin} failed",
-                why=f"{type(error).__name__}: {error} ({place})\n{_describe(named)}",
+                why=f"{type(error).__name__}: {error} ({position})\n{_describe(named)}",
                 hint="it takes the outputs of a batch by name, and returns a list with one result "
                 "for each sample",
             ) from error

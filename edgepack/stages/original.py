@@ -28,7 +28,7 @@ from edgepack.context.scoring import require_ratio, score_original
 from edgepack.data.compact import compact_sample
 from edgepack.data.raw import prepare
 from edgepack.data.samples import Batch, Samples
-from edgepack.data.stream import preprocessing_of
+from edgepack.data.stream import class_names_of, preprocessing_of
 from edgepack.errors import DataError
 from edgepack.graph.signature import default_output_names
 from edgepack.ledger import Stage
@@ -100,7 +100,9 @@ def run_original(
         stage.note(
             f"the original model answered {count:,} samples; {len(feeds)} of them ship as reference"
         )
-        kinds, labels, scores, postprocess = _survey_answers(context, source, entry)
+        kinds, labels, scores, postprocess = _survey_answers(
+            context, source, entry, class_names_of(samples.evaluation)
+        )
         for score in scores:
             stage.note(f"the original's {score.task.name} is {score.value:.6g}")
             stage.note(*plugins.credit(score.task.plugin))
@@ -124,7 +126,7 @@ def run_original(
 
 
 def _survey_answers(
-    context: Context, source: Source, entry: Entry
+    context: Context, source: Source, entry: Entry, class_names: Sequence[str]
 ) -> tuple[tuple[OutputKind, ...], Labels, tuple[OriginalScore, ...], Postprocess | None]:
     """Check that the original's answers allow a proof, and judge them by the labels.
 
@@ -150,6 +152,7 @@ def _survey_answers(
         _describe_outputs(names, kinds),
         labelled=survey["labels"] is not None,
         decoded=postprocess is not None,
+        class_names=class_names,
     )
     for task in tasks:
         check_direction(request.metric_gates.get(task.name, {}), task)
