@@ -33,7 +33,7 @@ from edgepack.cli import (
 from edgepack.cli.boundary import ARGUMENTS, COULD_NOT_RUN, INTERRUPTED, TERMINATED, fail
 from edgepack.errors import EdgepackError, SpecError
 from edgepack.files import convert_os_error
-from edgepack.runtime.streams import flush_streams, restore_streams
+from edgepack.runtime.streams import PipeClosed, flush_streams, restore_streams
 
 CONTEXT = {
     "help_option_names": ["-h", "--help"],
@@ -66,9 +66,11 @@ class OrderedGroup(click.Group):
 
 @contextmanager
 def _convert_system_errors() -> Iterator[None]:
-    """Convert an OSError to an EdgepackError: click exits with 1 on a broken pipe."""
+    """Convert an OSError of click's output: click exits with 1 on a broken pipe."""
     try:
         yield
+    except BrokenPipeError as error:
+        raise PipeClosed from error
     except OSError as error:
         raise convert_os_error(error) from error
 

@@ -19,6 +19,7 @@ from edgepack import files
 from edgepack.errors import DeprecatedName, EdgepackError
 from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
 from edgepack.runtime.streams import (
+    PipeClosed,
     print_error,
     print_result,
     print_status,
@@ -67,7 +68,7 @@ def fail(error: EdgepackError, as_json: bool) -> NoReturn:
     """Print an error and exit with its status, even if nothing can be printed."""
     # A reader of stdout that is gone must not hide the error on stderr.
     if as_json:
-        with suppress(EdgepackError):
+        with suppress(EdgepackError, PipeClosed):
             print_json({"error": error.to_json()})
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     # Errors quote foreign text: its escape sequences must not reach the terminal.

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 import sys
 
 from rich.console import Console
 
-from edgepack.runtime.streams import result_stream, write_result
+from edgepack.runtime.streams import PipeClosed, result_stream, write_result
 
 
 class StderrConsole(Console):
-    """Console on standard error that raises when its reader is gone.
+    """Console on standard error that ends the command when its reader is gone.
 
     On a broken pipe rich would exit with status 1, which means a missed gate.
     """
@@ -22,8 +20,8 @@ class StderrConsole(Console):
         super().__init__(stderr=True, highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """Raise BrokenPipeError."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        """Raise PipeClosed."""
+        raise PipeClosed
 
 
 class ResultConsole(Console):

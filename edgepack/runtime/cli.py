@@ -27,6 +27,7 @@ from .origin import origin
 from .parity.gates import describe_gate
 from .parity.verdict import PASS, UNVERIFIED
 from .streams import (
+    PipeClosed,
     flush_streams,
     print_error,
     print_result,
@@ -472,7 +473,7 @@ def _act(options: argparse.Namespace, bundle: str) -> int:
 def _report_error(error: EdgepackError, as_json: bool) -> int:
     if as_json:
         # If standard output itself failed, only standard error can carry the error.
-        with suppress(EdgepackError):
+        with suppress(EdgepackError, PipeClosed):
             write_result(json.dumps({"error": error.to_json()}, sort_keys=True) + "\n")
     print_error(str(error))
     return error.exit_code

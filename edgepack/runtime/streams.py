@@ -6,6 +6,8 @@ replaces the text with `--json`. `print_status` prints progress and warnings, `p
 Python flushes both once more when it ends, and exits with 120 if that fails: a status that no
 script expects. A stream that fails is therefore redirected to the null device, and the exit
 status stays the one that the command returned.
+
+A reader that closes its pipe early, as `head` does, ends the command without a message.
 """
 
 from __future__ import annotations
@@ -19,8 +21,17 @@ from typing import Any, Dict, Iterator
 from .errors import EdgepackError, InputError
 
 _UNWRITABLE = 2
+# What a shell reports of a program that SIGPIPE ended: 128 + 13.
+PIPE_CLOSED = 141
 # Holds standard output under "stream" while `reserve_stdout` redirects all other writes.
 _RESERVED: Dict[str, Any] = {}
+
+
+class PipeClosed(SystemExit):
+    """End of the program because the reader of a stream has closed its pipe."""
+
+    def __init__(self) -> None:
+        super().__init__(PIPE_CLOSED)
 
 
 def printable(text: str) -> str:
@@ -107,13 +118,19 @@ def _is_descriptor(stream: Any, descriptor: int) -> bool:
 
 
 def print_result(*lines: str) -> None:
-    """Print lines of the result on standard output. Raises InputError if it cannot be written."""
+    """Print lines of the result on standard output.
+
+    Raises InputError if it cannot be written, PipeClosed if nobody reads it.
+    """
     if lines:
         write_result("".join(printable(line) + "\n" for line in lines))
 
 
 def write_result(text: str) -> None:
-    """Write text to standard output as it is, and flush. Raises InputError if that fails."""
+    """Write text to standard output as it is, and flush.
+
+    Raises InputError if that fails, PipeClosed if nobody reads it.
+    """
     stream = result_stream()
     try:
         stream.write(text)
@@ -128,7 +145,10 @@ def result_stream() -> Any:
 
 
 def print_status(*lines: str) -> None:
-    """Print progress or a warning on standard error. Raises InputError if it cannot be written."""
+    """Print progress or a warning on standard error.
+
+    Raises InputError if it cannot be written, PipeClosed if nobody reads it.
+    """
     if not lines:
         return
     try:
@@ -139,25 +159,28 @@ def print_status(*lines: str) -> None:
 
 def print_error(text: str) -> None:
     """Print an error on standard error; if that fails, only the exit status reports it."""
-    with suppress(EdgepackError):
+    with suppress(EdgepackError, PipeClosed):
         print_status(*text.split("\n"))
 
 
 def flush_streams(status: int) -> int:
-    """Flush both streams; return `status`, or 2 if a success could not be written."""
+    """Flush both streams; return `status`, or another if a success could not be written."""
     for stream in (sys.stdout, sys.stderr):
-        if not _flush(stream):
-            status = status or _UNWRITABLE
+        failure = _flush(stream)
+        status = status or failure
     return status
 
 
-def _flush(stream: Any) -> bool:
+def _flush(stream: Any) -> int:
+    """Flush a stream; return 0, or the exit status of the failure."""
     try:
         stream.flush()
-    except OSError:
+    except OSError as error:
         _discard(stream)
-        return False
-    return True
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        return _UNWRITABLE
+    return 0
 
 
 def _discard(stream: Any) -> None:
@@ -169,8 +192,10 @@ def _discard(stream: Any) -> None:
     stream.flush()
 
 
-def _unwritable(subject: str, name: str, stream: Any, error: OSError) -> InputError:
+def _unwritable(subject: str, name: str, stream: Any, error: OSError) -> BaseException:
     _discard(stream)
+    if isinstance(error, BrokenPipeError):
+        return PipeClosed()
     return InputError(
         "output-unwritable",
         f"{subject} cannot be written to {name}",

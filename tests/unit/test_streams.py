@@ -12,12 +12,25 @@ import pytest
 
 from edgepack.runtime.errors import InputError
 from edgepack.runtime.streams import printable
+from support.bundle_cases import REPORT, reseal
+from support.report_cases import EXAMPLE
 
 pytestmark = pytest.mark.slow
 
 # Python's own buffering, none by an option, none by the environment.
 MODES = {"buffered": ([], {}), "-u": (["-u"], {}), "variable": ([], {"PYTHONUNBUFFERED": "1"})}
 HOST = "-m edgepack "
+
+
+@pytest.fixture(scope="module")
+def reported(linear_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with the report of another build."""
+    folder = tmp_path_factory.mktemp("reported")
+    reseal(linear_bundle, folder / "first.edgepack", {REPORT: EXAMPLE.read_bytes()})
+    # The second time, the report gets the digest of its bundle.
+    path = folder / "second.edgepack"
+    reseal(folder / "first.edgepack", path, {})
+    return path
 
 
 def run_scrubbed(
@@ -91,17 +104,39 @@ def test_the_host_ends_with_its_own_status(mode: str, line: str, status: int) ->
     assert "Exception ignored" not in done.stderr
 
 
-@pytest.mark.parametrize("line", ["targets list", "--help", "inspect BUNDLE"])
-def test_a_reader_that_has_gone_is_no_missed_gate(line: str, linear_bundle: Path) -> None:
-    """Click and rich would both exit with 1."""
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-u BUNDLE info",
+        "BUNDLE info",
+        "BUNDLE info --json",
+        "BUNDLE verify",
+        "BUNDLE --help",
+        "-m edgepack targets list",
+        "-m edgepack --help",
+        "-m edgepack inspect BUNDLE",
+    ],
+)
+def test_a_reader_that_has_gone_ends_it_quietly(line: str, reported: Path) -> None:
+    """The status is the one of a program that SIGPIPE ends, and no missed gate's."""
+    arguments = [str(reported) if word == "BUNDLE" else word for word in line.split()]
+    assert run_unread(arguments, subprocess.PIPE) == (141, "")
+    assert run_unread(arguments, subprocess.STDOUT) == (141, None)
+
+
+def run_unread(arguments: list[str], stderr: int) -> tuple[int, str | None]:
+    """Run Python with nobody behind its standard output; return the status and the messages."""
     reader, writer = os.pipe()
     os.close(reader)
-    arguments = [str(linear_bundle) if word == "BUNDLE" else word for word in line.split()]
-    done = subprocess.run(
-        [sys.executable, "-m", "edgepack", *arguments], stdout=writer, stderr=writer
-    )
+    done = subprocess.run([sys.executable, *arguments], stdout=writer, stderr=stderr, text=True)
     os.close(writer)
-    assert done.returncode == 2
+    return done.returncode, done.stderr
+
+
+def test_an_error_is_told_even_if_nobody_reads_the_result(linear_bundle: Path) -> None:
+    status, message = run_unread([str(linear_bundle), "no-such", "--json"], subprocess.PIPE)
+    assert status == 2
+    assert str(message).startswith("error[usage]: ")
 
 
 def test_a_closed_stream_is_no_other_file(linear_bundle: Path, tmp_path: Path) -> None:
