@@ -11,6 +11,8 @@ from pathlib import Path
 from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
+from edgepack.data.recordings import AudioOptions
+from edgepack.data.tokenizer import TextOptions
 from edgepack.errors import SpecError
 from edgepack.metrics.catalogue import check_metrics
 from edgepack.metrics.functions import name_metric
@@ -52,6 +54,8 @@ class Request:
         metrics: the task metrics, the primary one first; none takes top-1 if there are labels for
             an output's decisions.
         postprocess: function that decodes the outputs for the metrics; "" for none.
+        text: conversion of texts to tokens, as far as the manifest sets it.
+        audio: conversion of recordings, as far as the manifest sets it; None without a table.
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
         quality: the gates, including those that apply only with labels.
@@ -90,6 +94,8 @@ class Request:
     preprocessing: Preprocessing | None = None
     metrics: tuple[MetricSource, ...] = ()
     postprocess: str = ""
+    text: TextOptions = field(default_factory=TextOptions)
+    audio: AudioOptions | None = None
     allow_chance: bool = False
     chain: tuple[passes.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -120,6 +126,7 @@ class Request:
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
         texts = [self.arch, self.calibration, self.evaluation, self.training, self.postprocess]
+        texts.append(self.text.tokenizer)
         for metric in self.metrics:
             if isinstance(metric, str) and ":" in metric:
                 texts.append(metric)
@@ -233,6 +240,8 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         preprocessing=preprocessing,
         metrics=metrics or gates.default_metrics,
         postprocess=flags.postprocess or _resolve_function(manifest, manifest.postprocess),
+        text=_read_text_options(manifest),
+        audio=None if manifest.audio is None else AudioOptions(**manifest.audio),
         allow_chance=flags.allow_chance or manifest.allow_chance,
         chain=chain,
         quality=gates.quality,
@@ -321,6 +330,12 @@ def _resolve_path(manifest: Manifest, text: str) -> str:
     if path.exists():
         return f"{path}:{function}"
     return text
+
+
+def _read_text_options(manifest: Manifest) -> TextOptions:
+    """Return the table [text], with the path of the tokenizer relative to the current folder."""
+    options = TextOptions(**manifest.text)
+    return replace(options, tokenizer=_resolve_path(manifest, options.tokenizer))
 
 
 def _resolve_metrics(manifest: Manifest) -> tuple[MetricSource, ...]:

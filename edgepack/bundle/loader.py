@@ -48,6 +48,9 @@ class Need(Enum):
     WHEELS = "wheels are installed on the device"
     RAW = "inputs are made from raw data"
     PICTURE = "the raw data are pictures"
+    TEXT = "the raw data are texts"
+    AUDIO = "the raw data are recordings"
+    CODE = "the user's own code prepares the raw data"
 
 
 Needs = frozenset[Need]
@@ -71,9 +74,17 @@ OPTIONAL: Mapping[str, Need] = {
     "preprocess/kinds.py": Need.RAW,
     "preprocess/reference.py": Need.RAW,
     "preprocess/picture.py": Need.PICTURE,
+    "preprocess/text.py": Need.TEXT,
+    "preprocess/audio.py": Need.AUDIO,
+    "preprocess/code.py": Need.CODE,
 }
 # Kind of preprocessing -> its need, besides that of raw data.
-KINDS: Mapping[str, Need] = {"picture": Need.PICTURE}
+KINDS: Mapping[str, Need] = {
+    "picture": Need.PICTURE,
+    "text": Need.TEXT,
+    "audio": Need.AUDIO,
+    "code": Need.CODE,
+}
 # Needs that occur together, besides wheels: each of these includes the ones before it.
 _ENGINE_NEEDS = (Need.GPU, Need.TENSORRT, Need.FINISH)
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgepack.data.arrays import infer_tensors, open_arrays
-from edgepack.data.folder import array_shards, empty_folder, open_shards
+from edgepack.data.files import list_files, open_files
+from edgepack.data.folder import array_shards, empty_folder, open_shards, refuse_mixed
 from edgepack.data.function import FUNCTION, load_object, open_function
 from edgepack.data.layouts.class_names import Classes, read_class_file
 from edgepack.data.layouts.find import is_divided, open_layout
@@ -19,21 +20,29 @@ from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
 from edgepack.data.pictures import open_pictures
 from edgepack.data.random import random_samples
+from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
+from edgepack.data.recordings import AudioOptions, open_recordings, read_audio
+from edgepack.data.recordings import describe as describe_audio
 from edgepack.data.roles import find_role
 from edgepack.data.samples import Batch, Samples
 from edgepack.data.split import Split, divide_pictures, divide_stream, select_stream
 from edgepack.data.stream import SampleStream
+from edgepack.data.texts import SUFFIXES as TEXT_SUFFIXES
+from edgepack.data.texts import open_texts
+from edgepack.data.tokenizer import TextOptions, read_text
+from edgepack.data.tokenizer import describe as describe_text
 from edgepack.data.values import PythonSamples, infer_values, open_value
 from edgepack.errors import DataError
 from edgepack.files import expand_user
+from edgepack.runtime.preprocess.code import Code
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import nearest
 
 FORMS = (
-    "samples are a .npz or .npy file, a folder of them, a folder of pictures, "
-    "a COCO .json or YOLO data.yaml, or package.module:function"
+    "samples are a .npz or .npy file, a folder of them, a folder of pictures or recordings, "
+    "a .txt, .csv or .jsonl of texts, a COCO .json or YOLO data.yaml, or package.module:function"
 )
 
 
@@ -47,6 +56,7 @@ def open_samples(
     role: str = "evaluation",
     classes: Classes | None = None,
     split: Split | None = None,
+    columns: TextOptions | None = None,
 ) -> Samples:
     """Open samples that fit a model, as a stream that can be read any number of times.
 
@@ -58,12 +68,15 @@ def open_samples(
             a folder of pictures, labelled by an optional `labels.csv` (`file,label`), by one
             subfolder for each class, or by annotations of COCO or YOLO;
             such annotations: a `.json` or `data.yaml`;
+            a folder of recordings, labelled by a `labels.csv` or by class folders;
+            a `.txt` with one text per line, or a table of texts: `.csv`, `.tsv`, `.jsonl`;
             a folder with one of these for each role, such as `train` and `val`;
             `package.module:name` or `path/to/file.py:name`, a function without arguments that
             is called again for each pass, or an object such as a DataLoader, see `open_value`;
             the same from Python, as `PythonSamples`.
         inputs: the model's inputs.
-        preprocessing: conversion of raw samples to the inputs: a `Picture` for pictures.
+        preprocessing: conversion of raw samples to the inputs: a `Picture` for pictures, a `Text`
+            for texts, an `Audio` for recordings, or a `Code` for files or texts of any kind.
         base: folder that relative paths and modules are resolved against.
         search: second folder to import modules from, such as the manifest's.
         role: "calibration", "evaluation" or "training". Only for training, a function may yield
@@ -71,6 +84,7 @@ def open_samples(
         classes: of the model; None if they are not known.
         split: division of the samples into those for evaluation and all others; None if the
             source holds the samples of the role.
+        columns: names of the columns of a table of texts.
 
     Labels are optional. Among training samples, a class of -1 or a value of NaN marks a sample
     without a label.
@@ -98,7 +112,11 @@ def open_samples(
     if shards:
         stream = open_shards(path, shards, inputs, origin=spec)
         return _split_stream(stream, split, role)
-    pictures = open_layout(path, role, classes or Classes())
+    classes = classes or Classes()
+    raw = _open_raw(path, inputs, preprocessing, spec, classes, columns)
+    if raw is not None:
+        return _split_stream(raw, split, role)
+    pictures = open_layout(path, role, classes)
     if pictures is not None:
         pictures = _split_pictures(pictures, split, role)
         origin = f"{spec} ({len(pictures.paths)} {pictures.layout})"
@@ -106,6 +124,50 @@ def open_samples(
     if path.is_dir():
         raise empty_folder(path)
     return _split_stream(open_arrays((path,), inputs, origin=spec), split, role)
+
+
+def _open_raw(
+    path: Path,
+    inputs: tuple[Tensor, ...],
+    preprocessing: Preprocessing | None,
+    origin: str,
+    classes: Classes,
+    columns: TextOptions | None,
+) -> SampleStream | None:
+    """Open texts, recordings, or files for code of the user's own; None for other samples."""
+    if path.is_file():
+        if path.suffix.lower() not in TEXT_SUFFIXES:
+            return None
+        return open_texts(
+            path, inputs, preprocessing, origin=origin, columns=columns, classes=classes
+        )
+    if isinstance(preprocessing, Code):
+        files = list_files(path)
+        if not files:
+            return None
+        origin = f"{origin} ({len(files):,} files)"
+        return open_files(path, files, inputs, preprocessing, origin=origin, classes=classes)
+    recordings = list_files(path, RECORDING_SUFFIXES)
+    if not recordings:
+        return None
+    refuse_mixed(path, recordings)
+    return open_recordings(path, recordings, inputs, preprocessing, origin=origin, classes=classes)
+
+
+def find_kind(spec: str | PythonSamples, base: Path = Path()) -> str:
+    """Return the kind of raw samples, "text" or "audio"; "" for others.
+
+    Raises DataError `samples-not-found` for a file or folder that does not exist.
+    """
+    if isinstance(spec, PythonSamples):
+        return ""
+    path = _locate(spec, base)
+    if path is None:
+        return ""
+    path = _find_part(path, "evaluation")
+    if path.is_dir():
+        return "audio" if list_files(path, RECORDING_SUFFIXES) else ""
+    return "text" if path.suffix.lower() in TEXT_SUFFIXES else ""
 
 
 def has_parts(spec: str | PythonSamples, base: Path = Path()) -> bool:
@@ -160,7 +222,7 @@ def infer_inputs(
 
     Returns:
         One tensor for each array except the labels, its axis 0 named "batch" and the others
-        fixed; None for pictures, which carry no shapes, and for an empty source.
+        fixed; None for raw samples, which carry no shapes, and for an empty source.
 
     Raises:
         DataError: the source does not exist or cannot be read; `samples-ambiguous` if an item of
@@ -172,6 +234,8 @@ def infer_inputs(
     if path is None:
         return infer_values(load_object(spec, (base, search)), names, spec)
     path = _find_part(path, "calibration")
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        return None
     if path.is_dir():
         shards = array_shards(path)
         if not shards:
@@ -207,6 +271,7 @@ def _locate(spec: str, base: Path) -> Path | None:
 
 
 __all__ = [
+    "AudioOptions",
     "Batch",
     "Classes",
     "LintReport",
@@ -214,11 +279,17 @@ __all__ = [
     "PythonSamples",
     "Samples",
     "Split",
+    "TextOptions",
     "check_there",
+    "describe_audio",
+    "describe_text",
+    "find_kind",
     "has_parts",
     "infer_inputs",
     "lint",
     "open_samples",
     "random_samples",
+    "read_audio",
     "read_class_file",
+    "read_text",
 ]

@@ -1,4 +1,4 @@
-"""Samples in a folder of array files or of pictures."""
+"""Samples in a folder of array files, and errors of folders without samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgepack.data.arrays import open_arrays
 from edgepack.data.layouts.picture_set import SUFFIXES, find_pictures
+from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
 from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
@@ -40,11 +41,25 @@ def open_shards(
     return open_arrays(shards, inputs, origin=f"{origin} ({len(shards)} files)")
 
 
+def refuse_mixed(folder: Path, recordings: tuple[Path, ...]) -> None:
+    """Raise DataError `samples-folder-mixed` for a folder of recordings with pictures in it."""
+    pictures = find_pictures(folder)
+    if pictures:
+        raise DataError(
+            "samples-folder-mixed",
+            f"{folder} holds both pictures and recordings",
+            why=f"{len(pictures)} picture(s), such as {pictures[0].name}, and {len(recordings)} "
+            f"recording(s), such as {recordings[0].name}",
+            hint="keep pictures and recordings in separate folders",
+        )
+
+
 def empty_folder(folder: Path) -> DataError:
     """Return the error for a folder without samples."""
     return DataError(
         "samples-folder-empty",
         f"{folder} holds no samples",
-        why="there is no .npz, .npy or picture in it",
-        hint=f"pictures are recognised by their suffix: {', '.join(sorted(SUFFIXES))}",
+        why="there is no .npz, .npy, picture or recording in it",
+        hint="files are recognised by their suffix: "
+        f"{', '.join(sorted(SUFFIXES))}; {', '.join(sorted(RECORDING_SUFFIXES))}",
     )

@@ -116,6 +116,7 @@ class _Survey:
         fingerprints: first 8 bytes of each sample's digest.
         moments: running statistics by input.
         notes: conversions that made the samples fit, in sentences.
+        constants: inputs that may be the same in every sample.
     """
 
     role: str
@@ -126,6 +127,7 @@ class _Survey:
     fingerprints: array[int] = field(default_factory=lambda: array("Q"))
     moments: dict[str, Moments] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    constants: frozenset[str] = frozenset()
 
     def fingerprint_array(self) -> np.ndarray:
         """Return the first 8 bytes of each sample's digest, as uint64."""
@@ -154,6 +156,8 @@ class _Survey:
             if not values.count:
                 yield f"{tensor.name} is empty in every {self.role} sample; its range is unknown"
             elif values.minimum == values.maximum:
+                if tensor.name in self.constants:
+                    continue
                 yield f"{tensor.name} is {values.minimum:g} everywhere in the {self.role} samples"
             elif np.dtype(tensor.dtype).kind == "f" and values.integral and values.maximum > 1:
                 yield (
@@ -188,6 +192,7 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
             divisible += piece.count
     if isinstance(samples, SampleStream):
         survey.notes, survey.exact = samples.notes, samples.exact
+        survey.constants = samples.constants
         if samples.exact:
             # Complete feeds are never dropped: only divisible pieces are gathered into batches.
             survey.dropped = divisible % samples.exact

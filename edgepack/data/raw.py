@@ -48,6 +48,8 @@ def prepare(preprocessing: Preprocessing, data: bytes, name: str) -> dict[str, n
     except InputError as error:
         raise DataError(error.code, error.what, why=error.why, hint=error.hint) from error
     except DeviceError as error:
+        if not preprocessing.requirements():
+            raise
         # "pillow>=8" is the requirement of the package pillow.
         package = preprocessing.requirements()[0].partition(">")[0]
         raise missing_package(package, _EXTRAS[package], "Reading these samples") from error

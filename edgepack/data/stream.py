@@ -94,6 +94,7 @@ class SampleStream:
         notes: conversions that made the samples fit, in sentences.
         preprocessing: conversion of the raw samples to arrays; None for samples that are arrays.
         class_names: names of the classes, by their index; empty if they are not known.
+        constants: inputs that may be the same in every sample, such as the mask of unpadded texts.
     """
 
     origin: str
@@ -102,6 +103,7 @@ class SampleStream:
     notes: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
+    constants: frozenset[str] = frozenset()
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Iterate over all samples from the first, at most `size` per batch.

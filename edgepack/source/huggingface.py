@@ -18,6 +18,7 @@ from edgepack.source.huggingface_io import (
     infer_outputs,
     optional_inputs,
     output_kind,
+    read_class_names,
 )
 from edgepack.source.model import Source
 from edgepack.source.recognise import recognise
@@ -84,6 +85,7 @@ def load_huggingface(path: Path) -> Source:
         optional_inputs=optional_inputs(model, inputs),
         output_names=names,
         output_kind=output_kind(model_class.__name__, model.config),
+        class_names=read_class_names(config),
         run=torch_run(module, inputs),
         parameters=count_parameters(model),
         bytes=size,

@@ -190,6 +190,24 @@ def output_kind(class_name: str, config: PretrainedConfig) -> str | None:
     return None
 
 
+def read_class_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the names of the classes in `id2label`, by their index; empty if there are none.
+
+    transformers writes LABEL_0, LABEL_1, ... for classes without names.
+    """
+    # {"0": "unfavourable", "1": "favourable"} gives ("unfavourable", "favourable").
+    labels = config.get("id2label")
+    if not isinstance(labels, dict):
+        return ()
+    names = []
+    for index in range(len(labels)):
+        name = labels.get(str(index))
+        if not isinstance(name, str) or name == f"LABEL_{index}":
+            return ()
+        names.append(name)
+    return tuple(names)
+
+
 def _unsupported(path: Path, why: str) -> SourceError:
     return SourceError(
         "source-hf-unsupported",

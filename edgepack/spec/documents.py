@@ -167,6 +167,28 @@ class PicturesTable(TypedDict, total=False):
     std: list[float]
 
 
+class TextTable(TypedDict, total=False):
+    """Table [text] of a manifest: conversion of a text to tokens."""
+
+    tokenizer: str
+    max_length: int
+    padding: str
+    truncation: str
+    text: str
+    text_pair: str
+    label: str
+
+
+class AudioTable(TypedDict, total=False):
+    """Table [audio] of a manifest: conversion of a recording to a waveform."""
+
+    rate: int
+    length: int
+    channels: int
+    scale: float
+    normalize: str
+
+
 class ManifestGatesTable(TypedDict, total=False):
     """Table [gates] of a manifest: bounds that replace the target's, by gate."""
 
@@ -190,6 +212,8 @@ class _ManifestExtra(_PassTables, total=False):
     evaluation: EvaluationTable
     training: SamplesTable
     pictures: PicturesTable
+    text: TextTable
+    audio: AudioTable
     postprocess: str
     chain: str
     gates: ManifestGatesTable

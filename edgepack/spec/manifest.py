@@ -11,12 +11,14 @@ from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.documents import (
+    AudioTable,
     AxisTable,
     EvaluationTable,
     InputTable,
     ManifestDocument,
     PicturesTable,
     SamplesTable,
+    TextTable,
 )
 from edgepack.spec.tensors import Span, cast_up, find_repeated
 
@@ -57,6 +59,8 @@ class Manifest:
         allow_chance: accept an original that is right no more often than by guessing.
         pictures: conversion of a picture to an input, as keyword arguments of Picture; None
             without a table [pictures].
+        text: the table [text], settings of `data.TextOptions`.
+        audio: the table [audio], settings of `data.AudioOptions`; None without one.
         chain: the passes; overrides the target's.
         document: the manifest as read.
         postprocess: function that decodes the outputs for the metrics; "" for none.
@@ -83,6 +87,8 @@ class Manifest:
     metrics: tuple[str, ...] = ()
     allow_chance: bool = False
     pictures: PictureOptions | None = None
+    text: TextTable = field(default_factory=TextTable)
+    audio: AudioTable | None = None
     chain: str = ""
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
     postprocess: str = ""
@@ -127,6 +133,8 @@ def load(path: Path) -> Manifest:
         metrics=_read_metrics(path, evaluation),
         allow_chance=evaluation.get("allow_chance", False),
         pictures=pictures,
+        text=table.get("text", {}),
+        audio=table.get("audio"),
         chain=table.get("chain", ""),
         document=table,
         postprocess=table.get("postprocess", ""),

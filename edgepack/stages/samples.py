@@ -9,9 +9,11 @@ from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
 from edgepack.errors import DataError
 from edgepack.request import Request
+from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.stages.generated import generate_samples
+from edgepack.stages.preprocessing import choose_preprocessing, name_classes
 
 # Random samples for a calibration, and those that only compare two models.
 RANDOM_COUNT, GENERATED_COUNT = 128, 32
@@ -31,7 +33,8 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
     """Open the samples, and check every one before hours are spent on them."""
     request, ledger = context.request, context.ledger
     with ledger.stage("samples") as stage:
-        samples = _open_roles(request, inputs)
+        preprocessing = choose_preprocessing(request, source, inputs, stage)
+        samples = _open_roles(request, inputs, preprocessing, name_classes(source))
         if request.random or request.generates_inputs:
             role, count = "calibration", RANDOM_COUNT
             if request.generates_inputs:
@@ -71,7 +74,12 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
     return SampleSets(calibration, evaluation, lint, proven, samples.get("training"))
 
 
-def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Samples]:
+def _open_roles(
+    request: Request,
+    inputs: tuple[Tensor, ...],
+    preprocessing: Preprocessing | None,
+    classes: data.Classes,
+) -> dict[str, Samples]:
     """Return the samples of the request by role; training samples only if a pass trains."""
     specs = {"calibration": request.calibration, "evaluation": request.evaluation}
     if passes.list_passes_needing("training", request.chain):
@@ -82,9 +90,11 @@ def _open_roles(request: Request, inputs: tuple[Tensor, ...]) -> dict[str, Sampl
             samples[role] = data.open_samples(
                 spec,
                 inputs,
-                preprocessing=request.preprocessing,
+                preprocessing=preprocessing,
                 search=request.base,
                 role=role,
+                classes=classes,
+                columns=request.text,
             )
     return samples
 

@@ -90,4 +90,16 @@ def read_preprocessing(reader: Reader, read_file: ReadFile) -> Preprocessing:
         from .picture import Picture
 
         return Picture.read(reader, read_file)
+    if kind == "text":
+        from .text import Text
+
+        return Text.read(reader, read_file)
+    if kind == "audio":
+        from .audio import Audio
+
+        return Audio.read(reader, read_file)
+    if kind == "code":
+        from .code import Code
+
+        return Code.read(reader, read_file)
     raise reader.fault(f"this loader has no preprocessing of the kind {kind!r}")

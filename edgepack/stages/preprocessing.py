@@ -1,0 +1,59 @@
+"""Preprocessing of raw samples: as the manifest says, or the files of a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgepack import data
+from edgepack.ledger import Stage
+from edgepack.request import Request
+from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.tensor import Tensor
+from edgepack.source.model import Source
+
+
+def choose_preprocessing(
+    request: Request, model: Source, inputs: tuple[Tensor, ...], stage: Stage
+) -> Preprocessing | None:
+    """Return the conversion of the raw samples of a request; None if all of them are arrays.
+
+    Args:
+        request: the user's.
+        model: a Hugging Face folder brings its tokenizer, or its rate of samples.
+        inputs: of the model.
+        stage: receives the limits and the rate in words.
+
+    Raises DataError if a conversion cannot be read, or does not fit the model.
+    """
+    if request.preprocessing is not None:
+        return request.preprocessing
+    kinds = set()
+    for spec in (request.calibration, request.evaluation, request.training):
+        if spec:
+            kinds.add(data.find_kind(spec))
+    folder = model.path if model.kind == "hugging-face" else None
+    if "text" in kinds:
+        return _read_text(request, folder, inputs, stage)
+    if "audio" in kinds and (folder is not None or request.audio is not None):
+        audio = data.read_audio(folder, inputs, request.audio or data.AudioOptions())
+        stage.note(data.describe_audio(audio))
+        return audio
+    return None
+
+
+def _read_text(
+    request: Request, folder: Path | None, inputs: tuple[Tensor, ...], stage: Stage
+) -> Preprocessing | None:
+    tokenizer = folder
+    if request.text.tokenizer:
+        tokenizer = Path(request.text.tokenizer)
+    if tokenizer is None:
+        return None
+    text = data.read_text(tokenizer, inputs, request.text)
+    stage.note(data.describe_text(text))
+    return text
+
+
+def name_classes(model: Source) -> data.Classes:
+    """Return the classes of a model, as far as its files name them."""
+    return data.Classes(model.class_names, "id2label in config.json")
