@@ -20,6 +20,7 @@ from edgepack.cli.boundary import (
 )
 from edgepack.cli.complete import complete_chain, complete_metric, complete_target
 from edgepack.cli.options import allow_unverified, as_json
+from edgepack.cli.outputs import Outputs, output_options
 from edgepack.errors import EdgepackError
 from edgepack.runtime.streams import print_status
 
@@ -203,6 +204,7 @@ def _parse_pairs(
 @click.option("-v", "--verbose", count=True, help="Print every note of every stage.")
 @as_json
 @boundary
+@output_options
 def build(
     model: Path,
     target: str,
@@ -213,6 +215,7 @@ def build(
     quiet: bool,
     verbose: int,
     as_json: bool,
+    outputs: Outputs,
     **options: Any,
 ) -> None:
     """Build a bundle from a trained MODEL: a file, or a Hugging Face folder."""
@@ -247,7 +250,8 @@ def build(
     from edgepack.pipeline import build as run
     from edgepack.pipeline import list_stages
     from edgepack.progress import SilentProgress, make_progress
-    from edgepack.proof import describe_doubts
+    from edgepack.proof import RejectedOutcome, describe_doubts
+    from edgepack.report.checks import check_report
     from edgepack.runtime.parity.verdict import UNVERIFIED
 
     # With several training processes, only the main one draws progress and writes the bundle.
@@ -257,6 +261,10 @@ def build(
         progress = make_progress(quiet, verbose, list_stages(request))
     try:
         outcome = run(request, progress)
+    except RejectedOutcome as error:
+        if outputs.requested:
+            outputs.write(check_report(error.outcome.report))
+        raise
     except SystemExit as error:
         if error.code == TERMINATED:
             raise
@@ -270,6 +278,8 @@ def build(
     # Another training process than the main one has no outcome.
     if outcome is None:
         return
+    if outputs.requested:
+        outputs.write(check_report(outcome.report, request.allow_unverified))
     role = "--evaluation" if request.generates_inputs else "--calibration"
     repeat = format_command(("--random-calibration", "--allow-unverified"), (role, "PATH"))
     if as_json:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import boundary, find_status, print_json
 from edgepack.cli.complete import complete_cpu
-from edgepack.cli.loader import run_loader, warn_of_leftovers, warn_of_loader
+from edgepack.cli.loader import warn_of_leftovers, warn_of_loader
 from edgepack.cli.options import (
     DeviceOptions,
     allow_unverified,
@@ -22,11 +22,14 @@ from edgepack.cli.options import (
     threads,
     trust_options,
 )
+from edgepack.cli.outputs import Outputs, output_options
+from edgepack.runtime.streams import print_result, print_status
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from edgepack.bundle import Admitted, Demands
+    from edgepack.runtime.documents import Verdict
 
 
 @click.command(short_help="Verify a BUNDLE on this machine or on devices.")
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 @allow_unverified
 @as_json
 @boundary
+@output_options
 @trust_options
 def verify(
     bundle: Path,
@@ -60,6 +64,7 @@ def verify(
     allow_unverified: bool,
     as_json: bool,
     demands: Demands,
+    outputs: Outputs,
     **settings: Unpack[DeviceOptions],
 ) -> None:
     """Verify a BUNDLE on this machine or on devices.
@@ -68,18 +73,50 @@ def verify(
     code in it; a device runs the bundle itself.
     """
     from edgepack.bundle import admit
+    from edgepack.report.checks import check_devices
 
     # Without --on, a device's --python or --timeout would be ignored without a word.
     if not on:
         refuse_without_device(**settings)
-    if on or cpus:
-        with admit(bundle, demands) as admitted:
-            verdict = _verify_on_devices(admitted, on, cpus, threads, as_json, **settings)
-        sys.exit(find_status(verdict, allow_unverified))
-    arguments = ["verify", f"--threads={threads}"]
-    if allow_unverified:
-        arguments.append("--allow-unverified")
-    run_loader(bundle, arguments, as_json, demands)
+    with admit(bundle, demands) as admitted:
+        if on or cpus:
+            matrix = _verify_on_devices(admitted, on, cpus, threads, as_json, **settings)
+            columns, verdict = matrix["devices"], matrix["verdict"]
+        else:
+            document = _verify_here(admitted, bundle, threads, as_json)
+            columns = [{"name": "this machine", "verdict": document}]
+            verdict = document["verdict"]
+    if outputs.requested:
+        title = f"{admitted.index.name} for {admitted.index.target}"
+        outputs.write(check_devices(title, columns, verdict, allow_unverified))
+    sys.exit(find_status(verdict, allow_unverified))
+
+
+def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) -> Verdict:
+    """Verify a bundle on this machine, and print its verdict.
+
+    Args:
+        bundle: the bundle, perhaps a private copy.
+        original: the path that the user gave, beside which an engine may be sealed.
+        threads: threads within an operator; 0 takes every physical core.
+        as_json: print a document.
+    """
+    from edgepack import device
+    from edgepack.bundle import copy_engine
+    from edgepack.runtime.cli import describe_verdict
+    from edgepack.runtime.device.variants import format_fallback
+
+    warn_of_loader(bundle)
+    with device.Local() as host:
+        if bundle.path != original:
+            copy_engine(original, bundle.path)
+        verdict = device.verify_bundle(host, host.put(bundle.path), f"--threads={threads}")
+    print_status(*format_fallback(verdict["variant"]))
+    if as_json:
+        print_json({**verdict, "trust": bundle.to_json()})
+    else:
+        print_result(*describe_verdict(verdict))
+    return verdict
 
 
 def _verify_on_devices(
@@ -89,11 +126,8 @@ def _verify_on_devices(
     threads: int,
     as_json: bool,
     **settings: Unpack[DeviceOptions],
-) -> str | None:
-    """Verify a bundle on several devices, and print a row for each.
-
-    Returns the verdict on all of them; None if one could not run, which outweighs a missed gate.
-    """
+) -> dict[str, Any]:
+    """Verify a bundle on several devices, print a row for each, and return the columns."""
     from contextlib import ExitStack
 
     from edgepack import device
@@ -124,5 +158,4 @@ def _verify_on_devices(
         print_json(matrix)
     else:
         render_matrix(matrix, ResultConsole())
-    verdict: str | None = matrix["verdict"]
-    return verdict
+    return matrix

@@ -3,6 +3,14 @@
 from edgepack.proof.decision import describe_doubts
 from edgepack.proof.emulate import require_emulators
 from edgepack.proof.job import Job
-from edgepack.proof.prove import Outcome, make_gate_error, prove
+from edgepack.proof.prove import Outcome, RejectedOutcome, make_gate_error, prove
 
-__all__ = ["Job", "Outcome", "describe_doubts", "make_gate_error", "prove", "require_emulators"]
+__all__ = [
+    "Job",
+    "Outcome",
+    "RejectedOutcome",
+    "describe_doubts",
+    "make_gate_error",
+    "prove",
+    "require_emulators",
+]

@@ -57,6 +57,16 @@ class Outcome:
     accepted: bool
 
 
+class RejectedOutcome(GateError):
+    """Error of a build whose bundle missed gates.
+
+    Attributes:
+        outcome: the rejected bundle and its report.
+    """
+
+    outcome: Outcome
+
+
 def prove(job: Job, host: Local) -> Outcome:
     """Write, judge and publish a bundle; on a missed gate, write it as rejected.
 
@@ -180,12 +190,14 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
             "full-range weights saturate on CPUs without VNNI; pair-safe weights give the same "
             "bits everywhere: --chain quantize:range=pair-safe"
         )
-    return GateError(
+    error = RejectedOutcome(
         "gate-missed",
         "the bundle missed its gates; it was not written to the output path",
         why="\n".join(reasons),
         hint="\n".join(hints),
     )
+    error.outcome = outcome
+    return error
 
 
 def _find_lost_stage(outcome: Outcome, context: Context) -> Record | None:

@@ -209,7 +209,7 @@ def _verify(bundle: str, options: argparse.Namespace) -> _Answer:
         samples=options.samples,
     )
     print_status(*format_fallback(verdict["variant"]))
-    return _Answer(verdict, _describe_verdict(verdict), _find_status(verdict["verdict"], options))
+    return _Answer(verdict, describe_verdict(verdict), _find_status(verdict["verdict"], options))
 
 
 def _find_status(verdict: str, options: argparse.Namespace) -> int:
@@ -218,7 +218,7 @@ def _find_status(verdict: str, options: argparse.Namespace) -> int:
     return int(verdict != PASS)
 
 
-def _describe_verdict(verdict: Verdict) -> List[str]:
+def describe_verdict(verdict: Verdict) -> List[str]:
     """Return the text of `verify`: the bundle, the device, each gate, and the verdict."""
     bundle, device, integrity = verdict["bundle"], verdict["device"], verdict["integrity"]
     lines = [

@@ -1,0 +1,148 @@
+"""What a CI system reads of a build and of `verify`: JUnit's XML, a summary, annotations, the action."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+
+from support import ROOT
+from support.build_cases import Home, ask
+
+ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+UNREACHABLE = "schema = 1\n[gates.quality]\nsnr_db = 90\n"
+
+
+def cases(path: Path) -> dict[str, ElementTree.Element]:
+    """Return the test cases of a file by their names; the counts in it are right."""
+    root = ElementTree.parse(path).getroot()
+    found = {f"{case.get('classname')}: {case.get('name')}": case for case in root.iter("testcase")}
+    for suite in (root, *root.iter("testsuite")):
+        assert int(suite.get("tests", "")) == len(found)
+        for tag, key in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+            assert int(suite.get(key, "")) == sum(c.find(tag) is not None for c in found.values())
+    return found
+
+
+def files(tmp_path: Path) -> tuple[Path, Path, list[str]]:
+    junit, summary = tmp_path / "j.xml", tmp_path / "s.md"
+    return junit, summary, ["--junit", str(junit), "--summary", str(summary), "--format", "github"]
+
+
+def test_a_verification_that_passes(built: Path, tmp_path: Path) -> None:
+    junit, summary, options = files(tmp_path)
+    summary.write_text("before\n")
+    answer = ask("verify", str(built), *options)
+    assert answer.status == 0
+    assert answer.document["verdict"] == "PASS"
+    found = cases(junit)
+    assert "tiny for cpu-fbgemm.verdict on this machine: verdict" in found
+    assert not [case for case in found.values() if len(case)]
+    # What other commands of the step wrote stays.
+    assert summary.read_text().startswith("before\n### ✅ PASS: tiny for cpu-fbgemm\n")
+    assert "::error" not in answer.stderr
+
+
+def test_a_build_that_misses_a_gate(home: Home, tmp_path: Path) -> None:
+    junit, summary, options = files(tmp_path)
+    manifest = tmp_path / "m.toml"
+    manifest.write_text(UNREACHABLE)
+    output = ["--manifest", str(manifest), "--output", str(tmp_path / "x.edgepack")]
+    answer = ask(*home.build("tiny.onnx", *output, *options))
+    assert answer.code == "gate-missed"
+    found = cases(junit)
+    (missed,) = [name for name, case in found.items() if case.find("failure") is not None
+                 and "quality" in name]  # fmt: skip
+    assert missed == "tiny for cpu-fbgemm.quality: SNR of scores"
+    assert re.match(r"SNR of scores: \d\d\.\d dB \(≥ 90", found[missed][0].get("message", ""))
+    assert "| ❌ | quality: SNR of scores |" in summary.read_text()
+    (line,) = [line for line in answer.stderr.splitlines() if line.startswith("::error ")]
+    assert line.startswith("::error title=tiny for cpu-fbgemm%3A quality::SNR of scores: ")
+
+
+def test_what_could_not_run_is_an_error(home: Home, tmp_path: Path) -> None:
+    junit, summary, options = files(tmp_path)
+    answer = ask(*home.build("tiny.onnx", *options, calibration="absent.npz"))
+    assert (answer.status, answer.code) == (2, "samples-not-found")
+    (case,) = cases(junit).values()
+    assert case[0].tag == "error"
+    assert "error[samples-not-found]" in case[0].get("message", "")
+    assert summary.read_text().startswith("### ❌ ERROR: build ")
+    assert "::error title=build " in answer.stderr
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_build(home: Home) -> None:
+    answer = ask(*home.build("tiny.onnx", "--junit", home / "absent/j.xml"))
+    assert answer.status == 2
+    assert not answer.document.get("ledger")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status", "tag"), [((), 1, "failure"), (("--allow-unverified",), 0, "skipped")]
+)
+def test_unverified_fails_the_job_unless_it_is_allowed(
+    home: Home, tmp_path: Path, allowed: tuple[str, ...], status: int, tag: str
+) -> None:
+    junit, summary, options = files(tmp_path)
+    output = ["--output", str(tmp_path / "x.edgepack"), "--chain", "none"]
+    answer = ask(*home.build("tiny.onnx", *output, *options, *allowed, calibration=""))
+    assert answer.status == status
+    assert (tmp_path / "x.edgepack").exists()
+    case = cases(junit)["tiny for cpu-fbgemm.verdict: verdict"]
+    assert [child.tag for child in case] == [tag]
+    assert summary.read_text().startswith("### ⚠️ UNVERIFIED: ")
+
+
+def run_action(tmp_path: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
+    """Run the script of the action's last step; return its status, outputs and summary."""
+    (step,) = [step for step in ACTION["runs"]["steps"] if step.get("id") == "run"]
+    values = {name: str(spec.get("default", "")) for name, spec in ACTION["inputs"].items()}
+    values.update(inputs)
+    variables = {"RUNNER_TEMP": str(tmp_path)}
+    for name, text in step["env"].items():
+        variables[name] = re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda m: values[m[1]], text)
+    for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY"):
+        (tmp_path / name).touch()
+        variables[name] = str(tmp_path / name)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+        cwd=tmp_path, env={**os.environ, **variables, "PATH": path}, timeout=120,
+    )  # fmt: skip
+    outputs = dict(
+        line.split("=", 1) for line in (tmp_path / "GITHUB_OUTPUT").read_text().splitlines()
+    )
+    return done.returncode, outputs, (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
+
+
+def test_the_action_verifies_a_bundle(built: Path, tmp_path: Path) -> None:
+    status, outputs, summary = run_action(tmp_path, command="verify", file=str(built))
+    assert status == 0
+    assert outputs["verdict"] == "PASS"
+    assert outputs["bundle"] == str(built)
+    assert cases(Path(outputs["junit"]))
+    assert "PASS" in summary
+
+
+def test_the_action_names_the_rejected_bundle(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "my gates.toml").write_text(UNREACHABLE)
+    (tmp_path / "out").mkdir()
+    arguments = home.build("tiny.onnx", "--manifest", "my gates.toml")
+    quoted = " ".join(f"'{word}'" for word in arguments[2:])
+    status, outputs, _ = run_action(
+        tmp_path, file=home / "tiny.onnx", arguments=quoted, output="out/x.edgepack"
+    )
+    assert (status, outputs["verdict"]) == (1, "FAIL")
+    assert (tmp_path / outputs["bundle"]).name == "x.rejected.edgepack"
+    assert (tmp_path / outputs["bundle"]).is_file()
+
+
+def test_no_step_of_the_action_runs_an_input_as_a_command() -> None:
+    for step in ACTION["runs"]["steps"]:
+        assert "${{" not in step["run"]
