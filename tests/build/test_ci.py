@@ -1,4 +1,4 @@
-"""What a CI system reads of a build and of `verify`: JUnit's XML, a summary, annotations, the action."""
+"""What a CI system reads of a command: JUnit's XML, a summary, annotations, the action."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from support import ROOT
+from edgepack.report.checks import annotate, check_report, render_junit, render_summary
+from support import ROOT, report_cases
 from support.build_cases import Home, ask
 
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -84,19 +85,28 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_build(home: Home) -
 
 
 @pytest.mark.parametrize(
-    ("allowed", "status", "tag"), [((), 1, "failure"), (("--allow-unverified",), 0, "skipped")]
+    ("allowed", "tag", "level"), [(False, "failure", "error"), (True, "skipped", "warning")]
 )
 def test_unverified_fails_the_job_unless_it_is_allowed(
-    home: Home, tmp_path: Path, allowed: tuple[str, ...], status: int, tag: str
+    tmp_path: Path, allowed: bool, tag: str, level: str
 ) -> None:
-    junit, summary, options = files(tmp_path)
-    output = ["--output", str(tmp_path / "x.edgepack"), "--chain", "none"]
-    answer = ask(*home.build("tiny.onnx", *output, *options, *allowed, calibration=""))
-    assert answer.status == status
-    assert (tmp_path / "x.edgepack").exists()
-    case = cases(junit)["tiny for cpu-fbgemm.verdict: verdict"]
+    checks = check_report(report_cases.unverified(), allowed)  # type: ignore[arg-type]
+    junit = tmp_path / "j.xml"
+    junit.write_bytes(render_junit(checks))
+    (case,) = [case for name, case in cases(junit).items() if name.endswith(": verdict")]
     assert [child.tag for child in case] == [tag]
-    assert summary.read_text().startswith("### ⚠️ UNVERIFIED: ")
+    assert render_summary(checks).startswith("### ⚠️ UNVERIFIED: efficientnet-lite0 for cpu-fbgemm")
+    assert annotate(checks)[0].startswith(f"::{level} title=efficientnet-lite0 for cpu-fbgemm%3A ")
+
+
+def test_foreign_text_stays_in_its_place(tmp_path: Path) -> None:
+    checks = check_report(report_cases.hostile())  # type: ignore[arg-type]
+    junit = tmp_path / "j.xml"
+    junit.write_bytes(render_junit(checks))
+    assert cases(junit)
+    assert "<script" not in render_summary(checks)
+    for line in annotate(checks):
+        assert len(line.splitlines()) == 1
 
 
 def run_action(tmp_path: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
@@ -115,9 +125,8 @@ def run_action(tmp_path: Path, **inputs: str) -> tuple[int, dict[str, str], str]
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
         cwd=tmp_path, env={**os.environ, **variables, "PATH": path}, timeout=120,
     )  # fmt: skip
-    outputs = dict(
-        line.split("=", 1) for line in (tmp_path / "GITHUB_OUTPUT").read_text().splitlines()
-    )
+    lines = (tmp_path / "GITHUB_OUTPUT").read_text().splitlines()
+    outputs = dict(line.split("=", 1) for line in lines)
     return done.returncode, outputs, (tmp_path / "GITHUB_STEP_SUMMARY").read_text()
 
 
