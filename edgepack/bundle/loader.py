@@ -70,6 +70,7 @@ OPTIONAL: Mapping[str, Need] = {
     "bundle/seal.py": Need.FINISH,
     "commands/finish.py": Need.FINISH,
     "wheels/install.py": Need.WHEELS,
+    "commands/predict.py": Need.RAW,
     "preprocess/feed.py": Need.RAW,
     "preprocess/kinds.py": Need.RAW,
     "preprocess/reference.py": Need.RAW,
@@ -157,12 +158,17 @@ def read_files(needs: Needs) -> Mapping[str, bytes]:
     # The template is a resource of this package, since it is no module of the loader.
     contents = {MAIN: (resources.files("edgepack.bundle") / "main_template.py").read_bytes()}
     for name in select_modules(needs):
-        source = (folder / name).read_text(encoding="utf-8")
-        contents[FOLDER + name] = strip_documentation(source).encode()
+        contents[FOLDER + name] = _strip(folder / name)
     for name in PAGES:
         text = (folder / name).read_text(encoding="utf-8")
         contents[FOLDER + name] = strip_indentation(text).encode()
     return contents
+
+
+@cache
+def _strip(path: Path) -> bytes:
+    """Return a module as bundles carry it; cached, since many combinations of needs share it."""
+    return strip_documentation(path.read_text(encoding="utf-8")).encode()
 
 
 @cache

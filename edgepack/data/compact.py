@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgepack.runtime.preprocess.picture import Picture, decode
+from edgepack.runtime.preprocess.picture import Picture, decode, sides
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,13 +56,16 @@ def _shrunk_size(size: tuple[int, int], preprocessing: Picture) -> tuple[int, in
     1600 x 1200 with resize=256 becomes 427 x 320: the shorter side is 1.25 * 256. Without a resize
     the size decides what the network sees, and stays.
     """
-    if preprocessing.resize is None:
-        return size
     width, height = size
-    if isinstance(preprocessing.resize, int):
+    if preprocessing.letterbox is not None:
+        rows, columns = sides(preprocessing.letterbox)
+        factor = MARGIN * min(rows / height, columns / width)
+    elif preprocessing.resize is None:
+        return size
+    elif isinstance(preprocessing.resize, int):
         factor = MARGIN * preprocessing.resize / min(size)
     else:
-        rows, columns = preprocessing.resize
+        rows, columns = sides(preprocessing.resize)
         factor = MARGIN * max(rows / height, columns / width)
     if factor >= 1:
         return size

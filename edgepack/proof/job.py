@@ -100,8 +100,8 @@ def list_requirements(job: Job) -> str:
 
 
 def find_class_names(job: Job) -> tuple[str, ...]:
-    """Return the names of the classes that the samples have; empty if they have none."""
-    return class_names_of(job.context.samples.evaluation)
+    """Return the names of the classes that the samples or the model have; empty for none."""
+    return class_names_of(job.context.samples.evaluation) or job.context.source.class_names
 
 
 def _describe_device(target: Target) -> DeviceNeeds:

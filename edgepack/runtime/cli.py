@@ -98,9 +98,15 @@ def _make_parser() -> argparse.ArgumentParser:
         help="default: all reference samples",
     )
     add.set_defaults(act=_verify)
-    add = commands.add_parser("run", help="compute the outputs for an .npz of samples")
+    add = commands.add_parser("run", help="answer pictures, or compute the outputs of an .npz")
+    add.add_argument(
+        "files", nargs="*", metavar="FILE", help="pictures, folders of them, - for standard input"
+    )
+    add.add_argument(
+        "--top", type=_parse_samples, default=5, metavar="N", help="classes shown; default: 5"
+    )
     add.add_argument("--input", default="", metavar="NPZ", help="default: the reference samples")
-    add.add_argument("--output", required=True, metavar="NPZ")
+    add.add_argument("--output", default="", metavar="NPZ", help="for the outputs of --input")
     add.set_defaults(act=_run)
     add = commands.add_parser("bench", help="measure single-stream latency on this device")
     add.add_argument(
@@ -176,7 +182,7 @@ class _Answer(NamedTuple):
     Attributes:
         document: JSON values, printed with `--json`; empty for none.
         lines: text for people, printed without `--json`.
-        status: exit status, 0 or 1.
+        status: exit status.
     """
 
     document: Mapping[str, object]
@@ -250,6 +256,16 @@ def _describe_question(title: str, answers: Question) -> List[str]:
 
 
 def _run(bundle: str, options: argparse.Namespace) -> _Answer:
+    if options.files:
+        return _predict(bundle, options)
+    if not options.output:
+        raise InputError(
+            "usage",
+            "run needs files, or a file for the outputs",
+            why="there is neither FILE nor --output",
+            hint="python3 BUNDLE run photo.jpg\n"
+            "python3 BUNDLE run --input samples.npz --output answers.npz",
+        )
     from .commands.run import run, write_npz
 
     outputs, choice = run(
@@ -265,6 +281,46 @@ def _run(bundle: str, options: argparse.Namespace) -> _Answer:
         lines.append(f"{name}: {array.dtype} {array.shape}")
     lines.append(f"written: {options.output}")
     return _Answer(document, lines)
+
+
+def _predict(bundle: str, options: argparse.Namespace) -> _Answer:
+    if options.input or options.output:
+        raise InputError(
+            "usage",
+            "files and arrays were both requested",
+            why="FILE and --input or --output exclude each other",
+            hint="python3 BUNDLE run photo.jpg --json",
+        )
+    with Archive(bundle) as archive:
+        preprocessing = read_index(archive).preprocessing
+    if preprocessing is None:
+        raise InputError(
+            "preprocessing-missing",
+            "the bundle takes arrays alone",
+            why="it was built on arrays, and so has no preprocessing for files",
+            hint="python3 BUNDLE run --input samples.npz --output answers.npz",
+        )
+    from .commands.predict import predict_files
+
+    results, model = predict_files(
+        bundle,
+        options.files,
+        top=options.top,
+        threads=options.threads,
+        variant=options.variant,
+        stand_in=options.stand_in,
+    )
+    variant = model.choice.to_json()
+    print_status(*format_fallback(variant))
+    lines, status = [], 0
+    for result in results:
+        if result.error is not None:
+            print_error(str(result.error))
+            status = result.error.exit_code
+        else:
+            lines += result.lines()
+    predictions = [result.to_json() for result in results]
+    return _Answer({"predictions": predictions, "variant": variant}, lines, status)
 
 
 def _bench(bundle: str, options: argparse.Namespace) -> _Answer:

@@ -47,6 +47,15 @@ class Prediction:
     outputs: Mapping[str, np.ndarray]
     top: Sequence[ClassScore]
 
+    def lines(self) -> List[str]:
+        """Return the classes, best first, or the shapes of the outputs, as text."""
+        # 83.2 %  Labrador retriever
+        lines = [f"{100 * entry.probability:5.1f} %  {entry.name}" for entry in self.top]
+        if not lines:
+            for name, array in self.outputs.items():
+                lines.append(f"{name}: {array.dtype} {array.shape}")
+        return lines
+
     def to_json(self) -> Dict[str, object]:
         """Return the classes, or the outputs of a model without any, as JSON values."""
         if self.top:

@@ -45,6 +45,7 @@ class Source:
         weights: account of the weights taken from a checkpoint and of the entries left; "" for
             a file that holds nothing else.
         selection: the same, for the report: key, prefix, entries that were left.
+        class_names: names of the classes, by their index; empty if the file has none.
         notes: sentences for the ledger.
         warnings: messages for the user.
     """
@@ -67,6 +68,7 @@ class Source:
     trusted_pickle: bool = False
     weights: str = ""
     selection: SelectionDocument | None = None
+    class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 

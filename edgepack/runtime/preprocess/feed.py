@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from .kinds import Preprocessing
 
 
+# Largest sample that is read, so that an endless standard input ends.
+MAX_BYTES = 1 << 28
+
+
 def prepare_samples(
     preprocessing: Preprocessing, samples: Sequence[object]
 ) -> Dict[str, np.ndarray]:
@@ -46,7 +50,7 @@ def read_sample(preprocessing: Preprocessing, sample: object) -> Tuple[bytes, st
         )
     path = os.fspath(sample)
     try:
-        return read_plain(path), path
+        return read_plain(path, MAX_BYTES), path
     except OSError as error:
         raise InputError(
             "samples-unreadable",

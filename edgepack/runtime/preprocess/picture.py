@@ -24,6 +24,7 @@ MAX_SIDE = 1 << 14
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 CHANNELS = {"rgb": 3, "bgr": 3, "grey": 1}
 LAYOUTS = ("nchw", "nhwc")
+CORNERS = ("even", "down")
 DTYPES = ("float32", "uint8")
 REQUIREMENT = "pillow>=9.1"
 # Pillow 9.3 to 13.0 with libjpeg-turbo 2.1 to 3.2 make the same bits. Measured on 47 photographs, a
@@ -71,6 +72,8 @@ class Picture:
         letterbox: a side or (height, width), in pixels, that the entire picture is fitted into,
             centred, without a change of its proportions; None for resize and crop.
         pad: pixel of 0..255 of the borders of a letterbox.
+        corner: rounding of half of a crop's margin: "even", torchvision's, or "down", that of
+            transformers.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
         colour: "rgb", "bgr" or "grey".
         layout: "nchw" or "nhwc".
@@ -87,6 +90,7 @@ class Picture:
     crop: Optional[Size] = None
     letterbox: Optional[Size] = None
     pad: int = 114
+    corner: str = "even"
     interpolation: str = "bilinear"
     colour: str = "rgb"
     layout: str = "nchw"
@@ -119,6 +123,7 @@ class Picture:
             crop=_read_size(reader, "crop"),
             letterbox=_read_size(reader, "letterbox"),
             pad=reader.get("pad", int),
+            corner=reader.get("corner", str),
             interpolation=reader.get("interpolation", str),
             colour=reader.get("colour", str),
             layout=reader.get("layout", str),
@@ -164,6 +169,7 @@ class Picture:
             ("interpolation", self.interpolation, INTERPOLATIONS),
             ("colour", self.colour, tuple(CHANNELS)),
             ("layout", self.layout, LAYOUTS),
+            ("corner", self.corner, CORNERS),
         ):
             if value not in choices:
                 return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
@@ -238,7 +244,7 @@ class Picture:
         # 640 x 480 in a letterbox of 320 x 320 becomes 320 x 240, 40 pixels below the top.
         width, height = size
         if self.letterbox is not None:
-            rows, columns = _sides(self.letterbox)
+            rows, columns = sides(self.letterbox)
             ratio = min(rows / height, columns / width)
             # A picture of 1000 x 1 keeps a row of pixels.
             width, height = max(1, round(width * ratio)), max(1, round(height * ratio))
@@ -251,7 +257,7 @@ class Picture:
                 _require_pixels((width, height), name)
         if self.crop is None:
             return Fit(width, height, 0, 0, width, height)
-        rows, columns = _sides(self.crop)
+        rows, columns = sides(self.crop)
         if width < columns or height < rows:
             raise InputError(
                 "picture-too-small",
@@ -259,7 +265,10 @@ class Picture:
                 why=f"{height} x {width} pixels; the crop is {rows} x {columns}",
                 hint="use a resize that is at least as large as the crop",
             )
-        left, top = round((width - columns) / 2), round((height - rows) / 2)
+        if self.corner == "down":
+            left, top = (width - columns) // 2, (height - rows) // 2
+        else:
+            left, top = round((width - columns) / 2), round((height - rows) / 2)
         return Fit(width, height, -left, -top, columns, rows)
 
     def _position(self, picture: Image, fit: Fit) -> Image:
@@ -325,15 +334,22 @@ def decode(data: bytes, name: str, colour: str) -> Image:
             if colour == "grey":
                 return upright.convert("L")
             return upright.convert("RGB")
+    except pillow.UnidentifiedImageError as error:
+        # Its message has the address of the buffer.
+        raise _unreadable(name, "it is no kind of picture that Pillow knows") from error
     except pillow.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(
-            "picture-unreadable",
-            f"{name} cannot be decoded",
-            why=f"{type(error).__name__}: {error}",
-            hint="replace the file: it must be a whole picture, such as a JPEG or a PNG",
-        ) from error
+        raise _unreadable(name, f"{type(error).__name__}: {error}") from error
+
+
+def _unreadable(name: str, why: str) -> InputError:
+    return InputError(
+        "picture-unreadable",
+        f"{name} cannot be decoded",
+        why=why,
+        hint="replace the file: it must be a whole picture, such as a JPEG or a PNG",
+    )
 
 
 def read_size(data: bytes) -> Tuple[int, int]:
@@ -377,7 +393,7 @@ def _resized(size: Tuple[int, int], resize: Size) -> Tuple[int, int]:
     return int(resize * width / height), resize
 
 
-def _sides(size: Size) -> Tuple[int, int]:
+def sides(size: Size) -> Tuple[int, int]:
     """Return height and width."""
     return (size, size) if isinstance(size, int) else size
 
