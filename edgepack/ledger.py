@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Model = TypeVar("Model")
 
 # Stages of a build in order, as its ledger names them. The passes run between them:
-#   wheels source samples original export simplify | prune quantize | repair engine bundle ...
-STAGES_BEFORE = ("wheels", "source", "samples", "original", "export", "simplify")
+#   source samples wheels original export simplify | prune quantize | repair engine bundle ...
+STAGES_BEFORE = ("source", "samples", "wheels", "original", "export", "simplify")
 STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "latency")
 
 

@@ -32,10 +32,10 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     context = Context(request, Cache(request.cache, refresh=request.refresh), ledger)
 
     with processes.in_turn():
-        wheels = stages.fetch_wheels(context)
         source = stages.load_source(context)
         source, inputs = stages.resolve_inputs(context, source)
         samples = stages.open_samples(context, source, inputs)
+        wheels = stages.fetch_wheels(context, samples)
         source, reference = stages.run_original(context, source, inputs, samples)
         build_context = stages.export(context, source, inputs, samples, reference)
         build_context = stages.simplify(build_context)

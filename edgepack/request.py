@@ -14,14 +14,12 @@ from edgepack.cache import default_folder
 from edgepack.data.recordings import AudioOptions
 from edgepack.data.tokenizer import TextOptions
 from edgepack.errors import SpecError
-from edgepack.files import expand_user
 from edgepack.metrics.catalogue import check_metrics
 from edgepack.metrics.functions import name_metric
 from edgepack.metrics.protocol import MetricSource
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
-from edgepack.source.huggingface_pictures import read_picture
 from edgepack.spec.gates import merge_gates
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
@@ -216,6 +214,9 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     manifest = _merge_source(manifest, flags)
     manifest = _merge_samples(manifest, flags)
     name = manifest.name or _name_model(model)
+    preprocessing = None
+    if manifest.pictures is not None:
+        preprocessing = Picture(**manifest.pictures)
     return Request(
         model=model,
         target=target,
@@ -236,7 +237,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         training=manifest.training,
         random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
-        preprocessing=_find_preprocessing(model, manifest),
+        preprocessing=preprocessing,
         metrics=metrics or gates.default_metrics,
         postprocess=flags.postprocess or _resolve_function(manifest, manifest.postprocess),
         text=_read_text_options(manifest),
@@ -254,18 +255,6 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         refresh=flags.refresh,
         sign=flags.sign,
     )
-
-
-def _find_preprocessing(model: Path, manifest: Manifest) -> Preprocessing | None:
-    """Return the manifest's preprocessing of pictures, else that of a Hugging Face folder."""
-    if manifest.pictures is not None:
-        return Picture(**manifest.pictures)
-    # Arrays need none, so that a folder whose steps edgepack does not have can be built on them.
-    for spec in (manifest.calibration, manifest.evaluation, manifest.training):
-        path = expand_user(spec)
-        if spec and path.exists() and path.suffix not in (".npz", ".npy"):
-            return read_picture(model)
-    return None
 
 
 def _check_flags(flags: Flags) -> None:

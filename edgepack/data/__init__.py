@@ -18,7 +18,7 @@ from edgepack.data.layouts.class_names import Classes, read_class_file
 from edgepack.data.layouts.find import is_divided, open_layout
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
-from edgepack.data.pictures import open_pictures
+from edgepack.data.pictures import describe_picture, open_pictures
 from edgepack.data.random import random_samples
 from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
 from edgepack.data.recordings import AudioOptions, open_recordings, read_audio
@@ -155,7 +155,7 @@ def _open_raw(
 
 
 def find_kind(spec: str | PythonSamples, base: Path = Path()) -> str:
-    """Return the kind of raw samples, "text" or "audio"; "" for others.
+    """Return the kind of raw samples, "text", "audio" or "picture"; "" for others.
 
     Raises DataError `samples-not-found` for a file or folder that does not exist.
     """
@@ -166,8 +166,13 @@ def find_kind(spec: str | PythonSamples, base: Path = Path()) -> str:
         return ""
     path = _find_part(path, "evaluation")
     if path.is_dir():
-        return "audio" if list_files(path, RECORDING_SUFFIXES) else ""
-    return "text" if path.suffix.lower() in TEXT_SUFFIXES else ""
+        if list_files(path, RECORDING_SUFFIXES):
+            return "audio"
+        return "" if array_shards(path) else "picture"
+    if path.suffix.lower() in TEXT_SUFFIXES:
+        return "text"
+    # Annotations of COCO, and data.yaml of YOLO.
+    return "picture" if path.suffix.lower() in (".json", ".yaml", ".yml") else ""
 
 
 def has_parts(spec: str | PythonSamples, base: Path = Path()) -> bool:
@@ -282,6 +287,7 @@ __all__ = [
     "TextOptions",
     "check_there",
     "describe_audio",
+    "describe_picture",
     "describe_text",
     "find_kind",
     "has_parts",

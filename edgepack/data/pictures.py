@@ -71,6 +71,19 @@ def open_pictures(
     )
 
 
+def describe_picture(picture: Picture) -> str:
+    """Describe a preprocessing: `resize 256, crop 224, bilinear, rgb, scale 0.00392, mean ...`."""
+    parts = []
+    for name in ("resize", "crop", "letterbox"):
+        size = getattr(picture, name)
+        if size is not None:
+            parts.append(f"{name} {size if isinstance(size, int) else 'x'.join(map(str, size))}")
+    parts += [picture.interpolation, picture.colour, f"scale {picture.scale:.6g}"]
+    for name in ("mean", "std"):
+        parts.append(f"{name} {' '.join(f'{value:g}' for value in getattr(picture, name))}")
+    return ", ".join(parts)
+
+
 def _require_picture_input(inputs: tuple[Tensor, ...]) -> None:
     if len(inputs) != 1 or inputs[0].rank != 4:
         raise DataError(

@@ -8,24 +8,33 @@ from pathlib import Path
 
 from edgepack.errors import EdgepackError, missing_package
 from edgepack.runtime.bundle.archive import Archive
-from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.bundle.index import check_file, read_index
 
 PACKAGES = ("numpy", "onnxruntime")
-# Kind of preprocessing -> the packages that it needs besides.
-DECODERS: Mapping[str, tuple[str, ...]] = {"picture": ("pillow",)}
+# Packages that a preprocessing may need, each with those that it imports itself.
+DECODERS: Mapping[str, tuple[str, ...]] = {
+    "pillow": ("pillow",),
+    "tokenizers": ("tokenizers",),
+    "soundfile": ("soundfile", "cffi", "pycparser"),
+}
 
 
 def find_decoders(bundle: str) -> tuple[str, ...]:
     """Return the packages that a bundle needs for its preprocessing, besides PACKAGES."""
     try:
         with Archive(bundle) as archive:
-            preprocessing = read_index(archive).preprocessing
+            index = read_index(archive)
+            if index.preprocessing is None:
+                return ()
+            text = check_file(archive, index, "requirements.txt").decode("utf-8", "replace")
     except EdgepackError:
         # The loader reads the file again, and reports the fault.
         return ()
-    if preprocessing is None:
-        return ()
-    return DECODERS.get(str(preprocessing.value.get("kind")), ())
+    packages: list[str] = []
+    for line in text.splitlines():
+        # "pillow>=9.1" is the requirement of the package pillow.
+        packages += DECODERS.get(line.partition(">")[0], ())
+    return tuple(packages)
 
 
 def list_decoders() -> dict[str, str]:

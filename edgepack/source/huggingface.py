@@ -89,7 +89,6 @@ def load_huggingface(path: Path) -> Source:
         run=torch_run(module, inputs),
         parameters=count_parameters(model),
         bytes=size,
-        class_names=_read_class_names(config),
         notes=(f"Loaded {model_class.__name__} from a Hugging Face folder.", *notes),
     )
 
@@ -107,23 +106,6 @@ def _read_json(path: Path) -> dict[str, object]:
             hint="save the folder again with save_pretrained",
         ) from error
     return content
-
-
-def _read_class_names(config: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the names of the classes; none for transformers' placeholders, LABEL_0 and so on.
-
-    {"id2label": {"0": "cat", "1": "dog"}} are ("cat", "dog").
-    """
-    labels = config.get("id2label")
-    if not isinstance(labels, dict):
-        return ()
-    names = []
-    for index in range(len(labels)):
-        name = labels.get(str(index))
-        if not isinstance(name, str) or name == f"LABEL_{index}":
-            return ()
-        names.append(name)
-    return tuple(names)
 
 
 def _items(value: object) -> Iterator[tuple[str, object]]:

@@ -35,7 +35,6 @@ class Source:
         optional_inputs: names of those among them that the model can do without.
         output_names: names of the outputs in their order; None if the file does not define them.
         output_kind: "scores" if the file says that the model classifies; None for unknown.
-        class_names: names of the classes, by their index; empty if the file has none.
         run: the original model's answer: arrays by input name in, arrays in output order out.
         parameters: number of trained values.
         bytes: size of the weights in the file.
@@ -63,7 +62,6 @@ class Source:
     parameters: int
     bytes: int
     optional_inputs: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
     identity: str = ""
     trusted_pickle: bool = False
     weights: str = ""

@@ -9,6 +9,7 @@ from edgepack.ledger import Stage
 from edgepack.request import Request
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.huggingface_pictures import FILE, read_picture
 from edgepack.source.model import Source
 
 
@@ -32,6 +33,11 @@ def choose_preprocessing(
         if spec:
             kinds.add(data.find_kind(spec))
     folder = model.path if model.kind == "hugging-face" else None
+    if "picture" in kinds and folder is not None:
+        picture = read_picture(folder)
+        if picture is not None:
+            stage.note(f"pictures as in {FILE}: {data.describe_picture(picture)}")
+        return picture
     if "text" in kinds:
         return _read_text(request, folder, inputs, stage)
     if "audio" in kinds and (folder is not None or request.audio is not None):

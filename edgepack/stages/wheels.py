@@ -7,11 +7,16 @@ from pathlib import Path
 
 from edgepack import engine
 from edgepack.bundle import wheels
-from edgepack.context import Context
+from edgepack.context import Context, SampleSets
+from edgepack.data.stream import preprocessing_of
 
 
-def fetch_wheels(context: Context) -> Mapping[str, Path]:
+def fetch_wheels(context: Context, samples: SampleSets) -> Mapping[str, Path]:
     """Return the files of the bundle's wheels/ by name; none unless requested.
+
+    Args:
+        context: the build.
+        samples: raw evaluation samples need their decoder on the device.
 
     They are fetched early in a build, so that a missing package fails it before hours are spent.
     Raises as `edgepack.bundle.wheels.fetch` does.
@@ -20,7 +25,11 @@ def fetch_wheels(context: Context) -> Mapping[str, Path]:
     if not request.wheels:
         return {}
     with context.ledger.stage("wheels") as stage:
-        result = wheels.fetch(request.target, engine.requirements(request.target), context.cache)
+        lines = engine.requirements(request.target)
+        preprocessing = preprocessing_of(samples.evaluation)
+        if preprocessing is not None:
+            lines += "".join(f"{line}\n" for line in preprocessing.requirements())
+        result = wheels.fetch(request.target, lines, context.cache)
         if result.cached:
             stage.set(status="cached")
         stage.note(
