@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from edgepack.cache import Cache
 from edgepack.context import gates
-from edgepack.context.gates import METRIC_GATES
 from edgepack.context.graph import Graph
 from edgepack.context.reference import Reference
 from edgepack.context.samples import SampleSets
 from edgepack.ledger import Ledger
+from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Request
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.tensor import Tensor
@@ -78,10 +78,8 @@ class BuildContext(Context):
         return [self.metric, scores, postprocess.digest if postprocess and scores else ""]
 
     @property
-    def training_gates(self) -> Mapping[str, float]:
-        """Gates of quality that a training can score: its metric is the accuracy."""
-        bounds = dict(self.request.quality)
-        if self.request.metric not in ("", *TOP):
-            for gate in METRIC_GATES:
-                bounds.pop(gate, None)
-        return bounds
+    def primary(self) -> TaskMetric | None:
+        """Primary task metric if the build host computes it; None if the loader does."""
+        if self.request.metric in ("", *TOP) or not self.reference.scores:
+            return None
+        return self.reference.scores[0].task

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from edgepack.context.labels import Labels
 from edgepack.errors import SpecError
 from edgepack.metrics.protocol import TaskMetric
+from edgepack.metrics.score import ERROR_SHARES
 from edgepack.request import Request
 from edgepack.runtime.documents import Gate, MetricResult
 from edgepack.runtime.parity.accuracy import DECIDING, TOP
@@ -139,10 +140,6 @@ def require_gates(bounds: Mapping[str, float], question: str, why: str) -> dict[
             hint=f"set snr_db under [gates.{question}]",
         )
     return dict(bounds)
-
-
-# Errors that are shares: MLPerf's ratio is that of the accuracy, 1 - error.
-ERROR_SHARES = ("cer", "wer")
 
 
 def judge_primary(bounds: Mapping[str, float], metric: MetricResult | None) -> list[Gate]:

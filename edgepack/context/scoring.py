@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from edgepack.context.answers import read_answers
-from edgepack.context.gates import ERROR_SHARES
 from edgepack.context.reference import OriginalScore, Reference
 from edgepack.errors import MetricError
 from edgepack.metrics.answers import Answers, collect_answers
@@ -17,7 +16,7 @@ from edgepack.metrics.chance import explain_chance
 from edgepack.metrics.collect import Collector
 from edgepack.metrics.postprocess import Postprocess
 from edgepack.metrics.protocol import TaskMetric
-from edgepack.metrics.score import compare_scores, compute, compute_steady
+from edgepack.metrics.score import ERROR_SHARES, compare_scores, compute, compute_steady
 from edgepack.runtime.commands.verify import decode_shards
 from edgepack.runtime.documents import MetricResult, Outputs
 

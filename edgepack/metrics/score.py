@@ -15,6 +15,9 @@ from edgepack.metrics.answers import Answers
 from edgepack.metrics.protocol import TaskMetric
 from edgepack.runtime.documents import MetricResult
 
+# Errors that are shares: MLPerf's ratio is that of the accuracy, 1 - error.
+ERROR_SHARES = ("cer", "wer")
+
 
 class Comparison(Protocol):
     """Metric that compares with the original's answers in the place of labels."""

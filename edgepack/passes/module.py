@@ -22,6 +22,8 @@ import numpy as np
 
 from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
+from edgepack.metrics.postprocess import Postprocess
+from edgepack.metrics.protocol import TaskMetric
 from edgepack.passes.options import PassOptions
 from edgepack.runtime.tensor import Tensor
 
@@ -74,6 +76,9 @@ class ModuleContext:
             pass.
         progress: receives progress messages.
         later: the options of the later passes that the options need, by pass.
+        metric: the primary task metric, if the build host computes it; a training that needs gates
+            may score itself by it.
+        postprocess: decodes the outputs for that metric; None for none.
     """
 
     original: nn.Module
@@ -87,3 +92,5 @@ class ModuleContext:
     work: Path
     progress: Progress
     later: Mapping[str, PassOptions] = field(default_factory=dict)
+    metric: TaskMetric | None = None
+    postprocess: Postprocess | None = None

@@ -104,9 +104,11 @@ def _collect_key_parts(
         if role in needs:
             samples[role] = samples_digest
     gates: Mapping[str, float] = {}
+    metric: object = ""
     environment: Mapping[str, object] = {}
     if "gates" in needs:
-        gates = dict(context.training_gates)
+        gates = dict(context.request.quality)
+        metric = context.metric_key if context.primary else ""
     if "training" in needs:
         environment = processes.environment()
     return {
@@ -119,6 +121,7 @@ def _collect_key_parts(
         "code": [[spec, code.digest(spec, arguments)] for spec, arguments in options.code],
         "samples": samples,
         "gates": gates,
+        "metric": metric,
         "later": {later.name: dict(later.options) for later in _find_later_steps(needs, context)},
         "environment": environment,
     }
@@ -155,11 +158,13 @@ def _apply_cached(
             example=context.reference.feeds[0],
             calibration=samples.calibration if "calibration" in needs else None,
             training=samples.training if "training" in needs else None,
-            gates=context.training_gates if "gates" in needs else {},
+            gates=context.request.quality if "gates" in needs else {},
             code=code,
             work=work,
             progress=stage.progress,
             later={later.name: later.read() for later in _find_later_steps(needs, context)},
+            metric=context.primary if "gates" in needs else None,
+            postprocess=context.reference.postprocess,
         )
         result: ModuleResult | None = None
         document: Mapping[str, Any] = {}

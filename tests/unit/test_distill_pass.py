@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from edgepack.errors import ChainError
+from edgepack.metrics.catalogue import load_metrics
 from edgepack.passes.distill import DistillOptions, distill, replay
 from edgepack.passes.distill.features import Features
 from edgepack.passes.distill.loss import (
@@ -206,6 +207,30 @@ def test_top1_where_enough_of_the_held_out_have_labels(tmp_path: Path) -> None:
     found = distill(network(1), replace(FAST, holdout=0.3), data)
     assert found.details["score"] == "top-1"
     assert found.details["teacher_score"] == pytest.approx(0.75, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "sign"), [("f1", "f1", 1), ("mae", "neg_mae", -1), ("cosine", "cosine", 1)]
+)
+def test_the_metric_of_the_build_chooses_the_student(
+    tmp_path: Path, name: str, label: str, sign: int
+) -> None:
+    x = drawn(1000)
+    arrays = {"x": x}
+    with torch.no_grad():
+        answers = network(0)(torch.from_numpy(x)).numpy()
+    if name == "f1":
+        arrays["labels"] = answers.argmax(1)
+    elif name == "mae":
+        arrays["labels"] = answers + np.float32(0.5)
+    (task,) = load_metrics((name,), (), SCORES, labelled=name != "cosine")
+    data = replace(context(tmp_path, network(0), arrays), metric=task)
+    data = replace(data, gates={"metric_ratio": 0.5, "max_drop": 1000.0})
+    found = distill(network(1), replace(FAST, holdout=0.3, alpha=1, stop="gate"), data)
+    expected = {"f1": 1.0, "mae": -0.5, "cosine": 1.0}[name]
+    assert found.details["score"] == label
+    assert found.details["teacher_score"] == pytest.approx(expected, rel=1e-5)
+    assert sign * found.details["scores"][-1] > 0
 
 
 def test_kept_answers_are_the_teacher_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

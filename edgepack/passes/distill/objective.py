@@ -12,6 +12,7 @@ from edgepack.errors import ChainError
 from edgepack.passes.distill.features import Features
 from edgepack.passes.distill.labels import choose_labelled_head
 from edgepack.passes.distill.loss import compute_hard_loss, compute_soft_loss
+from edgepack.passes.distill.metric_score import MetricScore
 from edgepack.passes.distill.options import DistillOptions
 from edgepack.passes.distill.teacher import Teacher, to_outputs
 from edgepack.passes.module import ModuleContext
@@ -56,15 +57,18 @@ class Distillation:
             self.teacher.store_outputs(self.heads, context.work / "answers", context.progress)
         self.judged = next((head for head in self.heads if head.scores), None)
         by_label = self.labelled is not None and data.count_labels(data.held_out) >= MIN_LABELLED
-        if self.judged is None:
+        self.measured = MetricScore.find(context, self.heads, data)
+        if self.measured is not None:
+            self.score_name = self.measured.name
+        elif self.judged is None:
             self.score_name = SNR
         elif by_label:
             self.score_name = TOP1
         else:
             self.score_name = AGREEMENT
-        # The gates of top-1 are relative to the teacher's.
+        # The gates of a metric are relative to the teacher's.
         self.teacher_score: float | None = None
-        if self.score_name == TOP1:
+        if self.score_name == TOP1 or self.measured is not None:
             self.teacher_score = self._score(self.teacher.answers)
         if options.stop != "none" and next(data.batches(data.held_out), None) is None:
             batch, count = data.exact or 1, data.store.count
@@ -106,7 +110,10 @@ class Distillation:
         return total.sum()
 
     def score(self, model: nn.Module) -> float | None:
-        """Score the student on the held-out samples: top-1 or agreement, 0..1, or SNR in dB."""
+        """Score the student on the held-out samples, the higher the better.
+
+        Top-1 or agreement, 0..1, SNR in dB, or the build's task metric.
+        """
         import torch
 
         def answers(
@@ -128,6 +135,8 @@ class Distillation:
         A teacher with a top-1 of 0.90 and max_drop = 1 (percent) gives 0.89.
         """
         # Each kind of score has its own gates, in the unit of the score.
+        if self.measured is not None and self.teacher_score is not None:
+            return self.measured.find_goal(self.teacher_score, self.gates)
         if self.score_name == SNR:
             return self.gates.get("snr_db")
         if self.score_name == AGREEMENT or self.teacher_score is None:
@@ -149,6 +158,8 @@ class Distillation:
         self, answers: Callable[[np.ndarray, tuple[torch.Tensor, ...]], Outputs]
     ) -> float | None:
         """Score the outputs of a network on the held-out samples; None without any."""
+        if self.measured is not None:
+            return self.measured.score(self.data, self.teacher, answers)
         # Sums over all batches first, so that the size of the batches does not matter.
         good = total = 0.0
         for members in self.data.batches(self.data.held_out):
