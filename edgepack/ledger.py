@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Protocol, TypedDict, TypeVar
@@ -223,6 +223,14 @@ class Ledger:
             if message not in self.warnings:
                 self.warnings.append(message)
                 self.progress.warn(message)
+
+    def repeat(self, records: Iterable[Record], warnings: Iterable[str]) -> None:
+        """Record stages of another build of the same command, with the warnings already shown."""
+        for record in records:
+            self.progress.begin(record.stage)
+            self.records.append(replace(record, status="cached", seconds=0.0))
+            self.progress.end(self.records[-1])
+        self.warnings += [message for message in warnings if message not in self.warnings]
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Stage]:

@@ -13,7 +13,9 @@ from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
 
 
-def build(request: Request, progress: Progress) -> Outcome | None:
+def build(
+    request: Request, progress: Progress, shared: stages.SharedStages | None = None
+) -> Outcome | None:
     """Build a bundle from a trained model and verify it.
 
     If there are several processes (`accelerate launch -m edgepack build ...`), all but the main one
@@ -22,9 +24,15 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     On success the bundle is at `request.output`. On failure an EdgepackError is raised, and an
     earlier file there is untouched. Raises GateError if a gate was missed; the rejected bundle is
     then kept beside it, with its report.
+
+    Args:
+        request: the complete description of the build.
+        progress: shows the stages.
+        shared: reuses the stages before the export for several targets of one command.
     """
     ledger = Ledger(progress)
     files.check_output(request.output, request.list_inputs())
+    proof.check_existing(request)
     host.check_host(request, describe())
     proof.require_emulators(request)
     if request.sign:
@@ -32,12 +40,12 @@ def build(request: Request, progress: Progress) -> Outcome | None:
     context = Context(request, Cache(request.cache, refresh=request.refresh), ledger)
 
     with processes.in_turn():
-        source = stages.load_source(context)
-        source, inputs = stages.resolve_inputs(context, source)
-        samples = stages.open_samples(context, source, inputs)
-        wheels = stages.fetch_wheels(context, samples)
-        source, reference = stages.run_original(context, source, inputs, samples)
-        build_context = stages.export(context, source, inputs, samples, reference)
+        shared = shared or stages.SharedStages()
+        opened = shared.open(context)
+        proof.check_provenance(request, opened.source, opened.samples)
+        wheels = stages.fetch_wheels(context, opened.samples)
+        source, reference = shared.run_original(context, opened)
+        build_context = stages.export(context, source, opened.inputs, opened.samples, reference)
         build_context = stages.simplify(build_context)
 
     module, graph = source, build_context.original

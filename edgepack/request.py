@@ -25,6 +25,8 @@ from edgepack.spec.manifest import Manifest
 from edgepack.spec.target import Target
 from edgepack.spec.tensors import Span
 
+DEFAULT_OUTPUT = "{name}-{target}.edgepack"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -34,6 +36,7 @@ class Request:
         model: the file or folder of the trained model.
         target: the device profile.
         output: path of the bundle.
+        overwrite: True if an existing bundle with other content may be replaced.
         name: the model's name in the bundle.
         base: folder to which paths of samples and of the factory are relative.
         arch: "module:factory" for a state dict.
@@ -109,6 +112,7 @@ class Request:
     cache: Path = field(default_factory=default_folder)
     refresh: bool = False
     sign: Path | None = None
+    overwrite: bool = True
 
     @property
     def generates_inputs(self) -> bool:
@@ -141,7 +145,8 @@ class Flags:
     """Options of the command line, each with the value of an option that is not given.
 
     Attributes:
-        output: path of the bundle; None to name it after the model and the target.
+        output: path of the bundle, in which "{name}" and "{target}" are replaced; None to name it
+            after the model and the target.
         arch: "module:factory" for a state dict.
         arch_args: keyword arguments of the factory, added to those of the manifest.
         weights: the key of the weights in a checkpoint.
@@ -166,6 +171,7 @@ class Flags:
         allow_unverified: True if the build may end with the verdict UNVERIFIED.
         refresh: recompute all stages.
         sign: the key to sign the bundle with.
+        force: overwrite a bundle with other content at the default path.
     """
 
     output: Path | None = None
@@ -193,6 +199,7 @@ class Flags:
     allow_unverified: bool = False
     refresh: bool = False
     sign: Path | None = None
+    force: bool = False
 
 
 def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None = None) -> Request:
@@ -220,7 +227,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     return Request(
         model=model,
         target=target,
-        output=flags.output or Path(f"{name}-{target.name}.edgepack"),
+        output=_resolve_output(flags.output, name, target),
         name=name,
         base=manifest.folder,
         arch=manifest.arch,
@@ -254,7 +261,16 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         allow_unverified=flags.allow_unverified,
         refresh=flags.refresh,
         sign=flags.sign,
+        # A path that the user states is the user's word; the default one is edgepack's.
+        overwrite=flags.force or flags.output is not None,
     )
+
+
+def _resolve_output(output: Path | None, name: str, target: Target) -> Path:
+    """Return the path of the bundle; "{name}" and "{target}" in it are replaced."""
+    # "out/{name}-{target}.edgepack" is "out/digits-cpu-fbgemm.edgepack".
+    text = str(output or DEFAULT_OUTPUT)
+    return Path(text.replace("{name}", name).replace("{target}", target.name))
 
 
 def _check_flags(flags: Flags) -> None:

@@ -70,13 +70,18 @@ def fail(error: EdgepackError, as_json: bool) -> NoReturn:
     if as_json:
         with suppress(EdgepackError, PipeClosed):
             print_json({"error": error.to_json()})
+    print_failure(error)
+    sys.exit(error.exit_code)
+
+
+def print_failure(error: EdgepackError) -> None:
+    """Print an error on standard error, as far as that can be written."""
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     # Errors quote foreign text: its escape sequences must not reach the terminal.
     lines = [printable(line) for line in str(error).splitlines()]
     with suppress(OSError):
         click.secho(lines[0], err=True, fg="red" if colour else None, bold=colour)
         click.echo("".join(line + "\n" for line in lines[1:]), err=True, nl=False)
-    sys.exit(error.exit_code)
 
 
 @contextmanager

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgepack.cli.boundary import (
-    TERMINATED,
     boundary,
     find_status,
-    format_command,
     print_json,
     print_report,
     print_text_or_json,
@@ -21,8 +18,10 @@ from edgepack.cli.boundary import (
 from edgepack.cli.complete import complete_chain, complete_metric, complete_target
 from edgepack.cli.options import allow_unverified, as_json
 from edgepack.cli.outputs import Outputs, output_options
-from edgepack.errors import EdgepackError
-from edgepack.runtime.streams import print_status
+
+if TYPE_CHECKING:
+    from edgepack.cli.several import Display
+    from edgepack.request import Request
 
 
 def _parse_pairs(
@@ -45,10 +44,12 @@ def _parse_pairs(
 # The device, and settings of the model from a file.
 @click.option(
     "--target",
+    "target_names",
     required=True,
+    multiple=True,
     metavar="NAME|FILE",
     shell_complete=complete_target,
-    help="Build for this profile; `edgepack targets list` shows them.",
+    help="Build for this profile; `edgepack targets list` shows them; repeatable.",
 )
 @click.option(
     "--manifest",
@@ -192,7 +193,13 @@ def _parse_pairs(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE.edgepack",
-    help="Write the bundle to this file; default: NAME-TARGET.edgepack.",
+    help="Write the bundle to this file; default: {name}-{target}.edgepack; for several targets a "
+    "folder, or a path with {target}.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Overwrite a bundle with other content at the default path.",
 )
 @click.option(
     "--sign",
@@ -207,10 +214,11 @@ def _parse_pairs(
 @output_options
 def build(
     model: Path,
-    target: str,
+    target_names: tuple[str, ...],
     manifest: Path | None,
     inputs: tuple[str, ...],
     axes: tuple[str, ...],
+    output: Path | None,
     dry_run: bool,
     quiet: bool,
     verbose: int,
@@ -222,6 +230,7 @@ def build(
     # Imported here, as in every command: `--help` must not wait for onnx and torch.
     from edgepack import plan
     from edgepack import request as requests
+    from edgepack.cli.several import Display, build_each, spread_output
     from edgepack.spec import manifest as manifests
     from edgepack.spec import target as targets
     from edgepack.spec import tensors
@@ -230,65 +239,39 @@ def build(
     settings = manifests.Manifest()
     if manifest:
         settings = manifests.load(manifest)
-    request = requests.resolve(
-        model,
-        targets.load(target),
-        settings,
-        requests.Flags(
-            inputs=tensors.parse_inputs(inputs),
-            axes=tensors.parse_axes(axes),
-            **options,
-        ),
+    flags = requests.Flags(
+        inputs=tensors.parse_inputs(inputs),
+        axes=tensors.parse_axes(axes),
+        output=spread_output(output, target_names),
+        **options,
     )
+    profiles = [targets.load(name) for name in target_names]
+    resolved = [requests.resolve(model, profile, settings, flags) for profile in profiles]
     # Nothing is loaded or written, and `resolve` has refused what contradicts itself already.
     if dry_run:
-        document = plan.plan(request)
-        print_text_or_json(as_json, document, *plan.describe(document).splitlines())
+        documents = [plan.plan(request) for request in resolved]
+        lines = [line for document in documents for line in plan.describe(document).splitlines()]
+        print_text_or_json(as_json, documents if documents[1:] else documents[0], *lines)
         return
-    from edgepack.ledger import Progress
-    from edgepack.passes.training import processes
-    from edgepack.pipeline import build as run
-    from edgepack.pipeline import list_stages
-    from edgepack.progress import SilentProgress, make_progress
-    from edgepack.proof import RejectedOutcome, describe_doubts
-    from edgepack.report.checks import check_report
+    if resolved[1:]:
+        display = Display(quiet, verbose, as_json)
+        sys.exit(build_each(resolved, display, outputs))
+    _build_one(resolved[0], Display(quiet, verbose, as_json), outputs)
+
+
+def _build_one(request: Request, display: Display, outputs: Outputs) -> None:
+    """Build for one target, and print its report."""
+    from edgepack.cli.several import format_repeat, print_doubts, run_build
     from edgepack.runtime.parity.verdict import UNVERIFIED
 
-    # With several training processes, only the main one draws progress and writes the bundle.
-    main = processes.is_main()
-    progress: Progress = SilentProgress()
-    if main:
-        progress = make_progress(quiet, verbose, list_stages(request))
-    try:
-        outcome = run(request, progress)
-    except RejectedOutcome as error:
-        if outputs.requested:
-            outputs.write(check_report(error.outcome.report))
-        raise
-    except SystemExit as error:
-        if error.code == TERMINATED:
-            raise
-        # sys.exit(0) in the user's code must not look like a finished build.
-        raise EdgepackError(
-            "code-exited",
-            "the code of the model or of the samples exited during the build",
-            why=f"it called sys.exit({error.code!r})",
-            hint="raise an exception instead, or return",
-        ) from error
+    outcome = run_build(request, display, outputs)
     # Another training process than the main one has no outcome.
     if outcome is None:
         return
-    if outputs.requested:
-        outputs.write(check_report(outcome.report, request.allow_unverified))
-    role = "--evaluation" if request.generates_inputs else "--calibration"
-    repeat = format_command(("--random-calibration", "--allow-unverified"), (role, "PATH"))
-    if as_json:
+    if display.as_json:
         print_json(outcome.report)
-    elif not quiet:
-        print_report(outcome.report, repeat)
+    elif not display.quiet:
+        print_report(outcome.report, format_repeat(request))
     if outcome.report["verdict"] == UNVERIFIED:
-        # Also with --quiet and --json: a bundle that was written and an exit code of 1 need a word.
-        bundle, reasons = shlex.quote(str(outcome.path)), outcome.report["reasons"]
-        doubts = describe_doubts(reasons, request.target, bundle, repeat)
-        print_status(f"UNVERIFIED: {doubts}")
+        print_doubts(request, outcome)
         sys.exit(find_status(UNVERIFIED, request.allow_unverified))

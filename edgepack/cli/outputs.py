@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,12 @@ class Outputs:
     def requested(self) -> bool:
         """Return True if anything is to be written."""
         return bool(self.junit or self.summary or self.annotates)
+
+    def for_target(self, name: str) -> Outputs:
+        """Return the outputs of one of several targets: "checks.xml" is "checks-thor.xml"."""
+        if self.junit is None:
+            return self
+        return replace(self, junit=self.junit.with_stem(f"{self.junit.stem}-{name}"))
 
     def write(self, checks: Checks) -> None:
         """Write the files, and print the annotations."""

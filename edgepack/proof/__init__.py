@@ -2,6 +2,7 @@
 
 from edgepack.proof.decision import describe_doubts
 from edgepack.proof.emulate import require_emulators
+from edgepack.proof.existing import check_existing, check_provenance
 from edgepack.proof.job import Job
 from edgepack.proof.prove import Outcome, RejectedOutcome, make_gate_error, prove
 
@@ -9,6 +10,8 @@ __all__ = [
     "Job",
     "Outcome",
     "RejectedOutcome",
+    "check_existing",
+    "check_provenance",
     "describe_doubts",
     "make_gate_error",
     "prove",

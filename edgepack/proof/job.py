@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepack import bundle, engine
 from edgepack.cache import tool_versions
-from edgepack.context import BuildContext, Graph
+from edgepack.context import BuildContext, Graph, SampleSets
 from edgepack.context.gates import require_gates
 from edgepack.context.parts import divide_outputs
 from edgepack.data.stream import class_names_of
@@ -20,6 +20,7 @@ from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.request import Request
 from edgepack.runtime.bundle.engines import EngineOptions, Variant
 from edgepack.source import formats
+from edgepack.source.model import Source
 from edgepack.spec.gates import MINIMA
 from edgepack.spec.target import Target
 
@@ -125,12 +126,12 @@ def _stack_inputs(job: Job) -> list[np.ndarray]:
     return arrays
 
 
-def _describe_provenance(job: Job) -> dict[str, object]:
-    source, samples = job.context.source, job.context.samples
+def describe_provenance(request: Request, source: Source, samples: SampleSets) -> dict[str, object]:
+    """Return what a bundle is built from, as its index states it."""
     chain = []
-    for step in job.request.chain:
+    for step in request.chain:
         chain.append({"pass": step.name, "options": dict(step.options)})
-    provenance: dict[str, object] = {
+    return {
         "source": {
             "kind": source.kind,
             "sha256": source.digest,
@@ -140,6 +141,11 @@ def _describe_provenance(job: Job) -> dict[str, object]:
         "proven": samples.proven,
         "chain": chain,
     }
+
+
+def _describe_provenance(job: Job) -> dict[str, object]:
+    context = job.context
+    provenance = describe_provenance(job.request, context.source, context.samples)
     # Layers that repair took back to float; without repair the key is absent.
     if job.graph.returned:
         provenance["returned"] = list(job.graph.returned)

@@ -30,6 +30,7 @@ from edgepack.passes import Step
 from edgepack.proof.account import make_report
 from edgepack.proof.decision import decide_build
 from edgepack.proof.emulate import emulate
+from edgepack.proof.existing import check_content
 from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
 from edgepack.report import describe_gate
 from edgepack.report.documents import Report
@@ -117,6 +118,8 @@ def prove(job: Job, host: Local) -> Outcome:
             },
         )
         bundle.write(temporary, contents)
+        if decision.accepted:
+            check_content(job.request, document["bundle"]["content_digest"])
         # 5. The finished file once more: the bytes that ship are the bytes that passed.
         again = device.verify_bundle(host, host.put(temporary), *job.stands_in)
         # A signature states that the bundle may be used, so a rejected one is not signed.

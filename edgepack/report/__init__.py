@@ -6,7 +6,7 @@ import than `--help` may take to print.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgepack.report.cautions import list_cautions
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgepack.report.documents import Report
+    from edgepack.report.targets import TargetRow
 
 
 def render_html(report: Report) -> str:
@@ -47,6 +48,13 @@ def render_instructions(document: Mapping[str, Any], console: Console) -> None:
     render(document, console)
 
 
+def render_targets(rows: Sequence[TargetRow], console: Console) -> None:
+    """Print the results of one command for several targets, a row for each."""
+    from edgepack.report.targets import render_targets as render
+
+    render(rows, console)
+
+
 __all__ = [
     "FORMAT",
     "ReportError",
@@ -56,6 +64,7 @@ __all__ = [
     "render_html",
     "render_instructions",
     "render_matrix",
+    "render_targets",
     "render_terminal",
     "validate",
 ]

@@ -2,21 +2,17 @@
 
 from edgepack.stages.graph import apply_graph_pass, build_engine, export, simplify
 from edgepack.stages.module import apply_module_pass
-from edgepack.stages.original import run_original
-from edgepack.stages.samples import list_missing_samples, open_samples
-from edgepack.stages.source import load_source, resolve_inputs
+from edgepack.stages.samples import list_missing_samples
+from edgepack.stages.shared import SharedStages
 from edgepack.stages.wheels import fetch_wheels
 
 __all__ = [
+    "SharedStages",
     "apply_graph_pass",
     "apply_module_pass",
     "build_engine",
     "export",
     "fetch_wheels",
     "list_missing_samples",
-    "load_source",
-    "open_samples",
-    "resolve_inputs",
-    "run_original",
     "simplify",
 ]

@@ -43,7 +43,7 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
             stage.note(f"generated {text}")
         _require_samples(request, samples, inputs)
         calibration = None
-        if _calibrates(request):
+        if calibrates(request):
             calibration = samples.get("calibration")
         # Judging on the calibration samples flatters the model, and is announced below.
         judged = "evaluation"
@@ -99,7 +99,7 @@ def _open_roles(
     return samples
 
 
-def _calibrates(request: Request) -> bool:
+def calibrates(request: Request) -> bool:
     """Return True if a pass needs calibration samples, or a repair, which ranks layers on them."""
     if passes.list_passes_needing("calibration", request.chain):
         return True

@@ -37,11 +37,11 @@ def load_source(context: Context) -> Source:
         stage.set(bytes=model.bytes, parameters=model.parameters)
         stage.detail(kind=model.kind, digest=model.digest)
     ledger.warn(*model.warnings)
-    _check_module(request, model)
+    check_module(request, model)
     return model
 
 
-def _check_module(request: Request, model: Source) -> None:
+def check_module(request: Request, model: Source) -> None:
     """Refuse passes on the module if the source has none, or one that cannot be changed."""
     steps = passes.select_domain("module", request.chain)
     fixed = model.module is None or model.program is not None or model.kind == "torchscript"
