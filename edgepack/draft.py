@@ -20,9 +20,9 @@ from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
 
 WIDTH = 100
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 # Names under which a folder of data holds the samples of each role.
 ROLES = ("calibration", "evaluation")
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,16 @@ def find_samples(folder: Path | None) -> Samples:
     if folder is None:
         return Samples()
     data.check_there(str(folder))
-    # For data/ with calibration.npz and a folder evaluation: one path each. For pictures alone:
-    # the folder itself, as calibration.
-    paths: dict[str, Path] = {}
+    # For data/ with calibration.npz and a folder evaluation, or with train/ and val/: one path
+    # each. For pictures alone: the folder itself, as calibration.
+    if not folder.is_dir():
+        return Samples(folder)
+    paths = {role: data.find_role(folder, role) for role in ROLES}
     for role in ROLES:
         for name in (role, f"{role}.npz", f"{role}.npy"):
-            if (folder / name).exists():
-                paths.setdefault(role, folder / name)
-    return Samples(paths.get("calibration", folder), paths.get("evaluation"))
+            if paths[role] is None and (folder / name).exists():
+                paths[role] = folder / name
+    return Samples(paths["calibration"] or folder, paths["evaluation"])
 
 
 def inspect_model(path: Path, samples: Samples) -> Model:
@@ -235,6 +237,9 @@ def _draft_samples(samples: Samples, folder: Path) -> list[str]:
         if role == "evaluation":
             lines += ['# metric = "top1"', "# allow_chance = false"]
         lines.append("")
+    source = samples.calibration.name if samples.calibration else "photos"
+    lines += ["# One source for both, instead of [calibration] and [evaluation], in a table"]
+    lines += [f"# [samples] with source = {_quote(source)} and split = 0.2.", ""]
     lines += ["# Samples that distill trains on.", "# [training]", '# samples = "training.npz"', ""]
     lines += [
         "# Number of samples in the bundle; by default as many as fit in 4 MiB, from 4 to 64."
@@ -254,17 +259,26 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     colour = "grey" if channels == 1 else "rgb"
     return [
         f"# Conversion of pictures, with the size, layout and channels of {model.origin}.",
+        "# Size, mean and std must be those of the training, which the model does not say: remove",
+        '# the "#" of one line of each kind. A build refuses a table without them.',
         "[pictures]",
-        f"{mark}resize = {size}",
+        f"{mark}size = {size}",
+        "# resize = 256",
         f"# crop = {size}",
+        f"# letterbox = {size}",
+        "# Mean and std of the pixels after the scale; by name imagenet, 0.5 or none (0 and 1).",
+        '# normalize = "imagenet"',
+        "# mean = [0.485, 0.456, 0.406]",
+        "# std = [0.229, 0.224, 0.225]",
+        f"# scale = {1 / 255}",
         '# interpolation = "bilinear"',
         f"colour = {_quote(colour)}",
         f"layout = {_quote(layout)}",
-        "# Set these as in training; the model does not say them. ImageNet's mean is",
-        "# [0.485, 0.456, 0.406], its std [0.229, 0.224, 0.225].",
-        f"# scale = {1 / 255}",
-        "# mean = [0.0]",
-        "# std = [1.0]",
+        "",
+        "# Names of the classes in the model's order; by default those of class folders, sorted.",
+        "# [classes]",
+        '# file = "classes.txt"',
+        "# folders = false",
     ]
 
 

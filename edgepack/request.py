@@ -11,6 +11,7 @@ from pathlib import Path
 from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
+from edgepack.data import Classes, Split, read_class_file
 from edgepack.data.recordings import AudioOptions
 from edgepack.data.tokenizer import TextOptions
 from edgepack.errors import SpecError
@@ -22,6 +23,7 @@ from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.gates import merge_gates
 from edgepack.spec.manifest import Manifest
+from edgepack.spec.pictures import parse_pictures
 from edgepack.spec.target import Target
 from edgepack.spec.tensors import Span
 
@@ -53,6 +55,9 @@ class Request:
         training: source of the training samples; "" for none.
         random: True if random numbers replace the calibration samples.
         files: other files that the build reads: manifest, profile.
+        samples: source of both calibration and evaluation samples; "" for separate ones.
+        split: division of that source; None if it has separate parts.
+        classes: names of the classes, as far as the user states them.
         preprocessing: conversion of raw samples to the inputs; None without one in the manifest.
         metrics: the task metrics, the primary one first; none takes top-1 if there are labels for
             an output's decisions.
@@ -94,6 +99,9 @@ class Request:
     training: str = ""
     random: bool = False
     files: tuple[Path, ...] = ()
+    samples: str = ""
+    split: Split | None = None
+    classes: Classes = field(default_factory=Classes)
     preprocessing: Preprocessing | None = None
     metrics: tuple[MetricSource, ...] = ()
     postprocess: str = ""
@@ -157,6 +165,11 @@ class Flags:
         calibration: source of the calibration samples.
         evaluation: source of the evaluation samples.
         training: source of the training samples.
+        samples: source of both calibration and evaluation samples.
+        split: share of its samples that are for evaluation.
+        split_seed: seed of their choice.
+        pictures: preprocessing of pictures in one line; replaces the manifest's.
+        classes: file with the names of the classes.
         random_calibration: True if random numbers replace the calibration samples.
         metrics: the task metrics, the primary one first.
         postprocess: function that decodes the outputs for the metrics.
@@ -185,6 +198,11 @@ class Flags:
     calibration: str = ""
     evaluation: str = ""
     training: str = ""
+    samples: str = ""
+    split: float | None = None
+    split_seed: int | None = None
+    pictures: str = ""
+    classes: Path | None = None
     random_calibration: bool = False
     metrics: tuple[MetricSource, ...] = ()
     postprocess: str = ""
@@ -209,6 +227,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     """
     flags = flags or Flags()
     _check_flags(flags)
+    _check_sources(manifest, flags)
     if flags.wheels:
         check_wheels(target)
     # An empty --metric, as of an unset variable of a script, is none.
@@ -221,9 +240,6 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     manifest = _merge_source(manifest, flags)
     manifest = _merge_samples(manifest, flags)
     name = manifest.name or _name_model(model)
-    preprocessing = None
-    if manifest.pictures is not None:
-        preprocessing = Picture(**manifest.pictures)
     return Request(
         model=model,
         target=target,
@@ -244,7 +260,10 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         training=manifest.training,
         random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
-        preprocessing=preprocessing,
+        samples=manifest.samples,
+        split=_read_split(manifest),
+        classes=_read_classes(manifest, flags),
+        preprocessing=_read_preprocessing(manifest, flags),
         metrics=metrics or gates.default_metrics,
         postprocess=flags.postprocess or _resolve_function(manifest, manifest.postprocess),
         text=_read_text_options(manifest),
@@ -300,6 +319,55 @@ def _check_flags(flags: Flags) -> None:
         )
 
 
+def _check_sources(manifest: Manifest, flags: Flags) -> None:
+    """Refuse a single source of samples beside separate ones. Raises SpecError."""
+    others = {
+        "--calibration": flags.calibration,
+        "--evaluation": flags.evaluation,
+        "--random-calibration": flags.random_calibration,
+    }
+    for option, value in others.items():
+        if flags.samples and value:
+            raise SpecError(
+                "samples-twice",
+                "samples were requested from two sources",
+                why=f"--samples and {option} exclude each other",
+                hint="--samples serves both roles; remove one of them",
+            )
+    if flags.split is not None and not (flags.samples or manifest.samples):
+        raise SpecError(
+            "split-alone",
+            "there is no source of samples to split",
+            why="--split divides the samples of --samples",
+            hint=f"--samples PATH --split {flags.split:g}",
+        )
+
+
+def _read_split(manifest: Manifest) -> Split | None:
+    if manifest.split is None:
+        return None
+    return Split(manifest.split, manifest.seed)
+
+
+def _read_classes(manifest: Manifest, flags: Flags) -> Classes:
+    """Return the names of the classes. Raises DataError."""
+    folders = manifest.class_folders
+    if flags.classes is not None:
+        return Classes(read_class_file(flags.classes), str(flags.classes), folders)
+    if manifest.class_file:
+        path = manifest.folder / manifest.class_file
+        return Classes(read_class_file(path), str(path), folders)
+    return Classes(manifest.class_names, f"[classes] in {manifest.path}", folders)
+
+
+def _read_preprocessing(manifest: Manifest, flags: Flags) -> Preprocessing | None:
+    if flags.pictures:
+        return Picture(**parse_pictures(flags.pictures))
+    if manifest.pictures is not None:
+        return Picture(**manifest.pictures)
+    return None
+
+
 def _name_model(model: Path) -> str:
     """Return a name for file names: "my-model" for "my model.onnx"."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.") or "model"
@@ -326,7 +394,28 @@ def _merge_samples(manifest: Manifest, flags: Flags) -> Manifest:
         calibration = calibration or _resolve_path(manifest, manifest.calibration)
         evaluation = evaluation or _resolve_path(manifest, manifest.evaluation)
     training = flags.training or _resolve_path(manifest, manifest.training)
-    return replace(manifest, calibration=calibration, evaluation=evaluation, training=training)
+    samples = flags.samples
+    if not samples and not flags.random_calibration:
+        samples = _resolve_path(manifest, manifest.samples)
+    if samples:
+        calibration = flags.calibration or samples
+        evaluation = flags.evaluation or samples
+        # All but the evaluation samples may train, too.
+        training = training or samples
+    split = manifest.split if flags.split is None else flags.split
+    seed = manifest.seed if flags.split_seed is None else flags.split_seed
+    # A source on the command line is not the one that the manifest splits.
+    if flags.samples:
+        split = flags.split
+    return replace(
+        manifest,
+        calibration=calibration,
+        evaluation=evaluation,
+        training=training,
+        samples=samples,
+        split=split,
+        seed=seed,
+    )
 
 
 def _resolve_path(manifest: Manifest, text: str) -> str:

@@ -116,6 +116,36 @@ def _parse_pairs(
     metavar="PATH|MODULE:FUNCTION",
     help="Train `distill` on these samples; labels are optional.",
 )
+@click.option(
+    "--samples",
+    default="",
+    metavar="PATH|MODULE:FUNCTION",
+    help="Use one source for calibration and evaluation: with parts (train, val), or --split.",
+)
+@click.option(
+    "--split",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="SHARE",
+    help="Evaluate on this share of --samples, of every class, and calibrate on the others.",
+)
+@click.option(
+    "--split-seed",
+    type=click.IntRange(0),
+    metavar="NUMBER",
+    help="Choose other samples by this seed; default: 0.",
+)
+@click.option(
+    "--pictures",
+    default="",
+    metavar="KEY=VALUE,...",
+    help="State the preprocessing of pictures: resize=256,crop=224,normalize=imagenet.",
+)
+@click.option(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read the names of the classes from this file, one a line, in the model's order.",
+)
 # Ranges of random numbers fit no real input, so that such a bundle never gets the verdict PASS.
 @click.option(
     "--random-calibration",

@@ -15,7 +15,7 @@ from edgepack.data.files import list_files, open_files
 from edgepack.data.folder import array_shards, empty_folder, open_shards, refuse_mixed
 from edgepack.data.function import FUNCTION, load_object, open_function
 from edgepack.data.layouts.class_names import Classes, read_class_file
-from edgepack.data.layouts.find import is_divided, open_layout
+from edgepack.data.layouts.find import find_annotations, is_divided, open_layout
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
 from edgepack.data.pictures import describe_picture, open_pictures
@@ -189,7 +189,8 @@ def has_parts(spec: str | PythonSamples, base: Path = Path()) -> bool:
 
 def _find_part(path: Path, role: str) -> Path:
     """Return the part of a folder for a role, or the path itself if it has no such parts."""
-    if path.is_dir():
+    # A data.yaml beside train/ and valid/ names both of them.
+    if path.is_dir() and find_annotations(path, role) is None:
         return find_role(path, role) or path
     return path
 
@@ -290,6 +291,7 @@ __all__ = [
     "describe_picture",
     "describe_text",
     "find_kind",
+    "find_role",
     "has_parts",
     "infer_inputs",
     "lint",

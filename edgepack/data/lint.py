@@ -100,7 +100,7 @@ def lint(
     for survey in surveys.values():
         if evaluated is not None and survey is not evaluated:
             warnings += _compare(survey, evaluated)
-    return LintReport(counts, digests, statistics, tuple(warnings), tuple(notes))
+    return LintReport(counts, digests, statistics, tuple(warnings), tuple(dict.fromkeys(notes)))
 
 
 @dataclass

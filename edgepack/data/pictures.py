@@ -78,7 +78,9 @@ def describe_picture(picture: Picture) -> str:
         size = getattr(picture, name)
         if size is not None:
             parts.append(f"{name} {size if isinstance(size, int) else 'x'.join(map(str, size))}")
-    parts += [picture.interpolation, picture.colour, f"scale {picture.scale:.6g}"]
+    if picture.letterbox is not None:
+        parts.append(f"pad {picture.pad}")
+    parts += [picture.interpolation, picture.colour, picture.layout, f"scale {picture.scale:.6g}"]
     for name in ("mean", "std"):
         parts.append(f"{name} {' '.join(f'{value:g}' for value in getattr(picture, name))}")
     return ", ".join(parts)
@@ -103,8 +105,8 @@ def _missing_preprocessing(pictures: PictureSet, tensor: Tensor) -> DataError:
         "pictures-preprocessing-missing",
         f"there is no preprocessing for the pictures in {pictures.folder}",
         why="size, colour order, scale, mean and std must match the training",
-        hint=f"declare them in the manifest: [pictures]\nresize = [{size}, {size}]\n"
-        "mean = [0.485, 0.456, 0.406]\nstd = [0.229, 0.224, 0.225]",
+        hint=f"state it by an option: --pictures size={size},normalize=imagenet\n"
+        f'or in the manifest:\n[pictures]\nsize = {size}\nnormalize = "imagenet"',
     )
 
 

@@ -154,17 +154,40 @@ class EvaluationTable(TypedDict, total=False):
     allow_chance: bool
 
 
+class _SourceExtra(TypedDict, total=False):
+    split: float
+    seed: int
+
+
+class SourceTable(_SourceExtra):
+    """Table [samples] of a manifest: one source for calibration and evaluation."""
+
+    source: str
+
+
+class ClassesTable(TypedDict, total=False):
+    """Table [classes] of a manifest: names of the classes, in the model's order."""
+
+    names: list[str]
+    file: str
+    folders: bool
+
+
 class PicturesTable(TypedDict, total=False):
     """Table [pictures] of a manifest: conversion of a picture to an input."""
 
+    size: int | list[int]
     resize: int | list[int]
     crop: int | list[int]
+    letterbox: int | list[int]
+    pad: int
     interpolation: str
     colour: str
     layout: str
     scale: float
     mean: list[float]
     std: list[float]
+    normalize: str
 
 
 class TextTable(TypedDict, total=False):
@@ -211,6 +234,8 @@ class _ManifestExtra(_PassTables, total=False):
     calibration: SamplesTable
     evaluation: EvaluationTable
     training: SamplesTable
+    samples: SourceTable
+    classes: ClassesTable
     pictures: PicturesTable
     text: TextTable
     audio: AudioTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import cast
 
 from edgepack.errors import SpecError
 from edgepack.runtime.tensor import Tensor
@@ -16,24 +16,11 @@ from edgepack.spec.documents import (
     EvaluationTable,
     InputTable,
     ManifestDocument,
-    PicturesTable,
     SamplesTable,
     TextTable,
 )
+from edgepack.spec.pictures import PictureOptions, read_pictures
 from edgepack.spec.tensors import Span, cast_up, find_repeated
-
-
-class PictureOptions(TypedDict, total=False):
-    """Keyword arguments of Picture, by their names."""
-
-    resize: int | tuple[int, int]
-    crop: int | tuple[int, int]
-    interpolation: str
-    colour: str
-    layout: str
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -55,6 +42,12 @@ class Manifest:
         calibration: source of the calibration samples, as `data.open_samples` takes it.
         evaluation: source of the evaluation samples.
         training: source of the training samples.
+        samples: source of all samples; calibration and evaluation are empty then.
+        split: share of its samples that are for evaluation; None if it has such a part.
+        seed: of the choice of these samples.
+        class_names: names of the classes, by their index.
+        class_file: file with these names.
+        class_folders: True if the subfolders of a folder of samples are its classes.
         metrics: the task metrics; the first is the primary one.
         allow_chance: accept an original that is right no more often than by guessing.
         pictures: conversion of a picture to an input, as keyword arguments of Picture; None
@@ -84,6 +77,12 @@ class Manifest:
     calibration: str = ""
     evaluation: str = ""
     training: str = ""
+    samples: str = ""
+    split: float | None = None
+    seed: int = 0
+    class_names: tuple[str, ...] = ()
+    class_file: str = ""
+    class_folders: bool = True
     metrics: tuple[str, ...] = ()
     allow_chance: bool = False
     pictures: PictureOptions | None = None
@@ -112,9 +111,11 @@ def load(path: Path) -> Manifest:
     _refuse_repeated(path, "inputs", [entry["name"] for entry in inputs])
     _refuse_repeated(path, "outputs", [entry["name"] for entry in outputs])
     model, evaluation = table.get("model", {}), table.get("evaluation", {})
+    samples, classes = table.get("samples"), table.get("classes", {})
+    _refuse_two_sources(path, table)
     pictures = None
     if "pictures" in table:
-        pictures = _read_pictures(table["pictures"])
+        pictures = read_pictures(table["pictures"], str(path))
     return Manifest(
         folder=path.parent,
         path=path,
@@ -130,6 +131,12 @@ def load(path: Path) -> Manifest:
         calibration=_read_samples(table.get("calibration")),
         evaluation=evaluation.get("samples", ""),
         training=_read_samples(table.get("training")),
+        samples=samples["source"] if samples else "",
+        split=samples.get("split") if samples else None,
+        seed=samples.get("seed", 0) if samples else 0,
+        class_names=tuple(classes.get("names", ())),
+        class_file=classes.get("file", ""),
+        class_folders=classes.get("folders", True),
         metrics=_read_metrics(path, evaluation),
         allow_chance=evaluation.get("allow_chance", False),
         pictures=pictures,
@@ -154,6 +161,25 @@ def _refuse_repeated(path: Path, key: str, names: Sequence[str]) -> None:
             f"{path} is not a valid manifest",
             why=f"{key}: the name {name!r} is repeated",
             hint="use a different name for each",
+        )
+
+
+def _refuse_two_sources(path: Path, table: ManifestDocument) -> None:
+    """Refuse two sources of the same samples or names, which a schema cannot express."""
+    faults = []
+    if "samples" in table:
+        tables = {"calibration": table.get("calibration"), "evaluation": table.get("evaluation")}
+        for role, entry in tables.items():
+            if entry and "samples" in entry:
+                faults.append(f"samples: [samples] and [{role}] samples exclude each other")
+    if {"names", "file"} <= table.get("classes", {}).keys():
+        faults.append("classes: names and file exclude each other")
+    if faults:
+        raise SpecError(
+            "manifest-invalid",
+            f"{path} is not a valid manifest",
+            why="\n".join(faults),
+            hint="remove one of them",
         )
 
 
@@ -188,11 +214,3 @@ def _read_metrics(path: Path, evaluation: EvaluationTable) -> tuple[str, ...]:
 
 def _read_samples(table: SamplesTable | None) -> str:
     return "" if table is None else table["samples"]
-
-
-def _read_pictures(table: PicturesTable) -> PictureOptions:
-    # Picture is frozen and hashable, so its fields are tuples: mean = [0.5] becomes (0.5,).
-    options: dict[str, object] = {}
-    for key, value in table.items():
-        options[key] = tuple(value) if isinstance(value, list) else value
-    return cast("PictureOptions", options)

@@ -46,7 +46,7 @@ from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
 from edgepack.stages.identity import identify
-from edgepack.stages.labels import infer_kinds, judge_labels
+from edgepack.stages.labels import check_class_count, infer_kinds, judge_labels
 from edgepack.stages.sizes import answer_sizes
 
 # File of the original's answers in the cache.
@@ -142,6 +142,9 @@ def _survey_answers(
         kind = request.output_kinds.get(name) or source.output_kind
         specs.append((kind, request.output_axes.get(name)))
     kinds = infer_kinds(survey, names, specs)
+    # What a postprocess decodes has a form of its own.
+    if not request.postprocess:
+        check_class_count(survey, names, kinds, class_names)
     folders = (Path(), request.base)
     postprocess = None
     if request.postprocess and request.metrics:

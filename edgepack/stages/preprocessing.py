@@ -8,6 +8,7 @@ from edgepack import data
 from edgepack.ledger import Stage
 from edgepack.request import Request
 from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.huggingface_pictures import FILE, read_picture
 from edgepack.source.model import Source
@@ -27,6 +28,8 @@ def choose_preprocessing(
     Raises DataError if a conversion cannot be read, or does not fit the model.
     """
     if request.preprocessing is not None:
+        if isinstance(request.preprocessing, Picture):
+            stage.note(f"pictures: {data.describe_picture(request.preprocessing)}")
         return request.preprocessing
     kinds = set()
     for spec in (request.calibration, request.evaluation, request.training):
@@ -60,6 +63,9 @@ def _read_text(
     return text
 
 
-def name_classes(model: Source) -> data.Classes:
-    """Return the classes of a model, as far as its files name them."""
-    return data.Classes(model.class_names, "id2label in config.json")
+def name_classes(request: Request, model: Source) -> data.Classes:
+    """Return the classes of a model: as the user states them, or as its files name them."""
+    if request.classes.names:
+        return request.classes
+    folders = request.classes.folders
+    return data.Classes(model.class_names, "id2label in config.json", folders)

@@ -14,6 +14,12 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.stages.generated import generate_samples
 from edgepack.stages.preprocessing import choose_preprocessing, name_classes
+from edgepack.stages.sources import (
+    check_class_names,
+    describe_sources,
+    detail_sources,
+    fill_class_names,
+)
 
 # Random samples for a calibration, and those that only compare two models.
 RANDOM_COUNT, GENERATED_COUNT = 128, 32
@@ -34,7 +40,7 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
     request, ledger = context.request, context.ledger
     with ledger.stage("samples") as stage:
         preprocessing = choose_preprocessing(request, source, inputs, stage)
-        samples = _open_roles(request, inputs, preprocessing, name_classes(source))
+        samples = _open_roles(request, inputs, preprocessing, name_classes(request, source))
         if request.random or request.generates_inputs:
             role, count = "calibration", RANDOM_COUNT
             if request.generates_inputs:
@@ -42,6 +48,7 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
             samples[role], text = generate_samples(request, source, inputs, count)
             stage.note(f"generated {text}")
         _require_samples(request, samples, inputs)
+        check_class_names(samples)
         calibration = None
         if calibrates(request):
             calibration = samples.get("calibration")
@@ -58,7 +65,10 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
         for role, count in lint.counts.items():
             stage.note(f"{role}: {count:,} samples")
         stage.note(*lint.notes)
-        stage.detail(counts=dict(lint.counts), digests=dict(lint.digests))
+        stage.note(*describe_sources(samples))
+        stage.detail(
+            counts=dict(lint.counts), digests=dict(lint.digests), **detail_sources(samples)
+        )
     # Of generated inputs it is no news that a mask is 1 everywhere.
     if not request.generates_inputs:
         ledger.warn(*lint.warnings)
@@ -84,10 +94,13 @@ def _open_roles(
     specs = {"calibration": request.calibration, "evaluation": request.evaluation}
     if passes.list_passes_needing("training", request.chain):
         specs["training"] = request.training
+    _check_split(request)
     samples: dict[str, Samples] = {}
     for role, spec in specs.items():
+        # A role of its own on the command line is not part of the source that is split.
+        split = request.split if spec == request.samples else None
         if spec:
-            samples[role] = data.open_samples(
+            stream = data.open_samples(
                 spec,
                 inputs,
                 preprocessing=preprocessing,
@@ -95,8 +108,31 @@ def _open_roles(
                 role=role,
                 classes=classes,
                 columns=request.text,
+                split=split,
             )
+            samples[role] = fill_class_names(stream, classes)
     return samples
+
+
+def _check_split(request: Request) -> None:
+    """Refuse a source for both roles that has no parts, or parts as well as a split."""
+    if not request.samples:
+        return
+    divided = data.has_parts(request.samples)
+    if divided and request.split is not None:
+        raise DataError(
+            "samples-split",
+            f"{request.samples} is divided already",
+            why="it has parts for calibration and for evaluation, such as train and val",
+            hint="remove --split to use them, or name one of the parts with --samples",
+        )
+    if not divided and request.split is None:
+        raise DataError(
+            "samples-split",
+            f"{request.samples} does not say which samples are for evaluation",
+            why="it has no parts such as train and val",
+            hint="--split 0.2 evaluates on a fifth of them",
+        )
 
 
 def calibrates(request: Request) -> bool:

@@ -101,8 +101,19 @@ def test_a_folder_of_pictures(home: Home, tmp_path: Path) -> None:
         pixels = np.clip((array[0] - array.min()) / np.ptp(array) * 255, 0, 255).astype(np.uint8)
         image.fromarray(pixels).save(tmp_path / "pictures" / f"{index:03}.png")
     path = tmp_path / "tiny.toml"
-    settings = draft(home / "tiny.onnx", path, "--data", tmp_path / "pictures")
-    assert settings.pictures == {"resize": (16, 16), "colour": "grey", "layout": "nchw"}
+    options = ("--data", str(tmp_path / "pictures"), "--output", str(path))
+    assert ask("init", str(home / "tiny.onnx"), *options).status == 0
+    # The model does not say how its pictures were normalised, so the user has to.
+    refused = ask("manifest", "check", str(path))
+    assert (refused.status, refused.code) == (2, "pictures-incomplete")
+    path.write_text(path.read_text().replace('# normalize = "imagenet"', 'normalize = "none"'))
+    assert manifest.load(path).pictures == {
+        "resize": (16, 16),
+        "colour": "grey",
+        "layout": "nchw",
+        "mean": (0.0,),
+        "std": (1.0,),
+    }
     build(home / "tiny.onnx", path)
 
 

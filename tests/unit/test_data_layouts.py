@@ -174,6 +174,22 @@ def test_coco_finds_its_pictures_as_its_authors_lay_them_out(tmp_path: Path) -> 
     assert not np.array_equal(first.inputs["image"], second.inputs["image"])
 
 
+def test_annotations_beside_the_folders_of_the_parts_name_the_classes(tmp_path: Path) -> None:
+    """As exports have it: data.yaml, train/images, train/labels, valid/images, valid/labels."""
+    path = write_yolo(tmp_path)
+    for split, name in (("train", "train"), ("val", "valid")):
+        for kind in ("images", "labels"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / kind / split).rename(tmp_path / name / kind)
+    (tmp_path / "images").rmdir()
+    (tmp_path / "labels").rmdir()
+    # The paths are those of a machine where the file was one folder deeper.
+    path.write_text("train: ../train/images\nval: ../valid/images\nnames: [disc, square]\n")
+    assert labels_of(tmp_path, picture=BOXED)[0, 0].tolist() == pytest.approx(
+        [1, 1, 5, 6, 24], abs=1e-4
+    )
+
+
 def test_polygons_and_key_points_of_yolo_become_boxes(tmp_path: Path) -> None:
     path = write_yolo(tmp_path)
     file = tmp_path / "labels/val/b.txt"

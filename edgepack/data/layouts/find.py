@@ -72,15 +72,13 @@ def _fits_role(file: Path, role: str) -> bool:
 
 def is_divided(path: Path) -> bool:
     """Return True if a data set has its own calibration and evaluation samples."""
-    if path.is_dir():
-        if find_role(path, "calibration") is not None:
-            return True
-        document = yolo.describe_folder(path)
-        if document is not None:
-            return yolo.is_divided(document)
     calibration = find_annotations(path, "calibration")
     if calibration is None:
-        return False
+        if not path.is_dir():
+            return False
+        if find_role(path, "calibration") is not None:
+            return True
+        return yolo.is_divided(yolo.describe_folder(path))
     if calibration != find_annotations(path, "evaluation"):
         return True
     if calibration.suffix.lower() == ".json":
