@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,28 @@ def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool
             entries[REPORT] = encode(report)
             index["files"] = listed(entries)
     first = {"__main__.py": entries.pop("__main__.py"), "bundle.json": encode(index)}
+    write_entries(path, {**first, **entries})
+
+
+def write_entries(path: Path, entries: Mapping[str, bytes]) -> None:
+    """Write a zip in a bundle's canonical form."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-        for name, data in {**first, **entries}.items():
+        for name, data in entries.items():
             info = zipfile.ZipInfo(name, EPOCH)
             info.create_system = 3
             info.external_attr = 0o644 << 16
             archive.writestr(info, data)
+
+
+def rewrite_index(source: Path, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a bundle whose index somebody changed, with the digest that fits the change."""
+    with zipfile.ZipFile(source) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    index = json.loads(entries["bundle.json"])
+    change(index)
+    index["content_digest"] = content_digest(index)
+    entries["bundle.json"] = encode(index)
+    write_entries(path, entries)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
+from edgepack.runtime.preprocess.picture import Picture
 from support.build_cases import edgepack
 
 SIDE, NAMES = 32, ("building", "flower", "leaf", "roof", "sky", "stone")
@@ -42,6 +44,9 @@ std = [0.229, 0.224, 0.225]
 snr_db = 8
 agreement = 0.5
 """
+PICTURE = Picture(
+    resize=36, crop=32, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), input="image"
+)
 BUILD = ("--target", "cpu-fbgemm", "--no-emulate", "--latency", "none")
 
 
@@ -68,10 +73,10 @@ def cut_photographs(folder: Path, count: int, seed: int) -> None:
         piece.save(folder / f"{number:03}.jpg", quality=int(generator.integers(70, 96)))
 
 
-def photo_onnx(seed: int = 3) -> onnx.ModelProto:
+def photo_onnx(bias: np.ndarray) -> onnx.ModelProto:
     """Return a network of two convolutions with random weights, for pictures of 32 x 32 pixels."""
-    generator = np.random.default_rng(seed)
-    weights = {}
+    generator = np.random.default_rng(3)
+    weights = {"d": bias.astype(np.float32)}
     for name, shape in (("a", (16, 3, 5, 5)), ("b", (32, 16, 3, 3)), ("c", (len(NAMES), 32))):
         scale = np.sqrt(2 / np.prod(shape[1:]))
         weights[name] = (generator.normal(size=shape) * scale).astype(np.float32)
@@ -82,7 +87,7 @@ def photo_onnx(seed: int = 3) -> onnx.ModelProto:
         helper.make_node("Relu", ["3"], ["4"]),
         helper.make_node("GlobalAveragePool", ["4"], ["5"]),
         helper.make_node("Flatten", ["5"], ["6"]),
-        helper.make_node("Gemm", ["6", "c"], ["scores"], transB=1),
+        helper.make_node("Gemm", ["6", "c", "d"], ["scores"], transB=1),
     ]
     graph = helper.make_graph(
         nodes,
@@ -105,11 +110,35 @@ def encode(picture: Image.Image, kind: str, **options: object) -> bytes:
 def photo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photos.onnx, photos.toml and pictures to calibrate and evaluate on."""
     folder = tmp_path_factory.mktemp("photos")
-    onnx.save(photo_onnx(), folder / "photos.onnx")
-    (folder / "photos.toml").write_text(MANIFEST)
-    cut_photographs(folder / "calibration", 60, 1)
-    cut_photographs(folder / "evaluation", 40, 2)
+    write_photo_home(folder)
     return folder
+
+
+def write_photo_home(folder: Path) -> None:
+    """Write the files of `photo_home`; each picture is in the folder of the class it gets."""
+    cut_photographs(folder / "calibration", 60, 1)
+    cut_photographs(folder / "cut", 40, 2)
+    (folder / "photos.toml").write_text(MANIFEST)
+    paths = sorted((folder / "cut").iterdir())
+    arrays = [PICTURE.to_array(path.read_bytes()) for path in paths]
+    # Less one of their largest values, the scores of random weights choose every class.
+    scores = classify(photo_onnx(np.zeros(len(NAMES))), np.stack(arrays))
+    bias = -np.percentile(scores, 90, axis=0)
+    model = photo_onnx(bias)
+    onnx.save(model, folder / "photos.onnx")
+    classes = classify(model, np.stack(arrays)).argmax(1).tolist()
+    assert set(classes) == set(range(len(NAMES)))
+    for path, number in zip(paths, classes, strict=True):
+        target = folder / "evaluation" / NAMES[number] / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
+
+def classify(model: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
+    """Return the scores of a network."""
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (scores,) = session.run(None, {"image": pictures})
+    return np.asarray(scores)
 
 
 @pytest.fixture(scope="session")
