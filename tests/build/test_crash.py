@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,10 @@ class Scene:
     cache: Path
     log: Path
 
+    def shown(self, path: str) -> str:
+        """Return a path of a build with the scene's folder written as "."."""
+        return path.replace(str(self.cache.parent), ".")
+
     @property
     def scratch(self) -> Path:
         """The folder of temporary files, of these builds alone."""
@@ -85,7 +89,7 @@ class Scene:
         for line in self.log.read_text(errors="replace").splitlines():
             call = re.match(r'(\w+)\((?:\d+<(.*?)>|"(.*?)")', line)
             if call:
-                found.append((call[1], call[2] or call[3]))
+                found.append((call[1], self.shown(call[2] or call[3])))
         return found
 
     def old_or_new(self) -> str:
@@ -130,15 +134,35 @@ def first(strace: str, home: Home, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def scene(first: Scene, tmp_path: Path) -> Scene:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "tmp").mkdir()
-    shutil.copytree(first.cache, tmp_path / "cache")
-    found = replace(
-        first, output=tmp_path / "out" / "x.edgepack", cache=tmp_path / "cache",
-        log=tmp_path / "log",
-    )  # fmt: skip
-    found.restore()
-    return found
+    return make_scene(first, tmp_path)
+
+
+def make_scene(first: Scene, folder: Path) -> Scene:
+    (folder / "out").mkdir()
+    (folder / "tmp").mkdir()
+    shutil.copytree(first.cache, folder / "cache")
+    scene = replace(
+        first, output=folder / "out" / "x.edgepack", cache=folder / "cache", log=folder / "log"
+    )
+    scene.restore()
+    return scene
+
+
+@pytest.fixture(scope="module")
+def calls(first: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """What a build with a cache does, from `Scene.calls`."""
+    scene = make_scene(first, tmp_path_factory.mktemp("warm"))
+    assert scene.run().returncode == 0
+    return scene.calls()
+
+
+@pytest.fixture(scope="module")
+def cold_calls(first: Scene, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
+    """What a build without a cache does, from `Scene.calls`."""
+    scene = make_scene(first, tmp_path_factory.mktemp("cold"))
+    shutil.rmtree(scene.cache)
+    assert scene.run().returncode == 0
+    return scene.calls()
 
 
 @pytest.fixture
@@ -148,12 +172,15 @@ def cold(scene: Scene) -> Scene:
     return scene
 
 
-def killed_at_each(scene: Scene, kind: str, fresh: bool) -> Iterator[tuple[int, str, str]]:
+def killed_at_each(
+    scene: Scene, kind: str, fresh: bool, numbers: Iterable[int] = ()
+) -> Iterator[tuple[int, str, str]]:
     """Kill at the first call of a kind, the second, ..., until a build gets through.
 
     Gives the number, the path that the call was about, and which bundle stood there afterwards.
+    With `numbers`, only at those.
     """
-    for n in itertools.count(1):
+    for n in numbers or itertools.count(1):
         scene.restore()
         if fresh:
             shutil.rmtree(scene.cache, ignore_errors=True)
@@ -174,6 +201,11 @@ def killed_at_each(scene: Scene, kind: str, fresh: bool) -> Iterator[tuple[int, 
 
 def works_afterwards(scene: Scene) -> None:
     """A build with another output replaces nothing, and leaves none of what killed ones left."""
+    sweeps(scene)
+    builds(scene)
+
+
+def sweeps(scene: Scene) -> None:
     other = replace(scene, output=scene.output.with_name("other.edgepack"))
     done = other.run()
     assert done.returncode == 0, done.stderr
@@ -183,6 +215,9 @@ def works_afterwards(scene: Scene) -> None:
     assert not list(scene.cache.glob("stages/*/.*"))
     for name in written:
         other.output.with_name(name).unlink()
+
+
+def builds(scene: Scene) -> None:
     done = scene.run()
     assert done.returncode == 0, done.stderr
     assert scene.old_or_new() == "new"
@@ -203,14 +238,25 @@ def test_killed_at_every_rename(cold: Scene) -> None:
     works_afterwards(cold)
 
 
-def test_killed_at_every_fsync_of_the_cache(cold: Scene) -> None:
-    """The files of an entry, its folder, and the folder above, of each stage in turn."""
-    points = []
-    for point in killed_at_each(cold, "fsync", fresh=True):
-        points.append(point)
-        if point[1].endswith(".tmp"):
-            break
-    assert len(points) >= 4 * 4
+def test_killed_at_fsyncs_of_the_cache(cold: Scene, cold_calls: list[tuple[str, str]]) -> None:
+    """The files of an entry, its folder, and the folder above.
+
+    The first stage's are all tried. All stages write by the same code, so of each later one it is
+    the first call, the second, and so on in turn.
+    """
+    paths = [path for kind, path in cold_calls if kind == "fsync"]
+    stages: dict[str, list[int]] = {}
+    for n, path in enumerate(paths, 1):
+        match = re.match(r"\./cache/stages/(\w+)", path)
+        if match:
+            stages.setdefault(match[1], []).append(n)
+    first, *others = stages.values()
+    assert len(first) >= 4
+    assert len(others) >= 5
+    numbers = [*first]
+    for turn, calls in enumerate(others):
+        numbers.append(calls[turn % len(calls)])
+    points = list(killed_at_each(cold, "fsync", fresh=True, numbers=numbers))
     assert {found for _, _, found in points} == {"old"}
     works_afterwards(cold)
 
@@ -218,7 +264,7 @@ def test_killed_at_every_fsync_of_the_cache(cold: Scene) -> None:
 def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
     points = list(killed_at_each(scene, "fsync", fresh=False))
     temporary = [found for _, path, found in points if path.endswith(".tmp")]
-    folder = [found for _, path, found in points if path == str(scene.output.parent)]
+    folder = [found for _, path, found in points if path == "./out"]
     # Draft, with its answers, with its summary, finished, its hash, about to be published.
     assert temporary == ["old"] * 5 or temporary == ["old"] * 6
     # After the renames: the new one is in its place.
@@ -226,15 +272,9 @@ def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
     works_afterwards(scene)
 
 
-def writes_to_the_bundle(scene: Scene) -> list[int]:
-    """The numbers of those writes, among all, that go to the temporary bundle."""
-    scene.run()
-    writes = [path for kind, path in scene.calls() if kind == "write"]
-    return [n for n, path in enumerate(writes, 1) if path.endswith(".tmp")]
-
-
-def test_killed_at_writes_of_the_bundle(scene: Scene) -> None:
-    numbers = writes_to_the_bundle(scene)
+def test_killed_at_writes_of_the_bundle(scene: Scene, calls: list[tuple[str, str]]) -> None:
+    writes = [path for kind, path in calls if kind == "write"]
+    numbers = [n for n, path in enumerate(writes, 1) if path.endswith(".tmp")]
     assert len(numbers) > 50
     for n in [numbers[0], numbers[1], *numbers[5 :: len(numbers) // 6], numbers[-1]]:
         scene.restore()
@@ -252,10 +292,11 @@ def test_killed_at_writes_of_the_bundle(scene: Scene) -> None:
         ("rename", "EACCES", "output-unwritable"),
     ],
 )
-def test_the_disk_refuses(scene: Scene, kind: str, error: str, code: str) -> None:
-    scene.run()
-    calls = [path for name, path in scene.calls() if name == kind]
-    numbers = [n for n, path in enumerate(calls, 1) if path.endswith(".tmp")]
+def test_the_disk_refuses(
+    scene: Scene, kind: str, error: str, code: str, calls: list[tuple[str, str]]
+) -> None:
+    paths = [path for name, path in calls if name == kind]
+    numbers = [n for n, path in enumerate(paths, 1) if path.endswith(".tmp")]
     if kind == "rename":
         # The last one puts the hash in its place, after the bundle.
         numbers.pop()
@@ -267,13 +308,11 @@ def test_the_disk_refuses(scene: Scene, kind: str, error: str, code: str) -> Non
         assert "Traceback" not in done.stderr
         assert scene.old_or_new() == "old"
         assert scene.left_over() == []
-    works_afterwards(scene)
+    builds(scene)
 
 
-def test_the_hash_cannot_be_put_in_its_place(scene: Scene) -> None:
-    scene.run()
-    renames = [path for name, path in scene.calls() if name == "rename"]
-    scene.restore()
+def test_the_hash_cannot_be_put_in_its_place(scene: Scene, calls: list[tuple[str, str]]) -> None:
+    renames = [path for name, path in calls if name == "rename"]
     done = scene.run(f"rename:error=EACCES:when={len(renames)}")
     assert done.returncode == 2
     found = one_document(done.stdout)["error"]
@@ -284,17 +323,16 @@ def test_the_hash_cannot_be_put_in_its_place(scene: Scene) -> None:
     done = run_bundle(scene.output, "verify", "--json")
     assert done.returncode == 2
     assert one_document(done.stdout)["error"]["code"] == "bundle-checksum"
-    works_afterwards(scene)
+    builds(scene)
 
 
 @pytest.mark.parametrize(("kind", "nth"), [("write", 1), ("fsync", 1), ("rename", 2)])
-def test_the_cache_cannot_be_written(cold: Scene, kind: str, nth: int) -> None:
+def test_the_cache_cannot_be_written(
+    cold: Scene, kind: str, nth: int, cold_calls: list[tuple[str, str]]
+) -> None:
     """The first write of an entry, or another call: the calls before are on temporary files."""
-    cold.run()
-    calls = [path for name, path in cold.calls() if name == kind]
-    when = [n for n, path in enumerate(calls, 1) if path.startswith(str(cold.cache))][nth - 1]
-    shutil.rmtree(cold.cache)
-    cold.restore()
+    paths = [path for name, path in cold_calls if name == kind]
+    when = [n for n, path in enumerate(paths, 1) if path.startswith("./cache/")][nth - 1]
     done = cold.run(f"{kind}:error=ENOSPC:when={when}")
     assert done.returncode == 2, done.stderr
     found = one_document(done.stdout)["error"]
@@ -303,7 +341,7 @@ def test_the_cache_cannot_be_written(cold: Scene, kind: str, nth: int) -> None:
     assert "Traceback" not in done.stderr
     assert cold.old_or_new() == "old"
     assert cold.left_over() == []
-    works_afterwards(cold)
+    builds(cold)
 
 
 def mounted(folder: Path, size: str, *command: str) -> subprocess.CompletedProcess[str]:
