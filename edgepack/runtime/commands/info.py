@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 # Packages that the loader may need. `info` lists the missing ones, so it must run without any.
 PACKAGES = ("numpy", "onnxruntime")
+# Kind of preprocessing -> the package that decodes, and its module.
+DECODERS = {
+    "picture": ("pillow", "PIL"),
+    "text": ("tokenizers", "tokenizers"),
+    "audio": ("soundfile", "soundfile"),
+}
 # Columns of the labels within a section.
 _WIDTH = 12
 # Names of requirements and of facts about the device, for people; others are shown as they are.
@@ -57,7 +63,7 @@ def info(bundle: str) -> Tuple[List[str], InfoDocument]:
         *describe_variants(index, remarks),
         "",
         "this device",
-        *_describe_device(device),
+        *_describe_device(device, index),
     ]
     if "error" in variant:
         error = variant["error"]
@@ -88,6 +94,7 @@ def describe_contents(index: Index, digest: str) -> List[str]:
         lines.append(_row("input", _format_tensor(tensor)))
     for tensor in index.outputs:
         lines.append(_row("output", f"{_format_tensor(tensor)}, {tensor.kind}"))
+    lines += _describe_preprocessing(index)
     # An empty list requires nothing, so it is left out.
     lines += ["", "requirements"]
     for name, value in sorted(index.device.items()):
@@ -105,6 +112,23 @@ def _describe_verdict(index: Index) -> List[str]:
     lines = [_row("verdict", f"{verdict} when it was built")]
     for reason in reasons if isinstance(reasons, list) else ():
         lines.append(_row("", str(reason)))
+    return lines
+
+
+def _describe_preprocessing(index: Index) -> List[str]:
+    """Return rows on the raw data that the bundle takes, and the settings of its conversion."""
+    lines = []
+    if index.preprocessing is not None:
+        settings = []
+        for name, value in sorted(index.preprocessing.value.items()):
+            values = value if isinstance(value, list) else [value]
+            # Nested settings are in `info --json`.
+            if name != "kind" and all(isinstance(v, (str, int, float)) for v in values):
+                texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+                settings.append(" ".join([name, *texts]))
+        lines = [_row("takes", f"{index.preprocessing.value.get('kind')}: {', '.join(settings)}")]
+    if index.classes is not None:
+        lines.append(_row("classes", f"named in {index.classes}"))
     return lines
 
 
@@ -191,12 +215,19 @@ def describe_variants(index: Index, remarks: Mapping[str, List[str]]) -> List[st
     return lines
 
 
-def _describe_device(device: DeviceFacts) -> List[str]:
+def _describe_device(device: DeviceFacts, index: Index) -> List[str]:
     """Return the facts about this device: of the machine, of the packages, and others as probed."""
     # Only what the choice of the variant has probed is in `device`: no GPU for a CPU's bundle.
     facts: Dict[str, object] = {**machine.describe()}
     for package in PACKAGES:
         facts[package] = _installed_version(package)
+    if index.preprocessing is not None:
+        # A kind without an entry needs numpy alone.
+        package, module = DECODERS.get(str(index.preprocessing.value.get("kind")), ("", ""))
+        if module:
+            facts[package] = _installed_version(module)
+            if facts[package] == "missing":
+                facts[package] = f"missing: python3 -m pip install {package}"
     for name, value in device.items():
         if value and not name.endswith("_why"):
             facts.setdefault(name, value)
