@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -269,6 +270,12 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
     return document
 
 
+def _encode_index(document: IndexDocument) -> bytes:
+    """Encode the index without spaces, which were a third of it."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return text.encode("ascii")
+
+
 def write(path: Path, contents: Contents) -> str:
     """Write a bundle to `path` and return its content digest.
 
@@ -291,7 +298,10 @@ def write(path: Path, contents: Contents) -> str:
             hint=hint,
         )
     # Python runs __main__.py and the loader reads the index, so both come first.
-    first: dict[str, Content] = {loader.MAIN: entries.pop(loader.MAIN), INDEX: encode(document)}
+    first: dict[str, Content] = {
+        loader.MAIN: entries.pop(loader.MAIN),
+        INDEX: _encode_index(document),
+    }
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
             for name, content in {**first, **entries}.items():

@@ -55,7 +55,9 @@ ANSWERS = "answers.bin"
 REFERENCE_BYTES = 4 << 20
 REFERENCE_MIN, REFERENCE_MAX = 4, 64
 # Of raw data, such as pictures, fewer and smaller ones serve: they are compared bit by bit.
-RAW_REFERENCES, RAW_BYTES = 8, 16_384
+RAW_REFERENCES, RAW_BYTES = 8, 12_288
+# Bytes of raw samples and answers that ship, as far as RAW_MIN samples allow.
+RAW_TOTAL, RAW_MIN = 180_000, 4
 # Arrays of the cache with raw data one after another, and their lengths.
 RAW, RAW_SIZES = "raw", "raw-sizes"
 
@@ -85,6 +87,7 @@ def run_original(
                 "inputs": describe_tensors(inputs),
                 "wanted": references,
                 "preprocessing": preprocessing and preprocessing.to_json(),
+                "raw": [RAW_BYTES, RAW_TOTAL, RAW_MIN],
             },
         )
         entry = cache.get("original", key)
@@ -312,7 +315,10 @@ class _Recorder:
         self._examples.append(_Example(arrays, raw))
 
     def _write_reference(self, stream: BinaryIO) -> None:
-        np.savez(stream, **_stack_references(self._examples))  # type: ignore[arg-type]
+        examples = self._examples
+        if self._request.reference_samples is None:
+            examples = _fit_budget(examples)
+        np.savez(stream, **_stack_references(examples))  # type: ignore[arg-type]
 
 
 def _compact(
@@ -339,6 +345,24 @@ def _split_feeds(
         return
     for i in rows:
         yield {name: array[i : i + 1] for name, array in batch.inputs.items()}, raw[i : i + 1]
+
+
+def _fit_budget(examples: list[_Example]) -> list[_Example]:
+    """Return as many raw samples as fit into RAW_TOTAL bytes with their answers, spread evenly."""
+    if not any(example.raw for example in examples):
+        return examples
+    sizes = []
+    for example in examples:
+        size = sum(map(len, example.raw))
+        for name, array in example.arrays.items():
+            # The original's answer and the bundle's, and both at another size of the batch.
+            if name.startswith("original-"):
+                size += 4 * array.nbytes
+        sizes.append(size)
+    # Samples of 12 kB with 1000 scores are 28 kB each: 6 of 8 fit into 180 kB.
+    count = max(RAW_MIN, int(RAW_TOTAL * len(sizes) / sum(sizes)))
+    count = min(count, len(examples))
+    return [examples[i * len(examples) // count] for i in range(count)]
 
 
 def _stack_references(references: list[_Example]) -> dict[str, np.ndarray]:

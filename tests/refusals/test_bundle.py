@@ -121,10 +121,11 @@ def test_a_flipped_bit_anywhere_is_found(victim: Path) -> None:
         refuse(victim)
 
 
-def test_an_index_with_other_blanks_is_altered(victim: Path) -> None:
+def test_an_index_in_another_order_is_altered(victim: Path) -> None:
     whole = victim.read_bytes()
-    assert whole.count(b'": "linear"') == 1
-    victim.write_bytes(whole.replace(b'"name": "linear"', b'"name" :"linear"', 1))
+    before, after = b'"kind":"scores","name":"y"', b'"name":"y","kind":"scores"'
+    assert whole.count(before) == 1
+    victim.write_bytes(whole.replace(before, after))
     assert refuse(victim).code == "bundle-altered"
 
 
