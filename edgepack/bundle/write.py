@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import chain
@@ -63,7 +63,8 @@ class Contents(Description):
 
     Attributes:
         model: the serialised ONNX that every engine runs or is built from.
-        reference: per input, an array of whole feeds along axis 0.
+        reference: per input, the arrays of whole feeds; of one size unless they are made of raw
+            data.
         original: per output, the answers of the original fp32 model along axis 0.
         built: per output, the answers of this artefact on the build host; None in a draft.
         sizes: one other size of every dynamic axis.
@@ -81,7 +82,7 @@ class Contents(Description):
     """
 
     model: bytes
-    reference: Sequence[np.ndarray]
+    reference: Sequence[Sequence[np.ndarray] | np.ndarray]
     original: Sequence[np.ndarray]
     built: Sequence[np.ndarray] | None
     metric: str
@@ -152,7 +153,7 @@ def _reference_entries(contents: Contents) -> dict[str, Content]:
         for name, data in zip(_raw_names(contents), chain(*contents.raw), strict=True):
             entries[name] = data
         for name, array in zip(_probe_names(contents), contents.reference, strict=False):
-            entries[name] = _npy(np.stack([probe(sample) for sample in array]))
+            entries[name] = _npy(_stack_probes(array))
     groups = [
         ("input", _stored_inputs(contents)),
         ("original", contents.original),
@@ -170,11 +171,18 @@ def _reference_entries(contents: Contents) -> dict[str, Content]:
     return entries
 
 
+def _stack_probes(samples: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the probes of some samples, as many elements of each as the smallest sample has."""
+    probes = [probe(sample) for sample in samples]
+    shortest = min(map(len, probes))
+    return np.stack([values[:shortest] for values in probes])
+
+
 def _stored_inputs(contents: Contents) -> list[np.ndarray]:
     """Return the arrays of the inputs as they are stored; none if there are raw samples."""
     if contents.raw:
         return []
-    return [shrink(array) for array in contents.reference]
+    return [shrink(np.stack(list(array))) for array in contents.reference]
 
 
 def _raw_names(contents: Contents) -> list[str]:
@@ -201,7 +209,7 @@ def _describe_raw(contents: Contents) -> RawEntry:
     return RawReference(tuple(_raw_names(contents)), hashes, tuple(names), versions).to_json()
 
 
-def _npy_names(prefix: str, arrays: Sequence[np.ndarray]) -> list[str]:
+def _npy_names(prefix: str, arrays: Sequence[object]) -> list[str]:
     """Return the entries' names: two outputs of size 0 are reference/size-0-original-{0,1}.npy."""
     return [f"reference/{prefix}-{i}.npy" for i in range(len(arrays))]
 

@@ -74,7 +74,7 @@ def draft(job: Job) -> bundle.Contents:
         model=job.graph.model,
         variants=list_variants(target),
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
-        reference=_stack_inputs(job),
+        reference=_list_inputs(job),
         original=list(map(np.stack, zip(*context.reference.original, strict=True))),
         # The answers of this host, known once the draft has run.
         built=None,
@@ -116,13 +116,11 @@ def _describe_device(target: Target) -> DeviceNeeds:
     return device
 
 
-# Three samples of (3, 224, 224) become one array of (3, 3, 224, 224).
-def _stack_inputs(job: Job) -> list[np.ndarray]:
-    """Return one array for each input, with the reference samples along a new axis 0."""
+def _list_inputs(job: Job) -> list[list[np.ndarray]]:
+    """Return the arrays of each input, one for each reference sample."""
     arrays = []
     for tensor in job.graph.inputs:
-        samples = [feed[tensor.name] for feed in job.context.reference.feeds]
-        arrays.append(np.stack(samples))
+        arrays.append([feed[tensor.name] for feed in job.context.reference.feeds])
     return arrays
 
 

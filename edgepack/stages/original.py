@@ -240,7 +240,7 @@ def _count_bytes(tensor: Tensor) -> int:
     return size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Example:
     """Reference sample: its arrays by name, inputs and outputs, and its raw data."""
 
@@ -366,25 +366,41 @@ def _fit_budget(examples: list[_Example]) -> list[_Example]:
 
 
 def _stack_references(references: list[_Example]) -> dict[str, np.ndarray]:
-    """Stack the reference samples into one array per input and output, with their raw data.
+    """Stack the reference samples into one array per output, with their inputs and raw data.
 
-    Of samples with different sizes, those with the commonest size are used: of 20, 24 and 24
-    tokens, the latter two.
+    Answers of one shape can be stacked. Of samples with different sizes, those with the commonest
+    size of answers are used; of inputs too where they are stored as arrays.
     """
-    by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Example]] = {}
-    for example in references:
-        size = tuple(sorted((name, array.shape) for name, array in example.arrays.items()))
-        by_size.setdefault(size, []).append(example)
-    # Of two sizes with as many samples, the first counts.
-    rows = max(by_size.values(), key=len)
+    # Arrays of 20, 24 and 24 tokens: the latter two ship. Texts of these lengths: all three, since
+    # each is a file of its own, and first those of 24 tokens, which can share a batch.
+    rows = _select_commonest(references, "" if not references[0].raw else "original-")
+    commonest = _select_commonest(rows, "")
+    rows = commonest + [row for row in rows if row not in commonest]
     columns = {}
     for name in rows[0].arrays:
-        columns[name] = np.stack([row.arrays[name] for row in rows])
+        if name.startswith("original-"):
+            columns[name] = np.stack([row.arrays[name] for row in rows])
+            continue
+        for number, row in enumerate(rows):
+            columns[f"{number}-{name}"] = row.arrays[name]
     # Raw samples differ in length: two of 3 and 5 bytes are 8 bytes and the lengths [[3], [5]].
     columns[RAW_SIZES] = np.array([[len(data) for data in row.raw] for row in rows], np.int64)
     whole = b"".join(b"".join(row.raw) for row in rows)
     columns[RAW] = np.frombuffer(whole, np.uint8)
     return columns
+
+
+def _select_commonest(references: list[_Example], prefix: str) -> list[_Example]:
+    """Return the samples whose arrays with this prefix have the commonest shapes."""
+    by_size: dict[tuple[tuple[str, tuple[int, ...]], ...], list[_Example]] = {}
+    for example in references:
+        shapes = []
+        for name, array in sorted(example.arrays.items()):
+            if name.startswith(prefix):
+                shapes.append((name, array.shape))
+        by_size.setdefault(tuple(shapes), []).append(example)
+    # Of two sizes with as many samples, the first counts.
+    return max(by_size.values(), key=len)
 
 
 def _read_raw(arrays: Mapping[str, np.ndarray]) -> list[list[bytes]]:
@@ -404,15 +420,14 @@ def _read_reference(
     entry: Entry, inputs: tuple[Tensor, ...]
 ) -> tuple[list[dict[str, np.ndarray]], list[list[np.ndarray]], list[list[bytes]]]:
     with np.load(entry.folder / "reference.npz", allow_pickle=False) as arrays:
-        inputs_by_name = {tensor.name: arrays[f"input-{tensor.name}"] for tensor in inputs}
         outputs: list[np.ndarray] = []
         while f"original-{len(outputs)}" in arrays:
             outputs.append(arrays[f"original-{len(outputs)}"])
         raw = _read_raw(arrays)
-    feeds: list[dict[str, np.ndarray]] = []
-    originals: list[list[np.ndarray]] = []
-    for row in range(len(outputs[0])):
-        # With the ellipsis, a scalar stays an array.
-        feeds.append({name: array[row, ...] for name, array in inputs_by_name.items()})
-        originals.append([array[row, ...] for array in outputs])
+        feeds: list[dict[str, np.ndarray]] = []
+        originals: list[list[np.ndarray]] = []
+        for row in range(len(outputs[0])):
+            feeds.append({t.name: arrays[f"{row}-input-{t.name}"] for t in inputs})
+            # With the ellipsis, a scalar stays an array.
+            originals.append([array[row, ...] for array in outputs])
     return feeds, originals, raw

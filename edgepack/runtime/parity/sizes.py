@@ -20,21 +20,24 @@ def stack_limit(
     """Return how many feeds can be stacked along an axis into one batch; 1 for none.
 
     Such an axis is the first of every input that has it, each feed is one sample along it, and
-    the other inputs are the same for all.
+    the other inputs are the same for all. Of texts, the first of one length can be stacked.
     """
+    limit = min(len(feeds), LARGEST_STACK)
     for tensor in inputs:
         batched = axis in tensor.shape
         if batched and tensor.shape.index(axis) != 0:
             return 1
         first = feeds[0][tensor.name]
-        for feed in feeds:
+        for number, feed in enumerate(feeds):
             array = feed[tensor.name]
             # Of shape (batch, 3), an array (1, 3) is one sample and (4, 3) is not.
             if batched and array.shape[0] != 1:
                 return 1
             if not batched and array.tobytes() != first.tobytes():
                 return 1
-    return min(len(feeds), LARGEST_STACK)
+            if array.shape != first.shape:
+                limit = min(limit, number)
+    return limit
 
 
 def feed_at_size(
