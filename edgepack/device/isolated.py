@@ -127,8 +127,10 @@ class Isolated:
             arguments: of the loader.
             stdout: descriptor for its result; its messages go to this process's standard error.
 
-        Returns its exit status. Raises HostError if no process can start.
+        Returns its exit status. Raises HostError if no process can start, or a package that the
+        bundle needs is missing.
         """
+        self._link(find_decoders(bundle))
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         process = self._start(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
         try:

@@ -17,11 +17,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 import onnx
 import pytest
+import tokenizers
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepack import bundle
 from edgepack.runtime.parity.parts import Part
 from edgepack.runtime.preprocess.picture import Picture
+from edgepack.runtime.preprocess.text import Field, Text
 from edgepack.runtime.tensor import Tensor
 from support.linear import linear_contents
 
@@ -129,6 +131,43 @@ def colours_contents() -> bundle.Contents:
     )
 
 
+def words_contents(*, pair: bool = False) -> bundle.Contents:
+    """What goes into a bundle that counts good and bad words, of a text or of two."""
+    words = {"[UNK]": 0, "good": 1, "bad": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["values", "ids"], ["each"]),
+            helper.make_node("ReduceSum", ["each", "axis"], ["scores"], keepdims=0),
+        ],
+        "words",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
+        [
+            numpy_helper.from_array(np.float32([[0, 0], [0, 3], [3, 0]]), "values"),
+            numpy_helper.from_array(np.int64([1]), "axis"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    scores = np.float32([[[3, 3]]])
+    return replace(
+        linear_contents(),
+        name="words",
+        inputs=[Tensor("ids", "int64", ("batch", "length"))],
+        outputs=[Tensor("scores", "float32", ("batch", 2), "scores")],
+        model=model.SerializeToString(deterministic=True),
+        reference=[np.int64([[[1, 2]]])],
+        original=[scores],
+        parts={"scores": [Part(None, (), 1.0)]},
+        preprocessing=Text(
+            tokenizer.to_str().encode(), (Field("ids", "ids", "int64"),), 16, pair=pair
+        ),
+        class_names=("unfavourable", "favourable"),
+    )
+
+
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of `colours_contents`."""
@@ -141,6 +180,15 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served_colours(colours: Path) -> Iterator[Served]:
     """The bundle of colours behind its server."""
     with serve(colours) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def served_words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A bundle that takes texts, behind its server."""
+    path = tmp_path_factory.mktemp("words") / "words.edgepack"
+    bundle.write(path, words_contents())
+    with serve(path) as served:
         yield served
 
 

@@ -17,17 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
-from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from edgepack import load
+from edgepack import bundle, load
 from edgepack.runtime.serve.server import CONNECTIONS, Refusal, Request, Response, Server
 from edgepack.runtime.serve.service import Service
 from support.bundle_cases import run_bundle
-from support.serving import Served, infer_request, serve
+from support.serving import Served, infer_request, serve, words_contents
 
 INFER = "/v2/models/linear/infer"
 ROWS = np.random.default_rng(5).normal(size=(3, 8)).astype(np.float32)
@@ -360,6 +359,40 @@ def test_what_is_no_picture_is_refused(body: bytes, served_colours: Served) -> N
     assert json.loads(data)["error"]
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("so good \U0001f60d", "favourable"), ("\u202e bad \u05d4 bad good", "unfavourable")],
+)
+def test_a_text_gets_names(text: str, name: str, served_words: Served) -> None:
+    body = json.dumps({"text": text}, ensure_ascii=False).encode()
+    assert served_words.json("/predict", body)["top"][0]["name"] == name
+    assert served_words.json("/model")["raw"] == "text"
+
+
+@pytest.mark.parametrize("body", [b"good", b'{"text": 7}', b'{"text": ""}', b'{"texts": "good"}'])
+def test_what_is_no_text_is_refused(body: bytes, served_words: Served) -> None:
+    status, data, _ = served_words.ask("/predict", body)
+    assert status == 400
+    assert json.loads(data)["error"]
+
+
+def test_two_texts_are_a_list(tmp_path: Path) -> None:
+    path = tmp_path / "pair.edgepack"
+    bundle.write(path, words_contents(pair=True))
+    service = Service(load(path, threads=1), "words")
+
+    def ask(document: object) -> Response:
+        body = json.dumps(document).encode()
+        return service.answer(Request("POST", "/predict", Message(), body))
+
+    top = json.loads(ask({"text": ["good", "good bad"]}).body)["top"]
+    assert [entry["score"] for entry in top] == [6, 3]
+    for text in ("good", ["good"], ["good", 7], ["a", "b", "c"]):
+        with pytest.raises(Refusal) as caught:
+            ask({"text": text})
+        assert caught.value.status == 400
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_quietly_and_starts_again_on_the_same_port(
     number: signal.Signals, linear_bundle: Path
@@ -412,15 +445,15 @@ def test_an_exception_inside_is_no_end(
     assert "error: MemoryError: not enough" in capsys.readouterr().err
 
 
-def test_the_build_host_serves_it_by_its_own_loader(linear_bundle: Path) -> None:
-    command = [sys.executable, "-m", "edgepack", "serve", str(linear_bundle), "--port", "0"]
+def test_the_build_host_serves_it_by_its_own_loader(colours: Path) -> None:
+    command = [sys.executable, "-m", "edgepack", "serve", str(colours), "--port", "0", "--json"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     with process:
         assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        with urlopen(url + "v2/models/linear") as response:
-            assert json.loads(response.read())["name"] == "linear"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        document = json.loads(process.stdout.readline())
+        served = Served(document["url"], document["port"], process)
+        answer = served.json("/predict", picture((20, 20, 230)))
+        assert answer["top"][0]["name"] == "blue"
+        assert served.stop() == 0

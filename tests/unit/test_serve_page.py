@@ -50,6 +50,17 @@ def test_a_dropped_text_shows_the_reason(tab: Tab, served_colours: Served, tmp_p
     assert tab.evaluate(BARS) == []
 
 
+def test_a_typed_text_gets_named_bars(tab: Tab, served_words: Served) -> None:
+    open_page(tab, served_words, "words")
+    tab.evaluate("document.querySelector('#text').focus()")
+    tab.call("Input.insertText", {"text": "good, <b>good</b> film"})
+    enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "modifiers": 2}
+    tab.call("Input.dispatchKeyEvent", {"type": "keyDown", **enter})
+    tab.wait_for(TIME)
+    assert [row[0] for row in tab.evaluate(BARS)] == ["favourable", "unfavourable"]
+    assert tab.evaluate("document.querySelector('#raw').hidden")
+
+
 def test_the_page_of_a_model_of_arrays_sends_its_example(tab: Tab, served_linear: Served) -> None:
     open_page(tab, served_linear, "linear")
     curl = tab.evaluate("document.querySelector('#curl').innerText")

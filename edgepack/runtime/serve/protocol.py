@@ -83,8 +83,14 @@ def read_request(body: bytes, json_length: Optional[int], outputs: Sequence[Tens
 
 
 def read_text(body: bytes) -> str:
-    """Return the text of {"text": "..."}. Raises InputError if it is anything else."""
-    return parse(body, _fault, len(body), encoding="utf-8").get("text", str)
+    """Return the text of {"text": "..."}; of two texts in a list, the list in JSON.
+
+    Raises InputError if it is anything else.
+    """
+    top = parse(body, _fault, len(body), encoding="utf-8")
+    if isinstance(top.get("text", str, list), str):
+        return top.get("text", str)
+    return json.dumps(top.each("text", Reader.text), ensure_ascii=False)
 
 
 def _fault(path: str, why: str) -> EdgepackError:

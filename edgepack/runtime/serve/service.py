@@ -87,8 +87,13 @@ class Service:
             "classes": self._model.class_names,
             "raw": None,
         }
-        if index.preprocessing is not None:
+        preprocessing = self._model.preprocessing
+        if preprocessing is not None and index.preprocessing is not None:
             document["raw"] = index.preprocessing.value["kind"]
+            # A function of the user's, of the kind "code", may take texts, too.
+            if preprocessing.takes_text:
+                document["raw"] = "text"
+            document["pair"] = index.preprocessing.value.get("pair", False)
         return encode(200, document)
 
     def _describe_server(self, _: Request) -> Response:
@@ -105,7 +110,7 @@ class Service:
         return encode(200, document)
 
     def _predict(self, request: Request) -> Response:
-        """Answer a raw sample: the bytes of a file, or {"text": "..."}."""
+        """Answer a raw sample: the bytes of a file, or {"text": "..."}, or a list of two texts."""
         preprocessing = self._model.preprocessing
         if preprocessing is not None and preprocessing.takes_text:
             sample: object = read_text(request.body)
