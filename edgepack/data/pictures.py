@@ -80,6 +80,8 @@ def describe_picture(picture: Picture) -> str:
             parts.append(f"{name} {size if isinstance(size, int) else 'x'.join(map(str, size))}")
     if picture.letterbox is not None:
         parts.append(f"pad {picture.pad}")
+    if not picture.antialias:
+        parts.append("no antialias")
     parts += [picture.interpolation, picture.colour, picture.layout, f"scale {picture.scale:.6g}"]
     for name in ("mean", "std"):
         parts.append(f"{name} {' '.join(f'{value:g}' for value in getattr(picture, name))}")

@@ -182,6 +182,7 @@ class PicturesTable(TypedDict, total=False):
     letterbox: int | list[int]
     pad: int
     interpolation: str
+    antialias: bool
     colour: str
     layout: str
     scale: float

@@ -30,6 +30,7 @@ class PictureOptions(TypedDict, total=False):
     letterbox: int | tuple[int, int]
     pad: int
     interpolation: str
+    antialias: bool
     colour: str
     layout: str
     scale: float

@@ -256,3 +256,30 @@ def test_a_letterbox_centres_the_picture_on_grey(
     rows, columns = np.nonzero(array[:, :, 0] == 255)
     extent = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
     assert extent == expected
+
+
+def interpolate(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize as OpenCV's INTER_LINEAR: between the four pixels around each centre."""
+    result = pixels.astype(np.float64)
+    for axis, length in ((1, size[0]), (0, size[1])):
+        count = result.shape[axis]
+        centres = np.clip((np.arange(length) + 0.5) * count / length - 0.5, 0, count - 1)
+        first = np.minimum(centres.astype(int), count - 2)
+        shares = np.expand_dims(centres - first, (1, 2) if axis == 0 else (0, 2))
+        lower, upper = np.take(result, first, axis), np.take(result, first + 1, axis)
+        result = lower * (1 - shares) + upper * shares
+    return result
+
+
+@pytest.mark.parametrize(("size", "scaled"), [((97, 61), (32, 20)), ((20, 31), (21, 32))])
+def test_without_antialias_a_resize_is_that_of_opencv(
+    tmp_path: Path, size: tuple[int, int], scaled: tuple[int, int]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    picture = Picture(letterbox=32, antialias=False, scale=1.0, layout="nhwc")
+    array = picture.to_array((tmp_path / "a.png").read_bytes())
+    left, top = (32 - scaled[0]) // 2, (32 - scaled[1]) // 2
+    inner = array[top : top + scaled[1], left : left + scaled[0]]
+    # Both round to whole levels in their own way.
+    np.testing.assert_allclose(inner, interpolate(pixels, scaled), atol=1)

@@ -75,6 +75,8 @@ class Picture:
         corner: rounding of half of a crop's margin: "even", torchvision's, or "down", that of
             transformers.
         interpolation: "nearest", "bilinear", "bicubic" or "lanczos".
+        antialias: average over all pixels that a shrunk one covers, as Pillow does; False
+            interpolates between its nearest ones, as OpenCV does.
         colour: "rgb", "bgr" or "grey".
         layout: "nchw" or "nhwc".
         scale: factor on the 0..255 pixel.
@@ -92,6 +94,7 @@ class Picture:
     pad: int = 114
     corner: str = "even"
     interpolation: str = "bilinear"
+    antialias: bool = True
     colour: str = "rgb"
     layout: str = "nchw"
     scale: float = 1 / 255
@@ -125,6 +128,7 @@ class Picture:
             pad=reader.get("pad", int),
             corner=reader.get("corner", str),
             interpolation=reader.get("interpolation", str),
+            antialias=reader.get("antialias", bool),
             colour=reader.get("colour", str),
             layout=reader.get("layout", str),
             scale=float(reader.get("scale", int, float)),
@@ -175,6 +179,8 @@ class Picture:
                 return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
         if self.letterbox is not None and (self.resize, self.crop) != (None, None):
             return "letterbox stands beside resize or crop", "use one of them"
+        if not self.antialias and self.interpolation == "lanczos":
+            return "lanczos always averages", "antialias = true, or another interpolation"
         if not 0 <= self.pad <= 255:
             return f"pad is {self.pad}", "a pixel from 0 to 255"
         channels = CHANNELS[self.colour]
@@ -274,8 +280,7 @@ class Picture:
     def _position(self, picture: Image, fit: Fit) -> Image:
         """Return a picture resized, and cropped or framed."""
         if picture.size != (fit.width, fit.height):
-            code = INTERPOLATION_CODES[self.interpolation]
-            picture = picture.resize((fit.width, fit.height), code)
+            picture = self._resize(picture, (fit.width, fit.height))
         if picture.size == (fit.columns, fit.rows):
             return picture
         # A box beyond the picture is black, so a letterbox needs a canvas.
@@ -287,6 +292,14 @@ class Picture:
         canvas = pillow.new(picture.mode, (fit.columns, fit.rows), (self.pad,) * channels)
         canvas.paste(picture, (fit.left, fit.top))
         return canvas
+
+    def _resize(self, picture: Image, size: Tuple[int, int]) -> Image:
+        code = INTERPOLATION_CODES[self.interpolation]
+        if self.antialias:
+            return picture.resize(size, code)
+        # The affine map of the pixels' centres interpolates alone. 0 is Pillow's number of it.
+        scales = (picture.width / size[0], 0, 0, 0, picture.height / size[1], 0)
+        return picture.transform(size, 0, scales, code)
 
 
 # Pillow's numbers of its filters, which have had two names.
