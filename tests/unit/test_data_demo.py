@@ -23,6 +23,7 @@ PACKAGES = (
     "foolbox",
     "scikit-image",
     "scikit-learn",
+    "timm",
 )
 INPUTS = (Tensor("image", "float32", ("batch", 3, 224, 224)),)
 PICTURES = Picture(
@@ -76,7 +77,14 @@ def test_a_second_run_writes_the_same(demo: ModuleType, folder: Path) -> None:
     (folder / "calibration" / "left-over.png").write_bytes(b"")
     demo.prepare(folder)
     assert digests(folder) == before
-    assert len(before) == 224 + 1040 + 2
+    # Crops and their labels, the weights, the names of the classes, and 20 photographs.
+    assert len(before) == 224 + 1040 + 1 + 1 + 1 + 20
+
+
+def test_the_classes_have_their_names(folder: Path) -> None:
+    names = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+    assert len(names) == len(set(names)) == 1000
+    assert (names[0], names[243], names[999]) == ("tench", "bull mastiff", "toilet tissue")
 
 
 def test_no_picture_is_in_both_sets_and_lint_finds_nothing(folder: Path) -> None:
