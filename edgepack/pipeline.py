@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from edgepack import files, host, passes, proof, signing, stages
 from edgepack.cache import Cache
 from edgepack.context import Context
 from edgepack.device import Local
+from edgepack.errors import EdgepackError
 from edgepack.ledger import STAGES_AFTER, STAGES_BEFORE, Ledger, Progress
 from edgepack.passes.training import processes
 from edgepack.proof import Outcome
@@ -63,6 +67,26 @@ def build(
     if not outcome.accepted:
         raise proof.make_gate_error(outcome, build_context)
     return outcome
+
+
+@contextmanager
+def refuse_exit(terminated: int | None = None) -> Iterator[None]:
+    """Turn `sys.exit` in the user's code into an error: exit(0) must not look like a bundle.
+
+    Args:
+        terminated: status of an exit that is passed on; None for none.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if terminated is not None and error.code == terminated:
+            raise
+        raise EdgepackError(
+            "code-exited",
+            "the code of the model or of the samples exited during the build",
+            why=f"it called sys.exit({error.code!r})",
+            hint="raise an exception instead, or return",
+        ) from error
 
 
 def list_stages(request: Request) -> list[str]:

@@ -9,6 +9,7 @@ from edgepack import data, files, source
 from edgepack.pipeline import list_stages
 from edgepack.proof import require_emulators
 from edgepack.request import Request
+from edgepack.source.live import LiveModel
 from edgepack.stages import list_missing_samples
 
 # Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
@@ -65,9 +66,11 @@ def plan(request: Request) -> Plan:
     for spec in (request.calibration, request.evaluation, request.training):
         if spec:
             data.check_there(spec)
-    calibration = request.calibration
+    calibration = str(request.calibration)
     if request.random:
         calibration = "random numbers"
+    if isinstance(request.model, LiveModel):
+        raise TypeError("a plan describes a build from the command line")
     kind = source.recognise(request.model)
     size = _size(request.model)
     chain: list[dict[str, object]] = []
@@ -79,8 +82,8 @@ def plan(request: Request) -> Plan:
         "target": request.target.name,
         "output": str(request.output),
         "calibration": calibration or None,
-        "evaluation": request.evaluation or None,
-        "training": request.training or None,
+        "evaluation": str(request.evaluation) or None,
+        "training": str(request.training) or None,
         "missing": list_missing_samples(request),
         "generated": request.generates_inputs,
         "gates": dict(request.quality),

@@ -261,6 +261,12 @@ class TerminalProgress:
         return fit(printable(text), self._console.encoding)
 
 
+def format_stage(record: Record) -> str:
+    """Return the line of a finished stage: status, name, seconds, size and its first note."""
+    first = _notes(record, 0)[0]
+    return f"{record.status:<8}{_columns(record)}  {first}".rstrip()
+
+
 def _columns(record: Record) -> str:
     """Format stage, seconds and size as columns."""
     # "export            1.2 s    4.1 MB"

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
-from edgepack.data import Classes, Split, read_class_file
+from edgepack.data import Classes, PythonSamples, Split, read_class_file
 from edgepack.data.recordings import AudioOptions
 from edgepack.data.tokenizer import TextOptions
 from edgepack.errors import SpecError
@@ -21,6 +21,7 @@ from edgepack.metrics.protocol import MetricSource
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.live import LiveModel
 from edgepack.spec.gates import merge_gates
 from edgepack.spec.manifest import Manifest
 from edgepack.spec.pictures import parse_pictures
@@ -30,12 +31,16 @@ from edgepack.spec.tensors import Span
 DEFAULT_OUTPUT = "{name}-{target}.edgepack"
 
 
+Samples = str | PythonSamples
+"""Source of samples: a path, "module:function", or values of a Python program; "" for none."""
+
+
 @dataclass(frozen=True)
 class Request:
     """Complete description of a build, without anything that needs the loaded model.
 
     Attributes:
-        model: the file or folder of the trained model.
+        model: the file or folder of the trained model, or a module in memory.
         target: the device profile.
         output: path of the bundle.
         overwrite: True if an existing bundle with other content may be replaced.
@@ -80,7 +85,7 @@ class Request:
         sign: the key to sign the bundle with; None for no signature.
     """
 
-    model: Path
+    model: Path | LiveModel
     target: Target
     output: Path
     name: str
@@ -94,9 +99,9 @@ class Request:
     axes: Mapping[str, Span] = field(default_factory=dict)
     output_kinds: Mapping[str, str | None] = field(default_factory=dict)
     output_axes: Mapping[str, int] = field(default_factory=dict)
-    calibration: str = ""
-    evaluation: str = ""
-    training: str = ""
+    calibration: Samples = ""
+    evaluation: Samples = ""
+    training: Samples = ""
     random: bool = False
     files: tuple[Path, ...] = ()
     samples: str = ""
@@ -137,15 +142,18 @@ class Request:
 
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
-        texts = [self.arch, self.calibration, self.evaluation, self.training, self.postprocess]
-        texts.append(self.text.tokenizer)
+        texts = [self.arch, self.postprocess, self.text.tokenizer]
+        for samples in (self.calibration, self.evaluation, self.training):
+            if isinstance(samples, str):
+                texts.append(samples)
         for metric in self.metrics:
             if isinstance(metric, str) and ":" in metric:
                 texts.append(metric)
         # "data.py:samples" may be a file of that name, or the function in data.py: list both.
         parts = {*texts, *(text.rpartition(":")[0] for text in texts)} - {""}
         key = [self.sign] if self.sign else []
-        return (self.model, *self.files, *key, *sorted({Path(part) for part in parts}))
+        model = [self.model] if isinstance(self.model, Path) else []
+        return (*model, *self.files, *key, *sorted({Path(part) for part in parts}))
 
 
 @dataclass(frozen=True)
@@ -195,9 +203,9 @@ class Flags:
     trust_pickle: bool = False
     inputs: tuple[Tensor, ...] = ()
     axes: Mapping[str, Span] = field(default_factory=dict)
-    calibration: str = ""
-    evaluation: str = ""
-    training: str = ""
+    calibration: Samples = ""
+    evaluation: Samples = ""
+    training: Samples = ""
     samples: str = ""
     split: float | None = None
     split_seed: int | None = None
@@ -220,7 +228,9 @@ class Flags:
     force: bool = False
 
 
-def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None = None) -> Request:
+def resolve(
+    model: Path | LiveModel, target: Target, manifest: Manifest, flags: Flags | None = None
+) -> Request:
     """Merge flags, manifest and profile, in this order of precedence.
 
     Raises SpecError or ChainError if they contradict each other.
@@ -238,6 +248,7 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
     gates = merge_gates(target, manifest, names, flags.gates, flags.max_drop, flags.strict)
     chain = _merge_chain(target, manifest, flags)
     manifest = _merge_source(manifest, flags)
+    values, flags = _split_values(flags)
     manifest = _merge_samples(manifest, flags)
     name = manifest.name or _name_model(model)
     return Request(
@@ -255,9 +266,9 @@ def resolve(model: Path, target: Target, manifest: Manifest, flags: Flags | None
         axes=manifest.axes,
         output_kinds=manifest.output_kinds,
         output_axes=manifest.output_axes,
-        calibration=manifest.calibration,
-        evaluation=manifest.evaluation,
-        training=manifest.training,
+        calibration=values.get("calibration", manifest.calibration),
+        evaluation=values.get("evaluation", manifest.evaluation),
+        training=values.get("training", manifest.training),
         random=flags.random_calibration,
         files=tuple(path for path in (target.path, manifest.path) if path),
         samples=manifest.samples,
@@ -368,9 +379,12 @@ def _read_preprocessing(manifest: Manifest, flags: Flags) -> Preprocessing | Non
     return None
 
 
-def _name_model(model: Path) -> str:
+def _name_model(model: Path | LiveModel) -> str:
     """Return a name for file names: "my-model" for "my model.onnx"."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", model.resolve().stem).strip("-.") or "model"
+    name = model.name
+    if isinstance(model, Path):
+        name = model.resolve().stem
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "model"
 
 
 def _merge_source(manifest: Manifest, flags: Flags) -> Manifest:
@@ -386,20 +400,37 @@ def _merge_source(manifest: Manifest, flags: Flags) -> Manifest:
     )
 
 
+def _split_values(flags: Flags) -> tuple[dict[str, PythonSamples], Flags]:
+    """Return the samples that are values of a program, by role, and the flags without them."""
+    values: dict[str, PythonSamples] = {}
+    roles = {
+        "calibration": flags.calibration,
+        "evaluation": flags.evaluation,
+        "training": flags.training,
+    }
+    for role, samples in roles.items():
+        if isinstance(samples, PythonSamples):
+            values[role] = samples
+    if not values:
+        return values, flags
+    return values, replace(flags, **dict.fromkeys(values, ""))  # type: ignore[arg-type]
+
+
 def _merge_samples(manifest: Manifest, flags: Flags) -> Manifest:
     """Return the manifest with the samples of the flags, by paths from the current folder."""
-    calibration, evaluation = flags.calibration, flags.evaluation
+    # Values of a program are split off before, so that all of these are texts.
+    calibration, evaluation = str(flags.calibration), str(flags.evaluation)
     # Random calibration ignores the samples of the manifest, but not those on the command line.
     if not flags.random_calibration:
         calibration = calibration or _resolve_path(manifest, manifest.calibration)
         evaluation = evaluation or _resolve_path(manifest, manifest.evaluation)
-    training = flags.training or _resolve_path(manifest, manifest.training)
+    training = str(flags.training) or _resolve_path(manifest, manifest.training)
     samples = flags.samples
     if not samples and not flags.random_calibration:
         samples = _resolve_path(manifest, manifest.samples)
     if samples:
-        calibration = flags.calibration or samples
-        evaluation = flags.evaluation or samples
+        calibration = str(flags.calibration) or samples
+        evaluation = str(flags.evaluation) or samples
         # All but the evaluation samples may train, too.
         training = training or samples
     split = manifest.split if flags.split is None else flags.split

@@ -80,7 +80,7 @@ def run_build(
     """
     from edgepack.ledger import Progress
     from edgepack.passes.training import processes
-    from edgepack.pipeline import build, list_stages
+    from edgepack.pipeline import build, list_stages, refuse_exit
     from edgepack.progress import SilentProgress, make_progress
     from edgepack.proof import RejectedOutcome
     from edgepack.report.checks import check_report
@@ -90,21 +90,12 @@ def run_build(
     if processes.is_main():
         progress = make_progress(display.quiet, display.verbose, list_stages(request))
     try:
-        outcome = build(request, progress, shared)
+        with refuse_exit(TERMINATED):
+            outcome = build(request, progress, shared)
     except RejectedOutcome as error:
         if outputs.requested:
             outputs.write(check_report(error.outcome.report))
         raise
-    except SystemExit as error:
-        if error.code == TERMINATED:
-            raise
-        # sys.exit(0) in the user's code must not look like a finished build.
-        raise EdgepackError(
-            "code-exited",
-            "the code of the model or of the samples exited during the build",
-            why=f"it called sys.exit({error.code!r})",
-            hint="raise an exception instead, or return",
-        ) from error
     if outcome is not None and outputs.requested:
         outputs.write(check_report(outcome.report, request.allow_unverified))
     return outcome

@@ -132,7 +132,7 @@ def describe_provenance(request: Request, source: Source, samples: SampleSets) -
     return {
         "source": {
             "kind": source.kind,
-            "sha256": source.digest,
+            "sha256": source.published_digest,
             "trusted_pickle": source.trusted_pickle,
         },
         "samples": dict(samples.lint.digests),

@@ -63,12 +63,42 @@ class Model:
         self._ties = tied_axes(index.inputs)
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
 
-    def __call__(self, **inputs: np.ndarray) -> Dict[str, np.ndarray]:
-        """Run one inference on inputs by name; return the outputs by name.
+    def __call__(self, *arrays: object, **inputs: object) -> Dict[str, np.ndarray]:
+        """Run one inference on inputs by position or by name; return the outputs by name.
+
+        Inputs are arrays, tensors of torch, or lists, which take the input's element type.
 
         Raises InputError if an input is missing, unknown, or of another type or shape.
         """
-        return self.run(inputs)
+        for position, array in enumerate(arrays):
+            # One array too many gets a name that the model does not have, and is refused by it.
+            name = "argument %d" % (position + 1)
+            if position < len(self.inputs) and self.inputs[position].name not in inputs:
+                name = self.inputs[position].name
+            inputs[name] = array
+        return self.run({name: self._convert(name, value) for name, value in inputs.items()})
+
+    def _convert(self, name: str, value: object) -> np.ndarray:
+        """Return an array of a tensor or a list; anything else is returned as it is."""
+        if hasattr(value, "detach"):
+            return np.asarray(value.detach().cpu())
+        if not isinstance(value, (list, tuple, int, float)) or name not in self._dtypes:
+            return value  # type: ignore[return-value]
+        array = np.asarray(value)
+        converted = array.astype(self._dtypes[name])
+        # 0.5 is no integer, and 300 no uint8: `run` refuses the type of the list's own array.
+        if converted.dtype.kind != "f" and not np.array_equal(converted, array):
+            return array
+        return converted
+
+    def __repr__(self) -> str:
+        return "Model(%s for %s in %s: %s -> %s)" % (
+            self.index.name,
+            self.index.target,
+            self.choice.require_variant().engine,
+            "; ".join(map(str, self.inputs)),
+            "; ".join(map(str, self.outputs)),
+        )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """Run one inference; takes input names that are not Python identifiers too.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from edgepack.source.states import (
 )
 from edgepack.source.torch_host import import_torch
 from edgepack.source.weights import load_state, refuse_nested
+from edgepack.source.weights_digest import hash_weights
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -127,6 +128,7 @@ def _load_state_dict(
     notes = load_state(path, module, selection.tensors)
     notes += fix_normalized_weights(module)
     notes += built
+    weights_digest = hash_weights(module)
     module.register_forward_hook(flatten_outputs)
     # The same weights under another key, or for another width of the network, are another model.
     # The folder of the factory's file does not matter, so only the function's name counts.
@@ -137,7 +139,7 @@ def _load_state_dict(
     digest.text("arch", arch.rpartition(":")[2])
     digest.json("arch-args", dict(options.arch_args))
     digest.text("code", code_digest)
-    return module_source(
+    source = module_source(
         path,
         "state-dict",
         digest.hexdigest(),
@@ -147,6 +149,7 @@ def _load_state_dict(
         selection=selection,
         shards=shards,
     )
+    return replace(source, weights_digest=weights_digest)
 
 
 def _load_module(path: Path, states: list[State], options: WeightOptions) -> Source:

@@ -160,7 +160,12 @@ def _origin(value: object) -> str | None:
 
 
 def _file(name: str) -> Path | None:
-    """Return a module's file; None if it is built in, the standard library's or edgepack's."""
+    """Return a module's file; None if it is built in, the standard library's or edgepack's.
+
+    Also None for the program itself, which contains more than a network: `live` follows its code.
+    """
+    if name == "__main__":
+        return None
     file = getattr(sys.modules.get(name), "__file__", None)
     if not isinstance(file, str) or name.partition(".")[0] == "edgepack":
         return None

@@ -32,7 +32,7 @@ class Digest:
         """Add a JSON value; anything else is identified by its `repr`."""
         self.text(label, json.dumps(value, sort_keys=True, default=repr))
 
-    def data(self, label: str, value: bytes) -> None:
+    def data(self, label: str, value: bytes | memoryview) -> None:
         """Add bytes."""
         self._head(label, len(value))
         self._hash.update(value)

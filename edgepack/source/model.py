@@ -23,8 +23,8 @@ class Source:
 
     Attributes:
         path: the file or folder that it was loaded from.
-        kind: "state-dict", "exported-program", "onnx", "hugging-face", "pickled-module" or
-            "torchscript".
+        kind: "state-dict" (also for a module in memory), "exported-program", "onnx",
+            "hugging-face", "pickled-module" or "torchscript".
         digest: SHA-256 over everything that determines the model's answers: its weights, its
             imported code, its configuration.
         module: the torch module in eval mode, called with its inputs by position, returning a
@@ -38,6 +38,8 @@ class Source:
         run: the original model's answer: arrays by input name in, arrays in output order out.
         parameters: number of trained values.
         bytes: size of the weights in the file.
+        weights_digest: SHA-256 of the weights alone, the same for any file that holds them; "" if
+            `digest` identifies the model as well.
         identity: SHA-256 of `digest` and of the model's answers to a few samples, after
             `stages.identify`; "" before.
         trusted_pickle: True if code from the file was allowed to run.
@@ -62,6 +64,7 @@ class Source:
     parameters: int
     bytes: int
     optional_inputs: tuple[str, ...] = ()
+    weights_digest: str = ""
     identity: str = ""
     trusted_pickle: bool = False
     weights: str = ""
@@ -69,6 +72,15 @@ class Source:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def published_digest(self) -> str:
+        """SHA-256 of the model for the bundle: of its weights, else of its file.
+
+        The code of a network is not in it, since a bundle contains the graph that it computes:
+        a module in memory and its weights in a file give the same bundle.
+        """
+        return self.weights_digest or self.digest
 
     @property
     def key(self) -> str:

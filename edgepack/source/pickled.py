@@ -200,6 +200,7 @@ def module_source(
     notes: tuple[str, ...],
     selection: Selection | None = None,
     shards: tuple[Path, ...] = (),
+    size: int | None = None,
 ) -> Source:
     """Return the source for a torch module with unknown inputs and outputs.
 
@@ -212,6 +213,7 @@ def module_source(
         notes: for the ledger.
         selection: the weights taken from a checkpoint.
         shards: the files with the weights, if `path` is their index.
+        size: bytes of the weights; None for the size of the files.
     """
     account, selection_json, warnings = "", None, []
     if trusted:
@@ -221,6 +223,8 @@ def module_source(
         warnings += selection.warnings(path.name)
     if account:
         notes = (account, *notes)
+    if size is None:
+        size = total_bytes(shards or (path,))
     return Source(
         path=path,
         kind=kind,
@@ -233,7 +237,7 @@ def module_source(
         output_kind=None,
         run=torch_run(module),
         parameters=count_parameters(module),
-        bytes=total_bytes(shards or (path,)),
+        bytes=size,
         trusted_pickle=trusted,
         weights=account,
         selection=selection_json,

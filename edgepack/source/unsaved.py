@@ -63,6 +63,11 @@ def add_globals(digest: Digest, code: types.ModuleType) -> None:
             digest.text(f"global:{code.__name__}.{name}", _hash(walk.pieces(value)))
 
 
+def hash_value(value: object) -> str:
+    """Return the SHA-256 of a value: numbers, containers, arrays, modules, plain objects."""
+    return _hash(_Walk(None).pieces(value))
+
+
 def _hash(pieces: Iterator[bytes]) -> str:
     # Each piece is preceded by its length, so that "ab", "c" and "a", "bc" differ.
     hasher = hashlib.sha256()

@@ -9,6 +9,7 @@ from edgepack.context import Context
 from edgepack.errors import ChainError, SpecError
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.live import LiveModel, load_live
 from edgepack.source.model import Source
 from edgepack.spec.tensors import names_of
 from edgepack.stages.shapes import check_axes
@@ -18,15 +19,7 @@ def load_source(context: Context) -> Source:
     """Load the trained model, without running code from its file unless the user trusts it."""
     request, ledger = context.request, context.ledger
     with ledger.stage("source") as stage:
-        model = source.load(
-            request.model,
-            arch=request.arch or None,
-            arch_args=request.arch_args,
-            trust_pickle=request.trust_pickle,
-            search=(request.base,),
-            weights=request.weights,
-            strip_prefix=request.strip_prefix,
-        )
+        model = _load(request)
         summary = f"{model.kind}: {model.parameters:,} parameters"
         if model.weights:
             summary += f"; {model.weights}"
@@ -39,6 +32,20 @@ def load_source(context: Context) -> Source:
     ledger.warn(*model.warnings)
     check_module(request, model)
     return model
+
+
+def _load(request: Request) -> Source:
+    if isinstance(request.model, LiveModel):
+        return load_live(request.model)
+    return source.load(
+        request.model,
+        arch=request.arch or None,
+        arch_args=request.arch_args,
+        trust_pickle=request.trust_pickle,
+        search=(request.base,),
+        weights=request.weights,
+        strip_prefix=request.strip_prefix,
+    )
 
 
 def check_module(request: Request, model: Source) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 from edgepack import bundle, load
@@ -57,6 +58,32 @@ def test_any_memory_layout_is_taken(linear: Model) -> None:
         np.testing.assert_array_equal(linear(x=array)["y"], wanted)
 
 
+def test_inputs_may_be_lists_tensors_and_given_by_position(linear: Model) -> None:
+    expected = linear(x=IMAGE)["y"]
+    tensor = torch.ones(2, 8, requires_grad=True)
+    for outputs in (
+        linear(IMAGE),
+        linear(IMAGE.tolist()),
+        linear(x=[[1] * 8] * 2),
+        linear(tensor),
+        linear(x=tensor * 1),
+    ):
+        np.testing.assert_array_equal(outputs["y"], expected)
+    with pytest.raises(InputError, match="input-names") as caught:
+        linear(IMAGE, IMAGE)
+    assert "argument 2 is unknown" in caught.value.why
+    with pytest.raises(InputError, match="input-names"):
+        linear(IMAGE, x=IMAGE)
+    with pytest.raises(InputError, match="input-type"):
+        linear(IMAGE.astype(np.float64))
+
+
+def test_a_model_shows_its_inputs_and_outputs(linear: Model) -> None:
+    assert repr(linear) == (
+        "Model(linear for cpu-fbgemm in onnxruntime: x:float32:batch,8 -> y:float32:batch,3)"
+    )
+
+
 MISUSES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "input-names", "x is missing"),
     ({"x": IMAGE, "z": IMAGE}, "input-names", "z is unknown"),
@@ -64,7 +91,7 @@ MISUSES: list[tuple[dict[str, Any], str, str]] = [
     ({"x": IMAGE.astype(np.float64)}, "input-type", "x is float64:2,8"),
     ({"x": IMAGE.astype(np.int64)}, "input-type", "x is int64:2,8"),
     ({"x": IMAGE.astype(">f4")}, "input-type", "x is float32:2,8 in the other byte order"),
-    ({"x": IMAGE.tolist()}, "input-type", "x is a list"),
+    ({"x": None}, "input-type", "x is a NoneType"),
     ({"x": None}, "input-type", "x is a NoneType"),
     ({"x": "picture.png"}, "input-type", "x is a str"),
     ({"x": IMAGE[0]}, "input-shape", "x is float32:8"),
