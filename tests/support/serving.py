@@ -73,8 +73,15 @@ class Served:
 @contextmanager
 def serve(path: Path, *arguments: str, python: str = sys.executable) -> Iterator[Served]:
     """Serve a bundle on a free port as a user would, and stop in the end."""
+    with serving(python, str(path), "serve", "--port", "0", "--json", *arguments) as served:
+        yield served
+
+
+@contextmanager
+def serving(*command: str) -> Iterator[Served]:
+    """Run a command that serves a bundle and prints its address as JSON."""
     process = subprocess.Popen(
-        [python, str(path), "serve", "--port", "0", "--json", *arguments],
+        command,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -117,8 +124,9 @@ def colours_contents() -> bundle.Contents:
     onnx.checker.check_model(model)
     feeds = np.random.default_rng(0).random((2, 1, 3, 8, 8), np.float32)
     scores = 8 * feeds.mean((3, 4))
+    preprocessing, contents = Picture(resize=(8, 8), input="image"), linear_contents()
     return replace(
-        linear_contents(),
+        contents,
         name="colours",
         inputs=[Tensor("image", "float32", ("batch", 3, 8, 8))],
         outputs=[Tensor("scores", "float32", ("batch", 3), "scores")],
@@ -126,7 +134,8 @@ def colours_contents() -> bundle.Contents:
         reference=[feeds],
         original=[scores],
         parts={"scores": [Part(None, (), float(scores.var()))]},
-        preprocessing=Picture(resize=(8, 8), input="image"),
+        preprocessing=preprocessing,
+        requirements="\n".join((*preprocessing.requirements(), contents.requirements)),
         class_names=CLASSES,
     )
 

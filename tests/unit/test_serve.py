@@ -8,7 +8,6 @@ import json
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ from edgepack import bundle, load
 from edgepack.runtime.serve.server import CONNECTIONS, Refusal, Request, Response, Server
 from edgepack.runtime.serve.service import Service
 from support.bundle_cases import run_bundle
-from support.serving import Served, infer_request, serve, words_contents
+from support.serving import Served, infer_request, serve, serving, words_contents
 
 INFER = "/v2/models/linear/infer"
 ROWS = np.random.default_rng(5).normal(size=(3, 8)).astype(np.float32)
@@ -447,13 +446,7 @@ def test_an_exception_inside_is_no_end(
 
 def test_the_build_host_serves_it_by_its_own_loader(colours: Path) -> None:
     command = [sys.executable, "-m", "edgepack", "serve", str(colours), "--port", "0", "--json"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        document = json.loads(process.stdout.readline())
-        served = Served(document["url"], document["port"], process)
+    with serving(*command) as served:
         answer = served.json("/predict", picture((20, 20, 230)))
         assert answer["top"][0]["name"] == "blue"
         assert served.stop() == 0
