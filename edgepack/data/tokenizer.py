@@ -114,6 +114,8 @@ def read_text(path: Path, inputs: tuple[Tensor, ...], options: TextOptions) -> T
             hint=f'in the manifest: [text] max_length = {fixed}, padding = "max_length"',
         )
     side = options.truncation or str(config.get("truncation_side", "right"))
+    # The same document without its indentation, which is a third of its size.
+    contents = json.dumps(json.loads(contents), ensure_ascii=False, separators=(",", ":")).encode()
     return Text(contents, fields, limit.tokens, side, padding)
 
 

@@ -100,7 +100,15 @@ def _make_parser() -> argparse.ArgumentParser:
     add.set_defaults(act=_verify)
     add = commands.add_parser("run", help="answer pictures, or compute the outputs of an .npz")
     add.add_argument(
-        "files", nargs="*", metavar="FILE", help="pictures, folders of them, - for standard input"
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="pictures, recordings, files with a text on each line, folders of them, or - for "
+        "standard input",
+    )
+    add.add_argument("--text", action="append", default=[], help="may be repeated")
+    add.add_argument(
+        "--text-pair", action="append", default=[], metavar="TEXT", help="second text of a pair"
     )
     add.add_argument(
         "--top", type=_parse_samples, default=5, metavar="N", help="classes shown; default: 5"
@@ -256,13 +264,13 @@ def _describe_question(title: str, answers: Question) -> List[str]:
 
 
 def _run(bundle: str, options: argparse.Namespace) -> _Answer:
-    if options.files:
+    if options.files or options.text:
         return _predict(bundle, options)
     if not options.output:
         raise InputError(
             "usage",
-            "run needs files, or a file for the outputs",
-            why="there is neither FILE nor --output",
+            "run needs files or texts, or a file for the outputs",
+            why="there is neither FILE nor --text nor --output",
             hint="python3 BUNDLE run photo.jpg\n"
             "python3 BUNDLE run --input samples.npz --output answers.npz",
         )
@@ -305,6 +313,8 @@ def _predict(bundle: str, options: argparse.Namespace) -> _Answer:
     results, model = predict_files(
         bundle,
         options.files,
+        texts=options.text,
+        pairs=options.text_pair,
         top=options.top,
         threads=options.threads,
         variant=options.variant,

@@ -72,8 +72,9 @@ def make_feed(
     """Return a feed of one sample, or of several if `data` is a list.
 
     Args:
-        data: the path of a file, its bytes, or a text if the bundle takes texts; a list of these;
-            an array, or arrays by input name, which pass through.
+        data: the path of a file, its bytes, or a text if the bundle takes texts, or a tuple of
+            two for a model of pairs; a list of these; an array, or arrays by input name, which
+            pass through.
         inputs: of the model.
         preprocessing: of the bundle; None if it has none.
 
@@ -100,7 +101,8 @@ def make_feed(
     from .preprocess.feed import prepare_samples
 
     samples = [data]
-    if isinstance(data, (list, tuple)):
+    # For a model of texts a tuple is a pair of them.
+    if isinstance(data, list) or (isinstance(data, tuple) and not preprocessing.takes_text):
         samples = list(data)
     return prepare_samples(preprocessing, samples)
 

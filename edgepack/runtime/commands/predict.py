@@ -1,7 +1,8 @@
-"""`run` on raw samples: pictures in files and folders, or on standard input."""
+"""`run` on raw samples: texts, and files, the files of folders, or standard input."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,30 +12,47 @@ from ..bundle.archive import Archive
 from ..bundle.index import read_index
 from ..errors import EdgepackError, InputError
 from ..model import Model, open_model
-from ..preprocess.feed import MAX_BYTES
+from ..preprocess.feed import MAX_BYTES, read_sample
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
 
 STDIN = "-"
+TABLES = (".csv", ".jsonl", ".tsv")
+
+
+class Sample(NamedTuple):
+    """Raw sample.
+
+    Attributes:
+        name: path of its file, "-" for standard input, or the text itself.
+        data: the bytes, or a path; the error of a sample that cannot be read.
+        key: kind of the name in JSON, "file" or "text".
+    """
+
+    name: str
+    data: "bytes | Path | InputError"
+    key: str = "file"
 
 
 class Result(NamedTuple):
     """Result for one sample.
 
     Attributes:
-        name: path of its file, or "-" for standard input.
+        name: as in the sample.
+        key: as in the sample.
         prediction: None if it could not be used.
         error: the reason for that.
     """
 
     name: str
+    key: str
     prediction: Optional[Prediction]
     error: Optional[EdgepackError]
 
     def to_json(self) -> Dict[str, object]:
         """Return the prediction or the error as JSON values."""
-        document: Dict[str, object] = {"file": self.name}
+        document: Dict[str, object] = {self.key: self.name}
         if self.prediction is not None:
             document.update(self.prediction.to_json())
         if self.error is not None:
@@ -49,33 +67,109 @@ class Result(NamedTuple):
 
 
 def predict_files(
-    bundle: str, paths: Sequence[str], *, top: int = 5, threads: int = 0, variant: str = "",
-    stand_in: bool = False,
+    bundle: str, paths: Sequence[str], *, texts: Sequence[str] = (), pairs: Sequence[str] = (),
+    top: int = 5, threads: int = 0, variant: str = "", stand_in: bool = False,
 ) -> Tuple[List[Result], Model]:  # fmt: skip
-    """Run the model on files, the files of folders, and standard input.
+    """Run the model on texts, files, the files of folders, and standard input.
 
-    A file that cannot be used does not keep the others from being answered.
+    A file that cannot be used does not keep the others from being answered. For a model of texts,
+    every line of a file is a sample.
 
     Args:
         bundle: its path.
         paths: files and folders; "-" for standard input.
+        texts: for a model of texts.
+        pairs: the second of each of the texts, for a model of pairs.
         top: the maximum number of classes.
         threads: threads within an operator; 0 takes every physical core.
         variant: the name of the variant to run; "" for the best that fits.
         stand_in: this is the build host and stands in for the device.
 
-    Returns the results in order, and the model that ran.
+    Returns the results in order, and the model that ran. Raises InputError `text-unexpected` for
+    texts if the model takes none.
     """
     with Archive(bundle) as archive:
         index = read_index(archive)
         model = open_model(archive, index, threads, stand_in=stand_in, variant=variant)
+    takes_text = model.preprocessing is not None and model.preprocessing.takes_text
+    if texts and not takes_text:
+        raise InputError(
+            "text-unexpected",
+            "the model takes no texts",
+            why="it was built on samples of another kind",
+            hint="python3 BUNDLE info",
+        )
+    if pairs and not getattr(model.preprocessing, "pair", True):
+        raise InputError(
+            "text-pair",
+            "the model takes single texts, not pairs",
+            why="it was built on samples of one text each",
+            hint="python3 BUNDLE run --text TEXT",
+        )
+    samples = [*_pair_texts(texts, pairs), *_list_samples(paths, takes_text)]
     results = []
+    for name, data, key in samples:
+        if isinstance(data, InputError):
+            results.append(Result(name, key, None, data))
+            continue
+        try:
+            results.append(Result(name, key, model.predict(data, top=top), None))
+        except InputError as error:
+            results.append(Result(name, key, None, error))
+    return results, model
+
+
+def _pair_texts(texts: Sequence[str], pairs: Sequence[str]) -> Iterator[Sample]:
+    """Yield texts, each joined with its second one if there are pairs."""
+    if not pairs:
+        for text in texts:
+            # An argument that is not UTF-8 has its bytes as surrogates.
+            yield Sample(text, text.encode("utf-8", "surrogateescape"), "text")
+        return
+    if len(texts) != len(pairs):
+        raise InputError(
+            "text-pair",
+            "the texts do not form pairs",
+            why=f"{len(texts)} of --text and {len(pairs)} of --text-pair",
+            hint="python3 BUNDLE run --text FIRST --text-pair SECOND",
+        )
+    for first, second in zip(texts, pairs):
+        joined = json.dumps([first, second], ensure_ascii=False)
+        yield Sample(joined, joined.encode("utf-8", "surrogateescape"), "text")
+
+
+def _list_samples(paths: Sequence[str], by_line: bool) -> Iterator[Sample]:
+    """Yield files, or the lines of files."""
     for name in _list_files(paths):
         try:
-            results.append(Result(name, model.predict(_open(name), top=top), None))
+            data = _open(name)
+            if not by_line:
+                yield Sample(name, data)
+                continue
+            lines = _read_lines(data)
         except InputError as error:
-            results.append(Result(name, None, error))
-    return results, model
+            yield Sample(name, error)
+            continue
+        for line in lines:
+            yield Sample(line.decode("utf-8", "replace"), line, "text")
+
+
+def _read_lines(data: "bytes | Path") -> List[bytes]:
+    """Return the lines of a file or of standard input, without their ends."""
+    if isinstance(data, Path):
+        if data.suffix.lower() in TABLES:
+            raise InputError(
+                "text-table",
+                f"{data.name} is a table, and each line of a file is taken for a text",
+                why="tables are samples of a build",
+                hint="store the texts in a .txt, one on each line",
+            )
+        data, _ = read_sample(None, data)
+    lines = data.split(b"\n")
+    # A final newline begins no further text.
+    if not lines[-1]:
+        lines.pop()
+    return [line[:-1] if line.endswith(b"\r") else line for line in lines]
 
 
 def _list_files(paths: Sequence[str]) -> Iterator[str]:

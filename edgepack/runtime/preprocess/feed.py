@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, Dict, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -32,15 +33,22 @@ def prepare_samples(
     return join_feeds(feeds)
 
 
-def read_sample(preprocessing: Preprocessing, sample: object) -> Tuple[bytes, str]:
+def read_sample(preprocessing: Optional[Preprocessing], sample: object) -> Tuple[bytes, str]:
     """Return the bytes of a raw sample, and its name for messages; "" for none.
+
+    Args:
+        preprocessing: decides if a string is a text; None takes it for a path.
+        sample: a path, bytes, or a text; for a model of pairs a tuple of two.
 
     Raises InputError if its file cannot be read.
     """
     if isinstance(sample, (bytes, bytearray, memoryview)):
         return bytes(sample), ""
-    if isinstance(sample, str) and preprocessing.takes_text:
-        return sample.encode("utf-8"), ""
+    if preprocessing is not None and preprocessing.takes_text:
+        if isinstance(sample, str):
+            return sample.encode("utf-8", "surrogatepass"), ""
+        if isinstance(sample, tuple):
+            return json.dumps(sample, ensure_ascii=False).encode("utf-8", "surrogatepass"), ""
     if not isinstance(sample, (str, os.PathLike)):
         raise InputError(
             "input-type",
