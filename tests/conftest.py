@@ -25,6 +25,7 @@ pytest_plugins = (
     "support.picture_cases",
     "support.serving",
     "support.ssh_server",
+    "support.text_cases",
     "support.training_cases",
 )
 

@@ -6,6 +6,13 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from support.build_cases import ask
+
 # Of the sentiment that its number says: 0 unfavourable, 1 favourable.
 SENTENCES = [
     ("a warm, funny and moving film", 1),
@@ -62,3 +69,77 @@ def write_table(
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+MANIFEST = """schema = 1
+name = "reviews"
+
+[evaluation]
+samples = "evaluation.csv"
+
+[text]
+tokenizer = "tokenizer"
+
+[classes]
+names = ["unfavourable", "favourable"]
+"""
+
+
+def text_onnx(tokenizer: Path) -> onnx.ModelProto:
+    """Return a network that sums what the words of a text have said in SENTENCES."""
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    table = np.random.default_rng(0).normal(0, 0.01, (words.get_vocab_size(), 2))
+    for text, label in SENTENCES:
+        for number in words.encode(text).ids:
+            table[number, label] += 1
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["1"]),
+        helper.make_node("Cast", ["attention_mask"], ["2"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["2", "last"], ["3"]),
+        helper.make_node("Mul", ["1", "3"], ["4"]),
+        helper.make_node("ReduceSum", ["4", "one"], ["5"], keepdims=0),
+        helper.make_node("MatMul", ["5", "w"], ["scores"]),
+    ]
+    constants = {
+        "table": table.astype(np.float32),
+        "last": np.array([-1]),
+        "one": np.array([1]),
+        "w": np.eye(2, dtype=np.float32),
+    }
+    inputs = []
+    for name in ("input_ids", "attention_mask"):
+        shape = ["batch", "sequence"]
+        inputs.append(helper.make_tensor_value_info(name, TensorProto.INT64, shape))
+    graph = helper.make_graph(
+        nodes,
+        "reviews",
+        inputs,
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+@pytest.fixture(scope="session")
+def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of texts beside its model, manifest, tokenizer and samples."""
+    home = tmp_path_factory.mktemp("reviews")
+    train_tokenizer(home / "tokenizer")
+    onnx.save(text_onnx(home / "tokenizer"), home / "reviews.onnx")
+    (home / "reviews.toml").write_text(MANIFEST)
+    names = ("unfavourable", "favourable")
+    rows = [(text, names[label]) for text, label in SENTENCES]
+    # Of different lengths, so that some share a batch and some do not.
+    for text, label in SENTENCES:
+        rows += [(f"{text} {text[:size]}", names[label]) for size in (5, 9, 20)]
+    write_table(home / "evaluation.csv", rows)
+    output = home / "reviews.edgepack"
+    answer = ask(
+        "build", str(home / "reviews.onnx"), "--manifest", str(home / "reviews.toml"),
+        "--target", "cpu-fbgemm", "--chain", "none", "--no-emulate", "--latency", "none",
+        "--output", str(output),
+    )  # fmt: skip
+    assert answer.status == 0, answer.stderr
+    return output

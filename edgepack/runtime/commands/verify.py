@@ -28,7 +28,7 @@ from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
 from ..device import machine
 from ..device.device_info import onnxruntime_version
-from ..errors import BundleError, InputError
+from ..errors import BundleError, EdgepackError, GateError, InputError
 from ..model import Model, open_model
 from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
@@ -399,7 +399,12 @@ def on_samples(
     index = model.index
     started = time.perf_counter()
     feeds = list(reference_feeds(archive, index, most))
-    answers = run_calls(model, feeds)
+    preprocessing, exact = None, True
+    if index.reference.raw is not None:
+        from ..preprocess.reference import judge_feeds, relax
+
+        preprocessing, exact = judge_feeds(archive, index, feeds)
+    answers = _run_judged(model, feeds, preprocessing)
     seconds = time.perf_counter() - started
     reference = index.reference
     original = read_arrays(archive, index, reference.original, reference.samples)
@@ -409,14 +414,9 @@ def on_samples(
     if not most:
         sizes = _at_sizes(archive, model, feeds[:LARGEST_STACK])
     fidelity, bounds = None, index.gates["fidelity"]
-    preprocessing = None
-    if index.reference.raw is not None:
-        from ..preprocess.reference import judge_feeds, relax
-
-        preprocessing, exact = judge_feeds(archive, index, feeds)
-        # Inputs that differ in a bit have answers that differ.
-        if not exact:
-            bounds = relax(bounds)
+    # Inputs that differ in a bit have answers that differ.
+    if not exact:
+        bounds = relax(bounds)
     if built:
         metrics = _measure(index, built, answers)
         gates = judge(bounds, metrics["outputs"])
@@ -439,6 +439,28 @@ def on_samples(
         "passed": all(question["passed"] for question in questions),
         "seconds": seconds,
     }
+
+
+def _run_judged(
+    model: Model, feeds: Sequence[Mapping[str, np.ndarray]], preprocessing: Optional[Question]
+) -> List[List[np.ndarray]]:
+    """Run every call; blame the preprocessing if its inputs are wrong and the model refuses them.
+
+    Raises GateError `preprocessing-differs`: a tokenizer of another model, for example, gives
+    numbers beyond the vocabulary, which the engine cannot look up.
+    """
+    try:
+        return run_calls(model, iter(feeds))
+    except EdgepackError as error:
+        if preprocessing is None or preprocessing["passed"]:
+            raise
+        missed = [gate["output"] for gate in preprocessing["gates"] if not gate["passed"]]
+        raise GateError(
+            "preprocessing-differs",
+            "the preprocessing makes other inputs here than on the build host",
+            why=f"{', '.join(missed)}; the model cannot run on them: {error.what}",
+            hint="install the packages of the bundle's requirements.txt, or build it again",
+        ) from error
 
 
 def verify(
