@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack import data, files, source
 from edgepack.data.layouts.picture_set import SUFFIXES
@@ -18,6 +19,9 @@ from edgepack.passes.catalogue import Option, describe_pass
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 WIDTH = 100
 # Names under which a folder of data holds the samples of each role.
@@ -115,9 +119,9 @@ def find_samples(folder: Path | None) -> Samples:
     if folder is None:
         return Samples()
     data.check_there(str(folder))
-    # For data/ with calibration.npz and a folder evaluation, or with train/ and val/: one path
-    # each. For pictures alone: the folder itself, as calibration.
-    if not folder.is_dir():
+    # For data/ with calibration.npz and evaluation.npz, or with train.csv and val.csv: one path
+    # each. For pictures: the folder itself, whether it has such parts or not.
+    if not folder.is_dir() or _are_pictures(folder):
         return Samples(folder)
     paths = {role: data.find_role(folder, role) for role in ROLES}
     for role in ROLES:
@@ -223,6 +227,19 @@ def _draft_outputs(model: Model) -> list[str]:
 
 def _draft_samples(samples: Samples, folder: Path) -> list[str]:
     lines: list[str] = []
+    if _are_pictures(samples.calibration):
+        lines += _draft_source(samples.calibration, folder)
+    else:
+        lines += _draft_roles(samples, folder)
+    lines += ["# Samples that distill trains on.", "# [training]", '# samples = "training.npz"', ""]
+    lines += [
+        "# Number of samples in the bundle; by default as many as fit in 4 MiB, from 4 to 64."
+    ]
+    return [*lines, "# [reference]", "# samples = 64"]
+
+
+def _draft_roles(samples: Samples, folder: Path) -> list[str]:
+    lines: list[str] = []
     # A role without samples is commented out, with an example of a path.
     comments = {
         "calibration": "Samples that activation ranges are measured on.",
@@ -239,17 +256,28 @@ def _draft_samples(samples: Samples, folder: Path) -> list[str]:
         lines.append("")
     source = samples.calibration.name if samples.calibration else "photos"
     lines += ["# One source for both, instead of [calibration] and [evaluation], in a table"]
-    lines += [f"# [samples] with source = {_quote(source)} and split = 0.2.", ""]
-    lines += ["# Samples that distill trains on.", "# [training]", '# samples = "training.npz"', ""]
-    lines += [
-        "# Number of samples in the bundle; by default as many as fit in 4 MiB, from 4 to 64."
+    return [*lines, f"# [samples] with source = {_quote(source)} and split = 0.2.", ""]
+
+
+def _draft_source(path: Path, folder: Path) -> list[str]:
+    """Draft one source of pictures for both roles, and its division."""
+    lines = [
+        "# Pictures that activation ranges are measured on, and that quality is judged on.",
+        "[samples]",
+        f"source = {_quote(os.path.relpath(path, folder))}",
     ]
-    return [*lines, "# [reference]", "# samples = 64"]
+    if not data.has_parts(str(path)):
+        lines += [
+            "# Share that quality is judged on, of every class; another seed chooses other ones.",
+            "split = 0.2",
+            "# seed = 0",
+        ]
+    return [*lines, "", "# [evaluation]", '# metric = "top1"', "# allow_chance = false", ""]
 
 
 def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     """Draft the conversion of pictures, for data that has any and a model with one image input."""
-    if samples.calibration is None or not _has_pictures(samples.calibration):
+    if not _are_pictures(samples.calibration):
         return []
     # Without an image input, the size is an example.
     mark, size = "# ", "224"
@@ -300,9 +328,12 @@ def _read_image(model: Model) -> tuple[str, Dim, tuple[int, ...]]:
     return layout, channels, sides
 
 
-def _has_pictures(path: Path) -> bool:
-    if not path.is_dir():
+def _are_pictures(path: Path | None) -> TypeGuard[Path]:
+    """Return True for a folder of pictures, or annotations of some."""
+    if path is None or data.find_kind(str(path)) != "picture":
         return False
+    if path.is_file():
+        return True
     return any(entry.suffix.lower() in SUFFIXES for entry in path.rglob("*"))
 
 

@@ -15,7 +15,12 @@ from edgepack.data.files import list_files, open_files
 from edgepack.data.folder import array_shards, empty_folder, open_shards, refuse_mixed
 from edgepack.data.function import FUNCTION, load_object, open_function
 from edgepack.data.layouts.class_names import Classes, read_class_file
-from edgepack.data.layouts.find import find_annotations, is_divided, open_layout
+from edgepack.data.layouts.find import (
+    ANNOTATION_SUFFIXES,
+    find_annotations,
+    is_divided,
+    open_layout,
+)
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
 from edgepack.data.pictures import describe_picture, open_pictures
@@ -172,7 +177,7 @@ def find_kind(spec: str | PythonSamples, base: Path = Path()) -> str:
     if path.suffix.lower() in TEXT_SUFFIXES:
         return "text"
     # Annotations of COCO, and data.yaml of YOLO.
-    return "picture" if path.suffix.lower() in (".json", ".yaml", ".yml") else ""
+    return "picture" if path.suffix.lower() in ANNOTATION_SUFFIXES else ""
 
 
 def has_parts(spec: str | PythonSamples, base: Path = Path()) -> bool:
@@ -240,7 +245,7 @@ def infer_inputs(
     if path is None:
         return infer_values(load_object(spec, (base, search)), names, spec)
     path = _find_part(path, "calibration")
-    if path.suffix.lower() in TEXT_SUFFIXES:
+    if path.suffix.lower() in (*TEXT_SUFFIXES, *ANNOTATION_SUFFIXES):
         return None
     if path.is_dir():
         shards = array_shards(path)

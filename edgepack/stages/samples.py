@@ -152,7 +152,9 @@ def _require_samples(
             "samples-missing",
             "the chain needs calibration samples, but there are none",
             why=_describe_inputs(inputs),
-            hint="--calibration PATH (.npz, .npy, a folder of them, or module:function)\n"
+            hint="--calibration PATH (.npz, .npy, a folder of them or of pictures, or "
+            "module:function)\n"
+            "--samples PATH --split 0.2 divides one source for calibration and evaluation\n"
             "--chain quantize:mode=dynamic, quantize:mode=weights and none need no samples\n"
             "--random-calibration builds without; its verdict is UNVERIFIED",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from edgepack.data.layouts import coco, yolo
@@ -15,6 +16,7 @@ from edgepack.errors import DataError
 from edgepack.listing import join_names
 
 _YAML = (".yaml", ".yml")
+ANNOTATION_SUFFIXES = (*_YAML, ".json")
 
 
 def find_annotations(path: Path, role: str) -> Path | None:
@@ -27,7 +29,7 @@ def find_annotations(path: Path, role: str) -> Path | None:
     Raises DataError `annotations-ambiguous` if several fit.
     """
     if path.is_file():
-        return path if path.suffix.lower() in (*_YAML, ".json") else None
+        return path if path.suffix.lower() in ANNOTATION_SUFFIXES else None
     files = list(_list_annotations(path))
     chosen = [file for file in files if _fits_role(file, role)] if len(files) > 1 else files
     if len(chosen) > 1 or (files and not chosen):
@@ -45,18 +47,21 @@ def _list_annotations(folder: Path) -> Iterator[Path]:
         # Other files with these suffixes may lie beside pictures, and say nothing about boxes.
         if file.name.startswith(".") or not file.is_file():
             continue
-        if file.suffix.lower() == ".json" and coco.is_coco(_read_or_none(file)):
-            yield file
-        if file.suffix.lower() in _YAML and yolo.is_yolo(_read_or_none(file)):
-            yield file
+        if file.suffix.lower() in ANNOTATION_SUFFIXES:
+            status = file.stat()
+            if _is_annotation(file, status.st_mtime_ns, status.st_size):
+                yield file
 
 
-def _read_or_none(file: Path) -> object:
-    """Return a document, or None if it cannot be read; the user did not name this file."""
+# Each role looks for the annotations, and those of a large set take seconds to parse.
+@lru_cache(maxsize=16)
+def _is_annotation(file: Path, _modified: int, _size: int) -> bool:
+    """Return True for annotations; the user did not name this file, so it may be anything."""
     try:
-        return _read(file)
+        document = _read(file)
     except DataError:
-        return None
+        return False
+    return coco.is_coco(document) or yolo.is_yolo(document)
 
 
 def _read(file: Path) -> object:
