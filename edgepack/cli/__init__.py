@@ -21,6 +21,7 @@ from edgepack.cli import (
     bench,
     build,
     bundle,
+    compare,
     host,
     init,
     manifest,
@@ -83,8 +84,8 @@ def cli() -> None:
 
 # In the order of their use: build, look, verify, ship; then what is set up, and this machine.
 for command in (
-    build.build, bundle.inspect, verify.verify, bench.bench, bundle.run, serve.serve,
-    bundle.sign,
+    build.build, bundle.inspect, verify.verify, bench.bench, compare.compare,
+    bundle.run, serve.serve, bundle.sign,
     ship.ship,
     init.init, manifest.manifest, targets.targets, passes.passes,
     host.doctor, host.emulator, host.cache, host.completion,

@@ -30,7 +30,14 @@ def listed(entries: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
     }
 
 
-def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool = True) -> None:
+def reseal(
+    source: Path,
+    path: Path,
+    changes: Mapping[str, bytes],
+    *,
+    seal: bool = True,
+    index: dict[str, Any] | None = None,
+) -> None:
     """Write a bundle with other files in it, in canonical form.
 
     Args:
@@ -38,10 +45,12 @@ def reseal(source: Path, path: Path, changes: Mapping[str, bytes], *, seal: bool
         path: where to.
         changes: the files that are new or other, by name.
         seal: whether the index agrees with them, so that no hash inside tells.
+        index: the index to write; None for the bundle's own.
     """
     with zipfile.ZipFile(source) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
-    index = json.loads(entries.pop("bundle.json"))
+    own = json.loads(entries.pop("bundle.json"))
+    index = index or own
     entries.update(changes)
     if seal:
         index["files"] = listed(entries)
