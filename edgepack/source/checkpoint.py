@@ -13,7 +13,7 @@ from edgepack.listing import join_names
 from edgepack.source.digest import Digest
 from edgepack.source.eager import flatten_outputs
 from edgepack.source.factory import importable
-from edgepack.source.hooks import fix_normalized_weights
+from edgepack.source.hooks import fix_normalized_weights, set_export_mode
 from edgepack.source.model import Source
 from edgepack.source.network import build_network
 from edgepack.source.pickled import code_names, from_pickle, module_source, refuse_pickle
@@ -127,6 +127,7 @@ def _load_state_dict(
     selection = select(path, states, module.state_dict(keep_vars=True), options.strip_prefix)
     notes = load_state(path, module, selection.tensors)
     notes += fix_normalized_weights(module)
+    notes += set_export_mode(module)
     notes += built
     weights_digest = hash_weights(module)
     module.register_forward_hook(flatten_outputs)
@@ -236,11 +237,15 @@ def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[
         with importable(options.search):
             return torch.load(path, map_location="cpu", weights_only=False), True
     except Exception as error:
+        hint = "the classes that it names must be importable from the current folder"
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            hint = f"pip install {package}, or run edgepack in the folder of {package}"
         raise SourceError(
             "source-pickle-failed",
             f"{path.name} cannot be unpickled, even with --trust-pickle",
             why=f"{type(error).__name__}: {error}",
-            hint="the classes that it names must be importable from the current folder",
+            hint=hint,
         ) from error
 
 

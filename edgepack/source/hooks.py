@@ -1,8 +1,8 @@
-"""Replace weights that forward pre-hooks compute: the older `weight_norm` and `spectral_norm`.
+"""Prepare a network for its export: constant weights in place of hooks, and its export mode.
 
-Both store the product, such as `weight = g * v / |v|`, as a plain attribute and recompute it in
-every call. No state dict holds it, torch.export refuses to assign it, and its module cannot be
-copied; in eval mode it is a constant.
+The older `weight_norm` and `spectral_norm` store a product, such as `weight = g * v / |v|`, as a
+plain attribute and recompute it in a forward pre-hook in every call. No state dict holds it,
+torch.export refuses to assign it, and its module cannot be copied; in eval mode it is a constant.
 """
 
 from __future__ import annotations
@@ -55,3 +55,22 @@ def run_pre_hooks(module: nn.Module) -> None:
                     hook(part, ())
             except Exception:  # noqa: BLE001, S112 - it needs inputs: nothing is computed
                 continue
+
+
+def set_export_mode(module: nn.Module) -> list[str]:
+    """Set the flag `export` of parts that have one, such as the heads of YOLO networks.
+
+    Without it, such a head also returns what only its training loss reads.
+
+    Returns:
+        A note for the ledger; none if no part has the flag.
+    """
+    names: dict[str, None] = {}
+    for part in module.modules():
+        # A method of this name is none: torch's own modules have no such attribute.
+        if getattr(part, "export", None) is False:
+            part.export = True
+            names[type(part).__name__] = None
+    if not names:
+        return []
+    return [f"Set the export mode of {', '.join(names)} (its flag `export`)."]

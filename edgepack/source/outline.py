@@ -10,6 +10,8 @@ import io
 import pickle
 from collections.abc import Mapping
 
+from edgepack.source.states import is_averaged
+
 
 class _Inert:
     """Placeholder for any object of a pickle; its calls and assignments have no effect."""
@@ -78,10 +80,12 @@ def weights_expression(pickles: list[bytes]) -> str:
         return "content.state_dict()"
     if _is_state(content):
         return _expression("content", content)
-    for key, value in content.items():
+    # The averaged weights first, as the loader prefers them.
+    entries = sorted(content.items(), key=lambda entry: not is_averaged(str(entry[0])))
+    for key, value in entries:
         if _is_state(value):
             return _expression(f"content[{key!r}]", value)
-    for key, value in content.items():
+    for key, value in entries:
         if _is_module(value):
             return f"content[{key!r}].state_dict()"
     return 'content["model"]'

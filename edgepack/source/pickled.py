@@ -16,7 +16,7 @@ from edgepack.source.archive import read_entry
 from edgepack.source.code import add_code
 from edgepack.source.digest import Digest
 from edgepack.source.eager import count_parameters, flatten_outputs, torch_run
-from edgepack.source.hooks import fix_normalized_weights
+from edgepack.source.hooks import fix_normalized_weights, set_export_mode
 from edgepack.source.model import Source
 from edgepack.source.outline import weights_expression
 from edgepack.source.precision import cast_to_float32
@@ -136,6 +136,7 @@ def from_pickle(path: Path, module: nn.Module, selection: Selection | None = Non
     module.eval()
     notes = [f"Unpickled a {type(module).__module__}.{type(module).__qualname__}."]
     notes += fix_normalized_weights(module)
+    notes += set_export_mode(module)
     notes += cast_to_float32(module)
     module.register_forward_hook(flatten_outputs)
     check_finite(path, named_tensors(module))

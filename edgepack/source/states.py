@@ -58,8 +58,7 @@ class State:
 
         "model_ema" gives (False, 9), "" (True, 0), "state_dict" (True, 0), "model" (True, 3).
         """
-        words = {word.lower() for word in _WORD.findall(self.key)}
-        return words.isdisjoint(_AVERAGED), self._key_rank()
+        return not is_averaged(self.key), self._key_rank()
 
     def _key_rank(self) -> int:
         """Return the rank of the first usual key in the path; their number for none."""
@@ -121,6 +120,12 @@ class Selection:
     def to_json(self) -> SelectionDocument:
         """Return the account in the report's form."""
         return {"key": self.key, "prefix": self.prefix, "left": list(self.left)}
+
+
+def is_averaged(key: str) -> bool:
+    """Return True if a key names averaged weights: "state_dict_ema", "ema.module"."""
+    words = {word.lower() for word in _WORD.findall(key)}
+    return not words.isdisjoint(_AVERAGED)
 
 
 def list_states(content: object) -> list[State]:

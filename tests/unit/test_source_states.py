@@ -240,6 +240,40 @@ def test_a_module_in_half_precision_inside_a_trusted_checkpoint(folder: Path) ->
     assert other.digest != source.digest
 
 
+def test_a_head_with_an_export_mode_returns_its_answer_alone(folder: Path) -> None:
+    """As a YOLO head: without its flag `export` it also returns what its training loss reads."""
+    Path("yolo.py").write_text(
+        "import torch\n\nclass Detect(torch.nn.Module):\n    export = False\n\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.out = torch.nn.Linear(4, 3)\n\n"
+        "    def forward(self, x):\n        raw = [self.out(x), -x]\n"
+        "        y = raw[0].sigmoid()\n"
+        "        return y if self.export else (y, {'raw': raw})\n"
+    )
+    script = (
+        "import torch, yolo; m = torch.nn.Sequential(yolo.Detect()).half();"
+        "torch.save({'epoch': 3, 'model': None, 'ema': m, 'train_args': {'imgsz': 64}}, 'm.pt')"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
+    with pytest.raises(SourceError) as caught:
+        load(Path("m.pt"))
+    assert "torch.save(content['ema'].state_dict(), \"weights.pt\")" in caught.value.hint
+    source = load(Path("m.pt"), trust_pickle=True)
+    assert [output.shape for output in source.run(X)] == [(5, 3)]
+    assert "Set the export mode of Detect (its flag `export`)." in source.notes
+
+
+def test_a_trusted_pickle_of_a_package_that_is_absent_names_it(folder: Path) -> None:
+    Path("absentee.py").write_text("class Net(__import__('torch').nn.Module):\n    pass\n")
+    script = "import torch, absentee; torch.save({'model': absentee.Net()}, 'm.pt')"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
+    Path("absentee.py").unlink()
+    with pytest.raises(SourceError) as caught:
+        load(Path("m.pt"), trust_pickle=True)
+    assert caught.value.code == "source-pickle-failed"
+    assert "pip install absentee" in caught.value.hint
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_an_index_of_shards_is_a_checkpoint(folder: Path, suffix: str) -> None:
     names = sorted(RAW)
