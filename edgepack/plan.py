@@ -54,6 +54,15 @@ def _size(path: Path) -> int:
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
+def _list_gates(request: Request) -> dict[str, float]:
+    """Return the gates by name; those of a metric as "f1.max_drop"."""
+    gates = dict(request.quality)
+    for metric, bounds in request.metric_gates.items():
+        for bound, value in bounds.items():
+            gates[f"{metric}.{bound}"] = value
+    return gates
+
+
 def plan(request: Request) -> Plan:
     """Return the stages that would run, and an estimate of memory and disk in bytes.
 
@@ -86,7 +95,7 @@ def plan(request: Request) -> Plan:
         "training": str(request.training) or None,
         "missing": list_missing_samples(request),
         "generated": request.generates_inputs,
-        "gates": dict(request.quality),
+        "gates": _list_gates(request),
         "stages": list_stages(request),
         "chain": chain,
         "estimate": {

@@ -14,6 +14,7 @@ from edgepack.comparison.rows import Row
 from edgepack.comparison.timing import Latency, measure
 from edgepack.device import Local
 from edgepack.errors import SpecError
+from edgepack.metrics.results import list_metrics
 from edgepack.report import validate
 from edgepack.report.documents import Report
 from edgepack.report.figures import (
@@ -251,16 +252,18 @@ def _format_growth(growth: float) -> str:
 
 
 def _compare_quality(old: Side, new: Side, tolerance: float) -> Iterator[Row]:
-    """Yield a row for the metric, and for the agreement and the SNR of each output.
+    """Yield a row for each metric, and for the agreement and the SNR of each output.
 
-    Only the first of these that both reports have is held to the tolerance.
+    The metrics that both reports have are held to the tolerance; without any, the agreement, and
+    else the SNR.
     """
     before, after = old.report["quality"], new.report["quality"]
     judged = False
-    metrics = before["metric"], after["metric"]
-    if metrics[0] and metrics[1] and metrics[0]["name"] == metrics[1]["name"]:
-        judged = True
-        yield _compare_metrics(metrics[0], metrics[1], tolerance)
+    metrics = {metric["name"]: metric for metric in list_metrics(after)}
+    for metric in list_metrics(before):
+        if metric["name"] in metrics:
+            judged = True
+            yield _compare_metrics(metric, metrics[metric["name"]], tolerance)
     for output in before["outputs"]:
         pair = before["outputs"][output], after["outputs"][output]
         shares = pair[0].get("top1_agreement"), pair[1].get("top1_agreement")
@@ -279,16 +282,16 @@ def _compare_quality(old: Side, new: Side, tolerance: float) -> Iterator[Row]:
 def _compare_metrics(old: MetricResult, new: MetricResult, tolerance: float) -> Row:
     """Compare a metric: a share by points, any other value by per cent of itself."""
     change = new["model"] - old["model"]
+    loss = -change
+    # An error, such as an RMSE, is worse if it grows.
+    if not new.get("higher_is_better", True):
+        loss = change
     if is_share(old) and is_share(new):
         texts = [format_percent(metric["model"], 2) for metric in (old, new)]
-        worse = -100 * change > tolerance
+        worse = 100 * loss > tolerance
         text = _format_points(100 * change)
     else:
         texts = [format_number(metric["model"]) for metric in (old, new)]
-        loss = -change
-        # An error, such as an RMSE, is worse if it grows.
-        if not new.get("higher_is_better", True):
-            loss = change
         worse = 100 * loss > tolerance * abs(old["model"])
         text = _format_growth(change / abs(old["model"])) if old["model"] else ""
     values = (old["model"], new["model"])

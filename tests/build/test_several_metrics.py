@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from edgepack.report import render_terminal
-from support.build_cases import Home, build, entry, render_text
+from support.build_cases import Home, ask, build, entry, render_text
 
 ECE = """
 import numpy as np
@@ -72,3 +75,115 @@ def test_every_metric_is_in_the_chain_and_in_the_summary(
     text = " ".join(render_text(render_terminal, report).split())
     for part in ("100.0 % top-1", "f1 100.0 % (original:", "auroc", "spread"):
         assert part in text, part
+
+
+READER = """
+import numpy as np
+
+
+def texts(outputs):
+    return ["".join(map(str, row)) for row in outputs["scores"].argmax(-1).tolist()]
+
+
+def letters(outputs, labels):
+    edits = 0
+    for answer, label in zip(outputs, labels):
+        row = list(range(len(label) + 1))
+        for i, letter in enumerate(answer, 1):
+            last, row[0] = row[0], i
+            for j, expected in enumerate(label, 1):
+                last, row[j] = row[j], min(last + (letter != expected), row[j] + 1, row[j - 1] + 1)
+        edits += row[-1]
+    return edits / sum(map(len, labels))
+
+
+letters.higher_is_better = False
+
+
+def constant(outputs):
+    return ["1"] * len(outputs["scores"])
+
+
+def samples():
+    with np.load(FILE) as arrays:
+        for x, label in zip(arrays["x"], arrays["labels"]):
+            yield {"x": x, "label": str(label)}
+"""
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader of five digits from 16 values each, with three to five of them as labels."""
+    folder, generator = tmp_path_factory.mktemp("reader"), np.random.default_rng(0)
+    weights = generator.normal(size=(16, 10)).astype("f4")
+    digits = generator.integers(0, 10, (2, 120, 5))
+    noise = generator.normal(size=(2, 120, 5, 16)) * 0.3
+    x = (np.moveaxis(weights[:, digits], 0, -1) + noise).astype("f4")
+    np.savez(folder / "calibration.npz", x=x[0])
+    labels = ["".join(map(str, row[: 3 + i % 3])) for i, row in enumerate(digits[1].tolist())]
+    np.savez(folder / "evaluation.npz", x=x[1], labels=np.array(labels))
+    file = str(folder / "evaluation.npz")
+    (folder / "reader.py").write_text(READER.replace("FILE", repr(file)))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["scores"], "read")],
+        "reader",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 16])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", 5, 10])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, folder / "reader.onnx")
+    return folder
+
+
+def read_command(reader: Path, *options: str) -> list[str]:
+    return [
+        "build", str(reader / "reader.onnx"), "--target", "cpu-fbgemm", "--latency", "none",
+        "--no-emulate", "--calibration", str(reader / "calibration.npz"), *options,
+    ]  # fmt: skip
+
+
+def test_texts_are_judged_by_their_error_rate_and_by_a_function_of_ten_lines(
+    reader: Path, tmp_path: Path
+) -> None:
+    code = str(reader / "reader.py")
+    options = ["--evaluation", f"{code}:samples", "--postprocess", f"{code}:texts"]
+    metrics = ["--metric", "cer", "--metric", f"{code}:letters", "--metric", "accuracy"]
+    arguments = read_command(reader, *options, *metrics, "--gate", "letters.max=0.3")
+    quality = build(arguments, tmp_path / "x.edgepack").document["quality"]
+    cer, letters, accuracy = quality["metric"], *quality["further_metrics"]
+    # Labels of three and four digits of five: (2 + 1) edits for 12 digits.
+    assert cer["original"] == pytest.approx(0.25)
+    assert [letters[key] for key in ("original", "model")] == [cer["original"], cer["model"]]
+    assert accuracy["original"] == pytest.approx(1 / 3)
+    ratio = next(gate for gate in quality["gates"] if gate["name"] == "metric_ratio")
+    assert ratio["measured"] == pytest.approx((1 - cer["model"]) / (1 - cer["original"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "text"),
+    [
+        (["--metric", "cer"], "metric-needs-postprocess", "needs decoded outputs"),
+        (
+            ["--metric", "cer", "--postprocess", "CODE:constant"],
+            "original-chance",
+            "cer is no better",
+        ),
+        (["--metric", "map", "--postprocess", "CODE:texts"], "metric-shape", "are not boxes"),
+        (["--metric", "f1", "--gate", "f1.max=1"], "gate-direction", "would pass any loss"),
+    ],
+)
+def test_a_metric_that_cannot_judge_ends_the_build_at_the_original(
+    reader: Path, tmp_path: Path, options: list[str], code: str, text: str
+) -> None:
+    options = [option.replace("CODE", str(reader / "reader.py")) for option in options]
+    evaluation = ["--evaluation", str(reader / "evaluation.npz")]
+    answer = ask(*read_command(reader, *evaluation, *options), "--output", str(tmp_path / "x"))
+    assert (answer.status, answer.code) == (2, code), answer.stderr
+    assert text in answer.document["error"]["what"]
+
+
+def test_texts_without_a_metric_are_unused_with_a_word(reader: Path, tmp_path: Path) -> None:
+    arguments = read_command(reader, "--evaluation", str(reader / "evaluation.npz"))
+    report = build(arguments, tmp_path / "x.edgepack").document
+    assert any("they are texts" in warning for warning in report["warnings"])

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from edgepack.context.gates import check_direction
+from edgepack.errors import SpecError
+from edgepack.metrics.catalogue import BUILT_IN
+from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Flags, Request, resolve
 from edgepack.spec import target as targets
 from edgepack.spec.manifest import Manifest
@@ -51,6 +55,67 @@ def test_gates(
     found = resolved(quality, **flags)
     assert found.quality == {**PROFILE, **expected}
     assert found.explicit_gates == stated
+
+
+MANIFEST = Manifest(
+    name="x",
+    metrics=("f1", "mae"),
+    metric_gates={"f1": {"ratio": 0.98, "min": 0.7}, "mae": {"max": 2.0}},
+)
+
+
+def resolve_gates(manifest: Manifest, *gates: str, **flags: Any) -> Request:
+    target = targets.load("cpu-fbgemm")
+    return resolve(Path("x.onnx"), target, manifest, Flags(gates=gates, **flags))
+
+
+def test_gates_name_their_metric() -> None:
+    """The ratio and the drop of the primary metric are those of quality; all others are named."""
+    found = resolve_gates(MANIFEST)
+    assert found.metric == "f1"
+    assert found.quality == {**PROFILE, "metric_ratio": 0.98}
+    assert found.metric_gates == {"f1": {"min": 0.7}, "mae": {"max": 2.0}}
+    # The command line overrides bound by bound.
+    found = resolve_gates(MANIFEST, "f1.max_drop=1", "mae.max=3", "mae.max_drop=5", "snr_db=25")
+    assert found.quality == {"snr_db": 25, "agreement": 0.97, "max_drop": 1.0}
+    assert found.explicit_gates == {"max_drop", "snr_db"}
+    assert found.metric_gates == {"f1": {"min": 0.7}, "mae": {"max": 3.0, "max_drop": 5.0}}
+
+
+def test_a_gate_on_top1_asks_for_it() -> None:
+    found = resolve_gates(Manifest(name="x"), "top1.min=0.9")
+    assert (found.metrics, found.metric_gates) == (("top1",), {"top1": {"min": 0.9}})
+    assert resolve_gates(Manifest(name="x")).metrics == ()
+
+
+@pytest.mark.parametrize(
+    ("gates", "flags", "code"),
+    [
+        (["f2.max_drop=1"], {}, "gate-unmeasured"),
+        (["f1.median=1"], {}, "gate-invalid"),
+        (["f1.min=high"], {}, "gate-invalid"),
+        (["f1.min"], {}, "gate-invalid"),
+        (["speed=1"], {}, "gate-invalid"),
+        ([".min=1"], {}, "gate-invalid"),
+        (["f1.min=1", "f1.min=2"], {}, "gate-repeated"),
+        (["f1.max_drop=1"], {"max_drop": 2.0}, "gate-repeated"),
+    ],
+)
+def test_gates_that_mean_nothing_are_refused(
+    gates: list[str], flags: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_gates(MANIFEST, *gates, **flags)
+    assert caught.value.code == code
+
+
+def test_a_bound_on_the_better_side_is_refused() -> None:
+    for name, wrong, right in (("f1", "max", "min"), ("mae", "min", "max")):
+        task = TaskMetric(BUILT_IN[name], name)
+        check_direction({right: 1.0, "max_drop": 1.0}, task)
+        with pytest.raises(SpecError, match="would pass any loss") as caught:
+            check_direction({wrong: 1.0}, task)
+        assert caught.value.hint == f"--gate {name}.{right}=1"
 
 
 def test_a_flag_overrides_where_the_manifest_finds_the_weights() -> None:
