@@ -399,11 +399,14 @@ def on_samples(
     index = model.index
     started = time.perf_counter()
     feeds = list(reference_feeds(archive, index, most))
-    preprocessing, exact = None, True
+    preprocessing, same = None, [True] * len(feeds)
+    bounds = index.gates["fidelity"]
     if index.reference.raw is not None:
         from ..preprocess.reference import judge_feeds, relax
 
-        preprocessing, exact = judge_feeds(archive, index, feeds)
+        preprocessing, same = judge_feeds(archive, index, feeds)
+        if not all(same):
+            bounds = relax(bounds)
     answers = _run_judged(model, feeds, preprocessing)
     seconds = time.perf_counter() - started
     reference = index.reference
@@ -413,13 +416,10 @@ def on_samples(
     sizes: List[_AtSize] = []
     if not most:
         sizes = _at_sizes(archive, model, feeds[:LARGEST_STACK])
-    fidelity, bounds = None, index.gates["fidelity"]
-    # Inputs that differ in a bit have answers that differ.
-    if not exact:
-        bounds = relax(bounds)
+    fidelity = None
     if built:
         metrics = _measure(index, built, answers)
-        gates = judge(bounds, metrics["outputs"])
+        gates = _judge_fidelity(index, built, answers, same)
         for size in sizes:
             gates += judge(bounds, size.compare(index, size.built))
         fidelity = _question("reference", metrics, gates)
@@ -461,6 +461,36 @@ def _run_judged(
             why=f"{', '.join(missed)}; the model cannot run on them: {error.what}",
             hint="install the packages of the bundle's requirements.txt, or build it again",
         ) from error
+
+
+def _judge_fidelity(
+    index: Index,
+    built: Sequence[np.ndarray],
+    answers: Sequence[Sequence[np.ndarray]],
+    same: Sequence[bool],
+) -> List[Gate]:
+    """Judge this device's answers: exactly, where it has the build host's inputs bit by bit.
+
+    Args:
+        index: of the bundle.
+        built: per output, the answers of the build host.
+        answers: of this device, sample by sample.
+        same: per sample, True if this device has the build host's inputs.
+    """
+    gates: List[Gate] = []
+    for exact in (True, False):
+        rows = [i for i, equal in enumerate(same) if equal == exact]
+        if not rows:
+            continue
+        bounds = index.gates["fidelity"]
+        if not exact:
+            from ..preprocess.reference import relax
+
+            # Inputs that differ in a bit have answers that differ.
+            bounds = relax(bounds)
+        metrics = _measure(index, [array[rows] for array in built], [answers[i] for i in rows])
+        gates += judge(bounds, metrics["outputs"])
+    return gates
 
 
 def verify(

@@ -65,6 +65,11 @@ class Audio:
         """SNR in dB of arrays that another decoder, or the sines of another processor, made."""
         return 60.0
 
+    @property
+    def noise(self) -> float:
+        """0: the SNR alone counts."""
+        return 0.0
+
     @classmethod
     def read(cls, reader: Reader, read_file: ReadFile) -> Audio:
         """Read the document of `to_json`. Raises the reader's error if it is not valid."""

@@ -160,6 +160,11 @@ class Code:
         """SNR in dB of arrays that other versions of the packages made."""
         return 30.0
 
+    @property
+    def noise(self) -> float:
+        """0: the SNR alone counts."""
+        return 0.0
+
     @classmethod
     def read(cls, reader: Reader, read_file: ReadFile) -> Code:
         """Read the document of `to_json`. Raises the reader's error if it is not valid."""

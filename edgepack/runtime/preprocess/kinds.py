@@ -39,6 +39,10 @@ class Preprocessing(Protocol):
         None if every version makes the same arrays.
         """
 
+    @property
+    def noise(self) -> float:
+        """RMS error of an element that versions of a package may differ by; 0 for none."""
+
     def prepare(self, data: bytes, name: str = "") -> Dict[str, np.ndarray]:
         """Return a feed of one sample, with the batch axis.
 

@@ -132,7 +132,7 @@ def require_raw(archive: Archive, index: Index) -> Tuple[RawReference, Preproces
 
 def judge_feeds(
     archive: Archive, index: Index, feeds: Sequence[Mapping[str, np.ndarray]]
-) -> Tuple[Question, bool]:
+) -> Tuple[Question, List[bool]]:
     """Compare this device's arrays with the build host's.
 
     They must have the same bits. Only if another version of a decoder made them, an SNR is enough.
@@ -142,21 +142,26 @@ def judge_feeds(
         index: of it.
         feeds: of the first reference samples.
 
-    Returns the third question of `verify`, and True if all arrays have the same bits.
+    Returns the third question of `verify`, and for each sample True if all its arrays have the
+    same bits.
     """
     raw, preprocessing = require_raw(archive, index)
     here = preprocessing.versions()
-    exact = True
+    equal = [True] * len(feeds)
     gates: List[Gate] = []
     for number, tensor in enumerate(index.inputs):
         arrays = [feed[tensor.name] for feed in feeds]
-        same = [digest(array) for array in arrays] == list(raw.sha256[number][: len(arrays)])
-        exact = exact and same
+        for i, (array, expected) in enumerate(zip(arrays, raw.sha256[number])):
+            equal[i] = equal[i] and digest(array) == expected
+        same = all(equal)
         if same or here == raw.versions or not raw.probes:
             gates.append(_make_gate("bit_exact", tensor.name, True, same, same))
         least = preprocessing.least_db
         if not same and raw.probes and least is not None:
-            worst = _find_worst(_read_probes(archive, index, raw.probes[number]), arrays)
+            probes = _read_probes(archive, index, raw.probes[number])
+            # A noise of that size in a sample without contrast has the smallest SNR that passes.
+            floor = preprocessing.noise**2 * 10.0 ** (least / 10.0)
+            worst = _find_worst(probes, arrays, floor)
             note = _compare_versions(here, raw.versions)
             gates.append(_make_gate("input_db", tensor.name, least, worst, worst >= least, note))
     question: Question = {
@@ -167,7 +172,7 @@ def judge_feeds(
         "gates": gates,
         "passed": all(gate["passed"] for gate in gates),
     }
-    return question, exact
+    return question, equal
 
 
 def relax(bounds: Mapping[str, float]) -> Dict[str, float]:
@@ -175,8 +180,14 @@ def relax(bounds: Mapping[str, float]) -> Dict[str, float]:
     return {"snr_db": min(bounds.get("snr_db", INEXACT_DB), INEXACT_DB)}
 
 
-def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
-    """Return the smallest SNR in dB of a sample."""
+def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray], floor: float) -> float:
+    """Return the smallest SNR in dB of a sample.
+
+    Args:
+        probes: of the build host's arrays.
+        arrays: of this device.
+        floor: smallest variance of a sample, for those without contrast.
+    """
     worst = SNR_LIMIT
     for expected, array in zip(probes.astype(np.float64), arrays):
         # Of arrays that differ in size, the probes have the length of the smallest.
@@ -186,8 +197,7 @@ def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray]) -> float:
             return -SNR_LIMIT
         noise = float(np.mean((values - expected) ** 2))
         if noise:
-            # A sample of a single colour has no variance, and any noise in it is too much.
-            share = float(np.var(expected)) / noise
+            share = max(floor, float(np.var(expected))) / noise
             worst = min(worst, 10.0 * np.log10(max(share, 10.0 ** (-SNR_LIMIT / 10.0))))
     return float(worst)
 

@@ -89,6 +89,11 @@ class Text:
         """None: every version of tokenizers makes the same tokens of one file."""
         return None
 
+    @property
+    def noise(self) -> float:
+        """0: the SNR alone counts."""
+        return 0.0
+
     @classmethod
     def read(cls, reader: Reader, read_file: ReadFile) -> Text:
         """Read the document of `to_json`. Raises the reader's error if it is not valid."""
