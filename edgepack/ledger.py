@@ -68,7 +68,12 @@ class SelectionDocument(TypedDict):
     left: list[str]
 
 
-class QuickLatency(TypedDict):
+class _QuickLatencyExtra(TypedDict, total=False):
+    # Largest ratio of the measurement's thirds over the smallest, less one.
+    spread: float
+
+
+class QuickLatency(_QuickLatencyExtra):
     """Quick measurement of a pass's result: medians in ms, and the original's over the model's."""
 
     p50: float

@@ -168,24 +168,18 @@ def format_command(remove: tuple[str, ...] = (), add: tuple[str, ...] = ()) -> s
 
 
 def print_report(document: Report, repeat: str = "", *, digests: bool = True) -> None:
-    """Print a report on stdout, then the size and the two digests of its bundle.
+    """Print a report on stdout, then the two digests of its bundle.
 
     Args:
         document: the report.
         repeat: the command that builds the bundle on real samples; "" for a general one.
-        digests: print the size and the digests.
+        digests: print the digests.
     """
     from edgepack.report import render_terminal
     from edgepack.report.console import ResultConsole
-    from edgepack.report.figures import format_bytes
 
     # The content digest is the same for every build of the same inputs; the SHA-256 is the file's.
     render_terminal(document, ResultConsole(), repeat)
     bundle = document["bundle"]
     if digests:
-        size = format_bytes(bundle["bytes"])
-        print_result(
-            f"file    {size}: model, loader, reference samples and report",
-            f"content {bundle['content_digest']}",
-            f"sha256  {bundle['sha256']}",
-        )
+        print_result(f"content {bundle['content_digest']}", f"sha256  {bundle['sha256']}")

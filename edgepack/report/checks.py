@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from edgepack.report import findings
+from edgepack.report.cautions import list_disturbances
 from edgepack.report.documents import Report
 from edgepack.report.figures import format_bytes, format_ms, printable
 from edgepack.report.gates import describe_gate, format_gate
@@ -85,6 +86,8 @@ def check_report(report: Report, allowed: bool = False) -> Checks:
     ]
     if latency := report["latency"]:
         p50 = format_ms(latency["model"]["p50"])
+        if list_disturbances(report):
+            p50 = f"about {p50}"
         facts.append(("Latency, p50", f"{p50}; {findings.describe_speed(report)}"))
     if report["quality"]["metric"]:
         facts.append(("Metric", findings.describe_metric(report["quality"])))

@@ -23,6 +23,7 @@ from edgepack.report.figures import (
     is_share,
 )
 from edgepack.report.findings import format_worst
+from edgepack.runtime.commands.load import SPREAD
 from edgepack.runtime.documents import Gate, Measurement, MetricResult
 
 # Headings by key, in order; the name of the task's metric replaces "metric". Further metrics
@@ -209,6 +210,9 @@ def _format_speed(measured: Measured) -> str:
     latency = measured["latency"]
     if latency is None:
         return _NONE
+    # With rounds that disagree, the second decimal says nothing.
+    if latency.get("spread", 0.0) > SPREAD:
+        return f"about {latency['ratio']:.1f}×"
     return f"{latency['ratio']:.2f}×"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from edgepack.report.cautions import list_disturbances
 from edgepack.report.documents import Report
 from edgepack.report.figures import fit, format_bytes, format_ms, format_percent, printable
 
@@ -41,6 +42,8 @@ class TargetRow:
         speed = "not measured"
         if latency:
             speed = format_ms(latency["model"]["p50"])
+            if list_disturbances(self.report):
+                speed = f"about {speed}"
         return (
             self.target,
             str(self.report["verdict"]),

@@ -147,6 +147,8 @@ class _Summary:
         sizes, latency = self.report["sizes"], self.report["latency"]
         change = f"{format_bytes(sizes['original_bytes'])} → {format_bytes(sizes['model_bytes'])}"
         yield "size", change, self.text(findings.describe_size(self.report))
+        if file_bytes := self.report["bundle"]["bytes"]:
+            yield "", format_bytes(file_bytes), self.text("the bundle file, with its loader")
         if latency:
             original, model = latency["original"]["p50"], latency["model"]["p50"]
             change = f"{format_ms(original)} → {format_ms(model)}"

@@ -342,18 +342,21 @@ def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
         variant=options.variant,
     )
     print_status(*format_fallback(report["variant"]))
-    lines = [_describe_timing("this bundle", report["model"])]
+    disturbed = bool(report["disturbed"])
+    lines = [_describe_timing("this bundle", report["model"], disturbed)]
     if report["original"] is not None:
-        lines.append(_describe_timing("the other model", report["original"]))
+        lines.append(_describe_timing("the other model", report["original"], disturbed))
     if report["ratio"]:
-        lines.append(_format_ratio(report["ratio"], bool(report["disturbed"])))
+        lines.append(_format_ratio(report["ratio"], disturbed))
     if report["disturbed"]:
         reasons = "; ".join(report["disturbed"])
         print_status(f"disturbed: {reasons}; measure again on an idle machine")
     return _Answer(report, lines)
 
 
-def _describe_timing(title: str, timing: Timing) -> str:
+def _describe_timing(title: str, timing: Timing, disturbed: bool) -> str:
+    if disturbed:
+        title += ", disturbed"
     p50, p90 = _format_latency(timing["p50"]), _format_latency(timing["p90"])
     return f"{title}: p50 {p50}, p90 {p90}, {timing['queries']} queries"
 

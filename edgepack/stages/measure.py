@@ -35,6 +35,7 @@ from edgepack.ledger import (
 from edgepack.metrics.collect import Collector
 from edgepack.metrics.results import add_metrics, list_metrics
 from edgepack.passes.training import processes
+from edgepack.runtime.commands.load import spread_of
 from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
@@ -209,16 +210,39 @@ def _measure_latency(candidate: Graph, context: BuildContext) -> QuickLatency | 
     feed = context.reference.feeds[0]
     # A pass that changed nothing has the original's latency, whatever the clock says.
     if candidate.model == context.original.model:
-        ((median, queries),) = time_in_turns([candidate.model], feed)
-        return {"p50": median, "original": median, "ratio": 1.0, "queries": queries}
-    (median, queries), (other, _) = time_in_turns([candidate.model, context.original.model], feed)
-    return {"p50": median, "original": other, "ratio": other / median, "queries": queries}
+        (times,) = time_in_turns([candidate.model], feed)
+        median = find_median(times)
+        return {"p50": median, "original": median, "ratio": 1.0, "queries": len(times)}
+    times, others = time_in_turns([candidate.model, context.original.model], feed)
+    median, other = find_median(times), find_median(others)
+    ratios = []
+    for ours, theirs in zip(split_in_thirds(times), split_in_thirds(others), strict=True):
+        ratios.append(find_median(theirs) / find_median(ours))
+    return {
+        "p50": median,
+        "original": other,
+        "ratio": other / median,
+        "queries": len(times),
+        "spread": spread_of(ratios),
+    }
 
 
-def time_in_turns(
-    models: Sequence[bytes], feed: Mapping[str, np.ndarray]
-) -> list[tuple[float, int]]:
-    """Return, for each model, the median of one call in ms and the number of timed calls.
+def find_median(times: Sequence[int]) -> float:
+    """Return the median of times in ns, in ms."""
+    return statistics.median(times) / 1e6
+
+
+def split_in_thirds(times: Sequence[int]) -> list[Sequence[int]]:
+    """Split the times into three rounds, in the order of their measurement."""
+    # Of 10 times the rounds have 3, 3 and 4; two or fewer are one round.
+    if len(times) < 3:
+        return [times]
+    first, second = len(times) // 3, 2 * len(times) // 3
+    return [times[:first], times[first:second], times[second:]]
+
+
+def time_in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[list[int]]:
+    """Return, for each model, the times of its calls in ns.
 
     Each model runs on one thread. They take turns, so that a drift of the machine's speed
     affects all of them alike.
@@ -243,4 +267,4 @@ def time_in_turns(
                 # it is timed only if it takes the whole turn.
                 if before > begun or now - begun >= turn:
                     timed.append(now - before)
-    return [(statistics.median(timed) / 1e6, len(timed)) for timed in times]
+    return times

@@ -254,8 +254,8 @@ def bench(
         variant: the name of the bundle's variant; "" for the best that fits.
 
     Returns latencies in ms; `ratio` is the other model's p50 over the bundle's, `load` the load by
-    other processes, `spread` the variation between rounds, and `disturbed` the reasons not to rely
-    on the figures (empty on a quiet machine).
+    other processes, `spread` the variation of the ratio between rounds, and `disturbed` the reasons
+    not to rely on the figures (empty on a quiet machine).
     """
     queries, seconds = LENGTHS[length]
     share = (
@@ -280,6 +280,8 @@ def bench(
         other = _summarize(other_turns)
         ratio = other["p50"] / model["p50"]
     spread = round(spread_of(_rounds(model, other)), 4)
+    # A machine that slows down leaves the ratio as it is, but not the two medians.
+    widest = max([spread, *[spread_of(side["rounds_p50"]) for side in (model, other) if side]])
     return {
         "unit": "ms",
         "length": length,
@@ -289,7 +291,7 @@ def bench(
         "ratio": ratio,
         "load": load,
         "spread": spread,
-        "disturbed": disturbances(load, spread, threads),
+        "disturbed": disturbances(load, widest, threads),
         # Only turns of the other model have none.
         "variant": cast("VariantDocument", turns[0]["variant"]),
         "device": cast("DeviceDocument", turns[0]["device"]),
