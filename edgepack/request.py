@@ -12,6 +12,7 @@ from edgepack import passes
 from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.data import Classes, PythonSamples, Split, read_class_file
+from edgepack.data.own_code import UserCode, read_code
 from edgepack.data.recordings import AudioOptions
 from edgepack.data.tokenizer import TextOptions
 from edgepack.errors import SpecError
@@ -68,6 +69,8 @@ class Request:
             an output's decisions.
         postprocess: function that decodes the outputs for the metrics; "" for none.
         text: conversion of texts to tokens, as far as the manifest sets it.
+        preprocess: the user's own conversion of samples, "file.py:function"; "" for none.
+        code: the files of `preprocess` and `postprocess`, which the bundle carries.
         audio: conversion of recordings, as far as the manifest sets it; None without a table.
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
@@ -112,6 +115,8 @@ class Request:
     postprocess: str = ""
     text: TextOptions = field(default_factory=TextOptions)
     audio: AudioOptions | None = None
+    preprocess: str = ""
+    code: UserCode = field(default_factory=UserCode)
     allow_chance: bool = False
     chain: tuple[passes.Step, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -142,7 +147,7 @@ class Request:
 
     def list_inputs(self) -> tuple[Path, ...]:
         """Return the files and folders that the build reads."""
-        texts = [self.arch, self.postprocess, self.text.tokenizer]
+        texts = [self.arch, self.postprocess, self.preprocess, self.text.tokenizer]
         for samples in (self.calibration, self.evaluation, self.training):
             if isinstance(samples, str):
                 texts.append(samples)
@@ -251,6 +256,8 @@ def resolve(
     values, flags = _split_values(flags)
     manifest = _merge_samples(manifest, flags)
     name = manifest.name or _name_model(model)
+    preprocess = _resolve_function(manifest, manifest.preprocess)
+    postprocess = flags.postprocess or _resolve_function(manifest, manifest.postprocess)
     return Request(
         model=model,
         target=target,
@@ -276,7 +283,9 @@ def resolve(
         classes=_read_classes(manifest, flags),
         preprocessing=_read_preprocessing(manifest, flags),
         metrics=metrics or gates.default_metrics,
-        postprocess=flags.postprocess or _resolve_function(manifest, manifest.postprocess),
+        postprocess=postprocess,
+        preprocess=preprocess,
+        code=read_code(preprocess, postprocess, target.python),
         text=_read_text_options(manifest),
         audio=None if manifest.audio is None else AudioOptions(**manifest.audio),
         allow_chance=flags.allow_chance or manifest.allow_chance,

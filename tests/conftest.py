@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 pytest_plugins = (
     "support.build_cases",
     "support.bundle_cases",
+    "support.code_cases",
     "support.emulation",
     "support.gpu_standin",
     "support.linear",

@@ -50,7 +50,7 @@ class Need(Enum):
     PICTURE = "the raw data are pictures"
     TEXT = "the raw data are texts"
     AUDIO = "the raw data are recordings"
-    CODE = "the user's own code prepares the raw data"
+    CODE = "the user's own code prepares the raw data, or decodes the outputs"
 
 
 Needs = frozenset[Need]
@@ -107,15 +107,20 @@ class Loader:
         return {"digest": self.digest, "release": self.release}
 
 
-def find_needs(variants: Iterable[Variant], files: Iterable[str], kind: str = "") -> Needs:
+def find_needs(
+    variants: Iterable[Variant], files: Iterable[str], kind: str = "", decodes: bool = False
+) -> Needs:
     """Return the needs of a bundle.
 
     Args:
         variants: of the bundle.
         files: names of its entries.
         kind: of its preprocessing; "" for none.
+        decodes: True if a function of the user's decodes the outputs.
     """
     needs = set()
+    if decodes:
+        needs.add(Need.CODE)
     if kind:
         needs.add(Need.RAW)
         # A bundle of a later release may have a kind that is unknown here.
@@ -189,6 +194,8 @@ def list_combinations() -> list[Needs]:
     """Return every combination of needs that a bundle of this release can have."""
     raw_needs: list[Needs] = [frozenset()]
     raw_needs += [frozenset({Need.RAW, kind}) for kind in KINDS.values()]
+    # Any of them may have a function that decodes the outputs.
+    raw_needs = list(dict.fromkeys([*raw_needs, *(raw | {Need.CODE} for raw in raw_needs)]))
     combinations = []
     for count, wheels, raw in product(range(len(_ENGINE_NEEDS) + 1), (False, True), raw_needs):
         needs = raw.union(_ENGINE_NEEDS[:count])
@@ -209,7 +216,8 @@ def identify(index: Index) -> Loader:
     kind = ""
     if index.preprocessing is not None:
         kind = str(index.preprocessing.value.get("kind"))
-    expected = own(find_needs(index.variants, index.files, kind))
+    decodes = index.postprocessing is not None
+    expected = own(find_needs(index.variants, index.files, kind, decodes))
     if digest == expected.digest:
         release = expected.release
     return Loader(digest, release)

@@ -23,11 +23,13 @@ from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.engines import EngineOptions
 from edgepack.runtime.bundle.index import FORMAT, Description, content_digest
 from edgepack.runtime.documents import RecordedQuality
+from edgepack.runtime.preprocess.code import Code
 from edgepack.runtime.preprocess.reference import RawReference, digest, probe
 from edgepack.runtime.strict_json import encode
 
 if TYPE_CHECKING:
     from edgepack.runtime.documents import FileEntry, IndexDocument, RawEntry, SizeEntry
+    from edgepack.runtime.preprocess.code import Function
     from edgepack.runtime.preprocess.kinds import Preprocessing
 
 MODEL = "model/model.onnx"
@@ -77,6 +79,7 @@ class Contents(Description):
         engines: entries under engine/, by name: built engines that variants refer to.
         preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
         class_names: names of the classes, by their index; empty if they are not known.
+        postprocessing: the user's function that decodes the outputs; None for none.
         raw: per reference sample, the raw data that `reference` was made of, one for each row of
             its batch; empty for samples that are arrays.
     """
@@ -100,6 +103,7 @@ class Contents(Description):
     preprocessing: Preprocessing | None = None
     class_names: Sequence[str] = ()
     raw: Sequence[Sequence[bytes]] = ()
+    postprocessing: Function | None = None
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -113,7 +117,8 @@ def _npy(array: np.ndarray) -> bytes:
 def _entries(contents: Contents) -> dict[str, Content]:
     # Names are sorted within each group, so that the same contents give the same file.
     wheels = _below("wheels", contents.wheels)
-    needs = loader.find_needs(contents.variants, wheels, _describe_kind(contents))
+    decodes = contents.postprocessing is not None
+    needs = loader.find_needs(contents.variants, wheels, _describe_kind(contents), decodes)
     return {
         **loader.read_files(needs),
         MODEL: contents.model,
@@ -137,6 +142,8 @@ def _preprocess_entries(contents: Contents) -> dict[str, Content]:
     entries: dict[str, Content] = {}
     if contents.preprocessing is not None:
         entries.update(sorted(contents.preprocessing.files().items()))
+    if contents.postprocessing is not None:
+        entries.update(contents.postprocessing.files())
     if contents.class_names:
         entries[CLASSES] = encode({"names": list(contents.class_names)})
     return entries
@@ -180,7 +187,8 @@ def _stack_probes(samples: Iterable[np.ndarray]) -> np.ndarray:
 
 def _stored_inputs(contents: Contents) -> list[np.ndarray]:
     """Return the arrays of the inputs as they are stored; none if there are raw samples."""
-    if contents.raw:
+    # edgepack on the build host does not run the code of a bundle, and so needs the arrays.
+    if contents.raw and not isinstance(contents.preprocessing, Code):
         return []
     return [shrink(np.stack(list(array))) for array in contents.reference]
 
@@ -268,6 +276,8 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
     }
     if contents.raw:
         document["reference"]["raw"] = _describe_raw(contents)
+    if contents.postprocessing is not None:
+        document["postprocessing"] = contents.postprocessing.to_json()
     # Bundles of arrays have neither key.
     if contents.preprocessing is not None:
         document["preprocessing"] = contents.preprocessing.to_json()

@@ -104,9 +104,15 @@ def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) 
     from edgepack import device
     from edgepack.bundle import copy_engine
     from edgepack.runtime.cli import describe_verdict
+    from edgepack.runtime.commands.verify import refuses_code
     from edgepack.runtime.device.variants import format_fallback
 
     warn_of_loader(bundle)
+    if refuses_code(bundle.index):
+        print_status(
+            "the inputs are those that the build stored: only the bundle itself runs its own code, "
+            f"python3 {original} verify"
+        )
     with device.Local() as host:
         if bundle.path != original:
             copy_engine(original, bundle.path)

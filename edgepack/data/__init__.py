@@ -23,6 +23,7 @@ from edgepack.data.layouts.find import (
 )
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
+from edgepack.data.own_code import make_code
 from edgepack.data.pictures import describe_picture, open_pictures
 from edgepack.data.random import random_samples
 from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
@@ -300,6 +301,7 @@ __all__ = [
     "has_parts",
     "infer_inputs",
     "lint",
+    "make_code",
     "open_samples",
     "random_samples",
     "read_audio",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgepack.data.function import FUNCTION
@@ -16,6 +17,54 @@ from edgepack.spec.suggestions import nearest
 
 MAX_SOURCE = 1 << 20
 _ALLOWED = "the standard library, numpy, PIL, tokenizers and soundfile"
+
+
+@dataclass(frozen=True)
+class UserCode:
+    """Functions of the user that a bundle carries.
+
+    Attributes:
+        preprocess: takes the bytes of a sample, and returns its arrays; None for none.
+        postprocess: takes the outputs of a batch, and returns one result for each sample; None for
+            none, and for a function of an installed module, which no device has.
+    """
+
+    preprocess: Function | None = None
+    postprocess: Function | None = None
+
+    def requirements(self) -> tuple[str, ...]:
+        """Return the lines of requirements.txt for the packages that they import."""
+        lines: dict[str, None] = {}
+        for function in (self.preprocess, self.postprocess):
+            if function is not None:
+                lines.update(dict.fromkeys(function.requirements()))
+        return tuple(lines)
+
+
+def read_code(preprocess: str, postprocess: str, python: str = "") -> UserCode:
+    """Read the user's functions.
+
+    Args:
+        preprocess: "path/to/file.py:function", or "".
+        postprocess: the same, or "package.module:function".
+        python: the oldest Python of the target's devices, such as "3.8"; "" for unknown.
+
+    Raises SpecError as `read_function` does, and `code-names` if two files have one name.
+    """
+    code = UserCode(
+        read_function(preprocess, python) if preprocess else None,
+        read_function(postprocess, python) if ".py:" in postprocess else None,
+    )
+    first, second = code.preprocess, code.postprocess
+    same_name = first is not None and second is not None and first.file == second.file
+    if same_name and first is not None and second is not None and first.source != second.source:
+        raise SpecError(
+            "code-names",
+            f"two files are named {first.file}",
+            why=f"{preprocess} and {postprocess} share a folder in the bundle",
+            hint="rename one of them",
+        )
+    return code
 
 
 def read_function(spec: str, python: str = "") -> Function:
@@ -70,9 +119,9 @@ def _parse(source: bytes, path: Path, python: str) -> ast.Module:
     except (SyntaxError, ValueError) as error:
         raise SpecError(
             "code-syntax",
-            f"{path.name} is not valid Python" + (f" {python}" if python else ""),
+            f"{path.name} is not valid Python {python}".rstrip(),
             why=str(error),
-            hint="correct it: the device's Python must read the file",
+            hint=f"the oldest Python of the target's devices must read it: {python or 'any'}",
         ) from error
 
 

@@ -88,6 +88,7 @@ def draft(job: Job) -> bundle.Contents:
         preprocessing=context.reference.preprocessing,
         class_names=find_class_names(job),
         raw=context.reference.raw,
+        postprocessing=job.request.code.postprocess,
     )
 
 
@@ -97,6 +98,10 @@ def list_requirements(job: Job) -> str:
     preprocessing = job.context.reference.preprocessing
     if preprocessing is not None:
         text += "".join(f"{line}\n" for line in preprocessing.requirements())
+    # A package that both need is required once.
+    for line in job.request.code.requirements():
+        if f"{line}\n" not in text:
+            text += f"{line}\n"
     return text
 
 

@@ -286,6 +286,8 @@ class _IndexExtra(TypedDict, total=False):
     # Conversion of raw data to the inputs, with its `kind`; the entry with the class names.
     preprocessing: Mapping[str, object]
     classes: Optional[str]
+    # The user's function that decodes the outputs: file, function, packages.
+    postprocessing: Mapping[str, object]
 
 
 class IndexDocument(_IndexExtra):

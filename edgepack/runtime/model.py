@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TYPE_CHECKING, Dict, Mapping, Optional, Protocol, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Dict, Mapping, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class Model:
         choice: the variant that runs, and the reasons against better ones.
         preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
         class_names: names of the classes, by their index; empty if they are not known.
+        postprocess: the user's function that decodes the outputs; None for none.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Model:
         choice: Choice,
         preprocessing: Optional[Preprocessing] = None,
         class_names: Sequence[str] = (),
+        postprocess: Optional[Callable[[object], object]] = None,
     ) -> None:
         self.index = index
         self.choice = choice
@@ -58,6 +60,7 @@ class Model:
         self.outputs: Tuple[Tensor, ...] = tuple(index.outputs)
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
+        self.postprocess = postprocess
         self._session = session
         # Both are needed in every call, so they are computed once.
         self._ties = tied_axes(index.inputs)
@@ -153,10 +156,12 @@ class Model:
 
         Raises InputError as `preprocess` and `run` do.
         """
-        from .prediction import Prediction, fill_batch, find_top, split_outputs
+        from .prediction import Prediction, decode, fill_batch, find_top, split_outputs
 
         feed = fill_batch(self.preprocess(data), self.inputs)
         outputs = split_outputs(self.run(feed), self.outputs, self.inputs)
+        if self.postprocess is not None:
+            return Prediction(outputs, (), decode(self.postprocess, outputs), True)
         return Prediction(outputs, find_top(outputs, self.outputs, self.class_names, top))
 
 
@@ -210,7 +215,14 @@ def _make_model(archive: Archive, index: Index, choice: Choice, threads: int) ->
         preprocessing = open_preprocessing(archive, index)
     if index.classes is not None:
         class_names = read_names(archive, index, index.classes)
-    return Model(index, session, choice, preprocessing, class_names)
+    postprocess: Optional[Callable[[object], object]] = None
+    if index.postprocessing is not None:
+        from .preprocess.code import Function
+
+        postprocess = Function.read(
+            index.postprocessing, lambda name: check_file(archive, index, name)
+        )
+    return Model(index, session, choice, preprocessing, class_names, postprocess)
 
 
 def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:

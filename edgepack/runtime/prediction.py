@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -42,13 +44,19 @@ class Prediction:
     Attributes:
         outputs: by name, with a batch axis of 1 where they have one.
         top: the likeliest classes, best first; empty for a model without one output of scores.
+        result: of the user's postprocess.
+        decoded: True if there is a postprocess.
     """
 
     outputs: Mapping[str, np.ndarray]
     top: Sequence[ClassScore]
+    result: object = None
+    decoded: bool = False
 
     def lines(self) -> List[str]:
         """Return the classes, best first, or the shapes of the outputs, as text."""
+        if self.decoded:
+            return [json.dumps(_to_json(self.result), ensure_ascii=False)]
         # 83.2 %  Labrador retriever
         lines = [f"{100 * entry.probability:5.1f} %  {entry.name}" for entry in self.top]
         if not lines:
@@ -58,6 +66,8 @@ class Prediction:
 
     def to_json(self) -> Dict[str, object]:
         """Return the classes, or the outputs of a model without any, as JSON values."""
+        if self.decoded:
+            return {"result": _to_json(self.result)}
         if self.top:
             return {"top": [asdict(entry) for entry in self.top]}
         outputs = {}
@@ -105,6 +115,39 @@ def make_feed(
     if isinstance(data, list) or (isinstance(data, tuple) and not preprocessing.takes_text):
         samples = list(data)
     return prepare_samples(preprocessing, samples)
+
+
+def decode(postprocess: Callable[[object], object], outputs: Mapping[str, np.ndarray]) -> object:
+    """Return the result of the user's postprocess for one sample.
+
+    Raises InputError `code-failed` or `code-result`.
+    """
+    # Copies, since the function may change its arguments.
+    results = postprocess({name: array.copy() for name, array in outputs.items()})
+    if isinstance(results, (list, tuple)) and len(results) == 1:
+        return results[0]
+    raise InputError(
+        "code-result",
+        "the postprocess did not return one result for each sample",
+        why=f"it returned {type(results).__name__} for one sample",
+        hint="return a list with one result for each sample of the batch",
+    )
+
+
+def _to_json(value: object) -> object:
+    """Return a result of the user's as JSON values: arrays as lists, anything unknown as text."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _to_json(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _to_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no NaN.
+        return str(value)
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return str(value)
 
 
 def fill_batch(feed: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dict[str, np.ndarray]:

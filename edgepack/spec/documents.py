@@ -203,6 +203,12 @@ class TextTable(TypedDict, total=False):
     label: str
 
 
+class PreprocessTable(TypedDict):
+    """Table [preprocess] of a manifest: the user's own function."""
+
+    code: str
+
+
 class AudioTable(TypedDict, total=False):
     """Table [audio] of a manifest: conversion of a recording to a waveform."""
 
@@ -240,6 +246,7 @@ class _ManifestExtra(_PassTables, total=False):
     pictures: PicturesTable
     text: TextTable
     audio: AudioTable
+    preprocess: PreprocessTable
     postprocess: str
     chain: str
     gates: ManifestGatesTable

@@ -53,6 +53,7 @@ class Manifest:
         pictures: conversion of a picture to an input, as keyword arguments of Picture; None
             without a table [pictures].
         text: the table [text], settings of `data.TextOptions`.
+        preprocess: the user's own conversion of samples, "file.py:function"; "" for none.
         audio: the table [audio], settings of `data.AudioOptions`; None without one.
         chain: the passes; overrides the target's.
         document: the manifest as read.
@@ -88,6 +89,7 @@ class Manifest:
     pictures: PictureOptions | None = None
     text: TextTable = field(default_factory=TextTable)
     audio: AudioTable | None = None
+    preprocess: str = ""
     chain: str = ""
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
     postprocess: str = ""
@@ -142,6 +144,7 @@ def load(path: Path) -> Manifest:
         pictures=pictures,
         text=table.get("text", {}),
         audio=table.get("audio"),
+        preprocess=table["preprocess"]["code"] if "preprocess" in table else "",
         chain=table.get("chain", ""),
         document=table,
         postprocess=table.get("postprocess", ""),

@@ -38,6 +38,7 @@ from edgepack.metrics.postprocess import Postprocess, load_postprocess
 from edgepack.request import Request
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.parity.sizes import LARGEST_STACK
+from edgepack.runtime.preprocess.code import Code
 from edgepack.runtime.preprocess.feed import join_feeds
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.session.feeds import fixed_batch
@@ -315,10 +316,11 @@ class _Recorder:
         self._examples.append(_Example(arrays, raw))
 
     def _write_reference(self, stream: BinaryIO) -> None:
+        stored = self._preprocessing is None or isinstance(self._preprocessing, Code)
         examples = self._examples
         if self._request.reference_samples is None:
             examples = _fit_budget(examples)
-        np.savez(stream, **_stack_references(examples))  # type: ignore[arg-type]
+        np.savez(stream, **_stack_references(examples, stored))  # type: ignore[arg-type]
 
 
 def _compact(
@@ -365,15 +367,19 @@ def _fit_budget(examples: list[_Example]) -> list[_Example]:
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def _stack_references(references: list[_Example]) -> dict[str, np.ndarray]:
+def _stack_references(references: list[_Example], stored: bool) -> dict[str, np.ndarray]:
     """Stack the reference samples into one array per output, with their inputs and raw data.
 
     Answers of one shape can be stacked. Of samples with different sizes, those with the commonest
-    size of answers are used; of inputs too where they are stored as arrays.
+    size of answers are used; of inputs too where these are stored as arrays.
+
+    Args:
+        references: the samples.
+        stored: True if the bundle stores the arrays of the inputs.
     """
     # Arrays of 20, 24 and 24 tokens: the latter two ship. Texts of these lengths: all three, since
     # each is a file of its own, and first those of 24 tokens, which can share a batch.
-    rows = _select_commonest(references, "" if not references[0].raw else "original-")
+    rows = _select_commonest(references, "" if stored else "original-")
     commonest = _select_commonest(rows, "")
     rows = commonest + [row for row in rows if row not in commonest]
     columns = {}

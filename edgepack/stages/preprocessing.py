@@ -27,6 +27,10 @@ def choose_preprocessing(
 
     Raises DataError if a conversion cannot be read, or does not fit the model.
     """
+    if request.code.preprocess is not None:
+        code = data.make_code(request.code.preprocess, inputs)
+        stage.note(f"samples are prepared by {code.function.name} of {code.function.file}")
+        return code
     if request.preprocessing is not None:
         if isinstance(request.preprocessing, Picture):
             stage.note(f"pictures: {data.describe_picture(request.preprocessing)}")

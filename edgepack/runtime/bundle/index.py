@@ -141,6 +141,7 @@ class Index(Description):
         raw: the document as it was read.
         preprocessing: document of the conversion of raw data to the inputs; None for arrays alone.
         classes: entry with the names of the classes; None if they have none.
+        postprocessing: document of the user's function that decodes the outputs; None for none.
     """
 
     model: str
@@ -151,6 +152,7 @@ class Index(Description):
     raw: IndexDocument
     preprocessing: Optional[Reader] = None
     classes: Optional[str] = None
+    postprocessing: Optional[Reader] = None
 
     @property
     def proven(self) -> bool:
@@ -303,6 +305,7 @@ def parse(data: bytes) -> Index:
         # Its kind reads the rest, once it is needed.
         preprocessing=top.at("preprocessing") if top.value.get("preprocessing") else None,
         classes=_optional_text(top, "classes"),
+        postprocessing=top.at("postprocessing") if top.value.get("postprocessing") else None,
     )
     # `commands.verify` reads the metric from `raw`, so only its type is checked here.
     _optional_text(top, "metric")
@@ -329,8 +332,9 @@ def _consistent(index: Index) -> None:
         if index.preprocessing is None:
             raise _fault("reference.raw", "there is no preprocessing")
         _require_listed(index, (*raw.files, *raw.probes))
-    # Raw samples replace the arrays of the inputs.
-    if counts != (0 if raw else len(index.inputs), len(index.outputs)):
+    # Raw samples replace the arrays of the inputs, but for those that the user's code prepares.
+    stored = raw is None or _is_code(index)
+    if counts != (len(index.inputs) if stored else 0, len(index.outputs)):
         raise _fault("reference", "it does not have one file per input and output")
     # A draft has no answers of the build host yet.
     if len(index.reference.built) not in (0, len(index.outputs)):
@@ -354,6 +358,10 @@ def _require_listed(index: Index, names: Sequence[str]) -> None:
     for name in names:
         if name not in index.files:
             raise _fault("files", f"{name!r} is used but not listed")
+
+
+def _is_code(index: Index) -> bool:
+    return index.preprocessing is not None and index.preprocessing.value.get("kind") == "code"
 
 
 def _require_distinct(key: str, tensors: Sequence[Tensor]) -> None:

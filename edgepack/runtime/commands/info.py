@@ -129,7 +129,17 @@ def _describe_preprocessing(index: Index) -> List[str]:
         lines = [_row("takes", f"{index.preprocessing.value.get('kind')}: {', '.join(settings)}")]
     if index.classes is not None:
         lines.append(_row("classes", f"named in {index.classes}"))
+    for label, document in (("prepared", index.preprocessing), ("decoded", index.postprocessing)):
+        if document is not None and "function" in document.value:
+            lines.append(_row(label, _describe_code(index, document.value)))
     return lines
+
+
+def _describe_code(index: Index, document: Mapping[str, object]) -> str:
+    """Return the user's function with the hash of its file, in words."""
+    file = str(document.get("file"))
+    digest, size = index.files.get(file, ("", 0))
+    return f"by code of the user's: {document['function']} in {file}, {size} bytes, {digest[:16]}"
 
 
 def _describe_gates(index: Index) -> List[str]:

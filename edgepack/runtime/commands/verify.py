@@ -30,6 +30,7 @@ from ..device import machine
 from ..device.device_info import onnxruntime_version
 from ..errors import BundleError, EdgepackError, GateError, InputError
 from ..model import Model, open_model
+from ..origin import origin
 from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
@@ -85,19 +86,29 @@ def read_arrays(
     return arrays
 
 
+def refuses_code(index: Index) -> bool:
+    """Return True if the user's code prepares the inputs, and this loader does not run it.
+
+    Only the loader inside a bundle, which is imported from that file, runs the bundle's code.
+    """
+    if index.preprocessing is None or index.preprocessing.value.get("kind") != "code":
+        return False
+    return not os.path.isfile(origin())
+
+
 def reference_feeds(
     archive: Archive, index: Index, most: int = 0
 ) -> Iterator[Dict[str, np.ndarray]]:
     """Yield the reference inputs, call by call, made of raw samples where the bundle has them.
 
-    Each row of stored arrays is one whole feed.
+    Each row of stored arrays is one whole feed. They replace raw samples where `refuses_code`.
 
     Args:
         archive: the open bundle.
         index: its index.
         most: the maximum number of samples; 0 for all.
     """
-    if index.reference.raw is not None:
+    if index.reference.raw is not None and not refuses_code(index):
         from ..preprocess.reference import raw_feeds
 
         yield from raw_feeds(archive, index, most)
@@ -401,7 +412,7 @@ def on_samples(
     feeds = list(reference_feeds(archive, index, most))
     preprocessing, same = None, [True] * len(feeds)
     bounds = index.gates["fidelity"]
-    if index.reference.raw is not None:
+    if index.reference.raw is not None and not refuses_code(index):
         from ..preprocess.reference import judge_feeds, relax
 
         preprocessing, same = judge_feeds(archive, index, feeds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import platform
 import wave
 from dataclasses import dataclass
 from functools import lru_cache
@@ -100,15 +101,18 @@ class Audio:
         return (REQUIREMENT,)
 
     def versions(self) -> Dict[str, str]:
-        """Return the versions of soundfile and libsndfile; of none that is missing.
+        """Return the versions of soundfile and libsndfile, and the processor, whose sines differ.
 
-        WAV files of integers, and so perhaps all samples, need neither.
+        WAV files of integers, and so perhaps all samples, need no package, so one may be missing.
         """
+        versions = {"machine": platform.machine()}
         try:
             import soundfile
         except (ImportError, OSError):
-            return {}
-        return {"soundfile": soundfile.__version__, "libsndfile": soundfile.__libsndfile_version__}
+            return versions
+        versions["soundfile"] = str(soundfile.__version__)
+        versions["libsndfile"] = str(soundfile.__libsndfile_version__)
+        return versions
 
     def prepare(self, data: bytes, name: str = "") -> Dict[str, np.ndarray]:
         """Return the feed of one recording, a WAV or FLAC file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 import traceback
 from dataclasses import dataclass
@@ -81,10 +82,11 @@ class Function:
         return tuple(lines)
 
     def versions(self) -> Dict[str, str]:
-        """Return the versions of the packages that the file imports; of none that is missing."""
+        """Return the processor, and the versions of numpy and of the packages that are there."""
         from importlib.metadata import PackageNotFoundError, version
 
-        versions = {}
+        # Both decide the rounding of sines, logarithms and sums.
+        versions = {"machine": platform.machine(), "numpy": np.__version__}
         for package in self.packages:
             try:
                 versions[package] = version(package)

@@ -151,9 +151,9 @@ def judge_feeds(
     gates: List[Gate] = []
     for number, tensor in enumerate(index.inputs):
         arrays = [feed[tensor.name] for feed in feeds]
-        for i, (array, expected) in enumerate(zip(arrays, raw.sha256[number])):
-            equal[i] = equal[i] and digest(array) == expected
-        same = all(equal)
+        here_equal = [digest(a) == expected for a, expected in zip(arrays, raw.sha256[number])]
+        equal = [before and now for before, now in zip(equal, here_equal)]
+        same = all(here_equal)
         if same or here == raw.versions or not raw.probes:
             gates.append(_make_gate("bit_exact", tensor.name, True, same, same))
         least = preprocessing.least_db
