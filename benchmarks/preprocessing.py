@@ -35,6 +35,8 @@ COUNT, SIDE = 400, 224
 SIZES = ((640, 480), (480, 640), (320, 240), (300, 300), (257, 500))
 # What EfficientNet-Lite0 takes: (pixel - 127) / 128.
 MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+# Margin of a decision that is no near tie.
+SURE = 0.05
 # Ways to make an array of a picture, by name.
 Ways = dict[str, Callable[[Image.Image], np.ndarray]]
 
@@ -143,7 +145,7 @@ def compare(folder: Path, bundle: Path) -> None:
     packages = ("torch", "torchvision", "transformers", "pillow", "numpy", "onnxruntime")
     document = {
         "pictures": COUNT,
-        "sizes": [list(size) for size in SIZES],
+        "sizes": [f"{width} x {height}" for width, height in SIZES],
         "versions": {name: metadata.version(name) for name in packages},
         "interpolations": tables,
     }
@@ -153,7 +155,7 @@ def compare(folder: Path, bundle: Path) -> None:
 
 def compare_ways(folder: Path, model: Any, own: Picture, down: Picture, ways: Ways) -> Any:
     """Return, by way, the share of equal arrays and decisions, and the differences."""
-    figures: dict[str, list[tuple[bool, float, float, bool]]] = {name: [] for name in ways}
+    figures: dict[str, list[tuple[bool, float, float, bool, float]]] = {name: [] for name in ways}
     for path in sorted(folder.glob("*.jpg")):
         data = path.read_bytes()
         # transformers rounds the corner of a crop down.
@@ -166,27 +168,34 @@ def compare_ways(folder: Path, model: Any, own: Picture, down: Picture, ways: Wa
             corner = "down" if name.startswith("transformers") else "even"
             expected, actual = arrays[corner], np.asarray(way(image), np.float32)
             levels = float(np.abs(actual - expected).max() * STD[0] * 255)
-            same = decide(model, actual) == decisions[corner]
+            best, margin = decisions[corner]
+            same = decide(model, actual)[0] == best
             equal = levels < 0.01
-            figures[name].append((equal, levels, measure_snr(expected, actual), same))
+            figures[name].append((equal, levels, measure_snr(expected, actual), same, margin))
     table = {}
     for name, rows in figures.items():
-        equal, levels, snr, same = map(np.array, zip(*rows, strict=True))
+        equal, levels, snr, same, margins = map(np.array, zip(*rows, strict=True))
+        sure = margins >= SURE
         table[name] = {
             "same_pixels": round(float(np.mean(equal)), 4),
             "largest_difference_levels": round(float(levels.max()), 2),
             "worst_snr_db": round(float(snr.min()), 1),
             "median_snr_db": round(float(np.median(snr)), 1),
             "same_decisions": round(float(np.mean(same)), 4),
+            "largest_margin_of_another": round(float(margins[~same].max(initial=0.0)), 4),
+            "sure_pictures": int(sure.sum()),
+            "same_decisions_of_sure": round(float(np.mean(same[sure])), 4),
         }
         print(f"{name:<26}", table[name])
     return table
 
 
-def decide(model: Any, array: np.ndarray) -> int:
-    """Return the likeliest class."""
+def decide(model: Any, array: np.ndarray) -> tuple[int, float]:
+    """Return the likeliest class, and by how much its probability exceeds that of the second."""
     (scores,) = model.run({model.inputs[0].name: array[None]}).values()
-    return int(scores.argmax())
+    weights = np.exp(scores[0] - scores.max())
+    second, first = np.sort(weights / weights.sum())[-2:]
+    return int(scores.argmax()), float(first - second)
 
 
 def digest_arrays(folder: Path) -> str:
