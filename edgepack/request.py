@@ -246,7 +246,7 @@ def resolve(
     if flags.wheels:
         check_wheels(target)
     # An empty --metric, as of an unset variable of a script, is none.
-    metrics = tuple(source for source in flags.metrics if source != "")
+    metrics = tuple(source for source in flags.metrics if not isinstance(source, str) or source)
     metrics = metrics or _resolve_metrics(manifest)
     check_metrics(metrics)
     names = [name_metric(source) for source in metrics]

@@ -139,7 +139,8 @@ def load_metrics(
     check_metrics(sources)
     tasks = []
     for position, source in enumerate(sources):
-        if position == 0 and source in ("", *TOP):
+        # An object may compare equal to any text: those of torchmetrics return a new metric.
+        if position == 0 and isinstance(source, str) and source in ("", *TOP):
             continue
         task = load_metric(source, folders, outputs, decoded, class_names)
         if not labelled:

@@ -228,6 +228,12 @@ class Mean:
     def __init__(self) -> None:
         self.reset()
 
+    def __eq__(self, other: object) -> Any:
+        return Mean()
+
+    def __hash__(self) -> int:
+        return id(self)
+
     def reset(self) -> None:
         self.total, self.count = torch.zeros(()), 0
 
@@ -245,6 +251,8 @@ def test_a_function_and_an_object_of_torchmetrics_are_metrics() -> None:
 
     worst.higher_is_better = False  # type: ignore[attr-defined]
     answers, labels = Answers([np.arange(100, dtype="f4")[:, None]]), np.zeros(100, "f4")
+    # Metrics of torchmetrics are equal to everything.
+    assert [task.name for task in load_metrics((Mean(),), (), SCORES)] == ["Mean"]
     tasks = load_metrics(("f1", worst, Mean()), (), SCORES)
     assert [task.name for task in tasks] == ["f1", "worst", "Mean"]
     for _ in range(2):
