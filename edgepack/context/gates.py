@@ -193,6 +193,15 @@ def _bound_value(name: str, metric: MetricResult, bound: float, passed: bool) ->
     }
 
 
+def describe_missed(bounds: Mapping[str, float], task: TaskMetric, value: float) -> str:
+    """Return a warning for a bound that the original itself misses; "" for none."""
+    if value < bounds.get("min", value):
+        return f"the original's {task.name} is {value:.4g}; its gate requires {bounds['min']:g}"
+    if value > bounds.get("max", value):
+        return f"the original's {task.name} is {value:.4g}; its gate allows {bounds['max']:g}"
+    return ""
+
+
 def check_direction(bounds: Mapping[str, float], task: TaskMetric) -> None:
     """Refuse a bound on the better side of a metric, which would pass any loss.
 

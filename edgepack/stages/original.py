@@ -21,7 +21,7 @@ from edgepack.context import (
     SampleSets,
 )
 from edgepack.context.answers import encode_answers, read_answers
-from edgepack.context.gates import RELATIVE, check_direction
+from edgepack.context.gates import RELATIVE, check_direction, describe_missed
 from edgepack.context.graph import describe_tensors
 from edgepack.context.reference import OriginalScore
 from edgepack.context.scoring import require_ratio, score_original
@@ -177,6 +177,9 @@ def _survey_answers(
             labels = replace(labels, used=True, unused="")
     if labels.unused:
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
+    for score in scores:
+        bounds = request.metric_gates.get(score.task.name, {})
+        ledger.warn(*filter(None, [describe_missed(bounds, score.task, score.value)]))
     labels = _judge_scores(scores, labels, request)
     if labels.chance:
         ledger.warn(labels.chance)

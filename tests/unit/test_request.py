@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from edgepack.context.gates import check_direction
+from edgepack.context.gates import check_direction, describe_missed, judge_metrics
 from edgepack.errors import SpecError
 from edgepack.metrics.catalogue import BUILT_IN
 from edgepack.metrics.protocol import TaskMetric
 from edgepack.request import Flags, Request, resolve
+from edgepack.runtime.parity.gates import describe_gate
 from edgepack.spec import target as targets
 from edgepack.spec.manifest import Manifest
 
@@ -116,6 +117,29 @@ def test_a_bound_on_the_better_side_is_refused() -> None:
         with pytest.raises(SpecError, match="would pass any loss") as caught:
             check_direction({wrong: 1.0}, task)
         assert caught.value.hint == f"--gate {name}.{right}=1"
+
+
+def test_a_bound_that_the_original_misses_is_told_at_once() -> None:
+    f1, mae = TaskMetric(BUILT_IN["f1"], "f1"), TaskMetric(BUILT_IN["mae"], "mae")
+    assert (
+        describe_missed({"min": 0.8}, f1, 0.71)
+        == "the original's f1 is 0.71; its gate requires 0.8"
+    )
+    assert describe_missed({"max": 2}, mae, 2.5) == "the original's mae is 2.5; its gate allows 2"
+    assert describe_missed({"min": 0.8, "max_drop": 1}, f1, 0.8) == ""
+
+
+def test_gates_on_values_are_judged_and_described() -> None:
+    metric: Any = {"name": "f1", "original": 0.9, "model": 0.85, "higher_is_better": True}
+    metric.update(drop_points=5.0, samples=100)
+    bounds = {"f1": {"ratio": 0.99, "max_drop": 6, "min": 0.8, "max": 0.8}, "mae": {"max": 1}}
+    lines = [describe_gate(gate) for gate in judge_metrics(bounds, [metric])]
+    assert lines == [
+        "FAIL f1: 94.44 % of the original (at least 99 %)",
+        "ok   f1: drop of 5.00 points (at most 6)",
+        "ok   f1: 0.85 (at least 0.8)",
+        "FAIL f1: 0.85 (at most 0.8)",
+    ]
 
 
 def test_a_flag_overrides_where_the_manifest_finds_the_weights() -> None:

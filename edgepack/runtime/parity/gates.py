@@ -324,6 +324,8 @@ _LIMITS = {
     "agreement": "at least {:.4g} %",
     "metric_ratio": "at least {:.4g} %",
     "max_drop": "at most {:g}",
+    "metric_min": "at least {:g}",
+    "metric_max": "at most {:g}",
     "bit_exact": "the same bits",
     "built": "every gate of its build",
     "finite": "none",
@@ -356,4 +358,6 @@ def _format_measured(name: str, value: Optional[float]) -> str:
         return f"drop of {number:.2f} points"
     if name == "metric_ratio":
         return f"{100 * number:.4g} % of the original"
+    if name in ("metric_min", "metric_max"):
+        return f"{number:.4g}"
     return f"top-1 agreement {100 * number:.4g} %"
