@@ -19,8 +19,11 @@ PIXELS = (224, 64, 32)
 # One second at 16 kHz, and frames of a spectrogram.
 WAVEFORM = (16000, 4000, 512)
 FRAMES = (96, 32, 8)
+# A signal of unknown kind: chunks of voice detectors have 512 or 576 samples.
+SIGNAL = (576, 16000, 96, 32)
 
 _WAVE = re.compile(r"audio|wave|speech|pcm|samples|input_values")
+_STATE = re.compile(r"(^|_)(state|hidden|h0|c0|h|c|mem)\d*$")
 _SUM = re.compile(r"\s*\+\s*")
 
 
@@ -102,10 +105,8 @@ _BY_NAME: tuple[tuple[re.Pattern[str], tuple[Fill, ...]], ...] = (
     (re.compile(r"token_?type|segment"), (constant(0),)),
     (re.compile(r"position"), (positions(), constant(0))),
     (re.compile(r"\bsr\b|sampl(e|ing)_?rate"), (constant(16000), constant(8000))),
-    (
-        re.compile(r"past|cache|(^|_)(state|hidden|h0|c0|h|c|mem)\d*$"),
-        (constant(0), normal(0.1)),
-    ),
+    (re.compile(r"past|cache"), (constant(0), normal(0.1))),
+    (_STATE, (constant(0), normal(0.1))),
 )
 _FLOATS = (normal(), uniform(), normal(0.01), constant(1))
 
@@ -138,8 +139,8 @@ def list_fills(
     if kind in "iu":
         if re.search(r"len(gth)?s?\b|num_|count", name):
             return constant(length), constant(1)
-        if tensor.dtype == "uint8" and tensor.rank >= 3:
-            return (integers(256),)
+        if "byte" in name or (tensor.dtype == "uint8" and tensor.rank >= 3):
+            return integers(256), integers(2)
         return integers(2), constant(0), constant(1)
     if kind == "b":
         return integers(2), constant(1), constant(0)
@@ -163,10 +164,11 @@ def list_sizes(inputs: Sequence[Tensor], declared: Mapping[str, int]) -> list[di
             if isinstance(dim, str) and axis > 0 and dim != batch:
                 choices.setdefault(dim, _suggest_sizes(tensor, axis))
     sizes = []
-    for number in range(len(TOKENS)):
+    for number in range(max(map(len, choices.values()), default=1)):
         trial = {}
         for dim, options in choices.items():
-            trial[dim] = declared.get(dim, options[number])
+            # Once the choices of an axis are used up, its last one stays.
+            trial[dim] = declared.get(dim, options[min(number, len(options) - 1)])
         for dim in trial:
             # Exported caches have axes such as "past_sequence_length + sequence_length".
             parts = _SUM.split(dim)
@@ -184,8 +186,13 @@ def _suggest_sizes(tensor: Tensor, axis: int) -> tuple[int, ...]:
         return TOKENS
     if tensor.rank == 4 and (tensor.shape[1] in (1, 3, 4) or tensor.shape[-1] in (1, 3, 4)):
         return PIXELS
+    # (2, ?, 128): the axis that is not named is a batch of one.
+    if _STATE.search(name) and tensor.rank <= 3:
+        return (1,)
     last = axis == tensor.rank - 1
     mono = tensor.rank == 2 or (tensor.rank == 3 and tensor.shape[1] in (1, 2))
     if last and mono and _WAVE.search(f"{name} {tensor.shape[axis]}"):
         return WAVEFORM
+    if last and tensor.rank == 2:
+        return SIGNAL
     return FRAMES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,24 +130,45 @@ def _find_in_graph(path: Path, names: list[str]) -> dict[str, int]:
     import onnx
 
     model: ModelProto = onnx.load(str(path), load_external_data=False)
-    shapes = {value.name: tuple(value.dims) for value in model.graph.initializer}
+    shapes, depths = {}, {}
+    for value in model.graph.initializer:
+        shapes[value.name] = tuple(value.dims)
+        # A single integer may be the number of classes of a OneHot, whose data are in the file.
+        if prod(value.dims) == 1 and value.data_location == onnx.TensorProto.DEFAULT:
+            number = onnx.numpy_helper.to_array(value).reshape(-1)
+            if number.dtype.kind == "i":
+                depths[value.name] = int(number[0])
     rows = {}
     for name in names:
-        sizes = list(_list_gathered(model.graph, name, shapes))
+        sizes = list(_list_gathered(model.graph, name, shapes, depths))
         if sizes:
             rows[name] = min(sizes)
     return rows
 
 
 def _list_gathered(
-    graph: GraphProto, name: str, shapes: Mapping[str, tuple[int, ...]]
+    graph: GraphProto,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    depths: Mapping[str, int],
 ) -> list[int]:
-    """Return the rows of every initializer that an input gathers from, through casts."""
+    """Return the rows of every initializer that an input gathers from, through casts.
+
+    Args:
+        graph: the graph.
+        name: of the input.
+        shapes: of the initializers.
+        depths: values of the initializers that hold one number.
+    """
     # Nodes are in topological order: input_ids -> Cast -> Gather(table) is found in one pass.
     values, sizes = {name}, []
     for node in graph.node:
         if node.op_type in _PASSING and node.input and node.input[0] in values:
             values.add(node.output[0])
+        elif node.op_type == "OneHot" and node.input[0] in values:
+            depth = depths.get(node.input[1])
+            if depth:
+                sizes.append(depth)
         elif node.op_type == "Gather" and node.input[1] in values:
             shape = shapes.get(_find_table(graph, node.input[0]))
             if shape:

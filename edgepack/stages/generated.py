@@ -127,6 +127,10 @@ def _list_recipes(request: Request, source: Source, inputs: tuple[Tensor, ...]) 
         for name, fills in options.items():
             for fill in fills[1:]:
                 yield Recipe(sizes, {**usual, name: fill})
+        # At last, the second values of all inputs at once: of two numbers, both positive.
+        yield Recipe(
+            sizes, {name: fills[min(1, len(fills) - 1)] for name, fills in options.items()}
+        )
 
 
 def _find_rows(

@@ -128,7 +128,7 @@ def test_a_model_that_answers_nothing_is_refused_with_what_was_fed(tmp_path: Pat
     with pytest.raises(DataError) as caught:
         generate(path, inputs)
     assert caught.value.code == "generated-refused"
-    assert "on x (batch, 96): normal values" in caught.value.why
+    assert "on x (batch, 576): normal values" in caught.value.why
     assert "--axis width=SIZE" in caught.value.hint
     with pytest.raises(DataError) as caught:
         generate(path, inputs, axes={"width": Span.around(7)})
@@ -155,6 +155,8 @@ def test_sizes_follow_from_the_kind_of_an_input() -> None:
     speech = Tensor("audio", "float32", ("batch", "samples"))
     state = Tensor("state", "float32", (2, "batch", 128))
     assert list_sizes((speech, state), {})[0] == {"samples": 16000}
+    signal, hidden = Tensor("x", "float32", ("batch", "t")), Tensor("h", "float32", (1, "n", 8))
+    assert list_sizes((signal, hidden), {})[0] == {"t": 576, "n": 1}
     caches = Tensor("past.0", "float32", ("batch", 4, "past", 16))
     mask = Tensor("attention_mask", "int64", ("batch", "past + tokens"))
     assert list_sizes((IDS, mask, caches), {"past": 5})[0] == {
