@@ -106,8 +106,9 @@ def list_requirements(job: Job) -> str:
 
 
 def find_class_names(job: Job) -> tuple[str, ...]:
-    """Return the names of the classes that the samples or the model have; empty for none."""
-    return class_names_of(job.context.samples.evaluation) or job.context.source.class_names
+    """Return the names of the classes: of the samples, the user or the model; empty for none."""
+    names = class_names_of(job.context.samples.evaluation)
+    return names or job.request.classes.names or job.context.source.class_names
 
 
 def _describe_device(target: Target) -> DeviceNeeds:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Largest distance of a sum of probabilities from 1, for outputs in fp16.
 _SUM = 0.01
+# Values of an output that are printed.
+_SHOWN = 16
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,17 @@ class Prediction:
     decoded: bool = False
 
     def lines(self) -> List[str]:
-        """Return the classes, best first, or the shapes of the outputs, as text."""
+        """Return the classes, best first, or the outputs, as text; of large ones the shape."""
         if self.decoded:
             return [json.dumps(_to_json(self.result), ensure_ascii=False)]
         # 83.2 %  Labrador retriever
         lines = [f"{100 * entry.probability:5.1f} %  {entry.name}" for entry in self.top]
         if not lines:
             for name, array in self.outputs.items():
-                lines.append(f"{name}: {array.dtype} {array.shape}")
+                text = f"{array.dtype} {array.shape}"
+                if array.size <= _SHOWN:
+                    text = np.array2string(array.reshape(-1), precision=6, separator=", ")
+                lines.append(f"{name}: {text}")
         return lines
 
     def to_json(self) -> Dict[str, object]:

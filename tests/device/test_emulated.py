@@ -173,6 +173,16 @@ def test_a_build_that_the_target_answers_otherwise_is_rejected(tmp_path: Path) -
     assert (tmp_path / "net.rejected.edgepack").exists()
 
 
+@pytest.mark.usefixtures("x86")
+def test_an_emulated_cpu_makes_the_same_arrays_of_pictures(photo_bundle: Path) -> None:
+    devices, text, status = matrix(photo_bundle, "Haswell")
+    assert status == 0
+    verdict = devices["Haswell"]["verdict"]
+    (gate,) = verdict["preprocessing"]["gates"]
+    assert (gate["name"], gate["passed"]) == ("bit_exact", True)
+    assert "preprocessing" in text.splitlines()[0]
+
+
 def test_the_schema_knows_the_cpus_that_there_are() -> None:
     text = (ROOT / "edgepack" / "spec" / "schema" / "target.schema.json").read_text()
     listed = json.loads(text)["properties"]["emulate"]["properties"]["cpus"]["items"]["enum"]
