@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeGuard
 
 from edgepack import data, files, source
 from edgepack.data.layouts.picture_set import SUFFIXES
@@ -19,9 +19,6 @@ from edgepack.passes.catalogue import Option, describe_pass
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
-
-if TYPE_CHECKING:
-    from typing import TypeGuard
 
 WIDTH = 100
 # Names under which a folder of data holds the samples of each role.

@@ -11,6 +11,7 @@ import pytest
 
 from edgepack.spec import manifest, toml_reader
 from support.build_cases import Home, ask, images
+from support.picture_sets import write_class_folders, write_coco, write_yolo
 
 COMMENTED = re.compile(r"^# (?=\[.+\]$|\w+ = .+$)", re.M)
 
@@ -115,6 +116,29 @@ def test_a_folder_of_pictures(home: Home, tmp_path: Path) -> None:
         "std": (1.0,),
     }
     build(home / "tiny.onnx", path)
+
+
+@pytest.mark.parametrize("layout", ["classes", "parts", "coco", "yolo"])
+def test_pictures_of_any_layout_are_one_source(home: Home, tmp_path: Path, layout: str) -> None:
+    """A split is drafted unless the data have parts for calibration and evaluation."""
+    folder = tmp_path / "data"
+    source = folder
+    if layout == "classes":
+        write_class_folders(folder, ["cat", "dog"])
+    elif layout == "parts":
+        for part in ("train", "val"):
+            write_class_folders(folder / part, ["cat", "dog"])
+    elif layout == "coco":
+        write_coco(folder)
+    else:
+        source = write_yolo(folder)
+    path = tmp_path / "m.toml"
+    options = ("--data", str(source), "--output", str(path))
+    assert ask("init", str(home / "tiny.onnx"), *options).status == 0
+    path.write_text(path.read_text().replace('# normalize = "imagenet"', 'normalize = "none"'))
+    settings = manifest.load(path)
+    assert (tmp_path / settings.samples).samefile(source)
+    assert settings.split == (0.2 if layout in ("classes", "coco") else None)
 
 
 def test_a_file_is_not_overwritten(home: Home, tmp_path: Path) -> None:
