@@ -329,6 +329,7 @@ def judge_labels(
             why=grade.describe(),
             hint="check that the labels belong to this model and these samples, in its order of "
             "classes; a manifest can name the output that they judge: [[outputs]] kind\n"
+            "--classes FILE names the classes in the model's order, where the data sort them\n"
             "--allow-chance judges by the agreement with the original instead",
         )
     return kinds, Labels(
