@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from edgepack.cli.options import (
     trust_options,
 )
 from edgepack.cli.outputs import Outputs, output_options
+from edgepack.errors import DeviceError, EdgepackError
 from edgepack.runtime.streams import print_result, print_status
 
 if TYPE_CHECKING:
@@ -116,13 +118,28 @@ def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) 
     with device.Local() as host:
         if bundle.path != original:
             copy_engine(original, bundle.path)
-        verdict = device.verify_bundle(host, host.put(bundle.path), f"--threads={threads}")
+        try:
+            verdict = device.verify_bundle(host, host.put(bundle.path), f"--threads={threads}")
+        except EdgepackError as error:
+            if error.code != "device-arch":
+                raise
+            hint = _suggest_device(original, bundle)
+            raise DeviceError(error.code, error.what, why=error.why, hint=hint) from error
     print_status(*format_fallback(verdict["variant"]))
     if as_json:
         print_json({**verdict, "trust": bundle.to_json()})
     else:
         print_result(*describe_verdict(verdict))
     return verdict
+
+
+def _suggest_device(path: Path, bundle: Admitted) -> str:
+    """Return the commands that verify a bundle for another architecture than this machine's."""
+    from edgepack.device import suggest_emulation
+
+    quoted = shlex.quote(str(path))
+    emulate = suggest_emulation(quoted, bundle.index.device.get("arch", ""))
+    return f"{emulate}\nedgepack verify {quoted} --on ssh://HOST".lstrip()
 
 
 def _verify_on_devices(

@@ -9,7 +9,7 @@ from edgepack.device.device import (
     require_fidelity,
     verify_bundle,
 )
-from edgepack.device.emulated import Emulated, prepare, ready
+from edgepack.device.emulated import Emulated, prepare, ready, suggest_emulation
 from edgepack.device.instructions import count, countable
 from edgepack.device.local import Local
 from edgepack.device.matrix import verify
@@ -31,6 +31,7 @@ __all__ = [
     "prepare",
     "ready",
     "require_fidelity",
+    "suggest_emulation",
     "verify",
     "verify_bundle",
 ]

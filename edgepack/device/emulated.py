@@ -110,6 +110,26 @@ def ready(cpu: str, bundle: str = "") -> HostError | None:
     return None
 
 
+def suggest_emulation(bundle: str, arch: str, cpus: Sequence[str] = ()) -> str:
+    """Return the command that verifies a bundle on an emulated CPU; "" if this host has none.
+
+    Args:
+        bundle: path of the bundle, quoted for a shell.
+        arch: architecture of the CPU.
+        cpus: names of CPUs to choose from; empty for all.
+    """
+    for name in cpus or CPUS:
+        if CPUS[name].arch != arch:
+            continue
+        verify = f"edgepack verify {bundle} --emulate {name}"
+        fault = ready(name)
+        if fault is None:
+            return verify
+        if fault.code in ("qemu-missing", "emulator-missing"):
+            return f"{fault.hint} && {verify}"
+    return ""
+
+
 def prepare(cpus: Iterable[str], ledger: Ledger) -> None:
     """Make CPUs ready for emulation on this host, downloading missing parts.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgepack import engine
-from edgepack.device import ready
+from edgepack.device import suggest_emulation
 from edgepack.proof.job import Job, list_variants
 from edgepack.runtime.bundle.engines import ONNXRUNTIME
 from edgepack.runtime.device.machine import describe
@@ -83,10 +83,10 @@ def suggest_verification(target: Target, bundle: str) -> str:
     variant = list_variants(target)[0]
     verify = f"python3 {bundle} verify"
     if variant.engine == ONNXRUNTIME:
-        for cpu in target.emulate:
-            if ready(cpu) is None:
-                return f"edgepack verify {bundle} --emulate {cpu}"
-        return verify
+        emulate = ""
+        if target.emulate:
+            emulate = suggest_emulation(bundle, target.arch, target.emulate)
+        return emulate or verify
     # By its name: a device without a working GPU would run the fallback instead.
     verify += f" --variant {variant.name}"
     if variant.unfinished:

@@ -116,6 +116,11 @@ def test_a_build_says_that_the_target_was_not_run(base: Path) -> None:
     refused = run_bundle(bundle, "verify")
     assert refused.returncode == 2
     assert "error[device-arch]" in refused.stderr
+    # On the host the command that helps is named, with the bundle's own path.
+    hint = edgepack("verify", str(bundle)).stderr
+    assert f"edgepack verify {bundle} --emulate cortex-a53" in hint
+    assert "--emulate" in reason["remedy"]
+    assert f"edgepack verify {bundle} --on ssh://HOST" in hint
     # As the build ran it.
     stood_in = run_bundle(bundle, "verify", "--stand-in", "--json")
     assert stood_in.returncode == 1
