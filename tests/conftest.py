@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # Modules with fixtures.
 pytest_plugins = (
     "support.build_cases",
+    "support.audio_cases",
     "support.bundle_cases",
     "support.code_cases",
     "support.emulation",

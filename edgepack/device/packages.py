@@ -15,7 +15,7 @@ PACKAGES = ("numpy", "onnxruntime")
 DECODERS: Mapping[str, tuple[str, ...]] = {
     "pillow": ("pillow",),
     "tokenizers": ("tokenizers",),
-    "soundfile": ("soundfile", "cffi", "pycparser"),
+    "soundfile": ("soundfile", "cffi", "pycparser", "typing_extensions"),
 }
 
 
