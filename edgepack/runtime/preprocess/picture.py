@@ -233,7 +233,9 @@ class Picture:
         # the corner (58, 16): round(117 / 2) is 58, the even neighbour of 58.5.
         name = name or "the picture"
         picture = decode(data, name, self.colour)
-        picture = self._position(picture, self.fit(picture.size, name))
+        fit = self.fit(picture.size, name)
+        _require_pixels((fit.columns, fit.rows), name)
+        picture = self._position(picture, fit)
         pixels = np.asarray(picture)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
