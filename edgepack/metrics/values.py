@@ -151,7 +151,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     Equal values share the mean of their ranks: a column [5, 2, 5] gives [2.5, 1, 2.5]. A column
     with NaN has no ranks, and is NaN throughout.
     """
-    order = np.argsort(values, axis=0, kind="stable")
+    order = np.argsort(values, axis=0)
     ordered = np.take_along_axis(values, order, axis=0)
     rows = np.arange(len(values))[:, None]
     starts = np.ones(values.shape, dtype=bool)
