@@ -1,6 +1,6 @@
 """Source text of the loader: the modules that a module imports, and the text that a bundle takes.
 
-Comments, docstrings and the types of functions are a third of the source, and indentation a tenth.
+Comments, docstrings and types are a third of the source, and spaces a sixth.
 Devices compile the loader anew at every start and never read them. Every line keeps its number, so
 that an error on a device names the line of the source.
 """
@@ -60,10 +60,10 @@ def strip_documentation(source: str) -> str:
 
     Each line keeps its number. The result does not depend on the Python that computes it:
 
-        def area(a: int, b: int = 1) -> int:    def area(a, b = 1):
+        def area(a: int, b: int = 1) -> int:    def area(a,b=1):
             '''Return the area.'''
             # Both are in metres.
-            return a * b  # m2                   return a * b
+            return a * b  # m2                   return a*b
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -78,45 +78,65 @@ def strip_documentation(source: str) -> str:
         elif _is_for_type_checkers(node):
             _blank(node, lines)
     _drop_unused_types(lines)
-    return _reduce_indentation("\n".join(lines) + "\n")
+    return _remove_spaces("\n".join(lines) + "\n")
 
 
 def strip_indentation(page: str) -> str:
-    """Return an HTML page, in which indentation has no meaning, without it and empty lines."""
-    lines = [line.strip() for line in page.splitlines()]
-    return "\n".join(filter(None, lines)) + "\n"
+    """Return an HTML page, in which indentation has no meaning, without it and empty lines.
+
+    Lines of comments in its script go, too.
+    """
+    lines = []
+    for line in page.splitlines():
+        text = line.strip()
+        if text and not text.startswith("//"):
+            lines.append(text)
+    return "\n".join(lines) + "\n"
 
 
-def _reduce_indentation(source: str) -> str:
-    """Return a module with one space per level; the lines within a string stay as they are."""
+def _remove_spaces(source: str) -> str:
+    """Return a module without the spaces that Python does not need; strings stay as they are.
+
+    total = sum(            total=sum(
+        x for x in rows     x for x in rows
+    )                       )
+    """
     lines = source.split("\n")
-    verbatim = _rows_within_strings(source)
-    for i, line in enumerate(lines):
-        if i not in verbatim:
-            text = line.lstrip(" ")
-            # Within brackets Python ignores indentation, so rounding down is safe there; the
-            # formatter indents every statement by a multiple of four.
-            lines[i] = " " * ((len(line) - len(text)) // _INDENT) + text
+    cuts: list[tuple[int, int, int]] = []
+    end, was_word, depth = (0, 0), False, 0
+    for token in _list_tokens(source):
+        row, column = token.start
+        is_word = token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.STRING)
+        if row != end[0]:
+            # Within brackets Python ignores indentation. Elsewhere each level needs one space; the
+            # formatter gives it four.
+            cuts.append((row, 0 if depth else column // _INDENT, column))
+        elif not (was_word and is_word):
+            cuts.append((row, end[1], column))
+        depth += (token.string in ("(", "[", "{")) - (token.string in (")", "]", "}"))
+        end, was_word = token.end, is_word
+    # From the last one on: a cut moves what follows it in its line.
+    for row, first, last in reversed(cuts):
+        lines[row - 1] = lines[row - 1][:first] + lines[row - 1][last:]
     return "\n".join(lines)
 
 
-def _rows_within_strings(source: str) -> set[int]:
-    """Return the rows, from 0, that begin within a string: those of x = '''a<newline>b''' are {1}.
+def _list_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
+    """Yield the tokens of a module that have text, each f-string as one.
 
     Python 3.12 and later split an f-string into several tokens, earlier ones do not.
     """
-    rows: set[int] = set()
-    opened: list[int] = []
+    opened: list[tuple[int, int]] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        first, last = token.start[0], token.end[0]
         name = tokenize.tok_name[token.type]
         if name == "FSTRING_START":
-            opened.append(first)
+            opened.append(token.start)
         elif name == "FSTRING_END":
-            rows.update(range(opened.pop(), last))
-        elif name == "STRING":
-            rows.update(range(first, last))
-    return rows
+            start = opened.pop()
+            if not opened:
+                yield tokenize.TokenInfo(tokenize.STRING, "", start, token.end, "")
+        elif not opened and name not in ("INDENT", "DEDENT", "NEWLINE", "NL", "ENDMARKER"):
+            yield token
 
 
 def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:

@@ -149,7 +149,13 @@ class Untyped(ast.NodeTransformer):
 
 def test_a_string_keeps_what_looks_like_a_comment() -> None:
     source = 'def f(a: int = 1) -> str:\n    """Doc # one."""\n    return "# two"  # three\n'
-    assert strip_documentation(source) == 'def f(a = 1):\n\n return "# two"\n'
+    assert strip_documentation(source) == 'def f(a=1):\n\n return "# two"\n'
+
+
+def test_spaces_stay_where_two_words_meet() -> None:
+    source = 'if not a in (1, -2) or "x" f"{a + 1} {a = }" != b[1 :]:\n    x = yield (a)\n'
+    expected = 'if not a in(1,-2)or "x" f"{a + 1} {a = }"!=b[1:]:\n x=yield(a)\n'
+    assert strip_documentation(source) == expected
 
 
 def test_types_of_variables_and_their_imports_go() -> None:
@@ -162,12 +168,12 @@ def test_types_of_variables_and_their_imports_go() -> None:
         "        rest: int\n"
     )
     assert strip_documentation(source) == (
-        "from typing import NamedTuple, Optional\n"
+        "from typing import NamedTuple,Optional\n"
         "class Pair(NamedTuple):\n"
-        " left: Optional[int] = None\n"
+        " left:Optional[int]=None\n"
         " def items(self):\n"
-        "  self.all = {}\n"
-        "  rest: int\n"
+        "  self.all={}\n"
+        "  rest:int\n"
     )
 
 
@@ -186,8 +192,8 @@ def test_a_string_of_several_lines_keeps_its_indentation() -> None:
         "        )\n"
     )
     stripped = strip_documentation(source)
-    assert stripped.startswith('def f(a):\n if a:\n  text = """one\n        two\n    """\n')
-    assert stripped.endswith('\n            {a + 1}\n            """,\n   text,\n  )\n')
+    assert stripped.startswith('def f(a):\n if a:\n  text="""one\n        two\n    """\n')
+    assert stripped.endswith('\n            {a + 1}\n            """,\ntext,\n)\n')
     assert ast.dump(ast.parse(stripped)) == ast.dump(ast.parse(source))
 
 
