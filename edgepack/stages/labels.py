@@ -12,7 +12,6 @@ import numpy as np
 from edgepack.context import Labels, OutputKind
 from edgepack.context.answers import AnswerBatch
 from edgepack.errors import DataError, SpecError
-from edgepack.listing import join_names
 from edgepack.runtime.parity.accuracy import (
     DECIDING,
     NONE,
@@ -61,43 +60,6 @@ def infer_kinds(
             output = replace(output, axis=-1)
         kinds.append(output)
     return tuple(kinds)
-
-
-def check_class_count(
-    survey: Survey,
-    names: Sequence[str],
-    kinds: Sequence[OutputKind],
-    class_names: Sequence[str],
-) -> None:
-    """Refuse names of classes that are fewer or more than the model's classes.
-
-    Args:
-        survey: the result of `AnswerSurvey.to_json`.
-        names: of the outputs.
-        kinds: of the outputs.
-        class_names: of the samples; empty if they are not known.
-
-    Raises DataError `class-count`.
-    """
-    # Labels of boxes or maps name the classes of each part, whose number the outputs do not show.
-    labels = survey["labels"]
-    if labels is None or not class_names or labels["shape"]:
-        return
-    sizes: dict[str, int] = {}
-    for name, facts, output in zip(names, survey["outputs"], kinds, strict=True):
-        size = facts["shape"][output.axis] if output.kind == "scores" else None
-        if size is not None:
-            sizes[name] = size
-    if not sizes or len(class_names) in sizes.values():
-        return
-    counts = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-    raise DataError(
-        "class-count",
-        f"the samples have {len(class_names)} classes, and the model has others",
-        why=f"{counts}; the samples: {join_names(class_names, 5)}",
-        hint="list all classes of the model, one on each line in its order: --classes FILE\n"
-        "if the folders are not classes, say so in the manifest: [classes] folders = false",
-    )
 
 
 def _resolve_kind(

@@ -46,8 +46,9 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys
 from edgepack.source.model import Source
 from edgepack.stages.answers import AnswerSurvey, refuse_unprovable
+from edgepack.stages.classes import check_class_count, check_class_order
 from edgepack.stages.identity import identify
-from edgepack.stages.labels import check_class_count, infer_kinds, judge_labels
+from edgepack.stages.labels import infer_kinds, judge_labels
 from edgepack.stages.sizes import answer_sizes
 
 # File of the original's answers in the cache.
@@ -149,6 +150,9 @@ def _survey_answers(
     # What a postprocess decodes has a form of its own.
     if not request.postprocess:
         check_class_count(survey, names, kinds, class_names)
+        if not request.allow_chance:
+            answers = partial(read_answers, entry.folder / ANSWERS)
+            check_class_order(names, kinds, class_names, answers)
     folders = (Path(), request.base)
     postprocess = None
     if request.postprocess and request.metrics:
