@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from email.message import Message
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import pytest
 from PIL import Image
 
 from edgepack import bundle, load
+from edgepack.runtime.preprocess.code import Code, CodeInput, Function
 from edgepack.runtime.serve.server import CONNECTIONS, Refusal, Request, Response, Server
 from edgepack.runtime.serve.service import Service
 from support.bundle_cases import run_bundle
@@ -390,6 +392,37 @@ def test_two_texts_are_a_list(tmp_path: Path) -> None:
         with pytest.raises(Refusal) as caught:
             ask({"text": text})
         assert caught.value.status == 400
+
+
+PREPARE = b"""
+import numpy as np
+
+def prepare(data):
+    return np.array([[data.count(b"+"), data.count(b"-")]]).clip(0, 1) * [1, 2]
+"""
+DECODE = b"""
+def decode(outputs):
+    return [{"mood": float(outputs["scores"][0, 1] - outputs["scores"][0, 0])}]
+"""
+
+
+def test_the_bundle_s_own_functions_prepare_and_decode(tmp_path: Path) -> None:
+    path = tmp_path / "own.edgepack"
+    inputs = (CodeInput("ids", "int64", 2),)
+    contents = replace(
+        words_contents(),
+        preprocessing=Code(Function("prepare.py", PREPARE, "prepare"), inputs),
+        postprocessing=Function("decode.py", DECODE, "decode"),
+    )
+    bundle.write(path, contents)
+    with serve(path) as served:
+        assert served.json("/model")["raw"] == "code"
+        assert served.json("/predict", b"+ and +")["result"] == {"mood": 3.0}
+        assert served.json("/predict", b"- ?")["result"] == {"mood": -3.0}
+    # Edgepack's own loader runs no code of a bundle.
+    service = Service(load(path, threads=1), "words")
+    with pytest.raises(Refusal, match="only the bundle itself runs it"):
+        service.answer(Request("POST", "/predict", Message(), b"+"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,8 @@ import pkgutil
 import re
 import threading
 import time
-from typing import Callable, Dict, Tuple
+from contextlib import nullcontext
+from typing import Callable, ContextManager, Dict, Tuple
 from urllib.parse import unquote
 
 from ..errors import EdgepackError, InputError
@@ -111,14 +112,19 @@ class Service:
 
     def _predict(self, request: Request) -> Response:
         """Answer a raw sample: the bytes of a file, or {"text": "..."}, or a list of two texts."""
-        preprocessing = self._model.preprocessing
+        preprocessing, index = self._model.preprocessing, self._model.index
         if preprocessing is not None and preprocessing.takes_text:
             sample: object = read_text(request.body)
         else:
             sample = request.body
-        started = time.perf_counter()
-        feed = self._model.preprocess(sample)
-        prepared = time.perf_counter()
+        turn_to_prepare: ContextManager[object] = nullcontext()
+        if index.preprocessing is not None and index.preprocessing.value["kind"] == "code":
+            # Decoders run side by side, but nothing is known of a function of the user's.
+            turn_to_prepare = self._turn
+        with turn_to_prepare:
+            started = time.perf_counter()
+            feed = self._model.preprocess(sample)
+            prepared = time.perf_counter()
         with self._turn:
             turn = time.perf_counter()
             prediction = self._model.predict(feed)
