@@ -67,7 +67,8 @@ class Request:
         preprocessing: conversion of raw samples to the inputs; None without one in the manifest.
         metrics: the task metrics, the primary one first; none takes top-1 if there are labels for
             an output's decisions.
-        postprocess: function that decodes the outputs for the metrics; "" for none.
+        postprocess: function that decodes the outputs, for the metrics as on the device; "" for
+            none.
         text: conversion of texts to tokens, as far as the manifest sets it.
         preprocess: the user's own conversion of samples, "file.py:function"; "" for none.
         code: the files of `preprocess` and `postprocess`, which the bundle carries.

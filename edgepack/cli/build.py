@@ -164,7 +164,7 @@ def _parse_pairs(
     "--postprocess",
     default="",
     metavar="FILE.py:FUNCTION",
-    help="Decode the outputs for the metrics by this function.",
+    help="Decode the outputs by this function, for the metrics and on the device.",
 )
 # Labels in another order than the model's classes look like chance, and are refused by default.
 @click.option(
