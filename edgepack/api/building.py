@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
@@ -22,6 +23,7 @@ from edgepack.proof import RejectedOutcome
 from edgepack.request import Flags, Samples
 from edgepack.runtime.parity.verdict import UNVERIFIED
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.huggingface import silence
 from edgepack.source.live import LiveModel
 from edgepack.spec import manifest as manifests
 from edgepack.spec import target as targets
@@ -246,13 +248,12 @@ def _save_onnx(model: object, path: Path) -> Path:
 
 def _save_pretrained(model: Any, folder: Path) -> Path:
     """Save a network of transformers as a folder, and leave its configuration as it was."""
-    import copy
-
     # save_pretrained writes the type of the weights and the name of the class into it.
     original = model.config
     model.config = copy.deepcopy(original)
     try:
-        model.save_pretrained(folder)
+        with silence():
+            model.save_pretrained(folder)
     finally:
         model.config = original
     return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 
 from edgepack import bundle, device
+from edgepack.comparison import Comparison, Tolerances, compare, render_comparison
 from edgepack.data.convert import is_array, to_array
 from edgepack.device import ssh
 from edgepack.errors import GateError
@@ -24,6 +27,9 @@ from edgepack.runtime.parity.verdict import PASS
 
 if TYPE_CHECKING:
     from edgepack.runtime.prediction import Prediction
+
+
+_WIDTH = 100
 
 
 class UnverifiedWarning(UserWarning):
@@ -70,6 +76,34 @@ class Verification:
         for reason in self.reasons:
             lines.append(f"  {reason['text']}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, repr=False)
+class BundleComparison:
+    """Comparison of two bundles; true if the newer one did not regress.
+
+    Attributes:
+        comparison: its rows, notes and latencies.
+    """
+
+    comparison: Comparison
+
+    @property
+    def regressions(self) -> Sequence[str]:
+        """Return the regressions beyond their tolerances, in words."""
+        return [row.describe() for row in self.comparison.regressions]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the comparison as `edgepack compare --json` prints it."""
+        return self.comparison.to_json()
+
+    def __bool__(self) -> bool:
+        return not self.comparison.regressions
+
+    def __repr__(self) -> str:
+        text = io.StringIO()
+        render_comparison(self.comparison, Console(file=text, width=_WIDTH, highlight=False))
+        return text.getvalue().rstrip()
 
 
 class Bundle:
@@ -133,6 +167,21 @@ class Bundle:
             remote = host.put(admitted.path)
             verdict = device.verify_bundle(host, remote, f"--threads={threads}")
             return Verification(host.name, verdict)
+
+    def compare(
+        self, old: Bundle | str | Path, *, timed: bool = True, tolerances: Tolerances | None = None
+    ) -> BundleComparison:
+        """Compare this bundle with an older one of the same model and target.
+
+        Args:
+            old: the older bundle, or its path.
+            timed: measure both latencies by turns, if the bundles run on this machine.
+            tolerances: changes that are no regression; None for those of `edgepack compare`.
+
+        Raises SpecError if the two cannot replace each other.
+        """
+        path = old.path if isinstance(old, Bundle) else Path(old)
+        return BundleComparison(compare(path, self.path, tolerances, timed=timed))
 
     def __repr__(self) -> str:
         head = f"Bundle({str(self.path)!r}): {self.verdict}"

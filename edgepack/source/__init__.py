@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,11 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
     Raises:
         SourceError: source-inputs-unmatched, source-inputs-missing.
     """
-    if source.module is None or source.program is not None:
+    if not source.has_network or source.program is not None:
+        return source, inputs
+    if source.deferred is not None:
+        return _bind_later(source, source.deferred, inputs), inputs
+    if source.module is None:
         return source, inputs
     from edgepack.source.binding import (
         bind_inputs,
@@ -126,6 +131,25 @@ def bind(source: Source, inputs: tuple[Tensor, ...]) -> tuple[Source, tuple[Tens
         source, module=module, inputs=inputs, run=torch_run(module, inputs), warnings=warnings
     )
     return bound, inputs
+
+
+def _bind_later(
+    source: Source, load_source: Callable[[], Source], inputs: tuple[Tensor, ...]
+) -> Source:
+    """Return a source that is bound when it is loaded; its file defines its inputs."""
+
+    @cache
+    def load_bound() -> Source:
+        return bind(load_source(), inputs)[0]
+
+    dropped = _dropped(source, names_of(inputs))
+    return replace(
+        source,
+        inputs=inputs,
+        deferred=load_bound,
+        run=lambda feeds: load_bound().run(feeds),
+        warnings=(*source.warnings, *filter(None, [dropped])),
+    )
 
 
 def name_parameters(module: nn.Module) -> tuple[str, ...]:

@@ -52,11 +52,7 @@ def load_huggingface(path: Path) -> Source:
             source-hf-inputs, source-weights-mismatch, source-weights-nonfinite.
         HostError: package-missing, transformers-too-old.
     """
-    check_files(path)
-    config = _read_json(path / "config.json")
-    _check_config(path, config)
-    check_counts(path, config)
-    shards = _weights(path)
+    config, shards = check_folder(path)
     torch = import_torch("A Hugging Face folder")
     transformers = _import_transformers()
     model_class = _model_class(path, config, transformers)
@@ -91,6 +87,18 @@ def load_huggingface(path: Path) -> Source:
         bytes=size,
         notes=(f"Loaded {model_class.__name__} from a Hugging Face folder.", *notes),
     )
+
+
+def check_folder(path: Path) -> tuple[dict[str, object], list[Path]]:
+    """Check a folder without loading it; return its configuration and its weights files.
+
+    Raises SourceError as `load_huggingface` does before it needs torch.
+    """
+    check_files(path)
+    config = _read_json(path / "config.json")
+    _check_config(path, config)
+    check_counts(path, config)
+    return config, _weights(path)
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -295,14 +303,10 @@ def _load(
 
 @contextmanager
 def _quiet(path: Path) -> Iterator[None]:
-    """Silence transformers' progress bar and report, and turn its exceptions into one error."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Silence transformers, and turn its exceptions into one error."""
     try:
-        yield
+        with silence():
+            yield
     except SourceError:
         raise
     except Exception as error:
@@ -312,6 +316,18 @@ def _quiet(path: Path) -> Iterator[None]:
             why=f"{type(error).__name__}: {_first_lines(str(error))}",
             hint="check the folder with from_pretrained, or use its weights file with --arch",
         ) from error
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Silence transformers' progress bars and reports."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

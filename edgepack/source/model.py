@@ -38,6 +38,8 @@ class Source:
         run: the original model's answer: arrays by input name in, arrays in output order out.
         parameters: number of trained values.
         bytes: size of the weights in the file.
+        deferred: loads the model on first use, if an earlier build's account of it sufficed so far;
+            `module` is None then. None for a model that is loaded.
         weights_digest: SHA-256 of the weights alone, the same for any file that holds them; "" if
             `digest` identifies the model as well.
         identity: SHA-256 of `digest` and of the model's answers to a few samples, after
@@ -64,6 +66,7 @@ class Source:
     parameters: int
     bytes: int
     optional_inputs: tuple[str, ...] = ()
+    deferred: Callable[[], Source] | None = None
     weights_digest: str = ""
     identity: str = ""
     trusted_pickle: bool = False
@@ -72,6 +75,18 @@ class Source:
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def has_network(self) -> bool:
+        """True if there is a torch module, loaded or not."""
+        return self.module is not None or self.deferred is not None
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The torch module, loaded now if that was deferred; None for ONNX."""
+        if self.deferred is not None:
+            return self.deferred().module
+        return self.module
 
     @property
     def published_digest(self) -> str:

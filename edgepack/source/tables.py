@@ -47,7 +47,7 @@ def find_tables(
     integers = [tensor.name for tensor in inputs if np.dtype(tensor.dtype).kind in "iu"]
     if source.onnx is not None:
         return _find_in_graph(source.onnx, integers)
-    if source.module is None and source.program is None:
+    if not source.has_network and source.program is None:
         return {}
     rows = {}
     for name in integers:

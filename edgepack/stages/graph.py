@@ -95,7 +95,7 @@ def _plan_export(
             fixed = source.onnx is not None or source.program is not None
             if fixed or error.code not in _TRACED_INSTEAD:
                 raise
-            traced = graph.export_traced(source.module, inputs, example, opset, names, for_passes)
+            traced = graph.export_traced(source.network, inputs, example, opset, names, for_passes)
             if traced is None:
                 raise
             notes = _compare_sizes(traced, source, inputs, feeds)
@@ -135,9 +135,10 @@ def _find_names(
 ) -> tuple[str, ...] | None:
     """Return the source's names of its outputs; None if it has none, or a graph cannot use them."""
     names = source.output_names
-    if names is None and source.module is not None:
+    network = source.network
+    if names is None and network is not None:
         source.run(example)
-        names = output_keys(source.module)
+        names = output_keys(network)
     input_names = {tensor.name for tensor in inputs}
     # An ONNX graph needs distinct names for its inputs and outputs.
     if names and ("" in names or input_names.intersection(names)):
@@ -158,7 +159,7 @@ def _to_onnx(
         return graph.load_onnx(source.onnx, opset, inputs, for_passes)
     if source.program is not None:
         return graph.export_program(source.program, opset, inputs, names, for_passes)
-    return graph.export_module(source.module, inputs, example, opset, names, for_passes)
+    return graph.export_module(source.network, inputs, example, opset, names, for_passes)
 
 
 def _type_outputs(

@@ -43,7 +43,8 @@ def identify(
     key = cache.key(STAGE, {"source": source.digest, "inputs": described})
     entry = cache.get(STAGE, key)
     # An entry of another model is replaced, as if there had been none.
-    if entry is not None:
+    # The digest of a model that was not loaded covers everything, so its answers are not asked.
+    if entry is not None and source.deferred is None:
         changed = _describe_change(source, entry)
         if changed:
             context.ledger.warn(

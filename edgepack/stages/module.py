@@ -63,6 +63,7 @@ def apply_module_pass(
             digest=digest({"before": before.key, "recipe": document["recipe"],
                            "weights": hashlib.sha256(weights).hexdigest()}),
             identity="",
+            deferred=None,
             module=module,
             run=torch_run(module, context.inputs),
             parameters=count_parameters(module),
@@ -152,7 +153,7 @@ def _apply_cached(
     with _open_work_folder(cache, step.name, key) as work:
         needs, samples = options.needs, context.samples
         pass_context = ModuleContext(
-            original=context.source.module,
+            original=context.source.network,
             inputs=context.inputs,
             outputs=context.original.outputs,
             example=context.reference.feeds[0],
@@ -208,7 +209,7 @@ def _find_later_steps(needs: Sequence[str], context: BuildContext) -> list[passe
 def _copy_module(before: Source, step: passes.Step) -> nn.Module:
     """Return a copy of the module, for a pass to change."""
     try:
-        return copy.deepcopy(before.module)
+        return copy.deepcopy(before.network)
     except Exception as error:  # a user's module may raise anything
         raise ChainError(
             "chain-module-copy",

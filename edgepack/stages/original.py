@@ -308,8 +308,9 @@ class _Recorder:
 
     def _name_outputs(self, number: int) -> tuple[str, ...]:
         keys = self._source.output_names
-        if not keys and self._source.module:
-            keys = output_keys(self._source.module)
+        network = self._source.network
+        if not keys and network is not None:
+            keys = output_keys(network)
         self._document["keys"] = list(keys or ())
         return _choose_output_names(self._request, self._source, keys or (), number)
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
+from typing import cast
 
 from edgepack import data, passes, source
 from edgepack.context import Context
 from edgepack.errors import ChainError, SpecError
+from edgepack.ledger import Stage
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
+from edgepack.source.folder_account import (
+    FolderAccount,
+    describe_folder,
+    hash_folder,
+    restore_huggingface,
+)
 from edgepack.source.live import LiveModel, load_live
 from edgepack.source.model import Source
 from edgepack.spec.tensors import names_of
@@ -19,7 +28,7 @@ def load_source(context: Context) -> Source:
     """Load the trained model, without running code from its file unless the user trusts it."""
     request, ledger = context.request, context.ledger
     with ledger.stage("source") as stage:
-        model = _load(request)
+        model = _load(context, stage)
         summary = f"{model.kind}: {model.parameters:,} parameters"
         if model.weights:
             summary += f"; {model.weights}"
@@ -34,9 +43,16 @@ def load_source(context: Context) -> Source:
     return model
 
 
-def _load(request: Request) -> Source:
+def _load(context: Context, stage: Stage) -> Source:
+    request = context.request
     if isinstance(request.model, LiveModel):
         return load_live(request.model)
+    # The digest of a folder of transformers is known without loading it, since no code of the user
+    # decides its answers. Importing transformers alone takes seconds, for nothing if the later
+    # stages are cached. A state dict's network must be built: only its code knows what it reads.
+    options = (request.arch, request.arch_args, request.weights, request.strip_prefix)
+    if not any(options) and source.recognise(request.model) == "hugging-face":
+        return _load_folder(request.model, context, stage)
     return source.load(
         request.model,
         arch=request.arch or None,
@@ -48,10 +64,22 @@ def _load(request: Request) -> Source:
     )
 
 
+def _load_folder(path: Path, context: Context, stage: Stage) -> Source:
+    """Load a Hugging Face folder; defer it if an earlier build has loaded the same files."""
+    key = context.cache.key("source", {"files": hash_folder(path), "name": path.name})
+    entry = context.cache.get("source", key)
+    if entry is not None:
+        stage.set(status="cached")
+        return restore_huggingface(path, cast("FolderAccount", entry.document))
+    model = source.load(path)
+    context.cache.put("source", key, {}, {**describe_folder(model)})
+    return model
+
+
 def check_module(request: Request, model: Source) -> None:
     """Refuse passes on the module if the source has none, or one that cannot be changed."""
     steps = passes.select_domain("module", request.chain)
-    fixed = model.module is None or model.program is not None or model.kind == "torchscript"
+    fixed = not model.has_network or model.program is not None or model.kind == "torchscript"
     if steps and fixed:
         raise ChainError(
             "chain-needs-module",
@@ -107,9 +135,10 @@ def _name_inputs(model: Source) -> tuple[str, ...]:
     """Return the names of the model's inputs, for samples without names; empty for unknown."""
     if model.inputs is not None:
         return names_of(model.inputs)
-    if model.module is None:
+    network = model.network
+    if network is None:
         return ()
-    return source.name_parameters(model.module)
+    return source.name_parameters(network)
 
 
 def _drop_unused(model: Source, inferred: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import edgepack
+from edgepack.source.folder_account import hash_folder
 from edgepack.source.live import LiveModel, load_live
 from support import ROOT
 from support.build_cases import build as cli_build
@@ -197,6 +198,57 @@ def test_what_cannot_be_built_is_refused_with_a_code(network: nn.Module) -> None
 
     with pytest.raises(edgepack.SourceError, match="source-live-copy"):
         load_live(LiveModel(Locked(2, 2), "locked"))
+
+
+AGAIN = """
+import sys
+from edgepack.cli import main
+try:
+    main()
+finally:
+    print("imported", *sorted({"torch", "transformers"}.intersection(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_network_of_transformers_is_built_as_its_folder_which_is_not_loaded_again() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.DistilBertConfig(
+        vocab_size=50, max_position_embeddings=32, dim=16, n_heads=2, n_layers=1, hidden_dim=32
+    )
+    torch.manual_seed(0)
+    network = transformers.DistilBertForSequenceClassification(config)
+    before = network.config.to_dict()
+    ids = np.random.default_rng(0).integers(0, 50, (64, 12))
+    samples = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    options = {**OPTIONS, "chain": "none", "name": "bert", "output": "bert.edgepack"}
+    bundle = edgepack.build(network, evaluation=samples, **options)
+    assert network.config.to_dict() == before
+    assert network.training
+    network.save_pretrained("bert")
+    np.savez("ids.npz", **samples)
+    command = ["build", "bert", "--target", "cpu-fbgemm", "--evaluation", "ids.npz", "--json"]
+    command += ["--chain", "none", "--no-emulate", "--latency", "none", "--output", "b.edgepack"]
+    done = subprocess.run([sys.executable, "-c", AGAIN, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["bundle"]["content_digest"] == bundle.report["bundle"]["content_digest"]
+    status = {record["stage"]: record["status"] for record in document["ledger"]}
+    assert [status[s] for s in ("source", "original", "export", "simplify")] == ["cached"] * 4
+    assert done.stderr.splitlines()[-1] == "imported"
+    # Any file of the folder may decide the answers.
+    digest = hash_folder(Path("bert"))
+    for name, content in (("config.json", b" "), ("vocab.txt", b"a"), ("model.safetensors", b"")):
+        path = Path("bert", name)
+        original = path.read_bytes() if path.exists() else b""
+        path.write_bytes(original + content)
+        if name == "model.safetensors":
+            data = bytearray(original)
+            data[-1] ^= 1
+            path.write_bytes(data)
+        assert hash_folder(Path("bert")) != digest, name
+        path.write_bytes(original)
+        digest = hash_folder(Path("bert"))
 
 
 CELL = """
