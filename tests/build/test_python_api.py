@@ -112,6 +112,13 @@ def test_a_module_and_its_file_give_the_same_bundle(
     assert digest == built.report["bundle"]["content_digest"]
 
 
+def test_a_bundle_does_not_regress_against_itself(built: edgepack.Bundle) -> None:
+    comparison = built.compare(built.path, timed=False)
+    assert comparison
+    assert comparison.regressions == []
+    assert "no regression" in repr(comparison)
+
+
 def test_a_bundle_shows_itself_as_text_and_in_a_notebook(built: edgepack.Bundle) -> None:
     opened = edgepack.open(built.path)
     for bundle in (built, opened):
