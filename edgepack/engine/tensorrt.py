@@ -7,7 +7,7 @@ TensorRT parses the ONNX and builds an engine from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from edgepack.engine.onnxruntime_cuda import name_half_tensors
 from edgepack.errors import EngineError
 from edgepack.listing import join_lines
 from edgepack.onnx_tools.limits import default_opset
+from edgepack.onnx_tools.lower import lower_opset
 from edgepack.onnx_tools.operators import Trait, having, is_quantized
 from edgepack.onnx_tools.walk import is_standard
 from edgepack.onnx_tools.writer import serialised
@@ -44,7 +45,8 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
 
     onnxruntime.build(model, target, profiles)
     proto = onnx.load_model_from_string(model)
-    _check_opset(proto, target)
+    lacking = _lower(proto, target)
+    _check_opset(proto, target, lacking)
     _check_pairs(proto)
     count = name_half_tensors(proto)
     data = serialised(proto)
@@ -76,17 +78,41 @@ def requirements() -> str:
     return "".join(f"{line}\n" for line in lines if line.startswith("numpy"))
 
 
-def _check_opset(model: onnx.ModelProto, target: Target) -> None:
-    opset = default_opset(model)
+def _find_newest_opset(target: Target) -> int | None:
+    """Return the newest opset that the target's TensorRT reads; None if it is unknown."""
     # ">=8.5" gives (8, 5), so the opset must be readable by the first parsers of TensorRT 8.
     oldest = version_tuple(target.engine_version.lstrip("<>="))
-    newest = NEWEST_OPSET.get(oldest[0] if oldest else 10)
+    return NEWEST_OPSET.get(oldest[0] if oldest else 10)
+
+
+def _lower(model: onnx.ModelProto, target: Target) -> tuple[str, ...]:
+    """Lower the opset for TensorRT 8, and return the operators that prevent it.
+
+    torch writes opset 18 at least, and TensorRT 8 reads 17.
+    """
+    newest = _find_newest_opset(target)
+    if newest != NEWEST_OPSET[8] or default_opset(model) <= newest:
+        return ()
+    return lower_opset(model, newest)
+
+
+def _check_opset(model: onnx.ModelProto, target: Target, lacking: Sequence[str]) -> None:
+    opset, newest = default_opset(model), _find_newest_opset(target)
     if newest is not None and opset > newest:
+        why = f"it has opset {opset}; TensorRT {target.engine_version} reads up to {newest}"
+        if lacking:
+            why += f", which lacks what these nodes use: {', '.join(lacking)}"
+        hint = f"engine.opset = {newest} in the profile"
+        # The profile asks for it already, but a file keeps its own opset.
+        if target.opset <= newest:
+            hint = (
+                f"export the model with opset {newest}: torch.onnx.export(opset_version={newest})"
+            )
         raise EngineError(
             "engine-opset",
             "the ONNX is too new for the target's TensorRT",
-            why=f"it has opset {opset}; TensorRT {target.engine_version} reads up to {newest}",
-            hint=f"engine.opset = {newest} in the profile",
+            why=why,
+            hint=hint,
         )
 
 

@@ -97,7 +97,10 @@ def test_the_image_has_the_releases_of_the_profiles() -> None:
     for profile in jetsons:
         versions = table()[profile.jetpack]
         assert satisfies(versions["TENSORRT"], profile.engine_version), profile.name
-        assert versions["PYTHON"] == profile.wheel_python == profile.python, profile.name
+        assert versions["PYTHON"] == profile.wheel_python, profile.name
+        # The build host runs the loader too, so a profile asks for no newer Python than it has.
+        assert version_tuple(profile.python) <= version_tuple(versions["PYTHON"]), profile.name
+        assert version_tuple(profile.python) <= (3, 10), profile.name
 
 
 def test_the_last_stage_takes_any_of_them() -> None:
