@@ -80,6 +80,8 @@ def test_a_file_that_is_no_json(tmp_path: Path) -> None:
     path = write_coco(tmp_path)
     path.write_text('{"images": [')
     assert refused(path).code == "coco-invalid"
+    # Nor do the pictures of its folder lose their boxes without a word.
+    assert refused(tmp_path).code == "coco-invalid"
 
 
 def test_two_files_of_annotations_for_one_role(tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_subfolders_that_are_no_classes_give_no_labels(tmp_path: Path, layout: s
         draw(tmp_path / "one.png", ())
     stream = stream_of(tmp_path, classes=Classes(folders=layout != "off"))
     assert all(batch.labels is None for batch in stream.batches(8))
+    # It is said, unless the user says so.
+    assert ("no labels" in "".join(stream.notes)) == (layout != "off")
 
 
 @pytest.mark.parametrize(

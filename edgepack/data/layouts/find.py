@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgepack.errors import DataError
 from edgepack.listing import join_names
 
 _YAML = (".yaml", ".yml")
+# Usual names of annotations: instances_val2017.json, _annotations.coco.json, data.yaml.
+_NAMES = re.compile(r"instances|annotation|coco|^data(set)?$")
 ANNOTATION_SUFFIXES = (*_YAML, ".json")
 
 
@@ -60,7 +63,8 @@ def _is_annotation(file: Path, _modified: int, _size: int) -> bool:
     try:
         document = _read(file)
     except DataError:
-        return False
+        # A damaged file of this name must not turn boxes into pictures without labels.
+        return _NAMES.search(file.stem.lower()) is not None
     return coco.is_coco(document) or yolo.is_yolo(document)
 
 
@@ -121,4 +125,16 @@ def open_layout(path: Path, role: str, classes: Classes) -> PictureSet | None:
     names = list_class_folders(path, pictures)
     if names and classes.folders:
         return read_class_folders(path, pictures, names, classes)
-    return PictureSet("pictures", path, pictures)
+    return PictureSet("pictures", path, pictures, notes=_explain_unlabelled(path, pictures, names))
+
+
+def _explain_unlabelled(
+    folder: Path, pictures: tuple[Path, ...], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Return a sentence if there are subfolders of pictures that are not taken for classes."""
+    nested = [path for path in pictures if path.parent != folder]
+    if not nested or names:
+        return ()
+    if len(nested) < len(pictures):
+        return ("the subfolders are no classes, since pictures lie beside them: no labels",)
+    return ("the only subfolder with pictures is no class: no labels",)
