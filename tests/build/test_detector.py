@@ -18,7 +18,7 @@ from support.bundle_cases import run_bundle
 
 EXAMPLES = ROOT / "examples"
 WEIGHTS = EXAMPLES / "weights" / "shapes-detector.safetensors"
-COUNT = 160
+COUNT = 100
 
 
 def load(name: str) -> ModuleType:
@@ -36,7 +36,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder, shapes = tmp_path_factory.mktemp("shapes"), load("shapes_detector")
     pictures, boxes = shapes.draw(shapes.EVALUATION, COUNT)
     np.savez(folder / "evaluation.npz", image=pictures, labels=boxes)
-    np.savez(folder / "calibration.npz", image=shapes.draw(shapes.CALIBRATION, 100)[0])
+    np.savez(folder / "calibration.npz", image=shapes.draw(shapes.CALIBRATION, 64)[0])
     return [
         "build", str(WEIGHTS), "--target", "cpu-fbgemm", "--latency", "none", "--no-emulate",
         "--manifest", str(ROOT / "manifests" / "shapes-detector.toml"),
