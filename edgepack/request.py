@@ -79,7 +79,7 @@ class Request:
         explicit_gates: names of the gates that the user set; these apply in any case.
         metric_gates: by metric, bounds beside those of `quality`: max_drop, ratio, min and max.
         reference_samples: number of samples in the bundle; None for as many as fit 4 MiB,
-            from 4 to 64.
+            from 4 to 64, and 4 to 8 of raw data.
         latency: MLPerf run length of the measurement ("smoke", "quick", "normal"), or "none".
         wheels: True to include the device's wheels in the bundle.
         emulate: True to verify on the target's CPUs if they can be emulated.
