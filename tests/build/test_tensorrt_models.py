@@ -101,7 +101,7 @@ def efficientnet(folder: Path) -> Case:
         images = np.concatenate([batch.inputs["image"] for batch in samples.batches(16)])
         return [{"image": image[None]} for image in images[::step]]
 
-    calibration, evaluation = crops("calibration", 7), crops("evaluation", 13)
+    calibration, evaluation = crops("calibration", 14), crops("evaluation", 26)
     model = exported(network, found.inputs, calibration[0], tuple(found.output_kinds))
     return Case(model, calibration, evaluation)
 
