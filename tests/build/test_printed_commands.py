@@ -27,6 +27,7 @@ from edgepack.cli import cli
 from edgepack.runtime.cli import _make_parser as build_parser
 from edgepack.spec import manifest, target
 from support import ROOT
+from support.text_cases import SENTENCES, train_tokenizer, write_table
 
 README = ROOT / "README.md"
 PICTURES = Path(os.environ.get("EDGEPACK_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
@@ -136,13 +137,17 @@ def test_the_example_on_fashion_mnist_can_be_built(tmp_path: Path, digits: Path)
 def test_the_guide_to_hugging_face_folders_can_be_followed(tmp_path: Path, digits: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.DistilBertConfig(
-        vocab_size=50, max_position_embeddings=32, dim=16, n_heads=2, n_layers=1, hidden_dim=32
-    )
+        vocab_size=200, max_position_embeddings=32, dim=16, n_heads=2, n_layers=1, hidden_dim=32,
+        initializer_range=0.3,
+    )  # fmt: skip
     torch.manual_seed(0)
     network = transformers.DistilBertForSequenceClassification(config)
     network.save_pretrained(tmp_path / "sentiment")
-    ids = np.random.default_rng(0).integers(0, 50, (64, 12))
-    np.savez(tmp_path / "evaluation.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    train_tokenizer(tmp_path / "sentiment")
+    # Of random weights, labels would refuse the network.
+    words = " ".join(text for text, _ in SENTENCES).split()
+    texts = np.random.default_rng(0).choice(words, (64, 9))
+    write_table(tmp_path / "reviews.csv", [[" ".join(row)] for row in texts], ["text"])
     follow(ROOT / "docs" / "guides" / "huggingface.md", tmp_path, digits)
     assert (tmp_path / "sentiment-cpu-fbgemm.edgepack").is_file()
 
