@@ -10,7 +10,7 @@ from edgepack.pipeline import list_stages
 from edgepack.proof import require_emulators
 from edgepack.request import Request
 from edgepack.source.live import LiveModel
-from edgepack.stages import list_missing_samples
+from edgepack.stages import check_split, list_missing_samples
 
 # Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
 BASE_BYTES = 600 << 20
@@ -36,6 +36,8 @@ class Plan(TypedDict):
     output: str
     calibration: str | None
     evaluation: str | None
+    # Share of a single source that is for evaluation; None without one, or if it has parts.
+    split: float | None
     training: str | None
     missing: list[str]
     # True if inputs are generated in place of samples.
@@ -75,6 +77,7 @@ def plan(request: Request) -> Plan:
     for spec in (request.calibration, request.evaluation, request.training):
         if spec:
             data.check_there(spec)
+    check_split(request)
     calibration = str(request.calibration)
     if request.random:
         calibration = "random numbers"
@@ -92,6 +95,7 @@ def plan(request: Request) -> Plan:
         "output": str(request.output),
         "calibration": calibration or None,
         "evaluation": str(request.evaluation) or None,
+        "split": request.split.share if request.split else None,
         "training": str(request.training) or None,
         "missing": list_missing_samples(request),
         "generated": request.generates_inputs,
@@ -115,6 +119,8 @@ def describe(document: Plan) -> str:
     for name, bound in document["gates"].items():
         gates.append(f"{name} {bound:g}")
     evaluation = document["evaluation"] or "the calibration samples"
+    if document["split"] is not None:
+        evaluation += f" ({100 * document['split']:g} % of it)"
     if document["generated"]:
         evaluation = "generated inputs, which prove nothing about real ones"
     training = []

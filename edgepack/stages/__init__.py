@@ -2,7 +2,7 @@
 
 from edgepack.stages.graph import apply_graph_pass, build_engine, export, simplify
 from edgepack.stages.module import apply_module_pass
-from edgepack.stages.samples import list_missing_samples
+from edgepack.stages.samples import check_split, list_missing_samples
 from edgepack.stages.shared import SharedStages
 from edgepack.stages.wheels import fetch_wheels
 
@@ -11,6 +11,7 @@ __all__ = [
     "apply_graph_pass",
     "apply_module_pass",
     "build_engine",
+    "check_split",
     "export",
     "fetch_wheels",
     "list_missing_samples",

@@ -94,7 +94,7 @@ def _open_roles(
     specs = {"calibration": request.calibration, "evaluation": request.evaluation}
     if passes.list_passes_needing("training", request.chain):
         specs["training"] = request.training
-    _check_split(request)
+    check_split(request)
     samples: dict[str, Samples] = {}
     for role, spec in specs.items():
         # A role of its own on the command line is not part of the source that is split.
@@ -114,7 +114,7 @@ def _open_roles(
     return samples
 
 
-def _check_split(request: Request) -> None:
+def check_split(request: Request) -> None:
     """Refuse a source for both roles that has no parts, or parts as well as a split."""
     if not request.samples:
         return

@@ -276,5 +276,16 @@ def test_sources_that_contradict_each_other(
     for part in ("train", "val"):
         write_grey(tmp_path / "parts" / part, ["cat", "dog"])
     words = [option.format(tmp_path) for option in options]
-    answer = ask(*home.build("tiny.onnx", "--pictures", GREY, calibration=""), *words)
+    command = home.build("tiny.onnx", "--pictures", GREY, calibration="")
+    answer = ask(*command, *words)
     assert (answer.status, answer.code) == (2, code)
+    # A dry run reads no pictures, and finds the others.
+    if code != "classes-differ":
+        assert ask(*command, *words, "--dry-run").code == code
+
+
+def test_a_dry_run_shows_the_split(home: Home, tmp_path: Path) -> None:
+    folder = write_grey(tmp_path / "photos", ["cat", "dog"])
+    command = home.build("tiny.onnx", "--pictures", GREY, calibration="")
+    answer = ask(*command, "--samples", str(folder), "--split", "0.25", "--dry-run")
+    assert (answer.status, answer.document["split"]) == (0, 0.25)
