@@ -100,6 +100,18 @@ def letters(outputs, labels):
 letters.higher_is_better = False
 
 
+def pairs(outputs, originals):
+    rows, columns = np.triu_indices(len(outputs[0]), 1)
+    similarities = []
+    for answers in (outputs[0], originals[0]):
+        vectors = answers.reshape(len(answers), -1)
+        similarities.append((vectors @ vectors.T)[rows, columns])
+    return float(np.corrcoef(*similarities)[0, 1])
+
+
+pairs.higher_is_better = pairs.against_original = True
+
+
 def constant(outputs):
     return ["1"] * len(outputs["scores"])
 
@@ -187,3 +199,15 @@ def test_texts_without_a_metric_are_unused_with_a_word(reader: Path, tmp_path: P
     arguments = read_command(reader, "--evaluation", str(reader / "evaluation.npz"))
     report = build(arguments, tmp_path / "x.edgepack").document
     assert any("they are texts" in warning for warning in report["warnings"])
+
+
+def test_without_labels_metrics_compare_with_the_original(reader: Path, tmp_path: Path) -> None:
+    """The similarities of pairs of samples, and the cosine, need no labels."""
+    metrics = ["--metric", f"{reader / 'reader.py'}:pairs", "--metric", "cosine"]
+    arguments = read_command(reader, *metrics, "--gate", "cosine.min=0.99")
+    quality = build(arguments, tmp_path / "x.edgepack").document["quality"]
+    for metric in (quality["metric"], *quality["further_metrics"]):
+        assert metric["original"] == pytest.approx(1.0)
+        assert 0.99 < metric["model"] < metric["original"]
+    gates = {(gate["name"], gate["output"]) for gate in quality["gates"]}
+    assert {("metric_ratio", "pairs"), ("metric_min", "cosine")} < gates
