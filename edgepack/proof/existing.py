@@ -68,5 +68,6 @@ def _make_error(path: Path, why: str) -> HostError:
         "output-exists",
         f"{path} exists, and holds something else than this build would write",
         why=why,
-        hint="--force overwrites it; --output FILE.edgepack writes another file",
+        hint="--force (in Python, force=True) overwrites it; --output FILE.edgepack writes "
+        "another file",
     )
