@@ -29,6 +29,8 @@ def fetch_wheels(context: Context, samples: SampleSets) -> Mapping[str, Path]:
         preprocessing = preprocessing_of(samples.evaluation)
         if preprocessing is not None:
             lines += "".join(f"{line}\n" for line in preprocessing.requirements())
+        # pip takes a package that both need once.
+        lines += "".join(f"{line}\n" for line in request.code.requirements())
         result = wheels.fetch(request.target, lines, context.cache)
         if result.cached:
             stage.set(status="cached")
