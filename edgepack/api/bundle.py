@@ -185,7 +185,10 @@ class Bundle:
 
     def __repr__(self) -> str:
         head = f"Bundle({str(self.path)!r}): {self.verdict}"
-        return "\n".join([head, *(f"  {label}: {text}" for label, text in list_facts(self.report))])
+        lines = [head]
+        for label, text in list_facts(self.report):
+            lines.append(f"  {label}: {text}" if label else f"  {text}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         return render_card(self.report)

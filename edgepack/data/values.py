@@ -31,6 +31,7 @@ from edgepack.data.fit import (
     shapes_of,
 )
 from edgepack.data.stream import Digest, Piece, SampleStream, add_array, exact_batch
+from edgepack.data.table import find_class_names
 from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.tensors import names_of
@@ -112,7 +113,7 @@ def open_value(
         # A pass that the caller abandons never gets here, so `first` always covers all items.
         first[:] = first or digests
 
-    return SampleStream(origin, pieces, exact)
+    return SampleStream(origin, pieces, exact, class_names=find_class_names(value))
 
 
 def _types_of(inputs: Sequence[Tensor]) -> dict[str, str]:

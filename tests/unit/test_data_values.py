@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from edgepack.data import PythonSamples, infer_inputs, open_samples
 from edgepack.data.lint import lint
-from edgepack.data.table import find_class_names
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
@@ -153,7 +152,7 @@ def test_columns_of_a_hugging_face_dataset_are_matched_by_name() -> None:
     (batch,) = open_value(table, TOKENS).batches(4)
     assert batch.inputs["ids"].tolist() == rows["ids"]
     assert batch.labels.tolist() == [0, 1, 1]
-    assert find_class_names(table) == ("bad", "good")
+    assert open_value(table, TOKENS).class_names == ("bad", "good")
     # One input needs no name if there is one column of numbers for it.
     (batch,) = open_value(table.remove_columns("mask"), TOKENS[:1]).batches(4)
     assert batch.inputs["ids"].tolist() == rows["ids"]
