@@ -416,6 +416,8 @@ def test_the_bundle_s_own_functions_prepare_and_decode(tmp_path: Path) -> None:
     )
     bundle.write(path, contents)
     with serve(path) as served:
+        # A bundle that is served may be moved.
+        path = path.rename(tmp_path / "moved.edgepack")
         assert served.json("/model")["raw"] == "code"
         assert served.json("/predict", b"+ and +")["result"] == {"mood": 3.0}
         assert served.json("/predict", b"- ?")["result"] == {"mood": -3.0}

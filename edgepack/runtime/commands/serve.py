@@ -54,6 +54,10 @@ def serve(
         index = read_index(archive)
         model = open_model(archive, index, threads, variant=variant)
     if model.preprocessing is not None:
+        # Both now, not at the first request: the bundle may be moved or replaced by then.
+        from .. import prediction  # noqa: F401
+        from ..preprocess import feed  # noqa: F401
+
         try:
             model.preprocessing.versions()
         except DeviceError as error:
