@@ -33,7 +33,7 @@ from edgepack.spec.tensors import Span, parse_axis, parse_inputs
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Path_ = str | Path
+FilePath = str | Path
 
 
 class BuildOptions(TypedDict, total=False):
@@ -41,7 +41,7 @@ class BuildOptions(TypedDict, total=False):
 
     arch: str
     arch_args: Mapping[str, object]
-    classes: Path_
+    classes: FilePath
     force: bool
     gates: Sequence[str]
     pictures: str
@@ -61,12 +61,12 @@ class BuildOptions(TypedDict, total=False):
     wheels: bool
     no_emulate: bool
     refresh: bool
-    sign: Path_
+    sign: FilePath
 
 
 def build(
     model: object,
-    target: Path_ = "cpu-fbgemm",
+    target: FilePath = "cpu-fbgemm",
     *,
     calibration: object = None,
     evaluation: object = None,
@@ -74,9 +74,9 @@ def build(
     metric: MetricSource | Sequence[MetricSource] = (),
     chain: str | None = None,
     inputs: str | Tensor | Sequence[str | Tensor] = (),
-    output: Path_ | None = None,
+    output: FilePath | None = None,
     name: str = "",
-    manifest: Path_ | None = None,
+    manifest: FilePath | None = None,
     progress: bool | None = None,
     **options: Unpack[BuildOptions],
 ) -> Bundle:
