@@ -19,7 +19,7 @@ from edgepack.metrics.protocol import MetricSource
 from edgepack.passes.training import processes
 from edgepack.pipeline import build as run
 from edgepack.pipeline import list_stages, refuse_exit
-from edgepack.proof import RejectedOutcome
+from edgepack.proof import RejectedBundleError
 from edgepack.request import Flags, Samples
 from edgepack.runtime.parity.verdict import UNVERIFIED
 from edgepack.runtime.tensor import Tensor
@@ -133,7 +133,7 @@ def _run(resolved: request.Request, display: Progress) -> Bundle:
     try:
         with refuse_exit():
             outcome = run(resolved, display)
-    except RejectedOutcome as error:
+    except RejectedBundleError as error:
         rejected = Bundle(error.outcome.path, error.outcome.report)
         # The cause is the same error without the bundle: it would only be printed twice.
         raise RejectedError(error, rejected) from None

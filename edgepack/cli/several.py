@@ -82,7 +82,7 @@ def run_build(
     from edgepack.passes.training import processes
     from edgepack.pipeline import build, list_stages, refuse_exit
     from edgepack.progress import SilentProgress, make_progress
-    from edgepack.proof import RejectedOutcome
+    from edgepack.proof import RejectedBundleError
     from edgepack.report.checks import check_report
 
     # With several training processes, only the main one draws progress and writes the bundle.
@@ -92,7 +92,7 @@ def run_build(
     try:
         with refuse_exit(TERMINATED):
             outcome = build(request, progress, shared)
-    except RejectedOutcome as error:
+    except RejectedBundleError as error:
         if outputs.requested:
             outputs.write(check_report(error.outcome.report))
         raise
@@ -137,7 +137,7 @@ def _build_for(
     request: Request, display: Display, outputs: Outputs, shared: SharedStages
 ) -> tuple[TargetRow | None, object, int]:
     """Build for one of several targets; return its row, its document and its exit status."""
-    from edgepack.proof import RejectedOutcome
+    from edgepack.proof import RejectedBundleError
     from edgepack.report.checks import check_error
     from edgepack.report.targets import TargetRow
     from edgepack.runtime.parity.verdict import UNVERIFIED
@@ -148,10 +148,10 @@ def _build_for(
     except EdgepackError as error:
         print_failure(error)
         # A missed gate has written its report already.
-        if outputs.requested and not isinstance(error, RejectedOutcome):
+        if outputs.requested and not isinstance(error, RejectedBundleError):
             outputs.write(check_error(f"build for {name}", error))
         document = {"target": {"name": name}, "error": error.to_json()}
-        if isinstance(error, RejectedOutcome):
+        if isinstance(error, RejectedBundleError):
             rejected = error.outcome
             return TargetRow(name, rejected.report, rejected.path, error.code), document, FAILED
         return TargetRow(name, None, None, error.code), document, error.exit_code

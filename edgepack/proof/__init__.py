@@ -4,12 +4,12 @@ from edgepack.proof.decision import describe_doubts
 from edgepack.proof.emulate import require_emulators
 from edgepack.proof.existing import check_existing, check_provenance
 from edgepack.proof.job import Job
-from edgepack.proof.prove import Outcome, RejectedOutcome, make_gate_error, prove
+from edgepack.proof.prove import Outcome, RejectedBundleError, make_gate_error, prove
 
 __all__ = [
     "Job",
     "Outcome",
-    "RejectedOutcome",
+    "RejectedBundleError",
     "check_existing",
     "check_provenance",
     "describe_doubts",

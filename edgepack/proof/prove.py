@@ -58,7 +58,7 @@ class Outcome:
     accepted: bool
 
 
-class RejectedOutcome(GateError):
+class RejectedBundleError(GateError):
     """Error of a build whose bundle missed gates.
 
     Attributes:
@@ -207,7 +207,7 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
             "full-range weights saturate on CPUs without VNNI; pair-safe weights give the same "
             "bits everywhere: --chain quantize:range=pair-safe"
         )
-    error = RejectedOutcome(
+    error = RejectedBundleError(
         "gate-missed",
         "the bundle missed its gates; it was not written to the output path",
         why="\n".join(reasons),
