@@ -40,6 +40,9 @@ _STATUS = {"done": "", "cached": "dim", "skipped": "dim", "failed": "red"}
 _NARROW = 64
 # The chain's columns on such a narrow terminal.
 _FEW = ("bytes", "metric", "snr")
+# From so many columns on, a terminal below this width leaves out the counts.
+_MOST, _WIDE = 6, 100
+_COUNTS = ("parameters", "macs")
 _MAX_GATES = 6
 _MAX_WARNINGS = 3
 
@@ -202,6 +205,9 @@ class _Summary:
         keys = list(chain.columns)
         if self.narrow:
             keys = [key for key in keys if key in _FEW]
+        # Several metrics leave no room for counts that the page has.
+        elif len(keys) > _MOST and self.console.width < _WIDE:
+            keys = [key for key in keys if key not in _COUNTS]
         for key in keys:
             name = chain.columns[key]
             # Headings are lower case here, except for acronyms: MACs, SNR.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from rich.console import Console
 
 from edgepack.report import render_terminal
 from support.build_cases import Home, ask, build, entry, render_text
@@ -75,6 +77,16 @@ def test_every_metric_is_in_the_chain_and_in_the_summary(
     text = " ".join(render_text(render_terminal, report).split())
     for part in ("100.0 % top-1", "f1 100.0 % (original:", "auroc", "spread"):
         assert part in text, part
+    # No name of a pass is cut at 80 columns, and every metric has its column.
+    (heading,) = [line for line in text_lines(report) if line.startswith("  after")]
+    assert heading.split() == ["after", "size", "top-1", "f1", "auroc", "top-5", "spread", "SNR"]
+    assert any(line.startswith("  original ") for line in text_lines(report))
+
+
+def text_lines(report: dict) -> list[str]:
+    file = io.StringIO()
+    render_terminal(report, Console(file=file, width=80))
+    return file.getvalue().splitlines()
 
 
 READER = """
