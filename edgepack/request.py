@@ -13,8 +13,8 @@ from edgepack.bundle.wheels import check as check_wheels
 from edgepack.cache import default_folder
 from edgepack.data import Classes, PythonSamples, Split, read_class_file
 from edgepack.data.own_code import UserCode, read_code
-from edgepack.data.recordings import AudioOptions
-from edgepack.data.tokenizer import TextOptions
+from edgepack.data.raw.recordings import AudioOptions
+from edgepack.data.text.tokenizer import TextOptions
 from edgepack.errors import SpecError
 from edgepack.metrics.catalogue import check_metrics
 from edgepack.metrics.functions import name_metric

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from edgepack import bundle, device
 from edgepack.comparison import Comparison, Tolerances, compare, render_comparison
-from edgepack.data.convert import is_array, to_array
+from edgepack.data.python.convert import is_array, to_array
 from edgepack.device import ssh
 from edgepack.errors import GateError
 from edgepack.report import validate

@@ -11,9 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgepack.data.arrays import infer_tensors, open_arrays
-from edgepack.data.files import list_files, open_files
 from edgepack.data.folder import array_shards, empty_folder, open_shards, refuse_mixed
-from edgepack.data.function import FUNCTION, load_object, open_function
 from edgepack.data.layouts.class_names import Classes, read_class_file
 from edgepack.data.layouts.find import (
     ANNOTATION_SUFFIXES,
@@ -24,20 +22,22 @@ from edgepack.data.layouts.find import (
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.lint import LintReport, lint
 from edgepack.data.own_code import make_code
-from edgepack.data.pictures import describe_picture, open_pictures
+from edgepack.data.python.function import FUNCTION, load_object, open_function
+from edgepack.data.python.values import PythonSamples, infer_values, open_value
 from edgepack.data.random import random_samples
-from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
-from edgepack.data.recordings import AudioOptions, open_recordings, read_audio
-from edgepack.data.recordings import describe as describe_audio
+from edgepack.data.raw.files import list_files, open_files
+from edgepack.data.raw.pictures import describe_picture, open_pictures
+from edgepack.data.raw.recordings import SUFFIXES as RECORDING_SUFFIXES
+from edgepack.data.raw.recordings import AudioOptions, open_recordings, read_audio
+from edgepack.data.raw.recordings import describe as describe_audio
 from edgepack.data.roles import find_role
 from edgepack.data.samples import Batch, Samples
 from edgepack.data.split import Split, divide_pictures, divide_stream, select_stream
 from edgepack.data.stream import SampleStream
-from edgepack.data.texts import SUFFIXES as TEXT_SUFFIXES
-from edgepack.data.texts import open_texts
-from edgepack.data.tokenizer import TextOptions, read_text
-from edgepack.data.tokenizer import describe as describe_text
-from edgepack.data.values import PythonSamples, infer_values, open_value
+from edgepack.data.text.texts import SUFFIXES as TEXT_SUFFIXES
+from edgepack.data.text.texts import open_texts
+from edgepack.data.text.tokenizer import TextOptions, read_text
+from edgepack.data.text.tokenizer import describe as describe_text
 from edgepack.errors import DataError
 from edgepack.files import expand_user
 from edgepack.runtime.preprocess.code import Code

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgepack.data.arrays import open_arrays
 from edgepack.data.layouts.picture_set import SUFFIXES, find_pictures
-from edgepack.data.recordings import SUFFIXES as RECORDING_SUFFIXES
+from edgepack.data.raw.recordings import SUFFIXES as RECORDING_SUFFIXES
 from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgepack.data.function import FUNCTION
+from edgepack.data.python.function import FUNCTION
 from edgepack.errors import SpecError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.preprocess.code import PACKAGES, Code, CodeInput, Function

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgepack.data.layouts.picture_set import PictureSet
-from edgepack.data.raw import read_file
+from edgepack.data.raw.prepare import read_file
 from edgepack.data.stream import Piece, SampleStream, add_array
 from edgepack.errors import DataError
 

@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from edgepack.data.function import FUNCTION, load_function
+from edgepack.data.python.function import FUNCTION, load_function
 from edgepack.errors import DataError, MetricError
 from edgepack.metrics.digest import digest_function
 from edgepack.metrics.protocol import RESULTS, Metric, MetricSource, StreamedMetric, TaskMetric

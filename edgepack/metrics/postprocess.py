@@ -10,7 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from edgepack.data.function import load_function
+from edgepack.data.python.function import load_function
 from edgepack.errors import DataError, EdgepackError, MetricError
 from edgepack.metrics.digest import digest_function
 

@@ -25,8 +25,8 @@ from edgepack.context.gates import RELATIVE, check_direction, describe_missed
 from edgepack.context.graph import describe_tensors
 from edgepack.context.reference import OriginalScore
 from edgepack.context.scoring import require_ratio, score_original
-from edgepack.data.compact import compact_sample
-from edgepack.data.raw import prepare
+from edgepack.data.raw.compact import compact_sample
+from edgepack.data.raw.prepare import prepare
 from edgepack.data.samples import Batch, Samples
 from edgepack.data.stream import class_names_of, preprocessing_of
 from edgepack.errors import DataError

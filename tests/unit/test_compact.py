@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edgepack.bundle.exact import find_suffix, shrink
-from edgepack.data.compact import compact_sample
+from edgepack.data.raw.compact import compact_sample
 from edgepack.runtime.preprocess.picture import Picture
 from support.picture_cases import encode, photographs
 

@@ -272,7 +272,7 @@ def test_the_digest_of_a_function_covers_the_files_beside_it(tmp_path: Path) -> 
     (tmp_path / "parts" / "inner.py").write_text("from . import deep\n\ndef x():\n    return 1\n")
     (tmp_path / "parts" / "deep.py").write_text("")
     (tmp_path / "other.py").write_text("")
-    from edgepack.data.function import load_function
+    from edgepack.data.python.function import load_function
 
     function = load_function("own.py:f", [tmp_path])
     digests = [digest_function(function)]

@@ -17,9 +17,9 @@ import numpy as np
 from edgepack.data.fit import check_dtype, check_feed, shapes_of
 from edgepack.data.labels import read_labels
 from edgepack.data.layouts.class_names import Classes
-from edgepack.data.raw import prepare, read_file
+from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
-from edgepack.data.tokenizer import TextOptions
+from edgepack.data.text.tokenizer import TextOptions
 from edgepack.errors import DataError
 from edgepack.runtime.errors import InputError
 from edgepack.runtime.preprocess.code import Code

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgepack.data.files import open_files
 from edgepack.data.layouts.class_names import Classes
+from edgepack.data.raw.files import open_files
 from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.plain import read_plain

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from edgepack.data.python.values import describe_error, open_value
 from edgepack.data.stream import SampleStream
-from edgepack.data.values import describe_error, open_value
 from edgepack.errors import DataError
 from edgepack.files import expand_user
 from edgepack.runtime.tensor import Tensor

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgepack.data.convert import is_array, split_item, to_array
 from edgepack.data.fit import LABELS
-from edgepack.data.table import is_table, read_table
+from edgepack.data.python.convert import is_array, split_item, to_array
+from edgepack.data.python.table import is_table, read_table
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 

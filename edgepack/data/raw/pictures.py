@@ -9,7 +9,7 @@ import numpy as np
 
 from edgepack.data.fit import check_dtype, check_feed
 from edgepack.data.layouts.picture_set import NO_BOX, PictureSet
-from edgepack.data.raw import prepare, read_file
+from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
 from edgepack.runtime.preprocess.kinds import Preprocessing

@@ -18,8 +18,6 @@ from typing import cast
 import numpy as np
 
 from edgepack.data.arrays import infer_memory, open_memory
-from edgepack.data.containers import list_items, read_columns, steady
-from edgepack.data.convert import is_array, split_item, to_array
 from edgepack.data.fit import (
     LABELS,
     check_dtype,
@@ -30,8 +28,10 @@ from edgepack.data.fit import (
     shape_error,
     shapes_of,
 )
+from edgepack.data.python.containers import list_items, read_columns, steady
+from edgepack.data.python.convert import is_array, split_item, to_array
+from edgepack.data.python.table import find_class_names
 from edgepack.data.stream import Digest, Piece, SampleStream, add_array, exact_batch
-from edgepack.data.table import find_class_names
 from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.tensors import names_of

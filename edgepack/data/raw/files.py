@@ -10,7 +10,7 @@ from edgepack.data.layouts.class_folders import list_class_folders, read_class_f
 from edgepack.data.layouts.class_names import Classes
 from edgepack.data.layouts.labels_csv import LABEL_FILE, read_labels_csv
 from edgepack.data.layouts.picture_set import PictureSet
-from edgepack.data.raw import prepare, read_file
+from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.tensor import Tensor

@@ -1,0 +1,1 @@
+"""Samples that are Python objects or functions that yield them."""

@@ -1,0 +1,1 @@
+"""Samples that are files as devices get them: pictures and recordings."""

@@ -1,0 +1,1 @@
+"""Samples that are texts, and the tokenizers that convert them."""
