@@ -25,6 +25,7 @@ from edgepack.report.figures import (
     format_percent,
     is_share,
 )
+from edgepack.report.findings import list_questions
 from edgepack.report.gates import format_gate
 from edgepack.runtime.device.machine import describe
 from edgepack.runtime.documents import Gate, MetricResult
@@ -338,9 +339,9 @@ def _compare_gates(old: Side, new: Side) -> Iterator[Row]:
 
 def _list_gates(report: Report) -> dict[str, Gate]:
     gates = {}
-    for question in ("quality", "fidelity"):
-        for gate in report[question]["gates"]:
-            gates[f"{question}: {format_gate(gate).title}"] = gate
+    for name, question in list_questions(report):
+        for gate in question["gates"]:
+            gates[f"{name}: {format_gate(gate).title}"] = gate
     return gates
 
 

@@ -144,6 +144,8 @@ def make_report(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
+    if verdict["preprocessing"] is not None:
+        document["preprocessing"] = verdict["preprocessing"]
     # Cautions are drawn from the report's own figures, so that readers of it can check them.
     document["cautions"] = report.list_cautions(document)
     return document

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
@@ -232,8 +231,8 @@ def _describe_misses(document: Report | Verdict) -> list[str]:
     """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     lines = []
     questions: dict[str, Question | None] = {
-        # A report has no such question: the build host is what devices are compared with.
-        "preprocessing": cast("Verdict", document).get("preprocessing"),
+        # Bundles that take arrays alone have no such question.
+        "preprocessing": document.get("preprocessing"),
         "quality": document["quality"],
         "fidelity": document["fidelity"],
     }

@@ -147,6 +147,7 @@ class Caution(TypedDict):
 
 
 class _ReportExtra(TypedDict, total=False):
+    preprocessing: Question
     emulated: dict[str, Question]
     build: BuildSection
     stands_in: bool

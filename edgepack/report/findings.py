@@ -26,7 +26,8 @@ from edgepack.report.figures import (
     printable,
 )
 from edgepack.report.gates import GateRow, format_gate
-from edgepack.runtime.documents import MetricResult, OutputMetrics, Outputs, Question
+from edgepack.runtime.commands.info import describe_preprocessing
+from edgepack.runtime.documents import Gate, MetricResult, OutputMetrics, Outputs, Question
 from edgepack.runtime.parity.verdict import FAIL, MISSED, PASS, RANDOM, UNVERIFIED
 
 # Two fp32 graphs whose SNR is above this differ by rounding alone.
@@ -34,8 +35,9 @@ ROUNDING_DB = 90.0
 # Metric -> its value in a sentence; any other is "rmse 2.604".
 _ACCURACIES = {"top1": "{} top-1", "top5": "{} top-5"}
 LOSS_DB = 3.0
-QUESTIONS: Mapping[Literal["quality", "fidelity"], str] = {
+QUESTIONS: Mapping[Literal["quality", "preprocessing", "fidelity"], str] = {
     "quality": "How far is the optimized model from the original?",
+    "preprocessing": "Are raw samples converted as on the build host?",
     "fidelity": "Does this device compute what the build host computed?",
 }
 UNVERIFIED_ON_REAL = (
@@ -144,9 +146,26 @@ def format_worst(outputs: Outputs, missing: str = "") -> str:
 
 
 def list_gates(report: Report) -> list[GateRow]:
-    """Return the gates of quality, then those of fidelity."""
-    gates = [*report["quality"]["gates"], *report["fidelity"]["gates"]]
+    """Return the gates of every question: quality, preprocessing, then fidelity."""
+    gates: list[Gate] = []
+    for _, question in list_questions(report):
+        gates += question["gates"]
     return list(map(format_gate, gates))
+
+
+def list_questions(report: Report) -> list[tuple[str, Question]]:
+    """Return the report's questions by name; a bundle of arrays has none on preprocessing."""
+    answers = ((name, report.get(name)) for name in QUESTIONS)
+    return [(name, answer) for name, answer in answers if answer is not None]
+
+
+def describe_preparation(report: Report) -> str:
+    """Return the preprocessing that the bundle carries, in words; "" without one."""
+    for record in report["ledger"]:
+        document = record["details"].get("preprocessing")
+        if record["stage"] == "samples" and isinstance(document, dict):
+            return describe_preprocessing(document)
+    return ""
 
 
 def describe_samples(question: Question) -> str:

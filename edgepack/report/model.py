@@ -19,6 +19,7 @@ from edgepack.errors import EdgepackError
 from edgepack.ledger import RecordDocument, read_measured
 from edgepack.report.cautions import NOISE, list_cautions
 from edgepack.report.documents import LatencySection, Report
+from edgepack.report.findings import list_questions
 from edgepack.report.gates import find_relation
 from edgepack.runtime.documents import Gate
 from edgepack.runtime.parity.verdict import FAIL, MISSED, PASS, UNVERIFIED
@@ -157,8 +158,7 @@ def _find_contradictions(report: Report) -> Iterator[str]:
 
 def _check_answers(report: Report) -> Iterator[str]:
     """Yield questions whose `passed` differs from their gates, and misjudged gates."""
-    for name in ("quality", "fidelity"):
-        question = report[name]
+    for name, question in list_questions(report):
         decisive = [gate for gate in question["gates"] if gate.get("decisive", True)]
         # Where nothing is gated, nothing passed.
         decided = bool(question["gates"]) and all(gate["passed"] for gate in decisive)
@@ -170,10 +170,7 @@ def _check_answers(report: Report) -> Iterator[str]:
 
 def _check_verdict(report: Report) -> Iterator[str]:
     """Yield verdicts and answers that the questions below them do not support."""
-    answers = {
-        "quality": report["quality"]["passed"],
-        "fidelity": report["fidelity"]["passed"],
-    }
+    answers = {name: question["passed"] for name, question in list_questions(report)}
     for cpu, question in report.get("emulated", {}).items():
         if answers["fidelity"] and not question["passed"]:
             yield f"fidelity passed, but {cpu}, emulated, missed it"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from rich.console import Console
 from rich.padding import Padding
@@ -26,6 +25,7 @@ from edgepack.report.figures import (
 from edgepack.report.gates import GateRow, format_gate
 from edgepack.report.passes import Cell, tabulate_passes
 from edgepack.report.passes import Table as Chain
+from edgepack.runtime.documents import Question
 from edgepack.runtime.parity.verdict import FAIL, PASS, UNVERIFIED
 
 _VERDICT = {
@@ -117,21 +117,21 @@ class _Summary:
         table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
         for label, value, remark in self._costs():
             self._add_row(table, label, self.text(value, "bold"), remark)
-        for name in findings.QUESTIONS:
-            self._add_question(table, name)
+        for name, question in findings.list_questions(self.report):
+            self._add_question(table, name, question)
         for answer in findings.list_emulated(self.report):
             mark, style = format_mark(answer.passed)
             cpu = Text.assemble(self.text(f"{mark} ", style), self.text(f"{answer.cpu}, emulated"))
             self._add_row(table, "", cpu, self.text(answer.answer, "bold"))
         self.console.print(table)
 
-    def _add_question(self, table: Table, name: Literal["quality", "fidelity"]) -> None:
+    def _add_question(self, table: Table, name: str, question: Question) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
         # `sorted` is stable, so that gates of one mark stay in the order of the report.
-        rows = sorted(map(format_gate, self.report[name]["gates"]), key=lambda row: row.passed)
+        rows = sorted(map(format_gate, question["gates"]), key=lambda row: row.passed)
         if not rows:
             self._add_row(table, name, self.text("no gate was set", "yellow"), Text())
-        label: str = name
+        label = name
         for row in rows[:_MAX_GATES]:
             self._add_row(table, label, *self._format_gate(row))
             label = ""

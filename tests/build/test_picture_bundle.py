@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from edgepack.device import Local, verify_bundle
+from edgepack.report import render_html, render_terminal, validate
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import read_index
+from edgepack.runtime.commands.info import describe_preprocessing
 from edgepack.runtime.commands.verify import reference_feeds
 from edgepack.runtime.errors import EdgepackError
 from edgepack.runtime.model import load
@@ -174,6 +179,41 @@ def test_a_file_that_is_no_picture_leaves_the_others(
     assert refused["error"]["code"] == "picture-unreadable"
     assert "text.jpg" in refused["error"]["what"]
     assert len(answered["top"]) == 5
+
+
+def test_labels_beside_the_pictures_of_a_folder_are_no_pictures(
+    photo_home: Path, photo_bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("labels.csv", "DATA.YAML", "instances.json", "classes.txt", ".hidden"):
+        (tmp_path / name).write_text("file,label")
+    shutil.copy(next((photo_home / "evaluation").rglob("*.jpg")), tmp_path / "a.jpg")
+    done = run_bundle(photo_bundle, "run", str(tmp_path), "--json")
+    assert done.returncode == 0
+    [answered] = json.loads(done.stdout)["predictions"]
+    assert answered["file"] == str(tmp_path / "a.jpg")
+    # A file that is named is not skipped.
+    done = run_bundle(photo_bundle, "run", str(tmp_path / "labels.csv"), "--json")
+    assert done.returncode == 2
+
+
+def test_the_report_and_info_state_the_preprocessing(photo_bundle: Path) -> None:
+    with Archive(str(photo_bundle)) as archive:
+        document = read_index(archive).preprocessing
+    assert document is not None
+    words = describe_preprocessing(document.value)
+    # Every setting that a user states, in an order that people read.
+    assert re.match(r"pictures: resize .*, bilinear, rgb, nchw, scale 1/255, mean .*, std ", words)
+    assert words in run_bundle(photo_bundle, "info").stdout
+    report = validate(json.loads(zipfile.ZipFile(photo_bundle).read("report/report.json")))
+    assert report["preprocessing"]["passed"]
+    assert words in render_html(report)
+    console = Console(file=io.StringIO(), width=100)
+    render_terminal(report, console)
+    assert re.search(r"preprocessing +. Bit-exact", console.file.getvalue())
+    # Its gates count: a report that passed although one was missed contradicts itself.
+    report["preprocessing"] = {**report["preprocessing"], "passed": False}
+    with pytest.raises(EdgepackError, match=r"preprocessing\.passed is False"):
+        validate(report)
 
 
 def test_predict_takes_paths_bytes_and_arrays(photo_home: Path, photo_bundle: Path) -> None:

@@ -41,6 +41,14 @@ _LABELS = {
 }
 # Requirements whose value is a version or a specifier.
 _VERSIONS = ("python", "compute_capability", *ENGINES)
+# Samples of each kind of preprocessing, settings that pixels are measured in, those whose values
+# need no name, and those that other rows show.
+_KINDS = {"picture": "pictures", "text": "texts", "audio": "recordings", "code": "samples"}
+_SIZES = ("resize", "crop", "letterbox")
+_BARE = ("interpolation", "colour", "layout")
+# Order of the settings of pictures; any others follow.
+_ORDER = (*_SIZES, "pad", "antialias", *_BARE, "scale", "mean", "std")
+_ELSEWHERE = ("kind", "input", "file", "function", "tokenizer", "takes_text")
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -119,20 +127,44 @@ def _describe_preprocessing(index: Index) -> List[str]:
     """Return rows on the raw data that the bundle takes, and the settings of its conversion."""
     lines = []
     if index.preprocessing is not None:
-        settings = []
-        for name, value in sorted(index.preprocessing.value.items()):
-            values = value if isinstance(value, list) else [value]
-            # Nested settings are in `info --json`.
-            if name != "kind" and all(isinstance(v, (str, int, float)) for v in values):
-                texts = [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
-                settings.append(" ".join([name, *texts]))
-        lines = [_row("takes", f"{index.preprocessing.value.get('kind')}: {', '.join(settings)}")]
+        lines = [_row("takes", describe_preprocessing(index.preprocessing.value))]
     if index.classes is not None:
         lines.append(_row("classes", f"named in {index.classes}"))
     for label, document in (("prepared", index.preprocessing), ("decoded", index.postprocessing)):
         if document is not None and "function" in document.value:
             lines.append(_row(label, _describe_code(index, document.value)))
     return lines
+
+
+def describe_preprocessing(document: Mapping[str, object]) -> str:
+    """Return a preprocessing in words.
+
+    `pictures: resize 256, crop 224, bilinear, rgb, nchw, scale 1/255, mean 0.485 0.456 0.406, ...`.
+    """
+    # Settings that change nothing are left out; nested ones are in `info --json`.
+    usual: Dict[str, object] = {"antialias": True, "corner": "even", "dtype": "float32"}
+    if document.get("letterbox") is None:
+        usual["pad"] = document.get("pad")
+    settings = []
+    for name in [*_ORDER, *sorted(set(document) - set(_ORDER))]:
+        value = document.get(name)
+        values = value if isinstance(value, list) else [value]
+        flat = bool(values) and all(isinstance(entry, (str, int, float)) for entry in values)
+        if not flat or name in _ELSEWHERE or usual.get(name) == value:
+            continue
+        text = (" x " if name in _SIZES else " ").join(map(_format_setting, values))
+        settings.append(text if name in _BARE else f"{name.replace('_', ' ')} {text}")
+    kind = str(document.get("kind"))
+    return f"{_KINDS.get(kind, kind)}: {', '.join(settings)}".rstrip(": ")
+
+
+def _format_setting(value: object) -> str:
+    """Format a setting: 0.00392157 as 1/255, other floats with six digits."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, float):
+        return str(value)
+    return "1/255" if value == 1 / 255 else f"{value:g}"
 
 
 def _describe_code(index: Index, document: Mapping[str, object]) -> str:

@@ -6,7 +6,17 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from ..bundle.archive import Archive
 from ..bundle.index import read_index
@@ -16,9 +26,12 @@ from ..preprocess.feed import MAX_BYTES, read_sample
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
+    from ..preprocess.kinds import Preprocessing
 
 STDIN = "-"
 TABLES = (".csv", ".jsonl", ".tsv")
+# Files of a data set beside its pictures and recordings: labels, annotations and lists.
+_LABELS = (*TABLES, ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
 
 class Sample(NamedTuple):
@@ -106,7 +119,8 @@ def predict_files(
             why="it was built on samples of one text each",
             hint="python3 BUNDLE run --text TEXT",
         )
-    samples = [*_pair_texts(texts, pairs), *_list_samples(paths, takes_text)]
+    names = _list_files(paths, skipped=_list_skipped(model.preprocessing))
+    samples = [*_pair_texts(texts, pairs), *_list_samples(names, takes_text)]
     results = []
     for name, data, key in samples:
         if isinstance(data, InputError):
@@ -138,9 +152,9 @@ def _pair_texts(texts: Sequence[str], pairs: Sequence[str]) -> Iterator[Sample]:
         yield Sample(joined, joined.encode("utf-8", "surrogateescape"), "text")
 
 
-def _list_samples(paths: Sequence[str], by_line: bool) -> Iterator[Sample]:
+def _list_samples(names: Iterable[str], by_line: bool) -> Iterator[Sample]:
     """Yield files, or the lines of files."""
-    for name in _list_files(paths):
+    for name in names:
         try:
             data = _open(name)
             if not by_line:
@@ -172,8 +186,18 @@ def _read_lines(data: "bytes | Path") -> List[bytes]:
     return [line[:-1] if line.endswith(b"\r") else line for line in lines]
 
 
-def _list_files(paths: Sequence[str]) -> Iterator[str]:
-    """Yield files, and in place of a folder the files in it, sorted; hidden ones are skipped."""
+def _list_skipped(preprocessing: Optional[Preprocessing]) -> Tuple[str, ...]:
+    """Return suffixes of files in folders that are no samples of this kind of model."""
+    if preprocessing is None or preprocessing.to_json()["kind"] not in ("picture", "audio"):
+        return ()
+    return _LABELS
+
+
+def _list_files(paths: Sequence[str], skipped: Tuple[str, ...]) -> Iterator[str]:
+    """Yield files, and in place of a folder the files in it, sorted.
+
+    Of a folder hidden files are skipped, and those with one of the suffixes in `skipped`.
+    """
     for path in paths:
         if not os.path.isdir(path):
             yield path
@@ -181,7 +205,7 @@ def _list_files(paths: Sequence[str]) -> Iterator[str]:
         for folder, folders, names in os.walk(path):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(names):
-                if not name.startswith("."):
+                if not name.startswith(".") and not name.lower().endswith(skipped):
                     yield os.path.join(folder, name)
 
 
