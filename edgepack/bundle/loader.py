@@ -70,6 +70,7 @@ OPTIONAL: Mapping[str, Need] = {
     "bundle/seal.py": Need.FINISH,
     "commands/finish.py": Need.FINISH,
     "wheels/install.py": Need.WHEELS,
+    "bundle/raw.py": Need.RAW,
     "commands/predict.py": Need.RAW,
     "preprocess/feed.py": Need.RAW,
     "preprocess/kinds.py": Need.RAW,

@@ -22,9 +22,10 @@ from edgepack.errors import EngineError
 from edgepack.runtime.bundle.archive import INDEX
 from edgepack.runtime.bundle.engines import EngineOptions
 from edgepack.runtime.bundle.index import FORMAT, Description, content_digest
+from edgepack.runtime.bundle.raw import RawReference
 from edgepack.runtime.documents import RecordedQuality
 from edgepack.runtime.preprocess.code import Code
-from edgepack.runtime.preprocess.reference import RawReference, digest, probe
+from edgepack.runtime.preprocess.reference import digest, probe
 from edgepack.runtime.strict_json import encode
 
 if TYPE_CHECKING:

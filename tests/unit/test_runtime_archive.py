@@ -16,8 +16,9 @@ from edgepack import bundle
 from edgepack.bundle import loader
 from edgepack.runtime.bundle import archive as archives
 from edgepack.runtime.bundle.archive import INDEX, Archive, own_bundle
+from edgepack.runtime.bundle.arrays import read_arrays
 from edgepack.runtime.bundle.index import Description, check_all, check_file, read_index
-from edgepack.runtime.commands.verify import read_arrays, reference_feeds
+from edgepack.runtime.commands.verify import reference_feeds
 from edgepack.runtime.errors import BundleError
 from support.linear import linear_contents, linear_onnx
 

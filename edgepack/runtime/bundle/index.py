@@ -20,7 +20,7 @@ from .evidence import check_quality, read_parts
 
 if TYPE_CHECKING:
     from ..documents import DeviceNeeds, IndexDocument, RecordedQuality
-    from ..preprocess.reference import RawReference
+    from .raw import RawReference
 
 FORMAT = "edgepack/3"
 # Of bundles without a preprocessing and class names.
@@ -239,7 +239,7 @@ def _reference(reader: Reader, inputs: Sequence[Tensor]) -> Reference:
     if samples < 1:
         raise reader.fault("there are no reference samples")
     if "raw" in reader.value:
-        from ..preprocess.reference import read_raw_reference
+        from .raw import read_raw_reference
 
         raw = read_raw_reference(reader.at("raw"), len(inputs), samples)
     return Reference(

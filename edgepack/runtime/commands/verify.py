@@ -24,8 +24,9 @@ from typing import (
 import numpy as np
 
 from ..bundle.archive import Archive
+from ..bundle.arrays import read_arrays
 from ..bundle.checksum import require_checksum
-from ..bundle.index import Index, OtherSize, check_all, check_file, read_index
+from ..bundle.index import Index, OtherSize, check_all, read_index
 from ..device import machine
 from ..device.device_info import onnxruntime_version
 from ..errors import BundleError, EdgepackError, GateError, InputError
@@ -56,34 +57,6 @@ FORMAT = "edgepack-verdict/1"
 HOST_ONLY = ("torch", "edgepack")
 
 _LENGTH = struct.Struct("<Q")
-
-
-def read_arrays(
-    archive: Archive, index: Index, names: Sequence[str], rows: int
-) -> List[np.ndarray]:
-    """Read .npy entries after checking their hashes; never unpickles.
-
-    Raises BundleError if one is damaged, or does not have `rows` rows.
-    """
-    arrays = []
-    for name in names:
-        stream = io.BytesIO(check_file(archive, index, name))
-        try:
-            array = np.lib.format.read_array(stream, allow_pickle=False)
-            # bool, signed and unsigned integers, floats
-            if array.dtype.kind not in "biuf":
-                raise ValueError(f"its elements are {array.dtype}, not numbers")
-            if array.shape[:1] != (rows,):
-                raise ValueError(f"its shape is {array.shape} for {rows} samples")
-            arrays.append(array)
-        except Exception as error:  # numpy reads a header with Python's tokenizer and parser
-            raise BundleError(
-                "bundle-reference",
-                "the bundle's reference samples cannot be read",
-                why=f"{name}: {str(error) or type(error).__name__}",
-                hint="copy the bundle again from the build host",
-            ) from error
-    return arrays
 
 
 def refuses_code(index: Index) -> bool:

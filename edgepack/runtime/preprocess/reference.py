@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from dataclasses import dataclass
 from math import gcd
 from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
+from ..bundle.arrays import read_arrays
 from ..bundle.index import check_file
 from ..errors import BundleError
 from ..parity.parts import SNR_LIMIT
-from ..strict_json import Reader
 from .feed import join_feeds
 from .kinds import open_preprocessing
 
 if TYPE_CHECKING:
     from ..bundle.archive import Archive
     from ..bundle.index import Index
-    from ..documents import Gate, Question, RawEntry
+    from ..bundle.raw import RawReference
+    from ..documents import Gate, Question
     from .kinds import Preprocessing
 
 # Elements of a sample's array that the bundle holds, to measure how far another array is off.
@@ -28,61 +27,6 @@ PROBE = 512
 # SNR in dB of the answers where another decoder made slightly different arrays: int8 CNNs on
 # photographs of another JPEG decoder reach 23 dB.
 INEXACT_DB = 20.0
-
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-
-
-@dataclass(frozen=True)
-class RawReference:
-    """Raw reference samples, and what the build host made of them.
-
-    Attributes:
-        files: entries of the raw samples. Sample 0 is the first of them; with a fixed batch of 2,
-            the first two.
-        sha256: per input, the hash of each sample's array, see `digest`.
-        probes: per input, the .npy entry with some elements of each sample's array; empty if every
-            device makes the same arrays.
-        versions: of the packages that made the arrays.
-    """
-
-    files: Tuple[str, ...]
-    sha256: Tuple[Tuple[str, ...], ...]
-    probes: Tuple[str, ...]
-    versions: Mapping[str, str]
-
-    def to_json(self) -> RawEntry:
-        """Return the entry of `bundle.json`."""
-        return {
-            "files": list(self.files),
-            "sha256": [list(hashes) for hashes in self.sha256],
-            "probes": list(self.probes),
-            "versions": dict(self.versions),
-        }
-
-
-def read_raw_reference(reader: Reader, inputs: int, samples: int) -> RawReference:
-    """Read the entry of `to_json`. Raises BundleError if it does not fit inputs and samples."""
-
-    def hashes(element: Reader) -> Tuple[str, ...]:
-        if not isinstance(element.value, list) or len(element.value) != samples:
-            raise element.fault("it does not have one hash per sample")
-        for value in element.value:
-            if not isinstance(value, str) or not _SHA256.match(value):
-                raise element.fault(f"{value!r} is not a hash")
-        return tuple(element.value)
-
-    versions = reader.at("versions")
-    raw = RawReference(
-        reader.each("files", Reader.text),
-        reader.each("sha256", hashes),
-        reader.each("probes", Reader.text),
-        {name: versions.get(name, str) for name in versions.value},
-    )
-    if not raw.files or len(raw.files) % samples:
-        raise reader.fault(f"{len(raw.files)} files are no multiple of {samples} samples")
-    if len(raw.sha256) != inputs or len(raw.probes) not in (0, inputs):
-        raise reader.fault("it does not have one entry per input")
-    return raw
 
 
 def digest(array: np.ndarray) -> str:
@@ -203,8 +147,6 @@ def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray], floor: float) 
 
 
 def _read_probes(archive: Archive, index: Index, name: str) -> np.ndarray:
-    from ..commands.verify import read_arrays
-
     (array,) = read_arrays(archive, index, [name], index.reference.samples)
     if array.ndim != 2:
         raise BundleError(
