@@ -19,8 +19,8 @@ from edgepack.errors import SpecError
 from edgepack.metrics.catalogue import check_metrics
 from edgepack.metrics.functions import name_metric
 from edgepack.metrics.protocol import MetricSource
-from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.live import LiveModel
 from edgepack.spec.gates import merge_gates

@@ -31,7 +31,7 @@ from edgepack.runtime.strict_json import encode
 if TYPE_CHECKING:
     from edgepack.runtime.documents import FileEntry, IndexDocument, RawEntry, SizeEntry
     from edgepack.runtime.preprocess.code import Function
-    from edgepack.runtime.preprocess.kinds import Preprocessing
+    from edgepack.runtime.preprocess.protocol import Preprocessing
 
 MODEL = "model/model.onnx"
 CLASSES = "preprocess/classes.json"

@@ -15,7 +15,7 @@ from edgepack.metrics.postprocess import Postprocess
 from edgepack.metrics.protocol import TaskMetric
 
 if TYPE_CHECKING:
-    from edgepack.runtime.preprocess.kinds import Preprocessing
+    from edgepack.runtime.preprocess.protocol import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from edgepack.data.text.tokenizer import describe as describe_text
 from edgepack.errors import DataError
 from edgepack.files import expand_user
 from edgepack.runtime.preprocess.code import Code
-from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import nearest
 

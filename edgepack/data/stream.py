@@ -13,7 +13,7 @@ from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
 
 if TYPE_CHECKING:
-    from edgepack.runtime.preprocess.kinds import Preprocessing
+    from edgepack.runtime.preprocess.protocol import Preprocessing
 
 
 class Digest(Protocol):

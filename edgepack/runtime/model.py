@@ -22,7 +22,7 @@ from .tensor import Tensor
 
 if TYPE_CHECKING:
     from .prediction import Prediction
-    from .preprocess.kinds import Preprocessing
+    from .preprocess.protocol import Preprocessing
 
 
 class Session(Protocol):

@@ -13,7 +13,7 @@ from .errors import InputError
 from .session.feeds import fixed_batch
 
 if TYPE_CHECKING:
-    from .preprocess.kinds import Preprocessing
+    from .preprocess.protocol import Preprocessing
     from .tensor import Tensor
 
 # Largest distance of a sum of probabilities from 1, for outputs in fp16.

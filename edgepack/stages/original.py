@@ -40,7 +40,7 @@ from edgepack.runtime.parity.accuracy import TOP
 from edgepack.runtime.parity.sizes import LARGEST_STACK
 from edgepack.runtime.preprocess.code import Code
 from edgepack.runtime.preprocess.feed import join_feeds
-from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.session.feeds import fixed_batch
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.eager import output_keys

@@ -7,8 +7,8 @@ from pathlib import Path
 from edgepack import data
 from edgepack.ledger import Stage
 from edgepack.request import Request
-from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.huggingface_pictures import FILE, read_picture
 from edgepack.source.model import Source

@@ -9,7 +9,7 @@ from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
 from edgepack.errors import DataError
 from edgepack.request import Request
-from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 from edgepack.stages.generated import generate_samples

@@ -11,7 +11,7 @@ from edgepack.runtime.preprocess.picture import Picture, decode, sides
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from edgepack.runtime.preprocess.kinds import Preprocessing
+    from edgepack.runtime.preprocess.protocol import Preprocessing
 
 # A shrunk picture stays larger than the network's input, so that the device's resize still counts.
 MARGIN = 1.25

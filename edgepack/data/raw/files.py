@@ -12,7 +12,7 @@ from edgepack.data.layouts.labels_csv import LABEL_FILE, read_labels_csv
 from edgepack.data.layouts.picture_set import PictureSet
 from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
-from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 
 

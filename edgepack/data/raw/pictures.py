@@ -12,8 +12,8 @@ from edgepack.data.layouts.picture_set import NO_BOX, PictureSet
 from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
-from edgepack.runtime.preprocess.kinds import Preprocessing
 from edgepack.runtime.preprocess.picture import Picture, read_size
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Tensor
 
 # Label of the picture at a position, from its contents.

@@ -12,7 +12,7 @@ from edgepack.runtime.errors import DeviceError, InputError
 from edgepack.runtime.plain import read_plain
 
 if TYPE_CHECKING:
-    from edgepack.runtime.preprocess.kinds import Preprocessing
+    from edgepack.runtime.preprocess.protocol import Preprocessing
 
 # Extra of edgepack that installs what a kind of data needs.
 _EXTRAS = {"pillow": "pictures", "tokenizers": "text", "soundfile": "audio"}

@@ -13,7 +13,7 @@ from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.preprocess.audio import DTYPES, Audio
-from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.tensor import Dim, Tensor
 
 SUFFIXES = frozenset((".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav"))

@@ -23,7 +23,7 @@ from edgepack.data.text.tokenizer import TextOptions
 from edgepack.errors import DataError
 from edgepack.runtime.errors import InputError
 from edgepack.runtime.preprocess.code import Code
-from edgepack.runtime.preprocess.kinds import Preprocessing
+from edgepack.runtime.preprocess.protocol import Preprocessing
 from edgepack.runtime.preprocess.text import Text, join_pair
 from edgepack.runtime.tensor import Tensor
 from edgepack.spec.suggestions import nearest

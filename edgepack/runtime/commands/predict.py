@@ -26,7 +26,7 @@ from ..preprocess.feed import MAX_BYTES, read_sample
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
-    from ..preprocess.kinds import Preprocessing
+    from ..preprocess.protocol import Preprocessing
 
 STDIN = "-"
 TABLES = (".csv", ".jsonl", ".tsv")

@@ -16,7 +16,7 @@ from ..errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from ..strict_json import Reader
-    from .kinds import ReadFile
+    from .protocol import ReadFile
 
 NORMALIZATIONS = ("none", "unit-variance", "unit-variance-padded")
 LAYOUTS = ("samples", "channels-samples", "samples-channels")

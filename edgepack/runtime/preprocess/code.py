@@ -18,7 +18,7 @@ from ..origin import origin
 
 if TYPE_CHECKING:
     from ..strict_json import Reader
-    from .kinds import ReadFile
+    from .protocol import ReadFile
 
 # Packages beside numpy that a user's file may import: name of the import, distribution, line of
 # requirements.txt.

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..plain import read_plain
 
 if TYPE_CHECKING:
-    from .kinds import Preprocessing
+    from .protocol import Preprocessing
 
 
 # Largest sample that is read, so that an endless standard input ends.

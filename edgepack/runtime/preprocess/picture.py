@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..strict_json import Reader
-    from .kinds import ReadFile
+    from .protocol import ReadFile
 
 # Largest picture that is accepted, since a file of a few kB can claim gigabytes of pixels.
 MAX_PIXELS = 64_000_000

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..bundle.index import Index
     from ..bundle.raw import RawReference
     from ..documents import Gate, Question
-    from .kinds import Preprocessing
+    from .protocol import Preprocessing
 
 # Elements of a sample's array that the bundle holds, to measure how far another array is off.
 PROBE = 512

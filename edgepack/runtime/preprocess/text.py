@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
     from ..strict_json import Reader
-    from .kinds import ReadFile
+    from .protocol import ReadFile
 
 # Numbers of an encoding that a model may take, by the attribute of `tokenizers.Encoding`.
 FIELDS = ("ids", "attention_mask", "type_ids")
