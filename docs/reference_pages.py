@@ -12,11 +12,13 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+
+from edgepack.cli.sections import SectionedCommand
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "edgepack"
@@ -76,12 +78,20 @@ def describe_command(command: click.Command, parent: click.Context, name: str) -
     yield f"## {context.command_path}\n"
     yield f"    {context.command_path} {' '.join(command.collect_usage_pieces(context))}\n"
     yield inspect.cleandoc(command.help or "") + "\n"
-    yield table(("option", "meaning"), list_options(command, context))
+    if not isinstance(command, SectionedCommand):
+        yield table(("option", "meaning"), list_options(command.params, context))
+        return
+    for heading, options in command.list_sections(context):
+        shown = [option for option in options if option.name != "help"]
+        yield f"**{heading}**\n"
+        yield table(("option", "meaning"), list_options(shown, context))
 
 
-def list_options(command: click.Command, context: click.Context) -> Iterator[tuple[str, ...]]:
+def list_options(
+    parameters: Sequence[click.Parameter], context: click.Context
+) -> Iterator[tuple[str, ...]]:
     """Yield the spelling and the help of every option, as `--help` prints them."""
-    for parameter in command.params:
+    for parameter in parameters:
         record = parameter.get_help_record(context)
         if record is not None:
             yield f"`{escape(record[0])}`".replace("\\|", "\\|"), escape(record[1])

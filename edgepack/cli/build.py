@@ -18,10 +18,29 @@ from edgepack.cli.boundary import (
 from edgepack.cli.complete import complete_chain, complete_metric, complete_target
 from edgepack.cli.options import allow_unverified, as_json
 from edgepack.cli.outputs import Outputs, output_options
+from edgepack.cli.sections import SectionedCommand
 
 if TYPE_CHECKING:
     from edgepack.cli.several import Display
     from edgepack.request import Request
+
+
+# Headings of `--help`, each with the names of its parameters.
+SECTIONS = {
+    "Target": ("target_names", "chain"),
+    "Model": (
+        "manifest", "arch", "arch_args", "weights", "strip_prefix", "inputs", "axes", "trust_pickle",
+    ),
+    "Samples": (
+        "calibration", "evaluation", "training", "samples", "split", "split_seed", "pictures",
+        "classes", "random_calibration",
+    ),
+    "Quality": ("metrics", "postprocess", "max_drop", "gates", "strict", "allow_chance"),
+    "Verification": ("latency", "no_emulate", "allow_unverified"),
+    "Bundle": ("output", "force", "wheels", "sign"),
+    "Run": ("dry_run", "refresh"),
+    "Messages": ("quiet", "verbose", "as_json", "junit", "summary", "style"),
+}  # fmt: skip
 
 
 def _parse_pairs(
@@ -39,7 +58,9 @@ def _parse_pairs(
     return pairs
 
 
-@click.command(short_help="Build a bundle from a trained MODEL.")
+@click.command(
+    cls=SectionedCommand, sections=SECTIONS, short_help="Build a bundle from a trained MODEL."
+)
 @click.argument("model", type=click.Path(path_type=Path))
 # The device, and settings of the model from a file.
 @click.option(

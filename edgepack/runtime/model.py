@@ -151,14 +151,22 @@ class Model:
         """Return the outputs for one sample, and its likeliest classes by name.
 
         Args:
-            data: one sample, as `preprocess` takes it.
+            data: one sample, as `preprocess` takes it; arrays with or without a batch axis of 1.
             top: the maximum number of classes.
 
         Raises InputError as `preprocess` and `run` do.
         """
-        from .prediction import Prediction, decode, fill_batch, find_top, split_outputs
+        from .prediction import (
+            Prediction,
+            decode,
+            fill_batch,
+            find_top,
+            make_single,
+            split_outputs,
+        )
 
-        feed = fill_batch(self.preprocess(data), self.inputs)
+        feed = make_single(self.preprocess(data), self.inputs, self.outputs)
+        feed = fill_batch(feed, self.inputs)
         outputs = split_outputs(self.run(feed), self.outputs, self.inputs)
         if self.postprocess is not None:
             return Prediction(outputs, (), decode(self.postprocess, outputs), True)

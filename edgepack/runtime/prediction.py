@@ -39,7 +39,7 @@ class ClassScore:
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
     """Answer to one sample.
 
@@ -54,6 +54,9 @@ class Prediction:
     top: Sequence[ClassScore]
     result: object = None
     decoded: bool = False
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines())
 
     def lines(self) -> List[str]:
         """Return the classes, best first, or the outputs, as text; of large ones the shape."""
@@ -153,6 +156,32 @@ def _to_json(value: object) -> object:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     return str(value)
+
+
+def make_single(
+    feed: Mapping[str, np.ndarray], inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> Dict[str, np.ndarray]:
+    """Return the feed of one sample, with the batch axis added where it is missing.
+
+    For an input (batch, 1, 8, 8), an array (1, 8, 8) becomes (1, 1, 8, 8), and one of
+    (3, 1, 8, 8) is refused. A model whose inputs and outputs differ in axis 0 has no batch axis.
+
+    Raises InputError if the feed holds several samples.
+    """
+    firsts = {tensor.shape[:1] for tensor in (*inputs, *outputs)}
+    if len(firsts) != 1 or firsts == {()} or set(feed) != {tensor.name for tensor in inputs}:
+        return dict(feed)
+    if all(feed[tensor.name].ndim == tensor.rank - 1 for tensor in inputs):
+        return {name: array[None] for name, array in feed.items()}
+    counts = {len(feed[tensor.name]) for tensor in inputs if feed[tensor.name].ndim == tensor.rank}
+    if counts and max(counts) > 1:
+        raise InputError(
+            "input-counts",
+            "predict answers one sample",
+            why=f"it was given {max(counts)}",
+            hint="call it for each sample, predict(x[i]), or call the model on the batch: model(x)",
+        )
+    return dict(feed)
 
 
 def fill_batch(feed: Mapping[str, np.ndarray], inputs: Sequence[Tensor]) -> Dict[str, np.ndarray]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from edgepack.runtime.errors import InputError
-from edgepack.runtime.prediction import Prediction, fill_batch, find_top, make_feed, split_outputs
+from edgepack.runtime.prediction import (
+    Prediction,
+    fill_batch,
+    find_top,
+    make_feed,
+    make_single,
+    split_outputs,
+)
 from edgepack.runtime.tensor import Tensor
 
 IMAGE = (Tensor("image", "float32", ("batch", 2)),)
@@ -46,6 +53,25 @@ def test_one_sample_fills_a_fixed_batch_and_its_answer_is_the_first() -> None:
     outputs = {"scores": np.arange(12.0).reshape(4, 3)}
     described = [Tensor("scores", "float32", (4, 3), "scores")]
     assert split_outputs(outputs, described, fixed)["scores"].tolist() == [[0, 1, 2]]
+
+
+def test_one_sample_needs_no_batch_axis_and_several_are_refused() -> None:
+    outputs = (SCORES,)
+    for shape in ((2,), (1, 2)):
+        feed = make_single({"image": np.zeros(shape, np.float32)}, IMAGE, outputs)
+        assert feed["image"].shape == (1, 2)
+    with pytest.raises(InputError) as caught:
+        make_single({"image": np.zeros((3, 2), np.float32)}, IMAGE, outputs)
+    assert (caught.value.code, caught.value.why) == ("input-counts", "it was given 3")
+    # A model whose axis 0 is time, for example, takes any length of it.
+    signal = (Tensor("signal", "float32", ("time", 2)),)
+    assert make_single({"signal": np.zeros((3, 2))}, signal, outputs)["signal"].shape == (3, 2)
+
+
+def test_a_prediction_prints_as_its_classes() -> None:
+    outputs = {"scores": np.array([[0.2, 0.7, 0.1]], np.float32)}
+    prediction = Prediction(outputs, find_top(outputs, [SCORES], ("cat", "dog"), 2))
+    assert repr(prediction) == " 70.0 %  dog\n 20.0 %  cat"
 
 
 def test_arrays_pass_through_and_files_need_a_preprocessing() -> None:
