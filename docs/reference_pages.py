@@ -82,7 +82,7 @@ def describe_command(command: click.Command, parent: click.Context, name: str) -
         yield table(("option", "meaning"), list_options(command.params, context))
         return
     for heading, options in command.list_sections(context):
-        shown = [option for option in options if option.name != "help"]
+        shown = [option for option in options if not option.is_eager]
         yield f"**{heading}**\n"
         yield table(("option", "meaning"), list_options(shown, context))
 

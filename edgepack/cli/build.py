@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Target": ("target_names", "chain"),
     "Model": (
-        "manifest", "arch", "arch_args", "weights", "strip_prefix", "inputs", "axes", "trust_pickle",
+        "manifest", "arch", "arch_args", "weights", "strip_prefix", "inputs", "axes",
+        "trust_pickle",
     ),
     "Samples": (
         "calibration", "evaluation", "training", "samples", "split", "split_seed", "pictures",
