@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,29 +26,27 @@ class Outputs:
         junit: file to write as JUnit's XML; None for none.
         summary: file that a summary in Markdown is appended to; None for none.
         annotates: print annotations of GitHub Actions on standard error.
+        written: checks of the targets so far, which share the file.
     """
 
     junit: Path | None
     summary: Path | None
     annotates: bool
+    written: list[Checks] = field(default_factory=list)
 
     @property
     def requested(self) -> bool:
         """Return True if anything is to be written."""
         return bool(self.junit or self.summary or self.annotates)
 
-    def for_target(self, name: str) -> Outputs:
-        """Return the outputs of one of several targets: "checks.xml" is "checks-thor.xml"."""
-        if self.junit is None:
-            return self
-        return replace(self, junit=self.junit.with_stem(f"{self.junit.stem}-{name}"))
-
     def write(self, checks: Checks) -> None:
         """Write the files, and print the annotations."""
         from edgepack.report.checks import annotate, render_junit, render_summary
 
         if self.junit:
-            files.write(self.junit, render_junit(checks))
+            # Written anew for each target: the file is whole whenever the build stops.
+            self.written.append(checks)
+            files.write(self.junit, render_junit(*self.written))
         if self.summary:
             # GitHub's file of a step's summary collects those of all its commands.
             with self.summary.open("a", encoding="utf-8") as file:

@@ -118,9 +118,7 @@ def build_each(requests: Sequence[Request], display: Display, outputs: Outputs) 
         if not display.quiet:
             print_status(f"target {request.target.name} ({number} of {len(requests)})")
         request.output.parent.mkdir(parents=True, exist_ok=True)
-        row, document, status = _build_for(
-            request, display, outputs.for_target(request.target.name), shared
-        )
+        row, document, status = _build_for(request, display, outputs, shared)
         if row is None:
             continue
         rows.append(row)

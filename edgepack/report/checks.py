@@ -163,41 +163,42 @@ def _check_verdict(device: str, verdict: str, reasons: Sequence[Reason]) -> Chec
     return Check(f"verdict{device}", "verdict", verdict, verdict, "", text)
 
 
-def render_junit(checks: Checks) -> bytes:
-    """Render checks as JUnit's XML: a test case for each gate and each verdict."""
-    failures = [row for row in checks.rows if _fails(row, checks)]
-    errors = [row for row in checks.rows if row.result == ERROR]
-    skipped = [row for row in checks.rows if row.result == UNVERIFIED and checks.allowed]
-    counts = {
-        "tests": str(len(checks.rows)),
-        "failures": str(len(failures)),
-        "errors": str(len(errors)),
-        "skipped": str(len(skipped)),
-        "time": f"{checks.seconds:.3f}",
-    }
-    suites = ElementTree.Element("testsuites", {"name": "edgepack", **counts})
-    suite = ElementTree.SubElement(suites, "testsuite", {"name": _clean(checks.title), **counts})
-    for row in checks.rows:
-        group = f"{checks.title}.{row.group}"
-        names = {"classname": _clean(group), "name": _clean(row.name)}
-        case = ElementTree.SubElement(suite, "testcase", names)
-        tag = "failure"
-        if row in errors:
-            tag = "error"
-        elif row in skipped:
-            tag = "skipped"
-        elif row not in failures:
-            continue
-        first, *rest = _clean(row.text).split("\n")
-        outcome = ElementTree.SubElement(case, tag, {"type": row.result, "message": first})
-        outcome.text = "\n".join(rest)
-    ElementTree.indent(suites)
-    document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
+def render_junit(*commands: Checks) -> bytes:
+    """Render checks as JUnit's XML: a suite for each target, a case for each gate and verdict."""
+    root = ElementTree.Element("testsuites", {"name": "edgepack"})
+    for checks in commands:
+        suite = ElementTree.SubElement(root, "testsuite", {"name": _clean(checks.title)})
+        for row in checks.rows:
+            _add_case(suite, row, checks)
+        _set_counts(suite, checks.seconds)
+    _set_counts(root, sum(checks.seconds for checks in commands))
+    ElementTree.indent(root)
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
 
 
-def _fails(row: Check, checks: Checks) -> bool:
-    return row.result == FAIL or (row.result == UNVERIFIED and not checks.allowed)
+def _add_case(suite: ElementTree.Element, row: Check, checks: Checks) -> None:
+    names = {"classname": _clean(f"{checks.title}.{row.group}"), "name": _clean(row.name)}
+    case = ElementTree.SubElement(suite, "testcase", names)
+    if row.result == ERROR:
+        tag = "error"
+    elif row.result == UNVERIFIED and checks.allowed:
+        tag = "skipped"
+    elif row.result != PASS:
+        tag = "failure"
+    else:
+        return
+    first, *rest = _clean(row.text).split("\n")
+    outcome = ElementTree.SubElement(case, tag, {"type": row.result, "message": first})
+    outcome.text = "\n".join(rest)
+
+
+def _set_counts(element: ElementTree.Element, seconds: float) -> None:
+    """Set the numbers of cases and of their outcomes below an element."""
+    tags = {"testcase": "tests", "failure": "failures", "error": "errors", "skipped": "skipped"}
+    for tag, name in tags.items():
+        element.set(name, str(sum(1 for _ in element.iter(tag))))
+    element.set("time", f"{seconds:.3f}")
 
 
 def _clean(text: str) -> str:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from edgepack.cli.outputs import Outputs
 from edgepack.report.checks import annotate, check_report, render_junit, render_summary
 from support import ROOT, report_cases
 from support.build_cases import Home, ask
@@ -97,6 +98,20 @@ def test_unverified_fails_the_job_unless_it_is_allowed(
     assert [child.tag for child in case] == [tag]
     assert render_summary(checks).startswith("### ⚠️ UNVERIFIED: efficientnet-lite0 for cpu-fbgemm")
     assert annotate(checks)[0].startswith(f"::{level} title=efficientnet-lite0 for cpu-fbgemm%3A ")
+
+
+def test_several_targets_share_one_file(tmp_path: Path) -> None:
+    junit = tmp_path / "j.xml"
+    outputs = Outputs(junit, None, annotates=False)
+    rows = 0
+    for report in (report_cases.unverified(), report_cases.hostile()):
+        checks = check_report(report)  # type: ignore[arg-type]
+        outputs.write(checks)
+        rows += len(checks.rows)
+        root = ElementTree.parse(junit).getroot()
+        assert int(root.get("tests", "")) == rows == len(list(root.iter("testcase")))
+    assert sum(int(suite.get("tests", "")) for suite in root) == rows
+    assert len(root) == 2
 
 
 def test_foreign_text_stays_in_its_place(tmp_path: Path) -> None:
