@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgepack.errors import DeviceError, EdgepackError
+from edgepack.runtime.parity.verdict import RANDOM, RANDOM_TEXT, decide
 
 if TYPE_CHECKING:
-    from edgepack.runtime.documents import Comparison, Question, Verdict
+    from edgepack.runtime.documents import Comparison, Question, Reason, Verdict
+
+# Code of the reason that edgepack adds to the document of a loader without verdicts.
+DERIVED = "older-loader"
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,22 @@ def verify_bundle(
     device: Device, bundle: str, *options: str, stdin: Iterable[bytes] = ()
 ) -> Verdict:
     """Return the verdict of a device on a bundle, passed or not; raises as `ask` does."""
-    verdict, _ = ask(device, bundle, "verify", *options, stdin=stdin)
-    return cast("Verdict", verdict)
+    document, _ = ask(device, bundle, "verify", *options, stdin=stdin)
+    if "verdict" not in document:
+        _derive_verdict(document)
+    return cast("Verdict", document)
+
+
+def _derive_verdict(document: dict[str, Any]) -> None:
+    """Add the verdict to the document of an older loader, which states `passed` and `proven`."""
+    # {"passed": True, "proven": False} becomes UNVERIFIED for its random samples.
+    doubts: list[Reason] = []
+    if not document.get("proven", True):
+        doubts.append({"code": RANDOM, "text": RANDOM_TEXT})
+    verdict, reasons = decide([document["quality"], document["fidelity"]], doubts)
+    text = "the bundle's older loader states no verdict: this one follows from its gates"
+    document["verdict"] = verdict
+    document["reasons"] = [*reasons, {"code": DERIVED, "text": text}]
 
 
 def require_fidelity(verdict: Verdict) -> Question:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgepack.device.device import Device, ask
+from edgepack.device.device import Device, verify_bundle
 from edgepack.errors import EdgepackError
 from edgepack.runtime.parity.verdict import FAIL, PASS, UNVERIFIED
 
@@ -55,9 +55,10 @@ def _sum_up(columns: Sequence[dict[str, Any]]) -> str | None:
 def _column(device: Device, bundle: Path, threads: int) -> dict[str, Any]:
     column: dict[str, Any] = {"name": device.name, "emulated": device.emulated}
     try:
-        verdict, _ = ask(device, device.put(bundle), "verify", f"--threads={threads}")
+        verdict = verify_bundle(device, device.put(bundle), f"--threads={threads}")
     except EdgepackError as error:
         return {**column, "error": error.to_json()}
     if device.emulated:
-        verdict = {key: value for key, value in verdict.items() if key not in NOT_EMULATED}
+        shown = {key: value for key, value in verdict.items() if key not in NOT_EMULATED}
+        return {**column, "verdict": shown}
     return {**column, "verdict": verdict}

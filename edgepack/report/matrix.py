@@ -13,7 +13,7 @@ from edgepack.report.figures import fit, format_mark, format_plural, printable
 from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, format_gate
 from edgepack.runtime.documents import Question, Verdict
-from edgepack.runtime.parity.verdict import PASS, UNVERIFIED
+from edgepack.runtime.parity.verdict import MISSED, PASS, UNVERIFIED
 
 QUESTIONS: tuple[Literal["fidelity", "quality"], ...] = ("fidelity", "quality")
 # Bundles that take arrays have no such question, nor have those of earlier releases.
@@ -60,8 +60,10 @@ def render_matrix(matrix: Mapping[str, Any], console: Console) -> None:
             text(f"{mark} {word}", f"bold {style}"),
         )
         remarks += _describe_misses(name, verdict)
-        if word == UNVERIFIED:
-            remarks += [f"{name}, unverified: {reason['text']}" for reason in verdict["reasons"]]
+        # The lines above name the gates that a FAIL missed.
+        for reason in verdict["reasons"]:
+            if reason["code"] != MISSED:
+                remarks.append(f"{name}, {word}: {reason['text']}")
     console.print(table)
     for remark in remarks:
         for line in remark.splitlines():

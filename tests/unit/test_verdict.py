@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from edgepack import bundle, device
 from edgepack.cli.boundary import find_status
 from edgepack.device import Local
+from edgepack.device.device import Finished
 from edgepack.errors import HostError
 from edgepack.proof import require_emulators
 from edgepack.report import render_matrix
@@ -99,7 +102,32 @@ def test_each_column_of_a_matrix_has_its_own_verdict(
     shown = render_text(render_matrix, {"devices": columns})
     assert "▲ UNVERIFIED" in shown
     assert "✓ PASS" in shown
-    assert "unverified: calibrated on or judged by random samples" in shown
+    assert "UNVERIFIED: calibrated on or judged by random samples" in shown
+
+
+class OlderLocal(Local):
+    """A device whose loader is of an earlier release, and states no verdict."""
+
+    def run(self, bundle: str, *arguments: str, stdin: Iterable[bytes] = ()) -> Finished:
+        finished = super().run(bundle, *arguments, stdin=stdin)
+        document = json.loads(finished.stdout)
+        document["proven"] = not document.pop("reasons")
+        del document["verdict"]
+        return replace(finished, stdout=json.dumps(document).encode())
+
+
+def test_the_verdict_of_an_older_loader_follows_from_its_gates(
+    random_bundle: Path, linear_bundle: Path
+) -> None:
+    columns = []
+    with OlderLocal() as host:
+        for path in (random_bundle, linear_bundle):
+            columns += device.verify(path, [host])["devices"]
+    verdicts = [column["verdict"] for column in columns]
+    assert [verdict["verdict"] for verdict in verdicts] == ["UNVERIFIED", "PASS"]
+    assert [reason["code"] for reason in verdicts[1]["reasons"]] == ["older-loader"]
+    shown = render_text(render_matrix, {"devices": columns})
+    assert "PASS: the bundle's older loader states no verdict" in shown
 
 
 def test_the_build_host_standing_in_proves_nothing_of_the_target(linear_bundle: Path) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from edgepack import signing
-from edgepack.device.device import Finished, ask
+from edgepack.device.device import Finished, verify_bundle
 from edgepack.device.ssh.address import Address, Settings
 from edgepack.device.ssh.faults import LinkDown
 from edgepack.device.ssh.link import Link
@@ -168,7 +168,7 @@ def ship(
         )
     verdict = None
     if prove:
-        verdict, _ = ask(device, sent.path, "verify", f"--threads={threads}")
+        verdict = verify_bundle(device, sent.path, f"--threads={threads}")
     accepted = {PASS}
     if allow_unverified:
         accepted.add(UNVERIFIED)
