@@ -302,7 +302,9 @@ def build(
     # Nothing is loaded or written, and `resolve` has refused what contradicts itself already.
     if dry_run:
         documents = [plan.plan(request) for request in resolved]
-        lines = [line for document in documents for line in plan.describe(document).splitlines()]
+        lines: list[str] = []
+        for document in documents:
+            lines += plan.describe(document).splitlines()
         print_text_or_json(as_json, documents if documents[1:] else documents[0], *lines)
         return
     if resolved[1:]:

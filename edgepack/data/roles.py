@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 # Names of folders and files for each role, the best first.
@@ -10,6 +11,7 @@ ROLE_NAMES = {
     "evaluation": ("evaluation", "val", "valid", "validation", "test"),
     "training": ("training", "train"),
 }
+_ALL_NAMES = frozenset(chain.from_iterable(ROLE_NAMES.values()))
 # Files of samples that a role's name may be the stem of.
 _SUFFIXES = (".npz", ".npy", ".csv", ".jsonl", ".txt")
 
@@ -29,16 +31,15 @@ def find_role(folder: Path, role: str) -> Path | None:
             parts[entry.name] = entry
         elif entry.suffix.lower() in _SUFFIXES:
             parts.setdefault(entry.stem, entry)
-    names = {role: _first(parts, role) for role in ROLE_NAMES}
-    if names["calibration"] is None or names["evaluation"] is None:
+    by_role = {each: _find_part(parts, each) for each in ROLE_NAMES}
+    if by_role["calibration"] is None or by_role["evaluation"] is None:
         return None
-    roles = {name for choices in ROLE_NAMES.values() for name in choices}
-    if any(path.is_dir() and name not in roles for name, path in parts.items()):
+    if any(path.is_dir() and name not in _ALL_NAMES for name, path in parts.items()):
         return None
-    return names[role]
+    return by_role[role]
 
 
-def _first(parts: dict[str, Path], role: str) -> Path | None:
+def _find_part(parts: dict[str, Path], role: str) -> Path | None:
     for name in ROLE_NAMES[role]:
         if name in parts:
             return parts[name]

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from types import TracebackType
 from typing import BinaryIO, cast
 
@@ -102,7 +103,7 @@ class _Column:
             if len(tails) == 1:
                 values = self._map()
                 return values.reshape(-1, *tails.pop()) if values.size else np.concatenate(parts)
-            parts = [sample for part in parts for sample in part]
+            parts = list(chain.from_iterable(parts))
         elif len(set(self._shapes)) == 1 and not self._texts:
             return self._map().reshape(len(parts), *self._shapes[0])
         ragged = np.empty(len(parts), dtype=object)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from edgepack.data.layouts.class_names import Classes, match_names, read_class_file, refuse_repeated
@@ -24,6 +25,7 @@ SPLITS = {
     "evaluation": ("val", "valid", "test"),
     "training": ("train",),
 }
+_SPLIT_KEYS = frozenset(chain.from_iterable(SPLITS.values()))
 # Names of the classes in a data set without `data.yaml`.
 CLASS_FILE = "classes.txt"
 
@@ -44,7 +46,7 @@ def is_yolo(document: object) -> bool:
     """Return True for a document with YOLO's keys."""
     if not isinstance(document, dict) or "names" not in document:
         return False
-    return any(key in document for keys in SPLITS.values() for key in keys)
+    return not _SPLIT_KEYS.isdisjoint(document)
 
 
 def is_divided(document: object) -> bool:
@@ -67,8 +69,7 @@ def describe_folder(folder: Path) -> dict[str, object] | None:
     if not (folder / "images").is_dir() or not (folder / "labels").is_dir():
         return None
     document: dict[str, object] = {"train": "images", "val": "images"}
-    splits = {key for keys in SPLITS.values() for key in keys}
-    present = [key for key in sorted(splits) if (folder / "images" / key).is_dir()]
+    present = [key for key in sorted(_SPLIT_KEYS) if (folder / "images" / key).is_dir()]
     if present:
         document = {key: f"images/{key}" for key in present}
     # Labelling tools write the names beside the boxes or beside both folders.
