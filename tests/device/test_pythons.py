@@ -14,10 +14,11 @@ from packaging.requirements import Requirement
 
 from edgepack import bundle
 from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.preprocess import audio, code, picture, text
 from support.bundle_cases import run_bundle
 from support.gpu_standin import StandIn
 from support.int8_nets import EVALUATION, build, mixed_onnx, pictures
-from support.interpreters import equipped, find
+from support.interpreters import OFFLINE, equipped, find
 from support.linear import linear_contents, measured
 from support.serving import infer_request, serve
 
@@ -167,7 +168,7 @@ def test_every_command_of_a_bundle_for_cpus(
         assert answer["outputs"][0]["shape"] == [1, 3]
         assert b"</html>" in served.ask("/")[1]
         assert served.stop() == 0
-    for command, code in (
+    for command, expected in (
         (["finish"], "nothing-to-finish"),
         (["finish", "--force"], "nothing-to-finish"),
         (["setup", str(tmp_path / "env")], "bundle-without-wheels"),
@@ -176,7 +177,7 @@ def test_every_command_of_a_bundle_for_cpus(
     ):
         done = run_bundle(linear_bundle, *command, python=python)
         assert (done.returncode, done.stdout) == (2, ""), command
-        assert done.stderr.startswith(f"error[{code}]: ")
+        assert done.stderr.startswith(f"error[{expected}]: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz"]
 
 
@@ -275,6 +276,27 @@ def test_finish_on_the_oldest(
     verdict = json.loads(done.stdout)
     assert verdict["variant"]["sealed"]
     assert verdict["device"]["python"].startswith("3.8.")
+
+
+@pytest.mark.parametrize("version", ["3.8", "3.9"])
+def test_an_old_pip_gets_a_wheel_of_each_decoder(version: str, tmp_path: Path) -> None:
+    """Without --only-binary, as users call it: a source would need a compiler on the device."""
+    python = find(version)
+    if python is None:
+        pytest.skip(f"no Python {version} here")
+    lines = [*text.REQUIREMENTS, picture.REQUIREMENT, audio.REQUIREMENT]
+    for _, _, wanted in code.PACKAGES:
+        lines += [line for line in wanted if line not in lines]
+    command = [python, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
+    done = subprocess.run(
+        [*command, "--dest", tmp_path, *lines], capture_output=True, text=True, timeout=120
+    )
+    if OFFLINE.search(done.stderr):
+        pytest.skip(f"nothing can be downloaded for {python}")
+    assert done.returncode == 0, done.stderr
+    fetched = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.split("-")[0] for name in fetched] == ["pillow", "soundfile", "tokenizers"]
+    assert all(name.endswith(".whl") for name in fetched)
 
 
 @pytest.mark.parametrize("version", TOO_OLD)

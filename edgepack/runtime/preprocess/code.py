@@ -20,12 +20,17 @@ if TYPE_CHECKING:
     from ..strict_json import Reader
     from .protocol import ReadFile
 
-# Packages beside numpy that a user's file may import: name of the import, distribution, line of
+# The lines of text.py, which a bundle carries only if it takes texts.
+TOKENIZERS = (
+    "tokenizers>=0.19,<0.21; python_version < '3.9'",
+    "tokenizers>=0.19; python_version >= '3.9'",
+)
+# Packages beside numpy that a user's file may import: name of the import, distribution, lines of
 # requirements.txt.
 PACKAGES = (
-    ("PIL", "pillow", "pillow>=8"),
-    ("tokenizers", "tokenizers", "tokenizers>=0.19"),
-    ("soundfile", "soundfile", "soundfile>=0.12"),
+    ("PIL", "pillow", ("pillow>=8",)),
+    ("tokenizers", "tokenizers", TOKENIZERS),
+    ("soundfile", "soundfile", ("soundfile>=0.12",)),
 )
 FOLDER = "preprocess/"
 # Python imports no file of this name, so that nothing but a call of the function runs it.
@@ -75,10 +80,10 @@ class Function:
 
     def requirements(self) -> Tuple[str, ...]:
         """Return the requirements of the packages that the file imports."""
-        lines = []
-        for _, distribution, line in PACKAGES:
+        lines: List[str] = []
+        for _, distribution, wanted in PACKAGES:
             if distribution in self.packages:
-                lines.append(line)
+                lines += wanted
         return tuple(lines)
 
     def versions(self) -> Dict[str, str]:

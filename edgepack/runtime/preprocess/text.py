@@ -24,7 +24,11 @@ DTYPES = ("int32", "int64")
 # Limit against absurd allocations.
 MAX_LENGTH = 1 << 20
 ENTRY = "preprocess/tokenizer.json"
-REQUIREMENT = "tokenizers>=0.19"
+# Python 3.8 has no wheel of newer versions, and old releases of pip would compile one from source.
+REQUIREMENTS = (
+    "tokenizers>=0.19,<0.21; python_version < '3.9'",
+    "tokenizers>=0.19; python_version >= '3.9'",
+)
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,8 @@ class Text:
         return {ENTRY: self.tokenizer}
 
     def requirements(self) -> Tuple[str, ...]:
-        """Return the requirement of tokenizers."""
-        return (REQUIREMENT,)
+        """Return the requirements of tokenizers."""
+        return REQUIREMENTS
 
     def versions(self) -> Dict[str, str]:
         """Return the version of tokenizers."""
