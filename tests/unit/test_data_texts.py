@@ -196,6 +196,15 @@ def test_a_broken_table_is_refused(
     assert fault_of(path, texts_of(folder), classes=CLASSES) == code
 
 
+def test_a_class_of_many_samples_is_named_once(tmp_path: Path, folder: Path) -> None:
+    path = write_table(tmp_path / "a.csv", [("a", "good"), ("b", "bad")] * 300, ("text", "label"))
+    with pytest.raises(DataError) as caught:
+        open_samples(str(path), INPUTS, preprocessing=texts_of(folder), classes=CLASSES)
+    assert caught.value.code == "classes-differ"
+    assert caught.value.why.startswith("good, bad in ")
+    assert caught.value.hint.endswith('names = ["good", "bad"]')
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [

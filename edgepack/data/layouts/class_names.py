@@ -76,14 +76,16 @@ def match_names(names: Sequence[str], classes: Classes, origin: str) -> np.ndarr
     """Return the index of each name among the model's classes, int64.
 
     Args:
-        names: of the data's classes, such as those of its folders.
+        names: of the data's classes, such as those of its folders, or of the label of each sample.
         classes: of the model.
         origin: source of `names`, for messages: "the folders of photos/val".
 
     Raises DataError `classes-differ` for a name that the model's classes lack.
     """
     indices = {name: index for index, name in enumerate(classes.names)}
-    unknown = [name for name in names if name not in indices]
+    # The labels of a thousand samples may have two names.
+    distinct = list(dict.fromkeys(names))
+    unknown = [name for name in distinct if name not in indices]
     if unknown:
         near = nearest(unknown[0], classes.names)
         suggestion = f"; did you mean {near}?" if near else ""
@@ -93,7 +95,7 @@ def match_names(names: Sequence[str], classes: Classes, origin: str) -> np.ndarr
             why=f"{join_names(unknown, _SHOWN)} in {origin}; {classes.origin}: "
             f"{join_names(classes.names, _SHOWN)}{suggestion}",
             hint="use the same names, or list those of the data in the model's order:\n"
-            f"[classes]\nnames = [{_quote(names)}]",
+            f"[classes]\nnames = [{_quote(distinct)}]",
         )
     return np.array([indices[name] for name in names], np.int64)
 
