@@ -98,7 +98,9 @@ def _make_parser() -> argparse.ArgumentParser:
         help="default: all reference samples",
     )
     add.set_defaults(act=_verify)
-    add = commands.add_parser("run", help="answer pictures, or compute the outputs of an .npz")
+    add = commands.add_parser(
+        "run", help="answer pictures, recordings or texts, or compute the outputs of an .npz"
+    )
     add.add_argument(
         "files",
         nargs="*",
@@ -272,6 +274,7 @@ def _run(bundle: str, options: argparse.Namespace) -> _Answer:
             "run needs files or texts, or a file for the outputs",
             why="there is neither FILE nor --text nor --output",
             hint="python3 BUNDLE run photo.jpg\n"
+            "python3 BUNDLE run --text TEXT\n"
             "python3 BUNDLE run --input samples.npz --output answers.npz",
         )
     from .commands.run import run, write_npz

@@ -149,6 +149,27 @@ def test_texts_that_do_not_fit_are_refused(
     assert f"error[{code}]" in done.stderr
 
 
+def test_a_recording_is_one_error_and_no_text(text_bundle: Path, tmp_path: Path) -> None:
+    clip, notes = tmp_path / "clip.wav", tmp_path / "notes.txt"
+    clip.write_bytes(b"RIFF\x2c\x00\x00\x00WAVE\nfmt \n" + bytes(range(256)))
+    notes.write_text("I love it\n")
+    done = run_bundle(text_bundle, "run", str(clip), str(notes))
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+        f"error[text-binary]: {clip} is not a text file"
+    ]
+    assert done.stdout.splitlines()[0] == "I love it"
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("run", "I love it")])
+def test_run_without_a_text_shows_how_to_pass_one(
+    text_bundle: Path, arguments: tuple[str, ...]
+) -> None:
+    done = run_bundle(text_bundle, *arguments)
+    assert done.returncode == 2
+    assert "python3 BUNDLE run --text TEXT" in done.stderr
+
+
 def test_python_predicts_texts(text_bundle: Path) -> None:
     model = load(text_bundle)
     for text, label in SENTENCES:

@@ -370,11 +370,23 @@ def test_a_text_gets_names(text: str, name: str, served_words: Served) -> None:
     assert served_words.json("/model")["raw"] == "text"
 
 
-@pytest.mark.parametrize("body", [b"good", b'{"text": 7}', b'{"text": ""}', b'{"texts": "good"}'])
-def test_what_is_no_text_is_refused(body: bytes, served_words: Served) -> None:
+@pytest.mark.parametrize(
+    ("body", "remedy"),
+    [
+        (b"good", 'send {"text": "..."}'),
+        (b'{"text": 7}', 'send {"text": "..."}'),
+        (b'{"texts": "good"}', 'send {"text": "..."}'),
+        (b'{"text": ""}', "leave it out"),
+        (b'{"text": ["good", "bad"]}', "pass one text"),
+        (b'{"text": ["good"]}', "pass one text"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_a_remedy(
+    body: bytes, remedy: str, served_words: Served
+) -> None:
     status, data, _ = served_words.ask("/predict", body)
     assert status == 400
-    assert json.loads(data)["error"]
+    assert remedy in json.loads(data)["error"]
 
 
 def test_two_texts_are_a_list(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def _list_samples(names: Iterable[str], by_line: bool) -> Iterator[Sample]:
 
 def _read_lines(data: "bytes | Path") -> List[bytes]:
     """Return the lines of a file or of standard input, without their ends."""
+    name = "standard input"
     if isinstance(data, Path):
         if data.suffix.lower() in TABLES:
             raise InputError(
@@ -178,7 +179,21 @@ def _read_lines(data: "bytes | Path") -> List[bytes]:
                 why="tables are samples of a build",
                 hint="store the texts in a .txt, one on each line",
             )
-        data, _ = read_sample(None, data)
+        if not data.exists():
+            raise InputError(
+                "samples-unreadable",
+                f"the sample cannot be read: {data}",
+                why="there is no such file",
+                hint="a text itself follows --text: python3 BUNDLE run --text TEXT",
+            )
+        data, name = read_sample(None, data)
+    if b"\0" in data:
+        raise InputError(
+            "text-binary",
+            f"{name} is not a text file",
+            why=f"byte {data.index(0)} is 0, as in recordings, pictures and UTF-16",
+            hint="store the texts in UTF-8, one on each line: iconv -f utf-16 -t utf-8 FILE",
+        )
     lines = data.split(b"\n")
     # A final newline begins no further text.
     if not lines[-1]:

@@ -217,7 +217,8 @@ def _read_soundfile(data: bytes, name: str) -> Tuple[np.ndarray, int]:
         raise InputError(
             "audio-unreadable",
             f"{name} cannot be decoded",
-            why=str(error),
+            # The text of a LibsndfileError begins with the address of the stream.
+            why=getattr(error, "error_string", "") or str(error),
             hint="convert it to WAV: ffmpeg -i FILE recording.wav",
         ) from error
     return np.ascontiguousarray(samples.T), int(rate)

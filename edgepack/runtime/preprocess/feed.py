@@ -40,7 +40,7 @@ def read_sample(preprocessing: Optional[Preprocessing], sample: object) -> Tuple
         preprocessing: decides if a string is a text; None takes it for a path.
         sample: a path, bytes, or a text; for a model of pairs a tuple of two.
 
-    Raises InputError if its file cannot be read.
+    Raises InputError if its file cannot be read, and for a pair if the model takes single texts.
     """
     if isinstance(sample, (bytes, bytearray, memoryview)):
         return bytes(sample), ""
@@ -48,6 +48,13 @@ def read_sample(preprocessing: Optional[Preprocessing], sample: object) -> Tuple
         if isinstance(sample, str):
             return sample.encode("utf-8", "surrogatepass"), ""
         if isinstance(sample, tuple):
+            if not getattr(preprocessing, "pair", True):
+                raise InputError(
+                    "text-pair",
+                    "the model takes single texts, not pairs",
+                    why="it was built on samples of one text each",
+                    hint="pass one text",
+                )
             return json.dumps(sample, ensure_ascii=False).encode("utf-8", "surrogatepass"), ""
     if not isinstance(sample, (str, os.PathLike)):
         raise InputError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
-from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -82,15 +82,21 @@ def read_request(body: bytes, json_length: Optional[int], outputs: Sequence[Tens
     return Request(request_id, inputs, _read_outputs(top, outputs))
 
 
-def read_text(body: bytes) -> str:
-    """Return the text of {"text": "..."}; of two texts in a list, the list in JSON.
+def read_text(body: bytes) -> Union[str, Tuple[str, ...]]:
+    """Return the text of {"text": "..."}, or the texts of a list in its place.
 
     Raises InputError if it is anything else.
     """
-    top = parse(body, _fault, len(body), encoding="utf-8")
+    top = parse(body, _fault_in_text, len(body), encoding="utf-8")
     if isinstance(top.get("text", str, list), str):
         return top.get("text", str)
-    return json.dumps(top.each("text", Reader.text), ensure_ascii=False)
+    return top.each("text", Reader.text)
+
+
+def _fault_in_text(path: str, why: str) -> EdgepackError:
+    error = _fault(path, why)
+    error.hint = 'send {"text": "..."}, for a pair {"text": ["...", "..."]}'
+    return error
 
 
 def _fault(path: str, why: str) -> EdgepackError:
