@@ -81,9 +81,9 @@ class Function:
     def requirements(self) -> Tuple[str, ...]:
         """Return the requirements of the packages that the file imports."""
         lines: List[str] = []
-        for _, distribution, wanted in PACKAGES:
+        for _, distribution, required in PACKAGES:
             if distribution in self.packages:
-                lines += wanted
+                lines += required
         return tuple(lines)
 
     def versions(self) -> Dict[str, str]:
