@@ -281,7 +281,14 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     layout, channels, sides = _read_image(model)
     if len(sides) == 2:
         mark, size = "", f"[{sides[0]}, {sides[1]}]"
-    colour = "grey" if channels == 1 else "rgb"
+    colour, normalize, mean, std = (
+        "rgb",
+        "imagenet",
+        "[0.485, 0.456, 0.406]",
+        "[0.229, 0.224, 0.225]",
+    )
+    if channels == 1:
+        colour, normalize, mean, std = "grey", "0.5", "0.5", "0.5"
     return [
         f"# Conversion of pictures, with the size, layout and channels of {model.origin}.",
         "# Size, mean and std must be those of the training, which the model does not say: remove",
@@ -292,9 +299,9 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
         f"# crop = {size}",
         f"# letterbox = {size}",
         "# Mean and std of the pixels after the scale; by name imagenet, 0.5 or none (0 and 1).",
-        '# normalize = "imagenet"',
-        "# mean = [0.485, 0.456, 0.406]",
-        "# std = [0.229, 0.224, 0.225]",
+        f"# normalize = {_quote(normalize)}",
+        f"# mean = {mean}",
+        f"# std = {std}",
         f"# scale = {1 / 255}",
         '# interpolation = "bilinear"',
         f"colour = {_quote(colour)}",

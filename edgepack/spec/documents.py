@@ -186,8 +186,8 @@ class PicturesTable(TypedDict, total=False):
     colour: str
     layout: str
     scale: float
-    mean: list[float]
-    std: list[float]
+    mean: float | list[float]
+    std: float | list[float]
     normalize: str
 
 

@@ -42,7 +42,7 @@ def parse_pictures(text: str) -> PictureOptions:
     """Parse a preprocessing in one line.
 
     "resize=256,crop=224,normalize=imagenet" is the table of those three keys; a list is written
-    as mean=[0.5,0.5,0.5].
+    as mean=[0.5,0.5,0.5], one number for all channels as mean=0.5.
 
     Raises SpecError `pictures-syntax`, `manifest-invalid` or `pictures-incomplete`.
     """
@@ -87,6 +87,8 @@ def read_pictures(table: PicturesTable, origin: str) -> PictureOptions:
     for key, value in table.items():
         # Picture is frozen and hashable, so its fields are tuples: [0.5] becomes (0.5,).
         options[key] = tuple(value) if isinstance(value, list) else value
+        if key in ("mean", "std") and not isinstance(value, list):
+            options[key] = (value,)
     size = options.pop("size", None)
     if size is not None:
         options["resize"] = (size, size) if isinstance(size, int) else size

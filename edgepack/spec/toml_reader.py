@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -177,6 +177,17 @@ def check(document: Mapping[str, object], schema: str, origin: str) -> None:
         )
 
 
+# Types of JSON Schema, in words.
+_TYPES = {
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "table",
+    "boolean": "true or false",
+}
+
+
 # Lines for the message, with the path of the key in the document:
 #   inputs[0].dtype: 'float23' is not known; did you mean 'float32'?
 #   device.arc: unknown key; did you mean 'arch'?
@@ -194,7 +205,21 @@ def _describe(error: ValidationError) -> list[str]:
     if error.validator == "enum" and isinstance(error.instance, str):
         choices = map(str, error.validator_value)
         return [f"{path}: {error.instance!r} is not known{did_you_mean(error.instance, choices)}"]
+    if error.validator in ("anyOf", "oneOf") and error.context:
+        return _describe_forms(error, error.context, path)
     return [f"{path or 'the document'}: {error.message}"]
+
+
+def _describe_forms(
+    error: ValidationError, forms: Sequence[ValidationError], path: str
+) -> list[str]:
+    """Describe a value of several forms: its fault in the form that has its type, if one has."""
+    # Of a whole number or a list, [28, "a"] is meant as the list: only [1] is at fault.
+    meant = [form for form in forms if form.validator != "type" or form.relative_path]
+    if meant:
+        return _describe(meant[0])
+    types = " or ".join(_TYPES.get(str(form.validator_value), "value") for form in forms)
+    return [f"{path}: {error.instance!r} is not a {types}"]
 
 
 def _describe_unknown(error: ValidationError, path: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from edgepack.data import Picture, open_samples, random_samples
 from edgepack.data.lint import lint
 from edgepack.errors import DataError
 from edgepack.runtime.tensor import Tensor
+from edgepack.spec.pictures import parse_pictures
 
 IMAGE = (Tensor("image", "float32", ("batch", 3, 4, 5)),)
 TOKENS = (
@@ -352,6 +354,31 @@ def test_pictures(
     assert error.code == code
     if not code.startswith("pictures"):
         assert "odd.png" in error.what
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [("batch", 1, 28, 28), ("batch", 24, 32, 3), ("batch", 3, 16, 24), ("batch", 16, 16, 1)],
+    ids=str,
+)
+@pytest.mark.parametrize("wrong", ["", "crop=8,", "letterbox=8,", "size=8,"])
+def test_the_settings_that_a_hint_states_fit_the_model(
+    tmp_path: Path, shape: tuple[str | int, ...], wrong: str
+) -> None:
+    Image.new("RGB", (80, 60)).save(tmp_path / "a.png")
+    inputs = (Tensor("image", "float32", shape),)
+    how, stated = None, {}
+    if wrong:
+        stated = dict([wrong.rstrip(",").split("=")])
+        stated["normalize"] = "0.5"
+        how = Picture(**parse_pictures(",".join(map("=".join, stated.items()))))
+    hint = refused(tmp_path, inputs, how).hint
+    words = next(word for word in hint.split() if "=" in word)
+    # A comma within brackets separates height and width.
+    stated.update(part.split("=") for part in re.split(r",(?![^\[]*\])", words))
+    text = ",".join(map("=".join, stated.items()))
+    how = Picture(**parse_pictures(text))
+    lint(open_samples(str(tmp_path), inputs, preprocessing=how), None, inputs)
 
 
 def test_pictures_for_a_model_that_takes_none(tmp_path: Path) -> None:

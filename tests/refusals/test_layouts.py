@@ -223,6 +223,27 @@ def test_preprocessing_in_one_line(text: str, code: str) -> None:
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "size=28 normalize=0.5",
+            "pictures.size: '28 normalize=0.5' is not a whole number or list",
+        ),
+        ("size=[28,0],normalize=0.5", "pictures.size[1]: 0 is less than the minimum of 1"),
+        ("size=28,mean=[],std=1", "pictures.mean: [] should be non-empty"),
+        ("size=28,mean=[0,x],std=1", "pictures.mean: '[0,x]' is not a number or list"),
+        ('size=28,mean=[0,"x"],std=1', "pictures.mean[1]: 'x' is not of type 'number'"),
+    ],
+)
+def test_a_value_of_several_forms_is_at_fault_in_the_form_that_was_meant(
+    text: str, words: str
+) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        parse_pictures(text)
+    assert words in caught.value.why
+
+
 def test_a_line_states_what_a_table_does() -> None:
     assert parse_pictures("resize=256, crop=[224,192], normalize=0.5, colour=grey") == {
         "resize": 256,
@@ -232,6 +253,10 @@ def test_a_line_states_what_a_table_does() -> None:
         "colour": "grey",
     }
     # Blue is first in bgr, and so are its mean and std.
+    # One number serves all channels.
+    assert parse_pictures("size=8,mean=0.286,std=[0.353]") == parse_pictures(
+        "size=8,mean=[0.286],std=0.353"
+    )
     options = parse_pictures("size=8,normalize=imagenet,colour=bgr")
     assert options["mean"] == (0.406, 0.456, 0.485)
     assert options["resize"] == (8, 8)

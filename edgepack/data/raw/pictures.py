@@ -58,7 +58,11 @@ def open_pictures(
             where = pictures.name(index)
             array = feed[tensor.name]
             check_dtype(array.dtype, tensor, where)
-            check_feed({tensor.name: array.shape}, inputs, where, any_batch=True)
+            try:
+                check_feed({tensor.name: array.shape}, inputs, where, any_batch=True)
+            except DataError as error:
+                hint = _suggest_settings(picture, array.shape[1:], tensor) or error.hint
+                raise DataError(error.code, error.what, why=error.why, hint=hint) from error
             yield Piece(feed, label(index, data), 1, divisible=True, raw=(data,))
 
     return SampleStream(
@@ -101,15 +105,73 @@ def _require_picture_input(inputs: tuple[Tensor, ...]) -> None:
 def _missing_preprocessing(pictures: PictureSet, tensor: Tensor) -> DataError:
     """Return the error that shows the settings to add, with the size of the model's input."""
     # (batch, 3, 224, 224) and (batch, 224, 224, 3) take pictures of 224 x 224.
-    sides = [dim for dim in tensor.shape[1:] if isinstance(dim, int) and dim > 4]
-    size = str(sides[0]) if len(sides) == 2 and sides[0] == sides[1] else "224"
+    layout, channels, sides = _read_shape(tensor)
+    settings = {"size": _format_size(sides or (224, 224))}
+    if channels == 1:
+        settings["colour"] = "grey"
+    if layout != "nchw":
+        settings["layout"] = layout
+    # ImageNet's mean and std have three channels.
+    settings["normalize"] = "0.5" if channels == 1 else "imagenet"
+    option = ",".join(f"{key}={value}" for key, value in settings.items())
+    table = "\n".join(_format_entry(key, value) for key, value in settings.items())
     return DataError(
         "pictures-preprocessing-missing",
         f"there is no preprocessing for the pictures in {pictures.folder}",
         why="size, colour order, scale, mean and std must match the training",
-        hint=f"state it by an option: --pictures size={size},normalize=imagenet\n"
-        f'or in the manifest:\n[pictures]\nsize = {size}\nnormalize = "imagenet"',
+        hint=f"state it by an option, with the training's mean and std: --pictures {option}\n"
+        f"or in the manifest:\n[pictures]\n{table}",
     )
+
+
+def _read_shape(tensor: Tensor) -> tuple[str, int, tuple[int, ...]]:
+    """Return layout, channels and (height, width) of a picture's input; () if they vary."""
+    # (batch, 28, 28, 1) is "nhwc", 1, (28, 28).
+    first, last = tensor.shape[1], tensor.shape[3]
+    layout, channels, sides = "nchw", first, tensor.shape[2:]
+    if first not in (1, 3) and last in (1, 3):
+        layout, channels, sides = "nhwc", last, tensor.shape[1:3]
+    fixed = tuple(side for side in sides if isinstance(side, int))
+    if len(fixed) < len(sides):
+        fixed = ()
+    return layout, channels if isinstance(channels, int) else 3, fixed
+
+
+def _format_size(sides: tuple[int, ...]) -> str:
+    return str(sides[0]) if len(set(sides)) == 1 else f"[{sides[0]},{sides[1]}]"
+
+
+def _format_entry(key: str, value: str) -> str:
+    """Format a setting as a line of TOML; sizes are numbers."""
+    return f"{key} = {value}" if key == "size" else f'{key} = "{value}"'
+
+
+def _suggest_settings(picture: Picture, made: tuple[int, ...], tensor: Tensor) -> str:
+    """Suggest the settings that fit an input; "" if none of them is at fault.
+
+    Args:
+        picture: the preprocessing.
+        made: shape of the picture that it made.
+        tensor: the input.
+    """
+    # Pictures of (3, 32, 32) for an input of (batch, 1, 28, 28): size=28,colour=grey.
+    layout, channels, sides = _read_shape(tensor)
+    height_width = made[1:] if picture.layout == "nchw" else made[:2]
+    settings = []
+    if sides and sides != height_width:
+        key = "crop"
+        if picture.letterbox is not None:
+            key = "letterbox"
+        elif picture.crop is None and isinstance(picture.resize, tuple):
+            key = "size"
+        settings.append(f"{key}={_format_size(sides)}")
+    if (channels == 1) != (picture.colour == "grey"):
+        settings.append(f"colour={'grey' if channels == 1 else 'rgb'}")
+    if layout != picture.layout:
+        settings.append(f"layout={layout}")
+    if not settings:
+        return ""
+    return f"for this model, state {','.join(settings)} in --pictures, or in [pictures]"
 
 
 def _pixel_type(tensor: Tensor) -> str:

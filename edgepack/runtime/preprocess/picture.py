@@ -192,9 +192,10 @@ class Picture:
         channels = CHANNELS[self.colour]
         for key, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
+                counts = "1" if channels == 1 else f"1 or {channels}"
                 return (
-                    f"{key} has {len(numbers)} values",
-                    f"use one, or {channels}: one per channel",
+                    f"{key} has {len(numbers)} values; {self.colour} takes {counts}",
+                    "state those of the training, such as mean=0.5,std=0.5",
                 )
         if 0.0 in self.std:
             return "std is 0", "pixels are divided by std, so it must not be 0"
