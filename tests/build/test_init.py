@@ -107,7 +107,7 @@ def test_a_folder_of_pictures(home: Home, tmp_path: Path) -> None:
     # The model does not say how its pictures were normalised, so the user has to.
     refused = ask("manifest", "check", str(path))
     assert (refused.status, refused.code) == (2, "pictures-incomplete")
-    path.write_text(path.read_text().replace('# normalize = "imagenet"', 'normalize = "none"'))
+    path.write_text(path.read_text().replace('# normalize = "0.5"', 'normalize = "none"'))
     assert manifest.load(path).pictures == {
         "resize": (16, 16),
         "colour": "grey",
@@ -135,7 +135,7 @@ def test_pictures_of_any_layout_are_one_source(home: Home, tmp_path: Path, layou
     path = tmp_path / "m.toml"
     options = ("--data", str(source), "--output", str(path))
     assert ask("init", str(home / "tiny.onnx"), *options).status == 0
-    path.write_text(path.read_text().replace('# normalize = "imagenet"', 'normalize = "none"'))
+    path.write_text(path.read_text().replace('# normalize = "0.5"', 'normalize = "none"'))
     settings = manifest.load(path)
     assert (tmp_path / settings.samples).samefile(source)
     assert settings.split == (0.2 if layout in ("classes", "coco") else None)

@@ -146,17 +146,17 @@ def _format_entry(key: str, value: str) -> str:
     return f"{key} = {value}" if key == "size" else f'{key} = "{value}"'
 
 
-def _suggest_settings(picture: Picture, made: tuple[int, ...], tensor: Tensor) -> str:
+def _suggest_settings(picture: Picture, shape: tuple[int, ...], tensor: Tensor) -> str:
     """Suggest the settings that fit an input; "" if none of them is at fault.
 
     Args:
         picture: the preprocessing.
-        made: shape of the picture that it made.
+        shape: of an array that it made, without the batch axis.
         tensor: the input.
     """
     # Pictures of (3, 32, 32) for an input of (batch, 1, 28, 28): size=28,colour=grey.
     layout, channels, sides = _read_shape(tensor)
-    height_width = made[1:] if picture.layout == "nchw" else made[:2]
+    height_width = shape[1:] if picture.layout == "nchw" else shape[:2]
     settings = []
     if sides and sides != height_width:
         key = "crop"
