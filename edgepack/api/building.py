@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -153,7 +154,7 @@ def _make_flags(options: BuildOptions, values: Mapping[str, object]) -> Flags:
     names = [field.name for field in fields(Flags)]
     for option in options:
         if option not in names or option in values:
-            near = nearest(option, names)
+            near = nearest(option, [*names, *signature(build).parameters])
             suggestion = f"; did you mean {near}?" if near else ""
             raise TypeError(f"build() has no option {option!r}{suggestion}")
     keywords = {**values, **options}

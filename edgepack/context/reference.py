@@ -26,11 +26,13 @@ class OriginalScore:
         task: the metric.
         value: its value for the original's answers to the evaluation set.
         chance: reason why it is no better than guessing; "" if it is.
+        doubt: reason to doubt the direction that a user's function states; "" if there is none.
     """
 
     task: TaskMetric
     value: float
     chance: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)

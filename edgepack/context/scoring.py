@@ -14,6 +14,7 @@ from edgepack.errors import MetricError
 from edgepack.metrics.answers import Answers, collect_answers
 from edgepack.metrics.chance import explain_chance
 from edgepack.metrics.collect import Collector
+from edgepack.metrics.direction import doubt_direction
 from edgepack.metrics.postprocess import Postprocess
 from edgepack.metrics.protocol import TaskMetric
 from edgepack.metrics.score import ERROR_SHARES, compare_scores, compute, compute_steady
@@ -36,10 +37,11 @@ def score_original(
             # The original's answers to themselves: 1 for a similarity, 0 for a distance.
             truth = _find_truth(task, labels, pair[0])
             value = compute_steady(task, pair, truth, "the original")
-            chance = ""
+            chance = doubt = ""
             if isinstance(truth, np.ndarray):
                 chance = explain_chance(task, value, truth, pair[0])
-            scores.append(OriginalScore(task, value, chance))
+                doubt = doubt_direction(task, value, truth, pair[0])
+            scores.append(OriginalScore(task, value, chance, doubt))
     return tuple(scores)
 
 

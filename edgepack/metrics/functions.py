@@ -99,11 +99,14 @@ def load_user_metric(source: MetricSource, folders: Sequence[Path], decoded: boo
     higher_is_better = getattr(value, "higher_is_better", None)
     if not isinstance(higher_is_better, bool):
         # No default: a gate in the wrong direction would pass a model that has collapsed.
+        hint = f"set it below the function: {name}.higher_is_better = False"
+        if not name.isidentifier():
+            hint = "give the function a name with def, and set NAME.higher_is_better = False"
         raise MetricError(
             "metric-direction",
             f"the metric {origin} does not state whether higher is better",
             why=f"it has no attribute higher_is_better that is True or False: {higher_is_better!r}",
-            hint=f"set it below the function: {name}.higher_is_better = False",
+            hint=hint,
         )
     against = getattr(value, "against_original", False) is True
     return TaskMetric(

@@ -6,7 +6,7 @@ from html import escape
 
 from edgepack.report import findings
 from edgepack.report.documents import Report
-from edgepack.report.figures import format_bytes, printable
+from edgepack.report.figures import format_bytes, format_plural, printable
 from edgepack.report.gates import GateRow
 from edgepack.runtime.parity.verdict import FAIL, PASS
 
@@ -51,7 +51,7 @@ def list_facts(report: Report) -> list[tuple[str, str]]:
     for row in rows[:_MAX_GATES]:
         facts.append(_describe_gate(row))
     if len(rows) > _MAX_GATES:
-        facts.append(("", f"and {len(rows) - _MAX_GATES} more gates"))
+        facts.append(("", f"and {format_plural(len(rows) - _MAX_GATES, 'more gate')}"))
     return facts
 
 

@@ -108,7 +108,8 @@ def format_decibel(snr_db: float, digits: int = 1) -> str:
 
 def format_points(value: float, digits: int = 2) -> str:
     """Format a difference of two percentages."""
-    return f"{value:.{digits}f} points"
+    # A value that rounds to zero has no sign: -0.0004 is "0.00 points".
+    return f"{round(value, digits) + 0.0:.{digits}f} points"
 
 
 def format_number(value: float, digits: int = 4) -> str:

@@ -10,6 +10,7 @@ from edgepack.errors import SpecError
 from edgepack.runtime.bundle.index import GATES
 from edgepack.runtime.parity.accuracy import TOP
 from edgepack.spec.manifest import Manifest
+from edgepack.spec.suggestions import nearest
 from edgepack.spec.target import Target
 
 # Gates with a lower bound, so that --strict takes the larger of two.
@@ -36,7 +37,7 @@ def parse_gates(texts: Sequence[str]) -> tuple[dict[str, float], dict[str, dict[
         if dot:
             table, allowed = metrics.setdefault(metric, {}), METRIC_BOUNDS
         if gate not in allowed or (dot and not metric):
-            raise _make_invalid(text, f"{gate or name!r} is none of {', '.join(allowed)}")
+            raise _make_unknown(text, gate or name, allowed)
         if gate in table:
             raise _make_repeated(name, table[gate], bound)
         table[gate] = bound
@@ -51,6 +52,18 @@ def _read_bound(text: str, number: str) -> float:
     if not math.isfinite(bound):
         raise _make_invalid(text, f"{number!r} is not a number")
     return bound
+
+
+def _make_unknown(text: str, gate: str, allowed: Sequence[str]) -> SpecError:
+    why = f"{gate!r} is none of {', '.join(allowed)}"
+    near = nearest(gate, allowed)
+    if near:
+        why += f"; did you mean {near}?"
+    elif gate.isidentifier() and "." not in text.partition("=")[0]:
+        # "f1=0.8" may be a ratio as well as a minimum.
+        bounds = ", ".join(f"{gate}.{bound}" for bound in METRIC_BOUNDS)
+        why += f"; the bounds of a metric are {bounds}"
+    return _make_invalid(text, why)
 
 
 def _make_invalid(text: str, why: str) -> SpecError:
@@ -170,7 +183,7 @@ def _require_measured(metric: str, names: Sequence[str]) -> None:
             "gate-unmeasured",
             f"a gate bounds the metric {metric}, which is not measured",
             why=f"the metrics of this build: {', '.join(names)}",
-            hint=f"add it: --metric {metric}",
+            hint=f"add it: --metric {metric}, or a function of yours: --metric metrics.py:{metric}",
         )
 
 

@@ -14,7 +14,11 @@ def nearest(word: str, candidates: Iterable[str], likeness: float = 0.6) -> str:
         candidates: the words that it may stand for.
         likeness: least similarity, from 0 to 1, as `difflib` measures it.
     """
-    return next(iter(get_close_matches(word, list(candidates), n=1, cutoff=likeness)), "")
+    names = list(candidates)
+    for spelling in (word, word.lower()):
+        for match in get_close_matches(spelling, names, n=1, cutoff=likeness):
+            return match
+    return ""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

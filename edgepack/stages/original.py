@@ -183,7 +183,8 @@ def _survey_answers(
         ledger.warn(f"the labels of the evaluation samples are unused: {labels.unused}")
     for score in scores:
         bounds = request.metric_gates.get(score.task.name, {})
-        ledger.warn(*filter(None, [describe_missed(bounds, score.task, score.value)]))
+        missed = describe_missed(bounds, score.task, score.value)
+        ledger.warn(*filter(None, [missed, score.doubt]))
     labels = _judge_scores(scores, labels, request)
     if labels.chance:
         ledger.warn(labels.chance)

@@ -7,6 +7,7 @@ import re
 import click
 import pytest
 
+import edgepack
 from edgepack.cli import cli
 from edgepack.cli.sections import SectionedCommand
 
@@ -33,3 +34,11 @@ def test_each_option_is_under_one_heading() -> None:
     # An option that no heading names would be listed behind the messages.
     named = [name for names in command.sections.values() for name in names]
     assert set(listed) - set(named) <= {"help", "_click_default_help"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("tarqet", "target"), ("evalution", "evaluation"), ("max_drp", "max_drop")]
+)
+def test_a_misspelt_option_of_build_in_python_is_recognised(wrong: str, right: str) -> None:
+    with pytest.raises(TypeError, match=f"did you mean {right}"):
+        edgepack.build("model.onnx", **{wrong: 1})  # type: ignore[arg-type]

@@ -110,6 +110,21 @@ def test_gates_that_mean_nothing_are_refused(
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(
+    ("gate", "advice"),
+    [
+        ("f2.max_drop=1", "--metric metrics.py:f2"),
+        ("f1.max_drp=1", "did you mean max_drop?"),
+        ("snr=25", "did you mean snr_db?"),
+        ("f1=0.8", "f1.min"),
+    ],
+)
+def test_a_wrong_gate_is_told_the_right_spelling(gate: str, advice: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        resolve_gates(MANIFEST, gate)
+    assert advice in f"{caught.value.why} {caught.value.hint}"
+
+
 def test_a_bound_on_the_better_side_is_refused() -> None:
     for name, wrong, right in (("f1", "max", "min"), ("mae", "min", "max")):
         task = TaskMetric(BUILT_IN[name], name)

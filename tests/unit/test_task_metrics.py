@@ -21,6 +21,7 @@ from edgepack.metrics.catalogue import (
 )
 from edgepack.metrics.classes import CLASS_METRICS
 from edgepack.metrics.collect import Collector
+from edgepack.metrics.direction import doubt_direction
 from edgepack.metrics.protocol import Metric, TaskMetric
 from edgepack.metrics.score import compare_scores, compute, compute_steady
 from edgepack.metrics.values import VALUE_METRICS
@@ -210,6 +211,33 @@ def test_numbers_of_numpy_are_numbers(tmp_path: Path, body: str) -> None:
     assert compute(task, Answers([np.ones((2, 3))]), np.zeros(2), "the original") == 0.5
 
 
+@pytest.mark.parametrize(
+    ("body", "higher", "doubted"),
+    [
+        ("(o[0].argmax(1) != y).mean()", True, True),
+        ("(o[0].argmax(1) != y).mean()", False, False),
+        ("(o[0].argmax(1) == y).mean()", True, False),
+        ("(o[0].argmax(1) == y).mean()", False, True),
+        # Neither reads which label belongs to which sample.
+        ("abs(o[0].max(1).mean() - y.mean())", True, False),
+        ("abs(o[0].max(1).mean() - y.mean())", False, False),
+        # This one fits no labels but its own.
+        ("1 / int((o[0].argmax(1) == y).all())", True, False),
+    ],
+)
+def test_a_metric_that_likes_the_labels_of_others_is_doubted(
+    tmp_path: Path, body: str, higher: bool, doubted: bool
+) -> None:
+    (tmp_path / "m.py").write_text(
+        f"def f(o, y):\n    return float({body})\nf.higher_is_better = {higher}\n"
+    )
+    task = load_metric("m.py:f", (tmp_path,), SCORES)
+    labels = np.arange(60) % 3
+    answers = Answers([np.eye(3, dtype=np.float32)[labels]])
+    value = compute(task, answers, labels, "the original")
+    assert bool(doubt_direction(task, value, labels, answers)) == doubted
+
+
 def test_a_function_states_the_direction(tmp_path: Path) -> None:
     assert user_metric(tmp_path, "return 1.0").metric.higher_is_better is False
     for direction in ("", "metric.higher_is_better = 1"):
@@ -217,6 +245,20 @@ def test_a_function_states_the_direction(tmp_path: Path) -> None:
             user_metric(tmp_path, "return 1.0", direction)
         assert caught.value.code == "metric-direction"
         assert "metric.higher_is_better = False" in caught.value.hint
+
+
+def test_a_function_without_a_name_gets_a_hint_that_can_be_typed() -> None:
+    with pytest.raises(MetricError) as caught:
+        load_metric(lambda outputs, labels: 1.0, (), SCORES)
+    assert caught.value.code == "metric-direction"
+    assert "<lambda>" not in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["F1", "Spearman", "MAE"])
+def test_a_metric_in_capitals_is_recognised(name: str) -> None:
+    with pytest.raises(EdgepackError) as caught:
+        check_metric(name)
+    assert f"did you mean {name.lower()}?" in caught.value.hint
 
 
 @pytest.mark.parametrize(
