@@ -39,7 +39,7 @@ BYTES_PER_THREAD = 16 << 20
 # Files in the folder that parent and child share, and the prefix of the arrays in INPUTS.
 REQUEST, RESULT, INPUTS, MODEL = "request.json", "result.json", "inputs.npz", "model.onnx"
 FOLDED, PREFIX = "folded.onnx", "input-"
-# Bytes above which the values of a tensor are no shape.
+# Bytes above which the values of a tensor are not a shape.
 LARGE_TENSOR = 1 << 16
 _SIGNALS_OF_NO_MEMORY = (signal.SIGABRT, signal.SIGKILL)
 # Messages of the libraries when memory runs out; they share no exception.

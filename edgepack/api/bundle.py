@@ -176,7 +176,7 @@ class Bundle:
         Args:
             old: the older bundle, or its path.
             timed: measure both latencies by turns, if the bundles run on this machine.
-            tolerances: changes that are no regression; None for those of `edgepack compare`.
+            tolerances: changes that are not a regression; None for those of `edgepack compare`.
 
         Raises SpecError if the two cannot replace each other.
         """

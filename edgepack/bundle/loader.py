@@ -161,7 +161,7 @@ def select_modules(needs: Needs) -> tuple[str, ...]:
 def read_files(needs: Needs) -> Mapping[str, bytes]:
     """Return the contents of this release's loader for some needs, by name in a bundle."""
     folder = Path(runtime.__file__).parent
-    # The template is a resource of this package, since it is no module of the loader.
+    # The template is a resource of this package, since it is not a module of the loader.
     contents = {MAIN: (resources.files("edgepack.bundle") / "main_template.py").read_bytes()}
     for name in select_modules(needs):
         contents[FOLDER + name] = _strip(folder / name)

@@ -38,7 +38,7 @@ _VERDICTS = (PASS, UNVERIFIED, FAIL)
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Changes that are no regression.
+    """Changes that are not a regression.
 
     Attributes:
         latency: slow-down as a share: 0.1 is 10 %.
@@ -87,7 +87,7 @@ class Comparison:
         rows: what was compared.
         notes: what limits the comparison.
         latency: latencies by turns; None if they were not measured.
-        tolerances: changes that are no regression.
+        tolerances: changes that are not a regression.
     """
 
     old: Mapping[str, object]
@@ -130,7 +130,7 @@ def compare(
     Args:
         old: path of the bundle to compare with.
         new: path of the bundle that replaces it.
-        tolerances: changes that are no regression; None for the defaults.
+        tolerances: changes that are not a regression; None for the defaults.
         threads: threads within an operator; 0 takes every physical core.
         timed: measure both latencies, by turns, if the bundles run on this machine.
 

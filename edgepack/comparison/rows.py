@@ -16,7 +16,7 @@ class Row:
         new: the figure of the new one, as text.
         change: the difference, as text; "" for none.
         regressed: true if the new one is worse by more than the tolerance.
-        values: both figures as numbers, None where one is exact; empty if they are no numbers.
+        values: both figures as numbers, None where one is exact; empty if they are not numbers.
         held: of a gate, true if both bundles met it.
     """
 

@@ -121,7 +121,7 @@ def bound_quality(request: Request, outputs: Sequence[Tensor], labels: Labels) -
 def _find_allowed_loss(request: Request) -> float:
     """Return the share of decisions that the user's gates on the metric let the model lose."""
     # max_drop = 2 points and metric_ratio = 0.99 allow 0.02 and 0.01; both must hold, so 0.01.
-    # A gate of the profile is no allowance of the user's.
+    # A gate of the profile is not an allowance of the user's.
     losses = []
     if "max_drop" in request.explicit_gates:
         losses.append(request.quality["max_drop"] / 100)

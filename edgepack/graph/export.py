@@ -191,7 +191,7 @@ def export_program(
 
     weights = [*program.state_dict.values(), *program.constants.values()]
     require_size(_weight_bytes(weights), "the exported program")
-    # An optional argument that was None at export is no input of the graph.
+    # An optional argument that was None at export is not an input of the graph.
     expected = [name for name in program.graph_signature.user_inputs if name is not None]
     if inputs is not None and len(inputs) != len(expected):
         raise GraphError(

@@ -96,7 +96,7 @@ def strip_metadata(model: ModelProto) -> None:
 def drop_given_inputs(model: ModelProto) -> None:
     """Turn inputs with an initializer into plain constants, in place.
 
-    Before IR version 4 every weight was also an input. Such inputs are no inputs of the model for
+    Before IR version 4 every weight was also an input. Such inputs are not inputs of the model for
     `signature`, yet readers of the graph do not recognize them as constants.
     """
     inputs = fed_inputs(model.graph)

@@ -48,7 +48,7 @@ def input_read(module: Module, args: tuple[TorchTensor, ...]) -> str | None:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             result = func(*args, **(kwargs or {}))
-            # A shape or a parameter of the model is no value of an input.
+            # A shape or a parameter of the model is not a value of an input.
             if not any(map(is_derived, tree_leaves((args, kwargs)))):
                 return result
             for leaf in tree_leaves(result):

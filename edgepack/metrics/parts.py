@@ -191,7 +191,7 @@ def _by_scale(scales: np.ndarray) -> tuple[float, list[tuple[int, ...]]]:
     few = DEAD_SHARE * len(scales)
     widest, groups, current = 1.0, [], [int(order[0])]
     for before, index in pairwise(order):
-        # A step up from a scale of 0 is no gap.
+        # A step up from a scale of 0 is not a gap.
         ratio = scales[index] / scales[before] if scales[before] > 0 else 1.0
         if ratio > GAP and len(current) >= few:
             widest = max(widest, ratio)

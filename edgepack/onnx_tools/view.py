@@ -27,7 +27,7 @@ class GraphView:
         self.initializers = by_name(graph.initializer)
         self.inputs = [value.name for value in fed_inputs(graph)]
         self.outputs = names_of(graph.output)
-        # Inputs of any kind: an initializer among them can be overridden, so it is no constant.
+        # Inputs of any kind: an initializer among them can be overridden, so it is not a constant.
         self._declared = names_of(graph.input)
         self.producer: dict[str, int] = {}
         self.readers: dict[str, list[int]] = {}

@@ -258,7 +258,7 @@ def _describe_quality(report: Report) -> str:
     if metrics is None:
         return ""
     clauses = []
-    # Equal elements of an integer output are counted as agreement, but they are no classes.
+    # Equal elements of an integer output are counted as agreement, but they are not classes.
     share = metrics.get("top1_agreement")
     if share is not None and metrics.get("compared") != "equality":
         clauses.append(f"chooses the original's class for {format_percent(share)}")
@@ -370,7 +370,7 @@ def describe_machine(report: Report) -> str:
 def describe_metric(question: Question) -> str:
     """Return the task's metrics: "top1 88.4 % → 88.2 %, 0.20 points lost on 500 samples".
 
-    Of a metric that is no share: "rmse 2.513 → 2.604, 0.091 worse on 500 samples". Several are
+    Of a metric that is not a share: "rmse 2.513 → 2.604, 0.091 worse on 500 samples". Several are
     separated by semicolons.
     """
     texts = []

@@ -230,7 +230,7 @@ def _read_metric(quality: Measurement) -> float | None:
 
 
 def _format_score(quality: Measurement) -> str:
-    """Format the metric or the agreement: "88.4 %"; a metric that is no share as a number."""
+    """Format the metric or the agreement: "88.4 %"; a metric that is not a share as a number."""
     score, metric = _read_metric(quality), quality["metric"]
     if score is None:
         return _NONE

@@ -89,7 +89,7 @@ class Model:
             return value  # type: ignore[return-value]
         array = np.asarray(value)
         converted = array.astype(self._dtypes[name])
-        # 0.5 is no integer, and 300 no uint8: `run` refuses the type of the list's own array.
+        # 0.5 is not an integer, 300 not a uint8: `run` refuses the type of the list itself.
         if converted.dtype.kind != "f" and not np.array_equal(converted, array):
             return array
         return converted

@@ -44,7 +44,7 @@ class Reader:
         return f"{self.path}.{key}".strip(".")
 
     def get(self, key: str, *types: Type[Value]) -> Value:
-        """Return the value of a key, which must be of one of those types; a bool is no number."""
+        """Return the value of a key, which must be of one of these types; a bool is no number."""
         if not isinstance(self.value, dict) or key not in self.value:
             raise self.fault(f"the key {key!r} is missing")
         value: Value = self.value[key]

@@ -255,7 +255,7 @@ _LISTED = 6
 
 
 def _is_number(value: object) -> bool:
-    # A flag is no number here, although bool is a subclass of int.
+    # A flag is not a number here, although bool is a subclass of int.
     if isinstance(value, (bool, str)):
         return False
     return isinstance(value, (int, float)) or hasattr(value, "dtype")

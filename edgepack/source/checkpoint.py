@@ -222,7 +222,7 @@ def _read_shards(
 def _read_torch(torch: ModuleType, path: Path, options: WeightOptions) -> tuple[object, bool]:
     """Return the object that torch.save wrote, and True if its code was allowed to run."""
     # torch raises UnpicklingError for a name that `weights_only` does not allow, and for a file
-    # that is no pickle. The names in the pickle tell the two apart.
+    # that is not a pickle. The names in the pickle tell the two apart.
     try:
         return torch.load(path, map_location="cpu", weights_only=True), False
     except pickle.UnpicklingError as error:

@@ -35,7 +35,7 @@ MAX_JSON = 256 << 20
 #     models/model.json                      the graph, as nested JSON
 #     data/weights/weight_0, ...             bytes of one parameter or buffer each
 #     data/weights/model_weights_config.json names, types and shapes of these
-#     data/constants/...                     the same for tensors that are no parameters
+#     data/constants/...                     the same for tensors that are not parameters
 #     data/sample_inputs/model.pt            a pickle, which is never read here
 _PROGRAM = "models/model.json"
 _WEIGHTS = "data/weights/model_weights_config.json"

@@ -108,7 +108,7 @@ def _suggest_similar(path: Path) -> str:
     names = []
     try:
         for entry in path.parent.iterdir():
-            # A log or a report of a similar name is no model.
+            # A log or a report of a similar name is not a model.
             if entry.suffix in _SUFFIXES or entry.is_dir():
                 names.append(entry.name)
     except OSError:

@@ -11,7 +11,7 @@ from edgepack.data.layouts.picture_set import PictureSet
 
 
 def list_class_folders(folder: Path, paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Return the names of the class folders, sorted; empty if the subfolders are no classes.
+    """Return the names of the class folders, sorted; empty if the subfolders are not classes.
 
     They are classes if there are at least two, and every picture is in one of them.
     """

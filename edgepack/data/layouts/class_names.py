@@ -47,7 +47,7 @@ def read_class_file(path: Path) -> tuple[str, ...]:
             why=f"{type(error).__name__}: {error}",
             hint="a text file with the name of one class on each line, in the model's order",
         ) from error
-    # A trailing empty line is no class; one in between would shift the others.
+    # A trailing empty line is not a class; one in between would shift the others.
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if not lines or "" in lines:
         raise DataError(

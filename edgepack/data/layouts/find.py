@@ -136,5 +136,5 @@ def _explain_unlabelled(
     if not nested or names:
         return ()
     if len(nested) < len(pictures):
-        return ("the subfolders are no classes, since pictures lie beside them: no labels",)
-    return ("the only subfolder with pictures is no class: no labels",)
+        return ("the subfolders are not classes, since pictures lie beside them: no labels",)
+    return ("the only subfolder with pictures is not a class: no labels",)

@@ -220,7 +220,7 @@ def _read_list(source: Path) -> list[Path]:
     try:
         lines = read_plain(source).decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise _invalid(source, f"it is no list of pictures: {error}") from error
+        raise _invalid(source, f"it is not a list of pictures: {error}") from error
     pictures = [source.parent / line.strip() for line in lines if line.strip()]
     for picture in pictures:
         if not picture.is_file():

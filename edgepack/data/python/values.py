@@ -121,7 +121,7 @@ def _types_of(inputs: Sequence[Tensor]) -> dict[str, str]:
 
 
 def _is_function(value: object) -> bool:
-    # A module or an instance with __call__ and __iter__ is no function.
+    # A module or an instance with __call__ and __iter__ is not a function.
     return callable(value) and not hasattr(value, "__iter__") and not hasattr(value, "__getitem__")
 
 

@@ -341,5 +341,5 @@ def _encode(text: str, where: str) -> bytes:
             "text-encoding",
             f"{where} is not valid Unicode",
             why=str(error),
-            hint="half of a surrogate pair, such as \\ud83d alone, is no character",
+            hint="half of a surrogate pair, such as \\ud83d alone, is not a character",
         ) from error

@@ -75,7 +75,7 @@ def find_layers(module: nn.Module) -> tuple[str, nn.Module]:
 
     candidates: list[tuple[int, str, nn.Module]] = []
     for name, part in module.named_modules():
-        # A list of equal parts, as BertEncoder.layer; a Sequential of different ones is no stack.
+        # A list of equal parts, like BertEncoder.layer; a Sequential of different ones is none.
         kinds = {type(layer) for layer in part.children()}
         listed = isinstance(part, (torch.nn.ModuleList, torch.nn.Sequential))
         if listed and len(kinds) == 1 and len(part) > 1:

@@ -187,7 +187,7 @@ def read_options(reader: Reader, inputs: Sequence[Tensor]) -> EngineOptions:
     profiles = {}
     for name in entries.value:
         if name not in tensors:
-            raise entries.fault(f"{name!r} is no input")
+            raise entries.fault(f"{name!r} is not an input")
         profiles[name] = _profile(entries.at(name), tensors[name])
     return EngineOptions(workspace, core, profiles)
 

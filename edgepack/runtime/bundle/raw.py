@@ -61,7 +61,7 @@ def read_raw_reference(reader: Reader, inputs: int, samples: int) -> RawReferenc
         {name: versions.get(name, str) for name in versions.value},
     )
     if not raw.files or len(raw.files) % samples:
-        raise reader.fault(f"{len(raw.files)} files are no multiple of {samples} samples")
+        raise reader.fault(f"{len(raw.files)} files are not a multiple of {samples} samples")
     if len(raw.sha256) != inputs or len(raw.probes) not in (0, inputs):
         raise reader.fault("it does not have one entry per input")
     return raw

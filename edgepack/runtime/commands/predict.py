@@ -202,7 +202,7 @@ def _read_lines(data: "bytes | Path") -> List[bytes]:
 
 
 def _list_skipped(preprocessing: Optional[Preprocessing]) -> Tuple[str, ...]:
-    """Return suffixes of files in folders that are no samples of this kind of model."""
+    """Return suffixes of files in folders that are not samples of this kind of model."""
     if preprocessing is None or preprocessing.to_json()["kind"] not in ("picture", "audio"):
         return ()
     return _LABELS

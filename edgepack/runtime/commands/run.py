@@ -43,7 +43,7 @@ def read_npz(path: str) -> Dict[str, np.ndarray]:
             if repeated:
                 raise ValueError(f"it has two arrays named {', '.join(repeated)}")
             arrays = {name: loaded[name] for name in loaded.files}
-        # An entry that is no array (a note, a README) is loaded as bytes: skip it.
+        # An entry that is not an array (a note, a README) is loaded as bytes: skip it.
         return {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
     except Exception as error:  # numpy, tokenize, zipfile and lzma share no base for broken files
         raise InputError(

@@ -118,7 +118,7 @@ def choose(
         only: the name of the only variant to consider; "" for any.
         refused: errors of variants that did not start here, by name.
 
-    Raises InputError if `only` is no variant's name. If none fits, `require_variant` raises later.
+    Raises InputError if `only` is not a variant's name; `require_variant` raises if none fits.
     """
     candidates = [variant for variant in index.variants if only in ("", variant.name)]
     if not candidates:

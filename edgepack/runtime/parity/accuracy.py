@@ -32,7 +32,7 @@ def decisions(array: np.ndarray, kind: str, axis: int = -1) -> Optional[np.ndarr
 
     "scores" choose the largest along the class axis, which the result lacks; "logit" chooses class
     1 above 0, "probability" class 1 above 0.5, "classes" holds the choice itself. Scores of a
-    single class count as a logit: the largest of one is no choice. None for "values", and for
+    single class count as a logit: the largest of one is not a choice. None for "values", and for
     scores without a class axis.
 
     Scores [[0.1, 0.7, 0.2], [nan, 1, 0]] decide [1, NONE]; logits [-2.0, 3.0] decide [0, 1].

@@ -257,7 +257,7 @@ def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
 
 
 def _judge_value(bounds: Bounds, metric: MetricResult) -> List[Gate]:
-    """Judge a metric that is no share of decisions, so that no number of misses is allowed.
+    """Judge a metric that is not a share of decisions, so that no number of misses is allowed.
 
     An error of 0.20 that becomes 0.25 has a ratio of 0.20 / 0.25 = 0.8, and a drop of 5 points.
     """

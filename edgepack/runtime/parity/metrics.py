@@ -263,7 +263,7 @@ class Quality:
     ) -> None:
         """Add one shard of `count` samples: the original's answers, and this model's.
 
-        Raises InputError if a label is no class of the scores.
+        Raises InputError if a label is not a class of the scores.
         """
         for parity, original, answer in zip(self._parities, originals, measured):
             parity.update(original, answer, count)

@@ -162,7 +162,7 @@ def decode(data: bytes, name: str) -> Tuple[np.ndarray, int]:
             "audio-empty",
             f"{name} is empty",
             why="it has no samples",
-            hint="leave it out",
+            hint="remove it",
         )
     if samples.size > MAX_SAMPLES:
         raise InputError(
@@ -207,7 +207,7 @@ def _read_soundfile(data: bytes, name: str) -> Tuple[np.ndarray, int]:
     except (ImportError, OSError) as error:  # OSError: the library libsndfile is missing
         raise DeviceError(
             "package-missing",
-            f"{name} is no WAV file of integers, and others need the package soundfile",
+            f"{name} is not a WAV file of integers; other files need the package soundfile",
             why=str(error),
             hint="python3 -m pip install soundfile",
         ) from error

@@ -184,7 +184,7 @@ class Picture:
             if value not in choices:
                 return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
         if self.letterbox is not None and (self.resize, self.crop) != (None, None):
-            return "letterbox stands beside resize or crop", "use one of them"
+            return "letterbox is combined with resize or crop", "use one of them"
         if not self.antialias and self.interpolation == "lanczos":
             return "lanczos always averages", "antialias = true, or another interpolation"
         if not 0 <= self.pad <= 255:
@@ -358,7 +358,7 @@ def decode(data: bytes, name: str, colour: str) -> Image:
             return upright.convert("RGB")
     except pillow.UnidentifiedImageError as error:
         # Its message has the address of the buffer.
-        raise _unreadable(name, "it is no kind of picture that Pillow knows") from error
+        raise _unreadable(name, "Pillow does not recognise its format") from error
     except pillow.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -370,7 +370,7 @@ def _unreadable(name: str, why: str) -> InputError:
         "picture-unreadable",
         f"{name} cannot be decoded",
         why=why,
-        hint="replace the file: it must be a whole picture, such as a JPEG or a PNG",
+        hint="replace the file: it must be a complete picture, such as a JPEG or a PNG",
     )
 
 

@@ -173,7 +173,7 @@ class Text:
                 "text-empty",
                 f"{name} has no tokens",
                 why="it is empty, or the tokenizer drops all of it",
-                hint="leave it out",
+                hint="remove it",
             )
         return encoding
 

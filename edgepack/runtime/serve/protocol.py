@@ -25,7 +25,7 @@ from ..tensor import Tensor
 EXTENSION = "binary_tensor_data"
 JSON_LENGTH = "Inference-Header-Content-Length"
 # Kinds of numpy's types that a JSON array may have, by the kind of the tensor: 1 is a valid float,
-# but 1.5 is no valid integer, and true is no number.
+# but 1.5 is not a valid integer, and true is not a number.
 _KINDS = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}
 
 

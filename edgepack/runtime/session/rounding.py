@@ -108,7 +108,7 @@ def _cast(source: bytes, output: bytes, to: int) -> bytes:
 
 
 def _elem_type(value: memoryview) -> int:
-    """Return the element type of a ValueInfoProto; 0 if it is no tensor or has no type."""
+    """Return the element type of a ValueInfoProto; 0 if it is not a tensor or has no type."""
     tensor = _first_value(_first_value(value, VALUE_TYPE), TYPE_TENSOR)
     return _decode_integer(_first_value(tensor, ELEM_TYPE))
 
