@@ -123,11 +123,14 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
         return _drop_unused(model, inferred)
     if inferred is not None:
         return inferred
+    example = "image:float32:batch,3,224,224"
+    if request.audio is not None:
+        example = "waveform:float32:batch,1,16000, or batch,samples without an axis of channels"
     raise SpecError(
         "inputs-unknown",
         "the model's inputs are unknown",
         why=f"a {model.kind} does not define them, and no samples show them",
-        hint="--input name:dtype:dims, for example --input image:float32:batch,3,224,224",
+        hint=f"--input name:dtype:dims, for example --input {example}",
     )
 
 

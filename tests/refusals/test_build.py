@@ -244,7 +244,10 @@ def test_two_inputs_of_one_name(torch_home: Home, out: Path) -> None:
 def test_inputs_that_nothing_tells(torch_home: Home, out: Path) -> None:
     arguments = torch_home.build("tiny.pt", "--arch", torch_home / "nets.py:tiny",
                                  "--random-calibration", calibration="")  # fmt: skip
-    refuse(arguments, out, "inputs-unknown", "--input")
+    refuse(arguments, out, "inputs-unknown", "--input", "image:float32")
+    settings = torch_home / "recordings.toml"
+    settings.write_text("schema = 1\n[audio]\nrate = 8000\n")
+    refuse([*arguments, "--manifest", str(settings)], out, "inputs-unknown", "waveform:float32")
 
 
 def test_no_samples(home: Home, out: Path) -> None:

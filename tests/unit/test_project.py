@@ -37,6 +37,14 @@ def test_the_links_and_make_targets_of_a_page_exist(page: str) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_the_readme_lists_every_guide_and_reference_page() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\]\((docs/(?:guides|reference)/[a-z-]+\.md)\)", text))
+    pages = [*ROOT.glob("docs/guides/*.md"), *ROOT.glob("docs/reference/*.md")]
+    present = {str(page.relative_to(ROOT)) for page in pages if page.name != "index.md"}
+    assert linked == present
+
+
 def test_the_source_archive_holds_what_its_own_commands_need(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", tmp_path],
