@@ -97,6 +97,9 @@ def lint(
         warnings += survey.warnings(inputs)
         notes += survey.notes
     evaluated = surveys.get("evaluation") or surveys.get("calibration")
+    # Only the samples that judge the model need labels.
+    if evaluated is not None and evaluated.unlabelled:
+        warnings.append(evaluated.unlabelled)
     for survey in surveys.values():
         if evaluated is not None and survey is not evaluated:
             warnings += _compare(survey, evaluated)
@@ -117,6 +120,7 @@ class _Survey:
         moments: running statistics by input.
         notes: conversions that made the samples fit, in sentences.
         constants: inputs that may be the same in every sample.
+        unlabelled: a sentence that says where labels may be, for samples without any; else empty.
     """
 
     role: str
@@ -128,6 +132,7 @@ class _Survey:
     moments: dict[str, Moments] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     constants: frozenset[str] = frozenset()
+    unlabelled: str = ""
 
     def fingerprint_array(self) -> np.ndarray:
         """Return the first 8 bytes of each sample's digest, as uint64."""
@@ -192,7 +197,7 @@ def _survey(samples: Samples, inputs: tuple[Tensor, ...], role: str) -> _Survey:
             divisible += piece.count
     if isinstance(samples, SampleStream):
         survey.notes, survey.exact = samples.notes, samples.exact
-        survey.constants = samples.constants
+        survey.constants, survey.unlabelled = samples.constants, samples.unlabelled
         if samples.exact:
             # Complete feeds are never dropped: only divisible pieces are gathered into batches.
             survey.dropped = divisible % samples.exact

@@ -95,6 +95,7 @@ class SampleStream:
         preprocessing: conversion of the raw samples to arrays; None for samples that are arrays.
         class_names: names of the classes, by their index; empty if they are not known.
         constants: inputs that may be the same in every sample, such as the mask of unpadded texts.
+        unlabelled: a sentence that says where labels may be, for samples without any; else empty.
     """
 
     origin: str
@@ -104,6 +105,7 @@ class SampleStream:
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] = ()
     constants: frozenset[str] = frozenset()
+    unlabelled: str = ""
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Iterate over all samples from the first, at most `size` per batch.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepack.data import Classes, TextOptions, open_samples, read_text
+from edgepack.data import Classes, TextOptions, lint, open_samples, read_text
 from edgepack.data.samples import Batch
 from edgepack.errors import DataError
 from edgepack.runtime.preprocess.text import Text, join_pair
@@ -167,6 +167,25 @@ def test_columns_of_other_names_are_named_in_the_manifest(tmp_path: Path, folder
     (batch,) = batches_of(path, texts_of(folder), columns=columns)
     assert batch.labels is not None
     assert batch.labels.tolist() == [4.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "warnings"),
+    [
+        (("text", "stars"), ['[text] label = "stars"']),
+        (("text", "label"), []),
+    ],
+)
+def test_labels_in_a_column_of_another_name_are_suspected(
+    tmp_path: Path, folder: Path, header: tuple[str, str], warnings: list[str]
+) -> None:
+    rows = [(f"good {index}", str(index % 2)) for index in range(120)]
+    path = write_table(tmp_path / "a.csv", rows, header)
+    samples = open_samples(str(path), INPUTS, preprocessing=texts_of(folder))
+    for report in (lint(None, samples, INPUTS), lint(samples, None, INPUTS)):
+        found = [line for line in report.warnings if "labels" in line]
+        assert len(found) == len(warnings)
+        assert all(part in line for part, line in zip(warnings, found, strict=True))
 
 
 def fault_of(path: Path, text: Text | None, **options: Any) -> str:

@@ -21,6 +21,7 @@ from edgepack.data.raw.prepare import prepare, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.data.text.tokenizer import TextOptions
 from edgepack.errors import DataError
+from edgepack.listing import join_names
 from edgepack.runtime.errors import InputError
 from edgepack.runtime.preprocess.code import Code
 from edgepack.runtime.preprocess.protocol import Preprocessing
@@ -78,7 +79,7 @@ def open_texts(
     Raises:
         DataError: the file cannot be read, has no such columns, or its labels are not valid.
     """
-    rows, paired = _read_rows(path, columns or TextOptions())
+    rows, paired, unread = _read_rows(path, columns or TextOptions())
     if not rows:
         raise DataError(
             "samples-empty",
@@ -111,6 +112,17 @@ def open_texts(
         preprocessing=preprocessing,
         class_names=classes.names,
         constants=frozenset(constants),
+        unlabelled="" if labels is not None else _describe_unread(unread, path.name),
+    )
+
+
+def _describe_unread(columns: Sequence[str], name: str) -> str:
+    """Return a sentence on the columns that were not read; empty if there are none."""
+    if not columns:
+        return ""
+    return (
+        f"{name} gives no labels; columns that are not read: {join_names(columns, 5)}; "
+        f'[text] label = "{columns[0]}" in the manifest takes labels from there'
     )
 
 
@@ -191,8 +203,8 @@ def _group(order: Sequence[tuple[int, int]], size: int) -> Iterator[tuple[int, l
             yield length, indices[start : start + size]
 
 
-def _read_rows(path: Path, options: TextOptions) -> tuple[list[Row], bool]:
-    """Return the rows of a file, and True if they are pairs."""
+def _read_rows(path: Path, options: TextOptions) -> tuple[list[Row], bool, list[str]]:
+    """Return the rows of a file, True if they are pairs, and the columns that were not read."""
     contents = read_file(path)
     try:
         # Spreadsheets begin a .csv with a byte order mark.
@@ -205,7 +217,7 @@ def _read_rows(path: Path, options: TextOptions) -> tuple[list[Row], bool]:
             hint=f"convert it: iconv -f latin1 -t utf-8 {path.name}",
         ) from error
     if path.suffix.lower() == ".txt":
-        return _read_lines(text, path.name), False
+        return _read_lines(text, path.name), False, []
     if path.suffix.lower() == ".jsonl":
         records = _read_json_lines(text, path.name)
     else:
@@ -273,9 +285,9 @@ def _read_table(text: str, path: Path) -> list[Record]:
 
 def _convert_records(
     records: Sequence[Record], name: str, options: TextOptions
-) -> tuple[list[Row], bool]:
+) -> tuple[list[Row], bool, list[str]]:
     if not records:
-        return [], False
+        return [], False, []
     columns = list(records[0][1])
     text = _find_column(columns, options.text, TEXT_COLUMNS, name, required=True)
     pair = _find_column(columns, options.text_pair, PAIR_COLUMNS, name)
@@ -296,7 +308,7 @@ def _convert_records(
                 hint="label all texts or none",
             )
         rows.append(Row(data, value, where))
-    return rows, bool(pair)
+    return rows, bool(pair), [column for column in columns if column not in (text, pair, label)]
 
 
 def _find_column(
