@@ -46,7 +46,10 @@ def run(
     as_json: bool,
     demands: Demands,
 ) -> None:
-    """Run a BUNDLE on samples: an .npz with one array per input, samples along axis 0."""
+    """Run a BUNDLE on samples: an .npz with one array per input, samples along axis 0.
+
+    The bundle itself takes pictures, texts and recordings: `python3 BUNDLE run photo.jpg`.
+    """
     arguments = ["run", f"--threads={threads}", "--output", str(output.absolute())]
     if source:
         arguments += ["--input", str(Path(source).absolute())]

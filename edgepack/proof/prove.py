@@ -257,8 +257,11 @@ def _suggest_remedy(lost: Record | None, chain: Sequence[Step]) -> str:
         return "the exported original misses this gate already, so no chain can meet it: lower it"
     remedy = ""
     for step in chain:
-        if step.name == stage:
-            remedy = step.definition.advice()
+        if step.name != stage:
+            continue
+        remedy = step.definition.advice()
+        if step.options.get("repair") is False:
+            remedy = f"leave repair on, which returns the costly layers to float; or {remedy}"
     remedy = remedy or "use more or better calibration samples, use another chain"
     return f"{remedy}, or lower the gate in the manifest"
 

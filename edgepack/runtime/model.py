@@ -169,7 +169,8 @@ class Model:
         feed = fill_batch(feed, self.inputs)
         outputs = split_outputs(self.run(feed), self.outputs, self.inputs)
         if self.postprocess is not None:
-            return Prediction(outputs, (), decode(self.postprocess, outputs), True)
+            result = decode(self.postprocess, outputs)
+            return Prediction(outputs, (), result, True, self.class_names)
         return Prediction(outputs, find_top(outputs, self.outputs, self.class_names, top))
 
 

@@ -53,6 +53,7 @@ def test_int8_that_loses_the_scores_is_refused_for_the_map_alone(
     answer = ask(*arguments, *plain)
     assert (answer.status, answer.code) == (1, "gate-missed"), answer.stderr
     assert "map relative to original" in answer.document["error"]["why"]
+    assert "leave repair on" in answer.document["error"]["hint"]
     report = json.loads(entry(output.with_name("x.rejected.edgepack"), "report/report.json"))
     metric = report["quality"]["metric"]
     assert metric["original"] > 0.4

@@ -86,6 +86,22 @@ def test_arrays_pass_through_and_files_need_a_preprocessing() -> None:
     assert caught.value.code == "input-names"
 
 
+def test_boxes_are_printed_best_first_with_their_classes() -> None:
+    boxes = np.array([[1, 2, 30, 4], [5.6, 6, 7, 8]], np.float32)
+    result = {"boxes": boxes, "scores": np.array([0.25, 0.75]), "labels": np.array([1, 7])}
+    found = Prediction({}, (), result, decoded=True, names=("disc", "square"))
+    assert found.lines() == [" 0.750  7       6 6 7 8", " 0.250  square  1 2 30 4"]
+    assert found.to_json()["result"]["labels"] == [1, 7]
+    none = {name: value[:0] for name, value in result.items()}
+    assert Prediction({}, (), none, decoded=True).lines() == ["no boxes"]
+    # Lists are taken too, and any other result is printed as JSON.
+    lists = {name: value.tolist() for name, value in result.items()}
+    assert Prediction({}, (), lists, decoded=True, names=("a", "b")).lines()[1].split()[1] == "b"
+    for odd in ({"scores": [0.5]}, {"labels": ["disc", "square"]}, {"boxes": [[1], [1, 2]]}):
+        [line] = Prediction({}, (), {**lists, **odd}, decoded=True).lines()
+        assert line.startswith("{")
+
+
 def test_small_outputs_are_printed_and_large_ones_described() -> None:
     outputs = {"price": np.array([[1.5]], np.float32), "map": np.zeros((1, 9, 9), np.float32)}
     lines = Prediction(outputs, ()).lines()
