@@ -113,9 +113,9 @@ def build(
         settings = replace(settings, name=name)
     with _open_model(model, name or settings.name) as (source, trusted):
         flags = _make_flags(options, {
-            "calibration": _read_samples(calibration),
-            "evaluation": _read_samples(evaluation),
-            "training": _read_samples(training),
+            "calibration": _read_samples(calibration, "calibration"),
+            "evaluation": _read_samples(evaluation, "evaluation"),
+            "training": _read_samples(training, "training"),
             "metrics": _read_metrics(metric),
             "chain": chain,
             "inputs": _read_inputs(inputs),
@@ -190,12 +190,12 @@ def _read_metrics(metric: MetricSource | Sequence[MetricSource]) -> tuple[Metric
     return (cast("MetricSource", metric),) if metric else ()
 
 
-def _read_samples(value: object) -> Samples:
+def _read_samples(value: object, role: str) -> Samples:
     if value is None:
         return ""
     if isinstance(value, (str, Path)):
         return str(value)
-    return PythonSamples.of(value)
+    return PythonSamples.of(value, role)
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def check_dtype(dtype: np.dtype, tensor: Tensor, where: str) -> bool:
     if native.kind in "iu" and expected.kind == "f":
         hint = f'normalise as in training, then save with .astype("{tensor.dtype}")'
     else:
-        hint = f'convert before saving: array.astype("{tensor.dtype}")'
+        hint = f'convert the array: array.astype("{tensor.dtype}")'
     raise DataError(
         "samples-dtype",
         f"{where}: {tensor.name} has the wrong element type",

@@ -238,10 +238,27 @@ def _call(
             "source-run-failed",
             "the original model cannot be run on the samples",
             why=f"{type(error).__name__}: {_shorten(str(error))}\nfed: {describe_feeds(arrays)}",
-            hint="check the names, shapes and types of --input against the model's forward; a "
+            hint=_suggest_type(module, arrays)
+            or "check the names, shapes and types of --input against the model's forward; a "
             "parameter that takes a dict of inputs is best annotated: dict[str, Tensor]",
         ) from error
     return tuple(outputs)
+
+
+def _suggest_type(module: nn.Module, arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the conversion of samples that are not of the weights' type; "" if they are.
+
+    scikit-learn and numpy compute in float64, and pictures are uint8; weights are float32.
+    """
+    types = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if len(types) != 1:
+        return ""
+    weights = str(types.pop()).removeprefix("torch.")
+    for name, array in arrays.items():
+        kind = array.dtype.name
+        if kind != weights and (kind == "uint8" or array.dtype.kind == "f"):
+            return f"{name} is {kind}, the weights are {weights}: store array.astype({weights!r})"
+    return ""
 
 
 def _array(output: torch.Tensor, index: int) -> np.ndarray:

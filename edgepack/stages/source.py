@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from edgepack import data, passes, source
 from edgepack.context import Context
-from edgepack.errors import ChainError, SpecError
+from edgepack.errors import ChainError, DataError, SpecError
 from edgepack.ledger import Stage
 from edgepack.request import Request
 from edgepack.runtime.tensor import Tensor
@@ -122,6 +125,7 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     if model.inputs is not None:
         return _drop_unused(model, inferred)
     if inferred is not None:
+        _refuse_two_types(request, model, inferred)
         return inferred
     example = "image:float32:batch,3,224,224"
     if request.audio is not None:
@@ -132,6 +136,32 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
         why=f"a {model.kind} does not define them, and no samples show them",
         hint=f"--input name:dtype:dims, for example --input {example}",
     )
+
+
+def _refuse_two_types(request: Request, model: Source, inferred: Sequence[Tensor]) -> None:
+    """Refuse calibration samples of another element type than those of the evaluation.
+
+    Neither is the model's, so that "the model takes float64" would blame the wrong samples.
+    """
+    if not (request.evaluation and request.calibration):
+        return
+    names = _name_inputs(model)
+    try:
+        others = data.infer_inputs(request.calibration, search=request.base, names=names)
+    except DataError:
+        # They are read later, with the inputs known, and may be clear then.
+        return
+    types = {tensor.name: tensor.dtype for tensor in others or ()}
+    for tensor in inferred:
+        other = types.get(tensor.name, tensor.dtype)
+        if np.dtype(other).kind == np.dtype(tensor.dtype).kind == "f" and other != tensor.dtype:
+            raise DataError(
+                "samples-types-differ",
+                f"the samples differ in the element type of {tensor.name}",
+                why=f"calibration: {other}; evaluation: {tensor.dtype}",
+                hint="convert one of them: array.astype('float32'); or declare the input: "
+                f"--input {replace(tensor, dtype='float32')}",
+            )
 
 
 def _name_inputs(model: Source) -> tuple[str, ...]:

@@ -198,6 +198,12 @@ def test_what_cannot_be_built_is_refused_with_a_code(network: nn.Module) -> None
         edgepack.build(network, max_dorp=1)  # type: ignore[call-arg]
     with pytest.raises(edgepack.SpecError, match="inputs-unknown"):
         edgepack.build(network, chain="none", output="x.edgepack", **OPTIONS)
+    samples = np.zeros((4, 4), np.float32)
+    with pytest.raises(edgepack.DataError, match="samples-types-differ"):
+        edgepack.build(network, calibration=samples, evaluation=samples.astype("f8"), **OPTIONS)
+    # An error names the samples by their role: two of them may be tensors.
+    with pytest.raises(edgepack.DataError, match=r"calibration \(list_iterator\) can be read"):
+        edgepack.build(network, calibration=iter([samples]), evaluation=samples, **OPTIONS)
 
     class Locked(nn.Linear):
         def __deepcopy__(self, memo: object) -> None:

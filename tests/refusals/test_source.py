@@ -1143,6 +1143,15 @@ def test_a_shape_that_does_not_fit(tmp_path: Path) -> None:
     assert run(tmp_path, body, x=np.ones((2, 5), np.float32)) == "source-run-failed"
 
 
+@pytest.mark.parametrize("kind", ["float64", "float16", "uint8"])
+def test_samples_of_another_type_than_the_weights(tmp_path: Path, kind: str) -> None:
+    source = load(state(tmp_path), **factory(tmp_path, "return torch.nn.Linear(4, 3)"))
+    with pytest.raises(EdgepackError) as caught:
+        source.run({"x": np.ones((2, 4), kind)})
+    hint = f"x is {kind}, the weights are float32: store array.astype('float32')"
+    assert (caught.value.code, caught.value.hint) == ("source-run-failed", hint)
+
+
 def test_an_output_that_is_no_tensor(tmp_path: Path) -> None:
     body = SUBCLASS.format("return super().forward(x), 'label'")
     assert run(tmp_path, body, x=FED) == "source-output-unsupported"

@@ -54,10 +54,13 @@ class PythonSamples:
     origin: str
 
     @classmethod
-    def of(cls, value: object) -> PythonSamples:
-        """Return the samples of a value, with the name of its function or class."""
+    def of(cls, value: object, role: str = "") -> PythonSamples:
+        """Return the samples of a value, with the name of its function or class.
+
+        With a role: "calibration (DataLoader)".
+        """
         name = getattr(value, "__qualname__", "") or type(value).__qualname__
-        return cls(value, str(name))
+        return cls(value, f"{role} ({name})" if role else str(name))
 
     def __str__(self) -> str:
         return self.origin
