@@ -46,13 +46,19 @@ def _select(metric: _Bound, outputs: Sequence[np.ndarray], labels: np.ndarray) -
     if not ragged:
         index = labelled_output(metric.outputs, [a.shape for a in outputs], labels.shape)
     if index is None:
-        raise MetricError(
-            "metric-shape",
-            f"no output decides between classes for the metric {metric.name}",
-            why="its samples differ in size" if ragged else "every output holds values",
-            hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
-        )
+        if ragged:
+            raise _undecided(metric.name, "its samples differ in size")
+        raise _undecided(metric.name, "every output holds values")
     return index
+
+
+def _undecided(name: str, why: str) -> MetricError:
+    return MetricError(
+        "metric-shape",
+        f"no output decides between classes for the metric {name}",
+        why=why,
+        hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
+    )
 
 
 @dataclass(frozen=True)
@@ -166,12 +172,7 @@ class AgreementMetric:
             if total:
                 shares.append(equal / total)
         if not shares:
-            raise MetricError(
-                "metric-shape",
-                f"no output decides between classes for the metric {self.name}",
-                why="every output holds values, or its samples differ in size",
-                hint='name the output in the manifest: [[outputs]] name = "...", kind = "scores"',
-            )
+            raise _undecided(self.name, "every output holds values, or its samples differ in size")
         return min(shares)
 
 

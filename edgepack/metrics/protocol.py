@@ -9,7 +9,6 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from edgepack.plugins import Plugin
-from edgepack.runtime.tensor import Tensor
 
 OUTPUTS, NUMBERS, RESULTS = "outputs", "numbers", "results"
 """Arguments of a metric if the answers are decoded by a postprocess: see `TaskMetric.takes`."""
@@ -51,13 +50,6 @@ class StreamedMetric(Protocol):
 
 MetricSource: TypeAlias = "str | Callable[..., object] | Metric | StreamedMetric"
 """Task metric as a user states it: a name, "file.py:function", a function, or an object."""
-
-
-class OutputMetric(Protocol):
-    """Built-in metric that depends on the kinds of the outputs."""
-
-    def bind(self, outputs: Sequence[Tensor]) -> Metric:
-        """Return the metric for a model with these outputs, of which kind and axis are known."""
 
 
 @dataclass(frozen=True)

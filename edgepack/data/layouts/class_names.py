@@ -41,23 +41,24 @@ def read_class_file(path: Path) -> tuple[str, ...]:
     try:
         text = read_plain(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            "classes-file",
-            f"{path} is not a list of classes",
-            why=f"{type(error).__name__}: {error}",
-            hint="a text file with the name of one class on each line, in the model's order",
-        ) from error
+        raise _invalid_file(path, f"{type(error).__name__}: {error}") from error
     # A trailing empty line is not a class; one in between would shift the others.
     lines = [line.strip() for line in text.rstrip().splitlines()]
-    if not lines or "" in lines:
-        raise DataError(
-            "classes-file",
-            f"{path} is not a list of classes",
-            why=f"line {lines.index('') + 1} is empty" if lines else "it is empty",
-            hint="a text file with the name of one class on each line, in the model's order",
-        )
+    if not lines:
+        raise _invalid_file(path, "it is empty")
+    if "" in lines:
+        raise _invalid_file(path, f"line {lines.index('') + 1} is empty")
     refuse_repeated(lines, str(path))
     return tuple(lines)
+
+
+def _invalid_file(path: Path, why: str) -> DataError:
+    return DataError(
+        "classes-file",
+        f"{path} is not a list of classes",
+        why=why,
+        hint="write the name of one class on each line, in the model's order",
+    )
 
 
 def refuse_repeated(names: Sequence[str], origin: str) -> None:

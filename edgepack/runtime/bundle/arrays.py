@@ -34,10 +34,15 @@ def read_arrays(
                 raise ValueError(f"its shape is {array.shape} for {rows} samples")
             arrays.append(array)
         except Exception as error:  # numpy reads a header with Python's tokenizer and parser
-            raise BundleError(
-                "bundle-reference",
-                "the bundle's reference samples cannot be read",
-                why=f"{name}: {str(error) or type(error).__name__}",
-                hint="copy the bundle again from the build host",
-            ) from error
+            raise unreadable_reference(f"{name}: {str(error) or type(error).__name__}") from error
     return arrays
+
+
+def unreadable_reference(why: str) -> BundleError:
+    """Return the error for reference samples that no build writes."""
+    return BundleError(
+        "bundle-reference",
+        "the bundle's reference samples cannot be read",
+        why=why,
+        hint="copy the bundle again from the build host",
+    )

@@ -22,7 +22,7 @@ from ..bundle.archive import Archive
 from ..bundle.index import read_index
 from ..errors import EdgepackError, InputError
 from ..model import Model, open_model
-from ..preprocess.feed import MAX_BYTES, read_sample
+from ..preprocess.feed import MAX_BYTES, read_sample, refuse_pair
 
 if TYPE_CHECKING:
     from ..prediction import Prediction
@@ -112,13 +112,8 @@ def predict_files(
             why="it was built on samples of another kind",
             hint="python3 BUNDLE info",
         )
-    if pairs and not getattr(model.preprocessing, "pair", True):
-        raise InputError(
-            "text-pair",
-            "the model takes single texts, not pairs",
-            why="it was built on samples of one text each",
-            hint="python3 BUNDLE run --text TEXT",
-        )
+    if pairs:
+        refuse_pair(model.preprocessing, "python3 BUNDLE run --text TEXT")
     names = _list_files(paths, skipped=_list_skipped(model.preprocessing))
     samples = [*_pair_texts(texts, pairs), *_list_samples(names, takes_text)]
     results = []

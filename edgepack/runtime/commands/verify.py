@@ -24,7 +24,7 @@ from typing import (
 import numpy as np
 
 from ..bundle.archive import Archive
-from ..bundle.arrays import read_arrays
+from ..bundle.arrays import read_arrays, unreadable_reference
 from ..bundle.checksum import require_checksum
 from ..bundle.index import Index, OtherSize, check_all, read_index
 from ..device import machine
@@ -250,12 +250,7 @@ def _check_size(index: Index, size: OtherSize, feed: Mapping[str, np.ndarray]) -
         if size.axis in tensor.shape:
             usual = max(usual, feed[tensor.name].shape[tensor.shape.index(size.axis)])
     if size.size > LARGEST_GROWTH * usual + LARGEST_GROWTH_BY:
-        raise BundleError(
-            "bundle-reference",
-            "the bundle's reference samples cannot be read",
-            why=f"{size.label} is too far from the samples' size of {usual}",
-            hint="copy the bundle again from the build host",
-        )
+        raise unreadable_reference(f"{size.label} is too far from the samples' size of {usual}")
 
 
 def _judge_sizes(index: Index, sizes: Sequence[_AtSize], evaluated: Outputs) -> List[Gate]:

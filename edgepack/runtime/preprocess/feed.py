@@ -33,6 +33,18 @@ def prepare_samples(
     return join_feeds(feeds)
 
 
+def refuse_pair(preprocessing: Optional[Preprocessing], hint: str) -> None:
+    """Raise InputError `text-pair` if the model takes single texts."""
+    # Only a `Text` knows: the user's own code may take a pair.
+    if not getattr(preprocessing, "pair", True):
+        raise InputError(
+            "text-pair",
+            "the model takes single texts, not pairs",
+            why="it was built on samples of one text each",
+            hint=hint,
+        )
+
+
 def read_sample(preprocessing: Optional[Preprocessing], sample: object) -> Tuple[bytes, str]:
     """Return the bytes of a raw sample, and its name for messages; "" for none.
 
@@ -48,13 +60,7 @@ def read_sample(preprocessing: Optional[Preprocessing], sample: object) -> Tuple
         if isinstance(sample, str):
             return sample.encode("utf-8", "surrogatepass"), ""
         if isinstance(sample, tuple):
-            if not getattr(preprocessing, "pair", True):
-                raise InputError(
-                    "text-pair",
-                    "the model takes single texts, not pairs",
-                    why="it was built on samples of one text each",
-                    hint="pass one text",
-                )
+            refuse_pair(preprocessing, "pass one text")
             return json.dumps(sample, ensure_ascii=False).encode("utf-8", "surrogatepass"), ""
     if not isinstance(sample, (str, os.PathLike)):
         raise InputError(

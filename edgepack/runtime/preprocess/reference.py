@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from ..bundle.arrays import read_arrays
+from ..bundle.arrays import read_arrays, unreadable_reference
 from ..bundle.index import check_file
-from ..errors import BundleError
 from ..parity.parts import SNR_LIMIT
 from .feed import join_feeds
 from .kinds import open_preprocessing
@@ -149,12 +148,7 @@ def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray], floor: float) 
 def _read_probes(archive: Archive, index: Index, name: str) -> np.ndarray:
     (array,) = read_arrays(archive, index, [name], index.reference.samples)
     if array.ndim != 2:
-        raise BundleError(
-            "bundle-reference",
-            "the bundle's reference samples cannot be read",
-            why=f"{name}: its shape is {array.shape}",
-            hint="copy the bundle again from the build host",
-        )
+        raise unreadable_reference(f"{name}: its shape is {array.shape}")
     return array
 
 
