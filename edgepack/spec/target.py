@@ -105,11 +105,16 @@ def find(target: str) -> Path:
     path = Path(target)
     if path.suffix == ".toml" or path.is_file():
         return path
+    hint = "edgepack targets list"
+    names = [name.strip() for name in target.split(",")]
+    if len(names) > 1:
+        # A list of targets is written as a repeated option.
+        hint = "for several targets: " + " ".join(f"--target {name}" for name in names)
     raise SpecError(
         "target-unknown",
         f"there is no target profile named {target!r}",
         why=f"it is neither a shipped profile nor a .toml file{_suggest(target, profiles)}",
-        hint="edgepack targets list",
+        hint=hint,
     )
 
 

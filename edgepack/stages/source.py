@@ -130,6 +130,8 @@ def _find_inputs(request: Request, model: Source) -> tuple[Tensor, ...]:
     example = "image:float32:batch,3,224,224"
     if request.audio is not None:
         example = "waveform:float32:batch,1,16000, or batch,samples without an axis of channels"
+    elif isinstance(request.preprocessing, data.Picture):
+        example = _picture_input(request.preprocessing, _name_inputs(model))
     raise SpecError(
         "inputs-unknown",
         "the model's inputs are unknown",
@@ -162,6 +164,17 @@ def _refuse_two_types(request: Request, model: Source, inferred: Sequence[Tensor
                 hint="convert one of them: array.astype('float32'); or declare the input: "
                 f"--input {replace(tensor, dtype='float32')}",
             )
+
+
+def _picture_input(picture: data.Picture, names: tuple[str, ...]) -> str:
+    """Return the input that a conversion of pictures fills, as `--input` states it."""
+    # letterbox=64 and colour=rgb fill image:float32:batch,3,64,64.
+    size = picture.letterbox or picture.crop or picture.resize or 224
+    sides = (size, size) if isinstance(size, int) else size
+    channels = 1 if picture.colour == "grey" else 3
+    shape = (channels, *sides) if picture.layout == "nchw" else (*sides, channels)
+    name = names[0] if names else "image"
+    return f"{name}:float32:batch,{','.join(map(str, shape))}"
 
 
 def _name_inputs(model: Source) -> tuple[str, ...]:

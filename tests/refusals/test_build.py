@@ -245,9 +245,12 @@ def test_inputs_that_nothing_tells(torch_home: Home, out: Path) -> None:
     arguments = torch_home.build("tiny.pt", "--arch", torch_home / "nets.py:tiny",
                                  "--random-calibration", calibration="")  # fmt: skip
     refuse(arguments, out, "inputs-unknown", "--input", "image:float32")
-    settings = torch_home / "recordings.toml"
+    settings = Path(torch_home / "recordings.toml")
     settings.write_text("schema = 1\n[audio]\nrate = 8000\n")
     refuse([*arguments, "--manifest", str(settings)], out, "inputs-unknown", "waveform:float32")
+    # Pictures do not name the input, but their conversion shows its shape.
+    pictures = ["--pictures", "resize=40,crop=[24,32],normalize=0.5,colour=grey"]
+    refuse([*arguments, *pictures], out, "inputs-unknown", ":float32:batch,1,24,32")
 
 
 def test_no_samples(home: Home, out: Path) -> None:

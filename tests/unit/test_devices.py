@@ -65,3 +65,9 @@ def test_a_close_name_is_suggested(typed: str, meant: str) -> None:
         target.load(typed)
     assert caught.value.code == "target-unknown"
     assert f"did you mean {meant!r}?" in caught.value.why
+
+
+def test_a_list_of_names_is_told_to_repeat_the_option() -> None:
+    with pytest.raises(SpecError) as caught:
+        target.load("raspberry-pi-4,laptop")
+    assert "--target raspberry-pi-4 --target laptop" in caught.value.hint
