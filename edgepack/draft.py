@@ -13,9 +13,13 @@ from typing import TypeGuard
 
 from edgepack import data, files, source
 from edgepack.data.layouts.picture_set import SUFFIXES
+from edgepack.data.raw.files import list_files
+from edgepack.data.raw.recordings import SUFFIXES as RECORDING_SUFFIXES
 from edgepack.errors import SpecError
 from edgepack.passes import parse_chain
 from edgepack.passes.catalogue import Option, describe_pass
+from edgepack.runtime.plain import read_plain
+from edgepack.runtime.preprocess.audio import decode
 from edgepack.runtime.tensor import Dim, Tensor
 from edgepack.spec import toml_reader
 from edgepack.spec.target import Target
@@ -82,6 +86,7 @@ def draft_manifest(model: Path, folder: Path | None, target: Target, output: Pat
         _draft_outputs(facts),
         _draft_samples(samples, output.parent),
         _draft_pictures(facts, samples),
+        _draft_audio(samples),
         _draft_passes(target),
         _draft_gates(target),
     ]
@@ -117,8 +122,8 @@ def find_samples(folder: Path | None) -> Samples:
         return Samples()
     data.check_there(str(folder))
     # For data/ with calibration.npz and evaluation.npz, or with train.csv and val.csv: one path
-    # each. For pictures: the folder itself, whether it has such parts or not.
-    if not folder.is_dir() or _are_pictures(folder):
+    # each. For pictures and recordings: the folder itself, whether it has such parts or not.
+    if not folder.is_dir() or _is_one_source(folder):
         return Samples(folder)
     paths = {role: data.find_role(folder, role) for role in ROLES}
     for role in ROLES:
@@ -224,7 +229,7 @@ def _draft_outputs(model: Model) -> list[str]:
 
 def _draft_samples(samples: Samples, folder: Path) -> list[str]:
     lines: list[str] = []
-    if _are_pictures(samples.calibration):
+    if _is_one_source(samples.calibration):
         lines += _draft_source(samples.calibration, folder)
     else:
         lines += _draft_roles(samples, folder)
@@ -257,9 +262,9 @@ def _draft_roles(samples: Samples, folder: Path) -> list[str]:
 
 
 def _draft_source(path: Path, folder: Path) -> list[str]:
-    """Draft one source of pictures for both roles, and its division."""
+    """Draft one source of raw samples for both roles, and its division."""
     lines = [
-        "# Pictures that activation ranges are measured on, and that quality is judged on.",
+        "# Samples that activation ranges are measured on, and that quality is judged on.",
         "[samples]",
         f"source = {_quote(os.path.relpath(path, folder))}",
     ]
@@ -314,6 +319,26 @@ def _draft_pictures(model: Model, samples: Samples) -> list[str]:
     ]
 
 
+def _draft_audio(samples: Samples) -> list[str]:
+    """Draft the conversion of recordings, for data that has any."""
+    if not _are_recordings(samples.calibration):
+        return []
+    first = list_files(samples.calibration, RECORDING_SUFFIXES)[0]
+    _, rate = decode(read_plain(first), first.name)
+    return [
+        "# Conversion of recordings. The rate must be that of the training, which the model does",
+        f"# not say; {first.name} has {rate} samples per second.",
+        '# Remove the "#" if that is right, else change it. A build refuses a table without it.',
+        "[audio]",
+        f"# rate = {rate}",
+        "# Number of samples; by default the model's own, or the entire recording.",
+        f"# length = {rate}",
+        "# channels = 1",
+        "# scale = 1.0",
+        '# normalize = "none"',
+    ]
+
+
 def _read_image(model: Model) -> tuple[str, Dim, tuple[int, ...]]:
     """Return the layout, the channels and the sides of the image input; no sides if dynamic."""
     image = next((tensor for tensor in model.inputs if len(tensor.shape) == 4), None)
@@ -339,6 +364,18 @@ def _are_pictures(path: Path | None) -> TypeGuard[Path]:
     if path.is_file():
         return True
     return any(entry.suffix.lower() in SUFFIXES for entry in path.rglob("*"))
+
+
+def _are_recordings(path: Path | None) -> TypeGuard[Path]:
+    """Return True for a folder of recordings."""
+    return path is not None and path.is_dir() and data.find_kind(str(path)) == "audio"
+
+
+def _is_one_source(path: Path | None) -> TypeGuard[Path]:
+    """Return True for raw samples that serve both roles: pictures, recordings, a file of texts."""
+    if path is not None and path.is_file() and data.find_kind(str(path)) == "text":
+        return True
+    return _are_pictures(path) or _are_recordings(path)
 
 
 def _draft_passes(target: Target) -> list[str]:

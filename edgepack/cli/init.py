@@ -18,7 +18,7 @@ from edgepack.cli.options import as_json
     "--data",
     type=click.Path(path_type=Path),
     metavar="PATH",
-    help="Use these samples: an .npz, an .npy or a folder, also of pictures.",
+    help="Use these samples: an .npz, an .npy, texts or a folder, also of pictures or recordings.",
 )
 @click.option(
     "--target",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgepack.spec import manifest, toml_reader
+from support.audio_cases import write_tone
 from support.build_cases import Home, ask, images
 from support.picture_sets import write_class_folders, write_coco, write_yolo
 
@@ -139,6 +140,26 @@ def test_pictures_of_any_layout_are_one_source(home: Home, tmp_path: Path, layou
     settings = manifest.load(path)
     assert (tmp_path / settings.samples).samefile(source)
     assert settings.split == (0.2 if layout in ("classes", "coco") else None)
+
+
+def test_recordings_are_one_source_of_a_rate_to_confirm(home: Home, tmp_path: Path) -> None:
+    for name in ("high", "low"):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        write_tone(tmp_path / "clips" / name / "a.wav", np.zeros(80), 11025)
+    path = tmp_path / "m.toml"
+    # The model does not say the rate of its training, so the user has to.
+    settings = draft(home / "tiny.onnx", path, "--data", tmp_path / "clips")
+    assert settings.audio == {}
+    path.write_text(path.read_text().replace("# rate = 11025", "rate = 11025"))
+    settings = manifest.load(path)
+    assert (tmp_path / settings.samples).samefile(tmp_path / "clips")
+    assert (settings.split, settings.audio) == (0.2, {"rate": 11025})
+
+
+def test_a_table_of_texts_is_divided(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\ngood,1\n")
+    settings = draft(home / "tiny.onnx", tmp_path / "m.toml", "--data", tmp_path / "a.csv")
+    assert (settings.split, Path(settings.samples).name) == (0.2, "a.csv")
 
 
 def test_a_file_is_not_overwritten(home: Home, tmp_path: Path) -> None:

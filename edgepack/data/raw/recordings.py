@@ -102,7 +102,8 @@ def open_recordings(
             "audio-preprocessing-missing",
             f"there is no preprocessing for the recordings in {folder}",
             why="rate and length must match the training",
-            hint="declare them in the manifest, in the table [audio]: rate = 16000",
+            hint="declare them in the manifest, in the table [audio]: rate = 16000\n"
+            f"edgepack init MODEL --data {folder} drafts it",
         )
     origin = f"{origin} ({len(paths):,} recordings)"
     return open_files(folder, paths, inputs, preprocessing, origin=origin, classes=classes)
