@@ -44,6 +44,7 @@ def spread_output(output: Path | None, targets: Sequence[str]) -> Path | None:
                 why=f"--target {' --target '.join(targets)}",
                 hint="name each target once",
             )
+    # Two targets and `-o x.edgepack` would overwrite each other.
     if output is None or len(targets) == 1 or "{target}" in str(output):
         return output
     if output.suffix == ".edgepack" and not output.is_dir():

@@ -38,6 +38,7 @@ class Row:
 
     def to_json(self) -> dict[str, object]:
         """Return the row as JSON values; figures as numbers where they are numbers."""
+        # Text such as "3.40 MB" is for readers; programs get 3400000.
         old: object = self.old
         new: object = self.new
         if self.values:

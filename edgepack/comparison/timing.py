@@ -80,6 +80,7 @@ def measure(old: str, new: str, host: Local, threads: int, tolerance: float) -> 
     """
     monitor = LoadMonitor()
     rounds: list[tuple[float, float]] = []
+    # With a tolerance of 0.1 an interval of 1.02 to 1.07 decides, one of 1.02 to 1.15 does not.
     low, high = 0.0, float("inf")
     while len(rounds) < LEAST or (len(rounds) < MOST and low <= 1 + tolerance <= high):
         first, second = old, new
@@ -124,6 +125,7 @@ def find_interval(ratios: list[float]) -> tuple[float, float]:
 
 def _spread_middle(ratios: list[float]) -> float:
     """Return the spread of the middle half of the rounds: outliers among many say nothing."""
+    # 12 rounds: the three fastest and the three slowest do not count.
     ordered = sorted(ratios)
     quarter = len(ordered) // 4
     return spread_of(ordered[quarter : len(ordered) - quarter])

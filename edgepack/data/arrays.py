@@ -208,6 +208,7 @@ class _Plan:
         shapes, stored = {}, {}
         for name, column in by_name.items():
             stored[name] = column.shape
+            # An array of (597, 1, 8, 8) holds 597 samples (1, 8, 8), which are fed as (1, 1, 8, 8).
             row = column.shape[1:]
             shapes[name] = row if name in complete else (1, *row)
         check_feed(shapes, inputs, where, any_batch=not complete, stored=stored)

@@ -154,6 +154,7 @@ class _Survey:
                 f"{self.dropped} {self.role} sample(s) at the end are dropped: the model takes "
                 f"exactly {self.exact} at a time"
             )
+        # Copies add no range to the calibration, and count twice in the evaluation.
         if repeated := self.count - len(np.unique(self.fingerprint_array())):
             yield f"{repeated} of {self.count} {self.role} samples repeat an earlier one"
         for tensor in inputs:
@@ -164,6 +165,7 @@ class _Survey:
                 if tensor.name in self.constants:
                     continue
                 yield f"{tensor.name} is {values.minimum:g} everywhere in the {self.role} samples"
+            # Pixels of 0 to 255 in a float input are the usual mistake; a mask of 0 and 1 is none.
             elif np.dtype(tensor.dtype).kind == "f" and values.integral and values.maximum > 1:
                 yield (
                     f"all values of {tensor.name} in the {self.role} samples are whole numbers, "

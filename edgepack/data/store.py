@@ -214,6 +214,7 @@ def store_samples(folder: Path, samples: Samples) -> Store:
                         why="a training takes numbers",
                         hint="yield the training samples without labels",
                     )
+                # int32 and int64 in two pieces are one kind; 1 and 1.0 are not: perhaps a mistake.
                 kind = "int64"
                 if piece.labels.dtype.kind == "f":
                     kind = "float64"
@@ -221,6 +222,7 @@ def store_samples(folder: Path, samples: Samples) -> Store:
                 if len(kinds) > 1:
                     raise _mixed_labels(start)
                 arrays[LABELS] = piece.labels.astype(kind)
+            # A piece that cannot be cut into samples is one row.
             count = piece.count if piece.divisible else 1
             yield np.arange(start, start + count), arrays, not piece.divisible
             start += count

@@ -257,6 +257,7 @@ def _rank_classes(
     enough, since the other is its mirror image. Logits (8, 20) yield 20 pairs.
     """
     classes = read_labels(labels, answers.shape, tensor.kind, tensor.axis)
+    # Each column of logits is a decision of its own: its members are the labels 1.
     if tensor.kind != "scores":
         columns = classes.reshape(len(classes), -1)
         values = answers.reshape(len(answers), -1)

@@ -80,6 +80,7 @@ class _Column:
 
     def add(self, array: np.ndarray, count: int) -> None:
         """Append the array of one batch."""
+        # The (5, 4) boxes of one picture have no axis of samples: 5 is not 1.
         self._stacked = self._stacked and array.ndim > 0 and len(array) == count
         # Texts have no fixed size: "<U5" cannot hold those of a batch with the type "<U9".
         if self._dtype.kind == "U":
@@ -119,6 +120,7 @@ class _Column:
         values = self._map()
         parts, start = [], 0
         for shape in self._shapes:
+            # The file has no gaps: (16, 10), then (4, 10) from element 160.
             size = int(np.prod(shape, dtype=np.int64))
             parts.append(values[start : start + size].reshape(shape))
             start += size

@@ -98,6 +98,7 @@ def decode_greedy(scores: np.ndarray, names: Sequence[str]) -> list[str]:
         )
     texts = []
     for steps in np.argmax(scores, axis=-1):
+        # The steps 1 1 0 1 2 with the classes ["", "a", "b"] are "a" + "" + "a" + "b" = "aab".
         letters, before = [], NONE
         for step in steps.tolist():
             if step != before:

@@ -27,6 +27,7 @@ def lower_opset(model: ModelProto, opset: int) -> tuple[str, ...]:
     for node in walk_nodes(model.graph):
         if not is_standard(node) or _exists(node, opset):
             continue
+        # ReduceMean of opset 18 takes its axes as an input, that of opset 17 as an attribute.
         axes = _read_axes(node, constants)
         if axes is None:
             lacking[node.op_type] = None

@@ -197,10 +197,12 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
             reasons.append(
                 f"quality first dropped in the stage {lost.stage!r} ({_format_parity(lost.parity)})"
             )
+        # Its notes say which layers it tried, and why returning them to float was not enough.
         for record in ledger.records:
             if record.stage == "repair":
                 reasons += record.notes
         hints.append(_suggest_remedy(lost, chain))
+    # Two products of full-range int8 can exceed the int16 sums of such CPUs.
     if _may_saturate(outcome.report, chain):
         hints.append(
             "full-range weights saturate on CPUs without VNNI; pair-safe weights give the same "

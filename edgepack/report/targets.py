@@ -62,6 +62,7 @@ def render_targets(rows: Sequence[TargetRow], console: Console) -> None:
     lines: list[tuple[str, ...]] = [COLUMNS]
     for row in rows:
         lines.append(tuple(fit(printable(cell), console.encoding) for cell in row.list_cells()))
+    # The longest cell of each column, its title included.
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for number, cells in enumerate(lines):
         text = Text(style="" if number else "dim")

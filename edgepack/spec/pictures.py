@@ -126,6 +126,7 @@ def _require_complete(table: Mapping[str, object], origin: str) -> None:
             why=f"it lacks {', '.join(missing)}, which have no default",
             hint=hint,
         )
+    # `normalize` sets mean and std itself, so both together would leave one without effect.
     for first, others in (
         ("normalize", ("mean", "std")),
         ("size", ("resize", "crop", "letterbox")),

@@ -58,6 +58,7 @@ class SharedStages:
             self._roles, self._opened, self._answered = roles, None, None
         if self._opened is not None:
             opened, account = self._opened
+            # This target may be the first whose chain has passes on the module.
             check_module(context.request, opened.source)
             context.ledger.repeat(account.records, account.warnings)
             return opened
@@ -65,6 +66,7 @@ class SharedStages:
         source = load_source(context)
         source, inputs = resolve_inputs(context, source)
         opened = Opened(source, inputs, open_samples(context, source, inputs))
+        # The ledgers of later builds repeat these records, so that each report is complete.
         self._opened = opened, mark.read()
         return opened
 

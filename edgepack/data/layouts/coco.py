@@ -64,6 +64,7 @@ def read_coco(path: Path, document: object, classes: Classes) -> PictureSet:
         rows[image].append(row)
     boxes: list[Boxes] = []
     dropped = 0
+    # Pictures without annotations keep an empty list: what is found in them is a false alarm.
     for image, (name, size) in images.items():
         entries, number = make_boxes(
             rows[image], relative=False, size=size, origin=f"{path.name}: {name}"
@@ -137,6 +138,7 @@ def _read_annotation(entry: Reader, index_of: Mapping[int, int]) -> tuple[int, l
     box = entry.each("bbox", _read_number)
     if len(box) != 4 or box[2] < 0 or box[3] < 0:
         raise entry.fault(f"bbox is {list(box)}, not left, top, width and height")
+    # [10, 20, 30, 40] becomes the corners (10, 20) and (40, 60).
     left, top, width, height = box
     return entry.get("image_id", int), [
         index_of[category],

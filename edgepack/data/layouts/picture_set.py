@@ -47,6 +47,7 @@ class Boxes:
         if self.relative:
             rows[:, 1:] *= sides
         corners = rows[:, 1:]
+        # The pixels by which each box exceeds its farthest side; a right side of 641 in 640 is 1.
         overhang = np.maximum(-corners, corners - sides).max(axis=1, initial=0)
         allowed = 1 + OVERHANG * max(size)
         for index in np.flatnonzero(overhang > allowed)[:1]:

@@ -261,6 +261,7 @@ def _read_rows(file: Path, indices: Sequence[int], pose: bool) -> list[list[floa
             values = [float(field) for field in fields]
         except ValueError as error:
             raise _fault(file, f"line {number}: {error}") from error
+        # `1 0.5 0.5 0.2 0.4` is class 1; a pose has key points behind the four numbers of its box.
         index, *sides = values
         if not 0 <= index < len(indices) or index != int(index):
             raise DataError(

@@ -93,6 +93,7 @@ def open_texts(
     notes: tuple[str, ...] = ()
     constants: list[str] = []
     if isinstance(preprocessing, Text):
+        # A mask is all ones for texts without padding: a constant input that is not suspicious.
         constants = [field.name for field in preprocessing.fields if field.field != "ids"]
         preprocessing = replace(preprocessing, pair=paired)
         order, truncated = _order_rows(rows, preprocessing)
@@ -169,6 +170,7 @@ def _make_piece(
         raw.append(row.data)
     arrays = {}
     for tensor in inputs:
+        # Feeds of (1, 12) become a batch of (size, 12): all texts of a group have one length.
         arrays[tensor.name] = np.concatenate([feed[tensor.name] for feed in feeds])
     group_labels = None if labels is None else labels[group]
     return Piece(arrays, group_labels, len(group), divisible=True, raw=raw)
@@ -299,6 +301,7 @@ def _convert_records(
         data = _encode(first, where)
         if pair:
             data = join_pair(first, _get_text(record, pair, where))
+        # An empty cell would otherwise become a class of its own.
         value = record.get(label) if label else None
         if label and (value is None or value == ""):
             raise DataError(

@@ -101,6 +101,7 @@ def read_text(path: Path, inputs: tuple[Tensor, ...], options: TextOptions) -> T
     fields = match_fields(inputs)
     limit = _find_limit(folder, path.is_dir(), config, tokenizer, options, inputs)
     fixed = fixed_length(inputs)
+    # A dynamic axis needs no padding; a model of exactly 128 tokens gets every text at 128.
     mode = options.padding or ("none" if fixed is None else "max_length")
     padding = None
     if mode == "max_length":
@@ -140,6 +141,7 @@ def match_fields(inputs: Sequence[Tensor]) -> tuple[Field, ...]:
     """
     fields = []
     for tensor in inputs:
+        # input_ids -> "ids", segment_ids -> "type_ids", pixel_values -> None
         field = _match_name(tensor.name)
         if len(inputs) == 1:
             field = "ids"
@@ -280,6 +282,7 @@ def _count_positions(config: Mapping[str, object]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int):
         return None
+    # RoBERTa has 514 positions and the padding token 1: 514 - (1 + 1) = 512 tokens.
     if config.get("model_type") in _OFFSET_POSITIONS:
         pad = config.get("pad_token_id")
         positions -= (pad if isinstance(pad, int) else 1) + 1
@@ -300,6 +303,7 @@ def _find_padding(
     ]
     side = str(config.get("padding_side") or stored.get("direction") or "right").lower()
     for token in tokens:
+        # The first candidate that the vocabulary has; "" of an absent setting is in none.
         number = tokenizer.token_to_id(token)
         if number is not None:
             return Padding(token, number, int(stored.get("pad_type_id", 0)), side)

@@ -132,6 +132,7 @@ class Audio:
         if self.length is not None:
             start = max(0, (samples.shape[1] - self.length) // 2)
             samples = samples[:, start : start + self.length]
+        # Silence would lower the variance, so this comes before the padding.
         if self.normalize == "unit-variance":
             samples = _normalize(samples)
         if self.length is not None:
@@ -283,6 +284,7 @@ def _filter(step: int, phases: int) -> Tuple[int, np.ndarray]:
     cutoff = min(1.0, phases / step) * _ROLLOFF
     reach = math.ceil(_CROSSINGS / cutoff)
     taps = np.zeros((phases, 2 * reach + 1))
+    # A cutoff of 0.5 stretches the sinc to twice the taps, and halves each of them.
     for phase in range(phases):
         for tap in range(2 * reach + 1):
             time = (tap - reach - phase / phases) * cutoff

@@ -201,6 +201,7 @@ def encode_response(
             "datatype": datatype(array.dtype.name),
             "shape": list(array.shape),
         }
+        # The bytes follow the JSON in the order of the outputs, with the lowest byte first.
         if as_bytes:
             data = array.astype(array.dtype.newbyteorder("<")).tobytes()
             entry["parameters"] = {"binary_data_size": len(data)}
