@@ -110,7 +110,7 @@ def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) 
     from edgepack.runtime.device.variants import format_fallback
 
     warn_of_loader(bundle)
-    if refuses_code(bundle.index):
+    if refuses_code(bundle.index, str(bundle.path)):
         print_status(
             "the inputs are those that the build stored: only the bundle itself runs its own code, "
             f"python3 {original} verify"

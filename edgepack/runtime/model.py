@@ -15,6 +15,7 @@ from .device import machine
 from .device.device_info import device_info, find_sealed
 from .device.variants import Choice, choose, choose_stand_in, format_fallback
 from .errors import DeviceError, EdgepackError
+from .origin import is_own
 
 # Imported up front, not once a call has failed: the bundle may be moved or replaced by then.
 from .session.feeds import find_fault, tied_axes
@@ -229,7 +230,9 @@ def _make_model(archive: Archive, index: Index, choice: Choice, threads: int) ->
         from .preprocess.code import Function
 
         postprocess = Function.read(
-            index.postprocessing, lambda name: check_file(archive, index, name)
+            index.postprocessing,
+            lambda name: check_file(archive, index, name),
+            is_own(archive.path),
         )
     return Model(index, session, choice, preprocessing, class_names, postprocess)
 

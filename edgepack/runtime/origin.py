@@ -14,6 +14,15 @@ def origin() -> str:
     return path
 
 
+def is_own(bundle: str) -> bool:
+    """Return True if this loader was imported from that bundle, whose code it then may run."""
+    path = origin()
+    try:
+        return os.path.isfile(path) and os.path.samefile(path, bundle)
+    except OSError:  # it was removed meanwhile
+        return False
+
+
 def program(bundle: str) -> List[str]:
     """Return the arguments, after Python's flags, that start this loader on a bundle.
 

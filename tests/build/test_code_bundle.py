@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -52,6 +54,13 @@ def test_the_bundle_verifies_itself_and_edgepack_runs_none_of_its_code(
     with pytest.raises(DeviceError) as caught:
         load(other).predict(b"abc")
     assert caught.value.code == "code-refused"
+    assert not marker.exists()
+    # Nor does the loader of one bundle run the code of another.
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from runtime import load; "
+    program += "load(sys.argv[2]).predict(b'abc')"
+    command = [sys.executable, "-c", program, str(code_bundle), str(other)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "code-refused" in done.stderr
     assert not marker.exists()
     done = run_bundle(other, "verify")
     assert (done.returncode, marker.exists()) == (1, True)

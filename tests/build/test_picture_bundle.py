@@ -27,7 +27,7 @@ from edgepack.runtime.commands.info import describe_preprocessing
 from edgepack.runtime.commands.verify import reference_feeds
 from edgepack.runtime.errors import EdgepackError
 from edgepack.runtime.model import load
-from support.bundle_cases import rewrite_index, run_bundle
+from support.bundle_cases import reseal, rewrite_index, run_bundle
 from support.picture_cases import NAMES, encode, photographs
 
 
@@ -131,9 +131,39 @@ def test_a_damaged_record_of_raw_samples_is_refused(photo_bundle: Path, tmp_path
     def huge(index: dict[str, Any]) -> None:
         index["preprocessing"]["resize"] = 1 << 20
 
-    for change in (drop_hash, drop_preprocessing, unknown_key, huge):
+    def other_input(index: dict[str, Any]) -> None:
+        index["preprocessing"]["input"] = "other"
+
+    def beyond(index: dict[str, Any]) -> None:
+        index["preprocessing"]["std"] = [1e-40]
+
+    for change in (drop_hash, drop_preprocessing, unknown_key, huge, other_input, beyond):
         status, document = verify(altered(photo_bundle, tmp_path, change))
         assert (status, document["error"]["code"]) == (2, "bundle-index"), change
+
+
+@pytest.mark.parametrize("kind", ["none", "NaN", "few"])
+def test_probes_that_say_nothing_pass_nothing(
+    photo_bundle: Path, tmp_path: Path, kind: str
+) -> None:
+    with zipfile.ZipFile(photo_bundle) as archive:
+        index = json.loads(archive.read("bundle.json"))
+        (name,) = index["reference"]["raw"]["probes"]
+        probes = np.load(io.BytesIO(archive.read(name)))
+    other_decoder(index)
+    if kind == "NaN":
+        probes[0, 0] = np.nan
+    else:
+        probes = probes[:, : {"none": 0, "few": 5}[kind]]
+    stream = io.BytesIO()
+    np.save(stream, probes)
+    path = tmp_path / "altered.edgepack"
+    reseal(photo_bundle, path, {name: stream.getvalue()}, index=index)
+    status, document = verify(path)
+    if kind == "few":
+        assert names_of_missed(document, "preprocessing")
+    else:
+        assert (status, document["error"]["code"]) == (2, "bundle-reference")
 
 
 def test_run_names_the_classes(photo_home: Path, photo_bundle: Path) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgepack.data.layouts.class_names import Classes, match_names, refuse_repeated
-from edgepack.data.layouts.picture_set import Boxes, PictureSet, make_boxes
+from edgepack.data.layouts.picture_set import Boxes, PictureSet, is_file, make_boxes
 from edgepack.errors import DataError, EdgepackError
 from edgepack.runtime.plain import read_plain
 from edgepack.runtime.strict_json import Reader
 
+# Largest coordinate.
+LARGEST = 1e9
 KEYS = frozenset(("images", "annotations", "categories"))
 
 
@@ -120,6 +121,9 @@ def _read_images(reader: Reader) -> dict[int, tuple[str, tuple[int, int] | None]
         number, name = entry.get("id", int), entry.get("file_name", str)
         if number in images or name in names:
             raise entry.fault(f"the image {name!r} of id {number} is repeated")
+        # A file that others wrote must not put pictures from elsewhere into the bundle.
+        if Path(name).is_absolute() or ".." in name.split("/"):
+            raise entry.fault(f"the image {name!r} is not below the folder of the pictures")
         names.add(name)
         size = None
         if "width" in entry.value and "height" in entry.value:
@@ -150,8 +154,9 @@ def _read_annotation(entry: Reader, index_of: Mapping[int, int]) -> tuple[int, l
 
 
 def _read_number(reader: Reader) -> float:
-    if type(reader.value) not in (int, float) or not math.isfinite(reader.value):
-        raise reader.fault("it is not a finite number")
+    # The comparison is False for NaN, too.
+    if type(reader.value) not in (int, float) or not abs(reader.value) <= LARGEST:
+        raise reader.fault(f"it is not a number up to {LARGEST:g}")
     return float(reader.value)
 
 
@@ -170,7 +175,7 @@ def _find_folder(path: Path, names: Sequence[str]) -> Path:
     fewest: list[str] = list(names)
     best = path.parent
     for folder in candidates:
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not is_file(folder / name)]
         if not missing:
             return folder
         if len(missing) < len(fewest):

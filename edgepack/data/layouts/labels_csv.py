@@ -15,6 +15,7 @@ from edgepack.errors import DataError
 from edgepack.runtime.plain import open_plain
 
 LABEL_FILE = "labels.csv"
+_DIGITS = 9
 
 
 def read_labels_csv(folder: Path, paths: tuple[Path, ...], classes: Classes) -> PictureSet:
@@ -72,7 +73,8 @@ def _read_classes(
     # Names come first: classes that are called "0" to "9" fit both, and mean the same.
     names_of_model = set(classes.names)
     if not names_of_model.issuperset(labels) and all(map(_is_index, labels)):
-        return _check_range(np.array(list(map(int, labels)), np.int64), classes, path)
+        indices = [_read_index(label, path) for label in labels]
+        return _check_range(np.array(indices, np.int64), classes, path)
     if classes.names:
         return match_names(labels, classes, str(path)), classes.names
     numbers = list(filter(_is_index, labels))
@@ -91,6 +93,18 @@ def _read_classes(
 def _is_index(label: str) -> bool:
     # -1 is a picture without a class, as among training samples.
     return label.removeprefix("-").isascii() and label.removeprefix("-").isdecimal()
+
+
+def _read_index(label: str, path: Path) -> int:
+    # More digits than any index has; Python refuses to convert thousands of them.
+    if len(label) > _DIGITS:
+        raise DataError(
+            "classes-range",
+            f"{path} has a class that no model has",
+            why=f"the index {label[:_DIGITS]}... has {len(label)} digits",
+            hint="the first class has the index 0",
+        )
+    return int(label)
 
 
 def _check_range(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,6 +121,20 @@ class PictureSet:
         for boxes in self.boxes or ():
             most = max(most, len(boxes.rows))
         return most
+
+
+def is_file(path: Path) -> bool:
+    """Return True for a file; False for a name that is too long, too, of which Python complains."""
+    with suppress(OSError, ValueError):
+        return path.is_file()
+    return False
+
+
+def is_folder(path: Path) -> bool:
+    """Return True for a folder, as `is_file` does for a file."""
+    with suppress(OSError, ValueError):
+        return path.is_dir()
+    return False
 
 
 def find_pictures(folder: Path) -> tuple[Path, ...]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepack.data.layouts.class_names import Classes, match_names, read_class_file, refuse_repeated
 from edgepack.data.layouts.picture_set import (
@@ -14,10 +15,15 @@ from edgepack.data.layouts.picture_set import (
     Boxes,
     PictureSet,
     find_pictures,
+    is_file,
+    is_folder,
     make_boxes,
 )
 from edgepack.errors import DataError, missing_package
 from edgepack.runtime.plain import read_plain
+
+if TYPE_CHECKING:
+    import yaml
 
 # Keys of the pictures for each role, in the order in which they are looked for.
 SPLITS = {
@@ -37,9 +43,22 @@ def read_yaml(path: Path) -> object:
     except ImportError as error:
         raise missing_package("pyyaml", "pictures", f"Reading {path.name}") from error
     try:
-        return yaml.safe_load(read_plain(path))
+        return yaml.load(read_plain(path), Loader=_make_loader())  # noqa: S506
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise _invalid(path, " ".join(str(error).split())) from error
+
+
+def _make_loader() -> type[yaml.SafeLoader]:
+    """Return PyYAML's safe loader, which refuses aliases: ten lines can stand for a billion."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError(f"it has the alias *{self.peek_event().anchor}")
+            return super().compose_node(parent, index)
+
+    return Loader
 
 
 def is_yolo(document: object) -> bool:
@@ -185,8 +204,11 @@ def _list_pictures(path: Path, document: Mapping[str, object], key: str) -> list
         source = _locate(path, root, str(entry))
         if source.is_dir():
             pictures += find_pictures(source)
-        else:
+        elif source.suffix == ".txt":
             pictures += _read_list(source)
+        else:
+            # The lines of any other file would be shown as paths that do not exist.
+            raise _invalid(path, f"{key} names {source}, neither a folder nor a list in a .txt")
     if not pictures:
         raise DataError(
             "pictures-missing",
@@ -205,7 +227,7 @@ def _locate(path: Path, root: Path, entry: str) -> Path:
     while below.startswith("../"):
         below = below[3:]
     for candidate in (root / entry, path.parent / entry, path.parent / below):
-        if candidate.exists():
+        if is_file(candidate) or is_folder(candidate):
             return candidate
     raise DataError(
         "pictures-missing",
@@ -223,7 +245,7 @@ def _read_list(source: Path) -> list[Path]:
         raise _invalid(source, f"it is not a list of pictures: {error}") from error
     pictures = [source.parent / line.strip() for line in lines if line.strip()]
     for picture in pictures:
-        if not picture.is_file():
+        if not is_file(picture):
             raise DataError(
                 "pictures-missing",
                 f"a picture of {source} does not exist",

@@ -31,7 +31,7 @@ from ..device import machine
 from ..device.device_info import onnxruntime_version
 from ..errors import BundleError, EdgepackError, GateError, InputError
 from ..model import Model, open_model
-from ..origin import origin
+from ..origin import is_own
 from ..parity.accuracy import TOP
 from ..parity.gates import judge, judge_reference, judge_size
 from ..parity.metrics import Quality, compare
@@ -59,14 +59,18 @@ HOST_ONLY = ("torch", "edgepack")
 _LENGTH = struct.Struct("<Q")
 
 
-def refuses_code(index: Index) -> bool:
+def refuses_code(index: Index, bundle: str) -> bool:
     """Return True if the user's code prepares the inputs, and this loader does not run it.
 
     Only the loader inside a bundle, which is imported from that file, runs the bundle's code.
+
+    Args:
+        index: of the bundle.
+        bundle: its path.
     """
     if index.preprocessing is None or index.preprocessing.value.get("kind") != "code":
         return False
-    return not os.path.isfile(origin())
+    return not is_own(bundle)
 
 
 def reference_feeds(
@@ -81,7 +85,7 @@ def reference_feeds(
         index: its index.
         most: the maximum number of samples; 0 for all.
     """
-    if index.reference.raw is not None and not refuses_code(index):
+    if index.reference.raw is not None and not refuses_code(index, archive.path):
         from ..preprocess.reference import raw_feeds
 
         yield from raw_feeds(archive, index, most)
@@ -380,7 +384,7 @@ def on_samples(
     feeds = list(reference_feeds(archive, index, most))
     preprocessing, same = None, [True] * len(feeds)
     bounds = index.gates["fidelity"]
-    if index.reference.raw is not None and not refuses_code(index):
+    if index.reference.raw is not None and not refuses_code(index, archive.path):
         from ..preprocess.reference import judge_feeds, relax
 
         preprocessing, same = judge_feeds(archive, index, feeds)

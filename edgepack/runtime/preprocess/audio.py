@@ -23,8 +23,13 @@ LAYOUTS = ("samples", "channels-samples", "samples-channels")
 DTYPES = ("float32", "float64", "float16")
 REQUIREMENT = "soundfile>=0.12"
 MAX_RATE = 1 << 20
-# Longest recording that is decoded, in bytes of float32: two hours of stereo at 48 kHz.
-MAX_SAMPLES = 700_000_000
+# Longest recording in samples of all channels, before and after resampling: 17 minutes of stereo at
+# 48 kHz. A FLAC file of silence is 300 times smaller than its samples.
+MAX_SAMPLES = 100_000_000
+# Largest filter of a resampler: 44,100 to 16,000 Hz has 5,600 taps, 44,099 to 16,000 Hz 560,000.
+MAX_TAPS = 1 << 21
+# Largest factor on samples of -1 to 1.
+MOST = 1e12
 # The filter of the resampler: zero crossings of the sinc on each side, and the share of the lower
 # Nyquist frequency that passes.
 _CROSSINGS = 6
@@ -77,14 +82,20 @@ class Audio:
         length = None
         if reader.value.get("length") is not None:
             length = _read_number(reader, "length", MAX_SAMPLES)
+        channels = _read_number(reader, "channels", 64)
+        if channels * (length or 0) > MAX_SAMPLES:
+            raise reader.fault(f"length is {length} for {channels} channels")
+        scale = float(reader.get("scale", int, float))
+        if abs(scale) > MOST:
+            raise reader.fault(f"scale is {scale}")
         return cls(
             input=reader.get("input", str),
             dtype=_read_choice(reader, "dtype", DTYPES),
             layout=_read_choice(reader, "layout", LAYOUTS),
             rate=_read_number(reader, "rate", MAX_RATE),
             length=length,
-            channels=_read_number(reader, "channels", 64),
-            scale=float(reader.get("scale", int, float)),
+            channels=channels,
+            scale=scale,
             normalize=_read_choice(reader, "normalize", NORMALIZATIONS),
         )
 
@@ -121,12 +132,13 @@ class Audio:
         with silence at its end.
 
         Raises:
-            InputError: audio-unreadable, audio-empty, audio-channels.
+            InputError: audio-unreadable, audio-empty, audio-channels, audio-rate.
             DeviceError: package-missing.
         """
         # For length=4, [1 2 3 4 5 6] becomes [2 3 4 5], and [1 2] becomes [1 2 0 0].
         name = name or "the recording"
         samples, rate = decode(data, name)
+        _require_rate(rate, self.rate, samples.shape[1] * self.channels, name)
         samples = _mix(samples, self.channels, name)
         samples = resample(samples, rate, self.rate)
         if self.length is not None:
@@ -146,7 +158,9 @@ class Audio:
             samples = samples[0]
         elif self.layout == "samples-channels":
             samples = samples.T
-        return {self.input: np.ascontiguousarray(samples[None], dtype=self.dtype)}
+        # In float16 a scale of a thousand reaches infinity, of which the model's answers tell.
+        with np.errstate(over="ignore"):
+            return {self.input: np.ascontiguousarray(samples[None], dtype=self.dtype)}
 
 
 def decode(data: bytes, name: str) -> Tuple[np.ndarray, int]:
@@ -165,14 +179,44 @@ def decode(data: bytes, name: str) -> Tuple[np.ndarray, int]:
             why="it has no samples",
             hint="remove it",
         )
-    if samples.size > MAX_SAMPLES:
+    _require_length(samples.size, name)
+    return samples, rate
+
+
+def _require_length(count: int, name: str) -> None:
+    if count > MAX_SAMPLES:
         raise InputError(
             "audio-unreadable",
             f"{name} is too long",
-            why=f"{samples.size:,} samples; at most {MAX_SAMPLES:,} are read",
+            why=f"{count:,} samples; at most {MAX_SAMPLES:,} are read",
             hint="cut it into pieces",
         )
-    return samples, rate
+
+
+def _require_rate(rate: int, target: int, count: int, name: str) -> None:
+    """Refuse a rate whose conversion takes too much memory or time.
+
+    Args:
+        rate: samples per second of the recording, as its header states them.
+        target: of the model.
+        count: of the samples, in all channels of the model.
+        name: of the recording, for the message.
+    """
+    # 8 million samples at 1 Hz, a file of 16 MB, would become 128 billion at 16 kHz.
+    step, phases = rate // math.gcd(rate, target), target // math.gcd(rate, target)
+    taps = phases * (2 * _reach(step, phases) + 1)
+    if count * phases > MAX_SAMPLES * step or taps > MAX_TAPS:
+        raise InputError(
+            "audio-rate",
+            f"{name} cannot be brought to the model's rate",
+            why=f"{count:,} samples at {rate:,} Hz; the model takes {target:,} Hz",
+            hint=f"convert it: ffmpeg -i FILE -ar {target} recording.wav",
+        )
+
+
+def _reach(step: int, phases: int) -> int:
+    """Return the number of samples on each side that the filter of a resampler weighs."""
+    return math.ceil(_CROSSINGS / (min(1.0, phases / step) * _ROLLOFF))
 
 
 def _read_wave(data: bytes) -> Optional[Tuple[np.ndarray, int]]:
@@ -213,7 +257,10 @@ def _read_soundfile(data: bytes, name: str) -> Tuple[np.ndarray, int]:
             hint="python3 -m pip install soundfile",
         ) from error
     try:
-        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            # Its header may state any number, and the memory is allocated by it.
+            _require_length(file.frames * file.channels, name)
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             "audio-unreadable",
@@ -282,7 +329,7 @@ def _filter(step: int, phases: int) -> Tuple[int, np.ndarray]:
     Tap t of phase p weighs the sample at `first + t` relative to the sample before the output.
     """
     cutoff = min(1.0, phases / step) * _ROLLOFF
-    reach = math.ceil(_CROSSINGS / cutoff)
+    reach = _reach(step, phases)
     taps = np.zeros((phases, 2 * reach + 1))
     # A cutoff of 0.5 stretches the sinc to twice the taps, and halves each of them.
     for phase in range(phases):

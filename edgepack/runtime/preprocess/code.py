@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Tuple
 import numpy as np
 
 from ..errors import DeviceError, InputError
-from ..origin import origin
 
 if TYPE_CHECKING:
     from ..strict_json import Reader
@@ -46,8 +45,8 @@ class Function:
         source: its contents.
         name: of the function.
         packages: distributions that the file imports, see PACKAGES.
-        refused: True if it is from a bundle that another loader reads, such as edgepack's on the
-            build host, which runs no code of a bundle.
+        refused: True if it is from a bundle that another loader reads: edgepack's on the build
+            host, or that of another bundle.
     """
 
     file: str
@@ -57,14 +56,18 @@ class Function:
     refused: bool = False
 
     @classmethod
-    def read(cls, reader: Reader, read_file: ReadFile) -> Function:
-        """Read the document of `to_json`. Raises the reader's error if it is not valid."""
+    def read(cls, reader: Reader, read_file: ReadFile, own: bool = False) -> Function:
+        """Read the document of `to_json`. Raises the reader's error if it is not valid.
+
+        Args:
+            reader: of the document.
+            read_file: returns the file.
+            own: True if this loader was imported from the same bundle; else it runs no code.
+        """
         file, name = reader.get("file", str), reader.get("function", str)
         packages = reader.each("packages", _read_text)
-        # A loader inside a bundle is imported from that file, edgepack's own from a folder.
-        refused = not os.path.isfile(origin())
         title = os.path.basename(file)[: -len(SUFFIX)]
-        return cls(title, read_file(file), name, packages, refused)
+        return cls(title, read_file(file), name, packages, not own)
 
     def to_json(self) -> Dict[str, object]:
         """Return the document in `bundle.json`."""
@@ -110,7 +113,7 @@ class Function:
             raise DeviceError(
                 "code-refused",
                 f"the bundle brings its own {self.file}, and only the bundle itself runs it",
-                why="edgepack on the build host runs no code of a bundle",
+                why="this loader is not the one inside the bundle",
                 hint="python3 BUNDLE run FILE",
             )
         try:
@@ -173,10 +176,10 @@ class Code:
         return 0.0
 
     @classmethod
-    def read(cls, reader: Reader, read_file: ReadFile) -> Code:
-        """Read the document of `to_json`. Raises the reader's error if it is not valid."""
+    def read(cls, reader: Reader, read_file: ReadFile, own: bool = False) -> Code:
+        """Read the document of `to_json`. Raises as `Function.read` does."""
         inputs = reader.each("inputs", _read_input)
-        return cls(Function.read(reader, read_file), inputs, reader.get("takes_text", bool))
+        return cls(Function.read(reader, read_file, own), inputs, reader.get("takes_text", bool))
 
     def to_json(self) -> Dict[str, object]:
         """Return the document in `bundle.json`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Optional
 
 from ..bundle.index import Index, check_file
+from ..origin import is_own
 
 if TYPE_CHECKING:
     from ..bundle.archive import Archive
@@ -24,15 +25,18 @@ def open_preprocessing(archive: Archive, index: Index) -> Optional[Preprocessing
     """
     if index.preprocessing is None:
         return None
-    return read_preprocessing(index.preprocessing, lambda name: check_file(archive, index, name))
+    return read_preprocessing(
+        index.preprocessing, lambda name: check_file(archive, index, name), is_own(archive.path)
+    )
 
 
-def read_preprocessing(reader: Reader, read_file: ReadFile) -> Preprocessing:
+def read_preprocessing(reader: Reader, read_file: ReadFile, own: bool = False) -> Preprocessing:
     """Read a preprocessing of any kind.
 
     Args:
         reader: of its document.
         read_file: returns an entry of the bundle, for kinds that have files.
+        own: True if this loader was imported from the same bundle, whose code it then may run.
 
     Raises the reader's error if the document is not valid.
     """
@@ -52,5 +56,5 @@ def read_preprocessing(reader: Reader, read_file: ReadFile) -> Preprocessing:
     if kind == "code":
         from .code import Code
 
-        return Code.read(reader, read_file)
+        return Code.read(reader, read_file, own)
     raise reader.fault(f"this loader has no preprocessing of the kind {kind!r}")

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 # Largest picture that is accepted, since a file of a few kB can claim gigabytes of pixels.
 MAX_PIXELS = 64_000_000
+# Largest constants, and the smallest deviation, so that no pixel leaves the range of float32.
+MOST = 1e12
+# Files that are decoded. For others Pillow has decoders that are rarely tested, and for EPS it
+# would start Ghostscript.
+FORMATS = frozenset(
+    ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+)
 # Largest side after the resize.
 MAX_SIDE = 1 << 14
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -180,6 +187,7 @@ class Picture:
             ("colour", self.colour, tuple(CHANNELS)),
             ("layout", self.layout, LAYOUTS),
             ("corner", self.corner, CORNERS),
+            ("dtype", self.dtype, DTYPES),
         ):
             if value not in choices:
                 return f'{key} = "{value}" is not supported', f"one of {', '.join(choices)}"
@@ -197,8 +205,13 @@ class Picture:
                     f"{key} has {len(numbers)} values; {self.colour} takes {counts}",
                     "state those of the training, such as mean=0.5,std=0.5",
                 )
+        for key, numbers in (("scale", (self.scale,)), ("mean", self.mean), ("std", self.std)):
+            if max(map(abs, numbers)) > MOST:
+                return f"{key} has a value beyond {MOST:g}", "pixels are from 0 to 255"
         if 0.0 in self.std:
             return "std is 0", "pixels are divided by std, so it must not be 0"
+        if min(map(abs, self.std)) < 1 / MOST:
+            return f"std has a value below {1 / MOST:g}", "pixels are divided by std"
         raw = self.scale == 1 and not any(self.mean) and set(self.std) == {1.0}
         if self.dtype == "uint8" and not raw:
             return (
@@ -344,6 +357,8 @@ def decode(data: bytes, name: str, colour: str) -> Image:
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
             opened = pillow.open(io.BytesIO(data))
         with opened:
+            if opened.format not in FORMATS:
+                raise _unreadable(name, f"files of the kind {opened.format} are not decoded")
             _require_pixels(opened.size, name)
             if opened.mode.split(";")[0] in _DEEP_MODES:
                 raise InputError(
@@ -353,15 +368,17 @@ def decode(data: bytes, name: str, colour: str) -> Image:
                     hint="convert it to 8 bits, as in training",
                 )
             upright = ImageOps.exif_transpose(opened)
-            if colour == "grey":
-                return upright.convert("L")
-            return upright.convert("RGB")
+            mode = "L" if colour == "grey" else "RGB"
+            # A conversion to the same mode would copy it: 240 MB of 60 million pixels.
+            return upright if upright.mode == mode else upright.convert(mode)
     except pillow.UnidentifiedImageError as error:
         # Its message has the address of the buffer.
         raise _unreadable(name, "Pillow does not recognise its format") from error
     except pillow.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise anything for damaged files
         raise _unreadable(name, f"{type(error).__name__}: {error}") from error
 
 

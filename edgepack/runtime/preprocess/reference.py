@@ -27,6 +27,11 @@ PROBE = 512
 # photographs of another JPEG decoder reach 23 dB.
 INEXACT_DB = 20.0
 
+# Largest arrays of all reference samples together, since a picture of a few kB can become a GB.
+MAX_BYTES = 1 << 30
+# Largest probe.
+MOST = 1e100
+
 
 def digest(array: np.ndarray) -> str:
     """Return the SHA-256 of an array: type, shape and values, with the lowest byte first."""
@@ -58,10 +63,22 @@ def raw_feeds(archive: Archive, index: Index, most: int = 0) -> Iterator[Dict[st
     """
     raw, preprocessing = require_raw(archive, index)
     per_feed = len(raw.files) // index.reference.samples
+    names_of_inputs = {tensor.name for tensor in index.inputs}
+    size = 0
     for i in range(min(most or index.reference.samples, index.reference.samples)):
         names = raw.files[i * per_feed : (i + 1) * per_feed]
         feeds = [preprocessing.prepare(check_file(archive, index, name), name) for name in names]
-        yield join_feeds(feeds)
+        feed = join_feeds(feeds)
+        if set(feed) != names_of_inputs:
+            raise unreadable_reference(
+                f"the preprocessing makes {sorted(feed)}, not the model's inputs"
+            )
+        size += sum(array.nbytes for array in feed.values())
+        if size > MAX_BYTES:
+            raise unreadable_reference(
+                f"the arrays of {i + 1} samples have more than {MAX_BYTES:,} bytes"
+            )
+        yield feed
 
 
 def require_raw(archive: Archive, index: Index) -> Tuple[RawReference, Preprocessing]:
@@ -132,6 +149,10 @@ def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray], floor: float) 
         floor: smallest variance of a sample, for those without contrast.
     """
     worst = SNR_LIMIT
+    shortest = min(probe(array).size for array in arrays)
+    if len(arrays) == len(probes) and probes.shape[1] != shortest:
+        # Fewer probes than the build writes would leave elements unchecked.
+        return -SNR_LIMIT
     for expected, array in zip(probes.astype(np.float64), arrays):
         # Of arrays that differ in size, the probes have the length of the smallest.
         values = probe(array).astype(np.float64)[: expected.size]
@@ -147,8 +168,11 @@ def _find_worst(probes: np.ndarray, arrays: Sequence[np.ndarray], floor: float) 
 
 def _read_probes(archive: Archive, index: Index, name: str) -> np.ndarray:
     (array,) = read_arrays(archive, index, [name], index.reference.samples)
-    if array.ndim != 2:
+    if array.ndim != 2 or not array.size:
         raise unreadable_reference(f"{name}: its shape is {array.shape}")
+    # A NaN is neither near a number nor far from it, and squares of more would overflow.
+    if not (np.abs(array.astype(np.float64)) <= MOST).all():
+        raise unreadable_reference(f"{name}: not all of its values are finite")
     return array
 
 

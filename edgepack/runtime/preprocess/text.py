@@ -23,6 +23,8 @@ SIDES = ("left", "right")
 DTYPES = ("int32", "int64")
 # Limit against absurd allocations.
 MAX_LENGTH = 1 << 20
+# Longest text in bytes: a tokenizer reads all of it before it truncates, at about 1 MB a second.
+MAX_BYTES = 1 << 20
 ENTRY = "preprocess/tokenizer.json"
 # Python 3.8 has no wheel of newer versions, and old releases of pip would compile one from source.
 REQUIREMENTS = (
@@ -151,7 +153,7 @@ class Text:
         """Return the feed of one sample: UTF-8, or for a pair what `join_pair` returns.
 
         Raises:
-            InputError: text-encoding, text-pair, text-empty.
+            InputError: text-encoding, text-pair, text-empty, text-too-long, text-unreadable.
             DeviceError: package-missing, tokenizer-unreadable.
         """
         # With max_length 4 and padding, "film" gives input_ids [[101, 2143, 102, 0]] and
@@ -167,7 +169,18 @@ class Text:
         """Return the tokens of one sample. Raises as `prepare` does."""
         name = name or "the text"
         first, second = self._split(data, name)
-        encoding = _open_tokenizer(self).encode(first, second)
+        tokenizer = _open_tokenizer(self)
+        try:
+            encoding = tokenizer.encode(first, second)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of Rust is no Exception
+            raise InputError(
+                "text-unreadable",
+                f"the model's tokenizer fails on {name}",
+                why=str(error),
+                hint="leave it out; if others fail, too, the tokenizer is damaged: build again",
+            ) from error
         if not encoding.ids:
             raise InputError(
                 "text-empty",
@@ -178,6 +191,13 @@ class Text:
         return encoding
 
     def _split(self, data: bytes, name: str) -> Tuple[str, Optional[str]]:
+        if len(data) > MAX_BYTES:
+            raise InputError(
+                "text-too-long",
+                f"{name} is too long",
+                why=f"{len(data):,} bytes; at most {MAX_BYTES:,} are read",
+                hint="cut it: the model sees no more than its first tokens or its last ones",
+            )
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -192,7 +212,7 @@ class Text:
         try:
             first, second = json.loads(text)
             return first + "", second + ""
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 "text-pair",
                 f"the model compares two texts, and {name} is not a pair",
@@ -237,7 +257,9 @@ def _open_tokenizer(text: Text) -> Tokenizer:
                 pad_token=padding.token,
                 length=text.max_length,
             )
-    except Exception as error:  # tokenizers raises plain Exception
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # plain Exception, or a panic of Rust
         raise DeviceError(
             "tokenizer-unreadable",
             "the package tokenizers cannot read the model's tokenizer",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
+from itertools import chain
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -150,6 +151,10 @@ def _convert(values: List[object], dtype: np.dtype) -> np.ndarray:
 
     If numpy were told the type, it would silently take 1.5 for 1, null for NaN and "2" for 2.
     """
+    # An array of texts has the length of the longest in each element: 1 MB of JSON with a text of
+    # 1,000 letters would take 1 GB.
+    if _has_texts(values):
+        raise ValueError(f"the data are not {datatype(dtype.name)}")
     natural = np.array(values)
     if natural.size and natural.dtype.kind not in _KINDS[dtype.kind]:
         raise ValueError(f"the data are not {datatype(dtype.name)}")
@@ -160,6 +165,18 @@ def _convert(values: List[object], dtype: np.dtype) -> np.ndarray:
     if not exact or not np.isfinite(array).all():
         raise ValueError(f"a value is out of the range of {datatype(dtype.name)}")
     return array
+
+
+def _has_texts(values: List[object]) -> bool:
+    """Return True if nested lists hold anything besides numbers and bools."""
+    kinds = set(map(type, values))
+    while list in kinds:
+        below = [value for value in values if isinstance(value, list)]
+        if not kinds <= {list, int, float, bool}:
+            return True
+        values = list(chain.from_iterable(below))
+        kinds = set(map(type, values))
+    return not kinds <= {int, float, bool}
 
 
 def _read_outputs(top: Reader, outputs: Sequence[Tensor]) -> Mapping[str, bool]:
