@@ -12,7 +12,7 @@ import click
 
 from edgepack import files
 from edgepack.errors import EdgepackError
-from edgepack.runtime.streams import print_status
+from edgepack.runtime.streams import write_status
 
 if TYPE_CHECKING:
     from edgepack.report.checks import Checks
@@ -51,8 +51,9 @@ class Outputs:
             # GitHub's file of a step's summary collects those of all its commands.
             with self.summary.open("a", encoding="utf-8") as file:
                 file.write(render_summary(checks) + "\n")
-        if self.annotates:
-            print_status(*annotate(checks))
+        lines = annotate(checks)
+        if self.annotates and lines:
+            write_status("\n".join(lines))
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -23,6 +23,8 @@ from edgepack.runtime.parity.verdict import FAIL, PASS, UNVERIFIED
 # Verdict of a command that could not run.
 ERROR = "ERROR"
 _SIGNS = {PASS: "✅", FAIL: "❌", UNVERIFIED: "⚠️", ERROR: "❌"}
+# Characters with a meaning in Markdown.
+_MARKS = frozenset("&<>|`[]\\*~#")
 _QUESTIONS = ("preprocessing", "quality", "fidelity")
 
 
@@ -202,35 +204,41 @@ def _set_counts(element: ElementTree.Element, seconds: float) -> None:
 
 
 def _clean(text: str) -> str:
-    # XML has no control characters but these; `printable` escapes the others.
-    return "\n".join(printable(line) for line in text.splitlines())
+    # XML has no control characters but these; `printable` escapes the others. Nor has it U+FFFE and
+    # U+FFFF, which are no characters.
+    lines = "\n".join(printable(line) for line in text.splitlines())
+    return lines.replace("\ufffe", "\\ufffe").replace("\uffff", "\\uffff")
 
 
 def render_summary(checks: Checks) -> str:
     """Render checks in Markdown, as the summary of a job: the verdict, figures and gates."""
-    lines = [f"### {_SIGNS[checks.verdict]} {checks.verdict}: {_escape(checks.title)}", ""]
+    lines = [f"### {_SIGNS[checks.verdict]} {checks.verdict}: {_escape_line(checks.title)}", ""]
     for row in checks.rows:
         if row.name == "verdict" and row.result != PASS:
             lines += [*_escape(row.text).split("\n"), ""]
     if checks.facts:
         lines += ["| | |", "|---|---|"]
-        lines += [f"| {label} | {_escape(text)} |" for label, text in checks.facts]
+        lines += [f"| {label} | {_escape_line(text)} |" for label, text in checks.facts]
         lines.append("")
     gates = [row for row in checks.rows if row.name != "verdict"]
     if gates:
         lines += ["| | gate | measured | bound |", "|---|---|---|---|"]
     for row in gates:
         cells = [row.group + ": " + row.name, row.measured, row.bound]
-        lines.append(f"| {_SIGNS[row.result]} | {' | '.join(map(_escape, cells))} |")
+        lines.append(f"| {_SIGNS[row.result]} | {' | '.join(map(_escape_line, cells))} |")
     if checks.warnings:
-        lines += ["", *(f"- ⚠️ {_escape(warning)}" for warning in checks.warnings)]
+        lines += ["", *(f"- ⚠️ {_escape_line(warning)}" for warning in checks.warnings)]
     return "\n".join(lines) + "\n"
 
 
 def _escape(text: str) -> str:
-    # A name with a pipe would end its cell, one with "<" begin a tag.
-    text = _clean(text).replace("&", "&amp;").replace("<", "&lt;")
-    return text.replace("|", "\\|").replace("`", "\\`")
+    # A name with a pipe would end its cell, one with "<" begin a tag, "![](" a picture from another
+    # site. An entity is never a mark: "[a](b)" becomes "&#91;a&#93;(b)".
+    return "".join(f"&#{ord(char)};" if char in _MARKS else char for char in _clean(text))
+
+
+def _escape_line(text: str) -> str:
+    return _escape(text).replace("\n", " ")
 
 
 def annotate(checks: Checks) -> list[str]:

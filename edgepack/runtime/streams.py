@@ -38,8 +38,12 @@ def printable(text: str) -> str:
     """Return `text` as one line with terminal controls and reordering marks escaped.
 
     Control characters (so also escape sequences), surrogates and the marks that change the
-    direction of text become `\\x1b`, `\\u202e` and so on; newlines and tabs become spaces.
+    direction of text become `\\x1b`, `\\u202e` and so on; newlines and tabs become spaces. What
+    GitHub Actions would run as a command, `::` at the start or `##[` anywhere, gets a space.
     """
+    text = text.replace("##[", "## [")
+    if text.lstrip().startswith("::"):
+        text = text.replace("::", ": :", 1)
     return "".join(map(_printable, text))
 
 
@@ -149,10 +153,14 @@ def print_status(*lines: str) -> None:
 
     Raises InputError if it cannot be written, PipeClosed if nobody reads it.
     """
-    if not lines:
-        return
+    if lines:
+        write_status("\n".join(map(printable, lines)))
+
+
+def write_status(text: str) -> None:
+    """Print text on standard error as it is. Raises as `print_status` does."""
     try:
-        print("\n".join(map(printable, lines)), file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except OSError as error:
         raise _unwritable("the messages", "standard error", sys.stderr, error) from error
 

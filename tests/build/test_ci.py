@@ -13,7 +13,15 @@ import pytest
 import yaml
 
 from edgepack.cli.outputs import Outputs
-from edgepack.report.checks import annotate, check_report, render_junit, render_summary
+from edgepack.report.checks import (
+    Check,
+    Checks,
+    annotate,
+    check_report,
+    render_junit,
+    render_summary,
+)
+from edgepack.runtime.streams import printable
 from support import ROOT, report_cases
 from support.build_cases import Home, ask
 
@@ -122,6 +130,26 @@ def test_foreign_text_stays_in_its_place(tmp_path: Path) -> None:
     assert "<script" not in render_summary(checks)
     for line in annotate(checks):
         assert len(line.splitlines()) == 1
+
+
+def test_names_of_a_bundle_are_text_to_every_reader(tmp_path: Path) -> None:
+    name = "x | y\n\n# PASS\n::error::a ![b](http://c) ]]> **d** `e` \\| \uffff ##[error]f"
+    row = Check(name, name, "FAIL", name, name, name)
+    verdict = Check("verdict", "verdict", "FAIL", "FAIL", "", name)
+    checks = Checks(name, "FAIL", [row, verdict], [("Metric", name)], [name])
+    junit = tmp_path / "j.xml"
+    junit.write_bytes(render_junit(checks))
+    assert len(cases(junit)) == 2
+    summary = render_summary(checks)
+    assert not re.search(r"[`\[\]*\\]|^#[^#]", summary, re.MULTILINE)
+    rows = [line for line in summary.splitlines() if "❌ |" in line]
+    assert [line.count("|") for line in rows] == [5]
+    for line in annotate(checks):
+        assert re.match(r"::(error|warning) title=[^:]*::", line)
+        assert len(line.splitlines()) == 1
+        assert "##[" not in line
+    assert "##[" not in printable("a ##[error]b")
+    assert printable(" ::set-output name=a::b").lstrip().startswith(": :")
 
 
 def run_action(tmp_path: Path, **inputs: str) -> tuple[int, dict[str, str], str]:
