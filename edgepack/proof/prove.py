@@ -186,6 +186,10 @@ def _reproduces(verdict: Verdict) -> bool:
     return device.require_fidelity(verdict)["passed"]
 
 
+# Stages before the passes.
+_EXPORTED = ("simplify", "export")
+
+
 def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     """Return the error of a bundle that missed gates, with the stage that lost quality."""
     ledger, chain = context.ledger, context.request.chain
@@ -194,9 +198,7 @@ def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     if not outcome.report["quality"]["passed"]:
         lost = _find_lost_stage(outcome, context)
         if lost is not None:
-            reasons.append(
-                f"quality first dropped in the stage {lost.stage!r} ({_format_parity(lost.parity)})"
-            )
+            reasons.append(_describe_loss(lost))
         # Its notes say which layers it tried, and why returning them to float was not enough.
         for record in ledger.records:
             if record.stage == "repair":
@@ -229,6 +231,15 @@ def _find_lost_stage(outcome: Outcome, context: Context) -> Record | None:
     return context.ledger.records[loss.position]
 
 
+def _describe_loss(lost: Record) -> str:
+    """Return the stage since which gates are missed, with the SNR after it."""
+    parity = _format_parity(lost.parity)
+    if lost.stage in _EXPORTED:
+        # At 134 dB nothing has dropped: the gate asks for more than the original reaches.
+        return f"missed before any pass, since the stage {lost.stage!r} ({parity})"
+    return f"quality first dropped in the stage {lost.stage!r} ({parity})"
+
+
 def _describe_misses(document: Report | Verdict) -> list[str]:
     """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     lines = []
@@ -255,7 +266,7 @@ def _suggest_remedy(lost: Record | None, chain: Sequence[Step]) -> str:
     stage = ""
     if lost is not None:
         stage = lost.stage
-    if stage in ("simplify", "export"):
+    if stage in _EXPORTED:
         return "the exported original misses this gate already, so no chain can meet it: lower it"
     remedy = ""
     for step in chain:

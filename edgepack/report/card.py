@@ -36,7 +36,7 @@ def render_card(report: Report) -> str:
         f'<div style="{_STYLE}"><div><b style="{badge}">{_escape(findings.format_title(report))}'
         f"</b> <b>{_escape(name)}</b></div>"
         f'<p style="margin: 6px 0">{_escape(findings.describe_verdict(report))}</p>'
-        f'<table style="border-collapse: collapse">{"".join(rows)}</table></div>'
+        f'<table style="border-collapse: collapse; font: inherit">{"".join(rows)}</table></div>'
     )
 
 

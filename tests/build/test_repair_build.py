@@ -211,7 +211,7 @@ def test_what_was_lost_before_is_not_searched_for(command: Any, tmp_path: Path) 
     answer = ask(*command(snr_db=400), "--output", str(tmp_path / "x.edgepack"))
     assert (answer.status, answer.code) == (1, "gate-missed")
     error = answer.document["error"]
-    assert "quality first dropped in the stage 'simplify'" in error["why"]
+    assert "missed before any pass, since the stage 'simplify'" in error["why"]
     assert "The gates were missed before quantize, since simplify" in error["why"]
     assert "no chain can meet it" in error["hint"]
     inside = json.loads(entry(tmp_path / "x.rejected.edgepack", "report/report.json"))
