@@ -302,7 +302,14 @@ def _format_metric(metric: MetricResult) -> tuple[str, str]:
     pair = metric["model"], metric["original"]
     if is_share(metric):
         return format_apart(format_percent, *pair, digits=1)
-    return format_apart(format_number, *pair, digits=4)
+    return format_apart(_format_value, *pair, digits=4)
+
+
+def _format_value(value: float, digits: int) -> str:
+    """Format a metric; with more digits than usual, its zeros stay: 0.24520 beside 0.24518."""
+    if digits <= 4:
+        return format_number(value, digits)
+    return f"{value:#.{digits}g}".rstrip(".")
 
 
 def _describe_fidelity(report: Report) -> str:

@@ -183,6 +183,22 @@ def test_slower_is_said_plainly() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "original", "said"),
+    [
+        (0.245204, 0.245185, "brier 0.24520 (original: 0.24518)"),
+        (0.25, 0.25, "brier 0.25 (original: 0.25)"),
+        (1234.0, 1235.0, "brier 1234 (original: 1235)"),
+    ],
+)
+def test_both_metrics_have_the_same_digits(model: float, original: float, said: str) -> None:
+    report = cases.passed()
+    report["quality"]["metric"] = {
+        "name": "brier", "model": model, "original": original, "drop_points": 0.0, "samples": 600
+    }  # fmt: skip
+    assert said in findings.describe_verdict(report)
+
+
 def test_commands_quote_the_bundle() -> None:
     report = cases.passed()
     report["bundle"]["path"] = "my model; rm -rf.edgepack"
