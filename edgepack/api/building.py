@@ -210,6 +210,7 @@ def _open_model(model: object, name: str) -> Iterator[tuple[Path | LiveModel, bo
         return
     name = name or kind.__name__
     with files.temporary_folder() as folder:
+        # Formats are told apart by the names of classes, so that none of the packages is imported.
         if kind.__module__.startswith("onnx") and kind.__name__ == "ModelProto":
             yield _save_onnx(model, folder / f"{name}.onnx"), False
         elif _is_a(model, "transformers", "PreTrainedModel"):
@@ -230,6 +231,7 @@ def _open_model(model: object, name: str) -> Iterator[tuple[Path | LiveModel, bo
 
 def _is_a(value: object, package: str, name: str) -> bool:
     """Return True for an instance of a class of a package, without importing it."""
+    # BertModel is a PreTrainedModel of transformers, and a Module of torch: bases count as well.
     for base in type(value).__mro__:
         if base.__name__ == name and base.__module__.partition(".")[0] == package:
             return True

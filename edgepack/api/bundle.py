@@ -72,6 +72,8 @@ class Verification:
         return self.verdict == PASS
 
     def __repr__(self) -> str:
+        # UNVERIFIED on haswell
+        #   calibrated on or judged by random samples: ...
         lines = [f"{self.verdict} on {self.device}"]
         for reason in self.reasons:
             lines.append(f"  {reason['text']}")
@@ -143,6 +145,8 @@ class Bundle:
                 takes: the path of a picture, its bytes, a text.
             top: the maximum number of classes.
         """
+        # A torch tensor, on a GPU perhaps, becomes an array; keys that are no inputs are left for
+        # the model to refuse.
         if isinstance(data, Mapping):
             arrays = {}
             for tensor in self.model.inputs:
@@ -163,6 +167,7 @@ class Bundle:
 
         Raises EdgepackError if the device cannot run it; a missed gate is a verdict.
         """
+        # The file may have changed since it was opened, so it is checked again.
         with bundle.admit(self.path) as admitted, _open_device(on, emulate) as host:
             remote = host.put(admitted.path)
             verdict = device.verify_bundle(host, remote, f"--threads={threads}")

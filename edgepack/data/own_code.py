@@ -130,6 +130,7 @@ def _require_function(tree: ast.Module, name: str, path: Path) -> None:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
+        # `prepare = functools.partial(load, size=224)` defines a function, too.
         elif isinstance(node, ast.Assign):
             names += [target.id for target in node.targets if isinstance(target, ast.Name)]
     if name in names:
@@ -149,13 +150,14 @@ def _list_packages(tree: ast.Module, path: Path) -> tuple[str, ...]:
 
     Raises SpecError `code-import` for an import that a device does not have.
     """
-    packages: dict[str, None] = {}
+    distributions = {name: distribution for name, distribution, _ in PACKAGES}
+    packages: set[str] = set()
     for module, line in _list_imports(tree):
-        for name, distribution, _ in PACKAGES:
-            if module == name:
-                packages[distribution] = None
-        names = {name for name, _, _ in PACKAGES}
-        if module in names or module == "numpy" or module in sys.stdlib_module_names:
+        if module in distributions:
+            # `import PIL` needs the distribution pillow.
+            packages.add(distributions[module])
+            continue
+        if module == "numpy" or module in sys.stdlib_module_names:
             continue
         raise SpecError(
             "code-import",

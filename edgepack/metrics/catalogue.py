@@ -83,6 +83,7 @@ def check_metric(source: MetricSource) -> None:
             why=f"the metrics: {', '.join(names)}",
             hint=hint,
         )
+    # Before the build, since a metric is computed only after the original has run.
     if source in _PACKAGES:
         package, module = _PACKAGES[source]
         if find_spec(module) is None:
@@ -184,6 +185,7 @@ def load_metric(
     metric = COUNTED[source] if source in COUNTED else BUILT_IN[source]
     if isinstance(metric, (BoxMetric, TextMetric)):
         return _load_decoded(metric, decoded, class_names)
+    # Decoded results are compared with their labels as they are, without classes.
     if source == "accuracy" and decoded:
         return TaskMetric(cast("Metric", MatchMetric()), source, takes=RESULTS)
     if isinstance(metric, ValueMetric):
@@ -199,6 +201,7 @@ def _load_decoded(
     """Return a metric of boxes or texts. Raises SpecError `metric-needs-postprocess`."""
     if decoded:
         return TaskMetric(cast("Metric", metric), metric.name, takes=RESULTS)
+    # Scores of CTC need no postprocess: the class names are the letters.
     if isinstance(metric, TextMetric) and class_names:
         return TaskMetric(cast("Metric", replace(metric, names=tuple(class_names))), metric.name)
     results = "dicts of boxes, scores and labels"

@@ -110,6 +110,7 @@ def load(path: Path) -> Manifest:
     toml_reader.check(content, "manifest", str(path))
     table = cast("ManifestDocument", content)
     inputs, outputs = table.get("inputs", []), table.get("outputs", [])
+    # The schema has checked types and ranges; relations between keys are checked here.
     _refuse_repeated(path, "inputs", [entry["name"] for entry in inputs])
     _refuse_repeated(path, "outputs", [entry["name"] for entry in outputs])
     model, evaluation = table.get("model", {}), table.get("evaluation", {})

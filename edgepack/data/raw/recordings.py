@@ -138,6 +138,7 @@ def _apply_preprocessor(audio: Audio, path: Path) -> Audio:
         document = json.loads(read_plain(path, MAX_CONFIG))
         if not isinstance(document, Mapping):
             raise TypeError(f"it is a {type(document).__name__}, not an object")
+        # {"feature_extractor_type": "WhisperFeatureExtractor"} makes spectrograms: not supported.
         kind = document.get("feature_extractor_type", _WAVEFORM)
         rate = int(document.get("sampling_rate", 0))
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -170,6 +171,7 @@ def _fit(audio: Audio, tensor: Tensor) -> Audio:
         channels = tensor.shape[2]
     elif audio.layout == "channels-samples":
         channels, length = tensor.shape[1], tensor.shape[2]
+    # An input (batch, 2, 16000) decides both: two channels of 16,000 samples.
     if isinstance(channels, int) and channels != audio.channels:
         audio = replace(audio, channels=channels)
     if isinstance(length, int):
