@@ -56,6 +56,11 @@ def test_a_flac_file_is_as_long_as_its_header_says() -> None:
     assert code_of(lambda: AUDIO.prepare(bytes(data))) == "audio-unreadable"
 
 
+def test_a_chunk_beyond_the_end_of_a_wav_file_is_an_error() -> None:
+    data = b"RIFF" + struct.pack("<I", 40) + b"WAVELIST" + struct.pack("<I", 1 << 30) + bytes(28)
+    assert code_of(lambda: AUDIO.prepare(data)) == "audio-unreadable"
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PCX", "SGI"])
 def test_only_usual_pictures_are_decoded(kind: str) -> None:
     data = encode(Image.new("RGB", (8, 8)), kind)

@@ -227,7 +227,7 @@ def _read_wave(data: bytes) -> Optional[Tuple[np.ndarray, int]]:
         with wave.open(io.BytesIO(data)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             frames = file.readframes(file.getnframes())
-    except (wave.Error, EOFError):
+    except (wave.Error, EOFError, RuntimeError):  # RuntimeError: a chunk ends beyond the file
         return None
     if width not in (1, 2, 3, 4) or rate < 1 or len(frames) % (width * channels):
         return None

@@ -13,6 +13,7 @@ from ..errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
     from ..strict_json import Reader
     from .protocol import ReadFile
@@ -349,28 +350,13 @@ def decode(data: bytes, name: str, colour: str) -> Image:
     """
     import_pillow()
     from PIL import Image as pillow
-    from PIL import ImageOps
 
     try:
+        # Pillow warns of decompression bombs, which are refused below, and of damaged EXIF data.
         with warnings.catch_warnings():
-            # Pillow only warns of a decompression bomb; the check below refuses it.
-            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-            opened = pillow.open(io.BytesIO(data))
-        with opened:
-            if opened.format not in FORMATS:
-                raise _unreadable(name, f"files of the kind {opened.format} are not decoded")
-            _require_pixels(opened.size, name)
-            if opened.mode.split(";")[0] in _DEEP_MODES:
-                raise InputError(
-                    "picture-depth",
-                    f"{name} has more than 8 bits a channel",
-                    why=f"its pixels are of Pillow's mode {opened.mode}",
-                    hint="convert it to 8 bits, as in training",
-                )
-            upright = ImageOps.exif_transpose(opened)
-            mode = "L" if colour == "grey" else "RGB"
-            # A conversion to the same mode would copy it: 240 MB of 60 million pixels.
-            return upright if upright.mode == mode else upright.convert(mode)
+            warnings.simplefilter("ignore")
+            with pillow.open(io.BytesIO(data)) as opened:
+                return _convert(opened, name, colour)
     except pillow.UnidentifiedImageError as error:
         # Its message has the address of the buffer.
         raise _unreadable(name, "Pillow does not recognise its format") from error
@@ -380,6 +366,25 @@ def decode(data: bytes, name: str, colour: str) -> Image:
         raise
     except Exception as error:  # Pillow's decoders raise anything for damaged files
         raise _unreadable(name, f"{type(error).__name__}: {error}") from error
+
+
+def _convert(opened: ImageFile, name: str, colour: str) -> Image:
+    from PIL import ImageOps
+
+    if opened.format not in FORMATS:
+        raise _unreadable(name, f"files of the kind {opened.format} are not decoded")
+    _require_pixels(opened.size, name)
+    if opened.mode.split(";")[0] in _DEEP_MODES:
+        raise InputError(
+            "picture-depth",
+            f"{name} has more than 8 bits a channel",
+            why=f"its pixels are of Pillow's mode {opened.mode}",
+            hint="convert it to 8 bits, as in training",
+        )
+    upright = ImageOps.exif_transpose(opened)
+    mode = "L" if colour == "grey" else "RGB"
+    # A conversion to the same mode would copy it: 240 MB of 60 million pixels.
+    return upright if upright.mode == mode else upright.convert(mode)
 
 
 def _unreadable(name: str, why: str) -> InputError:
