@@ -72,6 +72,7 @@ class Plugin:
                 why=f"{self.entry.value}: {type(error).__name__}: {error}",
                 hint=f"repair it, or remove it: pip uninstall {self.distribution}",
             ) from error
+        # A missing member is None, which no function accepts.
         for member, accepts in members.items():
             if not accepts(getattr(value, member, None)):
                 raise PluginError(
@@ -94,6 +95,7 @@ class Plugin:
         spec = find_spec(self.entry.module.partition(".")[0])
         if spec is None:
             return []
+        # A package has folders, even several if it is a namespace; a module is one file.
         if spec.submodule_search_locations:
             paths: list[Path] = []
             for folder in spec.submodule_search_locations:
@@ -149,6 +151,7 @@ def list_plugins(group: str, reserved: Collection[str]) -> Mapping[str, Plugin]:
                 why=f"names in {group} are lower-case letters, digits, - and _",
                 hint=f"rename its entry point, or remove it: pip uninstall {plugin.distribution}",
             )
+        # Two distributions with a pass `sparse`: a chain could not say which of them it means.
         other = "edgepack" if plugin.name in reserved else ""
         if plugin.name in plugins:
             other = str(plugins[plugin.name])

@@ -113,12 +113,14 @@ def open_samples(
     if path is None:
         stream = open_function(spec, inputs, (base, search), same=same)
         return _split_stream(stream, split, role)
+    # photos/train and photos/val are two sources; photos/cat and photos/dog are one.
     path = _find_part(path, role)
     shards = array_shards(path) if path.is_dir() else ()
     if shards:
         stream = open_shards(path, shards, inputs, origin=spec)
         return _split_stream(stream, split, role)
     classes = classes or Classes()
+    # Before pictures: code of the user's own takes files of any kind, pictures among them.
     raw = _open_raw(path, inputs, preprocessing, spec, classes, columns)
     if raw is not None:
         return _split_stream(raw, split, role)
@@ -204,6 +206,7 @@ def _find_part(path: Path, role: str) -> Path:
 def _split_pictures(pictures: PictureSet, split: Split | None, role: str) -> PictureSet:
     if split is None:
         return pictures
+    # Both roles divide the same pictures alike, so that no picture is in both parts.
     division = divide_pictures(pictures, split)
     chosen = pictures.select(division.indices(role))
     return replace(chosen, notes=(*chosen.notes, division.describe(split)))
@@ -267,6 +270,7 @@ def _locate(spec: str, base: Path) -> Path | None:
     path = base / expand_user(spec)
     if path.exists():
         return path
+    # data.py:calibration is a function unless a file has exactly this name.
     if FUNCTION.fullmatch(spec):
         return None
     siblings: list[str] = []

@@ -95,6 +95,7 @@ def _derive_verdict(document: dict[str, Any]) -> None:
     if not document.get("proven", True):
         doubts.append({"code": RANDOM, "text": RANDOM_TEXT})
     verdict, reasons = decide([document["quality"], document["fidelity"]], doubts)
+    # Also beside PASS: such a loader never asked about the preprocessing.
     text = "the bundle's older loader states no verdict: this one follows from its gates"
     document["verdict"] = verdict
     document["reasons"] = [*reasons, {"code": DERIVED, "text": text}]

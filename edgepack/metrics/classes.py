@@ -125,6 +125,7 @@ class CountMetric:
         index = _select(self, outputs, labels)
         tensor = self.outputs[index]
         counter = Accuracy(self.top, tensor.kind, tensor.axis)
+        # The answers are mapped from a file, and only one block of them is in memory.
         for start in range(0, len(labels), _BLOCK):
             rows = slice(start, start + _BLOCK)
             answers = outputs[index][rows]
@@ -206,6 +207,7 @@ class MatchMetric:
                 hint="store one label for each sample",
             )
         equal = 0
+        # The result [3] or 3 equals the label 3, and "cat" the label "cat".
         for result, label in zip(outputs, labels, strict=True):
             equal += bool(np.array_equal(np.squeeze(np.asarray(result)), np.squeeze(label)))
         return equal / len(labels)

@@ -49,6 +49,7 @@ def decide_build(job: Job, verdict: Verdict, emulated: Mapping[str, Question]) -
     doubts: list[Reason] = []
     if not job.context.samples.proven:
         doubts.append({"code": RANDOM, "text": RANDOM_TEXT})
+    # A build for arm on x86-64 without qemu; a build for a Jetson on any host.
     target = job.request.target
     if text := _describe_absent_target(target, job.stands_in, emulated):
         remedy = suggest_verification(target, shlex.quote(job.request.output.name))
@@ -104,6 +105,7 @@ def describe_doubts(reasons: Sequence[Reason], target: Target, bundle: str, rebu
         rebuild: command that builds it on real samples.
     """
     texts = "; ".join(reason["text"] for reason in reasons)
+    # The command for the first reason that can be removed: real samples come before a device.
     codes = {reason["code"] for reason in reasons}
     if RANDOM in codes:
         return f"{texts}; for PASS: {rebuild}"

@@ -79,6 +79,7 @@ def check_report(report: Report, allowed: bool = False) -> Checks:
         report: its report.
         allowed: true if UNVERIFIED is accepted.
     """
+    # A row for each gate, then one for the verdict: JUnit shows them as test cases.
     questions = {name: report.get(name) for name in _QUESTIONS}
     rows = [*_list_gates(questions, ""), _check_verdict("", report["verdict"], report["reasons"])]
     sizes, bundle = report["sizes"], report["bundle"]

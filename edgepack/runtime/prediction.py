@@ -235,6 +235,7 @@ def split_outputs(
     first = {}
     for tensor in described:
         array = outputs[tensor.name]
+        # An output (batch, 10) keeps its first row; one of (5, 4) has no axis of samples.
         if tensor.shape and tensor.shape[0] in batch_axes:
             array = array[:1]
         first[tensor.name] = array
@@ -264,6 +265,7 @@ def find_top(
     # (1, 1000) is one decision; (1, 21, 64, 64) are 4096 of them.
     if scores.size != scores.shape[deciding[0].axis]:
         return []
+    # Logits 2.0 and 0.0 are shares of 0.88 and 0.12.
     scores = scores.reshape(-1)
     shares = _softmax(scores)
     top = []

@@ -78,6 +78,7 @@ def load_live(model: LiveModel) -> Source:
 
 def _unwrap(module: nn.Module) -> nn.Module:
     """Return the network inside torch.compile's or DataParallel's wrapper."""
+    # DataParallel(torch.compile(net)) has two of them.
     while type(module).__name__ in _WRAPPERS:
         module = getattr(module, _WRAPPERS[type(module).__name__])
     return module
@@ -108,6 +109,7 @@ def _count_bytes(module: nn.Module) -> int:
     """Return the bytes of a state dict, shared tensors once."""
     tensors = {}
     for tensor in module.state_dict(keep_vars=True).values():
+        # A tied embedding and output layer are two names of one tensor, stored once.
         if hasattr(tensor, "element_size"):
             tensors[id(tensor)] = tensor.numel() * tensor.element_size()
     return sum(tensors.values())

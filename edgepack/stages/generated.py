@@ -74,6 +74,7 @@ def generate_samples(
     for recipe in _list_recipes(request, source, inputs):
         samples = _draw(inputs, count, recipe)
         trial = _try_samples(source, samples)
+        # A model whose answers do not depend on the input proves nothing about its optimized form.
         if trial.varies:
             return samples, recipe.describe(inputs)
         if not trial.fault:
@@ -117,6 +118,7 @@ def _list_recipes(request: Request, source: Source, inputs: tuple[Tensor, ...]) 
     declared = {name: span.usual for name, span in request.axes.items()}
     special, last = read_special_tokens(source)
     for sizes in list_sizes(inputs, declared):
+        # An input that holds lengths gets that of the longest axis.
         length = max(sizes.values(), default=1)
         rows = _find_rows(source, inputs, sizes)
         options = {}

@@ -60,8 +60,10 @@ def read_raw_reference(reader: Reader, inputs: int, samples: int) -> RawReferenc
         reader.each("probes", Reader.text),
         {name: versions.get(name, str) for name in versions.value},
     )
+    # 16 pictures are 8 samples of a model with a fixed batch of 2; 15 would be none.
     if not raw.files or len(raw.files) % samples:
         raise reader.fault(f"{len(raw.files)} files are not a multiple of {samples} samples")
+    # A conversion that gives the same bits everywhere, such as a tokenizer, has no probes.
     if len(raw.sha256) != inputs or len(raw.probes) not in (0, inputs):
         raise reader.fault("it does not have one entry per input")
     return raw

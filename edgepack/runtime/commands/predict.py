@@ -117,6 +117,7 @@ def predict_files(
     names = _list_files(paths, skipped=_list_skipped(model.preprocessing))
     samples = [*_pair_texts(texts, pairs), *_list_samples(names, takes_text)]
     results = []
+    # One sample that cannot be read does not keep the others from their answers.
     for name, data, key in samples:
         if isinstance(data, InputError):
             results.append(Result(name, key, None, data))
@@ -181,6 +182,7 @@ def _read_lines(data: "bytes | Path") -> List[bytes]:
                 why="there is no such file",
                 hint="a text itself follows --text: python3 BUNDLE run --text TEXT",
             )
+        # Without a preprocessing: the name is a path, although the model takes texts.
         data, name = read_sample(None, data)
     if b"\0" in data:
         raise InputError(

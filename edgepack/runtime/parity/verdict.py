@@ -48,11 +48,13 @@ def decide(
     for question in questions:
         if question is None:
             continue
+        # "Every gate passed" says nothing if there is none.
         if not question["gates"]:
             text = "no gate applies to quality or to fidelity"
             open_reasons.append({"code": NOT_GATED, "text": text})
         elif not question["passed"]:
             for gate in question["gates"]:
+                # "FAIL scores: ..." without the word itself, which the verdict has already.
                 if not gate["passed"]:
                     missed.append({"code": MISSED, "text": describe_gate(gate)[5:]})
     if missed:

@@ -66,6 +66,7 @@ def raw_feeds(archive: Archive, index: Index, most: int = 0) -> Iterator[Dict[st
     names_of_inputs = {tensor.name for tensor in index.inputs}
     size = 0
     for i in range(min(most or index.reference.samples, index.reference.samples)):
+        # A fixed batch of 2: feed 0 is made of the files 0 and 1, feed 1 of 2 and 3.
         names = raw.files[i * per_feed : (i + 1) * per_feed]
         feeds = [preprocessing.prepare(check_file(archive, index, name), name) for name in names]
         feed = join_feeds(feeds)
@@ -106,6 +107,7 @@ def judge_feeds(
     same bits.
     """
     raw, preprocessing = require_raw(archive, index)
+    # Pillow 11 here and at the build must agree to the bit; 13 here has the bound in dB.
     here = preprocessing.versions()
     equal = [True] * len(feeds)
     gates: List[Gate] = []
