@@ -120,10 +120,14 @@ def test_half_keeps_the_loud_layers_and_passes(made: tuple[Path, Answer]) -> Non
 def test_the_bundle_asks_for_a_gpu_and_falls_back_aloud(made: tuple[Path, Answer]) -> None:
     path, _ = made
     verdict = run_bundle(path, "verify", "--json")
-    assert verdict.returncode == 0, verdict.stderr
     found = json.loads(verdict.stdout)
     if found["variant"]["engine"] == "onnxruntime-cuda":
         pytest.skip("this host has a GPU: tests/gpu runs there")
+    # A script that checks the exit status learns that no GPU ran.
+    assert (verdict.returncode, found["verdict"]) == (1, "UNVERIFIED")
+    assert [reason["code"] for reason in found["reasons"]] == ["not-on-target"]
+    named = run_bundle(path, "verify", "--json", "--variant", "onnxruntime")
+    assert (named.returncode, json.loads(named.stdout)["verdict"]) == (0, "PASS")
     assert found["variant"]["engine"] == "onnxruntime"
     assert found["variant"]["fallback"]
     assert "FALLBACK" in run_bundle(path, "verify").stderr

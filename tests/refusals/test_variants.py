@@ -257,7 +257,8 @@ def test_a_hostile_engine_is_never_deserialised(
     harm(finished)
     mark = tmp_path / "mark"
     done = gpu_standin.run(tensorrt_bundle, "verify", "--json", STANDIN_MARK=str(mark))
-    assert done.returncode == 0, done.stderr
+    # The fallback answers right, which says nothing about the engine that was asked for.
+    assert done.returncode == 1, done.stderr
     variant = json.loads(done.stdout)["variant"]
     assert variant["fallback"]
     (passed,) = variant["passed_over"]

@@ -513,9 +513,13 @@ def verify(
         load_seconds = time.perf_counter() - started
         with open(answers or os.devnull, "wb") as written:
             proof = on_samples(archive, model, evaluation, samples, written if answers else None)
+    # A variant that the user names is the one to judge, even if it is only a fallback.
+    fallback = ""
+    if model.choice.fallback and not variant:
+        fallback = model.choice.require_variant().name
     verdict, reasons = decide(
         [proof["preprocessing"], proof["quality"], proof["fidelity"]],
-        list_doubts(index, stand_in),
+        list_doubts(index, stand_in, fallback),
     )
     return {
         "format": FORMAT,

@@ -17,18 +17,25 @@ MISSED = "gate-missed"
 RANDOM_TEXT = "calibrated on or judged by random samples: quality on real inputs is unknown"
 
 
-def list_doubts(index: Index, stand_in: bool = False) -> List[Reason]:
+def list_doubts(index: Index, stand_in: bool = False, fallback: str = "") -> List[Reason]:
     """Return the reasons for which a bundle cannot get the verdict PASS.
 
     Args:
         index: of the bundle.
         stand_in: this machine computed the answers in place of the target.
+        fallback: name of the variant that ran instead of the best one, which does not run here;
+            "" for none, or if the user chose it.
     """
     doubts: List[Reason] = []
     if not index.proven:
         doubts.append({"code": RANDOM, "text": RANDOM_TEXT})
     if stand_in:
         text = "the build host stood in for the target"
+        doubts.append({"code": NOT_ON_TARGET, "text": text})
+    elif fallback:
+        # A Jetson whose TensorRT cannot be imported: the right answers, from the wrong engine.
+        best = index.variants[0].name
+        text = f"the fallback {fallback} ran, and {best} did not; --variant {fallback} accepts it"
         doubts.append({"code": NOT_ON_TARGET, "text": text})
     return doubts
 
