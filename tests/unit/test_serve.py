@@ -376,7 +376,7 @@ def test_a_text_gets_names(text: str, name: str, served_words: Served) -> None:
         (b"good", 'send {"text": "..."}'),
         (b'{"text": 7}', 'send {"text": "..."}'),
         (b'{"texts": "good"}', 'send {"text": "..."}'),
-        (b'{"text": ""}', "leave it out"),
+        (b'{"text": ""}', "remove it"),
         (b'{"text": ["good", "bad"]}', "pass one text"),
         (b'{"text": ["good"]}', "pass one text"),
     ],
