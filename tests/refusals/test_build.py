@@ -278,7 +278,7 @@ def test_samples_that_are_not_samples(home: Home, out: Path) -> None:
         ({"image": images(0, 0)}, "samples-empty"),
         ({"image": np.where(images(4, 0) > 5, np.nan, images(4, 0))}, "samples-not-finite"),
         ({"image": images(4, 0), "labels": np.zeros(3, np.int64)}, "samples-labels-count"),
-        ({"image": images(4, 0), "labels": np.array(list("abcd"))}, "samples-labels-type"),
+        ({"image": images(4, 0), "labels": np.zeros(4, "datetime64[D]")}, "samples-labels-type"),
         ({"image": np.array([1, "a", None, 2], object)}, "samples-object-array"),
         ({"image": images(4, 0), "labels": np.array([0, 1, 2, 4])}, "labels-range"),
         ({"image": images(4, 0), "labels": np.array([0, 1, 2, -1])}, "labels-range"),
