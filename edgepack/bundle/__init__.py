@@ -3,7 +3,7 @@
 from edgepack.bundle.admit import Admitted, Demands, admit, copy_engine, require_accepted
 from edgepack.bundle.publish import publish, write_signature
 from edgepack.bundle.read import read_report
-from edgepack.bundle.write import Contents, OtherSize, write
+from edgepack.bundle.write import Contents, OtherSize, encode_compact, write
 
 __all__ = [
     "Admitted",
@@ -12,6 +12,7 @@ __all__ = [
     "OtherSize",
     "admit",
     "copy_engine",
+    "encode_compact",
     "publish",
     "read_report",
     "require_accepted",

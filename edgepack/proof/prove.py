@@ -39,7 +39,6 @@ from edgepack.runtime.commands.run import read_npz
 from edgepack.runtime.documents import Comparison, Outputs, Question, RecordedQuality, Verdict
 from edgepack.runtime.parity.sizes import LARGEST_STACK, feed_at_size
 from edgepack.runtime.parity.verdict import FAIL
-from edgepack.runtime.strict_json import encode
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _write_with_report(path: Path, contents: bundle.Contents, document: Report) 
             document["bundle"]["bytes"] = None
         pages = {
             "report.html": report.render_html(document).encode(),
-            "report.json": encode(document),
+            "report.json": bundle.encode_compact(document),
         }
         bundle.write(path, replace(contents, report=pages))
         size = path.stat().st_size
