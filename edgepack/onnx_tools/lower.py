@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgepack.onnx_tools.clean import remove_unused_initializers
-from edgepack.onnx_tools.walk import by_name, is_standard, walk_nodes
+from edgepack.onnx_tools.walk import DEFAULT_DOMAINS, by_name, is_standard, walk_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -39,7 +39,7 @@ def lower_opset(model: ModelProto, opset: int) -> tuple[str, ...]:
         _move_axes(node, axes)
     remove_unused_initializers(model.graph)
     for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
+        if entry.domain in DEFAULT_DOMAINS:
             entry.version = opset
     return ()
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack.errors import SourceError
+from edgepack.onnx_tools.operators import Trait, having
 from edgepack.runtime.tensor import Tensor
 from edgepack.source.model import Source
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
-# Operators of ONNX whose output holds the same indices as their first input.
-_PASSING = frozenset({"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Slice"})
+# Operators of ONNX whose output holds indices of their first input. `Where` moves values too, but
+# its first input is a condition.
+_PASSING = having(Trait.MOVES) - having(Trait.ELEMENTWISE) | {"Cast", "Identity"}
 # Operators of torch that index a table, with the positions of the table, the indices and, where
 # it is an argument, the axis.
 _LOOKUPS = {
@@ -163,9 +165,7 @@ def _list_gathered(
     # Nodes are in topological order: input_ids -> Cast -> Gather(table) is found in one pass.
     values, sizes = {name}, []
     for node in graph.node:
-        if node.op_type in _PASSING and node.input and node.input[0] in values:
-            values.add(node.output[0])
-        elif node.op_type == "OneHot" and node.input[0] in values:
+        if node.op_type == "OneHot" and node.input[0] in values:
             depth = depths.get(node.input[1])
             if depth:
                 sizes.append(depth)
@@ -173,15 +173,22 @@ def _list_gathered(
             shape = shapes.get(_find_table(graph, node.input[0]))
             if shape:
                 sizes.append(shape[_read_axis(node)])
+        elif node.op_type in _PASSING and node.input and node.input[0] in values:
+            values.update(node.output)
     return sizes
 
 
 def _find_table(graph: GraphProto, name: str) -> str:
     """Return the initializer behind a table: itself, or that of its cast or dequantization."""
     for node in graph.node:
-        if name in node.output and node.op_type in ("Cast", "DequantizeLinear", "Identity"):
+        if name in node.output and _holds_table(node.op_type):
             return str(node.input[0])
     return name
+
+
+def _holds_table(kind: str) -> bool:
+    """Return True if an operator's output is a table of as many rows as its first input."""
+    return kind in ("Cast", "Identity") or kind == "DequantizeLinear"
 
 
 def _read_axis(node: NodeProto) -> int:

@@ -265,8 +265,10 @@ def test_killed_at_every_fsync_of_the_bundle(scene: Scene) -> None:
     points = list(killed_at_each(scene, "fsync", fresh=False))
     temporary = [found for _, path, found in points if path.endswith(".tmp")]
     folder = [found for _, path, found in points if path == "./out"]
-    # Draft, with its answers, with its summary, finished, its hash, about to be published.
-    assert temporary == ["old"] * 5 or temporary == ["old"] * 6
+    # Draft, with its answers, with its summary, finished (up to four times, since the report
+    # states the size of the file that it is in), its hash, about to be published.
+    assert set(temporary) == {"old"}
+    assert 5 <= len(temporary) <= 9
     # After the renames: the new one is in its place.
     assert folder == ["new"] * 2
     works_afterwards(scene)

@@ -75,9 +75,9 @@ def test_a_build_needs_no_gpu_and_says_that_none_ran(base: Path) -> None:
 def test_without_tensorrt_the_bundle_falls_back_aloud_and_proves_itself(base: Path) -> None:
     bundle = build(base, mixed_onnx, CHAIN, TARGET, BATCH)
     done = run_bundle(bundle, "verify", "--json")
-    assert done.returncode == 0, done.stderr
     assert "FALLBACK" in done.stderr
     verdict = json.loads(done.stdout)
+    assert (done.returncode, verdict["verdict"]) == (1, "UNVERIFIED"), done.stderr
     # The very host and engine that gave the answers.
     assert verdict["fidelity"]["outputs"]["scores"]["bit_exact"]
     assert verdict["quality"]["outputs"]["scores"]["snr_db"] > 20
@@ -133,7 +133,8 @@ def test_integer_kernels_of_a_cpu_do_not_saturate_in_tensorrts_place(base: Path)
     prepare("Haswell")
     bundle = build(base, saturating_onnx, "quantize", TARGET, BATCH)
     columns, _, status = matrix(bundle, "Haswell")
-    assert status == 0
+    # UNVERIFIED: every gate passed, and no TensorRT ran.
+    assert (columns["Haswell"]["verdict"]["passed"], status) == (True, 1)
     found = columns["Haswell"]["verdict"]["fidelity"]["outputs"]["scores"]
     assert found["snr_db"] is None or found["snr_db"] > 60
 

@@ -142,7 +142,11 @@ def request_for(profile: str, **fields: Any) -> Request:
     return Request(Path("m.onnx"), target.load(profile), Path("m.edgepack"), "m", **fields)
 
 
-def test_an_architecture_that_cannot_be_emulated_is_refused_before_the_build() -> None:
+def test_an_architecture_that_cannot_be_emulated_is_refused_before_the_build(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # Another test may have prepared an emulator in the cache of the tests.
+    monkeypatch.setenv("EDGEPACK_CACHE", str(tmp_path))
     with pytest.raises(HostError) as caught:
         require_emulators(request_for(OTHER_ARCH))
     cure, instead = caught.value.hint.splitlines()
