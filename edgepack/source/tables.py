@@ -19,9 +19,11 @@ from edgepack.source.model import Source
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
+# Operators of ONNX whose output is their input, in another type at most.
+_COPYING = frozenset({"Cast", "Identity"})
 # Operators of ONNX whose output holds indices of their first input. `Where` moves values too, but
 # its first input is a condition.
-_PASSING = having(Trait.MOVES) - having(Trait.ELEMENTWISE) | {"Cast", "Identity"}
+_PASSING = having(Trait.MOVES) - having(Trait.ELEMENTWISE) | _COPYING
 # Operators of torch that index a table, with the positions of the table, the indices and, where
 # it is an argument, the axis.
 _LOOKUPS = {
@@ -181,14 +183,10 @@ def _list_gathered(
 def _find_table(graph: GraphProto, name: str) -> str:
     """Return the initializer behind a table: itself, or that of its cast or dequantization."""
     for node in graph.node:
-        if name in node.output and _holds_table(node.op_type):
+        copies = node.op_type in _COPYING or node.op_type == "DequantizeLinear"
+        if copies and name in node.output:
             return str(node.input[0])
     return name
-
-
-def _holds_table(kind: str) -> bool:
-    """Return True if an operator's output is a table of as many rows as its first input."""
-    return kind in ("Cast", "Identity") or kind == "DequantizeLinear"
 
 
 def _read_axis(node: NodeProto) -> int:
