@@ -14,10 +14,8 @@ from edgepack.metrics.classes import (
     CLASS_METRICS,
     COUNTED,
     AgreementMetric,
-    AreaMetric,
-    ClassMetric,
-    CountMetric,
     MatchMetric,
+    OutputMetric,
 )
 from edgepack.metrics.detection import BoxMetric
 from edgepack.metrics.functions import load_user_metric, name_metric
@@ -190,7 +188,7 @@ def load_metric(
         return TaskMetric(cast("Metric", MatchMetric()), source, takes=RESULTS)
     if isinstance(metric, ValueMetric):
         return TaskMetric(metric, source, takes=NUMBERS)
-    if isinstance(metric, (ClassMetric, CountMetric, AreaMetric, AgreementMetric)):
+    if isinstance(metric, OutputMetric):
         metric = metric.bind(outputs)
     return TaskMetric(metric, source, against_original=source == "agreement")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,17 +26,7 @@ from edgepack.runtime.tensor import Tensor
 _BLOCK = 64
 
 
-class _Bound(Protocol):
-    """Metric of classes, as far as `_select` needs it."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def outputs(self) -> tuple[Tensor, ...]: ...
-
-
-def _select(metric: _Bound, outputs: Sequence[np.ndarray], labels: np.ndarray) -> int:
+def _select(metric: OutputMetric, outputs: Sequence[np.ndarray], labels: np.ndarray) -> int:
     """Return the index of the output that the labels belong to.
 
     Raises MetricError `metric-shape` if no output decides.
@@ -61,8 +51,28 @@ def _undecided(name: str, why: str) -> MetricError:
     )
 
 
+_Metric = TypeVar("_Metric", bound="OutputMetric")
+
+
 @dataclass(frozen=True)
-class ClassMetric:
+class OutputMetric:
+    """Metric that depends on the outputs of the model.
+
+    Attributes:
+        name: name on the command line.
+        outputs: of the model, with their kinds; set by `bind`.
+    """
+
+    name: str
+    outputs: tuple[Tensor, ...] = field(default=(), kw_only=True)
+
+    def bind(self: _Metric, outputs: Sequence[Tensor]) -> _Metric:
+        """Return the metric for a model with these outputs."""
+        return replace(self, outputs=tuple(outputs))
+
+
+@dataclass(frozen=True)
+class ClassMetric(OutputMetric):
     """Metric of the labelled output's decisions, averaged over the classes.
 
     Attributes:
@@ -75,12 +85,7 @@ class ClassMetric:
 
     name: str
     measure: Callable[[int, int, int], float]
-    outputs: tuple[Tensor, ...] = ()
     higher_is_better: bool = True
-
-    def bind(self, outputs: Sequence[Tensor]) -> ClassMetric:
-        """Return the metric for a model with these outputs."""
-        return replace(self, outputs=tuple(outputs))
 
     def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
         """Return the mean over the classes that occur among labels or decisions.
@@ -96,7 +101,7 @@ class ClassMetric:
 
 
 @dataclass(frozen=True)
-class CountMetric:
+class CountMetric(OutputMetric):
     """Share of the labels that are the decision, or among the `top` best scores.
 
     The loader counts the same itself for the first metric of a build.
@@ -110,12 +115,7 @@ class CountMetric:
 
     name: str
     top: str
-    outputs: tuple[Tensor, ...] = ()
     higher_is_better: bool = True
-
-    def bind(self, outputs: Sequence[Tensor]) -> CountMetric:
-        """Return the metric for a model with these outputs."""
-        return replace(self, outputs=tuple(outputs))
 
     def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
         """Return the share, as `sklearn.metrics.accuracy_score`.
@@ -135,7 +135,7 @@ class CountMetric:
 
 
 @dataclass(frozen=True)
-class AgreementMetric:
+class AgreementMetric(OutputMetric):
     """Share of the decisions that equal the original's; it needs no labels.
 
     Attributes:
@@ -145,12 +145,7 @@ class AgreementMetric:
     """
 
     name: str = "agreement"
-    outputs: tuple[Tensor, ...] = ()
     higher_is_better: bool = True
-
-    def bind(self, outputs: Sequence[Tensor]) -> AgreementMetric:
-        """Return the metric for a model with these outputs."""
-        return replace(self, outputs=tuple(outputs))
 
     def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
         """Raise TypeError: the metric has no use for labels."""
@@ -214,7 +209,7 @@ class MatchMetric:
 
 
 @dataclass(frozen=True)
-class AreaMetric:
+class AreaMetric(OutputMetric):
     """Area under the ROC curve, averaged over the classes: each against all others.
 
     Attributes:
@@ -224,12 +219,7 @@ class AreaMetric:
     """
 
     name: str = "auroc"
-    outputs: tuple[Tensor, ...] = ()
     higher_is_better: bool = True
-
-    def bind(self, outputs: Sequence[Tensor]) -> AreaMetric:
-        """Return the metric for a model with these outputs."""
-        return replace(self, outputs=tuple(outputs))
 
     def compute(self, outputs: Sequence[np.ndarray], labels: np.ndarray) -> float:
         """Return the area, as `sklearn.metrics.roc_auc_score` with multi_class="ovr".
