@@ -26,7 +26,9 @@ def altered(bundle: Path, folder: Path, change: Change, name: str = "new.edgepac
     report = json.loads(entry(bundle, REPORT))
     change(report)
     path = folder / name
-    reseal(bundle, path, {REPORT: json.dumps(report).encode()})
+    # Without spaces, as a build writes it: otherwise the file would grow by more than the change.
+    text = json.dumps(report, separators=(",", ":"), ensure_ascii=False)
+    reseal(bundle, path, {REPORT: text.encode()})
     return path
 
 
