@@ -11,18 +11,24 @@ import errno
 import os
 import stat
 from contextlib import contextmanager, suppress
-from typing import BinaryIO, Callable, Iterator
+from typing import BinaryIO, Callable, Iterator, Optional
 
 from ..errors import DeviceError, EdgepackError
 from ..plain import file_mode
 
 PART = ".part"
 Publish = Callable[[Callable[[BinaryIO], None]], None]
+Running = Callable[[str], DeviceError]
 
 
 @contextmanager
-def lock_part(path: str) -> Iterator[Publish]:
+def lock_part(path: str, running: Optional[Running] = None) -> Iterator[Publish]:
     """Hold the temporary file of `path`, locked, while the block runs.
+
+    Args:
+        path: the file to publish.
+        running: makes the error for another process that is writing the file from the reason;
+            None for the error of `finish`.
 
     Yields the function that publishes the file: it calls its argument to write into the open
     temporary file, syncs and renames it. An unpublished file is removed when the block ends:
@@ -35,7 +41,7 @@ def lock_part(path: str) -> Iterator[Publish]:
     """
     part = path + PART
     try:
-        descriptor = _open_locked(part)
+        descriptor = _open_locked(part, running or _finish_running)
     except OSError as error:
         raise _unwritable(path, error) from error
     # Set by the inner function once the temporary file has its final name.
@@ -70,12 +76,12 @@ def sweep(path: str) -> None:
     part = path + PART
     if os.path.lexists(part):
         with suppress(OSError, DeviceError):
-            descriptor = _open_locked(part)
+            descriptor = _open_locked(part, _finish_running)
             os.unlink(part)
             os.close(descriptor)
 
 
-def _open_locked(part: str) -> int:
+def _open_locked(part: str, running: Running) -> int:
     """Open and lock the temporary file, reusing one that a killed writer left."""
     import fcntl
 
@@ -98,12 +104,7 @@ def _open_locked(part: str) -> int:
                     return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
-            raise DeviceError(
-                "finish-running",
-                "another process is building this engine",
-                why=f"{part} is locked",
-                hint="wait until it is done",
-            ) from error
+            raise running(f"{part} is locked") from error
         except BaseException:
             os.close(descriptor)
             raise
@@ -119,10 +120,19 @@ def _sync_folder(path: str) -> None:
         os.close(descriptor)
 
 
+def _finish_running(why: str) -> DeviceError:
+    return DeviceError(
+        "finish-running",
+        "another process is building this engine",
+        why=why,
+        hint="wait until it is done",
+    )
+
+
 def _blocked_error(part: str) -> DeviceError:
     return DeviceError(
         "output-unwritable",
-        "the engine's temporary file cannot be created",
+        "the temporary file beside the bundle cannot be created",
         why=f"{part} exists and is not a file of this user",
         hint="inspect it and remove it",
     )
@@ -131,7 +141,7 @@ def _blocked_error(part: str) -> DeviceError:
 def _unwritable(path: str, error: OSError) -> EdgepackError:
     return DeviceError(
         "output-unwritable",
-        f"the engine cannot be written: {path}",
+        f"the file beside the bundle cannot be written: {path}",
         why=error.strerror or str(error),
         hint="check the folder, its permissions and its free space",
     )

@@ -8,10 +8,8 @@ created or changed is not opened.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
-import stat
 import zipfile
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, BinaryIO, Dict, List, Mapping, Optional, Tuple
@@ -21,6 +19,7 @@ from ..strict_json import Reader, encode, parse
 from .archive import Archive
 from .engines import FINISH, Variant
 from .index import Index
+from .trusted import open_own
 
 if TYPE_CHECKING:
     from ..documents import DeviceFacts, FileEntry
@@ -176,39 +175,10 @@ def open_trusted(path: str, flags: int) -> int:
 
     Raises DeviceError otherwise, and OSError if the system refuses.
     """
-    # NONBLOCK: opening a named pipe would wait for its writer.
-    # NOFOLLOW: a link in a shared folder could point at another user's file.
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise untrusted_error(path, "it is a symbolic link") from error
-        raise
-    reason = find_distrust_reason(os.fstat(descriptor))
-    if reason:
-        os.close(descriptor)
-        raise untrusted_error(path, reason)
-    return descriptor
+    return open_own(path, flags, lambda why: _untrusted_error(path, why))
 
 
-def find_distrust_reason(status: os.stat_result) -> str:
-    """Return the reason to distrust a file that holds native code; empty if there is none."""
-    if not stat.S_ISREG(status.st_mode):
-        return "it is not a regular file"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(status.st_mode)
-        return f"users other than its owner may write it (mode {mode:o})"
-    # Systems without users, which have no `geteuid`, give every file the same owner.
-    user = status.st_uid
-    if hasattr(os, "geteuid"):
-        user = os.geteuid()
-    if status.st_uid not in (0, user):
-        return f"it belongs to user {status.st_uid}; this is user {user}"
-    return ""
-
-
-def untrusted_error(path: str, why: str) -> DeviceError:
+def _untrusted_error(path: str, why: str) -> DeviceError:
     """Return the error for a file that another user could have created or changed."""
     return DeviceError(
         "engine-untrusted",
