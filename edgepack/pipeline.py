@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgepack import files, host, passes, proof, signing, stages
+from edgepack.allocator import keep_freed_memory
 from edgepack.cache import Cache
 from edgepack.context import Context
 from edgepack.device import Local
@@ -17,6 +18,7 @@ from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
 
 
+@keep_freed_memory()
 def build(
     request: Request, progress: Progress, shared: stages.SharedStages | None = None
 ) -> Outcome | None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..session.onnx_session import OnnxSession
 
 # Minimum queries and seconds, as in MLPerf Inference.
-LENGTHS = {"smoke": (64, 6.0), "quick": (128, 10.0), "normal": (1024, 60.0)}
+LENGTHS = {"smoke": (64, 2.4), "quick": (128, 10.0), "normal": (1024, 60.0)}
 # Fewest queries that support each percentile (MLPerf Inference, early stopping).
 FEWEST = {"p50": 1, "p90": 64, "p95": 130, "p99": 662}
 # The two models alternate so often; a round takes a third of the queries and of the time.
