@@ -21,7 +21,7 @@ from pathlib import Path
 
 from edgepack import __version__, runtime
 from edgepack.bundle.source import find_imports, strip_documentation, strip_indentation
-from edgepack.runtime.bundle.engines import TENSORRT, Variant
+from edgepack.runtime.bundle.engines import OPENVINO, TENSORRT, Variant
 from edgepack.runtime.bundle.index import Index
 from edgepack.runtime.strict_json import encode
 
@@ -45,6 +45,7 @@ class Need(Enum):
     GPU = "a variant runs on a GPU"
     TENSORRT = "a variant runs in TensorRT"
     FINISH = "an engine is built on the device"
+    OPENVINO = "a variant runs in OpenVINO"
     WHEELS = "wheels are installed on the device"
     RAW = "inputs are made from raw data"
     PICTURE = "the raw data are pictures"
@@ -67,6 +68,7 @@ OPTIONAL: Mapping[str, Need] = {
     "device/gpu_checks.py": Need.GPU,
     "session/rounding.py": Need.GPU,
     "session/tensorrt_session.py": Need.TENSORRT,
+    "session/openvino_session.py": Need.OPENVINO,
     "bundle/seal.py": Need.FINISH,
     "commands/finish.py": Need.FINISH,
     "wheels/install.py": Need.WHEELS,
@@ -87,8 +89,14 @@ KINDS: Mapping[str, Need] = {
     "audio": Need.AUDIO,
     "code": Need.CODE,
 }
-# Needs that occur together, besides wheels: each of these includes the ones before it.
-_ENGINE_NEEDS = (Need.GPU, Need.TENSORRT, Need.FINISH)
+# Needs of the engines that occur together, besides wheels.
+_ENGINE_NEEDS: tuple[Needs, ...] = (
+    frozenset(),
+    frozenset({Need.OPENVINO}),
+    frozenset({Need.GPU}),
+    frozenset({Need.GPU, Need.TENSORRT}),
+    frozenset({Need.GPU, Need.TENSORRT, Need.FINISH}),
+)
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,8 @@ def find_needs(
             needs.add(Need.GPU)
         if variant.engine == TENSORRT:
             needs.add(Need.TENSORRT)
+        if variant.engine == OPENVINO:
+            needs.add(Need.OPENVINO)
         if variant.unfinished:
             needs.add(Need.FINISH)
     if any(name.startswith("wheels/") for name in files):
@@ -198,8 +208,8 @@ def list_combinations() -> list[Needs]:
     # Any of them may have a function that decodes the outputs.
     raw_needs = list(dict.fromkeys([*raw_needs, *(raw | {Need.CODE} for raw in raw_needs)]))
     combinations = []
-    for count, wheels, raw in product(range(len(_ENGINE_NEEDS) + 1), (False, True), raw_needs):
-        needs = raw.union(_ENGINE_NEEDS[:count])
+    for engines, wheels, raw in product(_ENGINE_NEEDS, (False, True), raw_needs):
+        needs = raw | engines
         combinations.append(needs | {Need.WHEELS} if wheels else needs)
     return combinations
 

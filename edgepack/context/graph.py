@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.documents import TensorDocument
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.runtime.tensor import Tensor
@@ -27,6 +28,7 @@ class Graph:
         integer_only: True if its arithmetic is integer from the first quantization to the last.
         profiles: shapes of inputs with a dynamic axis, for building the engine.
         returned: layers returned to float by a repair.
+        variants: ways to run it on the target's CPU, best first; empty for the profile's engine.
     """
 
     model: bytes
@@ -35,6 +37,7 @@ class Graph:
     integer_only: bool = False
     profiles: Profiles = field(default_factory=dict)
     returned: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
 
 
 def describe_tensors(tensors: Iterable[Tensor]) -> list[TensorDocument]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from edgepack import files
 from edgepack.device.cpus import CPUS, Cpu, find
 from edgepack.device.isolated import Isolated
-from edgepack.device.packages import find_decoders, list_files
+from edgepack.device.packages import find_packages, list_files
 from edgepack.device.sysroot import PREPARE, Sysroot, sysroot
 from edgepack.device.sysroot import prepare as prepare_sysroot
 from edgepack.errors import HostError
@@ -104,7 +104,7 @@ def ready(cpu: str, bundle: str = "") -> HostError | None:
         require_qemu(find(cpu))
         foreign = _require_sysroot(find(cpu))
         if foreign is not None and bundle:
-            foreign.list_files(find_decoders(bundle))
+            foreign.list_files(find_packages(bundle))
     except HostError as error:
         return error
     return None

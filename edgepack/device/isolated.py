@@ -22,7 +22,7 @@ from typing import IO, TypeVar
 
 from edgepack import files, runtime
 from edgepack.device.device import Finished
-from edgepack.device.packages import PACKAGES, find_decoders
+from edgepack.device.packages import PACKAGES, find_packages
 from edgepack.errors import HostError
 
 NO_NETWORK = ("unshare", "--map-root-user", "--net", "--")
@@ -105,7 +105,7 @@ class Isolated:
 
         Raises HostError if no process can start, or a package that the bundle needs is missing.
         """
-        self._link(find_decoders(bundle))
+        self._link(find_packages(bundle))
         # unshare --map-root-user --net -- python -S -s -B LOADER BUNDLE verify --json
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         if self.network == "namespace":
@@ -130,7 +130,7 @@ class Isolated:
         Returns its exit status. Raises HostError if no process can start, or a package that the
         bundle needs is missing.
         """
-        self._link(find_decoders(bundle))
+        self._link(find_packages(bundle))
         command = [*self.interpreter, *FLAGS, *self._program, bundle, *arguments]
         process = self._start(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=None)
         try:

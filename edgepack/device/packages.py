@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgepack.errors import EdgepackError, missing_package
 from edgepack.runtime.bundle.archive import Archive
+from edgepack.runtime.bundle.engines import OPENVINO
 from edgepack.runtime.bundle.index import check_file, read_index
 
 PACKAGES = ("numpy", "onnxruntime")
@@ -19,18 +20,23 @@ DECODERS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def find_decoders(bundle: str) -> tuple[str, ...]:
-    """Return the packages that a bundle needs for its preprocessing, besides PACKAGES."""
+def find_packages(bundle: str) -> tuple[str, ...]:
+    """Return the packages besides PACKAGES that a bundle needs: an engine, and decoders.
+
+    An engine that is not installed is left out: the loader skips its variants, with the reason.
+    """
+    packages: list[str] = []
     try:
         with Archive(bundle) as archive:
             index = read_index(archive)
+            if any(variant.engine == OPENVINO for variant in index.variants):
+                packages += list_installed([OPENVINO])
             if index.preprocessing is None:
-                return ()
+                return tuple(packages)
             text = check_file(archive, index, "requirements.txt").decode("utf-8", "replace")
     except EdgepackError:
         # The loader reads the file again, and reports the fault.
         return ()
-    packages: list[str] = []
     for line in text.splitlines():
         # "pillow>=9.1" is the requirement of the package pillow.
         packages += DECODERS.get(line.partition(">")[0], ())
@@ -41,11 +47,18 @@ def list_decoders() -> dict[str, str]:
     """Return the versions of all packages in DECODERS that this host has."""
     versions = {}
     for packages in DECODERS.values():
-        for package in packages:
-            try:
-                versions[package] = metadata.version(package)
-            except metadata.PackageNotFoundError:
-                continue
+        versions.update(list_installed(packages))
+    return versions
+
+
+def list_installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that this host has."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
     return versions
 
 

@@ -7,15 +7,17 @@ the name of the entry is the `engine.name` of a target profile.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import cast
 
 from edgepack import plugins
-from edgepack.engine import onnxruntime, onnxruntime_cuda, tensorrt
+from edgepack.engine import onnxruntime, onnxruntime_cuda, openvino, tensorrt
 from edgepack.engine.built import Built
 from edgepack.engine.protocol import Engine
 from edgepack.plugins import Plugin, is_callable
 from edgepack.runtime.bundle import engines
+from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.session.tensorrt_build import Profiles
 from edgepack.spec.target import Target
 
@@ -51,8 +53,23 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
         return builder.build(model, target, profiles)
 
 
-def requirements(target: Target) -> str:
-    """Return requirements.txt of a target's device, for its engine and the fallback engine."""
+def list_alternatives(target: Target) -> tuple[Variant, ...]:
+    """Return the variants of a target's further engines that this host can run.
+
+    OpenVINO in float32, and in bfloat16 on a CPU that has it; none if the package is missing.
+    """
+    if engines.OPENVINO in target.alternatives:
+        return openvino.list_variants()
+    return ()
+
+
+def requirements(target: Target, variants: Iterable[Variant] = ()) -> str:
+    """Return requirements.txt of a target's device.
+
+    Args:
+        target: the profile, with its engine and the fallback engine.
+        variants: of the bundle, which may run in a further engine.
+    """
     # A target with the engine tensorrt and the fallback onnxruntime-cuda needs numpy for both and
     # onnxruntime-gpu for the second. Each line is listed once.
     names = dict.fromkeys(filter(None, (target.engine, target.fallback)))
@@ -63,6 +80,8 @@ def requirements(target: Target) -> str:
     lines: dict[str, None] = {}
     for name in names:
         lines |= dict.fromkeys(find_engine(name).requirements().splitlines())
+    if any(variant.engine == engines.OPENVINO for variant in variants):
+        lines |= dict.fromkeys(openvino.requirements().splitlines())
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -84,5 +103,6 @@ __all__ = [
     "find_engine",
     "find_plugin",
     "find_runtime",
+    "list_alternatives",
     "requirements",
 ]

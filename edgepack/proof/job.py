@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,12 +13,15 @@ from edgepack import bundle, engine
 from edgepack.cache import tool_versions
 from edgepack.context import BuildContext, Graph, SampleSets
 from edgepack.context.gates import require_gates
+from edgepack.context.graph import parse_model
 from edgepack.context.parts import divide_outputs
 from edgepack.data.stream import class_names_of
 from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
+from edgepack.onnx_tools.operators import is_quantized
 from edgepack.request import Request
-from edgepack.runtime.bundle.engines import EngineOptions, Variant
+from edgepack.runtime.bundle.engines import F32, OPENVINO, EngineOptions, Variant
+from edgepack.runtime.parity.gates import FIDELITY_DB
 from edgepack.source import formats
 from edgepack.source.model import Source
 from edgepack.spec.gates import MINIMA
@@ -65,6 +68,7 @@ def draft(job: Job) -> bundle.Contents:
     context, target = job.context, job.request.target
     # Impossible gates are refused before anything is written.
     bounds = bound_gates(job)
+    variants = bound_variants(job, list_variants(target, job.graph))
     return bundle.Contents(
         name=job.request.name,
         target=target.name,
@@ -72,7 +76,7 @@ def draft(job: Job) -> bundle.Contents:
         inputs=job.graph.inputs,
         outputs=job.graph.outputs,
         model=job.graph.model,
-        variants=list_variants(target),
+        variants=variants,
         engine_options=EngineOptions(target.workspace_mb, target.dla_core, job.graph.profiles),
         reference=_list_inputs(job),
         original=list(map(np.stack, zip(*context.reference.original, strict=True))),
@@ -94,7 +98,7 @@ def draft(job: Job) -> bundle.Contents:
 
 def list_requirements(job: Job) -> str:
     """Return the text of requirements.txt: the engine's, and what the preprocessing needs."""
-    text = engine.requirements(job.request.target)
+    text = engine.requirements(job.request.target, job.graph.variants)
     preprocessing = job.context.reference.preprocessing
     if preprocessing is not None:
         text += "".join(f"{line}\n" for line in preprocessing.requirements())
@@ -169,11 +173,14 @@ def list_tools(job: Job) -> dict[str, str]:
     return versions
 
 
-def list_variants(target: Target) -> tuple[Variant, ...]:
-    """Return the variant of the profile's engine, then that of its fallback, if it has one.
+def list_variants(target: Target, graph: Graph | None = None) -> tuple[Variant, ...]:
+    """Return the variants of a graph, else that of the profile's engine and of its fallback.
 
-    For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime").
+    For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime"). A graph has
+    variants of its own if the build has compared engines: ("openvino", "onnxruntime").
     """
+    if graph is not None and graph.variants:
+        return graph.variants
     # A need is a specifier, such as {"engine_version": ">=1.19,<2"}; an empty one is left out.
     needs: VariantNeeds = {}
     if target.compute_capability:
@@ -186,6 +193,25 @@ def list_variants(target: Target) -> tuple[Variant, ...]:
         oldest: VariantNeeds = {"engine_version": OLDEST_ONNXRUNTIME}
         result.append(Variant(target.fallback, target.fallback, oldest))
     return tuple(result)
+
+
+def bound_variants(job: Job, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """Return the variants, those of OpenVINO with gates of fidelity of their own.
+
+    The stored answers are onnxruntime's. Only float32 without integers gives almost the same in
+    both engines.
+    """
+    target = job.request.target
+    quantized = any(is_quantized(node.op_type) for node in parse_model(job.graph.model).graph.node)
+    bounded = []
+    for variant in variants:
+        if variant.engine == OPENVINO:
+            bounds = target.openvino
+            if variant.settings.precision == F32 and not quantized:
+                bounds = {"snr_db": target.fidelity.get("snr_db", FIDELITY_DB)}
+            variant = variant._replace(fidelity=bounds)
+        bounded.append(variant)
+    return tuple(bounded)
 
 
 def bound_gates(job: Job) -> dict[str, dict[str, float]]:

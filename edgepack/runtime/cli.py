@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, List, Mapping, NamedTuple, NoReturn, Optional,
 
 from .bundle.archive import Archive, own_bundle
 from .bundle.checksum import require_checksum
-from .bundle.engines import CUDA, TENSORRT
+from .bundle.engines import CUDA, F32, OPENVINO, TENSORRT
 from .bundle.index import check_file, read_index
 from .commands.bench import LENGTHS, bench, measure_turn
 from .commands.info import info
@@ -206,6 +206,9 @@ def _describe_engine(variant: VariantDocument, device: Mapping[str, object]) -> 
         return f"TensorRT {device['tensorrt']} on {device['gpu']}"
     if variant["engine"] == CUDA:
         return f"onnxruntime {device['onnxruntime']} on {device['gpu']}"
+    if variant["engine"] == OPENVINO:
+        precision = variant.get("settings", {}).get("precision", F32)
+        return f"OpenVINO {device['openvino']} in {precision}"
     return f"onnxruntime {device['onnxruntime']}"
 
 

@@ -177,7 +177,14 @@ class OnnxruntimeDocument(TypedDict, total=False):
     onnxruntime_why: str
 
 
-class DeviceFacts(MachineDocument, OnnxruntimeDocument, GpuDocument, total=False):
+class OpenVinoDocument(TypedDict, total=False):
+    """Version of OpenVINO, or None and the reason."""
+
+    openvino: Optional[str]
+    openvino_why: str
+
+
+class DeviceFacts(MachineDocument, OnnxruntimeDocument, OpenVinoDocument, GpuDocument, total=False):
     """Device info: the machine, its GPU, and the versions of the packages that run models."""
 
     numpy: str
@@ -203,7 +210,20 @@ class VariantNeeds(TypedDict, total=False):
     gpu: str
 
 
-class VariantEntry(TypedDict):
+class SettingsEntry(TypedDict, total=False):
+    """Settings of an engine that are not its defaults."""
+
+    precision: str
+    threads: int
+    spinning: bool
+
+
+class _VariantEntryExtra(TypedDict, total=False):
+    settings: SettingsEntry
+    fidelity: Dict[str, float]
+
+
+class VariantEntry(_VariantEntryExtra):
     """Variant in the index."""
 
     name: str
@@ -333,6 +353,8 @@ class PassedOverDocument(ErrorDocument):
 class _VariantExtra(TypedDict, total=False):
     # Of `info`, if the device does not meet the bundle's minimum requirements.
     error: ErrorDocument
+    # Absent for the engine's defaults.
+    settings: SettingsEntry
 
 
 class VariantDocument(_VariantExtra):

@@ -239,8 +239,15 @@ def _make_model(archive: Archive, index: Index, choice: Choice, threads: int) ->
 
 def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Session:
     variant = choice.require_variant()
-    if variant.engine != TENSORRT:
+    if variant.engine == CUDA:
         from .session.onnx_session import OnnxSession
+
+        model = check_file(archive, index, index.model)
+        session = OnnxSession(model, threads=threads, cuda=True)
+        session.require_signature(index.inputs, index.outputs)
+        return session
+    if variant.engine != TENSORRT:
+        from .session.cpu import open_session
 
         model = check_file(archive, index, index.model)
         for_gpu = variant.engine == ONNXRUNTIME and index.variants[0].on_gpu
@@ -250,9 +257,15 @@ def _start(choice: Choice, archive: Archive, index: Index, threads: int) -> Sess
             # A CPU that replaces a GPU must round like one: by default onnxruntime skips the
             # roundings of fp16, and its integer kernels saturate differently.
             model = round_halves(model)
-        session = OnnxSession(model, threads=threads, cuda=variant.engine == CUDA, literal=for_gpu)
-        session.require_signature(index.inputs, index.outputs)
-        return session
+        return open_session(
+            variant.engine,
+            model,
+            index.inputs,
+            index.outputs,
+            variant.settings,
+            threads=threads,
+            literal=for_gpu,
+        )
     from .session.tensorrt_session import TensorrtSession
 
     if choice.sealed is not None:

@@ -29,6 +29,7 @@ class DeviceTable(_DeviceExtra):
 
 class _EngineExtra(TypedDict, total=False):
     version: str
+    alternatives: list[str]
     fallback: str
     workspace_mb: int
     dla_core: int
@@ -56,6 +57,7 @@ class ChainTable(TypedDict):
 
 class _GatesExtra(TypedDict, total=False):
     strict: Mapping[str, float]
+    openvino: Mapping[str, float]
 
 
 class GatesTable(_GatesExtra):

@@ -34,6 +34,7 @@ class Target:
         engine: engine of the device.
         engine_version: specifier of the engine's versions.
         fallback: engine for devices that lack the first one; "" for none.
+        alternatives: further engines that may run the ONNX on the device's CPU.
         workspace_mb: memory that TensorRT may use as workspace, in MiB; 0 for its own bound.
         dla_core: number of the Jetson's deep-learning accelerator for TensorRT; None for none.
         opset: opset of the ONNX.
@@ -42,6 +43,7 @@ class Target:
         strict: bounds that replace those of `quality` with `--strict`.
         fidelity: gate to bound, for fidelity. `bit_exact` applies to models with integer
             arithmetic throughout, `snr_db` to others, since float sums round differently.
+        openvino: gate to bound, for the fidelity of OpenVINO; empty without that engine.
         emulate: CPUs to emulate with qemu.
         wheel_platforms: platform tags of the wheels that `--wheels` puts into the bundle.
         wheel_python: Python version of those wheels; "" if the profile has none.
@@ -61,6 +63,7 @@ class Target:
     engine: str
     engine_version: str
     fallback: str
+    alternatives: tuple[str, ...]
     workspace_mb: int
     dla_core: int | None
     opset: int
@@ -68,6 +71,7 @@ class Target:
     quality: Mapping[str, float]
     strict: Mapping[str, float]
     fidelity: Mapping[str, float]
+    openvino: Mapping[str, float]
     emulate: tuple[str, ...]
     wheel_platforms: tuple[str, ...]
     wheel_python: str
@@ -207,6 +211,7 @@ def load(target: str) -> Target:
         engine=engine["name"],
         engine_version=engine.get("version", ""),
         fallback=engine.get("fallback", ""),
+        alternatives=tuple(engine.get("alternatives", ())),
         workspace_mb=engine.get("workspace_mb", 0),
         dla_core=engine.get("dla_core"),
         opset=engine["opset"],
@@ -214,6 +219,7 @@ def load(target: str) -> Target:
         quality=gates["quality"],
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],
+        openvino=gates.get("openvino", {}),
         emulate=tuple(profile.get("emulate", {}).get("cpus", ())),
         wheel_platforms=tuple(wheels["platforms"]),
         wheel_python=wheels["python"],

@@ -20,12 +20,19 @@ from ..strict_json import Reader
 from ..tensor import Tensor
 
 if TYPE_CHECKING:
-    from ..documents import EngineOptionsEntry, VariantEntry, VariantNeeds
+    from ..documents import EngineOptionsEntry, SettingsEntry, VariantEntry, VariantNeeds
 
 ONNXRUNTIME = "onnxruntime"
 CUDA = "onnxruntime-cuda"
 TENSORRT = "tensorrt"
-ENGINES = (ONNXRUNTIME, CUDA, TENSORRT)
+OPENVINO = "openvino"
+ENGINES = (ONNXRUNTIME, CUDA, TENSORRT, OPENVINO)
+# Precisions of an engine's float arithmetic; bfloat16 needs OpenVINO, and a CPU that has it.
+F32, BF16 = "f32", "bf16"
+PRECISIONS = (F32, BF16)
+MAX_THREADS = 4096
+# Gates of fidelity that a variant may have of its own, with the range of each bound.
+FIDELITY = {"snr_db": (-999.0, 999.0), "agreement": (0.0, 1.0)}
 # onnxruntime's name of its engine for NVIDIA GPUs.
 PROVIDER = "CUDAExecutionProvider"
 MAX_VARIANTS = 16
@@ -48,6 +55,34 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z"
 
 # Named tuples instead of dataclasses: a bundle's loader is compiled anew at every start, and
 # creating a dataclass takes longer than reading the index.
+class Settings(NamedTuple):
+    """Settings of an engine on the CPU; the defaults are the engine's own.
+
+    Attributes:
+        precision: one of PRECISIONS, for float arithmetic; bf16 only in OpenVINO.
+        threads: threads within an operator; 0 takes every physical core.
+        spinning: let onnxruntime's threads spin while they wait; None for its default.
+    """
+
+    precision: str = F32
+    threads: int = 0
+    spinning: Optional[bool] = None
+
+    def to_json(self) -> SettingsEntry:
+        """Return the settings that are not the default."""
+        entry: SettingsEntry = {}
+        if self.precision != F32:
+            entry["precision"] = self.precision
+        if self.threads:
+            entry["threads"] = self.threads
+        if self.spinning is not None:
+            entry["spinning"] = self.spinning
+        return entry
+
+
+DEFAULTS = Settings()
+
+
 class Variant(NamedTuple):
     """Way to run the model.
 
@@ -58,12 +93,17 @@ class Variant(NamedTuple):
             `machine.satisfies` reads them) and gpu (its name); an absent key requires nothing.
         file: the entry of a built engine, which only TensorRT has; None if the engine runs the
             ONNX, or is built from it on the device.
+        settings: of the engine.
+        fidelity: gate to bound, in place of the bundle's gates of fidelity; empty for those. An
+            engine other than the one that gave the stored answers rounds differently.
     """
 
     name: str
     engine: str
     needs: VariantNeeds = {}
     file: Optional[str] = None
+    settings: Settings = DEFAULTS
+    fidelity: Mapping[str, float] = {}
 
     @property
     def on_gpu(self) -> bool:
@@ -77,12 +117,18 @@ class Variant(NamedTuple):
 
     def to_json(self) -> VariantEntry:
         """Return the entry of `bundle.json`."""
-        return {
+        entry: VariantEntry = {
             "name": self.name,
             "engine": self.engine,
             "needs": self.needs,
             "file": self.file,
         }
+        settings = self.settings.to_json()
+        if settings:
+            entry["settings"] = settings
+        if self.fidelity:
+            entry["fidelity"] = dict(self.fidelity)
+        return entry
 
 
 class EngineOptions(NamedTuple):
@@ -144,7 +190,45 @@ def _variant(reader: Reader, files: Container[str]) -> Variant:
         if engine != TENSORRT or file not in files or not file.startswith("engine/"):
             raise reader.fault(f"its file is {file!r}")
         _require_exact(reader, needs)
-    return Variant(name, engine, needs, file)
+    settings = DEFAULTS
+    if "settings" in reader.value:
+        settings = read_settings(reader.at("settings"), engine)
+    fidelity: Dict[str, float] = {}
+    if "fidelity" in reader.value:
+        fidelity = _bounds(reader.at("fidelity"))
+    return Variant(name, engine, needs, file, settings, fidelity)
+
+
+def read_settings(reader: Reader, engine: str) -> Settings:
+    """Read the settings of an engine. Raises BundleError for unknown or invalid ones."""
+    for key in reader.value:
+        if key not in Settings._fields:
+            raise reader.fault(f"this loader has no setting {key!r}")
+    precision, threads, spinning = DEFAULTS
+    if "precision" in reader.value:
+        precision = reader.get("precision", str)
+    if "threads" in reader.value:
+        threads = reader.get("threads", int)
+    if "spinning" in reader.value:
+        spinning = reader.get("spinning", bool)
+    if precision not in PRECISIONS or (precision != F32 and engine != OPENVINO):
+        raise reader.fault(f"its precision is {precision!r}, which {engine} does not have")
+    if not 0 <= threads <= MAX_THREADS:
+        raise reader.fault(f"its threads are {threads}")
+    return Settings(precision, threads, spinning)
+
+
+def _bounds(reader: Reader) -> Dict[str, float]:
+    """Read the gates of fidelity of one variant: its SNR, and its share of equal decisions."""
+    bounds: Dict[str, float] = {}
+    for gate in reader.value:
+        if gate not in FIDELITY:
+            raise reader.fault(f"this loader has no gate {gate!r} of one variant")
+        bounds[gate] = reader.get(gate, int, float)
+        least, most = FIDELITY[gate]
+        if not least <= bounds[gate] <= most:
+            raise reader.fault(f"the gate {gate} cannot be {bounds[gate]}")
+    return bounds
 
 
 def _require_exact(reader: Reader, needs: VariantNeeds) -> None:

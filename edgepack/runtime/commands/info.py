@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Dict, List, Mapping, Tuple
 
 from ..bundle.archive import Archive
 from ..bundle.checksum import require_checksum
-from ..bundle.engines import ENGINES
+from ..bundle.engines import ENGINES, OPENVINO
 from ..bundle.index import Index, read_index
 from ..device import machine
 from ..device.device_info import device_info, find_sealed
@@ -19,8 +19,6 @@ from .setup import describe_wheels
 if TYPE_CHECKING:
     from ..documents import DeviceFacts, InfoDocument, VariantDocument
 
-# Packages that the loader may need. `info` lists the missing ones, so it must run without any.
-PACKAGES = ("numpy", "onnxruntime")
 # Kind of preprocessing -> the package that decodes, and its module.
 DECODERS = {
     "picture": ("pillow", "PIL"),
@@ -249,6 +247,12 @@ def describe_variants(index: Index, remarks: Mapping[str, List[str]]) -> List[st
                 name = variant.engine
             needs.append(f"{_LABELS.get(name, name)} {_format_value(name, value)}")
         rows = list(remarks.get(variant.name, ()))
+        settings = variant.settings.to_json()
+        if settings:
+            texts = [f"{name} {_format_setting(value)}" for name, value in settings.items()]
+            rows.insert(0, "runs with " + ", ".join(texts))
+        for gate, bound in sorted(variant.fidelity.items()):
+            rows.insert(0, f"fidelity: {describe_bound(gate, bound)}")
         if needs:
             rows.insert(0, "needs " + ", ".join(needs))
         # The first row has the name, even if nothing is to be said.
@@ -261,8 +265,12 @@ def _describe_device(device: DeviceFacts, index: Index) -> List[str]:
     """Return the facts about this device: of the machine, of the packages, and others as probed."""
     # Only what the choice of the variant has probed is in `device`: no GPU for a CPU's bundle.
     facts: Dict[str, object] = {**machine.describe()}
-    for package in PACKAGES:
-        facts[package] = _installed_version(package)
+    # The loader may need these; `info` lists the missing ones, so it must run without any. Engines
+    # are not imported as such, since they report to their vendors.
+    facts["numpy"] = _installed_version("numpy")
+    facts["onnxruntime"] = device["onnxruntime"] or "missing"
+    if any(variant.engine == OPENVINO for variant in index.variants):
+        facts["openvino"] = device["openvino"] or "missing"
     if index.preprocessing is not None:
         # A kind without an entry needs numpy alone.
         package, module = DECODERS.get(str(index.preprocessing.value.get("kind")), ("", ""))

@@ -383,7 +383,7 @@ def on_samples(
     started = time.perf_counter()
     feeds = list(reference_feeds(archive, index, most))
     preprocessing, same = None, [True] * len(feeds)
-    bounds = index.gates["fidelity"]
+    bounds = bound_fidelity(model)
     if index.reference.raw is not None and not refuses_code(index, archive.path):
         from ..preprocess.reference import judge_feeds, relax
 
@@ -402,7 +402,7 @@ def on_samples(
     fidelity = None
     if built:
         metrics = _measure(index, built, answers)
-        gates = _judge_fidelity(index, built, answers, same)
+        gates = _judge_fidelity(model, built, answers, same)
         for size in sizes:
             gates += judge(bounds, size.compare(index, size.built))
         fidelity = _question("reference", metrics, gates)
@@ -422,6 +422,11 @@ def on_samples(
         "passed": all(question["passed"] for question in questions),
         "seconds": seconds,
     }
+
+
+def bound_fidelity(model: Model) -> Mapping[str, float]:
+    """Return the gates of fidelity of the variant that runs: its own, or the bundle's."""
+    return model.choice.require_variant().fidelity or model.index.gates["fidelity"]
 
 
 def _run_judged(
@@ -447,7 +452,7 @@ def _run_judged(
 
 
 def _judge_fidelity(
-    index: Index,
+    model: Model,
     built: Sequence[np.ndarray],
     answers: Sequence[Sequence[np.ndarray]],
     same: Sequence[bool],
@@ -455,17 +460,17 @@ def _judge_fidelity(
     """Judge this device's answers: exactly, where it has the build host's inputs bit by bit.
 
     Args:
-        index: of the bundle.
+        model: of the bundle.
         built: per output, the answers of the build host.
         answers: of this device, sample by sample.
         same: per sample, True if this device has the build host's inputs.
     """
-    gates: List[Gate] = []
+    index, gates = model.index, []
     for exact in (True, False):
         rows = [i for i, equal in enumerate(same) if equal == exact]
         if not rows:
             continue
-        bounds = index.gates["fidelity"]
+        bounds = bound_fidelity(model)
         if not exact:
             from ..preprocess.reference import relax
 

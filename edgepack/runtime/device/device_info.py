@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..bundle.index import Index
     from ..bundle.seal import Sealed
-    from ..documents import DeviceFacts, OnnxruntimeDocument
+    from ..documents import DeviceFacts, OnnxruntimeDocument, OpenVinoDocument
 
 
 class _DeviceInfo(Dict[str, object]):
@@ -34,6 +34,8 @@ class _DeviceInfo(Dict[str, object]):
             self[key] = ", ".join(_onnxruntime().get_available_providers())
         elif key == "onnxruntime":
             self.update(onnxruntime_version().items())
+        elif key == "openvino":
+            self.update(openvino_version().items())
         else:
             from .gpu import probe
 
@@ -52,6 +54,16 @@ def onnxruntime_version() -> OnnxruntimeDocument:
         return {"onnxruntime": str(_onnxruntime().__version__)}
     except DeviceError as error:
         return {"onnxruntime": None, "onnxruntime_why": error.why}
+
+
+def openvino_version() -> OpenVinoDocument:
+    """Return the version of OpenVINO; None with `openvino_why` if it cannot be imported."""
+    from ..session.openvino_session import import_openvino, version_of
+
+    try:
+        return {"openvino": version_of(import_openvino())}
+    except DeviceError as error:
+        return {"openvino": None, "openvino_why": error.why}
 
 
 def _onnxruntime() -> ModuleType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from ..bundle.engines import CUDA, FINISH, ONNXRUNTIME, TENSORRT, Variant
+from ..bundle.engines import CUDA, FINISH, ONNXRUNTIME, OPENVINO, TENSORRT, Variant
 from ..errors import DeviceError, InputError
 from .machine import satisfies
 
@@ -40,7 +40,8 @@ class Choice(NamedTuple):
     Attributes:
         variant: the first that fits; None if none does.
         sealed: the engine that `finish` built for it here; None if it needs none.
-        fallback: True if it runs in another engine than the bundle was built for.
+        fallback: True if it runs in another engine than the bundle was built for. The build
+            verifies every engine for CPUs, so that none of them is a fallback of another.
         passed_over: the better variants that were skipped, with the reasons.
         device: device info, from `device_info.device_info`.
     """
@@ -74,13 +75,16 @@ class Choice(NamedTuple):
         name = engine = None
         if self.variant is not None:
             name, engine = self.variant.name, self.variant.engine
-        return {
+        document: VariantDocument = {
             "name": name,
             "engine": engine,
             "sealed": self.sealed is not None,
             "fallback": self.fallback,
             "passed_over": [passed.to_json() for passed in self.passed_over],
         }
+        if self.variant is not None and self.variant.settings.to_json():
+            document["settings"] = self.variant.settings.to_json()
+        return document
 
 
 def format_skip_reason(passed: PassedOverDocument) -> str:
@@ -91,11 +95,16 @@ def format_skip_reason(passed: PassedOverDocument) -> str:
 
 
 def format_fallback(variant: VariantDocument) -> List[str]:
-    """Format the warning for a fallback: a line, and one per skipped variant; from its JSON."""
-    if not variant["fallback"]:
+    """Format the warning for a fallback: a line, and one per skipped variant; from its JSON.
+
+    Skipped variants of which none makes a fallback are a note.
+    """
+    if not variant["passed_over"]:
         return []
-    engine = variant["engine"]
-    lines = [f"FALLBACK: running in {engine}, not in the engine that the bundle was built for"]
+    lines = [f"note: running {variant['name']}, not the variant that the build ranks first"]
+    if variant["fallback"]:
+        engine = variant["engine"]
+        lines = [f"FALLBACK: running in {engine}, not in the engine that the bundle was built for"]
     for passed in variant["passed_over"]:
         lines.append(f"  not {passed['name']}: {format_skip_reason(passed)}")
     return lines
@@ -143,7 +152,8 @@ def choose(
             engine = None
             if variant.unfinished and not isinstance(sealed, DeviceError):
                 engine = sealed
-            fallback = variant.engine != index.variants[0].engine
+            first = index.variants[0]
+            fallback = variant.engine != first.engine and (first.on_gpu or variant.on_gpu)
             return Choice(variant, engine, fallback, tuple(passed), device)
         passed.append(PassedOver(variant, fault))
     return Choice(None, None, False, tuple(passed), device)
@@ -228,16 +238,21 @@ def _without_engine(variant: Variant, device: DeviceFacts) -> Optional[DeviceErr
         from .gpu_checks import check_tensorrt
 
         return check_tensorrt(variant, device)
-    version, required = device["onnxruntime"], variant.needs.get("engine_version", "")
+    name = "onnxruntime"
+    if variant.engine == OPENVINO:
+        name, version, why = "OpenVINO", device["openvino"], device.get("openvino_why", "")
+    else:
+        version, why = device["onnxruntime"], device.get("onnxruntime_why", "")
     if version is None:
         return DeviceError(
             "engine-missing",
-            "onnxruntime cannot be imported on this device",
-            why=device["onnxruntime_why"],
+            f"{name} cannot be imported on this device",
+            why=why,
             hint=REQUIREMENTS,
         )
+    required = variant.needs.get("engine_version", "")
     if not satisfies(version, required):
-        package = "onnxruntime"
+        package = name.lower()
         if variant.engine == CUDA:
             package = "onnxruntime-gpu"
         # A bare version is the minimum: "1.18" installs as ">=1.18".
@@ -246,7 +261,7 @@ def _without_engine(variant: Variant, device: DeviceFacts) -> Optional[DeviceErr
             specifier = ">=" + required
         return DeviceError(
             "engine-version",
-            "the bundle needs another version of onnxruntime",
+            f"the bundle needs another version of {name}",
             why=f"it needs {required}; this is {version}",
             hint=f"pip install '{package}{specifier}'",
         )

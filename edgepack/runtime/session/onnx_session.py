@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Option that computes Q/DQ pairs literally, in float, instead of fusing them into integer kernels.
 LITERAL = "session.disable_quant_qdq"
+SPINNING = "session.intra_op.allow_spinning"
 
 # From 1.29 on, onnxruntime's Linux wheels report every process and session to the vendor, and store
 # an identifier in the user's cache. This variable disables that if it is set before the import.
@@ -60,18 +61,27 @@ class OnnxSession:
         threads: threads within an operator; 0 lets onnxruntime use every physical core.
         cuda: run on the first NVIDIA GPU; operators without a GPU kernel run on the CPU.
         literal: compute quantized operators in float, on dequantized values.
+        spinning: let threads spin while they wait; None for onnxruntime's default.
 
     Raises DeviceError if onnxruntime refuses the model, or does not start on a requested GPU.
     """
 
     def __init__(
-        self, model: bytes, *, threads: int = 0, cuda: bool = False, literal: bool = False
+        self,
+        model: bytes,
+        *,
+        threads: int = 0,
+        cuda: bool = False,
+        literal: bool = False,
+        spinning: Optional[bool] = None,
     ) -> None:
         ort = import_engine()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         if literal:
             options.add_session_config_entry(LITERAL, "1")
+        if spinning is not None:
+            options.add_session_config_entry(SPINNING, str(int(spinning)))
         # Fatal errors only: everything else is raised as an EdgepackError and would be shown twice.
         options.log_severity_level = 4
         provider = "CPUExecutionProvider"
@@ -106,25 +116,30 @@ class OnnxSession:
     def require_signature(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Raise BundleError unless the model has these inputs and at least these outputs."""
         expected = {tensor.name: tensor.dtype for tensor in inputs}
-        for name in sorted({*expected, *self._inputs}):
-            _require_type(f"input {name}", expected.get(name), self._inputs.get(name))
-        for tensor in outputs:
-            _require_type(f"output {tensor.name}", tensor.dtype, self._outputs.get(tensor.name))
+        # An input beyond those of the index is one that nothing feeds.
+        unfed = dict.fromkeys(self._inputs)
+        require_types("input", {**unfed, **expected}, self._inputs)
+        require_types("output", {tensor.name: tensor.dtype for tensor in outputs}, self._outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Dict[str, np.ndarray]:
         """Run one inference: arrays by input name in, arrays by output name out."""
         return dict(zip(self.output_names, self._run(None, inputs)))
 
 
-def _require_type(title: str, expected: Optional[str], actual: Optional[str]) -> None:
-    """Compare the type of an input or output in the index with the model's; None if absent."""
-    if expected != actual:
-        raise BundleError(
-            "bundle-model",
-            "the model in the bundle is not the one that its index describes",
-            why=f"{title}: {expected or 'absent'} in the index, {actual or 'absent'} in the model",
-            hint="build the bundle again",
-        )
+def require_types(
+    title: str, expected: Mapping[str, Optional[str]], actual: Mapping[str, str]
+) -> None:
+    """Raise BundleError unless the types of the index, None if absent, are those of the model."""
+    for name in sorted(expected):
+        stated, found = expected[name], actual.get(name)
+        if stated != found:
+            raise BundleError(
+                "bundle-model",
+                "the model in the bundle is not the one that its index describes",
+                why=f"{title} {name}: {stated or 'absent'} in the index, "
+                f"{found or 'absent'} in the model",
+                hint="build the bundle again",
+            )
 
 
 def _dtype(kind: str) -> str:
