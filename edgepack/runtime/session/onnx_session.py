@@ -131,13 +131,13 @@ def require_types(
 ) -> None:
     """Raise BundleError unless the types of the index, None if absent, are those of the model."""
     for name in sorted(expected):
-        stated, found = expected[name], actual.get(name)
-        if stated != found:
+        in_index, in_model = expected[name], actual.get(name)
+        if in_index != in_model:
             raise BundleError(
                 "bundle-model",
                 "the model in the bundle is not the one that its index describes",
-                why=f"{title} {name}: {stated or 'absent'} in the index, "
-                f"{found or 'absent'} in the model",
+                why=f"{title} {name}: {in_index or 'absent'} in the index, "
+                f"{in_model or 'absent'} in the model",
                 hint="build the bundle again",
             )
 
