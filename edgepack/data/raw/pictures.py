@@ -9,7 +9,8 @@ import numpy as np
 
 from edgepack.data.fit import check_dtype, check_feed
 from edgepack.data.layouts.picture_set import NO_BOX, PictureSet
-from edgepack.data.raw.prepare import prepare, read_file
+from edgepack.data.raw.decoded import DecodedPictures
+from edgepack.data.raw.prepare import host_errors, read_file
 from edgepack.data.stream import Piece, SampleStream, exact_batch
 from edgepack.errors import DataError
 from edgepack.runtime.preprocess.picture import Picture, read_size
@@ -50,11 +51,17 @@ def open_pictures(
     picture = replace(preprocessing, input=tensor.name, dtype=_pixel_type(tensor))
     _check(picture)
     label = _make_labeller(pictures, picture)
+    decoded = DecodedPictures()
 
     def pieces(size: int) -> Iterator[Piece]:
         for index, path in enumerate(pictures.paths):
             data = read_file(path)
-            feed = prepare(picture, data, str(path))
+            pixels = decoded.get(index, data)
+            if pixels is None:
+                with host_errors(picture):
+                    pixels = picture.to_pixels(data, str(path))
+                decoded.put(index, data, pixels)
+            feed = picture.to_feed(pixels)
             where = pictures.name(index)
             array = feed[tensor.name]
             check_dtype(array.dtype, tensor, where)

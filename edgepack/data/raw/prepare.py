@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +41,22 @@ def prepare(preprocessing: Preprocessing, data: bytes, name: str) -> dict[str, n
         data: the raw sample.
         name: of the sample, for messages.
 
+    Raises as `host_errors` does.
+    """
+    with host_errors(preprocessing):
+        return preprocessing.prepare(data, name)
+
+
+@contextmanager
+def host_errors(preprocessing: Preprocessing) -> Iterator[None]:
+    """Turn the errors of a preprocessing into those of the build host.
+
     Raises:
         DataError: the data are damaged or cannot be used; the code is that of the device.
         HostError: a package is missing.
     """
     try:
-        return preprocessing.prepare(data, name)
+        yield
     except InputError as error:
         raise DataError(error.code, error.what, why=error.why, hint=error.hint) from error
     except DeviceError as error:

@@ -223,13 +223,27 @@ class Picture:
 
     def prepare(self, data: bytes, name: str = "") -> Dict[str, np.ndarray]:
         """Return the feed of one picture. Raises as `to_array` does."""
-        array = self.to_array(data, name)
+        return self.to_feed(self.to_pixels(data, name))
+
+    def to_feed(self, pixels: np.ndarray) -> Dict[str, np.ndarray]:
+        """Return the feed of one picture from its pixels."""
+        array = self.normalise(pixels)
         if self.dtype == "uint8":
             array = array.astype(np.uint8)
         return {self.input: array[None]}
 
     def to_array(self, data: bytes, name: str = "") -> np.ndarray:
         """Convert a picture to the model's input, without the batch axis.
+
+        Returns:
+            float32 of shape (channels, height, width) or (height, width, channels).
+
+        Raises as `to_pixels` does.
+        """
+        return self.normalise(self.to_pixels(data, name))
+
+    def to_pixels(self, data: bytes, name: str = "") -> np.ndarray:
+        """Decode a picture, and bring it to the input's size and colours.
 
         The picture is turned upright by its EXIF orientation and loses its transparency. `resize`
         as one number is the length of the shorter side; the longer one becomes
@@ -238,7 +252,7 @@ class Picture:
         torchvision's rules; those of a letterbox are Ultralytics'.
 
         Returns:
-            float32 of shape (channels, height, width) or (height, width, channels).
+            uint8 of shape (height, width, channels).
 
         Raises:
             InputError: the picture is damaged, too large, too small, or deeper than 8 bits.
@@ -256,6 +270,10 @@ class Picture:
             pixels = pixels[:, :, None]
         if self.colour == "bgr":
             pixels = pixels[:, :, ::-1]
+        return pixels
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Return float32 of shape (channels, height, width) or (height, width, channels)."""
         mean = np.asarray(self.mean, np.float32)
         std = np.asarray(self.std, np.float32)
         # All in float32: a float64 scale would promote the array and round differently from
