@@ -61,6 +61,8 @@ def _read_costs(report: Report) -> dict[str, float]:
         if not isinstance(ranking, list):
             continue
         for entry in ranking:
-            if isinstance(entry, Mapping) and isinstance(entry.get("snr_db"), float):
+            if not isinstance(entry, Mapping) or entry.get("estimated"):
+                continue
+            if isinstance(entry.get("snr_db"), float):
                 costs[str(entry["name"])] = float(entry["snr_db"])
     return costs

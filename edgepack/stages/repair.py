@@ -133,8 +133,7 @@ class _Search:
         started = time.perf_counter()
         names = self.trials.names
         count = self.context.samples.lint.counts["calibration"]
-        self.stage.progress.expect(len(names))
-        costs = rank_layers(
+        ranked = rank_layers(
             self.trials,
             self.before.model,
             select_feeds(calibration, count, BATCH),
@@ -144,7 +143,7 @@ class _Search:
         )
         # One layer stays quantized: without any, the pass would have no effect.
         # Few layers usually cost most of the quality: of 21, the first two may be enough.
-        floats = find_fewest_floats(list(costs)[:-1], self._passes)
+        floats = find_fewest_floats(list(ranked.costs)[:-1], self._passes)
         holds = floats is not None
         if floats is None:
             floats = max(self.tried, key=self._rate)
@@ -155,16 +154,19 @@ class _Search:
         # Both lists begin with the layer that costs the most when it is quantized alone.
         returned: list[dict[str, object]] = []
         ranking: list[dict[str, object]] = []
-        for name, cost in costs.items():
-            snr = round(cost, 2)
-            ranking.append({"name": name, "snr_db": snr})
+        for name, cost in ranked.costs.items():
+            layer: dict[str, object] = {"name": name, "snr_db": round(cost, 2)}
+            if name in ranked.estimated:
+                layer["estimated"] = True
+            ranking.append(layer)
             if name in floats:
-                returned.append({"name": name, "operator": operators.get(name, ""), "snr_db": snr})
+                returned.append({**layer, "operator": operators.get(name, "")})
         details = {
             "holds": holds,
             "returned": returned,
             "layers": len(names),
             "ranking": ranking,
+            "ranking_runs": ranked.runs,
             "tried": [self._summarize(floats) for floats in self.tried],
             "search_seconds": round(time.perf_counter() - started, 1),
             "integer_only": bool(result.details.get("integer_only", False)),
@@ -232,13 +234,14 @@ def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[
 def _format_notes(details: Mapping[str, Any], record: Record) -> list[str]:
     """Describe the returned layers and their cost, in sentences for the ledger."""
     returned, layers = details["returned"], details["layers"]
-    costs = "; ".join(f'layer "{layer["name"]}": {format_snr(layer)}' for layer in returned[:SPELT])
-    if len(returned) > SPELT:
-        costs += f"; {len(returned) - SPELT} more"
+    measured = [layer for layer in returned if not layer.get("estimated")]
+    costs = "; ".join(f'layer "{layer["name"]}": {format_snr(layer)}' for layer in measured[:SPELT])
+    if costs and len(returned) > len(measured[:SPELT]):
+        costs += f"; {len(returned) - len(measured[:SPELT])} more"
     share = f"{len(returned)} of {format_plural(layers, 'layer')}"
     price = f"{share} back to float: {_format_price(record)}."
     snrs = []
-    if returned:
+    if costs:
         snrs.append(f"SNR with only that layer quantized: {costs}.")
     if details["holds"]:
         return [price, *snrs]

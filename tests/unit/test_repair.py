@@ -12,6 +12,7 @@ import pytest
 from edgepack.graph import Runner
 from edgepack.ledger import Ledger
 from edgepack.metrics.parts import find_parts
+from edgepack.passes import repair
 from edgepack.passes.protocol import Trials
 from edgepack.passes.quantize import QuantizeOptions, make_trials, quantize
 from edgepack.passes.repair import find_fewest_floats, rank_layers, requantize_largest, select_feeds
@@ -69,12 +70,19 @@ def runs(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarr
     return Runner(model).run
 
 
-def ranked(made: Trials, model: onnx.ModelProto, fed: np.ndarray) -> dict[str, float]:
+def rank_by_halves(made: Trials, model: onnx.ModelProto, fed: np.ndarray) -> repair.Ranking:
     original = model.SerializeToString()
     (answers,) = runs(original)({"x": fed})
     tensor = Tensor("y", "float32", ("batch", *answers.shape[1:]))
     parts = find_parts(tensor, [answers])
-    return rank_layers(made, original, [{"x": fed}], runs, lambda: [Parity(tensor, parts)], Told())
+    feeds = [{"x": rows} for rows in np.array_split(fed, 4)]
+    return rank_layers(made, original, feeds, runs, lambda: [Parity(tensor, parts)], Told())
+
+
+def ranked(made: Trials, model: onnx.ModelProto, fed: np.ndarray) -> dict[str, float]:
+    ranking = rank_by_halves(made, model, fed)
+    assert not ranking.estimated
+    return dict(ranking.costs)
 
 
 PLAIN = {"range": "full", "calibrator": "minmax"}
@@ -193,6 +201,38 @@ def test_the_rank_does_not_depend_on_the_order_in_the_graph() -> None:
         model_with, result = made.model_with, made.result
 
     assert list(ranked(Backwards(), model, fed).items()) == list(costs.items())
+
+
+def deep(layers: int, hard: Sequence[int]) -> onnx.ModelProto:
+    """Linear layers of 16 channels; before the hard ones, the first channel is far too loud."""
+    net, x = Net(3), "x"
+    for i in range(layers):
+        weight = net.weights(16, 16)
+        if i in hard:
+            x = net.op("Mul", x, net.constant(np.float32([LOUD] + [1] * 15)))
+            weight[:, 0] /= LOUD
+        x = net.op("Tanh", net.op("Gemm", x, net.constant(weight), transB=1))
+    return net.model({"x": ["n", 16]}, [net.gemm(x, 16, 4)])
+
+
+def test_the_costly_ones_of_many_layers_are_found_with_half_as_many_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = deep(47, hard=(11, 30))
+    fed = np.random.default_rng(2).standard_normal((32, 16)).astype(np.float32)
+    made = trials(model, fed, **PLAIN)
+    few = rank_by_halves(made, model, fed)
+    assert few.runs <= len(made.names) / 2
+    assert set(few.costs) == set(made.names)
+    assert few.estimated
+    monkeypatch.setattr(repair, "MEASURED_EACH", len(made.names))
+    each = rank_by_halves(made, model, fed)
+    assert (each.runs, each.estimated) == (len(made.names), frozenset())
+    # The layer with a loud channel, which costs the most, is measured alone with the same result.
+    for name in list(each.costs)[:2]:
+        assert name not in few.estimated
+        assert few.costs[name] == each.costs[name]
+    assert list(few.costs)[:2] == list(each.costs)[:2]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 16, 57])
