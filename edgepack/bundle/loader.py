@@ -46,6 +46,7 @@ class Need(Enum):
     TENSORRT = "a variant runs in TensorRT"
     FINISH = "an engine is built on the device"
     OPENVINO = "a variant runs in OpenVINO"
+    TUNE = "engines and settings compete on the device"
     WHEELS = "wheels are installed on the device"
     RAW = "inputs are made from raw data"
     PICTURE = "the raw data are pictures"
@@ -71,6 +72,8 @@ OPTIONAL: Mapping[str, Need] = {
     "session/openvino_session.py": Need.OPENVINO,
     "bundle/seal.py": Need.FINISH,
     "commands/finish.py": Need.FINISH,
+    "device/tuned.py": Need.TUNE,
+    "commands/tune.py": Need.TUNE,
     "wheels/install.py": Need.WHEELS,
     "bundle/raw.py": Need.RAW,
     "commands/predict.py": Need.RAW,
@@ -91,8 +94,8 @@ KINDS: Mapping[str, Need] = {
 }
 # Needs of the engines that occur together, besides wheels.
 _ENGINE_NEEDS: tuple[Needs, ...] = (
-    frozenset(),
-    frozenset({Need.OPENVINO}),
+    frozenset({Need.TUNE}),
+    frozenset({Need.TUNE, Need.OPENVINO}),
     frozenset({Need.GPU}),
     frozenset({Need.GPU, Need.TENSORRT}),
     frozenset({Need.GPU, Need.TENSORRT, Need.FINISH}),
@@ -144,6 +147,9 @@ def find_needs(
             needs.add(Need.OPENVINO)
         if variant.unfinished:
             needs.add(Need.FINISH)
+    # Only engines on the CPU have settings.
+    if Need.GPU not in needs:
+        needs.add(Need.TUNE)
     if any(name.startswith("wheels/") for name in files):
         needs.add(Need.WHEELS)
     return frozenset(needs)

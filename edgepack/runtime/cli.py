@@ -77,6 +77,10 @@ def _parse_megabytes(text: str) -> int:
     return _parse_integer(text, 1, 1024)
 
 
+def _parse_seconds(text: str) -> int:
+    return _parse_integer(text, 1, 86400)
+
+
 def _parse_threads(text: str) -> int:
     return _parse_integer(text, 0, 4096)
 
@@ -148,12 +152,22 @@ def _make_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("finish", help="build the TensorRT engine on this device")
     add.add_argument("--force", action="store_true", help="rebuild an engine that exists")
     add.set_defaults(act=_finish)
+    add = commands.add_parser("tune", help="choose the fastest engine and settings on this device")
+    add.add_argument("--force", action="store_true", help="choose again")
+    add.add_argument(
+        "--seconds",
+        type=_parse_seconds,
+        default=20,
+        metavar="S",
+        help="time limit of the measurements; default: 20",
+    )
+    add.set_defaults(act=_tune)
     for name in ("verify", "run"):
         # The build host runs bundles for other processors and for GPUs on its own CPU.
         commands.choices[name].add_argument(
             "--stand-in", action="store_true", help=argparse.SUPPRESS
         )
-    for name in ("verify", "finish"):
+    for name in ("verify", "finish", "tune"):
         commands.choices[name].add_argument(
             "--allow-unverified", action="store_true", help="exit with 0 on UNVERIFIED as well"
         )
@@ -355,9 +369,12 @@ def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
     if report["ratio"]:
         lines.append(_format_ratio(report["ratio"], disturbed))
     if report["disturbed"]:
-        reasons = "; ".join(report["disturbed"])
-        print_status(f"disturbed: {reasons}; measure again on an idle machine")
+        _print_disturbed(report["disturbed"])
     return _Answer(report, lines)
+
+
+def _print_disturbed(reasons: Sequence[str]) -> None:
+    print_status(f"disturbed: {'; '.join(reasons)}; measure again on an idle machine")
 
 
 def _describe_timing(title: str, timing: Timing, disturbed: bool) -> str:
@@ -459,6 +476,26 @@ def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.finish import describe_report, finish
 
     report = finish(bundle, force=options.force)
+    status = _find_status(report["verdict"], options)
+    return _Answer(report, describe_report(report), status)
+
+
+def _tune(bundle: str, options: argparse.Namespace) -> _Answer:
+    with Archive(bundle) as archive:
+        variants = read_index(archive).variants
+    if any(variant.on_gpu for variant in variants):
+        engines = ", ".join(sorted({variant.engine for variant in variants}))
+        raise InputError(
+            "nothing-to-tune",
+            "the bundle has no settings to choose from",
+            why=f"it is for GPUs, in {engines}",
+            hint="python3 BUNDLE verify",
+        )
+    from .commands.tune import describe_report, tune
+
+    report = tune(bundle, seconds=options.seconds, force=options.force)
+    if report.get("disturbed"):
+        _print_disturbed(report["disturbed"])
     status = _find_status(report["verdict"], options)
     return _Answer(report, describe_report(report), status)
 

@@ -538,6 +538,69 @@ class FinishDocument(_FinishExtra):
     key: Dict[str, object]
 
 
+class TunedKey(TypedDict):
+    """Bundle and device of a sealed choice; `engines` has their versions, "" for a missing one."""
+
+    bundle: str
+    cpu: str
+    cores: int
+    engines: Dict[str, str]
+
+
+class TunedChoice(TypedDict):
+    """Variant that `tune` chose, with its settings."""
+
+    variant: str
+    engine: str
+    settings: SettingsEntry
+
+
+class TunedCandidate(TypedDict):
+    """Candidate of `tune`: its latency in ms, its speed-up over what runs untuned, its fate."""
+
+    label: str
+    p50: Optional[float]
+    ratio: Optional[float]
+    result: str
+
+
+class TunedDocument(TypedDict):
+    """Contents of a sealed choice that the loader reads."""
+
+    key: TunedKey
+    choice: TunedChoice
+    candidates: List[TunedCandidate]
+
+
+class TuneProbe(TypedDict):
+    """Variants that this device cannot run, by name, and the choice that is sealed already."""
+
+    key: TunedKey
+    sealed: Optional[TunedDocument]
+    fault: str
+    faults: Dict[str, str]
+    bf16: bool
+
+
+class _TuneExtra(TypedDict, total=False):
+    # Of a choice that was made now.
+    seconds: Dict[str, float]
+    load: Load
+    disturbed: List[str]
+    preprocessing: Optional[Question]
+    quality: Question
+    fidelity: Optional[Question]
+
+
+class TuneDocument(TunedDocument, _TuneExtra):
+    """Document of `tune --json`; `tuned` is False if a fitting choice was there already."""
+
+    verdict: str
+    reasons: List[Reason]
+    tuned: bool
+    seal: str
+
+
 class MarkedDocument(TypedDict):
     """Document of `marked --json`: numbers of empty regions and of inferences."""
 

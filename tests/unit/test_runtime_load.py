@@ -12,12 +12,12 @@ import pytest
 
 from edgepack.runtime.commands.load import (
     LoadMonitor,
-    allowed_cores,
     busy_seconds,
     disturbances,
     load_average,
     spread_of,
 )
+from edgepack.runtime.device.machine import allowed_cores
 
 
 def load(others: float | None, after: float | None = 0.5, cores: int = 2) -> dict[str, Any]:

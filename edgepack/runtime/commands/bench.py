@@ -55,10 +55,20 @@ def _percentile(nanoseconds: Sequence[int], share: float) -> float:
     return sorted(nanoseconds)[rank - 1] / 1e6
 
 
-def _time(call: Callable[[], object], queries: int, seconds: float) -> List[int]:
+def time_calls(
+    call: Callable[[], object], queries: int, seconds: float, warm_up: float = WARM_UP_SECONDS
+) -> List[int]:
+    """Return the duration of each call, in ns.
+
+    Args:
+        call: one inference.
+        queries: the minimum number of calls.
+        seconds: the minimum time.
+        warm_up: seconds of calls that come before and do not count.
+    """
     # The first calls are slower: caches are cold and the CPU's clock ramps up.
     clock = time.perf_counter_ns
-    until = clock() + int(WARM_UP_SECONDS * 1e9)
+    until = clock() + int(warm_up * 1e9)
     while clock() < until:
         call()
     times: List[int] = []
@@ -160,7 +170,7 @@ def measure_turn(
 
     call, load_seconds, choice = open_call(path, against, threads, variant, cuda)
     turn: Turn = {
-        "ns": _time(call, queries, seconds),
+        "ns": time_calls(call, queries, seconds),
         "load_seconds": load_seconds,
         "peak_rss_bytes": machine.peak_rss(),
         "variant": None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Dict, Iterator, List, Tuple, Union, cast
+from typing import TYPE_CHECKING, Dict, List, Tuple, Union, cast
 
 from ..bundle.archive import Archive
 from ..bundle.atomic import lock_part, sweep
@@ -22,12 +22,12 @@ from ..device import machine
 from ..device.device_info import device_info, find_sealed
 from ..device.variants import Choice, check_requirements
 from ..errors import DeviceError, GateError
-from ..parity.gates import describe_gate
 from ..parity.verdict import decide, list_doubts
 from ..streams import print_status
+from .proof import describe_proof, list_missed, list_questions
 
 if TYPE_CHECKING:
-    from ..documents import Answers, DeviceFacts, FinishDocument, Gate
+    from ..documents import Answers, DeviceFacts, FinishDocument
 
 
 def finish(path: str, *, force: bool = False) -> FinishDocument:
@@ -73,7 +73,7 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
             built = time.perf_counter()
             proof = _prove(archive, index, variant, device, plan)
             if not proof["passed"]:
-                print_status(*_describe_gates(proof))
+                print_status(*describe_proof(proof))
                 raise _gate_error(proof)
             seconds = {"build": built - started, "verify": time.perf_counter() - built}
             details: Dict[str, object] = {
@@ -84,9 +84,7 @@ def finish(path: str, *, force: bool = False) -> FinishDocument:
             }
             # Only here, after the gates, does the engine get its final name.
             publish(lambda file: write(file, key, plan, timing_cache, details))
-    verdict, reasons = decide(
-        [proof["preprocessing"], proof["quality"], proof["fidelity"]], list_doubts(index)
-    )
+    verdict, reasons = decide(list_questions(proof), list_doubts(index))
     return {
         "built": True,
         "engine": engine,
@@ -178,33 +176,13 @@ def describe_report(report: FinishDocument) -> List[str]:
         finished = f"already finished: {report['engine']} is for this bundle, GPU and TensorRT"
         return [finished, *doubts]
     sealed = f"sealed: {report['engine']} ({report['bytes']:,} bytes)"
-    return [*_describe_gates(cast("Answers", report)), sealed, *doubts]
-
-
-def _describe_gates(proof: Answers) -> List[str]:
-    return [f"{question}: {describe_gate(gate)}" for question, gate in _gates(proof)]
-
-
-def _gates(proof: Answers) -> Iterator[Tuple[str, Gate]]:
-    questions = {
-        "preprocessing": proof["preprocessing"],
-        "fidelity": proof["fidelity"],
-        "quality": proof["quality"],
-    }
-    for name, question in questions.items():
-        if question is not None:
-            for gate in question["gates"]:
-                yield name, gate
+    return [*describe_proof(cast("Answers", report)), sealed, *doubts]
 
 
 def _gate_error(proof: Answers) -> GateError:
-    missed = []
-    for question, gate in _gates(proof):
-        if not gate["passed"]:
-            missed.append(f"{question}: {describe_gate(gate)}")
     return GateError(
         "engine-gate-missed",
         "the engine missed a gate and was not sealed",
-        why="\n".join(missed),
+        why="\n".join(list_missed(proof)),
         hint="use another variant of the bundle: python3 BUNDLE info",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, List, Optional, Sequence
 
+from ..device.machine import allowed_cores
+
 if TYPE_CHECKING:
     from ..documents import Load
 
@@ -91,14 +93,6 @@ def disturbances(load: Load, spread: float, threads: int) -> List[str]:
 def spread_of(rounds: Sequence[float]) -> float:
     """Return the largest over the smallest of some positive figures, less one."""
     return max(rounds) / min(rounds) - 1.0
-
-
-def allowed_cores() -> List[int]:
-    """Return the logical cores that this process may run on."""
-    try:
-        return sorted(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return list(range(os.cpu_count() or 1))
 
 
 def load_average() -> Optional[float]:

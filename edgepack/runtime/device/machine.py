@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from typing import TYPE_CHECKING, Dict, Tuple
+from typing import TYPE_CHECKING, Dict, List, Tuple
 
 from ..errors import DeviceError
 from .cpu_names import arm_name
@@ -124,6 +124,14 @@ def require(needs: DeviceNeeds, device: MachineDocument, *, any_arch: bool = Fal
             why=f"it needs {floor} or newer; this is {device['python']}",
             hint="run it with a newer python3",
         )
+
+
+def allowed_cores() -> List[int]:
+    """Return the logical cores that this process may run on."""
+    try:
+        return sorted(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return list(range(os.cpu_count() or 1))
 
 
 def peak_rss() -> int:
