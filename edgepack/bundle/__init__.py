@@ -1,6 +1,6 @@
 """Writing and admitting bundles on the host; reading uses the loader, `edgepack.runtime`."""
 
-from edgepack.bundle.admit import Admitted, Demands, admit, copy_engine, require_accepted
+from edgepack.bundle.admit import Admitted, Demands, admit, copy_sealed, require_accepted
 from edgepack.bundle.publish import publish, write_signature
 from edgepack.bundle.read import read_report
 from edgepack.bundle.write import Contents, OtherSize, encode_compact, write
@@ -11,7 +11,7 @@ __all__ = [
     "Demands",
     "OtherSize",
     "admit",
-    "copy_engine",
+    "copy_sealed",
     "encode_compact",
     "publish",
     "read_report",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,10 +17,11 @@ from pathlib import Path
 
 from edgepack import files, signing
 from edgepack.bundle.loader import Loader, identify
-from edgepack.errors import BundleError
+from edgepack.errors import BundleError, DeviceError
 from edgepack.runtime.bundle import checksum, seal
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.index import Index, check_all, read_index
+from edgepack.runtime.device import tuned
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,24 @@ def beside(bundle: Path, suffix: str) -> Path:
     return bundle.with_name(bundle.name + suffix)
 
 
-def copy_engine(bundle: Path, copy: Path) -> None:
-    """Copy the engine that is sealed beside a bundle, if any, for use with a copy of the bundle.
+def copy_sealed(bundle: Path, copy: Path) -> None:
+    """Copy what is sealed beside a bundle, engine and choice, for use with a copy of the bundle.
 
-    Raises DeviceError if another user could have written the engine, which is native code.
+    Raises DeviceError if another user could have written the engine, which is native code; a
+    choice that cannot be trusted is left out, as the loader ignores it.
     """
+    _copy_file(beside(bundle, seal.SUFFIX), beside(copy, seal.SUFFIX), seal.open_trusted)
+    with suppress(DeviceError):
+        _copy_file(beside(bundle, tuned.SUFFIX), beside(copy, tuned.SUFFIX), tuned.open_trusted)
+
+
+def _copy_file(source: Path, target: Path, opener: Callable[[str, int], int]) -> None:
     with suppress(FileNotFoundError):
-        source = open(beside(bundle, seal.SUFFIX), "rb", opener=seal.open_trusted)  # noqa: SIM115
-        with source, beside(copy, seal.SUFFIX).open("wb") as target:
-            shutil.copyfileobj(source, target, files.CHUNK)
-            # The loader rejects an engine that others may write.
-            os.fchmod(target.fileno(), 0o600)
+        original = open(source, "rb", opener=opener)  # noqa: SIM115
+        with original, target.open("wb") as file:
+            shutil.copyfileobj(original, file, files.CHUNK)
+            # The loader rejects a file that others may write.
+            os.fchmod(file.fileno(), 0o600)
 
 
 def _inspect(

@@ -58,7 +58,7 @@ def run_loader(
     from contextlib import ExitStack
 
     from edgepack import device
-    from edgepack.bundle import admit, copy_engine
+    from edgepack.bundle import admit, copy_sealed
     from edgepack.device import ssh
     from edgepack.report.console import StderrConsole
 
@@ -68,9 +68,9 @@ def run_loader(
         host: device.Local | device.Ssh
         if on is None:
             host = stack.enter_context(device.Local())
-            # A private copy also needs the TensorRT engine that is sealed beside the original.
+            # A private copy also needs the engine or the choice that is sealed beside the original.
             if admitted.path != bundle:
-                copy_engine(bundle, admitted.path)
+                copy_sealed(bundle, admitted.path)
         else:
             status = StderrConsole().status("connecting")
             host = device.Ssh(ssh.parse(on), ssh.Settings(**settings), status.update)

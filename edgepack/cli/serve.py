@@ -61,7 +61,7 @@ def serve(
     The server speaks the Open Inference Protocol, version 2, and shows a page on which one can
     try the model. It is the one of `python3 BUNDLE serve`; no code in the bundle runs.
     """
-    from edgepack.bundle import admit, copy_engine
+    from edgepack.bundle import admit, copy_sealed
     from edgepack.device import Local
 
     arguments = [
@@ -72,9 +72,9 @@ def serve(
         arguments.append("--json")
     with admit(bundle, demands) as admitted, Local() as machine:
         warn_of_loader(admitted)
-        # A private copy also needs the TensorRT engine that is sealed beside the original.
+        # A private copy also needs the engine or the choice that is sealed beside the original.
         if admitted.path != bundle:
-            copy_engine(bundle, admitted.path)
+            copy_sealed(bundle, admitted.path)
         path = machine.put(admitted.path)
         status = machine.serve(path, *arguments, stdout=result_stream().fileno())
     # A loader that was killed by a signal has a negative status.

@@ -104,7 +104,7 @@ def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) 
         as_json: print a document.
     """
     from edgepack import device
-    from edgepack.bundle import copy_engine
+    from edgepack.bundle import copy_sealed
     from edgepack.runtime.cli import describe_verdict
     from edgepack.runtime.commands.verify import refuses_code
     from edgepack.runtime.device.variants import format_fallback
@@ -117,7 +117,7 @@ def _verify_here(bundle: Admitted, original: Path, threads: int, as_json: bool) 
         )
     with device.Local() as host:
         if bundle.path != original:
-            copy_engine(original, bundle.path)
+            copy_sealed(original, bundle.path)
         try:
             verdict = device.verify_bundle(host, host.put(bundle.path), f"--threads={threads}")
         except EdgepackError as error:

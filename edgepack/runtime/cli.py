@@ -368,13 +368,13 @@ def _bench(bundle: str, options: argparse.Namespace) -> _Answer:
         lines.append(_describe_timing("the other model", report["original"], disturbed))
     if report["ratio"]:
         lines.append(_format_ratio(report["ratio"], disturbed))
-    if report["disturbed"]:
-        _print_disturbed(report["disturbed"])
+    _print_disturbed(report["disturbed"])
     return _Answer(report, lines)
 
 
 def _print_disturbed(reasons: Sequence[str]) -> None:
-    print_status(f"disturbed: {'; '.join(reasons)}; measure again on an idle machine")
+    if reasons:
+        print_status(f"disturbed: {'; '.join(reasons)}; measure again on an idle machine")
 
 
 def _describe_timing(title: str, timing: Timing, disturbed: bool) -> str:
@@ -482,20 +482,18 @@ def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
 
 def _tune(bundle: str, options: argparse.Namespace) -> _Answer:
     with Archive(bundle) as archive:
-        variants = read_index(archive).variants
-    if any(variant.on_gpu for variant in variants):
-        engines = ", ".join(sorted({variant.engine for variant in variants}))
+        on_gpu = read_index(archive).on_gpu
+    if on_gpu:
         raise InputError(
             "nothing-to-tune",
             "the bundle has no settings to choose from",
-            why=f"it is for GPUs, in {engines}",
+            why="it is for GPUs",
             hint="python3 BUNDLE verify",
         )
     from .commands.tune import describe_report, tune
 
     report = tune(bundle, seconds=options.seconds, force=options.force)
-    if report.get("disturbed"):
-        _print_disturbed(report["disturbed"])
+    _print_disturbed(report.get("disturbed", ()))
     status = _find_status(report["verdict"], options)
     return _Answer(report, describe_report(report), status)
 

@@ -201,6 +201,10 @@ def open_model(
     if stand_in:
         choice = choose_stand_in(index, device)
         return _make_model(archive, index, choice, threads)
+    if not (threads or variant or index.on_gpu):
+        from .device.tuned import prefer_tuned
+
+        index = prefer_tuned(archive.path, index, device)
     # Each round removes one variant from the choice, so the loop ends: at the latest
     # `choice.require_variant` raises once none is left.
     sealed = find_sealed(archive.path, index)

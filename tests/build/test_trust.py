@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgepack import __version__, bundle, signing
-from edgepack.bundle import Demands, admit, copy_engine, loader
+from edgepack.bundle import Demands, admit, copy_sealed, loader
 from edgepack.device import ready
 from edgepack.errors import DeviceError, EdgepackError
 from support.build_cases import Answer, Home, ask, edgepack, entry, one_document
@@ -541,15 +541,15 @@ def test_a_build_without_a_key_removes_the_signature_of_the_bundle_before(
 def test_a_sealed_engine_goes_with_the_copy_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
     bundle, copied = tmp_path / "x.edgepack", tmp_path / "private" / "x.edgepack"
-    copy_engine(bundle, copied)
+    copy_sealed(bundle, copied)
     assert not beside(copied, ".engine").exists()
     beside(bundle, ".engine").write_bytes(b"plan")
     beside(bundle, ".engine").chmod(0o644)
-    copy_engine(bundle, copied)
+    copy_sealed(bundle, copied)
     assert beside(copied, ".engine").read_bytes() == b"plan"
     beside(bundle, ".engine").chmod(0o666)
     with pytest.raises(DeviceError) as caught:
-        copy_engine(bundle, copied)
+        copy_sealed(bundle, copied)
     assert caught.value.code == "engine-untrusted"
 
 

@@ -155,6 +155,11 @@ class Index(Description):
     postprocessing: Optional[Reader] = None
 
     @property
+    def on_gpu(self) -> bool:
+        """True for a bundle for GPUs, even if a variant on the CPU is its fallback."""
+        return any(variant.on_gpu for variant in self.variants)
+
+    @property
     def proven(self) -> bool:
         """False if the build calibrated on random numbers in place of samples."""
         # The loader does not check the provenance, so it may be of any type.

@@ -67,10 +67,12 @@ def info(bundle: str) -> Tuple[List[str], InfoDocument]:
         *_describe_gates(index),
         "",
         *describe_variants(index, remarks),
-        "",
-        "this device",
-        *_describe_device(device, index),
     ]
+    if not index.on_gpu:
+        from ..device.tuned import describe_tuned
+
+        lines += describe_tuned(bundle, index, device)
+    lines += ["", "this device", *_describe_device(device, index)]
     if "error" in variant:
         error = variant["error"]
         lines.append(f"no variant runs here: {error['what']}: {error['why']}")

@@ -195,7 +195,15 @@ def _report(
     index: Index, seal: str, document: TunedDocument, questions: Sequence[Optional[Question]]
 ) -> TuneDocument:
     verdict, reasons = decide(questions, list_doubts(index))
-    return {**document, "tuned": False, "seal": seal, "verdict": verdict, "reasons": reasons}
+    return {
+        "key": document["key"],
+        "choice": document["choice"],
+        "candidates": document["candidates"],
+        "tuned": False,
+        "seal": seal,
+        "verdict": verdict,
+        "reasons": reasons,
+    }
 
 
 def _probe(path: str, index: Index) -> TuneProbe:
@@ -337,22 +345,15 @@ def _verify_best(
     first = running[0]
     ranked = [candidate for candidate in running[1:] if _is_faster(candidate, first)]
     ranked.sort(key=lambda candidate: -median(candidate.ratios(first)))
-    chosen: Optional[_Candidate] = None
+    chosen: Optional[Tuple[_Candidate, Answers]] = None
     for candidate in [*ranked, first]:
         if chosen is not None:
-            candidate.result = candidate.result or "slower than the chosen"
+            candidate.result = "slower than the chosen"
             continue
-        print_status(f"verifying {describe_variant(candidate.variant)}")
-        variant = candidate.variant
-        try:
-            answers = cast("Answers", run_apart(lambda: _prove(path, variant), VERIFY_LIMIT))
-        except EdgepackError as error:
-            candidate.result = f"failed: {error.what}: {error.why}"
-            continue
-        if answers["passed"]:
-            chosen, proof, candidate.result = candidate, answers, "chosen"
-        else:
-            candidate.result = f"missed a gate: {'; '.join(list_missed(answers))}"
+        proof = _verify(path, candidate)
+        if proof is not None:
+            candidate.result = "chosen"
+            chosen = candidate, proof
     if chosen is None:
         reasons = [f"{describe_variant(c.variant)}: {c.result}" for c in [*ranked, first]]
         raise GateError(
@@ -361,7 +362,7 @@ def _verify_best(
             why="\n".join(reasons),
             hint="python3 BUNDLE verify",
         )
-    return first, chosen, proof
+    return (first, *chosen)
 
 
 def _is_faster(candidate: _Candidate, first: _Candidate) -> bool:
@@ -372,15 +373,30 @@ def _is_faster(candidate: _Candidate, first: _Candidate) -> bool:
         return False
     if min(ratios) > 1 and median(ratios) >= 1 + NOISE:
         return True
-    candidate.result = f"not faster by {NOISE:.0%} in every turn"
+    candidate.result = "slower"
+    if median(ratios) > 1:
+        candidate.result = f"not faster by {NOISE:.0%} in every turn"
     return False
 
 
-def _prove(path: str, variant: Variant) -> Answers:
+def _verify(path: str, candidate: _Candidate) -> Optional[Answers]:
+    """Return a candidate's answers if they pass the gates; else write why not."""
     from .verify import on_samples
 
-    with Archive(path) as archive:
-        return on_samples(archive, _open(archive, variant))
+    def answer() -> Answers:
+        with Archive(path) as archive:
+            return on_samples(archive, _open(archive, candidate.variant))
+
+    print_status(f"verifying {describe_variant(candidate.variant)}")
+    try:
+        proof = cast("Answers", run_apart(answer, VERIFY_LIMIT))
+    except EdgepackError as error:
+        candidate.result = f"failed: {error.what}: {error.why}"
+        return None
+    if proof["passed"]:
+        return proof
+    candidate.result = f"missed a gate: {'; '.join(list_missed(proof))}"
+    return None
 
 
 def describe_report(report: TuneDocument) -> List[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, List, Mapping, NamedTuple, Sequence, Union
 
 from ..bundle.engines import Variant, read_settings
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..documents import DeviceFacts, TunedCandidate, TunedDocument, TunedKey
 
 FORMAT = "edgepack-tuned/1"
+SUFFIX = ".tuned"
 MAX_BYTES = 1 << 16
 TUNE = "python3 BUNDLE tune"
 
@@ -39,7 +41,7 @@ class Tuned(NamedTuple):
 
 def tuned_path(bundle: str) -> str:
     """Return the path of a bundle's sealed choice."""
-    return bundle + ".tuned"
+    return bundle + SUFFIX
 
 
 def list_engines(index: Index) -> List[str]:
@@ -84,9 +86,35 @@ def find_tuned(
         return error
 
 
+def prefer_tuned(bundle: str, index: Index, device: DeviceFacts) -> Index:
+    """Return an index in which the sealed choice comes first; unchanged if there is none that fits.
+
+    `info` shows the reason not to use a choice.
+    """
+    tuned = find_tuned(bundle, index, device)
+    if not isinstance(tuned, Tuned):
+        return index
+    others = [variant for variant in index.variants if variant.name != tuned.variant.name]
+    return replace(index, variants=(tuned.variant, *others))
+
+
+def describe_tuned(bundle: str, index: Index, device: DeviceFacts) -> List[str]:
+    """Return the section of `info` on the sealed choice; empty if there is none."""
+    tuned = find_tuned(bundle, index, device, every_engine=True)
+    if tuned is None:
+        return []
+    title = "tuned on this device: time of one inference, speed-up over what runs untuned"
+    if isinstance(tuned, Tuned):
+        rows = describe_candidates(tuned.document["candidates"])
+    else:
+        title = "tuned: not used"
+        rows = [tuned.what, *tuned.why.splitlines(), tuned.hint]
+    return ["", title, *[f"  {row}" for row in rows]]
+
+
 def _read(path: str, index: Index, device: DeviceFacts, every_engine: bool) -> Tuned:
     try:
-        with open(path, "rb", opener=lambda name, flags: open_own(name, flags, _untrusted)) as file:
+        with open(path, "rb", opener=open_trusted) as file:
             top = parse(file.read(MAX_BYTES + 1), _fault, MAX_BYTES)
     except OSError as error:
         raise _fault("", error.strerror or str(error)) from error
@@ -175,9 +203,7 @@ def describe_candidates(candidates: Sequence[TunedCandidate]) -> List[str]:
     return rows
 
 
-def write_tuned(
-    file: BinaryIO, document: TunedDocument, details: Mapping[str, object]
-) -> None:
+def write_tuned(file: BinaryIO, document: TunedDocument, details: Mapping[str, object]) -> None:
     """Write a sealed choice into an open, empty file.
 
     Args:
@@ -209,6 +235,11 @@ def _fault(path: str, why: str) -> DeviceError:
         why=": ".join(filter(None, (path, why))),
         hint=TUNE,
     )
+
+
+def open_trusted(path: str, flags: int) -> int:
+    """Open a sealed choice if only this user and root could have written it; else DeviceError."""
+    return open_own(path, flags, _untrusted)
 
 
 def _untrusted(why: str) -> DeviceError:
