@@ -18,8 +18,8 @@ from support.linear import linear_contents
 
 RUNTIME = Path(runtime.__file__).parent
 SOURCES = sorted(path.relative_to(RUNTIME).as_posix() for path in RUNTIME.rglob("*.py"))
-CPU: Needs = frozenset()
-GPU = CPU | {Need.GPU}
+CPU: Needs = frozenset({Need.TUNE})
+GPU: Needs = frozenset({Need.GPU})
 BUILT = GPU | {Need.TENSORRT}
 UNFINISHED = BUILT | {Need.FINISH}
 COMBINATIONS = loader.list_combinations()
@@ -27,14 +27,19 @@ LARGEST_CPU_LOADER = 150_000
 # Parts with a limit of their own, which does not count for the loader's.
 SERVE = ("runtime/serve/", "runtime/commands/serve.py")
 LARGEST_SERVE = 30_000
+TUNE = (
+    *("runtime/commands/tune.py", "runtime/commands/apart.py", "runtime/commands/proof.py"),
+    *("runtime/device/tuned.py", "runtime/bundle/trusted.py", "runtime/bundle/atomic.py"),
+)
+LARGEST_TUNE = 22_000
 
 
 def size_of(needs: Needs) -> int:
-    """Return the bytes of a loader without its server."""
+    """Return the bytes of a loader without its server and its tuning."""
     files = loader.read_files(needs)
     size = 0
     for name, data in files.items():
-        if name.startswith(loader.FOLDER) and not name.startswith(SERVE):
+        if name.startswith(loader.FOLDER) and not name.startswith((*SERVE, *TUNE)):
             size += len(data)
     return size
 
@@ -44,6 +49,12 @@ def test_the_server_is_small() -> None:
     sizes = [len(data) for name, data in files.items() if name.startswith(SERVE)]
     assert len(sizes) == 6
     assert sum(sizes) <= LARGEST_SERVE
+
+
+def test_tuning_is_small_and_only_in_bundles_for_cpus() -> None:
+    files = loader.read_files(CPU)
+    assert sum(len(files[name]) for name in TUNE) <= LARGEST_TUNE
+    assert not {"runtime/commands/tune.py", "runtime/device/tuned.py"} & set(loader.read_files(GPU))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +217,7 @@ def test_a_bundle_for_cpus_carries_a_small_loader(target: str, arch: str, tmp_pa
     bundle.write(path, replace(contents, target=target, device=device))
     carried = {}
     for name, size in entry_names(path).items():
-        if name.startswith(loader.FOLDER) and not name.startswith(SERVE):
+        if name.startswith(loader.FOLDER) and not name.startswith((*SERVE, *TUNE)):
             carried[name] = size
     assert sum(carried.values()) == size_of(CPU) <= LARGEST_CPU_LOADER
     for word in ("wheels", "tensorrt", "cuda", "gpu", "seal", "finish", "rounding"):
