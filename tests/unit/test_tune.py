@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from edgepack.bundle import copy_sealed
+from edgepack.bundle import copy_sealed, loader
+from edgepack.bundle.loader import Need
 from edgepack.runtime.bundle.archive import Archive
 from edgepack.runtime.bundle.engines import Settings
 from edgepack.runtime.bundle.index import Index, read_index
@@ -25,7 +26,7 @@ from edgepack.runtime.device.tuned import Tuned, find_tuned, make_key, write_tun
 from edgepack.runtime.errors import DeviceError, EdgepackError
 from edgepack.runtime.model import load
 from edgepack.runtime.plain import file_mode
-from support.bundle_cases import rewrite_index, run_bundle
+from support.bundle_cases import reseal, rewrite_index, run_bundle
 
 
 @pytest.fixture
@@ -113,6 +114,29 @@ def test_the_choice_is_used_unless_the_user_overrides_it(tunable: Path) -> None:
     assert (verdict["verdict"], verdict["variant"]["settings"]) == ("PASS", {"threads": 1})
     for options in ({"threads": 2}, {"variant": "onnxruntime"}):
         assert load(tunable, **options).choice.to_json().get("settings") is None  # type: ignore[arg-type]
+
+
+def test_the_faster_engine_wins_over_the_first_variant(linear_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.edgepack"
+    index = dict(index_of(linear_bundle).raw)
+    # On 24 products OpenVINO takes four times as long as onnxruntime.
+    openvino = {"name": "openvino", "engine": "openvino", "needs": {}, "file": None}
+    index["variants"] = [openvino, *index["variants"]]
+    reseal(
+        linear_bundle, path, loader.read_files(frozenset({Need.TUNE, Need.OPENVINO})), index=index
+    )
+    assert load(path).choice.require_variant().engine == "openvino"
+    done = run_bundle(path, "tune", "--seconds", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["choice"]["engine"] == "onnxruntime"
+    assert set(report["key"]["engines"]) == {"onnxruntime", "openvino"}
+    first = report["candidates"][0]
+    assert (first["label"], first["ratio"], first["result"]) == (
+        *("openvino", 1.0, "slower than the chosen"),
+    )
+    assert load(path).choice.require_variant().engine == "onnxruntime"
+    assert "\n  openvino     not needed: a better one fits\n" in run_bundle(path, "info").stdout
 
 
 def change_threads(path: Path) -> None:

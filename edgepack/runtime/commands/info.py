@@ -220,7 +220,12 @@ def _choose_variant(
             "passed_over": [],
             "error": error.to_json(),
         }
-    choice = choose(index, device, find_sealed(bundle, index))
+    candidates = index
+    if not index.on_gpu:
+        from ..device.tuned import prefer_tuned
+
+        candidates = prefer_tuned(bundle, index, device)
+    choice = choose(candidates, device, find_sealed(bundle, index))
     document = choice.to_json()
     remarks = {variant.name: ["not needed: a better one fits"] for variant in index.variants}
     for passed in document["passed_over"]:
