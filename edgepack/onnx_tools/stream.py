@@ -35,10 +35,15 @@ class Feeds(Protocol):
         """Iterate over all samples from the first, at most `size` per batch."""
 
 
-def session(model: onnx.ModelProto) -> Session:
-    """Create a session whose peak of memory is low, for calibration."""
-    # The arena keeps the largest buffers of all batches.
-    return create_session(model, arena=False)
+def session(model: onnx.ModelProto, arena: bool = False) -> Session:
+    """Create a session for calibration.
+
+    Args:
+        model: float32.
+        arena: keep the largest buffers of all batches. Without, the peak of memory is lower, and a
+            run takes up to twice the time, for it gets its memory from the system each time.
+    """
+    return create_session(model, arena=arena)
 
 
 def run_batch(
@@ -71,7 +76,8 @@ def tensors(
     samples: Feeds,
     batch_size: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    arena: bool = False,
+) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
     """Yield the tensors of every batch, a group at a time.
 
     Args:
@@ -80,9 +86,10 @@ def tensors(
         samples: to run.
         batch_size: samples at once.
         advance: called with the number of samples after each batch.
+        arena: see `session`.
 
     Yields:
-        the batch's number and name -> array, for one batch and one group.
+        the batch's number, its number of samples and name -> array, for one batch and one group.
     """
     inputs = names_of(model.graph.input)
     runs = []
@@ -90,12 +97,12 @@ def tensors(
         # A graph input cannot be an output as well, so its values are those of the feed.
         fed = [name for name in group if name in inputs]
         inner = [name for name in group if name not in inputs]
-        runner = session(with_outputs(model, inner)) if inner else None
+        runner = session(with_outputs(model, inner), arena) if inner else None
         runs.append((fed, inner, runner))
     for number, batch in enumerate(samples.batches(batch_size)):
         for fed, inner, runner in runs:
             values = {name: batch.inputs[name] for name in fed}
             if runner is not None:
                 values.update(zip(inner, run_batch(runner, batch, inner), strict=True))
-            yield number, values
+            yield number, batch.count, values
         advance(batch.count)

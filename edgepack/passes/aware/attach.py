@@ -14,8 +14,9 @@ from edgepack.passes.aware.activation import Dynamic, Static
 from edgepack.passes.aware.fake import fake_blocks, fake_weights
 from edgepack.passes.aware.sites import Sites
 from edgepack.passes.network import ForwardHook
-from edgepack.passes.quantize.calibration.activations import Range, calibrate_histogram, cover_range
+from edgepack.passes.quantize.calibration.activations import calibrate_histogram, cover_range
 from edgepack.passes.quantize.calibration.calibrators import Histogram
+from edgepack.passes.quantize.calibration.observe import Range
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import SYMMETRIC, WEIGHTS
 from edgepack.passes.quantize.weights.int4 import saves_in_blocks
@@ -143,7 +144,7 @@ def _start_static(
 ) -> Static:
     """Return fake quantization that starts from the range of the calibrator of `quantize`."""
     if options.calibrator == "minmax":
-        limits = cover_range(Range(counts.low, counts.high, 0), options.scheme)
+        limits = cover_range(Range(counts.low, counts.high), options.scheme)
     else:
         limits = calibrate_histogram(counts, options)
     low = limits.low

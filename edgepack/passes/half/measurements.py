@@ -174,7 +174,7 @@ def _measure_finite(
 ) -> dict[str, TensorStatistics]:
     """Measure tensors again, keeping finite values apart from infinities and NaN."""
     statistics = {name: TensorStatistics(elements=size) for name, size in sizes.items()}
-    for _, arrays in tensors(model, grouped(list(sizes), sizes), samples, batch_size, advance):
+    for _, _, arrays in tensors(model, grouped(list(sizes), sizes), samples, batch_size, advance):
         for name, values in arrays.items():
             statistics[name].add(values)
     broken: list[str] = []

@@ -34,6 +34,7 @@ def collect_static_figures(
     reordered: int,
     equalized: Mapping[str, Any] | None,
     float_counts: Mapping[str, int] | None,
+    moments: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the figures of the static mode as JSON values.
@@ -49,6 +50,8 @@ def collect_static_figures(
         equalized: figures of `equalize`; None if it did not run.
         float_counts: number of nodes by operator that round in float after onnxruntime's fusion;
             None if another engine fuses.
+        moments: accuracy of the second moments, and the layers that are too wide for all of them;
+            None if there are none.
         seconds: of every phase.
     """
     pairs = list(factors)
@@ -72,6 +75,7 @@ def collect_static_figures(
         "activations_quantized": len(quantization),
         "equalize": None if equalized is None else dict(equalized),
         "pair_safe": summarize_pairs(pairs, reordered) if options.range == "pair-safe" else None,
+        "moments": None if moments is None else dict(moments),
         "integer_only": float_counts is not None and not float_counts,
         "float_operators": None if float_counts is None else dict(float_counts),
         "seconds": dict(seconds),

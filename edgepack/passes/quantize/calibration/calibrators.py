@@ -21,16 +21,20 @@ class Histogram:
         low, high: the range; values outside are counted in the first and last bin.
         counts: (bins,) int64.
         zeros: number of values that are exactly 0 (0 is represented without error).
+        borders: (bins + 1,) of the bins; None if they are equally wide.
     """
 
     low: float
     high: float
     counts: np.ndarray = field(default_factory=lambda: np.zeros(BINS, dtype=np.int64))
     zeros: int = 0
+    borders: np.ndarray | None = None
 
     @property
     def edges(self) -> np.ndarray:
         """Borders of the bins, (bins + 1,)."""
+        if self.borders is not None:
+            return self.borders
         return np.linspace(self.low, self.high, len(self.counts) + 1)
 
     def add(self, values: np.ndarray) -> None:
@@ -52,6 +56,76 @@ class Histogram:
             )
             self.counts[int(np.clip(home, 0, bins - 1))] -= zero
             self.zeros += zero
+
+
+class GrowingHistogram:
+    """Counts of values whose range is not known beforehand.
+
+    Bins start at whole multiples of a power of two. Where a value lies beyond them, bins are added;
+    where there would be more than twice `BINS`, neighbours are merged, which loses no count. So one
+    run over the samples suffices, and the result does not depend on the order of the values.
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = np.inf, -np.inf
+        self._exponent = -1000
+        # Number of the first bin, from 0 at the value 0.
+        self._first = 0
+        self._counts = np.zeros(0, dtype=np.int64)
+        self._zeros = 0
+
+    def add(self, values: np.ndarray, low: float, high: float) -> None:
+        """Count values, which lie between `low` and `high`; zero is always in the range."""
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        zeros = int(values.size - np.count_nonzero(values))
+        self._zeros += zeros
+        bottom, top = min(self.low, 0.0), max(self.high, 0.0)
+        if top == bottom:
+            return
+        self._reach(bottom, top)
+        scaled = values * np.float32(2.0**-self._exponent)
+        scaled -= np.float32(self._first)
+        # At most the last bin: the largest value may lie on its upper border.
+        places = np.minimum(scaled.astype(np.int32), len(self._counts) - 1)
+        self._counts += np.bincount(places, minlength=len(self._counts))
+        self._counts[-self._first] -= zeros
+
+    def _reach(self, bottom: float, top: float) -> None:
+        """Let the bins cover a range."""
+        # A range of 6 and 2,048 bins: a width of 2^-9 gives 3,072 of them.
+        _, exponent = np.frexp((top - bottom) / BINS)
+        # Smaller widths than the smallest normal float32 would scale values to infinity.
+        exponent = max(int(exponent) - 1, -120)
+        counts, first = self._counts, self._first
+        if not len(counts):
+            self._exponent = exponent
+        while self._exponent < exponent:
+            padded = np.pad(counts, (first % 2, (first + len(counts)) % 2))
+            counts, first = padded.reshape(-1, 2).sum(axis=1), first // 2
+            self._exponent += 1
+        width = 2.0**self._exponent
+        # One bin beyond zero at either end lets zero have a bin.
+        start = min(int(np.floor(bottom / width)), first if len(counts) else 0)
+        stop = max(int(np.floor(top / width)) + 1, first + len(counts))
+        before = first - start if len(counts) else 0
+        self._counts = np.zeros(stop - start, dtype=np.int64)
+        self._counts[before : before + len(counts)] = counts
+        self._first = start
+
+    def histogram(self) -> Histogram:
+        """Return the counts over the exact range."""
+        if not len(self._counts):
+            return Histogram(self.low, self.high, zeros=self._zeros)
+        borders = (self._first + np.arange(len(self._counts) + 1)) * 2.0**self._exponent
+        # Bins outside the range are empty, but for one that holds the largest value alone.
+        inside = (borders[:-1] < self.high) & (borders[1:] > self.low)
+        if not inside.any():
+            return Histogram(self.low, self.high, zeros=self._zeros + int(self._counts.sum()))
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        counts = self._counts[first : last + 1].copy()
+        counts[-1] += self._counts[last + 1 :].sum()
+        borders = np.clip(borders[first : last + 2], self.low, self.high)
+        return Histogram(self.low, self.high, counts, self._zeros, borders)
 
 
 def choose_minmax(histogram: Histogram) -> tuple[float, float]:

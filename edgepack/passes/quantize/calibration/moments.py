@@ -1,78 +1,81 @@
 """Estimate the means and second moments of every layer's input, streamed.
 
 For a layer y = W x + b whose input is quantized to q, replacing W by V costs E|W x - V q|^2. With
-the bias correction, b' = b + E[W x - V q], the cost depends on the covariance of q; without it, on
-E[q q^T]. This module estimates both, and the means.
+the bias correction, b' = b + E[W x - V q], the cost depends on the covariance of x; without it, on
+E[x x^T]. Rounding adds step^2 / 12 to either's diagonal. This module estimates both, and the means.
 
 Bias correction is that of Nagel et al., "Data-free quantization through weight equalization and
 bias correction" (2019), with measured means: E[x] of the float network, and E[q] of the same values
 after quantization. Since earlier layers are corrected in the same way, the means of a layer's input
 are those of the float network.
+
+A layer of K columns needs a few times K positions, not all: the loss of a rounding, as N positions
+estimate it, has a relative standard error of sqrt(2 / N) (exactly so for normal inputs). The rate
+of positions falls as samples come, and the weight of each rises, so that all samples count alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from edgepack.data.samples import Samples
-from edgepack.ledger import Progress
-from edgepack.onnx_tools.stream import grouped, tensors
-from edgepack.passes.quantize.calibration.activations import (
-    count_elements,
-    cover_ranges,
-    observe_ranges,
+from edgepack.passes.quantize.calibration.columns import (
+    count_positions,
+    extract_columns,
     spread,
 )
-from edgepack.passes.quantize.layers import Layer, Window
-from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.calibration.partition import Partition
+from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.scheme import Affine
 
-# Positions that enter the moments of one layer, over all samples: ten times the usual size of the
-# widest reduction axis.
-POSITIONS = 12288
-FEWEST_A_BATCH, MOST_A_BATCH = 64, 2048
-# Memory for second moments; a larger network takes several passes over the samples.
-MOMENT_BYTES = 384 * 2**20
-
-# Input of a layer, its window and its number of groups.
-ColumnKey = tuple[str, "Window | None", int]
-# A layer, the quantization of its input (None: float), and the input's moments (None: unknown).
-ObservedLayer = tuple[Layer, "Affine | None", "Moments | None"]
+# Positions that enter the second moments of a layer, for each column of a part, and their bounds.
+POSITIONS_A_COLUMN, FEWEST_POSITIONS, MOST_POSITIONS = 8, 1024, 12288
+# Samples after which the rate of positions falls for the first time, where each has enough.
+FIRST_SAMPLES = 48
+# Columns that enter the second moments at a time, and their bytes: large products are faster than
+# small ones, but for the many small ones of a grouped convolution.
+TOGETHER, WAITING_BYTES = 512, 4 * 2**20
 
 
 @dataclass
 class Moments:
-    """Sums over the columns that a layer multiplies.
+    """Moments of the columns that a layer multiplies.
 
     Attributes:
-        count: number of positions.
-        real: (groups, K) sum of x.
-        quantized: (groups, K) sum of q.
-        origin: (groups, K) near the mean of q, so that the squares lose no digits.
-        square: (groups, K, K) sum of (q - origin) (q - origin)^T; empty if only means are needed.
+        mean: (groups, K) E[x].
+        error: (groups, K) E[q - x]; zeros if the input stays float.
+        variance: (groups * parts, width, width) covariance of x, part by part; empty if only means
+            are needed.
+        partition: of the columns.
+        positions: number of independent positions that are worth as much; infinity if unknown.
     """
 
-    count: int
-    real: np.ndarray
-    quantized: np.ndarray
-    origin: np.ndarray
-    square: np.ndarray
+    mean: np.ndarray
+    error: np.ndarray
+    variance: np.ndarray
+    partition: Partition
+    positions: float = np.inf
 
     @property
-    def covariance(self) -> np.ndarray:
-        """(groups, K, K) covariance of q."""
-        offset = self.quantized / self.count - self.origin
-        return np.asarray(self.square / self.count - offset[:, :, None] * offset[:, None, :])
+    def compensated(self) -> bool:
+        """True if there are second moments, by which weights compensate each other's errors."""
+        return self.variance.size > 0
 
-    @property
-    def second(self) -> np.ndarray:
-        """(groups, K, K) E[q q^T]."""
-        mean = self.quantized / self.count
-        return np.asarray(self.covariance + mean[:, :, None] * mean[:, None, :])
+    def loss(self, corrected: bool, noise: float) -> np.ndarray:
+        """Return (groups * parts, width, width): e^T loss e is the cost of an error e of weights.
+
+        Args:
+            corrected: whether the bias takes the mean error.
+            noise: variance of the rounding of the input.
+        """
+        loss = np.array(self.variance, dtype=np.float32)
+        if not corrected:
+            mean = self.partition.split(self.mean[:, None])[:, 0].astype(np.float32)
+            loss += mean[:, :, None] * mean[:, None, :]
+        # Inputs that are constant on the samples still carry the noise of their rounding.
+        np.einsum("gkk->gk", loss)[:] += noise
+        return loss
 
     def mean_error(self, layer: Layer, effective: np.ndarray) -> np.ndarray:
         """Return (outputs,) E[W x - V q], to be added to the bias of a layer.
@@ -82,199 +85,139 @@ class Moments:
             effective: (outputs, K) weights V that the integers represent.
         """
         # The means are per group, (groups, K), and the rows (groups, outputs of the group, K).
-        real, quantized = self.real / self.count, self.quantized / self.count
-        float_output = np.einsum("grk,gk->gr", layer.per_group(layer.rows), real)
-        integer_output = np.einsum("grk,gk->gr", layer.per_group(effective), quantized)
-        return np.asarray((float_output - integer_output).ravel())
+        lost = layer.per_group(layer.rows - effective)
+        moved = layer.per_group(effective)
+        error = (lost @ self.mean[..., None]) - (moved @ self.error[..., None])
+        return np.asarray(error.ravel())
 
 
-def column_key(layer: Layer) -> ColumnKey:
-    """Return a key that layers share if they multiply the same columns."""
-    return layer.input, layer.window, layer.groups
-
-
-def group_layers(layers: Sequence[Layer], options: QuantizeOptions) -> list[list[Layer]]:
-    """Group layers by the passes over the samples that their weights need.
-
-    The second moments of each group fit `MOMENT_BYTES`. There is no group if neither rounding nor
-    bias correction reads samples.
-    """
-    if options.rounding != "gptq":
-        return [list(layers)] if options.bias_correction else []
-    lots: list[list[Layer]] = []
-    available = 0
-    keys: set[ColumnKey] = set()
-    for layer in layers:
-        # A float64 matrix (K, K) for each group, which layers with the same columns share.
-        full = 8 * layer.groups * layer.rows.shape[1] ** 2
-        size = 0 if column_key(layer) in keys else full
-        if not lots or size > available:
-            lots.append([])
-            available, keys = MOMENT_BYTES, set()
-            size = full
-        lots[-1].append(layer)
-        keys.add(column_key(layer))
-        available -= size
-    return lots
-
-
-def observe_layers(
-    model: onnx.ModelProto,
-    layers: Sequence[Layer],
-    samples: Samples | None,
-    options: QuantizeOptions,
-    progress: Progress,
-) -> tuple[int, Iterator[ObservedLayer]]:
-    """Observe the inputs of layers in the modes without stored ranges.
+class ColumnSums:
+    """Sums over the columns of one layer, and of those that multiply the same.
 
     Args:
-        model: float32, prepared.
-        layers: layers whose weights will be rounded.
-        samples: calibration samples; None if the options need none.
-        options: mode, rounding and bias correction.
-        progress: receives the number of samples run.
-
-    Returns:
-        The number of samples, and every layer with its input's statistics.
+        layer: one of the layers.
+        partition: of the columns.
     """
-    if samples is None or not (layers and options.needs):
-        return 0, ((layer, None, None) for layer in layers)
-    inputs = _list_inputs(layers)
-    ranges, count = observe_ranges(model, inputs, samples, options.batch_size, progress.advance)
-    # Ranges taken at run time on these samples are at most these.
-    of_input: dict[str, Affine] = {}
-    if options.mode == "dynamic":
-        of_input = cover_ranges(ranges, options.scheme)
-    # One pass over the samples for the ranges, and one for each group of layers.
-    lots = group_layers(layers, options)
-    progress.expect(count * (1 + len(lots)))
-    elements = count_elements(ranges)
-    return count, observe_moments(
-        model, lots, elements, of_input, samples, count, options, progress.advance
-    )
+
+    def __init__(self, layer: Layer, partition: Partition) -> None:
+        self._layer, self._partition = layer, partition
+        wanted = POSITIONS_A_COLUMN * partition.width
+        self._wanted = min(max(wanted, FEWEST_POSITIONS), MOST_POSITIONS)
+        self._rate = self._wanted / FIRST_SAMPLES
+        self._since = 0
+        shape = (layer.groups, partition.columns)
+        self._weight, self._squared_weight = 0.0, 0.0
+        self._sum = np.zeros(shape)
+        self._inside = np.zeros(1)
+        self._origin: np.ndarray | None = None
+        self._square = np.zeros((0, 0, 0), dtype=np.float32)
+        self._waiting: list[np.ndarray] = []
+
+    def add(self, values: np.ndarray, samples: int, number: int) -> None:
+        """Take columns from one batch of the layer's input."""
+        most = max(round(self._rate * samples), 1)
+        columns, inside = extract_columns(self._layer, values, most, number)
+        count = columns.shape[1]
+        if not count:
+            # The tensor is empty on these samples and has no mean to use as the origin.
+            return
+        total = count_positions(self._layer, values.shape)
+        # Each position stands for all those between it and the next.
+        weight = total / count
+        self._weight += weight * count
+        self._squared_weight += weight * weight * count
+        self._sum += weight * columns.sum(axis=1, dtype=np.float64)
+        self._inside = self._inside + weight * inside
+        if self._partition.width:
+            if self._origin is None:
+                # With the origin near the mean, squares lose few digits even if the mean is much
+                # larger than the spread.
+                self._origin = columns.mean(axis=1, dtype=np.float64).astype(np.float32)
+            columns = columns - self._origin[:, None]
+            columns *= np.float32(np.sqrt(weight))
+            self._waiting.append(self._partition.split(columns))
+        self._since += count
+        if 2 * self._since >= self._wanted and self._rate > 1:
+            self._since, self._rate = 0, min(self._rate, count / samples) / 2
+
+    def add_squares(self, always: bool = False) -> None:
+        """Add the second moments of waiting columns if there are many, or `always`."""
+        count = sum(columns.shape[1] for columns in self._waiting)
+        size = sum(columns.nbytes for columns in self._waiting)
+        if not count or not (always or count >= TOGETHER or size >= WAITING_BYTES):
+            return
+        columns = np.concatenate(self._waiting, axis=1)
+        self._waiting = []
+        square = columns.transpose(0, 2, 1) @ columns
+        if len(self._square):
+            self._square += square
+        else:
+            self._square = square
+
+    def moments(self, errors: np.ndarray | None) -> Moments:
+        """Return the moments, and forget the sums.
+
+        Args:
+            errors: (channels,) E[q - x] within the input; None if it stays float.
+        """
+        self.add_squares(always=True)
+        mean = self._sum / self._weight
+        error = np.zeros_like(mean)
+        if errors is not None:
+            # Zero is represented exactly, so the zeros of a padded border have no error.
+            share = self._inside / self._weight
+            by_group = errors.reshape(self._layer.groups, 1, -1)
+            error = (share[:, None] * by_group).reshape(mean.shape)
+        variance, self._square = self._square, np.zeros((0, 0, 0), dtype=np.float32)
+        if self._origin is not None:
+            variance /= np.float32(self._weight)
+            offset = self._partition.split((mean - self._origin)[:, None])[:, 0]
+            offset = offset.astype(np.float32)
+            variance -= offset[:, :, None] * offset[:, None, :]
+        positions = self._weight**2 / self._squared_weight
+        return Moments(mean, error, variance, self._partition, positions)
 
 
-def _list_inputs(layers: Iterable[Layer]) -> list[str]:
-    """Return the inputs of layers, each once, in order: query, key and value read one tensor."""
-    inputs: dict[str, None] = {}
-    for layer in layers:
-        inputs[layer.input] = None
-    return list(inputs)
+class ChannelRows:
+    """Values of all channels of one tensor, at some positions of all samples.
 
-
-def observe_moments(
-    model: onnx.ModelProto,
-    lots: Sequence[Sequence[Layer]],
-    elements: Mapping[str, int],
-    quantization: Mapping[str, Affine],
-    samples: Samples,
-    count: int,
-    options: QuantizeOptions,
-    advance: Callable[[int], None],
-) -> Iterator[ObservedLayer]:
-    """Estimate the moments of the inputs of layers, one group of layers at a time.
-
-    The moments of all groups together may not fit in memory, so a group's are not kept.
+    They give the mean error that the quantization of the tensor makes in each channel, once it is
+    chosen.
 
     Args:
-        model: float32, prepared.
-        lots: groups of layers, from `group_layers`.
-        elements: size of the largest batch of every input.
-        quantization: of every input that is quantized on the device.
-        samples: the calibration samples.
-        count: number of samples; with more of them, fewer positions of each are used.
-        options: rounding and batch_size.
-        advance: receives the number of samples after each batch.
+        most: number of positions that are kept.
     """
-    for lot in lots:
-        groups = grouped(_list_inputs(lot), elements)
-        runs = tensors(model, groups, samples, options.batch_size, advance)
-        moments = _sum_moments(lot, runs, quantization, count, options)
-        for layer in lot:
-            yield layer, quantization.get(layer.input), moments[column_key(layer)]
 
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rate = float(most)
+        self._rows: list[np.ndarray] = []
+        self._count = 0
 
-def _sum_moments(
-    layers: Sequence[Layer],
-    runs: Iterable[tuple[int, Mapping[str, np.ndarray]]],
-    quantization: Mapping[str, Affine],
-    count: int,
-    options: QuantizeOptions,
-) -> dict[ColumnKey, Moments]:
-    """Sum the moments of the layers' inputs over all batches."""
-    readers: dict[str, dict[ColumnKey, Layer]] = {}
-    for layer in layers:
-        readers.setdefault(layer.input, {}).setdefault(column_key(layer), layer)
-    moments: dict[ColumnKey, Moments] = {}
-    # 100 samples in batches of 4: each batch adds 12288 * 4 // 100 = 491 positions.
-    share = POSITIONS * options.batch_size // count
-    most = min(max(share, FEWEST_A_BATCH), MOST_A_BATCH)
-    for number, arrays in runs:
-        for name, values in arrays.items():
-            for layer_key, layer in readers[name].items():
-                real = extract_columns(layer, values, most, number)
-                quantized = real
-                if name in quantization:
-                    # Zero is represented exactly, so the zeros of a padded border stay.
-                    quantized = quantization[name].fake(real)
-                _add(moments, layer_key, real, quantized, squares=options.rounding == "gptq")
-    return moments
+    def add(self, values: np.ndarray, spatial: bool, samples: int, number: int) -> None:
+        """Take positions from one batch, with channels at axis 1 if `spatial`, else at the end."""
+        # At a rate of 0.25 for each sample, every fourth batch of one sample gives a position.
+        expected = self._rate * samples
+        if expected < 1 and number % round(1 / expected):
+            return
+        rows = values
+        if spatial:
+            rows = values.reshape(*values.shape[:2], -1).transpose(0, 2, 1)
+            positions = spread(
+                np.arange(rows.shape[0] * rows.shape[1]), max(int(expected), 1), number
+            )
+            rows = rows[positions // rows.shape[1], positions % rows.shape[1]]
+        else:
+            rows = spread(values.reshape(-1, values.shape[-1]), max(int(expected), 1), number)
+        self._rows.append(np.array(rows))
+        self._count += len(rows)
+        if self._count > 2 * self._most:
+            # Half of the rows at half of the rate: all samples keep the same share.
+            kept = np.concatenate(self._rows)[::2].copy()
+            self._rows, self._count = [kept], len(kept)
+            self._rate = min(self._rate, len(rows) / samples) / 2
 
-
-def _add(
-    moments: dict[ColumnKey, Moments],
-    layer_key: ColumnKey,
-    real: np.ndarray,
-    quantized: np.ndarray,
-    squares: bool,
-) -> None:
-    """Add one batch of columns, (groups, positions, K), to the moments of a key."""
-    groups, count, width = quantized.shape
-    if not count:
-        # The tensor is empty on these samples and has no mean to use as the origin.
-        return
-    if layer_key not in moments:
-        square = np.zeros((groups, width, width) if squares else (0, 0, 0))
-        sums = np.zeros((2, groups, width))
-        origin = quantized.mean(axis=1, dtype=np.float64).astype(np.float32).astype(np.float64)
-        moments[layer_key] = Moments(0, sums[0], sums[1], origin, square)
-    # With the origin near the mean, E[(q - o)(q - o)^T] - (E[q] - o)(E[q] - o)^T loses few digits
-    # even if the mean is much larger than the spread.
-    into = moments[layer_key]
-    into.count += count
-    into.real += real.sum(axis=1, dtype=np.float64)
-    into.quantized += quantized.sum(axis=1, dtype=np.float64)
-    if squares:
-        centred = quantized - into.origin[:, None, :].astype(np.float32)
-        into.square += centred.transpose(0, 2, 1) @ centred
-
-
-def extract_columns(layer: Layer, values: np.ndarray, most: int, offset: int) -> np.ndarray:
-    """Return (groups, positions, K): the values that each row of the layer multiplies.
-
-    There are about `most` positions at most, evenly spread; `offset` moves their start. Example: a
-    3 x 3 convolution over (1, 8, 32, 32) with padding 1 has 1,024 positions and K = 72.
-    """
-    if layer.window is None:
-        return spread(values.reshape(-1, values.shape[-1]), most, offset)[None]
-    window = layer.window
-    spatial = values.shape[2:]
-    padded = np.pad(values, [(0, 0), (0, 0), *window.padding(spatial)])
-    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
-    axes = tuple(range(2, values.ndim))
-    # The windows are views: only the selected positions are copied.
-    view = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-    # Strides thin out the positions, dilations the kernel: view[:, :, ::2, ::2, ::1, ::1].
-    strided = [slice(None), slice(None)]
-    for step in (*window.strides, *window.dilations):
-        strided.append(slice(None, None, step))
-    view = view[tuple(strided)]
-    # (batch, positions..., kernel..., channels)
-    view = np.moveaxis(view, 1, -1)
-    sizes = view.shape[: len(axes) + 1]
-    positions = spread(np.arange(int(np.prod(sizes))), most, offset)
-    patches = view[np.unravel_index(positions, sizes)]
-    patches = patches.reshape(len(positions), -1, layer.groups, layer.channels // layer.groups)
-    return np.ascontiguousarray(
-        patches.transpose(2, 0, 1, 3).reshape(layer.groups, len(positions), -1)
-    )
+    def mean_error(self, quantization: Affine) -> np.ndarray:
+        """Return (channels,) E[q - x]."""
+        rows = np.concatenate(self._rows)
+        return np.asarray((quantization.fake(rows) - rows).mean(axis=0, dtype=np.float64))

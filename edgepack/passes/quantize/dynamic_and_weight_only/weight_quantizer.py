@@ -15,7 +15,7 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.onnx_tools.fusion import fuse
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.quantize.calibration.moments import observe_layers
+from edgepack.passes.quantize.calibration.interest import observe_layers
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose_nodes
 from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.figures import collect_weight_figures, describe_weights

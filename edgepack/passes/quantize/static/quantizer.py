@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,12 +14,13 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.onnx_tools.fusion import count_float_operators, fuse
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.quantize.calibration.activations import (
-    Range,
-    choose_quantization,
-    observe_ranges,
+from edgepack.passes.quantize.calibration.activations import choose_quantization
+from edgepack.passes.quantize.calibration.interest import (
+    LayerSteps,
+    MomentSummary,
+    plan_interest,
 )
-from edgepack.passes.quantize.calibration.moments import group_layers, observe_moments
+from edgepack.passes.quantize.calibration.observe import Interest, Observations, observe
 from edgepack.passes.quantize.equalize.scaling import equalize
 from edgepack.passes.quantize.figures import collect_static_figures, describe_static
 from edgepack.passes.quantize.layers import (
@@ -74,6 +75,7 @@ class StaticQuantizer:
         self._quantization: dict[str, Affine] = {}
         self._quantized: dict[int, Quantized] = {}
         self._count = 0
+        self._summary = MomentSummary()
 
     def _load(self, model: onnx.ModelProto) -> None:
         """Take over a prepared model, and decide which of its nodes become integer."""
@@ -127,6 +129,7 @@ class StaticQuantizer:
             self.reordered,
             self.equalized,
             float_counts,
+            self._summary.figures(),
             self.seconds,
         )
         notes = describe_static(placement, forms, quantization, figures)
@@ -184,29 +187,32 @@ class StaticQuantizer:
         """Measure tensors that were float before, such as a skip branch on another operand."""
         new = [name for name in names if name not in self._quantization]
         if new:
-            ranges, _ = self._observe_ranges(new, _ignore_progress)
-            self._quantization.update(self._choose_quantization(ranges, _ignore_progress))
+            observations = self._observe(Interest(new, self._histogrammed), _ignore_progress)
+            self._quantization.update(choose_quantization(observations, new, self.options))
 
-    def _observe_ranges(
-        self, names: Sequence[str], advance: Callable[[int], None]
-    ) -> tuple[dict[str, Range], int]:
-        return observe_ranges(self.model, names, self.samples, self.options.batch_size, advance)
+    @property
+    def _histogrammed(self) -> bool:
+        return self.options.calibrator != "minmax"
+
+    def _observe(self, interest: Interest, advance: Callable[[int], None]) -> Observations:
+        return observe(self.model, interest, self.samples, self.options.batch_size, advance)
 
     def _measure(self) -> None:
-        """Run the phases that read samples, once."""
+        """Run the samples and quantize the weights, once."""
         if self._quantized or not self.placement.layers:
             return
-        with self._phase("ranges"):
-            ranges, count = self._observe_ranges(self.placement.roots(), self.progress.advance)
-        lots = group_layers(self.placement.layers, self.options)
-        histogrammed = self.options.calibrator != "minmax"
-        # One pass for the ranges, one for histograms, and one for each group of layers.
-        self.progress.expect(count * (1 + histogrammed + len(lots)))
+        placement = self.placement
+        roots = placement.roots()
+        with self._phase("samples"):
+            interest = plan_interest(
+                roots, self._histogrammed, placement.layers, self.options, placement.points
+            )
+            observations = self._observe(interest, self.progress.advance)
         with self._phase("calibration"):
-            self._quantization = self._choose_quantization(ranges, self.progress.advance)
+            self._quantization = choose_quantization(observations, roots, self.options)
         with self._phase("weights"):
-            self._quantized = self._quantize_layers(lots, self._quantization, ranges, count)
-        self._count = count
+            self._quantized = self._quantize_layers(observations)
+        self._count = observations.count
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -215,40 +221,16 @@ class StaticQuantizer:
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
 
-    def _choose_quantization(
-        self, ranges: Mapping[str, Range], advance: Callable[[int], None]
-    ) -> dict[str, Affine]:
-        return choose_quantization(self.model, ranges, self.samples, self.options, advance)
-
-    def _quantize_layers(
-        self,
-        lots: list[list[Layer]],
-        quantization: Mapping[str, Affine],
-        ranges: Mapping[str, Range],
-        count: int,
-    ) -> dict[int, Quantized]:
+    def _quantize_layers(self, observations: Observations) -> dict[int, Quantized]:
         layers, points = self.placement.layers, self.placement.points
-        of_input = {layer.input: quantization[points[layer.input]] for layer in layers}
+        steps = LayerSteps(layers, observations.count, self.progress)
         weights: dict[int, Quantized] = {}
-        if not lots:
-            for layer in layers:
-                weights[layer.index] = quantize_layer(
-                    layer, of_input[layer.input], None, self.options
-                )
-            return weights
-        elements = {layer.input: ranges[points[layer.input]].elements for layer in layers}
-        observed = observe_moments(
-            self.model,
-            lots,
-            elements,
-            of_input,
-            self.samples,
-            count,
-            self.options,
-            self.progress.advance,
-        )
-        for layer, source, moments in observed:
+        for layer in layers:
+            source = self._quantization[points[layer.input]]
+            moments = observations.moments(layer, source)
             weights[layer.index] = quantize_layer(layer, source, moments, self.options)
+            self._summary.add(layer, moments)
+            steps.finish(layer)
         return weights
 
 

@@ -7,6 +7,7 @@ A zero point costs half a byte per block and gains 0.4 dB of the weights' SNR.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from edgepack.passes.quantize.calibration.moments import Moments
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
-from edgepack.passes.quantize.weights.rounding import factor_inverse
+from edgepack.passes.quantize.weights.rounding import factorize
 
 HIGHEST = 15
 # Overhead of a block in bytes: a float32 scale and half a byte of zero point.
@@ -76,15 +77,36 @@ def quantize_in_blocks(
         return quantize_blocks(layer.rows, block, None), layer.bias
     # Shared weights need one rounding for all readers. With bias correction only the covariance
     # matters, as the mean error goes to the bias; a MatMul without an Add has no bias to correct.
-    loss = None
-    if options.rounding == "gptq" and not layer.shared:
-        corrected = options.bias_correction and has_bias
-        loss = moments.covariance[0] if corrected else moments.second[0]
-    blocks = quantize_blocks(layer.rows, block, loss)
+    losses: list[np.ndarray | None] = [None]
+    if options.rounding == "gptq" and moments.compensated and not layer.shared:
+        corrected = options.bias_correction is True and has_bias
+        losses = list(moments.loss(corrected, 0.0))
+    blocks = _quantize_parts(layer.rows, block, losses)
     if not (options.bias_correction and has_bias):
         return blocks, layer.bias
     used = blocks.rows(layer.rows.shape[1])
     return blocks, layer.bias + moments.mean_error(layer, used)
+
+
+def _quantize_parts(rows: np.ndarray, block: int, losses: Sequence[np.ndarray | None]) -> Blocks:
+    """Quantize a matrix whose second moments are known in parts of its columns."""
+    parts = []
+    start = 0
+    for loss in losses:
+        width = rows.shape[1] if loss is None else len(loss)
+        # Blocks may not span two parts; where they would, every weight goes to the nearest step.
+        if start + width < rows.shape[1] and width % block:
+            return quantize_blocks(rows, block, None)
+        columns = rows[:, start : start + width]
+        padding = width - columns.shape[1]
+        parts.append(quantize_blocks(np.pad(columns, [(0, 0), (0, padding)]), block, loss))
+        start += width
+    count = -(-rows.shape[1] // block)
+    return Blocks(
+        np.concatenate([part.integers for part in parts], axis=1)[:, :count],
+        np.concatenate([part.scale for part in parts], axis=1)[:, :count],
+        np.concatenate([part.zero_point for part in parts], axis=1)[:, :count],
+    )
 
 
 def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Blocks:
@@ -103,7 +125,8 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
     outputs, width = rows.shape
     count = -(-width // block)
     remaining = np.array(rows, dtype=np.float64)
-    factor = None if loss is None else factor_inverse(loss[None])[0]
+    factor = None if loss is None else factorize(loss[None]).weights[0]
+    errors = np.zeros_like(remaining)
     importance = np.ones(width) if loss is None else np.diag(loss)
     integers = np.zeros((outputs, count, block))
     scale, zero_point = np.ones((outputs, count)), np.zeros((outputs, count))
@@ -112,16 +135,16 @@ def quantize_blocks(rows: np.ndarray, block: int, loss: np.ndarray | None) -> Bl
         step, zero = _grid(remaining[:, start:stop], importance[start:stop])
         scale[:, number], zero_point[:, number] = step, zero
         integers[:, number] = zero[:, None]
-        errors = np.zeros((outputs, stop - start))
         for k in range(start, stop):
             stored = np.clip(np.rint(remaining[:, k] / step) + zero, 0, HIGHEST)
             integers[:, number, k - start] = stored
             if factor is not None:
-                error = (remaining[:, k] - (stored - zero) * step) / factor[k, k]
-                errors[:, k - start] = error
-                remaining[:, k + 1 : stop] -= error[:, None] * factor[k, k + 1 : stop]
+                errors[:, k] = (stored - zero) * step - rows[:, k]
+                if k + 1 < stop:
+                    earlier = errors[:, start : k + 1] @ factor[start : k + 1, k + 1]
+                    remaining[:, k + 1] -= earlier
         if factor is not None:
-            remaining[:, stop:] -= errors @ factor[start:stop, stop:]
+            remaining[:, stop:] -= errors[:, start:stop] @ factor[start:stop, stop:]
     return Blocks(integers, scale, zero_point)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from edgepack.passes.quantize.calibration.moments import Moments
+from edgepack.passes.quantize.calibration.partition import Partition
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.options import QuantizeOptions
 from edgepack.passes.quantize.scheme import (
@@ -18,7 +20,7 @@ from edgepack.passes.quantize.scheme import (
 )
 from edgepack.passes.quantize.weights.rounding import (
     PAIR_STEPS,
-    factor_inverse,
+    factorize,
     find_largest_pairs,
     round_compensated,
     round_to_nearest,
@@ -26,6 +28,8 @@ from edgepack.passes.quantize.weights.rounding import (
 
 # Candidates for the share of the full scale: a smaller scale rounds finer and clips more.
 SHRINKS = (1.0, 0.9, 0.8)
+# Weights times scales that are rounded at a time, which bounds the memory of a layer.
+ROUNDED_TOGETHER = 2**21
 
 
 @dataclass(frozen=True)
@@ -64,18 +68,20 @@ def quantize_layer(
     # At reduced range only compensated rounding can bring a pair near the limit.
     limited = options.range != "full" and layer.paired
     largest, factor = compute_full_scale(layer.rows, options, layer.paired)
-    if moments is None or options.rounding == "nearest" or layer.shared:
+    compensated = moments is not None and moments.compensated and options.rounding == "gptq"
+    if moments is None or not compensated or layer.shared:
         # Readers of shared weights have to use the same integers, whatever their biases.
         bias = np.zeros_like(layer.bias) if layer.shared else layer.bias
         scale = _storable_scale(largest, bias, source, options.scheme)
         rows = round_to_nearest(layer.rows / scale[:, None], limited, lowest)
     else:
-        loss = moments.covariance if options.bias_correction else moments.second
-        if source is not None:
-            # Inputs that are constant on the samples still carry the noise of their rounding.
-            loss = loss + np.eye(loss.shape[-1]) * source.scale**2 / 12
+        noise = source.scale**2 / 12 if source is not None else 0.0
+        loss = moments.loss(options.bias_correction is True, noise)
         shrinks = (1.0,) if options.range == "reduced" else SHRINKS
-        scale, rows = _search_scale(layer, largest, loss, limited, source, options.scheme, shrinks)
+        candidates = []
+        for shrink in shrinks:
+            candidates.append(_storable_scale(largest * shrink, layer.bias, source, options.scheme))
+        scale, rows = _search_scale(layer, candidates, loss, moments.partition, limited, lowest)
     bias = layer.bias
     if moments is not None and options.bias_correction:
         bias = bias + moments.mean_error(layer, rows * scale[:, None])
@@ -146,27 +152,41 @@ def _storable_scale(
 
 def _search_scale(
     layer: Layer,
-    largest: np.ndarray,
+    candidates: Sequence[np.ndarray],
     loss: np.ndarray,
+    partition: Partition,
     limited: bool,
-    source: Affine | None,
-    scheme: str,
-    shrinks: tuple[float, ...],
+    lowest: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scale of each channel with the least loss after rounding, and its integers."""
-    # Every channel takes the best of the shrinks, independently of the others.
-    best_scale, best_rows = largest, np.zeros_like(layer.rows)
-    least = np.full(len(largest), np.inf)
-    factor = factor_inverse(loss)
-    _, lowest = WEIGHTS[scheme]
-    for shrink in shrinks:
-        scale = _storable_scale(largest * shrink, layer.bias, source, scheme)
-        steps = layer.per_group(layer.rows / scale[:, None])
-        rows = round_compensated(steps, factor, limited, lowest).reshape(layer.rows.shape)
-        error = layer.per_group(rows * scale[:, None] - layer.rows)
-        cost = np.einsum("grk,grk->gr", error @ loss, error).ravel()
-        better = cost < least
-        least = np.where(better, cost, least)
-        best_scale = np.where(better, scale, best_scale)
-        best_rows[better] = rows[better]
-    return best_scale, best_rows
+    """Return the scale of each channel with the least loss after rounding, and its integers.
+
+    Args:
+        layer: with its real weights.
+        candidates: (outputs,) scales, of which every channel takes the best by itself.
+        loss: (groups * parts, width, width), from `Moments.loss`.
+        partition: of the columns.
+        limited: whether pairs are limited.
+        lowest: integer.
+    """
+    feedback = factorize(loss)
+    count = len(candidates)
+    # (groups, outputs of the group, candidates)
+    scales = np.stack(candidates, axis=-1).reshape(layer.groups, -1, count)
+    weights = layer.per_group(layer.rows)
+    integers = np.empty(weights.shape, dtype=np.int8)
+    best = np.empty(scales.shape[:2])
+    chunk = max(1, ROUNDED_TOGETHER // (layer.groups * weights.shape[2] * count))
+    for start in range(0, weights.shape[1], chunk):
+        scale = scales[:, start : start + chunk]
+        # A row stands once for each scale, so that one factorization serves them all.
+        steps = weights[:, start : start + chunk, None] / scale[..., None]
+        rows = partition.split(steps.reshape(layer.groups, -1, weights.shape[2]))
+        rounded, lost = round_compensated(rows, feedback, limited, lowest)
+        # Losses of the parts of a row add up.
+        cost = lost.reshape(layer.groups, partition.parts, -1).sum(axis=1).reshape(scale.shape)
+        choice = np.argmin(cost * np.square(scale), axis=-1)[..., None]
+        best[:, start : start + chunk] = np.take_along_axis(scale, choice, axis=-1)[..., 0]
+        joined = partition.join(rounded).reshape(*scale.shape, -1)
+        selected = np.take_along_axis(joined, choice[..., None], axis=2)[:, :, 0]
+        integers[:, start : start + chunk] = selected
+    return best.ravel(), integers.reshape(layer.rows.shape)

@@ -7,13 +7,16 @@ in 16 bits, and 255 * (w0 + w1) fits only while the same-sign sum is at most 128
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 HIGHEST = 127
 PAIR_LIMIT = 128
 # Pair limit before rounding.
 PAIR_STEPS = 127.5
-BLOCK = 128
+# Columns that are rounded between two matrix products; even, so that no pair is cut.
+BLOCK = 64
 DAMPING = 1e-2
 
 
@@ -44,79 +47,117 @@ def round_to_nearest(steps: np.ndarray, paired: bool, lowest: int = -128) -> np.
     return rounded
 
 
-def round_compensated(
-    steps: np.ndarray, factor: np.ndarray, paired: bool, lowest: int = -128
-) -> np.ndarray:
-    """Round so that the error of the layer's output is small (GPTQ).
+@dataclass(frozen=True)
+class Feedback:
+    """Factorization of the loss e^T H e of a rounding error e: |D F^T e|^2.
 
-    Frantar et al., "GPTQ: accurate post-training quantization" (2022): columns are rounded in
-    order, and later columns compensate the error of each, by the Cholesky factor of the inverse
-    Hessian. The pair limit applies within: a pair's excess over it is split so that the loss grows
-    least, and is compensated by later columns as well.
+    H = (F D) (F D)^T with F upper triangular and ones on its diagonal. Column k of F tells how far
+    weight k has to move to compensate the errors of the weights before it.
 
-    Args:
-        steps: (groups, rows, K) weights divided by their scale.
-        factor: (groups, K, K) from `factor_inverse`.
-        paired: whether pairs along K are limited.
-        lowest: integer.
-
-    Returns:
-        (groups, rows, K) whole numbers within s8, as float64.
+    Attributes:
+        weights: (groups, K, K) the factor F.
+        pivots: (groups, K) the diagonal D.
     """
-    width = steps.shape[-1]
-    remaining = np.array(steps, dtype=np.float64)
-    rounded = np.empty_like(remaining)
-    # Errors reach the columns of their block at once, and those behind it when the block is done:
-    # one matrix product for each block is faster than one update for each column.
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        errors = np.zeros((*remaining.shape[:2], stop - start))
-        for k in range(start, stop):
-            pivot = factor[:, k, k][:, None]
-            column = remaining[:, :, k]
-            if not paired or (k % 2 == 0 and k + 1 == width):
-                value = np.clip(np.rint(column), lowest, HIGHEST)
-            elif k % 2 == 0:
-                share = _split_excess(factor, k)[:, None]
-                value = _round_first(column, remaining[:, :, k + 1], share, lowest)
-            else:
-                value = _round_second(rounded[:, :, k - 1], column, lowest)
-            rounded[:, :, k] = value
-            # Dividing by the pivot gives the error per unit of the factor's row.
-            error = (column - value) / pivot
-            errors[:, :, k - start] = error
-            remaining[:, :, k + 1 : stop] -= error[:, :, None] * factor[:, None, k, k + 1 : stop]
-        remaining[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
-    return rounded
+
+    weights: np.ndarray
+    pivots: np.ndarray
 
 
-def factor_inverse(hessian: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """Return (groups, K, K) the upper factor U of the damped Hessian's inverse, U^T U.
+def factorize(hessian: np.ndarray, damping: float = DAMPING) -> Feedback:
+    """Factorize (groups, K, K) second moments, once for every scale and row of a layer.
 
-    With H = L' L'^T read backwards (both axes reversed), U is the reversed inverse of L'.
+    In float32, as the damping is far above its rounding errors. It takes K^3 / 3 multiplications,
+    and no inverse: read backwards along both axes, H = L L^T becomes the product of two upper
+    triangles.
     """
-    damped = np.array(hessian, dtype=np.float64)
+    damped = np.array(hessian[:, ::-1, ::-1], dtype=np.float32)
     diagonal = np.einsum("gkk->gk", damped)
     mean = diagonal.mean(axis=1, keepdims=True)
     # If a layer reads only zeros, any rounding is as good as another.
     diagonal += np.where(mean > 0, damping * mean, 1.0)
     try:
-        lower = np.linalg.cholesky(damped[:, ::-1, ::-1])
+        upper = np.linalg.cholesky(damped)[:, ::-1, ::-1]
     except np.linalg.LinAlgError:
         # With few samples and many inputs, rounding errors of the sums exceed the damping.
-        return factor_inverse(hessian, 10 * damping)
-    return np.ascontiguousarray(np.linalg.inv(lower)[:, ::-1, ::-1])
+        return factorize(hessian, 10 * damping)
+    pivots = np.ascontiguousarray(np.einsum("gkk->gk", upper))
+    return Feedback(np.divide(upper, pivots[:, None, :], order="C"), pivots)
 
 
-def _split_excess(factor: np.ndarray, k: int) -> np.ndarray:
+def round_compensated(
+    steps: np.ndarray, feedback: Feedback, paired: bool, lowest: int = -128
+) -> tuple[np.ndarray, np.ndarray]:
+    """Round so that the error of the layer's output is small (GPTQ).
+
+    Frantar et al., "GPTQ: accurate post-training quantization" (2022): columns are rounded in
+    order, and later columns compensate the error of each. Chee et al., "QuIP" (2023, arXiv:
+    2307.13304) show that this equals feedback by the factor of the Hessian itself, which needs no
+    inverse: column k is rounded from w_k - sum_{j<k} e_j F_jk, with e the errors so far. The pair
+    limit applies within: a pair's excess over it is split so that the loss grows least, and is
+    compensated by later columns as well.
+
+    Args:
+        steps: (groups, rows, K) weights divided by their scale.
+        feedback: of (groups, K, K).
+        paired: whether pairs along K are limited.
+        lowest: integer.
+
+    Returns:
+        (groups, rows, K) whole numbers within s8, as float32, and (groups, rows) their loss.
+    """
+    # Columns are contiguous in (groups, K, rows).
+    exact = np.ascontiguousarray(steps.transpose(0, 2, 1), dtype=np.float32)
+    groups, width, count = exact.shape
+    errors = np.zeros_like(exact)
+    rounded = np.empty_like(exact)
+    loss = np.zeros((groups, count), dtype=np.float32)
+    weights, pivots = feedback.weights, feedback.pivots
+    # All earlier blocks act on a block by one matrix product, which is faster than one for each
+    # column.
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        targets: np.ndarray = exact[:, start:stop]
+        if start:
+            earlier = weights[:, :start, start:stop].transpose(0, 2, 1)
+            targets = targets - earlier @ errors[:, :start]
+        for k in range(start, stop, 2):
+            end = min(k + 2, stop)
+            target: np.ndarray = targets[:, k - start : end - start]
+            if k > start:
+                inner = weights[:, start:k, k:end].transpose(0, 2, 1)
+                target = target - inner @ errors[:, start:k]
+            single = end == k + 1
+            first = target[:, 0]
+            if paired and not single:
+                share = _split_excess(feedback, k)[:, None]
+                value = _round_first(first, target[:, 1], share, lowest)
+            else:
+                value = np.clip(np.rint(first), lowest, HIGHEST)
+            rounded[:, k] = value
+            errors[:, k] = value - exact[:, k]
+            loss += np.square(pivots[:, k, None] * (value - first))
+            if single:
+                continue
+            second = target[:, 1] - errors[:, k] * weights[:, k, k + 1, None]
+            if paired:
+                value = _round_second(value, second, lowest)
+            else:
+                value = np.clip(np.rint(second), lowest, HIGHEST)
+            rounded[:, k + 1] = value
+            errors[:, k + 1] = value - exact[:, k + 1]
+            loss += np.square(pivots[:, k + 1, None] * (value - second))
+    return rounded.transpose(0, 2, 1), loss
+
+
+def _split_excess(feedback: Feedback, k: int) -> np.ndarray:
     """Return (groups,) the first weight's share of a pair's excess, at the least loss.
 
-    With I the inverse Hessian of the remaining columns, the loss e^T inv(I[:2,:2]) e under
-    e0 + e1 = 1 is least at e = I[:2,:2] 1 / (1^T I[:2,:2] 1).
+    With pivots a, c and the factor's f between them, errors (e, 1 - e) of the pair cost
+    a^2 e^2 + c^2 (1 - e + f e)^2 once later columns have compensated them.
     """
-    a, b, c = factor[:, k, k], factor[:, k, k + 1], factor[:, k + 1, k + 1]
-    first, cross, second = a * a, a * b, b * b + c * c
-    return np.asarray(np.clip((first + cross) / (first + 2 * cross + second), 0.0, 1.0))
+    first, second = feedback.pivots[:, k] ** 2, feedback.pivots[:, k + 1] ** 2
+    rest = 1 - feedback.weights[:, k, k + 1]
+    return np.asarray(np.clip(second * rest / (first + second * rest**2), 0.0, 1.0))
 
 
 def _round_first(
