@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from edgepack.data.samples import Batch
 from edgepack.ledger import PassResult
 from edgepack.onnx_tools.fusion import fuse
 from edgepack.passes.quantize import QuantizeOptions, quantize
@@ -33,6 +35,13 @@ def quantized(
     onnx.checker.check_model(result.model, full_check=True)
     assert progress.done == progress.total
     return result
+
+
+class Fours(Arrays):
+    """Samples for a model whose batch axis is fixed to four."""
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        return super().batches(4)
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
@@ -250,12 +259,16 @@ def test_an_activation_that_is_always_zero_is_reported() -> None:
 
 def test_large_intermediates_are_looked_at_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgepack.onnx_tools import stream
-    from edgepack.passes.quantize.calibration import moments
 
-    whole = quantized(residual(), {"x": images(16)}, batch_size=4).model
-    monkeypatch.setattr(stream, "HELD_BYTES", 4 * 16 * 16 * 16 * 4)
-    monkeypatch.setattr(moments, "MOMENT_BYTES", 2**18)
-    assert quantized(residual(), {"x": images(16)}, batch_size=4).model == whole
+    whole = quantized(residual(), {"x": images(16)}, batch_size=1).model
+    monkeypatch.setattr(stream, "HELD_BYTES", 16 * 16 * 16 * 4)
+    parts = quantized(residual(), {"x": images(16)}, batch_size=1).model
+    # Kernels of onnxruntime differ with the outputs that they are asked for, by a float's last bit.
+    pairs = zip(whole.graph.initializer, parts.graph.initializer, strict=True)
+    for expected, found in pairs:
+        assert numpy_helper.to_array(found) == pytest.approx(
+            numpy_helper.to_array(expected), rel=1e-5, abs=1e-5
+        )
 
 
 def test_names_that_the_graph_has_taken_are_left_alone() -> None:
@@ -321,7 +334,9 @@ def test_a_bias_for_each_row_is_none_for_each_channel(mode: str) -> None:
     x = net.op("Gemm", "x", net.constant(net.weights(16, 4)), column)
     model = net.model({"x": [4, 16]}, [net.gemm(x, 4, 3)])
     inputs = {"x": np.random.default_rng(1).standard_normal((40, 16)).astype(np.float32)}
-    result = quantized(model, inputs, mode=mode, rounding="gptq")
+    progress = Steps()
+    options = QuantizeOptions(mode=mode, rounding="gptq")
+    result = quantize(model, Fours(**inputs), options, progress)
     left = result.details["layers_float"]
     assert [layer["reason"] for layer in left] == [
         "its bias of shape (4, 1) is not one value per output channel"

@@ -7,7 +7,10 @@ import pytest
 
 from edgepack.onnx_tools.view import GraphView
 from edgepack.passes.quantize import QuantizeOptions
-from edgepack.passes.quantize.calibration.moments import Moments
+from edgepack.passes.quantize.calibration import moments as moments_module
+from edgepack.passes.quantize.calibration import partition as partition_module
+from edgepack.passes.quantize.calibration.moments import ColumnSums, Moments
+from edgepack.passes.quantize.calibration.partition import Partition, divide, divide_all
 from edgepack.passes.quantize.layers import Layer, read_layer
 from edgepack.passes.quantize.scheme import fit_affine
 from edgepack.passes.quantize.weights.int8 import quantize_layer
@@ -108,7 +111,7 @@ def moments_of(layer: Layer) -> Moments:
     width = layer.rows.shape[1]
     square = np.tile(hessian(width, 3), (layer.groups, 1, 1))
     zeros = np.zeros((layer.groups, width))
-    return Moments(1, zeros, zeros, zeros, square)
+    return Moments(zeros, zeros, square, Partition(layer.groups, width, width))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 3, 1), (8, 8, 5, 4), (5, 4, 1, 1), (6, 12, 3, 6)])
@@ -149,16 +152,102 @@ def test_inputs_that_hardly_vary_around_a_large_mean_are_no_obstacle() -> None:
 
 
 def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
-    from edgepack.passes.quantize.calibration.moments import _add
+    random = np.random.default_rng(1)
+    values = (1000 + random.standard_normal((900, 5))).astype(np.float32)
+    sums = ColumnSums(perceptron(5), Partition(1, 5, 5))
+    for number, part in enumerate(np.array_split(values, 6)):
+        sums.add(part, len(part), number)
+    moments = sums.moments(None)
+    assert moments.loss(True, 0.0)[0] == pytest.approx(np.cov(values.T, bias=True), abs=1e-3)
+    assert moments.mean[0] == pytest.approx(values.mean(axis=0, dtype=np.float64))
+    assert moments.positions == 900
 
-    values = (1000 + np.random.default_rng(1).standard_normal((1, 900, 5))).astype(np.float32)
-    gathered: dict = {}
-    for part in np.array_split(values, 6, axis=1):
-        _add(gathered, ("x", None, 1), part, part, True)
-    (found,) = gathered.values()
-    exact = values[0].astype(np.float64)
-    assert found.covariance[0] == pytest.approx(np.cov(exact.T, bias=True), abs=1e-4)
-    assert found.second[0] == pytest.approx(exact.T @ exact / 900, rel=1e-9)
+
+def perceptron(width: int) -> Layer:
+    net = Net(9)
+    model = net.model({"x": ["n", width]}, [net.gemm("x", width, 4)])
+    layer = read_layer(GraphView(model), 0)
+    assert isinstance(layer, Layer)
+    return layer
+
+
+def test_all_samples_count_alike_although_fewer_positions_of_later_ones_are_read() -> None:
+    # A mean that rises from sample to sample, 64 positions each.
+    sums = ColumnSums(perceptron(4), Partition(1, 4, 4))
+    random = np.random.default_rng(3)
+    for number in range(400):
+        sums.add(random.standard_normal((64, 4)).astype(np.float32) + number, 1, number)
+    moments = sums.moments(None)
+    assert moments.mean == pytest.approx(199.5, abs=2)
+    assert moments.loss(True, 0.0)[0].mean() == pytest.approx(400**2 / 12, rel=0.05)
+    # A few thousand positions of 25,600 suffice.
+    assert 2000 < moments.positions < 8000
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "groups", "most", "width", "parts"),
+    [(64, 3, 1, 200, 144, 4), (7, 3, 1, 20, 16, 4), (64, 1, 2, 8, 8, 4), (6, 5, 6, 40, 25, 1)],
+)
+def test_a_wide_layer_is_divided_without_cutting_a_pair(
+    channels: int, kernel: int, groups: int, most: int, width: int, parts: int
+) -> None:
+    layer = convolution(channels, 12, kernel, groups)
+    partition = divide(layer, most)
+    assert (partition.width, partition.parts) == (width, parts)
+    columns = layer.rows.shape[1]
+    numbers = np.tile(np.arange(1.0, columns + 1), (groups, 2, 1))
+    divided = partition.split(numbers)
+    assert divided.shape == (groups * parts, 2, width)
+    assert (partition.join(divided) == numbers).all()
+    # Both columns of a pair stand beside each other; zeros pad the last part.
+    first, second = divided[:, 0, : width // 2 * 2 : 2], divided[:, 0, 1::2]
+    assert ((second == first + 1) | (second == 0)).all()
+
+
+def test_a_wide_layer_reads_its_columns_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = convolution(8, 4, 3, 1)
+    values = np.random.default_rng(4).standard_normal((6, 8, 8, 8)).astype(np.float32)
+    found = []
+    for size in (2**25, 64 * 72 * 4):
+        monkeypatch.setattr(moments_module, "COLUMN_BYTES", size)
+        sums = ColumnSums(layer, Partition(1, 72, 72))
+        sums.add(values, 6, 0)
+        found.append(sums.moments(None))
+    assert found[0].positions == found[1].positions == 6 * 64
+    assert found[1].mean == pytest.approx(found[0].mean, abs=1e-6)
+    assert found[1].variance == pytest.approx(found[0].variance, abs=1e-5)
+
+
+def test_a_divided_layer_cannot_saturate_and_loses_little() -> None:
+    layer = convolution(32, 8, 3, 1)
+    whole = moments_of(layer)
+    partition = divide(layer, 100)
+    order = partition.order
+    assert order is not None
+    parts = order.reshape(partition.parts, -1)
+    blocks = np.stack([whole.variance[0][np.ix_(part, part)] for part in parts])
+    divided = Moments(whole.mean, whole.error, blocks, partition)
+    loss = []
+    for moments, rounding in ((whole, "gptq"), (divided, "gptq"), (whole, "nearest")):
+        found = quantize_layer(layer, fit_affine(0, 1), moments, QuantizeOptions(rounding=rounding))
+        assert worst_pair(found.rows.astype(np.int64)) <= PAIR_LIMIT
+        error = found.rows * found.scale[:, None] - layer.rows
+        loss.append(np.einsum("rk,kl,rl->", error, whole.variance[0], error))
+    assert loss[0] < loss[1] < loss[2]
+
+
+def test_layers_that_are_too_wide_give_way_until_all_of_them_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers = [convolution(8, 4, 3, 1), convolution(64, 4, 3, 1)]
+    layers[1].input = "y"
+    assert [p.parts for p in divide_all(layers, True).values()] == [1, 1]
+    monkeypatch.setattr(partition_module, "MOMENT_BYTES", 300_000)
+    small, wide = divide_all(layers, True).values()
+    assert (small.parts, wide.parts) == (1, 8)
+    monkeypatch.setattr(partition_module, "LAYER_BYTES", 100_000)
+    assert [p.width for p in divide_all(layers, True).values()] == [72, 0]
+    assert [p.width for p in divide_all(layers, False).values()] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +256,7 @@ def test_moments_of_values_far_from_zero_keep_their_digits() -> None:
 def test_rows_times_columns_is_the_convolution(
     groups: int, stride: int, dilation: int, pads: int
 ) -> None:
-    from edgepack.passes.quantize.calibration.moments import extract_columns
+    from edgepack.passes.quantize.calibration.columns import extract_columns
 
     net = Net(3)
     weight = net.constant(net.weights(8, 4 // groups, 3, 3))
@@ -177,7 +266,7 @@ def test_rows_times_columns_is_the_convolution(
     layer = read_layer(GraphView(model), 0)
     assert isinstance(layer, Layer)
     x = np.random.default_rng(0).standard_normal((3, 4, 9, 9)).astype(np.float32)
-    unfolded = extract_columns(layer, x, 10_000, 0)
+    unfolded, _ = extract_columns(layer, x, 10_000, 0)
     found = np.einsum("grk,gpk->pgr", layer.per_group(layer.rows), unfolded)
     expected = run(model, {"x": x})[0].transpose(0, 2, 3, 1)
     assert found.reshape(expected.shape) == pytest.approx(expected, abs=1e-5)

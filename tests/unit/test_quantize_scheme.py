@@ -10,8 +10,8 @@ from torch.ao.quantization.observer import default_per_channel_weight_observer
 from torch.ao.quantization.qconfig import default_per_channel_symmetric_qnnpack_qconfig
 
 from edgepack.passes.quantize.calibration import calibrators
-from edgepack.passes.quantize.calibration.activations import spread
 from edgepack.passes.quantize.calibration.calibrators import Histogram
+from edgepack.passes.quantize.calibration.columns import spread
 from edgepack.passes.quantize.scheme import (
     LEVELS,
     WEIGHTS,

@@ -20,8 +20,9 @@ from torch.ao.quantization.observer import PerChannelMinMaxObserver
 
 from edgepack.ledger import PassResult
 from edgepack.passes.quantize import QuantizeOptions, quantize
-from edgepack.passes.quantize.calibration.activations import Range, calibrate_histogram, cover_range
+from edgepack.passes.quantize.calibration.activations import calibrate_histogram, cover_range
 from edgepack.passes.quantize.calibration.calibrators import Histogram, fold_magnitudes
+from edgepack.passes.quantize.calibration.observe import Range
 from edgepack.passes.quantize.scheme import Affine, fit_row_scales, fit_symmetric, round_up_to_half
 from edgepack.runtime.session.onnx_session import LITERAL, OnnxSession
 from support.quantize_nets import (
@@ -261,7 +262,7 @@ def test_scales_are_pytorchs_symmetric_ones_rounded_up_to_a_float16(reach: float
     )
     observer(torch.from_numpy(values))
     theirs = observer.calculate_qparams()[0].item()
-    ours = cover_range(Range(float(values.min()), float(values.max()), values.size), "tensorrt")
+    ours = cover_range(Range(float(values.min()), float(values.max())), "tensorrt")
     assert theirs <= ours.scale <= theirs * (1 + 2**-10)
     assert ours.zero_point == 0
     channels = PerChannelMinMaxObserver(

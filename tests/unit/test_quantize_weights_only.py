@@ -208,7 +208,7 @@ def test_gptq_rounds_for_what_the_layers_read(bits: int) -> None:
     progress = Steps()
     options = QuantizeOptions(mode="weights", bits=bits, rounding="gptq")
     gptq = quantize(model, Arrays(x=samples[100:]), options, progress)
-    assert progress.done == progress.total == 600
+    assert progress.done == progress.total == 400
     errors = [snr_db(real, run(each.model, fed)[0]) for each in (nearest, gptq)]
     assert errors[1] > errors[0] + 4
     assert gptq.details["calibration_samples"] == 300

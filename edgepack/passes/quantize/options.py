@@ -75,7 +75,7 @@ class QuantizeOptions(PassOptions):
         alpha: share of the difference in magnitude that `equalize` moves to the weights.
         repair: if a gate is missed, return the most costly layers to float until it passes.
         exclude: names of nodes that stay float.
-        batch_size: samples per run.
+        batch_size: most samples of one run; fewer if their activations would not fit in memory.
     """
 
     mode: str = "static"
@@ -94,7 +94,7 @@ class QuantizeOptions(PassOptions):
     alpha: float = 0.5
     repair: bool = True
     exclude: tuple[str, ...] = ()
-    batch_size: int = 4
+    batch_size: int = 16
 
     @property
     def needs(self) -> tuple[str, ...]:

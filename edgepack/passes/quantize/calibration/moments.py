@@ -30,9 +30,13 @@ from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.scheme import Affine
 
 # Positions that enter the second moments of a layer, for each column of a part, and their bounds.
-POSITIONS_A_COLUMN, FEWEST_POSITIONS, MOST_POSITIONS = 8, 1024, 12288
+# Each group of a convolution has columns of its own, but few of them.
+POSITIONS_A_COLUMN, MOST_POSITIONS = 8, 12288
+FEWEST_POSITIONS, FEWEST_IN_GROUPS = 2048, 512
 # Samples after which the rate of positions falls for the first time, where each has enough.
-FIRST_SAMPLES = 48
+FIRST_SAMPLES = 16
+# Columns that are read at a time. The widest layers read fewer samples at once.
+COLUMN_BYTES = 32 * 2**20
 # Columns that enter the second moments at a time, and their bytes: large products are faster than
 # small ones, but for the many small ones of a grouped convolution.
 TOGETHER, WAITING_BYTES = 512, 4 * 2**20
@@ -101,8 +105,8 @@ class ColumnSums:
 
     def __init__(self, layer: Layer, partition: Partition) -> None:
         self._layer, self._partition = layer, partition
-        wanted = POSITIONS_A_COLUMN * partition.width
-        self._wanted = min(max(wanted, FEWEST_POSITIONS), MOST_POSITIONS)
+        fewest = FEWEST_POSITIONS if layer.groups == 1 else FEWEST_IN_GROUPS
+        self._wanted = int(np.clip(POSITIONS_A_COLUMN * partition.width, fewest, MOST_POSITIONS))
         self._rate = self._wanted / FIRST_SAMPLES
         self._since = 0
         shape = (layer.groups, partition.columns)
@@ -115,7 +119,20 @@ class ColumnSums:
 
     def add(self, values: np.ndarray, samples: int, number: int) -> None:
         """Take columns from one batch of the layer's input."""
-        most = max(round(self._rate * samples), 1)
+        # At 65,536 columns and 256 positions a sample: one sample at a time, 128 of its positions.
+        room = COLUMN_BYTES // (4 * self._sum.size)
+        together = int(max(room / self._rate, 1))
+        if samples > together and len(values) % samples == 0:
+            share = len(values) // samples
+            for start in range(0, samples, together):
+                part = values[start * share : (start + together) * share]
+                self._add_part(part, min(together, samples - start), room, number + start)
+        else:
+            self._add_part(values, samples, room, number)
+
+    def _add_part(self, values: np.ndarray, samples: int, room: int, number: int) -> None:
+        """Take columns from some samples, at most `room` of them."""
+        most = max(min(round(self._rate * samples), room), 1)
         columns, inside = extract_columns(self._layer, values, most, number)
         count = columns.shape[1]
         if not count:
@@ -136,11 +153,12 @@ class ColumnSums:
             columns = columns - self._origin[:, None]
             columns *= np.float32(np.sqrt(weight))
             self._waiting.append(self._partition.split(columns))
+            self._add_squares()
         self._since += count
         if 2 * self._since >= self._wanted and self._rate > 1:
             self._since, self._rate = 0, min(self._rate, count / samples) / 2
 
-    def add_squares(self, always: bool = False) -> None:
+    def _add_squares(self, always: bool = False) -> None:
         """Add the second moments of waiting columns if there are many, or `always`."""
         count = sum(columns.shape[1] for columns in self._waiting)
         size = sum(columns.nbytes for columns in self._waiting)
@@ -160,7 +178,7 @@ class ColumnSums:
         Args:
             errors: (channels,) E[q - x] within the input; None if it stays float.
         """
-        self.add_squares(always=True)
+        self._add_squares(always=True)
         mean = self._sum / self._weight
         error = np.zeros_like(mean)
         if errors is not None:

@@ -7,10 +7,8 @@ not depend on the number of samples.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,13 +25,12 @@ from edgepack.passes.quantize.calibration.moments import ChannelRows, ColumnSums
 from edgepack.passes.quantize.calibration.partition import ColumnKey, Partition, column_key
 from edgepack.passes.quantize.layers import Layer
 from edgepack.passes.quantize.scheme import Affine
+from edgepack.passes.quantize.workers import open_workers
 
 # Values of one sample that enter the histogram of a tensor; larger tensors are subsampled evenly.
 COUNTED = 2**13
 # Memory for the channels' values from which their mean errors come, and bounds of their number.
 ROW_BYTES, FEWEST_ROWS, MOST_ROWS = 64 * 2**20, 64, 1024
-# Threads that collect statistics; more would wait for memory.
-MOST_THREADS = 4
 
 
 @dataclass
@@ -139,11 +136,6 @@ class Observations:
         """Ranges of the points."""
         return {name: self.tensors[name].range for name in self._interest.points}
 
-    def add_squares(self) -> None:
-        """Add the second moments of columns that wait."""
-        for sums in self._sums.values():
-            sums.add_squares()
-
     def moments(self, layer: Layer, quantization: Affine | None) -> Moments | None:
         """Return the moments of a layer's input; None if they were of no interest."""
         key = column_key(layer)
@@ -187,18 +179,17 @@ def observe(
     # Tensors of even one sample may not fit in memory together; they take several runs.
     groups = stream.grouped(names, elements)
     runs = stream.tensors(model, groups, samples, size, advance, arena=True)
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_THREADS)) as pool:
+    with open_workers() as pool:
         for run, (number, samples_run, arrays) in enumerate(runs):
             futures = []
             for name, values in arrays.items():
                 futures.append(
                     pool.submit(observations.tensors[name].add, values, samples_run, number)
                 )
-            for name, future in zip(arrays, futures, strict=True):
+            for (name, values), future in zip(arrays.items(), futures, strict=True):
                 if not future.result():
-                    raise _nonfinite(name, observations.count, samples_run, samples.origin)
-            # Products of matrices use all cores by themselves.
-            observations.add_squares()
+                    position = _locate(values, observations.count, samples_run)
+                    raise _nonfinite(name, position, samples.origin)
             if (run + 1) % len(groups) == 0:
                 observations.count += samples_run
     for name, tensor in observations.tensors.items():
@@ -243,10 +234,15 @@ def no_samples(why: str) -> ChainError:
     )
 
 
-def _nonfinite(name: str, first: int, count: int, origin: str) -> ChainError:
-    position = f"sample {first}"
-    if count > 1:
-        position = f"samples {first} to {first + count - 1}"
+def _locate(values: np.ndarray, first: int, count: int) -> str:
+    """Name the sample of a batch in which a tensor has NaN or infinity, or all of its samples."""
+    if values.ndim and len(values) % count == 0:
+        finite = np.isfinite(values.reshape(count, -1)).all(axis=1)
+        return f"sample {first + int(np.argmin(finite))}"
+    return f"samples {first} to {first + count - 1}"
+
+
+def _nonfinite(name: str, position: str, origin: str) -> ChainError:
     return ChainError(
         "quantize-calibration-nonfinite",
         "the model returned NaN or infinity during calibration",

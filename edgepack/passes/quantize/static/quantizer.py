@@ -40,6 +40,7 @@ from edgepack.passes.quantize.static.placement import Placement, place
 from edgepack.passes.quantize.static.qdq_graph import write_qdq_graph
 from edgepack.passes.quantize.weights.channel_order import reorder
 from edgepack.passes.quantize.weights.int8 import Quantized, quantize_layer
+from edgepack.passes.quantize.workers import open_workers
 
 
 class StaticQuantizer:
@@ -225,12 +226,16 @@ class StaticQuantizer:
         layers, points = self.placement.layers, self.placement.points
         steps = LayerSteps(layers, observations.count, self.progress)
         weights: dict[int, Quantized] = {}
-        for layer in layers:
-            source = self._quantization[points[layer.input]]
-            moments = observations.moments(layer, source)
-            weights[layer.index] = quantize_layer(layer, source, moments, self.options)
-            self._summary.add(layer, moments)
-            steps.finish(layer)
+        with open_workers() as pool:
+            futures = []
+            for layer in layers:
+                source = self._quantization[points[layer.input]]
+                moments = observations.moments(layer, source)
+                self._summary.add(layer, moments)
+                futures.append(pool.submit(quantize_layer, layer, source, moments, self.options))
+            for layer, future in zip(layers, futures, strict=True):
+                weights[layer.index] = future.result()
+                steps.finish(layer)
         return weights
 
 
