@@ -86,8 +86,8 @@ class GrowingHistogram:
         scaled = values * np.float32(2.0**-self._exponent)
         scaled -= np.float32(self._first)
         # At most the last bin: the largest value may lie on its upper border.
-        places = np.minimum(scaled.astype(np.int32), len(self._counts) - 1)
-        self._counts += np.bincount(places, minlength=len(self._counts))
+        bins = np.minimum(scaled.astype(np.int32), len(self._counts) - 1)
+        self._counts += np.bincount(bins, minlength=len(self._counts))
         self._counts[-self._first] -= zeros
 
     def _reach(self, bottom: float, top: float) -> None:

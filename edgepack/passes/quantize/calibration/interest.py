@@ -1,4 +1,4 @@
-"""What to observe for the layers of a model, and what the moments were worth."""
+"""Choice of the statistics that layers need, and the accuracy of their moments."""
 
 from __future__ import annotations
 

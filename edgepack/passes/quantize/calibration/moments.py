@@ -231,8 +231,8 @@ class ChannelRows:
         self._count += len(rows)
         if self._count > 2 * self._most:
             # Half of the rows at half of the rate: all samples keep the same share.
-            kept = np.concatenate(self._rows)[::2].copy()
-            self._rows, self._count = [kept], len(kept)
+            remaining = np.concatenate(self._rows)[::2].copy()
+            self._rows, self._count = [remaining], len(remaining)
             self._rate = min(self._rate, len(rows) / samples) / 2
 
     def mean_error(self, quantization: Affine) -> np.ndarray:

@@ -47,7 +47,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Interest:
-    """What is to be observed.
+    """Tensors and layers to observe.
 
     Attributes:
         points: tensors whose range is wanted.
