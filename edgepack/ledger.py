@@ -18,7 +18,7 @@ Model = TypeVar("Model")
 # Stages of a build in order, as its ledger names them. The passes run between them:
 #   source samples wheels original export simplify | prune quantize | repair engine bundle ...
 STAGES_BEFORE = ("source", "samples", "wheels", "original", "export", "simplify")
-STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "latency")
+STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "variants", "latency")
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,10 @@ def refuse_exit(terminated: int | None = None) -> Iterator[None]:
 def list_stages(request: Request) -> list[str]:
     """Return the stages of a build in order, as the ledger names them.
 
-    A build records more of them: `repair` after a missed gate, and skipped ones.
+    A build records more of them: `repair` after a missed gate, `variants` of further engines, and
+    skipped ones.
     """
-    absent = {"repair"}
+    absent = {"repair", "variants"}
     if not request.wheels:
         absent.add("wheels")
     if not request.emulate or not host.needs_emulation(request.target):

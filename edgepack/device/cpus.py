@@ -45,6 +45,33 @@ class Cpu:
         lists.mkdir(parents=True)
         for name in ("possible", "present", "online"):
             (lists / name).write_text(f"0-{cores - 1}\n" if cores > 1 else "0\n", encoding="ascii")
+        for core in range(cores):
+            _write_topology(lists / f"cpu{core}" / "topology", core, cores)
+
+
+def _format_mask(mask: int) -> str:
+    """Format a set of cores as Linux does: core 1 is "2", core 32 is "00000001,00000000"."""
+    words: list[str] = []
+    while mask or not words:
+        words.append(f"{mask & 0xFFFFFFFF:08x}")
+        mask >>= 32
+    return ",".join(reversed(words))
+
+
+def _write_topology(folder: Path, core: int, cores: int) -> None:
+    """Write the place of a core in its package, without which OpenVINO crashes."""
+    own, all_cores = _format_mask(1 << core), _format_mask((1 << cores) - 1)
+    folder.mkdir(parents=True)
+    values = {
+        "core_id": str(core),
+        "physical_package_id": "0",
+        "core_cpus": own,
+        "thread_siblings": own,
+        "package_cpus": all_cores,
+        "core_siblings": all_cores,
+    }
+    for name, value in values.items():
+        (folder / name).write_text(f"{value}\n", encoding="ascii")
 
 
 # Instruction sets of the real parts, less those that qemu's TCG does not implement.

@@ -36,7 +36,7 @@ SAMPLES = 8
 
 
 def emulate(
-    context: Context, bundle: Path, host: Verdict, integer_only: bool
+    context: Context, bundle: Path, host: Verdict, integer_only: bool, options: Sequence[str] = ()
 ) -> dict[str, Question]:
     """Verify a bundle on the target's CPUs; warn if an integer model was not verified.
 
@@ -45,6 +45,7 @@ def emulate(
         bundle: with this host's answers.
         host: the verdict on this host.
         integer_only: True if all arithmetic of the model is integer.
+        options: of the loader, such as the variant.
 
     Returns the fidelity by CPU; empty if nothing was emulated. Raises the loader's errors.
     """
@@ -61,7 +62,9 @@ def emulate(
             context.ledger.warn(*_describe_unverified(request, reason))
             return {}
         samples = max(1, min(SAMPLES, int(ENOUGH / seconds)))
-        fidelities = _ask_each(cpus, bundle, samples, stage.progress.advance)
+        # No emulator stands in for another: it has the processor of the target.
+        named = () if "--stand-in" in options else tuple(options)
+        fidelities = _ask_each(cpus, bundle, samples, stage.progress.advance, named)
         for cpu, fidelity in fidelities.items():
             stage.note(f"{cpu}, emulated: {_describe_fidelity(fidelity)}")
     return fidelities
@@ -100,8 +103,28 @@ def _expected_seconds(target: Target, host: Verdict, integer_only: bool) -> floa
     return max(seconds, 1e-6) * factors[not integer_only]
 
 
+def emulate_variant(
+    cpus: Sequence[str], bundle: Path, host: Verdict, variant: str
+) -> dict[str, Question]:
+    """Return the fidelity of a further variant on emulated CPUs, one sample on each.
+
+    Args:
+        cpus: that emulated the bundle's first engine.
+        bundle: with this host's answers.
+        host: the verdict on the variant on this host.
+        variant: its name.
+
+    Raises the loader's errors, such as that the variant does not run on one of the CPUs.
+    """
+    return _ask_each(cpus, bundle, 1, lambda: None, ("--variant", variant))
+
+
 def _ask_each(
-    cpus: Sequence[str], bundle: Path, samples: int, advance: Callable[[], None]
+    cpus: Sequence[str],
+    bundle: Path,
+    samples: int,
+    advance: Callable[[], None],
+    named: Sequence[str],
 ) -> dict[str, Question]:
     """Return the fidelity on every CPU; as many run at a time as this host has cores."""
     # Two CPUs on 8 cores run at once with 4 threads each; four CPUs on 2 cores two at a time.
@@ -109,7 +132,7 @@ def _ask_each(
     at_once = min(len(cpus), cores)
 
     def fidelity(device: Emulated) -> Question:
-        options = (f"--samples={samples}", f"--threads={cores // at_once}")
+        options = (f"--samples={samples}", f"--threads={cores // at_once}", *named)
         try:
             verdict = verify_bundle(device, device.put(bundle), *options)
         except DeviceError as error:

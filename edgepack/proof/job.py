@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.onnx_tools.operators import is_quantized
 from edgepack.request import Request
-from edgepack.runtime.bundle.engines import F32, OPENVINO, EngineOptions, Variant
+from edgepack.runtime.bundle.engines import F32, ONNXRUNTIME, OPENVINO, EngineOptions, Variant
 from edgepack.runtime.parity.gates import FIDELITY_DB
 from edgepack.source import formats
 from edgepack.source.model import Source
@@ -57,6 +57,24 @@ class Job:
             return ("--stand-in",)
         return ()
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of the loader for the variant that gives the bundle's answers: onnxruntime's."""
+        if self.stands_in:
+            return self.stands_in
+        return ("--variant", find_answering(list_variants(self.request.target, self.graph)).name)
+
+
+def find_answering(variants: Sequence[Variant]) -> Variant:
+    """Return the variant whose answers the bundle stores: the first in onnxruntime.
+
+    Its integers are the same bits on every CPU of the target.
+    """
+    for variant in variants:
+        if variant.engine == ONNXRUNTIME:
+            return variant
+    return variants[0]
+
 
 def reject_path(output: Path) -> Path:
     """Return the path of a bundle that missed a gate: model.rejected.edgepack."""
@@ -88,7 +106,7 @@ def draft(job: Job) -> bundle.Contents:
         parts=divide_outputs(context.reference, tuple(job.graph.outputs)),
         provenance=_describe_provenance(job),
         tools=list_tools(job),
-        requirements=list_requirements(job),
+        requirements=list_requirements(job, variants),
         preprocessing=context.reference.preprocessing,
         class_names=find_class_names(job),
         raw=context.reference.raw,
@@ -96,9 +114,9 @@ def draft(job: Job) -> bundle.Contents:
     )
 
 
-def list_requirements(job: Job) -> str:
-    """Return the text of requirements.txt: the engine's, and what the preprocessing needs."""
-    text = engine.requirements(job.request.target, job.graph.variants)
+def list_requirements(job: Job, variants: Sequence[Variant]) -> str:
+    """Return the text of requirements.txt: the engines', and what the preprocessing needs."""
+    text = engine.requirements(job.request.target, variants)
     preprocessing = job.context.reference.preprocessing
     if preprocessing is not None:
         text += "".join(f"{line}\n" for line in preprocessing.requirements())
@@ -193,6 +211,15 @@ def list_variants(target: Target, graph: Graph | None = None) -> tuple[Variant, 
         oldest: VariantNeeds = {"engine_version": OLDEST_ONNXRUNTIME}
         result.append(Variant(target.fallback, target.fallback, oldest))
     return tuple(result)
+
+
+def keep_variants(job: Job, contents: bundle.Contents, passed: Sequence[str]) -> bundle.Contents:
+    """Return the contents with the variant that gives the answers, and those that passed."""
+    if job.stands_in:
+        return contents
+    answering = find_answering(contents.variants).name
+    passing = [entry for entry in contents.variants if entry.name in (answering, *passed)]
+    return replace(contents, variants=passing, requirements=list_requirements(job, passing))
 
 
 def bound_variants(job: Job, variants: Sequence[Variant]) -> tuple[Variant, ...]:

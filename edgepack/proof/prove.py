@@ -8,29 +8,27 @@ report included, is verified once more as the bytes that will ship.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from edgepack import bundle, device, engine, files, report, signing
-from edgepack.context import EVALUATION_BATCH, Context
-from edgepack.context.answers import encode_evaluation
-from edgepack.context.gates import METRIC_GATES, judge_metrics, judge_primary
-from edgepack.context.scoring import collect_frames, score_model
+from edgepack.context import Context
+from edgepack.context.gates import METRIC_GATES
 from edgepack.device import Local
 from edgepack.errors import ChainError, EdgepackError, GateError
 from edgepack.host import may_saturate
-from edgepack.ledger import Progress, Record
-from edgepack.metrics.collect import Collector
-from edgepack.metrics.results import add_metrics, list_metrics
+from edgepack.ledger import Record
 from edgepack.passes import Step
 from edgepack.proof.account import make_report
 from edgepack.proof.decision import decide_build
 from edgepack.proof.emulate import emulate
+from edgepack.proof.evaluation import evaluate, reproduces
 from edgepack.proof.existing import check_content
-from edgepack.proof.job import Job, describe_lowered_gates, draft, reject_path
+from edgepack.proof.job import Job, describe_lowered_gates, draft, keep_variants, reject_path
+from edgepack.proof.variants import check_variants, verify_again
 from edgepack.report import describe_gate
 from edgepack.report.documents import Report
 from edgepack.report.findings import find_first_loss
@@ -83,18 +81,22 @@ def prove(job: Job, host: Local) -> Outcome:
             *_warn_of_few_samples(job, contents.gates["quality"]),
         )
         with ledger.stage("bundle") as stage:
-            contents = _add_answers(contents, temporary, host, job.stands_in)
+            contents = _add_answers(contents, temporary, host, job.options)
             bundle.write(temporary, contents)
             stage.set(bytes=temporary.stat().st_size)
             stage.note(f"model, loader and {len(contents.reference[0])} reference samples")
         # 2. The verdict on the whole evaluation set. It is not in the bundle, so the loader reads
         # its samples from a pipe.
         with ledger.stage("verify", samples.evaluation_count) as stage:
-            verdict = _evaluate(job, temporary, host, stage.progress)
+            verdict = evaluate(job, temporary, host, stage.progress, job.options)
             stage.note(f"{verdict['quality']['samples']:,} samples through the shipped loader")
         # 3. The target's CPUs, whose int8 arithmetic may differ from this machine's.
-        emulated = emulate(context, temporary, verdict, job.graph.integer_only)
+        emulated = emulate(context, temporary, verdict, job.graph.integer_only, job.options)
         _apply_emulated(job, verdict, emulated)
+        # Other engines for the same ONNX: one that misses a gate somewhere does not ship.
+        checked = check_variants(job, contents.variants, temporary, host, list(emulated))
+        contents = keep_variants(job, contents, [entry.name for entry in checked if entry.passed])
+        bundle.write(temporary, contents)
         latency = _measure_latency(job, temporary, host)
         decision = decide_build(job, verdict, emulated)
         contents = replace(
@@ -106,13 +108,15 @@ def prove(job: Job, host: Local) -> Outcome:
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
         document = make_report(job, verdict, emulated, latency, host, decision)
+        if checked:
+            document["variants"] = [entry.to_json() for entry in checked]
         document["bundle"]["content_digest"] = bundle.write(temporary, contents)
         report.validate(document)
         _write_with_report(temporary, contents, document)
         if decision.accepted:
             check_content(job.request, document["bundle"]["content_digest"])
         # 5. The finished file once more: the bytes that ship are the bytes that passed.
-        again = device.verify_bundle(host, host.put(temporary), *job.stands_in)
+        again = verify_again(job, contents.variants, temporary, host)
         # A signature states that the bundle may be used, so a rejected one is not signed.
         path, key = output, job.request.sign
         if not decision.accepted:
@@ -148,43 +152,6 @@ def _write_with_report(path: Path, contents: bundle.Contents, document: Report) 
         document["bundle"]["bytes"] = size
 
 
-def _evaluate(job: Job, path: Path, host: Local, progress: Progress) -> Verdict:
-    """Return the verdict on the whole evaluation set, with the task metrics if there are any.
-
-    The loader counts one accuracy itself. For all other metrics it writes its answers to a file,
-    and they are computed here. Raises MetricError.
-    """
-    reference, counted = job.context.reference, job.context.counted
-    frames = encode_evaluation(job.context.samples, reference, job.graph.inputs)
-    stdin = _count_frames(frames, progress.advance)
-    options = ["--evaluation", *job.stands_in]
-    with files.temporary_folder() as folder, Collector() as outputs:
-        answers = folder / "answers.bin"
-        if reference.scores:
-            options += ["--answers", str(answers)]
-        verdict = device.verify_bundle(host, host.put(path), *options, stdin=stdin)
-        quality = verdict["quality"]
-        if reference.scores:
-            collect_frames(outputs, answers)
-            results = score_model(reference, outputs, quality["outputs"], steady=True)
-            add_metrics(quality, results, counted=bool(counted))
-    # The loader judged every other gate.
-    if not counted:
-        quality["gates"] += judge_primary(job.context.bounds, quality["metric"])
-    quality["gates"] += judge_metrics(job.request.metric_gates, list_metrics(quality))
-    quality["passed"] = all(gate["passed"] for gate in quality["gates"])
-    verdict["passed"] = quality["passed"] and _reproduces(verdict)
-    return verdict
-
-
-def _reproduces(verdict: Verdict) -> bool:
-    """Return True if a device has the build host's inputs and answers."""
-    preprocessing = verdict.get("preprocessing")
-    if preprocessing is not None and not preprocessing["passed"]:
-        return False
-    return device.require_fidelity(verdict)["passed"]
-
-
 # Stages before the passes.
 _EXPORTED = ("simplify", "export")
 
@@ -192,7 +159,7 @@ _EXPORTED = ("simplify", "export")
 def make_gate_error(outcome: Outcome, context: Context) -> GateError:
     """Return the error of a bundle that missed gates, with the stage that lost quality."""
     ledger, chain = context.ledger, context.request.chain
-    reasons = _describe_misses(outcome.report)
+    reasons = describe_misses(outcome.report)
     hints = [f"the rejected bundle, with its report, is {outcome.path}"]
     if not outcome.report["quality"]["passed"]:
         lost = _find_lost_stage(outcome, context)
@@ -239,7 +206,7 @@ def _describe_loss(lost: Record) -> str:
     return f"quality first dropped in the stage {lost.stage!r} ({parity})"
 
 
-def _describe_misses(document: Report | Verdict) -> list[str]:
+def describe_misses(document: Report | Verdict) -> list[str]:
     """Return a line for every missed gate: "quality: SNR of logits: 9.6 dB (≥ 19.0 dB)"."""
     lines = []
     questions: dict[str, Question | None] = {
@@ -305,7 +272,7 @@ def _apply_emulated(job: Job, verdict: Verdict, emulated: Mapping[str, Question]
         fidelity = emulated[cpu].copy()
         fidelity["device"] = f"{cpu}, emulated"
         verdict["fidelity"] = fidelity
-        verdict["passed"] = verdict["quality"]["passed"] and _reproduces(verdict)
+        verdict["passed"] = verdict["quality"]["passed"] and reproduces(verdict)
 
 
 def _format_parity(parity: Outputs | None) -> str:
@@ -406,12 +373,6 @@ def _warn_of_few_samples(job: Job, quality: Mapping[str, float]) -> Iterator[str
             )
 
 
-def _count_frames(frames: Iterator[bytes], advance: Callable[[int], None]) -> Iterator[bytes]:
-    for frame in frames:
-        yield frame
-        advance(EVALUATION_BATCH)
-
-
 def _measure_latency(job: Job, path: Path, host: Local) -> Comparison | None:
     """Measure the latency in turns with the original's fp32 graph; None if it is skipped."""
     ledger = job.context.ledger
@@ -474,6 +435,6 @@ def _make_unsteady_error(verdict: Verdict) -> GateError:
     return GateError(
         "build-unsteady",
         "the same bundle gave different answers in two runs on this machine",
-        why="\n".join(_describe_misses(verdict)),
+        why="\n".join(describe_misses(verdict)),
         hint="the hardware or the engine is unreliable; build on another machine",
     )

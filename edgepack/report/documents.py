@@ -15,6 +15,7 @@ from edgepack.runtime.documents import (
     Memory,
     Question,
     Reason,
+    SettingsEntry,
     TensorDocument,
 )
 
@@ -146,7 +147,26 @@ class Caution(TypedDict):
     text: str
 
 
+class _VariantExtra(TypedDict, total=False):
+    quality: Question
+    fidelity: Question
+
+
+class VariantSection(_VariantExtra):
+    """Variant besides the one that gave the bundle's answers; the questions are absent if it did
+    not run."""
+
+    name: str
+    engine: str
+    settings: SettingsEntry
+    passed: bool
+    misses: list[str]
+    notes: list[str]
+    emulated: dict[str, Question]
+
+
 class _ReportExtra(TypedDict, total=False):
+    variants: list[VariantSection]
     preprocessing: Question
     emulated: dict[str, Question]
     build: BuildSection
