@@ -129,7 +129,7 @@ def test_a_printed_verdict_does_not_replace_a_measured_one(built: Path, tmp_path
 def test_this_release_s_own_loader_is_recognised(built: Path) -> None:
     answer = ask("inspect", str(built), "-q")
     assert answer.document["trust"]["loader"] == {
-        "digest": loader.own(frozenset()).digest,
+        "digest": loader.own(frozenset({loader.Need.TUNE})).digest,
         "release": __version__,
     }
     assert "no release" not in answer.stderr
@@ -564,4 +564,4 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def test_every_code_file_of_a_bundle_counts_as_its_loader(built: Path) -> None:
     with zipfile.ZipFile(built) as archive:
         names = {name for name in archive.namelist() if not name.startswith(loader.DATA)}
-    assert names - {"bundle.json"} == set(loader.read_files(frozenset()))
+    assert names - {"bundle.json"} == set(loader.read_files(frozenset({loader.Need.TUNE})))

@@ -99,7 +99,7 @@ def format_fallback(variant: VariantDocument) -> List[str]:
 
     Skipped variants of which none makes a fallback are a note.
     """
-    if variant["name"] is None or not variant["passed_over"]:
+    if variant["name"] is None or not (variant["fallback"] or variant["passed_over"]):
         return []
     lines = [f"note: running {variant['name']}, not the variant that the build ranks first"]
     if variant["fallback"]:
