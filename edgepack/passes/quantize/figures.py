@@ -142,6 +142,25 @@ def describe_pairs(figures: Mapping[str, Any]) -> str:
     )
 
 
+def describe_moments(moments: Mapping[str, Any]) -> list[str]:
+    """Describe the layers that are too wide for all of their second moments, in sentences."""
+    parts, nearest = moments["parts"], moments["nearest"]
+    sentences = []
+    if parts:
+        widths = sorted(set(parts.values()))
+        spans = join_names([str(width) for width in widths], 4)
+        sentences.append(
+            f"Too wide to be rounded as a whole, so in parts of {spans} columns, within which "
+            f"weights compensate each other's errors: {join_names(list(parts), 4)}."
+        )
+    if nearest:
+        sentences.append(
+            "Too wide for compensated rounding, so rounded to the nearest, with the mean error "
+            f"corrected: {join_names(list(nearest), 4)}."
+        )
+    return sentences
+
+
 def describe_equalization(figures: Mapping[str, Any]) -> str:
     """Describe the scaling between layers in a sentence."""
     count, blocked = figures["scaled"], sum(figures["left"].values())
@@ -172,6 +191,8 @@ def describe_static(
         )
     sentences += describe_forms(forms)
     sentences += describe_float_layers(float_layers)
+    if figures["moments"] is not None:
+        sentences += describe_moments(figures["moments"])
     if figures["equalize"] is not None:
         sentences.append(describe_equalization(figures["equalize"]))
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
@@ -195,6 +216,7 @@ def collect_weight_figures(
     factors: Sequence[np.ndarray],
     operators: Mapping[str, int],
     reordered: int,
+    moments: Mapping[str, Any] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the figures of the modes without stored ranges as JSON values.
@@ -207,6 +229,7 @@ def collect_weight_figures(
         factors: by which the pair limit raised the scales of every layer.
         operators: number of nodes by operator, after onnxruntime's fusions.
         reordered: number of layers whose input channels were reordered.
+        moments: as in `collect_static_figures`.
         seconds: of every phase.
     """
     dynamic = options.mode == "dynamic"
@@ -224,6 +247,7 @@ def collect_weight_figures(
         "tables_quantized": len(choice.tables),
         "layers_float": list_float_layers(choice.float_layers),
         "pair_safe": summarize_pairs(factors, reordered) if options.range == "pair-safe" else None,
+        "moments": None if moments is None else dict(moments),
         "integer_only": False,
         "kernels": _count_kernels(operators),
         "seconds": dict(seconds),
@@ -268,6 +292,8 @@ def describe_weights(choice: Choice, figures: Mapping[str, Any]) -> tuple[str, .
             f"{figures['calibration_samples']} calibration samples."
         )
     sentences += describe_float_layers(choice.float_layers)
+    if figures["moments"] is not None:
+        sentences += describe_moments(figures["moments"])
     if figures["pair_safe"] is not None and figures["pair_safe"]["channels"]:
         sentences.append(describe_pairs(figures["pair_safe"]))
     return tuple(sentences)

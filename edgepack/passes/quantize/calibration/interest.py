@@ -74,16 +74,21 @@ class LayerSteps:
 
 
 class MomentSummary:
-    """Accuracy of the moments of all layers, and the layers that had to do with less."""
+    """Accuracy of the moments of all layers, and the layers that had to do with less.
 
-    def __init__(self) -> None:
+    Args:
+        options: rounding; only "gptq" has second moments.
+    """
+
+    def __init__(self, options: QuantizeOptions) -> None:
+        self._compensated = options.rounding == "gptq"
         self._positions: list[float] = []
         self._parted: dict[str, int] = {}
         self._nearest: dict[str, int] = {}
 
     def add(self, layer: Layer, moments: Moments | None) -> None:
         """Take note of one layer."""
-        if moments is None:
+        if moments is None or not self._compensated:
             return
         partition = moments.partition
         if not moments.compensated:
@@ -95,12 +100,12 @@ class MomentSummary:
 
     def figures(self) -> dict[str, Any] | None:
         """Return the figures for the ledger; None if no layer has second moments."""
-        if not self._positions:
+        if not (self._positions or self._nearest):
             return None
-        fewest = min(self._positions)
+        fewest = min(self._positions, default=0)
         return {
             "positions": round(fewest),
-            "loss_error": round(float(np.sqrt(2 / fewest)), 4),
+            "loss_error": round(float(np.sqrt(2 / fewest)), 4) if fewest else None,
             "parts": dict(self._parted),
             "nearest": dict(self._nearest),
         }

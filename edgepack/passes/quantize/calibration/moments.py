@@ -36,10 +36,10 @@ FEWEST_POSITIONS, FEWEST_IN_GROUPS = 2048, 512
 # Samples after which the rate of positions falls for the first time, where each has enough.
 FIRST_SAMPLES = 16
 # Columns that are read at a time. The widest layers read fewer samples at once.
-COLUMN_BYTES = 32 * 2**20
+COLUMN_BYTES = 16 * 2**20
 # Columns that enter the second moments at a time, and their bytes: large products are faster than
 # small ones, but for the many small ones of a grouped convolution.
-TOGETHER, WAITING_BYTES = 512, 4 * 2**20
+TOGETHER, WAITING_BYTES = 512, 2 * 2**20
 
 
 @dataclass

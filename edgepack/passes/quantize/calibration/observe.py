@@ -30,7 +30,7 @@ from edgepack.passes.quantize.workers import open_workers
 # Values of one sample that enter the histogram of a tensor; larger tensors are subsampled evenly.
 COUNTED = 2**13
 # Memory for the channels' values from which their mean errors come, and bounds of their number.
-ROW_BYTES, FEWEST_ROWS, MOST_ROWS = 64 * 2**20, 64, 1024
+ROW_BYTES, FEWEST_ROWS, MOST_ROWS = 32 * 2**20, 64, 1024
 
 
 @dataclass
@@ -186,10 +186,14 @@ def observe(
                 futures.append(
                     pool.submit(observations.tensors[name].add, values, samples_run, number)
                 )
-            for (name, values), future in zip(arrays.items(), futures, strict=True):
+            for name, future in zip(arrays, futures, strict=True):
                 if not future.result():
-                    position = _locate(values, observations.count, samples_run)
+                    position = _locate(arrays[name], observations.count, samples_run)
                     raise _nonfinite(name, position, samples.origin)
+            # The next run needs the memory of these tensors.
+            arrays.clear()
+            futures.clear()
+            del values, future
             if (run + 1) % len(groups) == 0:
                 observations.count += samples_run
     for name, tensor in observations.tensors.items():
@@ -220,7 +224,8 @@ def _count_elements(
 
 def _choose_batch(elements: Mapping[str, int], most: int) -> int:
     """Return the number of samples whose tensors fit in memory together, at most `most`."""
-    needed = 4 * sum(elements.values())
+    # The arena of the session takes as much again.
+    needed = 2 * 4 * sum(elements.values())
     return int(np.clip(stream.HELD_BYTES // max(needed, 1), 1, most))
 
 

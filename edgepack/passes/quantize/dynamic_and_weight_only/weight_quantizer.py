@@ -15,7 +15,7 @@ from edgepack.data.samples import Samples
 from edgepack.ledger import PassResult, Progress
 from edgepack.onnx_tools.fusion import fuse
 from edgepack.onnx_tools.view import GraphView
-from edgepack.passes.quantize.calibration.interest import observe_layers
+from edgepack.passes.quantize.calibration.interest import MomentSummary, observe_layers
 from edgepack.passes.quantize.dynamic_and_weight_only.constants import Choice, choose_nodes
 from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.figures import collect_weight_figures, describe_weights
@@ -50,6 +50,7 @@ class WeightQuantizer:
                 ordered, self.reordered = reorder(self.model, self.view, self.choice.layers)
                 self._load(ordered)
         self._integers: IntegerWeights | None = None
+        self._summary = MomentSummary(options)
 
     def _load(self, model: onnx.ModelProto) -> None:
         """Take over a prepared model, and choose the nodes that become integer."""
@@ -79,6 +80,7 @@ class WeightQuantizer:
             self._collect_factors(choice, integers),
             kernels,
             self.reordered,
+            self._summary.figures(),
             self.seconds,
         )
         return PassResult(model, True, describe_weights(choice, figures), figures)
@@ -118,6 +120,7 @@ class WeightQuantizer:
                 integers = IntegerWeights(count, constants=self._quantize_constants())
                 # Matrices that are smaller in eight bits than in blocks of four keep eight.
                 for layer, source, moments in observed:
+                    self._summary.add(layer, moments)
                     block, width = self.options.block, layer.rows.shape[1]
                     if block and layer.op != "Conv" and saves_in_blocks(width, block):
                         four = quantize_in_blocks(layer, block, moments, self.options)

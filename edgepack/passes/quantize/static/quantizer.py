@@ -76,7 +76,7 @@ class StaticQuantizer:
         self._quantization: dict[str, Affine] = {}
         self._quantized: dict[int, Quantized] = {}
         self._count = 0
-        self._summary = MomentSummary()
+        self._summary = MomentSummary(options)
 
     def _load(self, model: onnx.ModelProto) -> None:
         """Take over a prepared model, and decide which of its nodes become integer."""
