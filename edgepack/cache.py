@@ -31,6 +31,8 @@ WORK = ".work-"
 # Seconds after which an entry counts as unused on file systems without locks.
 UNUSED = 86400
 EMULATOR = "emulator"
+# Seconds of the stages of earlier builds, see `edgepack.forecast`; they are no entries.
+TIMINGS = "timings"
 OTHER_FOLDER = "set EDGEPACK_CACHE to a writable folder"
 # Libraries whose versions influence the results of stages.
 LIBRARIES = (
@@ -288,6 +290,9 @@ class Cache:
             temporary.sweep(str(folder))
         if emulator:
             temporary.sweep(str(self.folder / EMULATOR))
+        for path in sorted((self.folder / TIMINGS).glob("*")):
+            if _modified(path) <= limit:
+                path.unlink(missing_ok=True)
         count = freed = used = 0
         candidates = self._folders()
         if emulator:

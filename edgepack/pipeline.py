@@ -11,6 +11,7 @@ from edgepack.cache import Cache
 from edgepack.context import Context
 from edgepack.device import Local
 from edgepack.errors import EdgepackError
+from edgepack.forecast import store_seconds
 from edgepack.ledger import STAGES_AFTER, STAGES_BEFORE, Ledger, Progress
 from edgepack.passes.training import processes
 from edgepack.proof import Outcome
@@ -66,6 +67,7 @@ def build(
     # The new file is verified with the loader inside it, as on a device.
     with Local(runs_bundle=True) as device:
         outcome = proof.prove(proof.Job(build_context, graph, wheels), device)
+    store_seconds(request, ledger.records)
     if not outcome.accepted:
         raise proof.make_gate_error(outcome, build_context)
     return outcome

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from edgepack.forecast import TimeLeft, format_left
 from edgepack.ledger import Progress, Record
 from edgepack.report.figures import fit, format_bytes, format_seconds, printable
 
@@ -30,20 +31,26 @@ _MARKS = {
 }
 
 
-def make_progress(quiet: bool = False, verbose: int = 0, stages: Sequence[str] = ()) -> Progress:
+def make_progress(
+    quiet: bool = False,
+    verbose: int = 0,
+    stages: Sequence[str] = (),
+    time_left: TimeLeft | None = None,
+) -> Progress:
     """Return the progress display that suits standard error.
 
     Args:
         quiet: print warnings only.
         verbose: 1 or more prints all notes of a stage instead of the first.
         stages: names of the stages to come, in order; empty if they are not known.
+        time_left: forecast of the build's end; None to show none.
     """
     if quiet:
         return QuietProgress(sys.stderr)
     # A dumb terminal, as in some editors, cannot move the cursor.
     if sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown"):
-        return TerminalProgress(verbose, stages=stages)
-    return PlainProgress(sys.stderr, verbose)
+        return TerminalProgress(verbose, stages=stages, time_left=time_left)
+    return PlainProgress(sys.stderr, verbose, time_left)
 
 
 class SilentProgress:
@@ -88,19 +95,35 @@ class QuietProgress(SilentProgress):
 class PlainProgress(QuietProgress):
     """Display of one line per finished stage without control codes, for logs and pipes."""
 
-    def __init__(self, stream: TextIO, verbose: int = 0) -> None:
+    def __init__(self, stream: TextIO, verbose: int = 0, time_left: TimeLeft | None = None) -> None:
         super().__init__(stream)
         self._verbose = verbose
         self._last_print = time.monotonic()
+        self._time_left = time_left or TimeLeft()
+
+    def begin(self, stage: str, total: int | None = None) -> None:
+        """Begin a stage for the forecast."""
+        self._time_left.begin(stage, total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps for the forecast."""
+        self._time_left.advance(steps)
+
+    def expect(self, total: int) -> None:
+        """Set the number of steps for the forecast."""
+        self._time_left.expect(total)
 
     def tell(self, text: str) -> None:
         """Print the text at most every 20 s, as a sign of life of a long stage."""
+        # The forecast follows every text, so that the printed one is a smooth one.
+        left = format_left(self._time_left.seconds())
         if time.monotonic() - self._last_print >= TELL_SECONDS:
             self._last_print = time.monotonic()
-            self._print(f"{'':8}{text}")
+            self._print(f"{'':8}{', '.join(filter(None, (text, left)))}")
 
     def end(self, record: Record) -> None:
         """Print the line of the stage, followed by its other notes if verbose."""
+        self._time_left.end(record)
         first, *other_notes = _notes(record, self._verbose)
         self._print(f"{record.status:<8}{_columns(record)}  {first}")
         for note in other_notes:
@@ -118,12 +141,18 @@ class TerminalProgress:
         console: console to print on; None for standard error.
         stages: names of the stages to come, in order, to print "stage 3 of 11"; empty if they are
             not known.
+        time_left: forecast of the build's end; None to show none.
     """
 
     def __init__(
-        self, verbose: int = 0, console: Console | None = None, stages: Sequence[str] = ()
+        self,
+        verbose: int = 0,
+        console: Console | None = None,
+        stages: Sequence[str] = (),
+        time_left: TimeLeft | None = None,
     ) -> None:
         self._verbose = verbose
+        self._time_left = time_left or TimeLeft()
         self._output = console
         self._live: Live | None = None
         self._tasks: list[TaskID] = []
@@ -142,6 +171,7 @@ class TerminalProgress:
 
     def begin(self, stage: str, total: int | None = None) -> None:
         """Show the stage on the live line."""
+        self._time_left.begin(stage, total)
         # Nested stages share one live display, each with its own task.
         if self._live is None:
             self._live = self._line()
@@ -161,11 +191,13 @@ class TerminalProgress:
 
     def advance(self, steps: int = 1) -> None:
         """Advance the bar of the running stage."""
+        self._time_left.advance(steps)
         if self._live is not None and self._tasks:
             self._live.advance(self._tasks[-1], steps)
 
     def expect(self, total: int) -> None:
         """Replace the spinner of the running stage by a bar."""
+        self._time_left.expect(total)
         if self._live is not None and self._tasks:
             self._live.update(self._tasks[-1], total=total)
 
@@ -177,6 +209,7 @@ class TerminalProgress:
 
     def end(self, record: Record) -> None:
         """Clear the live line, even after a failure, and print the permanent one."""
+        self._time_left.end(record)
         # The live display ends with the outermost stage.
         if self._live is not None:
             if self._tasks:
@@ -204,6 +237,7 @@ class TerminalProgress:
             Task,
             TextColumn,
         )
+        from rich.table import Column
         from rich.text import Text
 
         class Elapsed(ProgressColumn):
@@ -211,6 +245,14 @@ class TerminalProgress:
 
             def render(self, task: Task) -> Text:
                 return Text(format_seconds(task.elapsed or 0.0), style="dim")
+
+        time_left = self._time_left
+
+        class Left(ProgressColumn):
+            """Column with the forecast of the whole build."""
+
+            def render(self, task: Task) -> Text:
+                return Text(format_left(time_left.seconds()), style="dim", no_wrap=True)
 
         class Steps(MofNCompleteColumn):
             """Column with the number of steps done, and the total if it is known."""
@@ -225,12 +267,15 @@ class TerminalProgress:
         spinner = "line"
         if self._console.encoding.lower().startswith("utf"):
             spinner = "dots"
+        # The text of a stage is cut where the terminal is narrow, and nothing wraps.
+        description = Column(no_wrap=True, overflow="ellipsis")
         return Progress(
             SpinnerColumn(spinner),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            Steps(),
-            Elapsed(),
+            TextColumn("{task.description}", markup=False, table_column=description),
+            BarColumn(bar_width=16),
+            Steps(table_column=Column(no_wrap=True, justify="right")),
+            Elapsed(table_column=Column(no_wrap=True, justify="right")),
+            Left(table_column=Column(no_wrap=True)),
             console=self._console,
             transient=True,
             # Output of other code goes above the live line; a redirected stdout is not touched.

@@ -15,6 +15,7 @@ from edgepack.api.bundle import Bundle, RejectedError, UnverifiedWarning
 from edgepack.api.progress import choose_progress, warn_caller
 from edgepack.data import PythonSamples
 from edgepack.errors import HostError, SourceError
+from edgepack.forecast import forecast
 from edgepack.ledger import Progress
 from edgepack.metrics.protocol import MetricSource
 from edgepack.passes.training import processes
@@ -126,7 +127,8 @@ def build(
         if trusted:
             flags = replace(flags, trust_pickle=True)
         resolved = request.resolve(source, targets.load(str(target)), settings, flags)
-        display = choose_progress(progress, list_stages(resolved))
+        stages = list_stages(resolved)
+        display = choose_progress(progress, stages, forecast(resolved, stages))
         return _run(resolved, display)
 
 

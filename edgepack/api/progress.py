@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from edgepack.forecast import TimeLeft, format_left
 from edgepack.ledger import Progress, Record
 from edgepack.progress import SilentProgress, format_stage, make_progress
 
@@ -16,19 +17,22 @@ from edgepack.progress import SilentProgress, format_stage, make_progress
 _INTERVAL = 0.25
 
 
-def choose_progress(show: bool | None, stages: Sequence[str]) -> Progress:
+def choose_progress(
+    show: bool | None, stages: Sequence[str], time_left: TimeLeft | None = None
+) -> Progress:
     """Return the display for a build from Python.
 
     Args:
         show: True to show stages, False for silence; None shows them where somebody watches: in a
             notebook and on a terminal, but neither in a log nor in a pipe.
         stages: names of the stages to come, in order.
+        time_left: forecast of the build's end; None to show none.
     """
     display: Progress = SilentProgress()
     if show is not False and _in_notebook():
-        display = NotebookProgress(stages)
+        display = NotebookProgress(stages, time_left)
     elif show or (show is None and sys.stderr.isatty()):
-        display = make_progress(stages=stages)
+        display = make_progress(stages=stages, time_left=time_left)
     return PythonWarnings(display)
 
 
@@ -86,9 +90,11 @@ class NotebookProgress(SilentProgress):
 
     Args:
         stages: names of the stages to come, in order, to print "stage 3 of 11".
+        time_left: forecast of the build's end; None to show none.
     """
 
-    def __init__(self, stages: Sequence[str]) -> None:
+    def __init__(self, stages: Sequence[str], time_left: TimeLeft | None = None) -> None:
+        self._time_left = time_left or TimeLeft()
         self._stages = stages
         self._lines: list[str] = []
         self._running: list[str] = []
@@ -99,17 +105,20 @@ class NotebookProgress(SilentProgress):
 
     def begin(self, stage: str, total: int | None = None) -> None:
         """Show the stage as the running one."""
+        self._time_left.begin(stage, total)
         self._running.append(stage)
         self._text, self._done, self._total = "", 0, total or 0
         self._update(force=True)
 
     def advance(self, steps: int = 1) -> None:
         """Show the number of steps."""
+        self._time_left.advance(steps)
         self._done += steps
         self._update()
 
     def expect(self, total: int) -> None:
         """Show the number of steps to come."""
+        self._time_left.expect(total)
         self._total = total
         self._update()
 
@@ -120,6 +129,7 @@ class NotebookProgress(SilentProgress):
 
     def end(self, record: Record) -> None:
         """Replace the running stage by its line."""
+        self._time_left.end(record)
         if self._running:
             self._running.pop()
         self._lines.append(format_stage(record))
@@ -149,4 +159,5 @@ class NotebookProgress(SilentProgress):
             name = f"stage {position} of {len(self._stages)}: {name}"
         steps = f" {self._done}/{self._total}" if self._total else ""
         text = f"  {self._text}" if self._text else ""
-        return [f"{name}{steps}{text}"]
+        left = format_left(self._time_left.seconds())
+        return [f"{name}{steps}{text}{f'  {left}' if left else ''}"]

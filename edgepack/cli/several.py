@@ -79,6 +79,7 @@ def run_build(
 
     Returns None in a training process other than the main one.
     """
+    from edgepack.forecast import forecast
     from edgepack.ledger import Progress
     from edgepack.passes.training import processes
     from edgepack.pipeline import build, list_stages, refuse_exit
@@ -89,7 +90,9 @@ def run_build(
     # With several training processes, only the main one draws progress and writes the bundle.
     progress: Progress = SilentProgress()
     if processes.is_main():
-        progress = make_progress(display.quiet, display.verbose, list_stages(request))
+        stages = list_stages(request)
+        time_left = forecast(request, stages)
+        progress = make_progress(display.quiet, display.verbose, stages, time_left)
     try:
         with refuse_exit(TERMINATED):
             outcome = build(request, progress, shared)

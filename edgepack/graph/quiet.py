@@ -63,3 +63,13 @@ class _Muted(io.TextIOBase):
     @property
     def encoding(self) -> str:  # type: ignore[override]
         return self._stream.encoding
+
+    @property
+    def rich_proxied_file(self) -> TextIO:
+        """Return the terminal's own stream, to which rich draws its live display.
+
+        rich replaces standard error by a stream that prints above the live display. It looks for
+        this attribute to draw beneath it, or it would print every frame as a line of its own.
+        """
+        stream: TextIO = getattr(self._stream, "rich_proxied_file", self._stream)
+        return stream

@@ -11,6 +11,7 @@ import time
 import pytest
 from rich.console import Console
 
+from edgepack.graph.quiet import muted
 from edgepack.ledger import Ledger, Progress
 from edgepack.progress import PlainProgress, QuietProgress, TerminalProgress, make_progress
 
@@ -205,3 +206,19 @@ def test_a_pass_that_runs_twice_is_counted_twice() -> None:
     progress = TerminalProgress(stages=("distill", "quantize", "distill"))
     labels = [progress._number(name) for name in ("distill", "repair", "distill")]
     assert labels == ["stage 1 of 3: distill", "repair", "stage 3 of 3: distill"]
+
+
+def test_the_live_line_stays_one_line_while_an_exporter_is_silenced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    console = Console(stderr=True, force_terminal=True, width=80, legacy_windows=False)
+    progress = TerminalProgress(console=console)
+    with Ledger(progress).stage("export"), muted():
+        print("noise", file=sys.stderr)
+        time.sleep(0.3)
+    # A frame replaces the line before it; one that is printed as text is followed by a new line.
+    assert stream.getvalue().count("\n") <= 3
+    assert "noise" not in stream.getvalue()
