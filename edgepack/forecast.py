@@ -190,7 +190,7 @@ class TimeLeft:
         if self._shown is None:
             self._shown = estimate
         else:
-            # 100 s shown 2 s ago are 98 s now. Of the gap to a new estimate of 198 s, 100 s, a fifth
+            # 100 s shown 2 s ago are 98 s now. Of the 100 s to a new estimate of 198 s, a fifth
             # closes in these 2 s: 120 s.
             passed = max(0.0, now - self._shown_at)
             aged = max(0.0, self._shown - passed)

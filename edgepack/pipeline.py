@@ -19,7 +19,6 @@ from edgepack.request import Request
 from edgepack.runtime.device.machine import describe
 
 
-@keep_freed_memory()
 def build(
     request: Request, progress: Progress, shared: stages.SharedStages | None = None
 ) -> Outcome | None:
@@ -37,7 +36,11 @@ def build(
         progress: shows the stages.
         shared: reuses the stages before the export for several targets of one command.
     """
-    ledger = Ledger(progress)
+    with keep_freed_memory():
+        return _build(request, Ledger(progress), shared or stages.SharedStages())
+
+
+def _build(request: Request, ledger: Ledger, shared: stages.SharedStages) -> Outcome | None:
     files.check_output(request.output, request.list_inputs())
     proof.check_existing(request)
     host.check_host(request, describe())
@@ -47,7 +50,6 @@ def build(
     context = Context(request, Cache(request.cache, refresh=request.refresh), ledger)
 
     with processes.in_turn():
-        shared = shared or stages.SharedStages()
         opened = shared.open(context)
         proof.check_provenance(request, opened.source, opened.samples)
         wheels = stages.fetch_wheels(context, opened.samples)
