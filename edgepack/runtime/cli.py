@@ -181,6 +181,7 @@ def _make_parser() -> argparse.ArgumentParser:
     # Called by the instruction counter of `edgepack bench --instructions`.
     add = commands.add_parser("marked")
     add.add_argument("--repeats", type=int, required=True)
+    add.add_argument("--warm-up", type=int, default=8)
     add.add_argument("--against", default="")
     add.set_defaults(act=_run_marked)
     for sub in commands.choices.values():
@@ -441,7 +442,9 @@ def _measure_turn(bundle: str, options: argparse.Namespace) -> _Answer:
 def _run_marked(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.marked import run_marked
 
-    return _Answer(run_marked(bundle, options.against, options.repeats, options.threads))
+    return _Answer(
+        run_marked(bundle, options.against, options.repeats, options.threads, options.warm_up)
+    )
 
 
 def _describe_device(bundle: str, options: argparse.Namespace) -> _Answer:

@@ -22,6 +22,7 @@ from edgepack.device.instructions.plugin import plugin
 from edgepack.errors import DeviceError, HostError
 
 REPEATS = 5
+FEW_REPEATS = 2
 UNIT = "instructions, emulated; not time"
 # Classes that kernels consist of: int8 dot products and matrix products, other SIMD products of
 # integers, floating-point multiply-adds. Their instructions are reported individually.
@@ -105,7 +106,29 @@ def count(bundle: Path, cpu: str, against: Path | None = None) -> Counted:
     return Counted(cpu, model, original)
 
 
-def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
+def count_models(bundle: Path, cpu: str, models: Sequence[Path]) -> list[Counts]:
+    """Count the instructions of ONNX models in few inferences, to compare them with each other.
+
+    A large network takes seconds for each inference, and the compute classes are the same in all.
+
+    Args:
+        bundle: its first reference sample is the models' input.
+        cpu: a key of CPUS.
+        models: in onnxruntime.
+
+    Raises as `count` does.
+    """
+    counter = plugin(cpu)
+    counts = []
+    for model in models:
+        arguments = (f"--against={model.resolve()}", "--warm-up=1")
+        counts.append(_count(bundle, cpu, counter, *arguments, repeats=FEW_REPEATS))
+    return counts
+
+
+def _count(
+    bundle: Path, cpu: str, counter: Path, *arguments: str, repeats: int = REPEATS
+) -> Counts:
     # `cache clean --emulator` skips the plugin while it is in use.
     in_use = files.mark_in_use(counter.parent)
     with files.temporary_folder() as folder, closing(in_use):
@@ -117,7 +140,7 @@ def _count(bundle: Path, cpu: str, counter: Path, *arguments: str) -> Counts:
             path = device.put(bundle)
             try:
                 marks, _ = ask(
-                    device, path, "marked", f"--repeats={REPEATS}", "--threads=1", *arguments
+                    device, path, "marked", f"--repeats={repeats}", "--threads=1", *arguments
                 )
             except DeviceError as error:
                 # The plugin opens its file before the first instruction.

@@ -35,7 +35,9 @@ def _nothing() -> None:
     pass
 
 
-def run_marked(path: str, against: str, repeats: int, threads: int) -> MarkedDocument:
+def run_marked(
+    path: str, against: str, repeats: int, threads: int, warm_up: int = WARM_UP
+) -> MarkedDocument:
     """Mark the empty regions, then `repeats` inferences on the first reference sample.
 
     Args:
@@ -43,11 +45,12 @@ def run_marked(path: str, against: str, repeats: int, threads: int) -> MarkedDoc
         against: an ONNX file to run in its place, by the bare engine; empty for none.
         repeats: number of inferences.
         threads: threads within an operator; only the calling thread is counted.
+        warm_up: number of inferences before the first region.
 
     Raises InputError if the other model does not take the bundle's samples.
     """
     call, *_ = open_call(path, against, threads)
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         call()
     # A collection within a region would be counted with it.
     gc.collect()
