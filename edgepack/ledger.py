@@ -18,7 +18,9 @@ Model = TypeVar("Model")
 # Stages of a build in order, as its ledger names them. The passes run between them:
 #   source samples wheels original export simplify | prune quantize | repair engine bundle ...
 STAGES_BEFORE = ("source", "samples", "wheels", "original", "export", "simplify")
-STAGES_AFTER = ("repair", "engine", "bundle", "verify", "emulate", "variants", "latency")
+STAGES_AFTER = (
+    "repair", "auction", "engine", "bundle", "verify", "emulate", "variants", "latency",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class SelectionDocument(TypedDict):
 
 
 class _QuickLatencyExtra(TypedDict, total=False):
-    # Largest ratio of the measurement's thirds over the smallest, less one.
+    # Largest ratio of the measurement's turns over the smallest, less one.
     spread: float
 
 
@@ -80,6 +82,39 @@ class QuickLatency(_QuickLatencyExtra):
     original: float
     ratio: float
     queries: int
+
+
+class CandidateDocument(TypedDict):
+    """Candidate of an auction, and the reason why it lost; "" for the winner.
+
+    Costs are None if it did not run, quality if it could not win and was not judged.
+    """
+
+    name: str
+    form: str
+    engine: str
+    settings: Mapping[str, object]
+    bytes: int
+    cost: float | None
+    # fp32's cost over this one's, and the peak memory of its process.
+    ratio: float | None
+    peak_rss_bytes: int | None
+    # Exact answers have no SNR, either.
+    judged: bool
+    snr_db: float | None
+    metric_points: float | None
+    reason: str
+
+
+class AuctionDocument(TypedDict):
+    """Auction of a build: its candidates, the one that won, and what it cost."""
+
+    objective: str
+    unit: str
+    noise: float
+    seconds: float
+    winner: str
+    candidates: list[CandidateDocument]
 
 
 class Change(TypedDict):
@@ -146,6 +181,7 @@ class Record:
         measured: cost and loss of the model after the stage, and their changes by the stage;
             None if the stage is not a pass (see `stages.measure`).
         details: further figures of the stage, by name.
+        auction: candidates of an auction, which the report has in a section of its own.
     """
 
     stage: str
@@ -158,6 +194,7 @@ class Record:
     measured: Measured | None = None
     # Such as {"layers_quantized": 12}: each stage has its own, so that no type lists them.
     details: Mapping[str, object] = field(default_factory=dict)
+    auction: AuctionDocument | None = None
 
     def to_json(self) -> RecordDocument:
         """Return the record as JSON values for the report."""
@@ -176,6 +213,7 @@ class Record:
 
 
 class _Fields(TypedDict, total=False):
+    auction: AuctionDocument
     status: str
     seconds: float
     bytes: int | None
@@ -253,6 +291,13 @@ class Ledger:
             stage.set(seconds=time.perf_counter() - started)
             self.records.append(stage.record)
             self.progress.end(stage.record)
+
+    def find_auction(self) -> AuctionDocument | None:
+        """Return the auction of the build; None if there was none."""
+        for record in self.records:
+            if record.auction is not None:
+                return record.auction
+        return None
 
     def find_losing_pass(self) -> Record | None:
         """Return the pass since which quality gates are missed, None if they hold at the end."""

@@ -64,6 +64,7 @@ def _build(request: Request, ledger: Ledger, shared: stages.SharedStages) -> Out
         return None
     for step in passes.select_domain("graph", request.chain):
         graph = stages.apply_graph_pass(step, graph, build_context)
+    graph = stages.hold_auction(graph, build_context)
     graph = stages.build_engine(graph, build_context)
 
     # The new file is verified with the loader inside it, as on a device.
@@ -108,6 +109,8 @@ def list_stages(request: Request) -> list[str]:
         absent.add("emulate")
     # Latency is measured on this host only, and never in an emulator.
     if host.is_foreign(request.target) or request.latency == "none":
-        absent.add("latency")
+        absent |= {"auction", "latency"}
+    if host.stands_in(request.target) or not request.optimize.weights:
+        absent.add("auction")
     chain = [step.name for step in request.chain]
     return [name for name in (*STAGES_BEFORE, *chain, *STAGES_AFTER) if name not in absent]

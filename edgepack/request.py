@@ -25,6 +25,7 @@ from edgepack.runtime.tensor import Tensor
 from edgepack.source.live import LiveModel
 from edgepack.spec.gates import merge_gates
 from edgepack.spec.manifest import Manifest
+from edgepack.spec.objective import Objective, parse_objective
 from edgepack.spec.pictures import parse_pictures
 from edgepack.spec.target import Target
 from edgepack.spec.tensors import Span
@@ -75,6 +76,8 @@ class Request:
         audio: conversion of recordings, as far as the manifest sets it; None without a table.
         allow_chance: True if the original may be no better than guessing.
         chain: the passes in order, with options of the profile and the manifest merged in.
+        chain_is_default: True if it is the profile's, so that forms without it compete as well.
+        optimize: objective by which the forms of the model compete.
         quality: the gates, including those that apply only with labels.
         explicit_gates: names of the gates that the user set; these apply in any case.
         metric_gates: by metric, bounds beside those of `quality`: max_drop, ratio, min and max.
@@ -120,6 +123,8 @@ class Request:
     code: UserCode = field(default_factory=UserCode)
     allow_chance: bool = False
     chain: tuple[passes.Step, ...] = ()
+    chain_is_default: bool = False
+    optimize: Objective = field(default_factory=Objective)
     quality: Mapping[str, float] = field(default_factory=dict)
     explicit_gates: frozenset[str] = frozenset()
     metric_gates: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -190,6 +195,7 @@ class Flags:
         gates: gates, such as "f1.max_drop=1" and "snr_db=25".
         allow_chance: True if the original may be no better than guessing.
         chain: text of the chain; None for that of the manifest or the profile.
+        optimize: text of the objective; "" for that of the manifest.
         max_drop: largest loss of the metric in points.
         strict: True for the profile's stricter gates.
         latency: run length of the latency measurement, or "none".
@@ -223,6 +229,7 @@ class Flags:
     gates: tuple[str, ...] = ()
     allow_chance: bool = False
     chain: str | None = None
+    optimize: str = ""
     max_drop: float | None = None
     strict: bool = False
     latency: str = "smoke"
@@ -291,6 +298,8 @@ def resolve(
         audio=None if manifest.audio is None else AudioOptions(**manifest.audio),
         allow_chance=flags.allow_chance or manifest.allow_chance,
         chain=chain,
+        chain_is_default=_is_default(chain, manifest, flags),
+        optimize=parse_objective(flags.optimize or manifest.optimize),
         quality=gates.quality,
         explicit_gates=gates.explicit,
         metric_gates=gates.metrics,
@@ -492,6 +501,13 @@ def _resolve_metrics(manifest: Manifest) -> tuple[MetricSource, ...]:
 def _resolve_function(manifest: Manifest, text: str) -> str:
     # "top1" is a name and no path.
     return _resolve_path(manifest, text) if ":" in text else text
+
+
+def _is_default(chain: tuple[passes.Step, ...], manifest: Manifest, flags: Flags) -> bool:
+    """Return True if the user has requested neither a chain nor options of its passes."""
+    if flags.chain is not None or manifest.chain:
+        return False
+    return not any(manifest.read_table(step.definition.table) for step in chain)
 
 
 def _merge_chain(target: Target, manifest: Manifest, flags: Flags) -> tuple[passes.Step, ...]:

@@ -57,6 +57,7 @@ class BuildOptions(TypedDict, total=False):
     random_calibration: bool
     allow_chance: bool
     max_drop: float
+    optimize: str
     strict: bool
     trust_pickle: bool
     latency: str

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Headings of `--help`, each with the names of its parameters.
 SECTIONS = {
-    "Target": ("target_names", "chain"),
+    "Target": ("target_names", "chain", "optimize"),
     "Model": (
         "manifest", "arch", "arch_args", "weights", "strip_prefix", "inputs", "axes",
         "trust_pickle",
@@ -199,6 +199,13 @@ def _parse_pairs(
     metavar="PASSES",
     shell_complete=complete_chain,
     help="Run these passes instead of the target's; `none` runs no pass.",
+)
+@click.option(
+    "--optimize",
+    default="",
+    metavar="GOAL|WEIGHTS",
+    help="Choose the form by latency (default), size, memory or none, or by weights: "
+    "latency=1,size=0.5.",
 )
 @click.option(
     "--max-drop",

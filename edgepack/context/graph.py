@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,8 @@ from edgepack.runtime.tensor import Tensor
 if TYPE_CHECKING:
     import numpy as np
     from onnx import ModelProto
+
+    from edgepack.passes.protocol import Trials
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Graph:
         profiles: shapes of inputs with a dynamic axis, for building the engine.
         returned: layers returned to float by a repair.
         variants: ways to run it on the target's CPU, best first; empty for the profile's engine.
+        form: precision that an auction chose, such as "fp32"; "" for that of the chain.
+        before: the graph before the pass that made this one; None for the first.
+        trials: creates other results of that pass; None if it has none.
     """
 
     model: bytes
@@ -38,6 +43,9 @@ class Graph:
     profiles: Profiles = field(default_factory=dict)
     returned: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    form: str = ""
+    before: Graph | None = field(default=None, compare=False, repr=False)
+    trials: Callable[[], Trials] | None = field(default=None, compare=False, repr=False)
 
 
 def describe_tensors(tensors: Iterable[Tensor]) -> list[TensorDocument]:

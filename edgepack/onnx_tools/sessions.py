@@ -48,6 +48,9 @@ class Session(Protocol):
     ) -> Sequence[np.ndarray]:
         """Return the outputs of these names; None stands for all."""
 
+    def end_profiling(self) -> str:
+        """Write the profile, and return the path of its file."""
+
 
 def create_session(
     model: ModelProto | bytes | str | Path,
@@ -57,6 +60,7 @@ def create_session(
     literal: bool = False,
     arena: bool = True,
     save_to: Path | None = None,
+    profile_to: Path | None = None,
 ) -> Session:
     """Create a quiet session on the CPU whose threads sleep while they wait.
 
@@ -67,6 +71,7 @@ def create_session(
         literal: compute quantized operators in float, for a CPU that stands in for a GPU.
         arena: False frees buffers after each call, for a lower peak of memory.
         save_to: file for the graph as onnxruntime rewrote it.
+        profile_to: start of the path of a profile, which `end_profiling` completes.
 
     Raises whatever onnxruntime raises for a model that it cannot load: its exceptions share no base
     class. `graph.Runner` turns them into GraphError.
@@ -91,6 +96,9 @@ def create_session(
     }[optimization]
     if save_to is not None:
         options.optimized_model_filepath = str(save_to)
+    if profile_to is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_to)
     source: str | bytes
     if isinstance(model, (str, Path)):
         source = str(model)

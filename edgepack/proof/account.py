@@ -119,7 +119,7 @@ def make_report(
         "target": {
             "name": job.request.target.name,
             "summary": job.request.target.summary,
-            "precision": name_precision(job.request.chain),
+            "precision": job.graph.form or name_precision(job.request.chain),
         },
         "source": _describe_source(job),
         "bundle": _describe_bundle(job, verdict, decision),
@@ -144,6 +144,10 @@ def make_report(
         "warnings": list(ledger.warnings),
         "slower": latency is not None and latency["ratio"] < 1,
     }
+    auction = ledger.find_auction()
+    if auction is not None:
+        share = auction["seconds"] / document["build"]["seconds"]
+        document["auction"] = {**auction, "share": round(share, 4)}
     if verdict["preprocessing"] is not None:
         document["preprocessing"] = verdict["preprocessing"]
     # Cautions are drawn from the report's own figures, so that readers of it can check them.

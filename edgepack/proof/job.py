@@ -175,6 +175,9 @@ def _describe_provenance(job: Job) -> dict[str, object]:
     # Layers that repair took back to float; without repair the key is absent.
     if job.graph.returned:
         provenance["returned"] = list(job.graph.returned)
+    # The form that an auction chose, which need not be the chain's.
+    if job.graph.form:
+        provenance["form"] = job.graph.form
     return provenance
 
 

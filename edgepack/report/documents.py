@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from edgepack.ledger import RecordDocument, SelectionDocument
+from edgepack.ledger import AuctionDocument, RecordDocument, SelectionDocument
 from edgepack.runtime.documents import (
     DeviceDocument,
     Load,
@@ -165,8 +165,15 @@ class VariantSection(_VariantExtra):
     emulated: dict[str, Question]
 
 
+class AuctionSection(AuctionDocument):
+    """Auction of a build, with its share of the build's time."""
+
+    share: float
+
+
 class _ReportExtra(TypedDict, total=False):
     variants: list[VariantSection]
+    auction: AuctionSection
     preprocessing: Question
     emulated: dict[str, Question]
     build: BuildSection

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from edgepack.ledger import RecordDocument
 from edgepack.metrics.closeness import closeness_db
 from edgepack.report import figures, findings
+from edgepack.report.auction import tabulate_auction
 from edgepack.report.documents import Report, TimingSection
 from edgepack.report.gates import format_gate
 from edgepack.report.passes import tabulate_passes
@@ -59,6 +60,7 @@ def render_html(report: Report) -> str:
         size_bars=size_bars(report),
         latency_bars=latency_bars(report),
         chain=tabulate_passes(report),
+        auction=tabulate_auction(report),
         snr_bound=bound,
         loss=findings.find_first_loss(report["ledger"]),
         isa=_list_isa(report),

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from edgepack.ledger import RecordDocument
 from edgepack.report import findings
+from edgepack.report.auction import HEADINGS, AuctionTable, tabulate_auction
 from edgepack.report.cautions import list_disturbances
 from edgepack.report.documents import LatencySection, Report
 from edgepack.report.figures import (
@@ -70,6 +71,7 @@ class _Summary:
         self.console = console
         self.narrow = console.width < _NARROW
         self.chain = tabulate_passes(report)
+        self.auction = tabulate_auction(report)
 
     def show(self) -> None:
         """Print every section."""
@@ -81,6 +83,9 @@ class _Summary:
             self._print_passes(self.chain)
             if forms := findings.describe_forms(self.report):
                 self._print_indented(self.text(forms))
+            self.console.print()
+        if self.auction:
+            self._print_auction(self.auction)
             self.console.print()
         self._print_ledger()
         self._print_warnings()
@@ -221,6 +226,23 @@ class _Summary:
         self.console.print(table)
         for remark in chain.remarks:
             self._print_indented(self.text(remark))
+
+    def _print_auction(self, auction: AuctionTable) -> None:
+        """Print the candidates with the reason why each lost."""
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        for heading in HEADINGS:
+            numeric = heading in ("speed", "size", "memory")
+            if numeric and self.narrow and heading != "speed":
+                continue
+            name = "  candidate" if heading == "candidate" else heading
+            table.add_column(name, justify="right" if numeric else "left")
+        for row in auction.rows:
+            speed, size, memory, quality = row.figures
+            figures = [speed, quality] if self.narrow else [speed, size, memory, quality]
+            cells = [f"  {row.name}", *figures, row.result]
+            table.add_row(*map(self.text, cells), style="bold" if row.won else "dim")
+        self.console.print(table)
+        self._print_indented(self.text(auction.caption, "dim"))
 
     def _format_cell(self, cell: Cell) -> Text:
         text = self.text(cell.text, "red" if cell.missed else "")

@@ -251,6 +251,7 @@ class _ManifestExtra(_PassTables, total=False):
     preprocess: PreprocessTable
     postprocess: str
     chain: str
+    optimize: str
     gates: ManifestGatesTable
     reference: ReferenceTable
     emulate: bool

@@ -56,6 +56,7 @@ class Manifest:
         preprocess: the user's own conversion of samples, "file.py:function"; "" for none.
         audio: the table [audio], settings of `data.AudioOptions`; None without one.
         chain: the passes; overrides the target's.
+        optimize: objective of the auction, as `--optimize` takes it; "" for the default.
         document: the manifest as read.
         postprocess: function that decodes the outputs for the metrics; "" for none.
         quality: gate to bound; each overrides the target's.
@@ -91,6 +92,7 @@ class Manifest:
     audio: AudioTable | None = None
     preprocess: str = ""
     chain: str = ""
+    optimize: str = ""
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
     postprocess: str = ""
     quality: Mapping[str, float] = field(default_factory=dict)
@@ -147,6 +149,7 @@ def load(path: Path) -> Manifest:
         audio=table.get("audio"),
         preprocess=table["preprocess"]["code"] if "preprocess" in table else "",
         chain=table.get("chain", ""),
+        optimize=table.get("optimize", ""),
         document=table,
         postprocess=table.get("postprocess", ""),
         quality=table.get("gates", {}).get("quality", {}),

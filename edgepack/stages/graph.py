@@ -302,7 +302,13 @@ def apply_graph_pass(step: passes.Step, before: Graph, context: BuildContext) ->
         }
         model, details = run_cached(step.name, parts, stage, context.cache, compute)
         stage.note(*credit(step.plugin))
-        result = replace(before, model=model, integer_only=bool(details.get("integer_only", False)))
+        result = replace(
+            before,
+            model=model,
+            integer_only=bool(details.get("integer_only", False)),
+            before=before,
+            trials=trials,
+        )
         measure(result, context, stage)
     if trials is None:
         return result

@@ -7,11 +7,8 @@ proof measures the finished bundle again, through its loader.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -35,18 +32,18 @@ from edgepack.ledger import (
 from edgepack.metrics.collect import Collector
 from edgepack.metrics.results import add_metrics, list_metrics
 from edgepack.passes.training import processes
+from edgepack.runtime.bundle.engines import DEFAULTS, ONNXRUNTIME, Settings
 from edgepack.runtime.commands.load import spread_of
 from edgepack.runtime.documents import Gate, Measurement
 from edgepack.runtime.parity.gates import judge
 from edgepack.runtime.parity.metrics import Quality, compare
-from edgepack.runtime.session.onnx_session import OnnxSession
+from edgepack.runtime.session.cpu import open_session
 from edgepack.runtime.session.rounding import round_halves
 from edgepack.runtime.tensor import Tensor
+from edgepack.timing import Subject, time_in_turns
 
-# Seconds of the quick latency of a graph, for all models together, and of one model's turn.
-QUICK_SECONDS, TURN_SECONDS = 0.5, 0.02
-# Least number of timed calls of each model, however long they take.
-FEWEST = 7
+# Turns of each model for the latency after a pass, and the seconds of one turn.
+ROUNDS, TURN_SECONDS = 3, 0.1
 
 
 def measure_reference(
@@ -68,13 +65,26 @@ def measure_reference(
     return runner
 
 
-def measure(candidate: Graph, context: BuildContext, stage: Stage) -> None:
+def measure(
+    candidate: Graph,
+    context: BuildContext,
+    stage: Stage,
+    quality: Measurement | None = None,
+    latency: QuickLatency | None = None,
+) -> None:
     """Write all measurements into a stage's record, with the change against the previous pass.
 
     `measured` holds `macs` of one reference sample, `quality`, the gates that it `missed`,
-    `latency` (ms; quick, one thread; None if it is not measured here), and `change` (None for
-    the original): differences of bytes, parameters, macs, snr_db of the worst output and the
+    `latency` (ms; quick, as `bench` measures; None if it is not measured here), and `change` (None
+    for the original): differences of bytes, parameters, macs, snr_db of the worst output and the
     metric or agreement in points, and the relative growth of the latency.
+
+    Args:
+        candidate: the graph after the stage.
+        context: the original, and the evaluation set.
+        stage: receives the measurements.
+        quality: of the graph, if it is known.
+        latency: of the graph, if it is known.
 
     Raises SpecError if the gates or the metric do not fit the model.
     """
@@ -82,12 +92,13 @@ def measure(candidate: Graph, context: BuildContext, stage: Stage) -> None:
     if not processes.is_main():
         return
     # Only the main process of a training evaluates; the others would repeat its work.
-    quality = evaluate(candidate.model, context, stage.progress, runner)
+    if quality is None:
+        quality = evaluate(candidate.model, context, stage.progress, runner)
     measured: Measured = {
         "macs": graph.macs(parse_model(candidate.model), context.reference.feeds[0]),
         "quality": quality,
         "missed": list_missed_gates(quality, context),
-        "latency": _measure_latency(candidate, context),
+        "latency": latency or _measure_latency(candidate, context),
         "change": None,
     }
     stage.set(measured=measured)
@@ -102,8 +113,10 @@ def evaluate(
     model: bytes,
     context: BuildContext,
     progress: Progress,
-    runner: graph.Runner | None = None,
+    runner: _Runs | None = None,
     label: str = "",
+    engine: str = ONNXRUNTIME,
+    settings: Settings = DEFAULTS,
 ) -> Measurement:
     """Return `samples`, `outputs` and the metrics of a graph on the evaluation set, with caching.
 
@@ -113,6 +126,8 @@ def evaluate(
         progress: receives the number of evaluated samples, after the label.
         runner: of that graph; None to create one.
         label: start of the progress messages, such as "2 layers float: ".
+        engine: that computes the answers: ONNXRUNTIME or OPENVINO.
+        settings: of the engine, of which only the precision changes answers.
     """
     count, cache = context.samples.evaluation_count, context.cache
     outputs = context.original.outputs
@@ -123,11 +138,17 @@ def evaluate(
         "outputs": describe_tensors(outputs),
         "metric": context.metric_key,
     }
+    # The answers of onnxruntime do not depend on its settings.
+    if engine != ONNXRUNTIME:
+        parts["engine"] = [engine, settings.precision]
     key = cache.key("evaluation", parts)
     entry = cache.get("evaluation", key)
     if entry is None:
-        literal = graph.signed_activations(parse_model(model))
-        runner = runner or graph.Runner(round_halves(model), literal=literal)
+        if engine != ONNXRUNTIME:
+            runner = _EngineRunner(model, context.original, engine, settings)
+        if runner is None:
+            literal = graph.signed_activations(parse_model(model))
+            runner = graph.Runner(round_halves(model), literal=literal)
         parts_by_output = divide_outputs(context.reference, outputs)
         scores, counted = context.reference.scores, context.counted
         quality = Quality(outputs, parts_by_output, counted, context.inputs)
@@ -144,6 +165,25 @@ def evaluate(
                 add_metrics(result, results, counted=bool(counted))
         entry = cache.put("evaluation", key, {}, result)
     return cast(Measurement, entry.document)
+
+
+class _Runs(Protocol):
+    """Runner of a graph."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        """Return the outputs in order."""
+
+
+class _EngineRunner:
+    """Runner of a graph in another engine than onnxruntime, by the loader's code."""
+
+    def __init__(self, model: bytes, original: Graph, engine: str, settings: Settings) -> None:
+        inputs, outputs = original.inputs, original.outputs
+        self._session = open_session(engine, model, inputs, outputs, settings)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+        """Return the outputs in order."""
+        return list(self._session.run(inputs).values())
 
 
 def list_missed_gates(quality: Measurement, context: BuildContext) -> list[Gate]:
@@ -204,67 +244,30 @@ def summarize_quality(quality: Measurement) -> tuple[float | None, float | None]
 
 
 def _measure_latency(candidate: Graph, context: BuildContext) -> QuickLatency | None:
-    """Return the median of one call beside the original's, in ms; None if not measured here."""
+    """Return the median of one call beside the original's, in ms; None if not measured here.
+
+    Measured as `bench` does: in processes of their own, on every core, by the loader's code.
+    """
     if context.request.latency == "none" or stands_in(context.request.target):
         return None
-    feed = context.reference.feeds[0]
+    feed, original = context.reference.feeds[0], context.original
+    ours = Subject(candidate.model, candidate.inputs, candidate.outputs)
     # A pass that changed nothing has the original's latency, whatever the clock says.
-    if candidate.model == context.original.model:
-        (times,) = time_in_turns([candidate.model], feed)
-        median = find_median(times)
-        return {"p50": median, "original": median, "ratio": 1.0, "queries": len(times)}
-    times, others = time_in_turns([candidate.model, context.original.model], feed)
-    median, other = find_median(times), find_median(others)
-    ratios = []
-    for ours, theirs in zip(split_in_thirds(times), split_in_thirds(others), strict=True):
-        ratios.append(find_median(theirs) / find_median(ours))
+    if candidate.model == original.model:
+        (worker,) = time_in_turns([ours], feed, 1, TURN_SECONDS)
+        return {
+            "p50": worker.median,
+            "original": worker.median,
+            "ratio": 1.0,
+            "queries": worker.queries,
+        }
+    theirs = Subject(original.model, original.inputs, original.outputs)
+    worker, other = time_in_turns([ours, theirs], feed, ROUNDS, TURN_SECONDS)
+    ratios = [b / a for a, b in zip(worker.rounds, other.rounds, strict=True)]
     return {
-        "p50": median,
-        "original": other,
-        "ratio": other / median,
-        "queries": len(times),
+        "p50": worker.median,
+        "original": other.median,
+        "ratio": other.median / worker.median,
+        "queries": worker.queries,
         "spread": spread_of(ratios),
     }
-
-
-def find_median(times: Sequence[int]) -> float:
-    """Return the median of times in ns, in ms."""
-    return statistics.median(times) / 1e6
-
-
-def split_in_thirds(times: Sequence[int]) -> list[Sequence[int]]:
-    """Split the times into three rounds, in the order of their measurement."""
-    # Of 10 times the rounds have 3, 3 and 4; two or fewer are one round.
-    if len(times) < 3:
-        return [times]
-    first, second = len(times) // 3, 2 * len(times) // 3
-    return [times[:first], times[first:second], times[second:]]
-
-
-def time_in_turns(models: Sequence[bytes], feed: Mapping[str, np.ndarray]) -> list[list[int]]:
-    """Return, for each model, the times of its calls in ns.
-
-    Each model runs on one thread. They take turns, so that a drift of the machine's speed
-    affects all of them alike.
-    """
-    calls: list[Callable[[], object]] = []
-    times: list[list[int]] = []
-    for model in models:
-        calls.append(partial(OnnxSession(model, threads=1).run, feed))
-        times.append([])
-    # One call of each model first, untimed: the first call allocates memory and plans kernels.
-    clock, turn = time.perf_counter_ns, int(TURN_SECONDS * 1e9)
-    for call in calls:
-        call()
-    until = clock() + int(QUICK_SECONDS * 1e9)
-    while min(map(len, times)) < FEWEST or clock() < until:
-        for call, timed in zip(calls, times, strict=True):
-            begun = now = clock()
-            while now - begun < turn:
-                call()
-                before, now = now, clock()
-                # The first call of a turn finds the processor's caches full of another model, so
-                # it is timed only if it takes the whole turn.
-                if before > begun or now - begun >= turn:
-                    timed.append(now - before)
-    return times
