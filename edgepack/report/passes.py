@@ -102,9 +102,13 @@ def tabulate_passes(report: Report) -> Table | None:
     # The last one ships. Its speed is told once: as `bench` measured it, longer than the others.
     latency = report["latency"]
     if latency and rows[-1].cells["speed"].text != _NONE:
-        ratio = latency["ratio"]
-        speed = f"about {ratio:.1f}×" if list_disturbances(report) else f"{ratio:.2f}×"
-        rows[-1] = replace(rows[-1], cells={**rows[-1].cells, "speed": Cell(speed)})
+        speed = f"{latency['ratio']:.2f}×"
+        if list_disturbances(report):
+            speed = f"about {latency['ratio']:.1f}×"
+        before = read_measured(records[-2])["latency"]
+        growth = before["ratio"] / latency["ratio"] - 1 if before else None
+        cell = Cell(speed, _format_growth(growth))
+        rows[-1] = replace(rows[-1], cells={**rows[-1].cells, "speed": cell})
     measured = read_measured(records[-1])
     # The first row is the original, whose answers are finite, so that it has every metric.
     columns = {}
@@ -169,7 +173,7 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
         "macs": Cell(_format_count(measured["macs"]), _format_change(change, "macs", before)),
         "speed": Cell(
             _format_speed(measured),
-            _format_signed(change.get("latency"), 0.005, lambda v: f"{format_percent(v, 0)} time"),
+            _format_growth(change.get("latency")),
         ),
         "metric": Cell(
             _format_score(measured["quality"]),
@@ -183,6 +187,10 @@ def _format_row(record: RecordDocument, before: RecordDocument | None) -> Row:
     cells.update(_format_further(measured, before, missed))
     name = "original" if before is None else record["stage"]
     return Row(name, cells, bool(missed))
+
+
+def _format_growth(latency: float | None) -> str:
+    return _format_signed(latency, 0.005, lambda value: f"{format_percent(value, 0)} time")
 
 
 def _find_column(gate: Gate, further: Set[str]) -> str:
