@@ -68,6 +68,7 @@ OPTIONAL: Mapping[str, Need] = {
     "device/gpu.py": Need.GPU,
     "device/gpu_checks.py": Need.GPU,
     "session/rounding.py": Need.GPU,
+    "session/placement.py": Need.GPU,
     "session/tensorrt_session.py": Need.TENSORRT,
     "session/openvino_session.py": Need.OPENVINO,
     "bundle/seal.py": Need.FINISH,

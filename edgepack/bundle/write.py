@@ -81,6 +81,7 @@ class Contents(Description):
         preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
         class_names: names of the classes, by their index; empty if they are not known.
         postprocessing: the user's function that decodes the outputs; None for none.
+        macs: multiply-accumulates of one reference sample by node, for a GPU; empty for a CPU.
         raw: per reference sample, the raw data that `reference` was made of, one for each row of
             its batch; empty for samples that are arrays.
     """
@@ -105,6 +106,7 @@ class Contents(Description):
     class_names: Sequence[str] = ()
     raw: Sequence[Sequence[bytes]] = ()
     postprocessing: Function | None = None
+    macs: Mapping[str, int] = field(default_factory=dict)
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -279,6 +281,8 @@ def _index(contents: Contents, entries: Mapping[str, Content]) -> IndexDocument:
         document["reference"]["raw"] = _describe_raw(contents)
     if contents.postprocessing is not None:
         document["postprocessing"] = contents.postprocessing.to_json()
+    if contents.macs:
+        document["macs"] = dict(contents.macs)
     # Bundles of arrays have neither key.
     if contents.preprocessing is not None:
         document["preprocessing"] = contents.preprocessing.to_json()

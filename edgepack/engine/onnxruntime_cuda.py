@@ -39,6 +39,7 @@ def build(model: bytes, target: Target, profiles: Profiles) -> Built:
     onnxruntime.build(model, target, profiles)
     proto = onnx.load_model_from_string(model)
     count = name_half_tensors(proto)
+    _name_nodes(proto)
     note = "the ONNX has no fp16 tensors: it runs in float32 on the GPU too"
     if count:
         note = (
@@ -84,6 +85,14 @@ def name_half_tensors(model: onnx.ModelProto) -> int:
                 onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, None)
             )
     return len(half)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Name the nodes without a name, by which the device counts what its GPU took."""
+    names = names_of(model.graph.node)
+    for number, node in enumerate(model.graph.node):
+        if not node.name and f"{node.op_type}_{number}" not in names:
+            node.name = f"{node.op_type}_{number}"
 
 
 def requirements() -> str:

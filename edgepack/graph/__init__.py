@@ -3,7 +3,7 @@
 from edgepack.graph.agreement import floor_db
 from edgepack.graph.check import check_dynamic_axes, check_feeds
 from edgepack.graph.export import export_module, export_program, export_traced
-from edgepack.graph.macs import macs
+from edgepack.graph.macs import count_by_node, macs
 from edgepack.graph.opset import load_onnx
 from edgepack.graph.run import Runner
 from edgepack.graph.signature import rename_outputs, signature
@@ -15,6 +15,7 @@ __all__ = [
     "Runner",
     "check_dynamic_axes",
     "check_feeds",
+    "count_by_node",
     "export_module",
     "export_program",
     "export_traced",

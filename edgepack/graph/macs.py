@@ -47,6 +47,14 @@ def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
     Raises:
         GraphError: if the graph does not run on the example.
     """
+    products = count_by_node(model, example)
+    if products is None:
+        return None
+    return sum(products.values())
+
+
+def count_by_node(model: ModelProto, example: Mapping[str, np.ndarray]) -> dict[str, int] | None:
+    """Count the multiply-accumulates of each node that has any, by its name; see `macs`."""
     counted: list[NodeProto] = []
     main = model.graph
     for graph in walk_graphs(main):
@@ -58,12 +66,14 @@ def macs(model: ModelProto, example: Mapping[str, np.ndarray]) -> int | None:
                 return None
             counted.append(node)
     shapes = _shapes(model, counted, example)
-    total = 0
+    products: dict[str, int] = {}
     for node in counted:
         rule = operator(node.op_type).products
         if rule is not None and rule != "hidden":
-            total += _COUNTS[rule](node, shapes.__getitem__)
-    return total
+            # Nodes without a name share one entry.
+            count = _COUNTS[rule](node, shapes.__getitem__)
+            products[node.name] = products.get(node.name, 0) + count
+    return products
 
 
 def _shapes(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgepack import bundle, engine
+from edgepack import bundle, engine, graph
 from edgepack.cache import tool_versions
 from edgepack.context import BuildContext, Graph, SampleSets
 from edgepack.context.gates import require_gates
@@ -20,7 +20,7 @@ from edgepack.host import stands_in
 from edgepack.onnx_tools.limits import OLDEST_ONNXRUNTIME
 from edgepack.onnx_tools.operators import is_quantized
 from edgepack.request import Request
-from edgepack.runtime.bundle.engines import F32, ONNXRUNTIME, OPENVINO, EngineOptions, Variant
+from edgepack.runtime.bundle.engines import CUDA, F32, ONNXRUNTIME, OPENVINO, EngineOptions, Variant
 from edgepack.runtime.parity.gates import FIDELITY_DB
 from edgepack.source import formats
 from edgepack.source.model import Source
@@ -111,7 +111,16 @@ def draft(job: Job) -> bundle.Contents:
         class_names=find_class_names(job),
         raw=context.reference.raw,
         postprocessing=job.request.code.postprocess,
+        macs=_count_macs(job),
     )
+
+
+def _count_macs(job: Job) -> Mapping[str, int]:
+    """Return the products of each node, for the share that a GPU takes; empty for a CPU."""
+    if engine.find_runtime(job.request.target) != CUDA:
+        return {}
+    model = parse_model(job.graph.model)
+    return graph.count_by_node(model, job.context.reference.feeds[0]) or {}
 
 
 def list_requirements(job: Job, variants: Sequence[Variant]) -> str:
@@ -194,14 +203,14 @@ def list_tools(job: Job) -> dict[str, str]:
     return versions
 
 
-def list_variants(target: Target, graph: Graph | None = None) -> tuple[Variant, ...]:
+def list_variants(target: Target, candidate: Graph | None = None) -> tuple[Variant, ...]:
     """Return the variants of a graph, else that of the profile's engine and of its fallback.
 
     For TensorRT with onnxruntime as its fallback: ("tensorrt", "onnxruntime"). A graph has
     variants of its own if the build has compared engines: ("openvino", "onnxruntime").
     """
-    if graph is not None and graph.variants:
-        return graph.variants
+    if candidate is not None and candidate.variants:
+        return candidate.variants
     # A need is a specifier, such as {"engine_version": ">=1.19,<2"}; an empty one is left out.
     needs: VariantNeeds = {}
     if target.compute_capability:
@@ -245,7 +254,7 @@ def bound_variants(job: Job, variants: Sequence[Variant]) -> tuple[Variant, ...]
 
 
 def bound_gates(job: Job) -> dict[str, dict[str, float]]:
-    """Return the bounds of quality and of fidelity, by gate.
+    """Return the bounds of quality, of fidelity and of a GPU's placement, by gate.
 
     Raises:
         SpecError: `gates-empty` if one of them has no gate.
@@ -256,7 +265,7 @@ def bound_gates(job: Job) -> dict[str, dict[str, float]]:
     if exact:
         # Equal bits meet any other bound as well.
         bounds = {"bit_exact": True}
-    return {
+    gates = {
         "quality": dict(job.context.bounds),
         "fidelity": require_gates(
             bounds,
@@ -264,6 +273,10 @@ def bound_gates(job: Job) -> dict[str, dict[str, float]]:
             "the profile's only gate is bit_exact, and the model keeps float operators",
         ),
     }
+    # On a CPU nothing is left to another processor.
+    if job.request.target.placement and engine.find_runtime(job.request.target) == CUDA:
+        gates["placement"] = dict(job.request.target.placement)
+    return gates
 
 
 def describe_lowered_gates(request: Request) -> list[str]:

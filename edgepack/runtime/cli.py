@@ -269,6 +269,10 @@ def describe_verdict(verdict: Verdict) -> List[str]:
     if verdict["fidelity"] is not None:
         lines += _describe_question("fidelity, against the build host", verdict["fidelity"])
     lines += _describe_question("quality, against the original model", verdict["quality"])
+    if "placement" in verdict:
+        from .session.placement import describe_placement
+
+        lines += describe_placement(verdict["placement"])
     lines.append(f"verdict: {verdict['verdict']}")
     # The missed gates are marked above.
     if verdict["verdict"] == UNVERIFIED:

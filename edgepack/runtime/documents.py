@@ -303,6 +303,8 @@ class FileEntry(TypedDict):
 class _IndexExtra(TypedDict, total=False):
     # Written last, since it covers the other keys.
     content_digest: str
+    # Multiply-accumulates of one reference sample by node, for the share that a GPU takes.
+    macs: Mapping[str, int]
     # Conversion of raw data to the inputs, with its `kind`; the entry with the class names.
     preprocessing: Mapping[str, object]
     classes: Optional[str]
@@ -410,7 +412,24 @@ class Reason(_ReasonExtra):
     text: str
 
 
-class Verdict(TypedDict):
+class PlacementDocument(TypedDict):
+    """Part of the model that an accelerator took; the share of products is None if unknown."""
+
+    provider: str
+    nodes: int
+    taken: int
+    macs_share: Optional[float]
+    others: List[str]
+    gates: List[Gate]
+    passed: bool
+
+
+class _VerdictExtra(TypedDict, total=False):
+    # Of an engine that may leave a part of the model to the CPU; None if it does not report it.
+    placement: Optional[PlacementDocument]
+
+
+class Verdict(_VerdictExtra):
     """Document of `verify --json`, format `edgepack-verdict/1`.
 
     `verdict` is PASS, FAIL or UNVERIFIED; `passed` says whether every gate passed.

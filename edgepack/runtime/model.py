@@ -44,6 +44,7 @@ class Model:
         preprocessing: conversion of raw data to the inputs; None for a model that takes arrays.
         class_names: names of the classes, by their index; empty if they are not known.
         postprocess: the user's function that decodes the outputs; None for none.
+        session: the model in its engine.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Model:
         self.preprocessing = preprocessing
         self.class_names = tuple(class_names)
         self.postprocess = postprocess
-        self._session = session
+        self.session = session
         # Both are needed in every call, so they are computed once.
         self._ties = tied_axes(index.inputs)
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in index.inputs}
@@ -119,7 +120,7 @@ class Model:
             for name, axis, second, second_axis in self._ties:
                 if inputs[name].shape[axis] != inputs[second].shape[second_axis]:
                     raise TypeError("two axes of one name differ in size")
-            return self._session.run(inputs)
+            return self.session.run(inputs)
         except Exception as error:
             # The engine checks its feeds, so a valid call pays for no second check; a failed call
             # is examined to name the input that is wrong.

@@ -58,6 +58,7 @@ class ChainTable(TypedDict):
 class _GatesExtra(TypedDict, total=False):
     strict: Mapping[str, float]
     openvino: Mapping[str, float]
+    placement: Mapping[str, float]
 
 
 class GatesTable(_GatesExtra):

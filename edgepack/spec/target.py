@@ -44,6 +44,7 @@ class Target:
         fidelity: gate to bound, for fidelity. `bit_exact` applies to models with integer
             arithmetic throughout, `snr_db` to others, since float sums round differently.
         openvino: gate to bound, for the fidelity of OpenVINO; empty without that engine.
+        placement: gate to bound, for the part of the model that onnxruntime runs on the GPU.
         emulate: CPUs to emulate with qemu.
         wheel_platforms: platform tags of the wheels that `--wheels` puts into the bundle.
         wheel_python: Python version of those wheels; "" if the profile has none.
@@ -72,6 +73,7 @@ class Target:
     strict: Mapping[str, float]
     fidelity: Mapping[str, float]
     openvino: Mapping[str, float]
+    placement: Mapping[str, float]
     emulate: tuple[str, ...]
     wheel_platforms: tuple[str, ...]
     wheel_python: str
@@ -220,6 +222,7 @@ def load(target: str) -> Target:
         strict=gates.get("strict", {}),
         fidelity=gates["fidelity"],
         openvino=gates.get("openvino", {}),
+        placement=gates.get("placement", {}),
         emulate=tuple(profile.get("emulate", {}).get("cpus", ())),
         wheel_platforms=tuple(wheels["platforms"]),
         wheel_python=wheels["python"],

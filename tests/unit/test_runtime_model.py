@@ -232,5 +232,5 @@ def test_an_engine_that_is_too_old(tmp_path: Path) -> None:
 
 def test_an_engine_that_the_loader_has_not(tmp_path: Path) -> None:
     with pytest.raises(EdgepackError) as caught:
-        load(bundle_with(Variant("other", "openvino"), tmp_path / "other.edgepack"))
+        load(bundle_with(Variant("other", "armnn"), tmp_path / "other.edgepack"))
     assert caught.value.code == "bundle-engine"

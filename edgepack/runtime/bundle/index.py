@@ -42,6 +42,7 @@ DTYPES = (
 GATES = {
     "quality": ("snr_db", "cosine", "agreement", "metric_ratio", "max_drop"),
     "fidelity": ("bit_exact", "snr_db"),
+    "placement": ("min_share",),
 }
 _RANGES = {
     "snr_db": (-SNR_LIMIT, SNR_LIMIT),
@@ -49,6 +50,7 @@ _RANGES = {
     "agreement": (0, 1),
     "metric_ratio": (0, 1),
     "max_drop": (0, 100),
+    "min_share": (0, 1),
 }
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -219,6 +221,9 @@ def _other_size(reader: Reader) -> OtherSize:
 def _gates(reader: Reader) -> Dict[str, Dict[str, float]]:
     gates: Dict[str, Dict[str, float]] = {}
     for question, names in GATES.items():
+        # Bundles for CPUs do not have it.
+        if question == "placement" and question not in reader.value:
+            continue
         bounds = reader.at(question)
         gates[question] = {}
         for gate in bounds.value:

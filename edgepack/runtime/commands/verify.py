@@ -26,6 +26,7 @@ import numpy as np
 from ..bundle.archive import Archive
 from ..bundle.arrays import read_arrays, unreadable_reference
 from ..bundle.checksum import require_checksum
+from ..bundle.engines import CUDA
 from ..bundle.index import Index, OtherSize, check_all, read_index
 from ..device import machine
 from ..device.device_info import onnxruntime_version
@@ -522,15 +523,20 @@ def verify(
     fallback = ""
     if model.choice.fallback and not variant:
         fallback = model.choice.require_variant().name
+    doubts, placement = list_doubts(index, stand_in, fallback), None
+    on_cuda = model.choice.require_variant().engine == CUDA
+    if on_cuda:
+        from ..session.placement import measure_placement
+
+        placement = measure_placement(model, doubts)
     verdict, reasons = decide(
-        [proof["preprocessing"], proof["quality"], proof["fidelity"]],
-        list_doubts(index, stand_in, fallback),
+        [proof["preprocessing"], proof["quality"], proof["fidelity"]], doubts, placement
     )
-    return {
+    document: Verdict = {
         "format": FORMAT,
         "verdict": verdict,
         "reasons": reasons,
-        "passed": proof["passed"],
+        "passed": proof["passed"] and (placement is None or placement["passed"]),
         "bundle": {
             "name": index.name,
             "target": index.target,
@@ -549,6 +555,9 @@ def verify(
         "memory": {"peak_rss_bytes": machine.peak_rss()},
         "hidden": [name for name in HOST_ONLY if find_spec(name) is None],
     }
+    if on_cuda:
+        document["placement"] = placement
+    return document
 
 
 def _describe_device(model: Model) -> DeviceDocument:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..bundle.index import Index
     from ..bundle.seal import Sealed
-    from ..documents import DeviceFacts, OnnxruntimeDocument, OpenVinoDocument
+    from ..documents import DeviceFacts, OnnxruntimeDocument
 
 
 class _DeviceInfo(Dict[str, object]):
@@ -35,6 +35,8 @@ class _DeviceInfo(Dict[str, object]):
         elif key == "onnxruntime":
             self.update(onnxruntime_version().items())
         elif key == "openvino":
+            from ..session.openvino_session import openvino_version
+
             self.update(openvino_version().items())
         else:
             from .gpu import probe
@@ -54,16 +56,6 @@ def onnxruntime_version() -> OnnxruntimeDocument:
         return {"onnxruntime": str(_onnxruntime().__version__)}
     except DeviceError as error:
         return {"onnxruntime": None, "onnxruntime_why": error.why}
-
-
-def openvino_version() -> OpenVinoDocument:
-    """Return the version of OpenVINO; None with `openvino_why` if it cannot be imported."""
-    from ..session.openvino_session import import_openvino, version_of
-
-    try:
-        return {"openvino": version_of(import_openvino())}
-    except DeviceError as error:
-        return {"openvino": None, "openvino_why": error.why}
 
 
 def _onnxruntime() -> ModuleType:

@@ -31,7 +31,7 @@ def _allowed_misses(count: float, share: float) -> int:
     return max(1, int(count * share + 1e-9))
 
 
-def _gate(
+def make_gate(
     name: str,
     output: str,
     bound: float,
@@ -39,6 +39,7 @@ def _gate(
     passed: bool,
     note: str = "",
 ) -> Gate:
+    """Return the record of a gate."""
     return {
         "name": name,
         "output": output,
@@ -72,10 +73,10 @@ def judge(
     gates: List[Gate] = []
     for output, metrics in outputs.items():
         if metrics["nonfinite"]:
-            gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+            gates.append(make_gate("finite", output, 0, metrics["nonfinite"], False))
         if bounds.get("bit_exact"):
             exact = metrics["bit_exact"]
-            gates.append(_gate("bit_exact", output, True, exact, exact))
+            gates.append(make_gate("bit_exact", output, True, exact, exact))
         if metrics["compared"] == "equality":
             # Every profile bounds the agreement; a manifest without a bound gets AGREEMENT.
             if not bounds.get("bit_exact"):
@@ -84,13 +85,13 @@ def judge(
         if "snr_db" in bounds:
             snr = metrics["snr_db"]
             passed = snr is None or snr >= bounds["snr_db"]
-            gate = _gate("snr_db", output, bounds["snr_db"], snr, passed)
+            gate = make_gate("snr_db", output, bounds["snr_db"], snr, passed)
             # The SNR is that of the worst part, so the record names it.
             gates.append({**gate, "part": metrics["part"]})
         if "cosine" in bounds:
             cosine = metrics["cosine"]
             gates.append(
-                _gate("cosine", output, bounds["cosine"], cosine, cosine >= bounds["cosine"])
+                make_gate("cosine", output, bounds["cosine"], cosine, cosine >= bounds["cosine"])
             )
         if "agreement" in bounds and metrics["decisions"]:
             gates.append(_judge_agreement(bounds["agreement"], output, metrics))
@@ -102,10 +103,10 @@ def judge(
 def _judge_agreement(bound: float, output: str, metrics: OutputMetrics) -> Gate:
     count, share = metrics["decisions"], metrics["top1_agreement"]
     if share is None:
-        return _gate("agreement", output, bound, 1.0, True)
+        return make_gate("agreement", output, bound, 1.0, True)
     # With a bound of 0.97 and 200 decisions, up to _allowed(200, 0.03) = 6 may differ.
     passed = round(count * (1.0 - share)) <= _allowed_misses(count, 1.0 - bound)
-    return _gate("agreement", output, bound, share, passed, _few(count, 1.0 - bound))
+    return make_gate("agreement", output, bound, share, passed, _few(count, 1.0 - bound))
 
 
 def judge_reference(
@@ -137,7 +138,7 @@ def judge_reference(
         noise = 10.0 ** (-fidelity.get("snr_db", FIDELITY_DB) / 20.0)
     for output, metrics in outputs.items():
         if metrics["nonfinite"]:
-            gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+            gates.append(make_gate("finite", output, 0, metrics["nonfinite"], False))
         limits = zip(
             parts[output], metrics["parts"], evaluated[output]["parts"], host[output]["parts"]
         )
@@ -191,7 +192,7 @@ def judge_size(
     """
     gates: List[Gate] = []
     if metrics["nonfinite"]:
-        gates.append(_gate("finite", output, 0, metrics["nonfinite"], False))
+        gates.append(make_gate("finite", output, 0, metrics["nonfinite"], False))
     # An SNR of 20 dB is a noise of 10 ** (-20 / 20) = 0.1 of the signal's RMS.
     share = 10.0 ** (-bounds.get("snr_db", SIZE_DB) / 20.0)
     rows = []
@@ -212,7 +213,10 @@ def judge_size(
 def _judge_error(output: str, part: Part, error: float, allowed: float) -> Gate:
     bound, snr = part.snr_db(allowed), part.snr_db(error)
     finite_bound = SNR_LIMIT if bound is None else bound
-    return {**_gate("worst_db", output, finite_bound, snr, error <= allowed), "part": part.label}
+    return {
+        **make_gate("worst_db", output, finite_bound, snr, error <= allowed),
+        "part": part.label,
+    }
 
 
 def _margin(gate: Gate) -> Tuple[bool, float]:
@@ -228,7 +232,7 @@ def _judge_decisions(output: str, metrics: OutputMetrics, host: OutputMetrics, e
     # A different arithmetic may flip near ties.
     slack = 0 if exact else _allowed_misses(count, 1.0 - AGREEMENT)
     passed = round(count * (bound - share)) <= slack
-    return _gate("agreement", output, bound, share, passed, "as on the build host")
+    return make_gate("agreement", output, bound, share, passed, "as on the build host")
 
 
 def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
@@ -245,13 +249,13 @@ def _judge_metric(bounds: Bounds, metric: MetricResult) -> List[Gate]:
         ratio = metric["model"] / metric["original"] if metric["original"] else 0.0
         note = _few(right, share)
         passed = metric["original"] > 0 and lost <= _allowed_misses(right, share)
-        gates.append(_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
+        gates.append(make_gate("metric_ratio", name, bounds["metric_ratio"], ratio, passed, note))
     if "max_drop" in bounds:
         share = bounds["max_drop"] / 100.0
         note = _few(samples, share)
         passed = lost <= _allowed_misses(samples, share)
         gates.append(
-            _gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note)
+            make_gate("max_drop", name, bounds["max_drop"], metric["drop_points"], passed, note)
         )
     return gates
 
@@ -270,12 +274,14 @@ def _judge_value(bounds: Bounds, metric: MetricResult) -> List[Gate]:
         # ratio, and is better than any original.
         ratio = better / worse if worse > 0 else 1.0
         passed = ratio >= bounds["metric_ratio"]
-        gates.append(_gate("metric_ratio", metric["name"], bounds["metric_ratio"], ratio, passed))
+        gates.append(
+            make_gate("metric_ratio", metric["name"], bounds["metric_ratio"], ratio, passed)
+        )
     if "max_drop" in bounds:
         drop = metric["drop_points"]
         # The difference of two floats: 0.3 - 0.2 is 0.09999999999999998.
         passed = drop <= bounds["max_drop"] + 1e-9
-        gates.append(_gate("max_drop", metric["name"], bounds["max_drop"], drop, passed))
+        gates.append(make_gate("max_drop", metric["name"], bounds["max_drop"], drop, passed))
     return gates
 
 
@@ -315,6 +321,7 @@ _MEASURES = {
     "metric_ratio": "share of the original's metric",
     "max_drop": "drop of the metric in points",
     "bit_exact": "",
+    "min_share": "share of the model",
 }
 _LIMITS = {
     "snr_db": "at least {:.4g} dB",
@@ -329,9 +336,10 @@ _LIMITS = {
     "bit_exact": "the same bits",
     "built": "every gate of its build",
     "finite": "none",
+    "min_share": "at least {:.4g} %",
 }
 # Gates whose values are shares, shown in percent.
-_SHARES = ("agreement", "metric_ratio")
+_SHARES = ("agreement", "metric_ratio", "min_share")
 
 
 def _format_limit(name: str, bound: float) -> str:
@@ -358,6 +366,8 @@ def _format_measured(name: str, value: Optional[float]) -> str:
         return f"drop of {number:.2f} points"
     if name == "metric_ratio":
         return f"{100 * number:.4g} % of the original"
+    if name == "min_share":
+        return f"{100 * number:.4g} % of the model"
     if name in ("metric_min", "metric_max"):
         return f"{number:.4g}"
     return f"top-1 agreement {100 * number:.4g} %"

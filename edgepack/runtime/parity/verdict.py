@@ -8,7 +8,7 @@ from .gates import describe_gate
 
 if TYPE_CHECKING:
     from ..bundle.index import Index
-    from ..documents import Question, Reason
+    from ..documents import Gate, PlacementDocument, Question, Reason
 
 PASS, FAIL, UNVERIFIED = "PASS", "FAIL", "UNVERIFIED"
 # Codes of the reasons for UNVERIFIED.
@@ -41,7 +41,9 @@ def list_doubts(index: Index, stand_in: bool = False, fallback: str = "") -> Lis
 
 
 def decide(
-    questions: Sequence[Optional[Question]], doubts: Sequence[Reason]
+    questions: Sequence[Optional[Question]],
+    doubts: Sequence[Reason],
+    placement: Optional[PlacementDocument] = None,
 ) -> Tuple[str, List[Reason]]:
     """Return the verdict and its reasons; a missed gate outweighs a doubt.
 
@@ -49,6 +51,7 @@ def decide(
         questions: preprocessing, quality and fidelity; None for one that does not arise, such as
             fidelity in a draft.
         doubts: result of `list_doubts`.
+        placement: part of the model on a GPU; None for a CPU, and if it is unknown.
     """
     missed: List[Reason] = []
     open_reasons = list(doubts)
@@ -60,12 +63,18 @@ def decide(
             text = "no gate applies to quality or to fidelity"
             open_reasons.append({"code": NOT_GATED, "text": text})
         elif not question["passed"]:
-            for gate in question["gates"]:
-                # "FAIL scores: ..." without the word itself, which the verdict has already.
-                if not gate["passed"]:
-                    missed.append({"code": MISSED, "text": describe_gate(gate)[5:]})
+            missed += _list_missed(question["gates"])
+    if placement is not None:
+        missed += _list_missed(placement["gates"])
     if missed:
         return FAIL, missed + open_reasons
     if open_reasons:
         return UNVERIFIED, open_reasons
     return PASS, []
+
+
+def _list_missed(gates: Sequence[Gate]) -> List[Reason]:
+    # "FAIL scores: ..." without the word itself, which the verdict has already.
+    return [
+        {"code": MISSED, "text": describe_gate(gate)[5:]} for gate in gates if not gate["passed"]
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import nullcontext, redirect_stdout
 from io import StringIO
-from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Protocol, Sequence
+from typing import TYPE_CHECKING, Callable, Dict, List, Mapping, Optional, Sequence
 
 from ..bundle.engines import PROVIDER
 from ..device.variants import REQUIREMENTS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Option that computes Q/DQ pairs literally, in float, instead of fusing them into integer kernels.
 LITERAL = "session.disable_quant_qdq"
 SPINNING = "session.intra_op.allow_spinning"
+CPU = "CPUExecutionProvider"
 
 # From 1.29 on, onnxruntime's Linux wheels report every process and session to the vendor, and store
 # an identifier in the user's cache. This variable disables that if it is set before the import.
@@ -43,16 +44,6 @@ def import_engine() -> ModuleType:
     return engine
 
 
-class _Session(Protocol):
-    """Part of `onnxruntime.InferenceSession` that decides where it runs."""
-
-    def get_providers(self) -> List[str]:
-        """Return the names of the engines in use, best first."""
-
-    def disable_fallback(self) -> None:
-        """Keep a failed call from being repeated on another engine."""
-
-
 class OnnxSession:
     """Model in onnxruntime.
 
@@ -60,6 +51,7 @@ class OnnxSession:
         model: the serialised ONNX.
         threads: threads within an operator; 0 lets onnxruntime use every physical core.
         cuda: run on the first NVIDIA GPU; operators without a GPU kernel run on the CPU.
+        provider: onnxruntime's name of another accelerator; "" for none.
         literal: compute quantized operators in float, on dequantized values.
         spinning: let threads spin while they wait; None for onnxruntime's default.
 
@@ -72,6 +64,7 @@ class OnnxSession:
         *,
         threads: int = 0,
         cuda: bool = False,
+        provider: str = "",
         literal: bool = False,
         spinning: Optional[bool] = None,
     ) -> None:
@@ -84,9 +77,11 @@ class OnnxSession:
             options.add_session_config_entry(SPINNING, str(int(spinning)))
         # Fatal errors only: everything else is raised as an EdgepackError and would be shown twice.
         options.log_severity_level = 4
-        provider = "CPUExecutionProvider"
-        if cuda:
-            provider = PROVIDER
+        provider = provider or (PROVIDER if cuda else CPU)
+        if provider != CPU:
+            from .placement import RECORD, read_nodes, require_provider
+
+            options.add_session_config_entry(RECORD, "1")
         output = StringIO()
         try:
             # When the GPU fails to start, onnxruntime prints to stdout, which is reserved for the
@@ -106,8 +101,11 @@ class OnnxSession:
                 why=str(error).strip(),
                 hint="install the versions in the bundle's requirements.txt",
             ) from error
-        if cuda:
-            _require_cuda(session, ort.__version__, output.getvalue().strip())
+        self.provider = provider
+        if provider != CPU:
+            require_provider(session, provider, ort.__version__, output.getvalue().strip())
+            # Nodes with the provider of each; None if onnxruntime does not report them.
+            self.nodes = read_nodes(session)
         self._inputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_inputs()}
         self._outputs = {tensor.name: _dtype(tensor.type) for tensor in session.get_outputs()}
         self.output_names: List[str] = list(self._outputs)
@@ -148,18 +146,3 @@ def _dtype(kind: str) -> str:
     if kind.startswith("tensor("):
         name = kind[len("tensor(") : -1]
     return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _require_cuda(session: _Session, version: str, output: str) -> None:
-    """Refuse a session without the GPU, to which onnxruntime falls back silently."""
-    active = session.get_providers()
-    if PROVIDER not in active:
-        raise DeviceError(
-            "engine-provider",
-            f"onnxruntime {version} did not start on the GPU",
-            why="\n".join(filter(None, (f"it would run in {', '.join(active)}", output))),
-            hint="install the CUDA and cuDNN versions that it was built with: "
-            "https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html",
-        )
-    # Nor may it fall back later, when a call fails.
-    session.disable_fallback()

@@ -16,6 +16,7 @@ from .onnx_session import require_types
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ..documents import OpenVinoDocument
     from ..tensor import Tensor
 
 # Importing OpenVINO reports to the vendor and stores an identifier in the user's home, if this
@@ -122,6 +123,14 @@ class OpenVinoSession:
         arrays = [results[position] for position in self._positions]
         self._requests.append(request)
         return dict(zip(self.output_names, arrays))
+
+
+def openvino_version() -> OpenVinoDocument:
+    """Return the version of OpenVINO; None with `openvino_why` if it cannot be imported."""
+    try:
+        return {"openvino": version_of(import_openvino())}
+    except DeviceError as error:
+        return {"openvino": None, "openvino_why": error.why}
 
 
 def version_of(openvino: ModuleType) -> str:
