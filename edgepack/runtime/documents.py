@@ -417,7 +417,7 @@ class PlacementDocument(TypedDict):
 
     provider: str
     nodes: int
-    taken: int
+    owned: int
     macs_share: Optional[float]
     others: List[str]
     gates: List[Gate]

@@ -75,7 +75,7 @@ def test_products_are_counted_by_node() -> None:
 def test_a_provider_that_took_nothing_misses_its_gate() -> None:
     placement = placement_on("CUDAExecutionProvider")
     judge_placement(placement, {"min_share": 0.5})
-    assert (placement["taken"], placement["nodes"], placement["macs_share"]) == (0, 3, 0)
+    assert (placement["owned"], placement["nodes"], placement["macs_share"]) == (0, 3, 0)
     title, gate = describe_placement(placement)
     assert "0 of 3 nodes and 0 % of the multiply-accumulates" in title
     assert "2 MatMul (CPUExecutionProvider)" in title
@@ -94,7 +94,7 @@ def test_a_provider_that_took_everything_passes() -> None:
 
 def test_without_counts_the_gate_holds_the_share_of_nodes() -> None:
     placement = placement_on("CPUExecutionProvider")
-    placement["macs_share"], placement["taken"] = None, 2
+    placement["macs_share"], placement["owned"] = None, 2
     judge_placement(placement, {"min_share": 0.9})
     assert placement["gates"][0]["measured"] == pytest.approx(2 / 3)
     assert not placement["passed"]
@@ -125,6 +125,6 @@ def test_an_operator_that_a_real_provider_does_not_take_is_named(tmp_path: Path)
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     placement: dict[str, Any] = json.loads(done.stdout)
-    assert (placement["taken"], placement["nodes"]) == (2, 3)
+    assert (placement["owned"], placement["nodes"]) == (2, 3)
     assert placement["others"] == ["1 Hardmax (CPUExecutionProvider)"]
     assert (placement["macs_share"], placement["passed"]) == (1, True)

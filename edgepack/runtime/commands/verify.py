@@ -528,7 +528,7 @@ def verify(
     if on_cuda:
         from ..session.placement import measure_placement
 
-        placement = measure_placement(model, doubts)
+        placement = measure_placement(model.session, index, doubts)
     verdict, reasons = decide(
         [proof["preprocessing"], proof["quality"], proof["fidelity"]], doubts, placement
     )

@@ -23,8 +23,8 @@ from ..parity.gates import describe_gate, make_gate
 from ..parity.verdict import NOT_GATED
 
 if TYPE_CHECKING:
+    from ..bundle.index import Index
     from ..documents import PlacementDocument, Reason
-    from ..model import Model
 
 # Setting that makes onnxruntime 1.24 and later record the provider of every node.
 RECORD = "session.record_ep_graph_assignment_info"
@@ -84,12 +84,12 @@ def summarise(nodes: Iterable[Node], provider: str, macs: Mapping[str, int]) -> 
         provider: onnxruntime's name of the provider.
         macs: node of the ONNX -> multiply-accumulates; empty if they are unknown.
     """
-    total = taken = products = 0
+    total = owned = products = 0
     others: Dict[Tuple[str, str], int] = {}
     for node in nodes:
         total += 1
         if node.provider == provider:
-            taken += 1
+            owned += 1
             products += _count_products(node.name, macs)
         else:
             key = (node.kind, node.provider)
@@ -101,7 +101,7 @@ def summarise(nodes: Iterable[Node], provider: str, macs: Mapping[str, int]) -> 
     return {
         "provider": provider,
         "nodes": total,
-        "taken": taken,
+        "owned": owned,
         "macs_share": share,
         "others": [f"{count} {kind} ({where})" for (kind, where), count in sorted(others.items())],
         "gates": [],
@@ -116,12 +116,13 @@ def _count_products(name: str, macs: Mapping[str, int]) -> int:
     return macs.get(name, 0)
 
 
-def measure_placement(model: Model, doubts: List[Reason]) -> Optional[PlacementDocument]:
-    """Return the share of a running model that its provider took, held to the gate of its bundle.
+def measure_placement(
+    session: object, index: Index, doubts: List[Reason]
+) -> Optional[PlacementDocument]:
+    """Return the share of a model that its provider took, held to the gate of its bundle.
 
     None if onnxruntime does not report it; if it is gated, that is a doubt.
     """
-    index, session = model.index, model.session
     bounds = index.gates.get("placement", {})
     nodes, provider = getattr(session, "nodes", None), getattr(session, "provider", "")
     if nodes is None:
@@ -139,7 +140,7 @@ def judge_placement(placement: PlacementDocument, bounds: Mapping[str, float]) -
         return
     share = placement["macs_share"]
     if share is None:
-        share = placement["taken"] / max(1, placement["nodes"])
+        share = placement["owned"] / max(1, placement["nodes"])
     bound = bounds["min_share"]
     gate = make_gate("min_share", placement["provider"], bound, share, share >= bound)
     placement["gates"].append(gate)
@@ -150,8 +151,8 @@ def describe_placement(placement: Optional[PlacementDocument]) -> List[str]:
     """Return the text of a placement: the share, what ran elsewhere, and the gate."""
     if placement is None:
         return [f"placement: {UNKNOWN}"]
-    nodes, taken = placement["nodes"], placement["taken"]
-    text = f"placement: {taken} of {nodes} nodes"
+    nodes, owned = placement["nodes"], placement["owned"]
+    text = f"placement: {owned} of {nodes} nodes"
     if placement["macs_share"] is not None:
         text += f" and {100 * placement['macs_share']:.4g} % of the multiply-accumulates"
     text += f" in {placement['provider']}"
