@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import statistics
 import subprocess
@@ -102,9 +103,15 @@ class Worker:
     ) -> None:
         self.close()
 
-    def wait(self) -> None:
-        """Wait until the model has run once. Raises HostError if it does not."""
-        self._read()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until the model has run once; return False if that takes longer than some seconds.
+
+        Raises HostError if the model does not run.
+        """
+        ready, _, _ = select.select([self._answers], [], [], seconds)
+        if ready:
+            self._read()
+        return bool(ready)
 
     def turn(self, seconds: float, fewest: int = FEWEST) -> None:
         """Time the model for one turn. Raises HostError if the process has ended."""

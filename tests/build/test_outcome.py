@@ -51,8 +51,8 @@ def test_every_stage_has_its_record(built: Path) -> None:
     inside = json.loads(entry(built, "report/report.json"))
     records = {record["stage"]: record for record in inside["ledger"]}
     assert list(records) == [
-        "source", "samples", "original", "export", "simplify", "quantize", "engine", "bundle",
-        "verify", "emulate", "latency",
+        "source", "samples", "original", "export", "simplify", "quantize", "auction", "engine",
+        "bundle", "verify", "emulate", "latency",
     ]  # fmt: skip
     for name in ("export", "simplify", "quantize"):
         (parity,) = records[name]["parity"].values()

@@ -27,6 +27,11 @@ STAGES = ((2, 0.04, 1.6), (2, 0.08, 1.25), (5, 0.1, math.inf))
 LEAST_NOISE, MOST_NOISE = 0.03, 0.15
 
 
+# Bytes of the models that start at the same time; larger ones start one by one.
+TOGETHER = 256 << 20
+LATE = "not measured: the auction had spent its time"
+
+
 @dataclass(frozen=True)
 class Timed:
     """Latency of one candidate.
@@ -66,16 +71,19 @@ class TimeCost:
 
     def measure(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the median latency of every candidate; the first takes part to the end."""
-        started = time.perf_counter()
+        until = time.perf_counter() + self._budget
         with ExitStack() as stack:
             heat = _Heat()
-            for i, candidate in enumerate(candidates):
-                # Two are always compared, however long they take.
-                if i > 1 and time.perf_counter() - started > self._budget:
-                    heat.reasons[i] = "not measured: the auction had spent its time"
-                    continue
-                worker = stack.enter_context(Worker(_make_subject(candidate), self._feed))
-                heat.enter(i, worker)
+            for positions in _group(candidates):
+                workers = {}
+                for i in positions:
+                    # Two are always compared, however long they take.
+                    if i > 1 and time.perf_counter() > until:
+                        heat.reasons[i] = LATE
+                        continue
+                    subject = _make_subject(candidates[i])
+                    workers[i] = stack.enter_context(Worker(subject, self._feed))
+                heat.enter(workers, until)
             for stage in STAGES[1:]:
                 heat.run(*stage)
             self.noise = heat.find_noise()
@@ -91,20 +99,38 @@ class _Heat:
         self.ended: dict[int, Worker] = {}
         self.reasons: dict[int, str] = {}
 
-    def enter(self, position: int, worker: Worker) -> None:
-        """Start a candidate and let it take its first turns."""
+    def enter(self, workers: Mapping[int, Worker], until: float) -> None:
+        """Wait for starting candidates, and let each take its first turns.
+
+        Args:
+            workers: the candidates by their position.
+            until: time after which all but the first two are given up.
+        """
         turns, seconds, limit = STAGES[0]
-        try:
-            worker.wait()
-            for _ in range(turns):
-                worker.turn(seconds)
-        except HostError as error:
-            worker.close()
-            self.reasons[position] = f"does not run: {(error.why or error.what).splitlines()[0]}"
-            return
-        self.running[position] = worker
-        # One that is far behind frees its memory before the next one starts.
+        # No turn is timed while another process starts.
+        for position, worker in workers.items():
+            patience = max(until - time.perf_counter(), 0.0) if position > 1 else None
+            try:
+                ready = worker.wait(patience)
+            except HostError as error:
+                self._refuse(position, worker, error)
+                continue
+            if ready:
+                self.running[position] = worker
+            else:
+                worker.close()
+                self.reasons[position] = LATE
+        for position in workers.keys() & self.running.keys():
+            try:
+                for _ in range(turns):
+                    workers[position].turn(seconds)
+            except HostError as error:
+                self._refuse(position, self.running.pop(position), error)
         self._drop(limit)
+
+    def _refuse(self, position: int, worker: Worker, error: HostError) -> None:
+        worker.close()
+        self.reasons[position] = f"does not run: {(error.why or error.what).splitlines()[0]}"
 
     def run(self, turns: int, seconds: float, limit: float) -> None:
         """Let the running candidates take turns, and drop the slow ones."""
@@ -138,6 +164,14 @@ class _Heat:
         if worker is None:
             return Timed(math.inf, 0, (), 0, reason)
         return Timed(worker.median, worker.peak_rss, worker.rounds, worker.queries, reason)
+
+
+def _group(candidates: Sequence[Candidate]) -> list[range]:
+    """Return the positions of candidates that start together."""
+    count = len(candidates)
+    if sum(candidate.bytes for candidate in candidates) <= TOGETHER:
+        return [range(count)]
+    return [range(i, i + 1) for i in range(count)]
 
 
 def _make_subject(candidate: Candidate) -> Subject:

@@ -114,8 +114,9 @@ def _compare(graph: Graph, context: BuildContext, stage: Stage) -> tuple[Graph, 
     request = context.request
     candidates = list_candidates(graph, context, stage)
     qualities: dict[str, Measurement] = {}
-    elapsed = started - context.ledger.started
-    budget = min(max(SHARE * elapsed, LEAST_SECONDS), MOST_SECONDS)
+    # Profiles and further forms have taken their part of it already.
+    allowed = min(max(SHARE * (started - context.ledger.started), LEAST_SECONDS), MOST_SECONDS)
+    budget = allowed - (time.perf_counter() - started)
     clock = TimeCost(context.reference.feeds[0], budget)
     costs = clock.measure(candidates)
     bids = []
