@@ -73,6 +73,7 @@ PACKAGES = (
     ("safetensors", "torch", "safetensors checkpoints"),
     ("accelerate", "training", "passes that train, such as distill"),
     ("transformers", "transformers", "Hugging Face folders"),
+    ("openvino", "openvino", "a second engine on x86-64 CPUs, where it is faster"),
     ("pillow", "pictures", "folders of pictures"),
     ("tensorrt-rtx-cu13", "tensorrt-rtx", "checking that TensorRT accepts a model"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypedDict
 
@@ -18,6 +18,7 @@ from edgepack import files
 from edgepack.bundle import pip
 from edgepack.cache import Cache
 from edgepack.errors import SpecError
+from edgepack.runtime.bundle.engines import OPENVINO, Variant
 from edgepack.runtime.wheels.install import files_of
 from edgepack.runtime.wheels.tags import Tags, describe_tags, interpreter, require
 from edgepack.runtime.wheels.wheel import Wheel
@@ -57,6 +58,25 @@ class Wheels:
     def bytes(self) -> int:
         """Total size of all files."""
         return sum(path.stat().st_size for path in self.files.values())
+
+
+@dataclass(frozen=True)
+class WheelSets:
+    """Files of a bundle's wheels/ by name; both are empty unless requested.
+
+    Attributes:
+        own: for the profile's engine.
+        further: for that and OpenVINO; empty if the profile has no further engine.
+    """
+
+    own: Mapping[str, Path] = field(default_factory=dict)
+    further: Mapping[str, Path] = field(default_factory=dict)
+
+    def select(self, variants: Iterable[Variant]) -> Mapping[str, Path]:
+        """Return the wheels that some variants need."""
+        if any(variant.engine == OPENVINO for variant in variants):
+            return self.further
+        return self.own
 
 
 def fetch(target: Target, requirements: str, cache: Cache) -> Wheels:

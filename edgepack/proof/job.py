@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgepack import bundle, engine, graph
+from edgepack.bundle.wheels import WheelSets
 from edgepack.cache import tool_versions
 from edgepack.context import BuildContext, Graph, SampleSets
 from edgepack.context.gates import require_gates
@@ -38,12 +39,12 @@ class Job:
     Attributes:
         context: the build, with the original model and its answers.
         graph: the graph that ships.
-        wheels: wheels that the bundle includes, by file name.
+        wheels: wheels that the bundle includes, by its variants.
     """
 
     context: BuildContext
     graph: Graph
-    wheels: Mapping[str, Path]
+    wheels: WheelSets
 
     @property
     def request(self) -> Request:

@@ -104,7 +104,7 @@ def prove(job: Job, host: Local) -> Outcome:
             quality=_summarize(verdict["quality"], decision.accepted),
             # Not part of the content digest: it depends on the emulators of this host.
             build={**contents.build, **decision.to_json()},
-            wheels=job.wheels,
+            wheels=job.wheels.select(contents.variants),
         )
         # 4. The report. The content digest leaves the report out, so that the report can state it.
         document = make_report(job, verdict, emulated, latency, host, decision)

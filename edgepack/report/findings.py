@@ -352,6 +352,25 @@ def _is_exact(question: Question) -> bool:
     return all(metrics.get("bit_exact") for metrics in question["outputs"].values())
 
 
+def list_variants(report: Report) -> list[tuple[str, str, bool]]:
+    """Return name, result and pass of the variants besides the one that gave the answers."""
+    rows = []
+    for section in report.get("variants", ()):
+        parts = list(section["misses"])
+        if "fidelity" in section and "quality" in section:
+            quality = format_worst(section["quality"]["outputs"], "no outputs")
+            distance = format_worst(section["fidelity"]["outputs"], "no outputs")
+            parts = [f"{quality} from the original", f"{distance} from onnxruntime", *parts]
+        for cpu, question in section["emulated"].items():
+            parts.append(f"{format_worst(question['outputs'], 'no outputs')} on {cpu}, emulated")
+        parts += section["notes"]
+        result = "; ".join(parts)
+        if not section["passed"]:
+            result = f"left out: {result}"
+        rows.append((section["name"], result, section["passed"]))
+    return rows
+
+
 def list_emulated(report: Report) -> list[EmulatedCpu]:
     """Return the answers of the target's CPUs, emulated."""
     answers = []

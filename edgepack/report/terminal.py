@@ -129,6 +129,10 @@ class _Summary:
             cpu = Text.assemble(self.text(f"{mark} ", style), self.text(f"{answer.cpu}, emulated"))
             self._add_row(table, "", cpu, self.text(answer.answer, "bold"))
         self.console.print(table)
+        for name, result, passed in findings.list_variants(self.report):
+            mark, style = format_mark(passed)
+            line = Text.assemble(self.text(f"{mark} ", style), self.text(f"{name}: {result}"))
+            self._print_indented(line)
 
     def _add_question(self, table: Table, name: str, question: Question) -> None:
         """Add the gates of one question, the missed ones first; later rows have no label."""
