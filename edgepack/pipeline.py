@@ -109,8 +109,11 @@ def list_stages(request: Request) -> list[str]:
         absent.add("emulate")
     # Latency is measured on this host only, and never in an emulator.
     if host.is_foreign(request.target) or request.latency == "none":
-        absent |= {"auction", "latency"}
-    if host.stands_in(request.target) or not request.optimize.weights:
+        absent.add("latency")
+    # Where this host only stands in for the target, its emulated CPUs count instructions.
+    counts = host.is_foreign(request.target) and "emulate" not in absent
+    stands_in = host.stands_in(request.target) and not counts
+    if stands_in or request.latency == "none" or not request.optimize.weights:
         absent.add("auction")
     chain = [step.name for step in request.chain]
     return [name for name in (*STAGES_BEFORE, *chain, *STAGES_AFTER) if name not in absent]

@@ -42,10 +42,12 @@ class AuctionTable:
     Attributes:
         rows: the candidates.
         caption: objective, noise and cost of the auction.
+        headings: of the columns.
     """
 
     rows: tuple[Row, ...]
     caption: str
+    headings: tuple[str, ...]
 
 
 def tabulate_auction(report: Report) -> AuctionTable | None:
@@ -60,11 +62,15 @@ def tabulate_auction(report: Report) -> AuctionTable | None:
     cost = format_seconds(auction["seconds"])
     if "share" in auction:
         cost += f", {format_percent(auction['share'], 0)} of the build"
+    compared, headings = "speed against fp32 in the profile's engine, in turns", HEADINGS
+    if auction["unit"] == "instructions":
+        compared = "instructions on emulated CPUs, times fewer than fp32's; a count is not a time"
+        headings = ("candidate", "fewer", *HEADINGS[2:])
     caption = (
-        f"By {auction['objective']}; speed against fp32 in the profile's engine, in turns; "
+        f"By {auction['objective']}; {compared}; "
         f"noise {format_percent(auction['noise'], 0)}. It took {cost}."
     )
-    return AuctionTable(tuple(rows), caption)
+    return AuctionTable(tuple(rows), caption, headings)
 
 
 def _format_row(entry: CandidateDocument, winner: str) -> Row:

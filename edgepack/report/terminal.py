@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgepack.ledger import RecordDocument
 from edgepack.report import findings
-from edgepack.report.auction import HEADINGS, AuctionTable, tabulate_auction
+from edgepack.report.auction import AuctionTable, tabulate_auction
 from edgepack.report.cautions import list_disturbances
 from edgepack.report.documents import LatencySection, Report
 from edgepack.report.figures import (
@@ -234,7 +234,7 @@ class _Summary:
     def _print_auction(self, auction: AuctionTable) -> None:
         """Print the candidates with the reason why each lost."""
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-        for heading in HEADINGS:
+        for heading in auction.headings:
             numeric = heading in ("speed", "size", "memory")
             if numeric and self.narrow and heading != "speed":
                 continue

@@ -182,7 +182,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("marked")
     add.add_argument("--repeats", type=int, required=True)
     add.add_argument("--warm-up", type=int, default=8)
-    add.add_argument("--against", default="")
+    add.add_argument("--against", action="append")
     add.set_defaults(act=_run_marked)
     for sub in commands.choices.values():
         sub.add_argument("--json", action="store_true", help="the result as JSON on stdout")
@@ -446,9 +446,8 @@ def _measure_turn(bundle: str, options: argparse.Namespace) -> _Answer:
 def _run_marked(bundle: str, options: argparse.Namespace) -> _Answer:
     from .commands.marked import run_marked
 
-    return _Answer(
-        run_marked(bundle, options.against, options.repeats, options.threads, options.warm_up)
-    )
+    models = options.against or [""]
+    return _Answer(run_marked(bundle, models, options.repeats, options.threads, options.warm_up))
 
 
 def _describe_device(bundle: str, options: argparse.Namespace) -> _Answer:

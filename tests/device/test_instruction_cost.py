@@ -76,4 +76,4 @@ def test_a_product_without_dot_products_is_counted_and_compared(
     assert math.isclose(costs[1], second.total)
     (sentence,) = describe_counts(cost, [float32, int8])
     assert sentence.startswith("cortex-a53, emulated: int8 takes ")
-    assert sentence.endswith("which is no time")
+    assert sentence.endswith("which is not a time")

@@ -99,10 +99,10 @@ def count(bundle: Path, cpu: str, against: Path | None = None) -> Counted:
     errors.
     """
     counter = plugin(cpu)
-    model = _count(bundle, cpu, counter)
+    (model,) = _count(bundle, cpu, counter)
     original = None
     if against:
-        original = _count(bundle, cpu, counter, f"--against={against.resolve()}")
+        (original,) = _count(bundle, cpu, counter, f"--against={against.resolve()}")
     return Counted(cpu, model, original)
 
 
@@ -118,17 +118,14 @@ def count_models(bundle: Path, cpu: str, models: Sequence[Path]) -> list[Counts]
 
     Raises as `count` does.
     """
-    counter = plugin(cpu)
-    counts = []
-    for model in models:
-        arguments = (f"--against={model.resolve()}", "--warm-up=1")
-        counts.append(_count(bundle, cpu, counter, *arguments, repeats=FEW_REPEATS))
-    return counts
+    arguments = [f"--against={model.resolve()}" for model in models]
+    return _count(bundle, cpu, plugin(cpu), *arguments, "--warm-up=1", repeats=FEW_REPEATS)
 
 
 def _count(
     bundle: Path, cpu: str, counter: Path, *arguments: str, repeats: int = REPEATS
-) -> Counts:
+) -> list[Counts]:
+    """Count every model that the arguments name, or the bundle's own."""
     # `cache clean --emulator` skips the plugin while it is in use.
     in_use = files.mark_in_use(counter.parent)
     with files.temporary_folder() as folder, closing(in_use):
@@ -153,8 +150,10 @@ def _count(
                     hint=f"delete {counter.parent} to compile the plugin again",
                 ) from error
         regions = [_parse_region(line) for line in out.read_text(encoding="ascii").splitlines()]
-    # The loader marks empty regions first; the last of them holds the cost of a mark itself.
-    empty, expected = marks["empty"], marks["empty"] + marks["inferences"]
+    # The loader marks the empty regions of a model first; the last of them holds the cost of a mark
+    # itself. With 2 empty regions and 5 inferences a model has 7.
+    empty, size = marks["empty"], marks["empty"] + marks["inferences"]
+    expected = size * max(1, sum(name.startswith("--against=") for name in arguments))
     if len(regions) != expected:
         raise HostError(
             "count-incomplete",
@@ -162,7 +161,10 @@ def _count(
             why=f"{expected} regions were marked and {len(regions)} counted",
             hint="this is a bug of edgepack or of this qemu; report it with qemu's version",
         )
-    return summary(regions[empty - 1], regions[empty:])
+    counts = []
+    for start in range(0, expected, size):
+        counts.append(summary(regions[start + empty - 1], regions[start + empty : start + size]))
+    return counts
 
 
 def _escape(path: Path) -> str:

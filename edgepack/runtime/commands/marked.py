@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Sequence
 
 from .bench import open_call
 
@@ -36,27 +36,31 @@ def _nothing() -> None:
 
 
 def run_marked(
-    path: str, against: str, repeats: int, threads: int, warm_up: int = WARM_UP
+    path: str, models: Sequence[str], repeats: int, threads: int, warm_up: int = WARM_UP
 ) -> MarkedDocument:
-    """Mark the empty regions, then `repeats` inferences on the first reference sample.
+    """Mark, for each model, the empty regions and then `repeats` inferences.
+
+    They run on the first reference sample.
 
     Args:
         path: the bundle.
-        against: an ONNX file to run in its place, by the bare engine; empty for none.
+        models: ONNX files to run in its place, by the bare engine; "" for the bundle itself.
         repeats: number of inferences.
         threads: threads within an operator; only the calling thread is counted.
         warm_up: number of inferences before the first region.
 
-    Raises InputError if the other model does not take the bundle's samples.
+    Raises InputError if a model does not take the bundle's samples.
     """
-    call, *_ = open_call(path, against, threads)
-    for _ in range(warm_up):
-        call()
-    # A collection within a region would be counted with it.
-    gc.collect()
-    gc.disable()
-    for work in [_nothing] * EMPTY + [call] * repeats:
-        _mark(BEGIN)
-        work()
-        _mark(END)
+    for against in models:
+        call, *_ = open_call(path, against, threads)
+        for _ in range(warm_up):
+            call()
+        # A collection within a region would be counted with it.
+        gc.collect()
+        gc.disable()
+        for work in [_nothing] * EMPTY + [call] * repeats:
+            _mark(BEGIN)
+            work()
+            _mark(END)
+        gc.enable()
     return {"empty": EMPTY, "inferences": repeats}

@@ -20,6 +20,7 @@ class Bid:
         cost: of one inference; infinity if it does not run.
         memory: peak memory in bytes; 0 if it is unknown.
         reason: reason why it did not win; "" while it may.
+        quantity: what the cost counts, in words: "time" or "instructions".
         score: of the objective, against fp32; smaller is better.
     """
 
@@ -27,6 +28,7 @@ class Bid:
     cost: float
     memory: int = 0
     reason: str = ""
+    quantity: str = "time"
     score: float = field(default=math.inf, init=False)
 
 
@@ -87,7 +89,7 @@ def _enter(bid: Bid, base: Bid, objective: Objective, noise: float) -> None:
     # Who requested an objective pays for it; nobody else gets a slower or a larger network.
     guarded = bid is not base and not objective.requested and base.candidate.competes
     if guarded and bid.cost > base.cost * (1 + noise):
-        bid.reason = f"{bid.cost / base.cost:.2f} times the time of fp32"
+        bid.reason = f"{bid.cost / base.cost:.2f} times the {bid.quantity} of fp32"
         return
     if guarded and larger:
         bid.reason = f"{bid.candidate.bytes / base.candidate.bytes:.2f} times the bytes of fp32"
@@ -105,6 +107,6 @@ def _prefer(bid: Bid) -> tuple[int, bool, bool, float]:
 
 def _describe_loss(bid: Bid, winner: Bid, objective: Objective) -> str:
     if objective.weights.keys() == {LATENCY}:
-        return f"{bid.cost / winner.cost:.2f} times the time of the winner"
+        return f"{bid.cost / winner.cost:.2f} times the {bid.quantity} of the winner"
     factor = math.exp(bid.score - winner.score)
     return f"{factor:.2f} times the winner's cost by {objective}"

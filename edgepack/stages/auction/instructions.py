@@ -1,33 +1,38 @@
 """Cost in instructions on the target's emulated CPUs, for targets that this host cannot time.
 
-A count shows which kernels run. It is no time: how long an instruction takes, and what waits for
+A count shows which kernels run. It is not a time: how long an instruction takes, and what waits for
 memory, differs between CPUs.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from edgepack import bundle, files
+from edgepack import bundle, files, passes
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import parse_model
-from edgepack.device import countable, ready
+from edgepack.device import CPUS, countable, ready
 from edgepack.device.instructions import Counts, count_models
 from edgepack.graph.macs import macs
 from edgepack.runtime.bundle.engines import ONNXRUNTIME, Variant
-from edgepack.stages.auction.candidate import Candidate
+from edgepack.stages.auction.candidate import FP32, Candidate
+from edgepack.stages.auction.forms import find_own_variant
 
 # Share by which the totals of one model differ between counts: Python and the memory allocator.
 NOISE = 0.01
 # Emulated multiply-accumulates per second in float, seconds to start an emulator, and inferences of
 # a count. Measured with qemu 7.2; int8 is faster.
 RATE, START, CALLS = 30e6, 5.0, 3
-# Most seconds for all counts of a build.
+# Most seconds for the counts of a build.
 MOST = 90.0
+# Features of ARM CPUs that decide which kernels run.
+KERNELS = frozenset({"asimddp", "i8mm", "sve"})
 
 
 class InstructionCost:
@@ -57,15 +62,19 @@ class InstructionCost:
         """
         with files.temporary_folder() as folder:
             carrier = _write_carrier(folder, candidates[0].graph, self._feed)
-            for cpu in self._cpus:
-                self.counts[cpu] = []
-                for i, candidate in enumerate(candidates):
-                    counts = None
-                    if candidate.engine == ONNXRUNTIME:
-                        path = folder / f"{i}.onnx"
-                        path.write_bytes(candidate.graph.model)
-                        (counts,) = count_models(carrier, cpu, [path])
-                    self.counts[cpu].append(counts)
+            paths = []
+            for i, candidate in enumerate(candidates):
+                if candidate.engine == ONNXRUNTIME:
+                    paths.append(folder / f"{i}.onnx")
+                    paths[-1].write_bytes(candidate.graph.model)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                results = pool.map(lambda cpu: count_models(carrier, cpu, paths), self._cpus)
+                for cpu, counted in zip(self._cpus, results, strict=True):
+                    entries = iter(counted)
+                    self.counts[cpu] = [
+                        next(entries) if candidate.engine == ONNXRUNTIME else None
+                        for candidate in candidates
+                    ]
         return [self._mean(i) for i in range(len(candidates))]
 
     def _mean(self, position: int) -> float:
@@ -105,29 +114,45 @@ def _write_carrier(folder: Path, graph: Graph, feed: Mapping[str, np.ndarray]) -
     return path
 
 
-def select_cpus(context: BuildContext, graph: Graph) -> tuple[tuple[str, ...], str]:
+def list_compared(graph: Graph, context: BuildContext) -> list[Candidate]:
+    """Return fp32, which competes unless the chain was requested, and the result of the chain."""
+    own, root = find_own_variant(context.request.target), graph
+    while root.before is not None:
+        root = root.before
+    competes = context.request.chain_is_default and root is not graph
+    if not competes:
+        root = context.original
+    precision = passes.name_precision(context.request.chain)
+    return [Candidate(FP32, root, own, competes), Candidate(precision, graph, own)]
+
+
+def select_cpus(context: BuildContext) -> tuple[tuple[str, ...], str]:
     """Return the CPUs of the target to count on, and the reason if there is none.
 
-    Args:
-        context: the build.
-        graph: the float graph, whose size decides how long a count takes.
+    Of the CPUs that run the same kernels only the first is counted.
     """
-    cpus = context.request.target.emulate
-    if not context.request.emulate:
+    request = context.request
+    if not request.emulate:
         return (), "--no-emulate"
-    if not cpus:
-        return (), "the profile names no CPU to emulate"
-    for cpu in cpus:
+    if passes.name_precision(request.chain) == FP32:
+        return (), "the model is float: there is nothing to compare it with"
+    cpus: dict[frozenset[str], str] = {}
+    for cpu in request.target.emulate:
         fault = ready(cpu) or countable(cpu)
         if fault is not None:
             return (), f"{fault.what}: {fault.hint}"
-    products = macs(parse_model(graph.model), context.reference.feeds[0]) or 0
-    # Two graphs on each CPU.
-    seconds = 2 * (START + CALLS * products / RATE)
-    fitting = int(MOST / seconds)
-    if not fitting:
-        return (), f"one CPU would take {seconds:.0f} s: edgepack bench --instructions {cpus[0]}"
-    return tuple(cpus[:fitting]), ""
+        features = CPUS[cpu].cpuinfo.get("Features", "").split()
+        cpus.setdefault(KERNELS.intersection(features), cpu)
+    if not cpus:
+        return (), "the profile names no CPU to emulate"
+    products = macs(parse_model(context.original.model), context.reference.feeds[0]) or 0
+    seconds = START + CALLS * products / RATE
+    if seconds > MOST:
+        return (), (
+            f"counting instructions would take {seconds:.0f} s: "
+            "edgepack bench --instructions counts those of a bundle"
+        )
+    return tuple(cpus.values()), ""
 
 
 def describe_counts(cost: InstructionCost, candidates: Sequence[Candidate]) -> list[str]:
@@ -145,6 +170,6 @@ def describe_counts(cost: InstructionCost, candidates: Sequence[Candidate]) -> l
             sentences.append(
                 f"{cpu}, emulated: {candidate.form} takes {ratio:.2f} times the instructions of "
                 f"{candidates[0].form} ({entry.total / 1e6:.2f} M, {base.total / 1e6:.2f} M), "
-                "which is no time"
+                "which is not a time"
             )
     return sentences

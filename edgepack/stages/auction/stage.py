@@ -16,7 +16,7 @@ from edgepack import engine, report
 from edgepack.cache import Entry
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import describe_tensors, digest_model
-from edgepack.host import stands_in
+from edgepack.host import is_foreign, stands_in
 from edgepack.ledger import AuctionDocument, CandidateDocument, QuickLatency, Stage
 from edgepack.runtime.bundle.engines import ONNXRUNTIME, Variant
 from edgepack.runtime.commands.load import spread_of
@@ -26,6 +26,12 @@ from edgepack.stages.auction.candidate import FP32, Candidate
 from edgepack.stages.auction.decision import Bid, choose
 from edgepack.stages.auction.forms import find_own_variant, list_candidates
 from edgepack.stages.auction.halving import TimeCost, Timed
+from edgepack.stages.auction.instructions import (
+    InstructionCost,
+    describe_counts,
+    list_compared,
+    select_cpus,
+)
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
 
 # Seconds after which no further candidate starts: a share of the build so far, within limits.
@@ -40,15 +46,15 @@ def hold_auction(graph: Graph, context: BuildContext) -> Graph:
         context: the build.
     """
     with context.ledger.stage("auction") as stage:
-        reason = find_skip_reason(context)
+        cpus, reason = find_cpus(context)
         if reason:
             stage.set(status="skipped")
             stage.note(reason)
             return replace(graph, before=None, trials=None)
-        key = context.cache.key("auction", _describe_key(graph, context))
+        key = context.cache.key("auction", {**_describe_key(graph, context), "cpus": cpus})
         entry = context.cache.get("auction", key)
         if entry is None:
-            winner, document = _compare(graph, context, stage)
+            winner, document = _compare(graph, context, stage, cpus)
             entry = context.cache.put("auction", key, {"model.onnx": winner.model}, document)
         else:
             stage.set(status="cached")
@@ -68,16 +74,24 @@ def hold_auction(graph: Graph, context: BuildContext) -> Graph:
     return result
 
 
-def find_skip_reason(context: BuildContext) -> str:
-    """Return the reason for no auction, as a sentence; "" if there is none."""
+def find_cpus(context: BuildContext) -> tuple[tuple[str, ...], str]:
+    """Return the emulated CPUs that count instructions, and the reason for no auction.
+
+    Without CPUs and without a reason, this machine measures times.
+    """
     request = context.request
     if not request.optimize.weights:
-        return "--optimize none"
+        return (), "--optimize none"
     if request.latency == "none":
-        return "--latency none: candidates are compared by measurement"
-    if stands_in(request.target) or engine.find_runtime(request.target) != ONNXRUNTIME:
-        return f"this host does not run what {request.target.name} is for"
-    return ""
+        return (), "--latency none: candidates are compared by measurement"
+    if engine.find_runtime(request.target) == ONNXRUNTIME and is_foreign(request.target):
+        cpus, reason = select_cpus(context)
+        if reason:
+            reason = f"this host does not run what {request.target.name} is for: {reason}"
+        return cpus, reason
+    if stands_in(request.target):
+        return (), f"this host does not run what {request.target.name} is for"
+    return (), ""
 
 
 def _describe_key(graph: Graph, context: BuildContext) -> Mapping[str, object]:
@@ -108,27 +122,33 @@ def _describe_key(graph: Graph, context: BuildContext) -> Mapping[str, object]:
     }
 
 
-def _compare(graph: Graph, context: BuildContext, stage: Stage) -> tuple[Graph, dict[str, object]]:
+def _compare(
+    graph: Graph, context: BuildContext, stage: Stage, cpus: Sequence[str]
+) -> tuple[Graph, dict[str, object]]:
     """Measure and judge the candidates; return the winner's graph, and the cache's document."""
     started = time.perf_counter()
     request = context.request
-    candidates = list_candidates(graph, context, stage)
     qualities: dict[str, Measurement] = {}
-    # Profiles and further forms have taken their part of it already.
-    allowed = min(max(SHARE * (started - context.ledger.started), LEAST_SECONDS), MOST_SECONDS)
-    budget = allowed - (time.perf_counter() - started)
-    clock = TimeCost(context.reference.feeds[0], budget)
-    costs = clock.measure(candidates)
-    bids = []
-    for candidate, cost, timed in zip(candidates, costs, clock.results, strict=True):
-        bids.append(Bid(candidate, cost, timed.peak_rss, timed.reason))
+    timed: list[Timed] = []
+    if cpus:
+        counter = InstructionCost(context.reference.feeds[0], cpus)
+        bids = _count(list_compared(graph, context), counter, stage)
+        unit, noise = counter.unit, counter.noise
+    else:
+        candidates = list_candidates(graph, context, stage)
+        # Profiles and further forms have taken their part of it already.
+        allowed = min(max(SHARE * (started - context.ledger.started), LEAST_SECONDS), MOST_SECONDS)
+        budget = allowed - (time.perf_counter() - started)
+        clock = TimeCost(context.reference.feeds[0], budget)
+        bids = _time(candidates, clock)
+        unit, noise, timed = clock.unit, clock.noise, clock.results
 
     def judge(bid: Bid) -> list[str]:
         quality = _evaluate(bid.candidate, context, stage)
         qualities[bid.candidate.name] = quality
         return [report.describe_gate(gate) for gate in list_missed_gates(quality, context)]
 
-    winner = choose(bids, request.optimize, clock.noise, judge)
+    winner = choose(bids, request.optimize, noise, judge)
     warnings = []
     # Without any form that holds the gates, the proof refuses the chain's result and says why.
     chosen = winner or next(bid for bid in bids if bid.candidate.graph.model == graph.model)
@@ -138,11 +158,10 @@ def _compare(graph: Graph, context: BuildContext, stage: Stage) -> tuple[Graph, 
         loser = next((bid for bid in bids if bid.candidate.graph.model == graph.model), None)
         if loser is not None and loser is not winner:
             warnings.append(f"the bundle is fp32: {loser.candidate.name} {loser.reason}")
-    timed = clock.results[bids.index(chosen)]
     document: AuctionDocument = {
         "objective": str(request.optimize),
-        "unit": clock.unit,
-        "noise": round(clock.noise, 4),
+        "unit": unit,
+        "noise": round(noise, 4),
         "seconds": round(time.perf_counter() - started, 2),
         "winner": chosen.candidate.name,
         "candidates": [_describe(bid, bids[0], qualities) for bid in bids],
@@ -154,10 +173,28 @@ def _compare(graph: Graph, context: BuildContext, stage: Stage) -> tuple[Graph, 
         "integer_only": chosen.candidate.graph.integer_only,
         "returned": list(chosen.candidate.graph.returned),
         "auction": document,
-        "latency": _describe_latency(timed, clock.results[0]),
+        "latency": _describe_latency(timed[bids.index(chosen)], timed[0]) if timed else None,
         "notes": [note, *stage.record.notes],
         "warnings": warnings,
     }
+
+
+def _time(candidates: Sequence[Candidate], clock: TimeCost) -> list[Bid]:
+    """Measure the candidates on this machine."""
+    costs, bids = clock.measure(candidates), []
+    for candidate, cost, timed in zip(candidates, costs, clock.results, strict=True):
+        bids.append(Bid(candidate, cost, timed.peak_rss, timed.reason))
+    return bids
+
+
+def _count(candidates: Sequence[Candidate], counter: InstructionCost, stage: Stage) -> list[Bid]:
+    """Count the candidates' instructions on emulated CPUs."""
+    costs = counter.measure(candidates)
+    stage.note(*describe_counts(counter, candidates))
+    bids = []
+    for candidate, cost in zip(candidates, costs, strict=True):
+        bids.append(Bid(candidate, cost, quantity=counter.unit))
+    return bids
 
 
 def _evaluate(candidate: Candidate, context: BuildContext, stage: Stage) -> Measurement:
