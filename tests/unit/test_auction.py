@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -70,6 +71,13 @@ def test_no_form_is_slower_or_larger_than_fp32_unless_it_was_requested() -> None
     assert decide(offer(), parse_objective("size")) == "int8 in onnxruntime"
     # (1.3, 0.25) against (0.5, 1.025): 1.3 * 0.25 ** 2 is less than 0.5 * 1.025 ** 2.
     assert decide(offer(), parse_objective("latency=1,size=2")) == "int8 in onnxruntime"
+
+
+def test_counts_of_instructions_are_not_called_times() -> None:
+    bids = [replace(bid("fp32", 400, 10.0), quantity="instructions"),
+            replace(bid("int8", 100, 12.0), quantity="instructions")]  # fmt: skip
+    assert decide(bids) == "fp32 in onnxruntime"
+    assert bids[1].reason == "1.20 times the instructions of fp32"
 
 
 def test_memory_is_an_objective_and_what_does_not_run_loses() -> None:
