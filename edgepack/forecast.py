@@ -15,9 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from edgepack import files
 from edgepack.cache import TIMINGS, digest
-from edgepack.errors import HostError
 from edgepack.ledger import Record
 
 if TYPE_CHECKING:
@@ -76,10 +74,11 @@ def store_seconds(request: Request, records: Iterable[Record]) -> None:
         # A cached stage takes no time, and a failed one took part of it.
         if record.status == "done":
             seconds[record.stage] = round(record.seconds, 2)
-    # A cache that cannot be written costs a forecast, and no build.
-    with suppress(OSError, HostError):
+    # A cache that cannot be written costs a forecast, and no build. Nor does a file that is written
+    # in part, since a damaged one is ignored.
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.write(path, json.dumps(seconds, sort_keys=True).encode())
+        path.write_text(json.dumps(seconds, sort_keys=True), encoding="utf-8")
 
 
 def _timings_file(request: Request) -> Path:
