@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -234,16 +234,24 @@ class _Summary:
     def _print_auction(self, auction: AuctionTable) -> None:
         """Print the candidates with the reason why each lost."""
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        # The reasons need the room; the page has every figure.
+        skipped: tuple[str, ...] = ()
+        if self.narrow:
+            skipped = ("size", "memory")
+        elif self.console.width < _WIDE:
+            skipped = ("memory",)
         for heading in auction.headings:
-            numeric = heading in ("speed", "size", "memory")
-            if numeric and self.narrow and heading != "speed":
+            if heading in skipped:
                 continue
             name = "  candidate" if heading == "candidate" else heading
-            table.add_column(name, justify="right" if numeric else "left")
+            numeric = heading in ("speed", "size", "memory")
+            justify: JustifyMethod = "right" if numeric else "left"
+            table.add_column(name, justify=justify, no_wrap=heading != "result")
         for row in auction.rows:
-            speed, size, memory, quality = row.figures
-            figures = [speed, quality] if self.narrow else [speed, size, memory, quality]
-            cells = [f"  {row.name}", *figures, row.result]
+            cells = [f"  {row.name}"]
+            for heading, figure in zip(auction.headings[1:], (*row.figures, row.result), strict=True):
+                if heading not in skipped:
+                    cells.append(figure)
             table.add_row(*map(self.text, cells), style="bold" if row.won else "dim")
         self.console.print(table)
         self._print_indented(self.text(auction.caption, "dim"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgepack import engine, passes
@@ -61,18 +61,19 @@ def list_candidates(graph: Graph, context: BuildContext, stage: Stage) -> list[C
         # bfloat16 is a precision, which a requested chain leaves to the user.
         if bf16 and chosen:
             continue
-        for form in _rank_forms(list(forms), bf16):
+        for form in _rank_forms(forms, bf16):
             candidates.append(Candidate(form, forms[form], variant))
     return candidates
 
 
-def _rank_forms(forms: Sequence[str], bf16: bool) -> list[str]:
+def _rank_forms(forms: Mapping[str, Graph], bf16: bool) -> list[str]:
     """Return the forms that run in a further engine, the most promising first."""
     # OpenVINO has no kernels for onnxruntime's dynamic operators.
     ranked = [form for form in forms if form not in (DYNAMIC, MIXED)]
     if not bf16:
-        ranked.reverse()
-    return ranked
+        return ranked[::-1]
+    # Without float operators bfloat16 changes nothing.
+    return [form for form in ranked if not forms[form].integer_only]
 
 
 def find_own_variant(target: Target) -> Variant:

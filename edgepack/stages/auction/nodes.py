@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto
 
 CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
-# Seconds of profiled calls, and their number at least.
-SECONDS, FEWEST = 0.3, 5
+# Seconds of profiled calls, and their number: the profile of a small network would fill the disk.
+SECONDS, FEWEST, MOST = 0.3, 5, 100
 _SUFFIXES = re.compile(r"(_token_\d+|_nchwc|_kernel_time|_quant)+$")
 # Operators that onnxruntime fuses into the layer before them, at most.
 _FUSED = 3
@@ -53,7 +53,7 @@ def profile(model: bytes, feed: Mapping[str, np.ndarray]) -> list[NodeTime]:
     with files.temporary_folder() as folder:
         session = create_session(model, profile_to=folder / "profile")
         until, calls = time.perf_counter() + SECONDS, 0
-        while calls < FEWEST or time.perf_counter() < until:
+        while calls < FEWEST or (calls < MOST and time.perf_counter() < until):
             session.run(None, feed)
             calls += 1
         events = json.loads(Path(session.end_profiling()).read_bytes())

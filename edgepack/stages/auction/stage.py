@@ -35,7 +35,7 @@ from edgepack.stages.auction.instructions import (
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
 
 # Seconds after which no further candidate starts: a share of the build so far, within limits.
-SHARE, LEAST_SECONDS, MOST_SECONDS = 0.1, 3.0, 20.0
+SHARE, LEAST_SECONDS, MOST_SECONDS = 0.125, 2.0, 20.0
 
 
 def hold_auction(graph: Graph, context: BuildContext) -> Graph:
