@@ -244,12 +244,13 @@ class _Summary:
             if heading in skipped:
                 continue
             name = "  candidate" if heading == "candidate" else heading
-            numeric = heading in ("speed", "size", "memory")
+            numeric = heading not in ("candidate", "quality", "result")
             justify: JustifyMethod = "right" if numeric else "left"
             table.add_column(name, justify=justify, no_wrap=heading != "result")
         for row in auction.rows:
             cells = [f"  {row.name}"]
-            for heading, figure in zip(auction.headings[1:], (*row.figures, row.result), strict=True):
+            figures = (*row.figures, row.result)
+            for heading, figure in zip(auction.headings[1:], figures, strict=True):
                 if heading not in skipped:
                     cells.append(figure)
             table.add_row(*map(self.text, cells), style="bold" if row.won else "dim")
