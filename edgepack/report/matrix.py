@@ -14,6 +14,7 @@ from edgepack.report.findings import format_worst
 from edgepack.report.gates import describe_gate, format_gate
 from edgepack.runtime.documents import Question, Verdict
 from edgepack.runtime.parity.verdict import MISSED, PASS, UNVERIFIED
+from edgepack.runtime.session.placement import describe_placement
 
 QUESTIONS: tuple[Literal["fidelity", "quality"], ...] = ("fidelity", "quality")
 # Bundles that take arrays have no such question, nor have those of earlier releases.
@@ -80,6 +81,11 @@ def _describe_misses(name: str, verdict: Verdict) -> Iterator[str]:
         for gate in answer["gates"]:
             if not gate["passed"] and format_gate(gate).decisive:
                 yield f"{name}, {question}: {describe_gate(gate)}"
+    # A provider that leaves a part of the model to the CPU is named even if it passes.
+    placement = verdict.get("placement")
+    if placement is not None:
+        for line in describe_placement(placement):
+            yield f"{name}, {line.strip()}"
 
 
 def _describe_error(name: str, error: Mapping[str, str]) -> list[str]:

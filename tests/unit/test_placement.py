@@ -14,7 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from edgepack.device import Local, verify_bundle
 from edgepack.graph import count_by_node
+from edgepack.report import render_matrix
 from edgepack.runtime.documents import PlacementDocument, Reason
 from edgepack.runtime.parity.verdict import FAIL, PASS, decide
 from edgepack.runtime.session.onnx_session import import_engine
@@ -25,6 +27,7 @@ from edgepack.runtime.session.placement import (
     read_nodes,
     summarise,
 )
+from support.build_cases import render_text
 
 # Folder of `pip install --target FOLDER --no-deps onnxruntime-openvino`, whose provider stands in
 # for a GPU's: it takes what it can and leaves the rest to the CPU.
@@ -98,6 +101,17 @@ def test_without_counts_the_gate_holds_the_share_of_nodes() -> None:
     judge_placement(placement, {"min_share": 0.9})
     assert placement["gates"][0]["measured"] == pytest.approx(2 / 3)
     assert not placement["passed"]
+
+
+def test_the_table_of_devices_names_what_ran_elsewhere(linear_bundle: Path) -> None:
+    placement = placement_on("CUDAExecutionProvider")
+    with Local() as host:
+        verdict = verify_bundle(host, str(linear_bundle))
+    verdict["placement"] = placement
+    matrix = {"devices": [{"name": "gpu", "emulated": False, "verdict": verdict}]}
+    text = render_text(render_matrix, matrix)
+    assert "gpu, placement: 0 of 3 nodes" in text
+    assert "2 MatMul (CPUExecutionProvider)" in text
 
 
 SCRIPT = """
