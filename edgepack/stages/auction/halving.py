@@ -19,15 +19,16 @@ import numpy as np
 
 from edgepack.errors import HostError
 from edgepack.runtime.bundle.engines import OPENVINO
+from edgepack.runtime.commands.load import LoadMonitor, disturbances
 from edgepack.stages.auction.candidate import Candidate
 from edgepack.timing import Subject, Worker
 
 # Turns, their seconds, and the largest ratio to the fastest that stays in after them.
 STAGES = ((2, 0.04, 1.6), (2, 0.08, 1.25), (5, 0.1, math.inf))
+# Largest ratio to the fastest that more turns may reverse.
+NEAR = 1.6
 # Shares of the latency that count as noise, at least and at most; measured in between.
 LEAST_NOISE, MOST_NOISE = 0.03, 0.15
-
-
 # Milliseconds that a call of OpenVINO takes at least: 0.045 where onnxruntime takes 0.02.
 OPENVINO_FLOOR = 0.03
 # Bytes of the models that start at the same time; larger ones start one by one.
@@ -63,6 +64,7 @@ class TimeCost:
 
     Attributes:
         results: of the last measurement, in the order of its candidates.
+        disturbed: reasons not to rely on it; empty on a quiet machine.
     """
 
     unit = "ms"
@@ -70,11 +72,12 @@ class TimeCost:
     def __init__(self, feed: Mapping[str, np.ndarray], budget: float) -> None:
         self.noise = LEAST_NOISE
         self.results: list[Timed] = []
+        self.disturbed: list[str] = []
         self._feed, self._budget = feed, budget
 
     def measure(self, candidates: Sequence[Candidate]) -> list[float]:
         """Return the median latency of every candidate; the first takes part to the end."""
-        until = time.perf_counter() + self._budget
+        until, monitor = time.perf_counter() + self._budget, LoadMonitor()
         with ExitStack() as stack:
             heat = _Heat()
             for positions in _group(candidates):
@@ -94,6 +97,8 @@ class TimeCost:
                 heat.run(*stage)
             self.noise = heat.find_noise()
             self.results = [heat.summarize(i) for i in range(len(candidates))]
+        # The processes have ended, so that their time counts as this process's own.
+        self.disturbed = disturbances(monitor.result(), 0.0, 0)
         return [result.p50 for result in self.results]
 
 
@@ -144,9 +149,16 @@ class _Heat:
         self.reasons[position] = f"does not run: {(error.why or error.what).splitlines()[0]}"
 
     def run(self, turns: int, seconds: float, limit: float) -> None:
-        """Let the running candidates take turns, and drop the slow ones."""
+        """Let the candidates that may win take turns, and drop the slow ones."""
+        rivals = []
+        for worker in self.running.values():
+            if worker.median <= NEAR * self.fastest:
+                rivals.append(worker)
+        # One that is far ahead has won: a last turn of each is for the ratio to the first.
+        if len(rivals) < 2:
+            rivals, turns = list(self.running.values()), 1
         for _ in range(turns):
-            for worker in self.running.values():
+            for worker in rivals:
                 worker.turn(seconds)
         self._drop(limit)
 

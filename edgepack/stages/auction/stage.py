@@ -16,6 +16,7 @@ from edgepack import engine, report
 from edgepack.cache import Entry
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import describe_tensors, digest_model
+from edgepack.errors import DeviceError
 from edgepack.host import is_foreign, stands_in
 from edgepack.ledger import AuctionDocument, CandidateDocument, QuickLatency, Stage
 from edgepack.runtime.bundle.engines import ONNXRUNTIME, Variant
@@ -35,7 +36,7 @@ from edgepack.stages.auction.instructions import (
 from edgepack.stages.measure import evaluate, list_missed_gates, measure, summarize_quality
 
 # Seconds after which no further candidate starts: a share of the build so far, within limits.
-SHARE, LEAST_SECONDS, MOST_SECONDS = 0.125, 2.0, 20.0
+SHARE, LEAST_SECONDS, MOST_SECONDS = 0.2, 3.0, 20.0
 
 
 def hold_auction(graph: Graph, context: BuildContext) -> Graph:
@@ -142,9 +143,15 @@ def _compare(
         clock = TimeCost(context.reference.feeds[0], budget)
         bids = _time(candidates, clock)
         unit, noise, timed = clock.unit, clock.noise, clock.results
+        for disturbance in clock.disturbed:
+            stage.note(f"disturbed: {disturbance}")
 
     def judge(bid: Bid) -> list[str]:
-        quality = _evaluate(bid.candidate, context, stage)
+        try:
+            quality = _evaluate(bid.candidate, context, stage)
+        except DeviceError as error:
+            # It ran on one sample, but not on all of them.
+            return [f"an evaluation in it: {error.why or error.what}"]
         qualities[bid.candidate.name] = quality
         return [report.describe_gate(gate) for gate in list_missed_gates(quality, context)]
 
