@@ -44,6 +44,11 @@ def calibration():
 def evaluation():
     images, labels = pictures("test", 2000)
     yield {{"image": images, "label": labels}}
+
+
+def few_evaluation():
+    images, labels = pictures("test", 500)
+    yield {{"image": images, "label": labels}}
 """
 
 MANIFEST = """
@@ -60,7 +65,7 @@ samples = "code.py:{training}"
 samples = "code.py:calibration"
 
 [evaluation]
-samples = "code.py:evaluation"
+samples = "code.py:{evaluation}"
 
 [gates.quality]
 max_drop = 1
@@ -98,6 +103,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors=TENSORS,
             arch="code.py:perceptron",
             training="training",
+            evaluation="evaluation",
             agreement=0.985,
             snr_db=29,
         )
@@ -106,7 +112,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         MANIFEST.format(
             tensors=TENSORS,
             arch=ARCH,
-            training="few", agreement=0.97, snr_db=25,
+            training="few", evaluation="few_evaluation", agreement=0.97, snr_db=25,
         )
     )  # fmt: skip
     return folder

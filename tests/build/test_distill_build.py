@@ -82,7 +82,7 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_few(few: Path, output: Path, *options: str) -> Answer:
     return ask(
         "build", str(WEIGHTS), "--target", "cpu-fbgemm", "--manifest", str(few / "few.toml"),
-        "--latency", "none", "--output", str(output), *options,
+        "--latency", "none", "--no-emulate", "--output", str(output), *options,
     )  # fmt: skip
 
 
@@ -165,6 +165,7 @@ def test_layers_of_a_hugging_face_folder(tmp_path: Path) -> None:
     )
     answer = ask(
         "build", str(tmp_path / "bert"), "--target", "cpu-fbgemm", "--latency", "none",
+        "--no-emulate",
         "--manifest", str(tmp_path / "loose.toml"), "--output", str(tmp_path / "x.edgepack"),
         "--training", str(tmp_path / "training.npz"), "--chain", "distill:epochs=2:stop=gate",
         "--evaluation", str(tmp_path / "evaluation.npz"),
@@ -184,7 +185,7 @@ def arguments(home: Home, output: Path) -> list[str]:
     options = [
         "--arch", f"{home / 'nets.py'}:tiny", "--evaluation", home / "evaluation.npz",
         "--training", home / "long.npz", "--output", str(output), "--json",
-        "--chain", "distill:lr=1e-4:epochs=6:batch-size=8:checkpoint-steps=5,quantize",
+        "--chain", "distill:lr=1e-4:epochs=4:batch-size=8:checkpoint-steps=5,quantize",
     ]  # fmt: skip
     return [sys.executable, "-m", "edgepack", *home.build("tiny.pt", *options)]
 
@@ -208,7 +209,7 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def test_a_build_killed_while_it_trains_goes_on(torch_home: Home, tmp_path: Path) -> None:
-    np.savez(torch_home / "long.npz", image=images(1600, seed=8))
+    np.savez(torch_home / "long.npz", image=images(800, seed=8))
     whole = started(torch_home, tmp_path / "whole.edgepack", tmp_path / "other")
     killed = started(torch_home, tmp_path / "killed.edgepack", tmp_path / "cache")
     deadline = time.monotonic() + 240
