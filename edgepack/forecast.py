@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from edgepack.cache import TIMINGS, digest
 from edgepack.ledger import Record
+from edgepack.runtime.device.machine import peak_rss
 
 if TYPE_CHECKING:
     from edgepack.request import Request
@@ -59,21 +60,37 @@ OVERDUE = 0.25
 LATER, EARLIER = 8.0, 3.0
 
 
+# Key of the peak of resident memory beside the seconds of the stages.
+_PEAK = "peak bytes"
+
+
+def measured_needs(request: Request) -> tuple[float, int] | None:
+    """Return the seconds and the peak bytes of an earlier build; None if there was none."""
+    earlier = _read(_timings_file(request))
+    if _PEAK not in earlier:
+        return None
+    peak = earlier.pop(_PEAK)
+    return sum(earlier.values()), int(peak)
+
+
 def expected_seconds(request: Request) -> tuple[dict[str, float], bool]:
     """Return the seconds of stages, and True if an earlier build of the model measured them."""
     earlier = _read(_timings_file(request))
+    earlier.pop(_PEAK, None)
     latency = {"latency": LATENCY.get(request.latency, 0.0)}
     return {**TYPICAL, **latency, **earlier}, bool(earlier)
 
 
 def store_seconds(request: Request, records: Iterable[Record]) -> None:
-    """Store the seconds of a build's computed stages for the forecast of the next one."""
+    """Store the seconds of a build's computed stages, and its memory, for the next build."""
     path = _timings_file(request)
     seconds = _read(path)
     for record in records:
         # A cached stage takes no time, and a failed one took part of it.
         if record.status == "done":
             seconds[record.stage] = round(record.seconds, 2)
+    # A build from the cache needs less.
+    seconds[_PEAK] = max(seconds.get(_PEAK, 0), peak_rss() or 0)
     # A cache that cannot be written costs a forecast, and no build. Nor does a file that is written
     # in part, since a damaged one is ignored.
     with suppress(OSError):

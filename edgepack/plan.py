@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import TypedDict
 
 from edgepack import data, files, source
+from edgepack.forecast import measured_needs
 from edgepack.pipeline import list_stages
 from edgepack.proof import require_emulators
+from edgepack.report.figures import format_seconds
 from edgepack.request import Request
 from edgepack.source.live import LiveModel
 from edgepack.stages import check_split, list_missing_samples
 
-# Resident memory of a process that has imported torch, onnx and onnxruntime, without a model.
-BASE_BYTES = 600 << 20
+# Resident memory of a process that has imported onnx and onnxruntime, and torch if the model is not
+# an ONNX file; without a model.
+ONNX_BYTES, TORCH_BYTES = 130 << 20, 600 << 20
 # The trained model, its exported graph, the simplified one and one more while it is written.
 COPIES = 5
 # The model in the bundle, the draft of the bundle, and the graphs in the cache.
@@ -21,10 +24,16 @@ DISK_COPIES = 4
 
 
 class Estimate(TypedDict):
-    """Needs of the build, in bytes."""
+    """Needs of the build, in bytes and seconds.
+
+    Memory and time are those of an earlier build of the model if `measured` is true. Before the
+    first one, memory is what the model and the libraries take at least, and time is None.
+    """
 
     memory_bytes: int
     disk_bytes: int
+    seconds: float | None
+    measured: bool
 
 
 class Plan(TypedDict):
@@ -102,11 +111,21 @@ def plan(request: Request) -> Plan:
         "gates": _list_gates(request),
         "stages": list_stages(request),
         "chain": chain,
-        "estimate": {
-            "memory_bytes": BASE_BYTES + COPIES * size,
-            "disk_bytes": DISK_COPIES * size,
-        },
+        "estimate": _estimate(request, kind, size),
     }
+
+
+def _estimate(request: Request, kind: str, size: int) -> Estimate:
+    disk = DISK_COPIES * size
+    needs = measured_needs(request)
+    if needs is not None:
+        seconds, memory = needs
+        return {
+            "memory_bytes": memory, "disk_bytes": disk, "seconds": seconds, "measured": True
+        }  # fmt: skip
+    base = ONNX_BYTES if kind == "onnx" else TORCH_BYTES
+    memory = base + COPIES * size
+    return {"memory_bytes": memory, "disk_bytes": disk, "seconds": None, "measured": False}
 
 
 # cnn.onnx (onnx) for cpu-fbgemm
@@ -114,7 +133,6 @@ def plan(request: Request) -> Plan:
 # stages       source -> samples -> original -> ...
 def describe(document: Plan) -> str:
     """Format a plan as text."""
-    estimate = document["estimate"]
     gates = []
     for name, bound in document["gates"].items():
         gates.append(f"{name} {bound:g}")
@@ -135,10 +153,18 @@ def describe(document: Plan) -> str:
             f"evaluation   {evaluation}",
             *training,
             f"gates        {', '.join(gates)}",
-            f"estimate     {estimate['memory_bytes'] / 1e9:.1f} GB of memory, "
-            f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk",
+            f"estimate     {_describe_estimate(document['estimate'])}",
         )
     )
+
+
+def _describe_estimate(estimate: Estimate) -> str:
+    """Format an estimate: "1.2 GB of memory, 75 MB of disk, 85 s, as its last build measured"."""
+    memory = f"{estimate['memory_bytes'] / 1e9:.1f} GB of memory"
+    disk = f"{estimate['disk_bytes'] / 1e6:.0f} MB of disk"
+    if estimate["seconds"] is None:
+        return f"at least {memory}, {disk}; the first build measures memory and time"
+    return f"{memory}, {disk}, {format_seconds(estimate['seconds'])}, as its last build measured"
 
 
 def _absent(document: Plan, role: str) -> str:

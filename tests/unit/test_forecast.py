@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from edgepack.forecast import TYPICAL, TimeLeft, expected_seconds, format_left, store_seconds
+from edgepack.forecast import (
+    TYPICAL,
+    TimeLeft,
+    expected_seconds,
+    format_left,
+    measured_needs,
+    store_seconds,
+)
 from edgepack.ledger import Record
 from edgepack.request import Request
 from edgepack.spec import target
@@ -147,10 +154,15 @@ def test_an_earlier_build_is_remembered_until_its_file_is_damaged(tmp_path: Path
         tmp_path / "m.onnx", target.load("cpu-fbgemm"), tmp_path / "m.edgepack", "m", cache=tmp_path
     )
     assert expected_seconds(request) == (TYPICAL, False)
+    assert measured_needs(request) is None
     records = [Record("export", seconds=4.25), Record("simplify", "cached"), Record("verify")]
     store_seconds(request, records)
     seconds, measured = expected_seconds(request)
     assert measured
+    needs = measured_needs(request)
+    assert needs is not None
+    assert needs[0] == 4.25
+    assert 10e6 < needs[1] < 100e9
     assert (seconds["export"], seconds["simplify"]) == (4.25, TYPICAL["simplify"])
     (stored,) = (tmp_path / "timings").iterdir()
     stored.write_text('{"export": NaN, "verify": -1')
