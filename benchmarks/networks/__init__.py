@@ -1,0 +1,1 @@
+"""Networks that differ in kind, with calibration and evaluation samples, for the benchmarks."""
