@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def crepe() -> Network:
 
         def __init__(self) -> None:
             super().__init__()
-            for i, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False), 1):
+            for i, (inputs, outputs) in enumerate(pairwise(channels), 1):
                 taps, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
                 setattr(self, f"conv{i}", nn.Conv2d(inputs, outputs, taps, stride))
                 setattr(self, f"conv{i}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
