@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TypeGuard
 
@@ -46,13 +46,16 @@ def find_imports(folder: Path, name: str) -> list[str]:
     return sorted(modules)
 
 
-def _walk_executed(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield the nodes below a node, except those under `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(node):
-        if _is_for_type_checkers(child):
-            continue
-        yield child
-        yield from _walk_executed(child)
+def _walk_executed(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the statements of a module at any depth, except those under `if TYPE_CHECKING`."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        for child in ast.iter_child_nodes(pending.pop()):
+            # No statement is inside of an expression, and most nodes are.
+            if isinstance(child, ast.expr) or _is_for_type_checkers(child):
+                continue
+            yield child
+            pending.append(child)
 
 
 def strip_documentation(source: str) -> str:
@@ -70,9 +73,9 @@ def strip_documentation(source: str) -> str:
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column].rstrip()
-    tree = ast.parse("\n".join(lines))
-    _cut_annotations(tree, lines)
-    for node in ast.walk(tree):
+    nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    _cut_annotations(nodes, lines)
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             _blank_docstring(node, lines)
         elif _is_for_type_checkers(node):
@@ -139,14 +142,14 @@ def _list_tokens(source: str) -> Iterator[tokenize.TokenInfo]:
             yield token
 
 
-def _cut_annotations(tree: ast.Module, lines: list[str]) -> None:
+def _cut_annotations(nodes: Sequence[ast.AST], lines: list[str]) -> None:
     """Remove the types of parameters, results and variables.
 
     Those of a class's fields define it and stay.
     """
-    fields = _list_fields(tree)
+    fields = _list_fields(nodes)
     cuts: list[tuple[int, int, ast.expr]] = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.arg) and node.annotation is not None:
             cuts.append((node.lineno, node.col_offset + len(node.arg), node.annotation))
         if isinstance(node, ast.FunctionDef) and node.returns is not None:
@@ -174,10 +177,10 @@ def _is_on_one_line(node: ast.AnnAssign) -> bool:
     return node.value is not None and node.annotation.end_lineno == node.lineno
 
 
-def _list_fields(tree: ast.Module) -> set[ast.stmt]:
+def _list_fields(nodes: Sequence[ast.AST]) -> set[ast.stmt]:
     """Return the statements that stand directly in classes."""
     fields: set[ast.stmt] = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             fields.update(node.body)
     return fields
@@ -213,7 +216,9 @@ def _blank_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef, lines: l
 
 
 def _is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    if not isinstance(node, ast.If) or not isinstance(node.test, ast.Name):
+        return False
+    return node.test.id == "TYPE_CHECKING"
 
 
 def _blank(statement: ast.stmt, lines: list[str]) -> None:
