@@ -9,7 +9,6 @@ from edgepack import engine, passes
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import parse_model
 from edgepack.errors import ChainError
-from edgepack.ledger import Stage
 from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.quantize.options import NAME as QUANTIZE
 from edgepack.runtime.bundle.engines import BF16, Variant
@@ -32,7 +31,7 @@ DYNAMIC_SHARE = 0.3
 _SHARED = ("scheme", "range", "exclude")
 
 
-def list_candidates(graph: Graph, context: BuildContext, stage: Stage) -> list[Candidate]:
+def list_candidates(graph: Graph, context: BuildContext, notes: list[str]) -> list[Candidate]:
     """Return the candidates, fp32 in the profile's engine first, the others by their promise.
 
     With a chain that the user requested, its result competes alone, in every engine.
@@ -40,7 +39,7 @@ def list_candidates(graph: Graph, context: BuildContext, stage: Stage) -> list[C
     Args:
         graph: result of the chain.
         context: the build.
-        stage: receives notes on forms that cannot be made.
+        notes: receives sentences on the forms.
     """
     request = context.request
     precision = passes.name_precision(request.chain)
@@ -51,7 +50,7 @@ def list_candidates(graph: Graph, context: BuildContext, stage: Stage) -> list[C
         root = graph
         while root.before is not None:
             root = root.before
-        forms = {FP32: root, precision: graph, **_make_forms(root, graph, context, stage)}
+        forms = {FP32: root, precision: graph, **_make_forms(root, graph, context, notes)}
     own = find_own_variant(request.target)
     candidates = [Candidate(form, entry, own) for form, entry in forms.items()]
     if FP32 not in forms:
@@ -82,7 +81,9 @@ def find_own_variant(target: Target) -> Variant:
     return Variant(target.engine, engine.find_runtime(target), needs)  # type: ignore[arg-type]
 
 
-def _make_forms(root: Graph, graph: Graph, context: BuildContext, stage: Stage) -> dict[str, Graph]:
+def _make_forms(
+    root: Graph, graph: Graph, context: BuildContext, notes: list[str]
+) -> dict[str, Graph]:
     """Return the mixed and the dynamic form, each if it is worth a candidate."""
     feed = context.reference.feeds[0]
     floats = profile(root.model, feed)
@@ -90,12 +91,12 @@ def _make_forms(root: Graph, graph: Graph, context: BuildContext, stage: Stage) 
     mixed = _make_mixed(root, graph, floats, context)
     if mixed is not None:
         forms[MIXED] = mixed
-        stage.note(f"mixed: {len(mixed.returned)} layers stay float, where int8 costs them time")
+        notes.append(f"Mixed: {len(mixed.returned)} layers in float, where int8 costs time.")
     if find_share(floats, DYNAMIC_OPERATORS) >= DYNAMIC_SHARE:
         try:
             forms[DYNAMIC] = _make_dynamic(root, context)
         except ChainError as error:
-            stage.note(f"no dynamic form: {error.what}")
+            notes.append(f"No dynamic form: {error.what}.")
     return forms
 
 

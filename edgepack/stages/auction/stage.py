@@ -128,23 +128,23 @@ def _compare(
 ) -> tuple[Graph, dict[str, object]]:
     """Measure and judge the candidates; return the winner's graph, and the cache's document."""
     started = time.perf_counter()
-    request = context.request
+    request, own = context.request, find_own_variant(context.request.target)
     qualities: dict[str, Measurement] = {}
     timed: list[Timed] = []
+    notes: list[str] = []
     if cpus:
         counter = InstructionCost(context.reference.feeds[0], cpus)
-        bids = _count(list_compared(graph, context), counter, stage)
+        bids = _count(list_compared(graph, context), counter, notes)
         unit, noise = counter.unit, counter.noise
     else:
-        candidates = list_candidates(graph, context, stage)
+        candidates = list_candidates(graph, context, notes)
         # Profiles and further forms have taken their part of it already.
         allowed = min(max(SHARE * (started - context.ledger.started), LEAST_SECONDS), MOST_SECONDS)
         budget = allowed - (time.perf_counter() - started)
         clock = TimeCost(context.reference.feeds[0], budget)
         bids = _time(candidates, clock)
         unit, noise, timed = clock.unit, clock.noise, clock.results
-        for disturbance in clock.disturbed:
-            stage.note(f"disturbed: {disturbance}")
+        notes += [f"disturbed: {disturbance}" for disturbance in clock.disturbed]
 
     def judge(bid: Bid) -> list[str]:
         try:
@@ -153,14 +153,19 @@ def _compare(
             # It ran on one sample, but not on all of them.
             return [f"an evaluation in it: {error.why or error.what}"]
         qualities[bid.candidate.name] = quality
-        return [report.describe_gate(gate) for gate in list_missed_gates(quality, context)]
+        missed = list_missed_gates(quality, context)
+        if bid.candidate.engine != own.engine:
+            # Devices without that engine run the same file in the profile's own.
+            quality = _evaluate(replace(bid.candidate, variant=own), context, stage)
+            missed = missed or list_missed_gates(quality, context)
+        return [report.describe_gate(gate) for gate in missed]
 
     winner = choose(bids, request.optimize, noise, judge)
     warnings = []
     # Without any form that holds the gates, the proof refuses the chain's result and says why.
     chosen = winner or next(bid for bid in bids if bid.candidate.graph.model == graph.model)
     if winner is None:
-        stage.note("No form holds the gates.")
+        notes.append("No form holds the gates.")
     elif request.chain_is_default and winner.candidate.form == FP32 and len(bids) > 1:
         loser = next((bid for bid in bids if bid.candidate.graph.model == graph.model), None)
         if loser is not None and loser is not winner:
@@ -181,7 +186,7 @@ def _compare(
         "returned": list(chosen.candidate.graph.returned),
         "auction": document,
         "latency": _describe_latency(timed[bids.index(chosen)], timed[0]) if timed else None,
-        "notes": [note, *stage.record.notes],
+        "notes": [note, *notes],
         "warnings": warnings,
     }
 
@@ -194,10 +199,12 @@ def _time(candidates: Sequence[Candidate], clock: TimeCost) -> list[Bid]:
     return bids
 
 
-def _count(candidates: Sequence[Candidate], counter: InstructionCost, stage: Stage) -> list[Bid]:
+def _count(
+    candidates: Sequence[Candidate], counter: InstructionCost, notes: list[str]
+) -> list[Bid]:
     """Count the candidates' instructions on emulated CPUs."""
     costs = counter.measure(candidates)
-    stage.note(*describe_counts(counter, candidates))
+    notes += describe_counts(counter, candidates)
     bids = []
     for candidate, cost in zip(candidates, costs, strict=True):
         bids.append(Bid(candidate, cost, quantity=counter.unit))
