@@ -323,7 +323,7 @@ def _drop_slow(running: Sequence[_Candidate], number: int) -> None:
         return
     ranked = sorted(running[1:], key=lambda candidate: candidate.turns[-1])
     for candidate in ranked[max(FINALISTS, len(running) // 2) - 1 :]:
-        candidate.result = f"slower in round {number}"
+        candidate.result = f"dropped in round {number}: others are faster"
 
 
 def _verify_best(
