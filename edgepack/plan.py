@@ -7,6 +7,7 @@ from typing import TypedDict
 
 from edgepack import data, files, source
 from edgepack.forecast import measured_needs
+from edgepack.passes.quantize import QuantizeOptions
 from edgepack.pipeline import list_stages
 from edgepack.proof import require_emulators
 from edgepack.report.figures import format_seconds
@@ -27,7 +28,8 @@ class Estimate(TypedDict):
     """Needs of the build, in bytes and seconds.
 
     Memory and time are those of an earlier build of the model if `measured` is true. Before the
-    first one, memory is what the model and the libraries take at least, and time is None.
+    first one, memory is what the libraries and the model take at least, with its quantization if
+    the chain has one, and time is None.
     """
 
     memory_bytes: int
@@ -124,8 +126,21 @@ def _estimate(request: Request, kind: str, size: int) -> Estimate:
             "memory_bytes": memory, "disk_bytes": disk, "seconds": seconds, "measured": True
         }  # fmt: skip
     base = ONNX_BYTES if kind == "onnx" else TORCH_BYTES
-    memory = base + COPIES * size
+    memory = base + max(COPIES * size, _estimate_quantize(request, kind, size))
     return {"memory_bytes": memory, "disk_bytes": disk, "seconds": None, "measured": False}
+
+
+def _estimate_quantize(request: Request, kind: str, size: int) -> int:
+    """Estimate the memory that the quantizations of the chain take, in bytes; 0 without one."""
+    needed = 0
+    for step in request.chain:
+        options: object = step.read()
+        if isinstance(options, QuantizeOptions) and isinstance(request.model, Path):
+            # The onnx package, which reads the layers of an ONNX file, takes a while to import.
+            from edgepack.passes.quantize.memory import estimate_memory
+
+            needed = max(needed, estimate_memory(request.model, kind == "onnx", size, options))
+    return needed
 
 
 # cnn.onnx (onnx) for cpu-fbgemm

@@ -96,6 +96,7 @@ class SampleStream:
         class_names: names of the classes, by their index; empty if they are not known.
         constants: inputs that may be the same in every sample, such as the mask of unpadded texts.
         unlabelled: a sentence that says where labels may be, for samples without any; else empty.
+        count: number of samples that fill batches, once they have been read; else None.
     """
 
     origin: str
@@ -106,6 +107,7 @@ class SampleStream:
     class_names: tuple[str, ...] = ()
     constants: frozenset[str] = frozenset()
     unlabelled: str = ""
+    count: int | None = None
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Iterate over all samples from the first, at most `size` per batch.

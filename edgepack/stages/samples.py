@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from edgepack import data, passes
 from edgepack.context import Context, SampleSets
 from edgepack.data.samples import Samples
+from edgepack.data.stream import SampleStream
 from edgepack.errors import DataError
 from edgepack.request import Request
 from edgepack.runtime.preprocess.protocol import Preprocessing
@@ -81,6 +83,9 @@ def open_samples(context: Context, source: Source, inputs: tuple[Tensor, ...]) -
     elif "evaluation" not in samples:
         ledger.warn("no evaluation samples: quality is judged on the calibration samples")
     proven = not request.random and not request.generates_inputs
+    if isinstance(calibration, SampleStream):
+        # A pass that runs them can say how far it is.
+        calibration = replace(calibration, count=lint.counts["calibration"])
     return SampleSets(calibration, evaluation, lint, proven, samples.get("training"))
 
 

@@ -83,7 +83,9 @@ class GrowingHistogram:
         if top == bottom:
             return
         self._reach(bottom, top)
+        # A product with a power of two is exact, so that a value always falls in the same bin.
         scaled = values * np.float32(2.0**-self._exponent)
+        np.floor(scaled, out=scaled)
         scaled -= np.float32(self._first)
         # At most the last bin: the largest value may lie on its upper border.
         bins = np.minimum(scaled.astype(np.int32), len(self._counts) - 1)

@@ -73,6 +73,13 @@ class LayerSteps:
         self._progress.advance(self._steps[layer.index])
 
 
+def announce(layers: Sequence[Layer], samples: Samples, progress: Progress) -> None:
+    """Announce all steps before the samples are run, if their number is known."""
+    count = getattr(samples, "count", None)
+    if count:
+        LayerSteps(layers, count, progress)
+
+
 class MomentSummary:
     """Accuracy of the moments of all layers, and the layers that had to do with less.
 
@@ -135,6 +142,7 @@ def observe_layers(
     inputs = list(dict.fromkeys(layer.input for layer in layers))
     quantized = dict.fromkeys(inputs, "") if options.mode == "dynamic" else {}
     interest = plan_interest(inputs, False, layers, options, quantized)
+    announce(layers, samples, progress)
     observations = observe(model, interest, samples, options.batch_size, progress.advance)
     steps = LayerSteps(layers, observations.count, progress)
 

@@ -162,7 +162,9 @@ class ColumnSums:
         """Add the second moments of waiting columns if there are many, or `always`."""
         count = sum(columns.shape[1] for columns in self._waiting)
         size = sum(columns.nbytes for columns in self._waiting)
-        if not count or not (always or count >= TOGETHER or size >= WAITING_BYTES):
+        # Adding to large second moments takes as long as multiplying a hundred columns.
+        room = max(WAITING_BYTES, self._partition.bytes // 2)
+        if not count or not (always or count >= TOGETHER or size >= room):
             return
         columns = np.concatenate(self._waiting, axis=1)
         self._waiting = []

@@ -18,6 +18,7 @@ from edgepack.passes.quantize.calibration.activations import choose_quantization
 from edgepack.passes.quantize.calibration.interest import (
     LayerSteps,
     MomentSummary,
+    announce,
     plan_interest,
 )
 from edgepack.passes.quantize.calibration.observe import Interest, Observations, observe
@@ -204,6 +205,7 @@ class StaticQuantizer:
             return
         placement = self.placement
         roots = placement.roots()
+        announce(placement.layers, self.samples, self.progress)
         with self._phase("samples"):
             interest = plan_interest(
                 roots, self._histogrammed, placement.layers, self.options, placement.points
