@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/session_settings.py FOLDER...
 
 A folder holds model.onnx and evaluation.npz. Every setting runs in a process of its own, in turns
-with all the others, on the first evaluation sample. Two ratios to the engine's default, above 1
-for the faster one, are the median over the turns: `speed` is that of the fastest call of a turn,
-as on a quiet machine, and `speed_in_load` that of the median call, with all that other processes
-did meanwhile. Results go to benchmarks/results/session-settings.json, to which each run adds its
-networks.
+with all the others, on the first evaluation sample. `speed` is the median, over the turns, of the
+ratio to the engine's own choice, above 1 for the faster setting. Settings of threads are compared
+by the fastest call of a turn with every core; all others on one thread, by its CPU time, which
+other processes hardly change. Results go to benchmarks/results/session-settings.json, to which
+each run adds its networks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from edgepack.runtime.tensor import Tensor
 
 Call = Callable[[], object]
 Feed = Mapping[str, np.ndarray]
-TURNS, WARM_UP_S, TIMED_S, FEWEST = 3, 0.2, 0.5, 5
+TURNS, WARM_UP_S, TIMED_S, FEWEST = 3, 0.2, 0.4, 5
 # Setting -> the attributes and entries of onnxruntime's options that differ from its defaults.
 ONNXRUNTIME: dict[str, dict[str, Any]] = {
     "default": {},
@@ -57,6 +57,11 @@ OPENVINO: dict[str, dict[str, Any]] = {
     "static shape": {"static": True},
     "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16"},
 }
+
+
+# Settings of threads, which run with all cores.
+ONE_THREAD = "one thread"
+OF_THREADS = ("default", ONE_THREAD, "threads sleep while they wait", "no pinning")
 
 
 def read_feed(folder: Path) -> dict[str, np.ndarray]:
@@ -137,7 +142,7 @@ def open_loader(path: Path, feed: Feed, setting: Mapping[str, Any]) -> Call:
 ENGINES: dict[str, tuple[Callable[[Path, Feed, Mapping[str, Any]], Call], Any]] = {
     "onnxruntime": (open_onnxruntime, ONNXRUNTIME),
     "OpenVINO": (open_openvino, OPENVINO),
-    "loader": (open_loader, {"default": {}}),
+    "loader": (open_loader, {ONE_THREAD: {"threads": 1}, "loader": {}}),
 }
 
 
@@ -147,35 +152,36 @@ def measure_turn(folder: Path, engine: str, name: str) -> dict[str, float]:
     start, settings = ENGINES[engine]
     clock = time.perf_counter
     begun = clock()
-    call = start(folder / "model.onnx", feed, settings[name])
+    setting = settings[name]
+    if name not in OF_THREADS:
+        setting = {**settings[ONE_THREAD], **setting}
+    call = start(folder / "model.onnx", feed, setting)
     call()
     load = clock() - begun
     until = clock() + WARM_UP_S
     while clock() < until:
         call()
     times: list[float] = []
+    cpu = time.process_time()
     until = clock() + TIMED_S
     while clock() < until or len(times) < FEWEST:
         begun = clock()
         call()
         times.append(clock() - begun)
+    cpu = time.process_time() - cpu
     return {
-        "p50_ms": 1e3 * statistics.median(times),
+        "cpu_ms": 1e3 * cpu / len(times),
         "fastest_ms": 1e3 * min(times),
         "load_s": load,
     }
 
 
-def list_ratios(
-    base: list[dict[str, float]], turns: list[dict[str, float]], figure: str
-) -> list[float]:
-    """Return the ratio of the default's figure to a setting's, turn by turn."""
-    return [a[figure] / b[figure] for a, b in zip(base, turns, strict=True)]
-
-
 def measure(folder: Path) -> list[dict[str, Any]]:
     """Return a row for each setting of each engine."""
-    runs = [(engine, name) for engine, (_, settings) in ENGINES.items() for name in settings]
+    runs = []
+    for engine, (_, settings) in ENGINES.items():
+        runs += [(engine, name) for name in settings]
+    runs.remove(("loader", ONE_THREAD))
     results: dict[tuple[str, str], list[dict[str, float]]] = {run: [] for run in runs}
     failures: dict[tuple[str, str], str] = {}
     for _ in range(TURNS):
@@ -192,19 +198,19 @@ def measure(folder: Path) -> list[dict[str, Any]]:
         if not turns:
             rows.append({"engine": engine, "setting": name, "failed": failures[engine, name]})
             continue
-        base = results["OpenVINO" if engine == "loader" else engine, "default"]
-        ratios = list_ratios(base, turns, "fastest_ms")
-        in_load = list_ratios(base, turns, "p50_ms")
+        figure, other = "cpu_ms", ONE_THREAD
+        if name in OF_THREADS:
+            figure, other = "fastest_ms", "default"
+        base = results["OpenVINO" if engine == "loader" else engine, other]
+        ratios = [a[figure] / b[figure] for a, b in zip(base, turns, strict=True)]
         rows.append(
             {
                 "engine": engine,
                 "setting": name,
-                "fastest_ms": round(min(turn["fastest_ms"] for turn in turns), 4),
-                "p50_ms": round(statistics.median(turn["p50_ms"] for turn in turns), 4),
+                figure: round(min(turn[figure] for turn in turns), 4),
                 "load_s": round(min(turn["load_s"] for turn in turns), 3),
                 "speed": round(statistics.median(ratios), 3),
                 "spread": [round(min(ratios), 3), round(max(ratios), 3)],
-                "speed_in_load": round(statistics.median(in_load), 3),
             }
         )
     return rows

@@ -74,7 +74,7 @@ class WheelSets:
 
     def select(self, variants: Iterable[Variant]) -> Mapping[str, Path]:
         """Return the wheels that some variants need."""
-        if any(variant.engine == OPENVINO for variant in variants):
+        if self.further and any(variant.engine == OPENVINO for variant in variants):
             return self.further
         return self.own
 

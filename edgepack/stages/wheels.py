@@ -29,16 +29,19 @@ def fetch_wheels(context: Context, samples: SampleSets) -> WheelSets:
         return WheelSets()
     with context.ledger.stage("wheels") as stage:
         own = _fetch(context, samples, engine.requirements(target), stage)
+        stage.detail(packages=dict(own.packages), bytes=own.bytes)
         alternatives = engine.list_alternatives(target)
         further: Mapping[str, Path] = {}
-        if alternatives:
-            lines = engine.requirements(target, alternatives)
-            further = _fetch(context, samples, lines, stage)
+        # Without latency nothing chooses another engine.
+        if alternatives and context.request.latency != "none":
+            both = _fetch(context, samples, engine.requirements(target, alternatives), stage)
+            stage.detail(further={"packages": dict(both.packages), "bytes": both.bytes})
+            further = both.files
         stage.note("the device needs no network: python3 BUNDLE setup DIR")
-    return WheelSets(own, further)
+    return WheelSets(own.files, further)
 
 
-def _fetch(context: Context, samples: SampleSets, lines: str, stage: Stage) -> Mapping[str, Path]:
+def _fetch(context: Context, samples: SampleSets, lines: str, stage: Stage) -> wheels.Wheels:
     preprocessing = preprocessing_of(samples.evaluation)
     if preprocessing is not None:
         lines += "".join(f"{line}\n" for line in preprocessing.requirements())
@@ -49,5 +52,4 @@ def _fetch(context: Context, samples: SampleSets, lines: str, stage: Stage) -> M
         stage.set(status="cached")
     size = f"{result.bytes / 1e6:.0f} MB"
     stage.note(f"{len(result.packages)} wheels, {size}, for {result.python}")
-    stage.detail(packages=dict(result.packages), bytes=result.bytes)
-    return result.files
+    return result
