@@ -179,6 +179,8 @@ def _compare(
         "candidates": [_describe(bid, bids[0], qualities) for bid in bids],
     }
     note = f"{chosen.candidate.name} of {len(bids)} candidates, in {document['seconds']:.1f} s."
+    # The terminal shows the first note: of counts the finding, which no table has.
+    notes = [*notes, note] if cpus else [note, *notes]
     return chosen.candidate.graph, {
         "form": chosen.candidate.form,
         "variant": chosen.candidate.variant.name,
@@ -186,7 +188,7 @@ def _compare(
         "returned": list(chosen.candidate.graph.returned),
         "auction": document,
         "latency": _describe_latency(timed[bids.index(chosen)], timed[0]) if timed else None,
-        "notes": [note, *notes],
+        "notes": notes,
         "warnings": warnings,
     }
 
