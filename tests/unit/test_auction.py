@@ -67,6 +67,9 @@ def test_no_form_is_slower_or_larger_than_fp32_unless_it_was_requested() -> None
     assert decide(bids) == "fp32 in onnxruntime"
     assert bids[1].reason == "1.30 times the time of fp32"
     assert bids[2].reason == "1.02 times the bytes of fp32"
+    # On a noisy machine neither, where 4 % would be equal to the best.
+    bids = [bid("fp32", 400, 1.0), bid("int8", 100, 1.04)]
+    assert decide(bids) == "fp32 in onnxruntime"
     assert decide(offer(), parse_objective("latency")) == "mixed int8 in onnxruntime"
     assert decide(offer(), parse_objective("size")) == "int8 in onnxruntime"
     # (1.3, 0.25) against (0.5, 1.025): 1.3 * 0.25 ** 2 is less than 0.5 * 1.025 ** 2.

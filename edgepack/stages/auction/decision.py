@@ -10,6 +10,10 @@ from edgepack.runtime.bundle.engines import BF16, ONNXRUNTIME
 from edgepack.spec.objective import LATENCY, MEMORY, SIZE, Objective
 from edgepack.stages.auction.candidate import Candidate
 
+# Share by which a form may measure slower than fp32 and still not count as slower, however noisy
+# the machine is.
+TOLERANCE = 0.03
+
 
 @dataclass
 class Bid:
@@ -88,7 +92,7 @@ def _enter(bid: Bid, base: Bid, objective: Objective, noise: float) -> None:
     larger = bid.candidate.bytes > base.candidate.bytes
     # Who requested an objective pays for it; nobody else gets a slower or a larger network.
     guarded = bid is not base and not objective.requested and base.candidate.competes
-    if guarded and bid.cost > base.cost * (1 + noise):
+    if guarded and bid.cost > base.cost * (1 + min(noise, TOLERANCE)):
         bid.reason = f"{bid.cost / base.cost:.2f} times the {bid.quantity} of fp32"
         return
     if guarded and larger:

@@ -92,7 +92,9 @@ def _make_forms(
     if mixed is not None:
         forms[MIXED] = mixed
         notes.append(f"Mixed: {len(mixed.returned)} layers in float, where int8 costs time.")
-    if find_share(floats, DYNAMIC_OPERATORS) >= DYNAMIC_SHARE:
+    # Where the static form has no float operator left, ranges taken at run time only add some.
+    share = 0.0 if graph.integer_only else find_share(floats, DYNAMIC_OPERATORS)
+    if share >= DYNAMIC_SHARE:
         try:
             forms[DYNAMIC] = _make_dynamic(root, context)
         except ChainError as error:

@@ -24,7 +24,7 @@ from edgepack.stages.auction.candidate import Candidate
 from edgepack.timing import Subject, Worker
 
 # Turns, their seconds, and the largest ratio to the fastest that stays in after them.
-STAGES = ((2, 0.04, 1.6), (2, 0.08, 1.25), (5, 0.1, math.inf))
+STAGES = ((3, 0.04, 1.6), (2, 0.08, 1.25), (5, 0.1, math.inf))
 # Largest ratio to the fastest that more turns may reverse.
 NEAR = 1.6
 # Shares of the latency that count as noise, at least and at most; measured in between.
@@ -41,7 +41,7 @@ class Timed:
     """Latency of one candidate.
 
     Attributes:
-        p50: median of its turns, in ms; infinity if it did not run.
+        p50: median of its fastest turn, in ms; infinity if it did not run.
         peak_rss: peak memory of its process, in bytes.
         rounds: medians of its turns.
         queries: number of timed calls.
@@ -113,7 +113,7 @@ class _Heat:
     @property
     def fastest(self) -> float:
         """Latency of the fastest candidate so far, in ms; infinity for none."""
-        return min((worker.median for worker in self.running.values()), default=math.inf)
+        return min((worker.best for worker in self.running.values()), default=math.inf)
 
     def enter(self, workers: Mapping[int, Worker], until: float) -> None:
         """Wait for starting candidates, and let each take its first turns.
@@ -136,12 +136,12 @@ class _Heat:
             else:
                 worker.close()
                 self.reasons[position] = LATE
-        for position in sorted(workers.keys() & self.running.keys()):
-            try:
-                for _ in range(turns):
+        for _ in range(turns):
+            for position in sorted(workers.keys() & self.running.keys()):
+                try:
                     workers[position].turn(seconds)
-            except HostError as error:
-                self._refuse(position, self.running.pop(position), error)
+                except HostError as error:
+                    self._refuse(position, self.running.pop(position), error)
         self._drop(limit)
 
     def _refuse(self, position: int, worker: Worker, error: HostError) -> None:
@@ -152,7 +152,7 @@ class _Heat:
         """Let the candidates that may win take turns, and drop the slow ones."""
         rivals = []
         for worker in self.running.values():
-            if worker.median <= NEAR * self.fastest:
+            if worker.best <= NEAR * self.fastest:
                 rivals.append(worker)
         # One that is far ahead has won: a last turn of each is for the ratio to the first.
         if len(rivals) < 2:
@@ -165,7 +165,7 @@ class _Heat:
     def _drop(self, limit: float) -> None:
         fastest = self.fastest
         for position, worker in list(self.running.items()):
-            ratio = worker.median / fastest
+            ratio = worker.best / fastest
             # The first is what the others are compared with.
             if position and ratio > limit:
                 self.reasons[position] = f"takes {ratio:.2f} times as long as the fastest"
@@ -186,7 +186,7 @@ class _Heat:
         worker = self.running.get(position) or self.ended.get(position)
         if worker is None:
             return Timed(math.inf, 0, (), 0, reason)
-        return Timed(worker.median, worker.peak_rss, worker.rounds, worker.queries, reason)
+        return Timed(worker.best, worker.peak_rss, worker.rounds, worker.queries, reason)
 
 
 def _group(candidates: Sequence[Candidate]) -> list[list[int]]:
