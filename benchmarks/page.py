@@ -27,14 +27,23 @@ this page from them. Latency is that of single samples, measured in turns with w
 with, so that a disturbance meets all of them.
 """
 
-PEERS = """\
+EFFICIENTNET = """\
 ## EfficientNet-Lite0 on x86-64
 
 fp32 to int8, on 1,040 crops of labelled ImageNet pictures that were not used for calibration. The
 last column compares each file's answers on an emulated Haswell, a CPU without VNNI, with its
 answers on the machine itself. Speed is the median of the ratios to fp32 by turn. The report
-pictured in the README is from another run, and its latencies differ. `benchmarks/peers.py`
+pictured in the README is from another run, and its latencies differ. `benchmarks/efficientnet.py`
 measures this table.
+"""
+
+NETWORKS = """\
+## Networks that differ in kind
+
+What edgepack and other tools make of one float32 ONNX and the same calibration samples, judged on
+64 other samples against float32. Ratios are medians, by turn, of the p50 of single samples over
+that of onnxruntime in float32: below 1 is faster. `benchmarks/networks/write.py` writes the
+networks, and `benchmarks/peers.py` measures the tables.
 """
 
 CHAIN = """\
@@ -84,13 +93,36 @@ def without_vnni(row: Row) -> str:
 
 Column = tuple[str, Callable[[Row], str]]
 
-PEER_COLUMNS: Sequence[Column] = (
+EFFICIENTNET_COLUMNS: Sequence[Column] = (
     ("p50", lambda row: f"{row['p50_ms']:.1f} ms"),
     ("against fp32", lambda row: f"{row['speed_up_over_fp32']:.2f}x"),
     ("agrees with fp32", lambda row: percent(row.get("agreement"))),
     ("SNR", lambda row: decibel(row.get("snr_db"))),
     ("size", lambda row: megabytes(row.get("bytes"))),
     ("on a CPU without VNNI", without_vnni),
+)
+
+
+def time_ratio(threads: int) -> Callable[[Row], str]:
+    """Return what formats the ratio to float32 with its spread; "" for a row without times."""
+
+    def show(row: Row) -> str:
+        timing = row.get(f"threads_{threads}")
+        if timing is None:
+            return ""
+        low, high = timing["spread"]
+        return f"{timing['against_fp32']:.2f} ({low:.2f}-{high:.2f})"
+
+    return show
+
+
+NETWORK_COLUMNS: Sequence[Column] = (
+    ("1 thread", time_ratio(1)),
+    ("2 threads", time_ratio(2)),
+    ("SNR", lambda row: decibel(row.get("snr_db"))),
+    ("agrees", lambda row: percent(row.get("agreement"))),
+    ("size", lambda row: megabytes(row.get("bytes"))),
+    ("error", lambda row: str(row.get("error", "")).replace("|", "/")),
 )
 DYNAMIC_COLUMNS: Sequence[Column] = (
     ("size", lambda row: megabytes(row["bytes"])),
@@ -133,11 +165,26 @@ def measured_on(results: Mapping[str, Any]) -> str:
     )
 
 
+def network_sections(peers: Mapping[str, Any]) -> Iterable[str]:
+    """Yield a table for each network, and the networks on which edgepack loses."""
+    if not peers:
+        return
+    yield NETWORKS
+    for name, rows in peers["networks"].items():
+        yield f"**{name}** ({peers['kinds'][name]})\n"
+        yield table(rows, NETWORK_COLUMNS)
+    if peers["losses"]:
+        yield "edgepack loses here:\n"
+        yield "".join(f"- {line}\n" for line in peers["losses"])
+    yield measured_on(peers)
+
+
 def sections() -> Iterable[str]:
     """Yield the page, part by part."""
     yield INTRODUCTION
-    peers, chain, dynamic = (record.read(name) for name in ("peers", "chain", "dynamic"))
-    yield from (PEERS, table(peers["rows"], PEER_COLUMNS), measured_on(peers))
+    first, chain, dynamic = (record.read(name) for name in ("efficientnet", "chain", "dynamic"))
+    yield from (EFFICIENTNET, table(first["rows"], EFFICIENTNET_COLUMNS), measured_on(first))
+    yield from network_sections(record.read("peers"))
     columns = chain_columns(chain["rows"]["teacher"])
     yield from (CHAIN, table(chain["rows"], columns), measured_on(chain))
     yield from (DYNAMIC, table(dynamic["rows"], DYNAMIC_COLUMNS), measured_on(dynamic))

@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0 in int8: the bundle beside what onnxruntime's own quantizer and PyTorch give.
+"""Networks that differ in kind: edgepack's bundle beside what other tools make of each.
 
-    make demo && .venv/bin/python benchmarks/peers.py
+    python benchmarks/networks/write.py build/networks      (its docstring names the packages)
+    python benchmarks/peers.py [--network mlp] [--peer "NNCF, default"] [--rounds 5]
 
-Every contender is made from the same fp32 graph and the same calibration crops, judged on the
-same evaluation crops against the original in PyTorch, and timed in a process of its own, in turns,
-so that a machine whose speed drifts is the same for all. Results go to
-benchmarks/results/peers.json.
+Every model is made once, kept in --work, and run in a process of its own, in turns, on one thread
+and on two. NNCF needs `pip install nncf openvino` (--nncf-python), PyTorch an environment with the
+version of torch that wrote the networks (--torch-python). What fails is a row with its error. Each
+network's results are written as soon as they are there: to benchmarks/results/peers.json, so that
+a run can be interrupted; networks that are not named keep theirs.
 """
 
 from __future__ import annotations
@@ -13,261 +15,286 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 import record
-from edgepack import data, graph, source
-from edgepack.runtime.bundle.archive import Archive
-from edgepack.runtime.bundle.index import read_index
-from edgepack.runtime.commands.bench import percentiles
-from edgepack.runtime.parity.accuracy import Accuracy
-from edgepack.runtime.preprocess.picture import Picture
-from edgepack.spec import manifest as manifests
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demo"
-BUNDLE = DEMO / "efficientnet-lite0-cpu-fbgemm.edgepack"
-
-U8, S8 = QuantType.QUInt8, QuantType.QInt8
-# Name, options of onnxruntime's quantize_static, most calibration crops. Its histogram calibrators
-# keep every intermediate tensor of every sample in memory, so that they are given fewer.
-PEERS: tuple[tuple[str, dict[str, Any], int], ...] = (
-    ("quantize_static, its defaults", {}, 1000),
-    (
-        "u8s8 per channel, minmax",
-        {"activation_type": U8, "weight_type": S8, "per_channel": True},
-        1000,
-    ),
-    (
-        "u8s8 per channel, percentile",
-        {
-            "activation_type": U8,
-            "weight_type": S8,
-            "per_channel": True,
-            "calibrate_method": CalibrationMethod.Percentile,
-        },
-        64,
-    ),
-    (
-        "u8s8 per channel, minmax, reduced range",
-        {"activation_type": U8, "weight_type": S8, "per_channel": True, "reduce_range": True},
-        1000,
-    ),
-)
+FOLDER = Path(__file__).parent / "rivals"
+THREADS = (1, 2)
+# Bounds of the target cpu-fbgemm: a peer below them does not count as a rival.
+SNR_DB, AGREEMENT = 10.0, 0.97
+# Outputs whose largest value is a decision.
+DECISIONS = ("logits", "classes", "pitch", "softmax")
+EDGEPACK, FP32 = "edgepack", "onnxruntime, fp32"
+# Seconds to make, or to answer with, a model.
+LIMIT = 600
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Samples as onnxruntime's calibrators read them."""
+@dataclass(frozen=True)
+class Peer:
+    """Way to run a network.
 
-    def __init__(self, samples: Any, limit: int) -> None:
-        self._feeds = self._iterate(samples, limit)
+    Attributes:
+        maker: function of rivals/prepare.py; "" for edgepack's own command.
+        engine: as rivals/turn.py names it.
+        suffix: of the model's file.
+        python: environment: "own", "nncf" or "torch".
+    """
 
-    def _iterate(self, samples: Any, limit: int) -> Iterator[dict[str, np.ndarray]]:
-        for i, batch in enumerate(samples.batches(1)):
-            if i == limit:
-                return
-            yield dict(batch.inputs)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The next feed, or None."""
-        return next(self._feeds, None)
-
-
-TORCH_TURN = """
-import json, sys, time
-sys.path.insert(0, sys.argv[1])
-import numpy as np, torch
-from pathlib import Path
-from edgepack import source
-found = source.load(Path(sys.argv[2]), arch=sys.argv[3])
-feed = torch.zeros(1, 3, 224, 224)
-times, clock = [], time.perf_counter_ns
-with torch.inference_mode():
-    for _ in range(5):
-        found.module(feed)
-    end = clock() + int(float(sys.argv[4]) * 1e9)
-    while clock() < end:
-        started = clock()
-        found.module(feed)
-        times.append(clock() - started)
-print(json.dumps({"ns": times}))
-"""
+    maker: str
+    engine: str
+    suffix: str = ".onnx"
+    python: str = "own"
 
 
-def _turn(name: str, model: Path | None, arch: str, seconds: float) -> list[int]:
-    if name == "PyTorch eager":
-        weights = str(DEMO / "efficientnet-lite0.pth")
-        command = [sys.executable, "-c", TORCH_TURN, str(ROOT), weights,
-                   arch, str(seconds)]  # fmt: skip
-    else:
-        against = [f"--against={model}"] if model else []
-        command = [sys.executable, str(BUNDLE), "bench-turn", "--queries=10",
-                   f"--seconds={seconds}", *against]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    times: list[int] = json.loads(done.stdout)["ns"]
-    return times
+PEERS = {
+    FP32: Peer("copy", "onnxruntime"),
+    EDGEPACK: Peer("", "edgepack", ".edgepack"),
+    "quantize_static, its defaults": Peer("quantize_by_defaults", "onnxruntime"),
+    "quantize_static, u8s8 per channel": Peer("quantize_best", "onnxruntime"),
+    "quantize_dynamic, its defaults": Peer("quantize_dynamic", "onnxruntime"),
+    "OpenVINO, f32": Peer("copy", "openvino-f32"),
+    "OpenVINO, bf16": Peer("copy", "openvino-bf16"),
+    "NNCF, default": Peer("nncf_default", "openvino-f32", ".xml", "nncf"),
+    "NNCF, mixed": Peer("nncf_mixed", "openvino-f32", ".xml", "nncf"),
+    "NNCF, accuracy control": Peer("nncf_accuracy", "openvino-f32", ".xml", "nncf"),
+    "PyTorch eager": Peer("copy_program", "torch", ".pt2", "torch"),
+    "torch.compile": Peer("copy_program", "torch-compile", ".pt2", "torch"),
+}
+"""Paths of each tool; `its defaults`, `default` and the float ones are default paths."""
 
 
-def main() -> None:
-    """Make the contenders, judge them, time them, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
-    parser.add_argument("--haswell", type=int, default=12, help="pictures on the emulated CPU")
-    options = parser.parse_args()
+class Bench:
+    """One run: environments, folders and lengths.
 
-    manifest = manifests.load(ROOT / "manifests" / "efficientnet-lite0.toml")
-    arch = f"{ROOT / 'examples' / 'efficientnet_lite0.py'}:model"
-    found = source.load(DEMO / "efficientnet-lite0.pth", arch=arch)
-    preprocessing = Picture(**(manifest.pictures or {}))
+    Args:
+        options: of the command line.
+    """
 
-    def samples(name: str) -> Any:
-        return data.open_samples(str(DEMO / name), manifest.inputs, preprocessing=preprocessing)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        pythons = {"nncf": options.nncf_python, "torch": options.torch_python}
+        self.pythons = {name: path or sys.executable for name, path in pythons.items()}
+        self.pythons["own"] = sys.executable
 
-    with tempfile.TemporaryDirectory(prefix="edgepack-peers-") as folder:
-        work = Path(folder)
-        models = _contenders(work, found, manifest, samples("calibration"))
-        rows = _judge(models, found, samples("evaluation"))
-        _time(models, rows, arch, options.rounds, options.seconds)
-        _on_haswell(models, rows, samples("evaluation"), options.haswell, work)
-    _show(rows)
-    record.write("peers", rows=rows)
+    def prepare(self, name: str, peer: Peer, network: Path) -> Path:
+        """Return the peer's model of a network, made now or earlier."""
+        slug = "".join(letter if letter.isalnum() else "-" for letter in name)
+        target = self.options.work / network.name / f"{slug}{peer.suffix}"
+        if target.is_file():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if peer.maker:
+            # OpenVINO names the weights after the model, so both stay in the folder of their own.
+            script = [self.pythons[peer.python], str(FOLDER / "prepare.py"), peer.maker]
+            self._call([*script, str(network), str(target)], target)
+        else:
+            command = [sys.executable, "-m", "edgepack", "build", str(network / "model.onnx")]
+            for kind in ("calibration", "evaluation"):
+                command += [f"--{kind}", str(network / f"{kind}.npz")]
+            command += ["--target", "cpu-fbgemm", "--no-emulate", "--allow-unverified"]
+            self._call([*command, "--quiet", "--output", str(target)], target)
+        return target
+
+    def _call(self, command: list[str], target: Path) -> None:
+        try:
+            self._run(command)
+        except RuntimeError:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _run(self, command: list[str]) -> str:
+        """Return what a command prints; raise RuntimeError with the first line of its error."""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"not done after {LIMIT} s") from None
+        if done.returncode:
+            raise RuntimeError(find_error(done.stderr) or f"exit status {done.returncode}")
+        return done.stdout
+
+    def turn(self, peer: Peer, model: Path, network: Path, threads: int, seconds: float) -> Any:
+        """Return nanoseconds of calls; with no seconds the answers to the evaluation samples."""
+        answers = model.with_name(f"{model.stem}.answers.npy")
+        script = [self.pythons[peer.python], str(FOLDER / "turn.py"), peer.engine, str(model)]
+        samples = str(network / "evaluation.npz")
+        printed = self._run([*script, samples, str(threads), str(seconds), str(answers)])
+        if seconds:
+            return json.loads(printed.splitlines()[-1])["ns"]
+        return np.load(answers)
 
 
-def _contenders(work: Path, found: Any, manifest: Any, calibration: Any) -> dict[str, Path | None]:
-    feed = next(calibration.batches(1)).inputs
-    exported = graph.export_module(found.module, manifest.inputs, feed, 18, ("logits",))
-    fp32 = work / "fp32.onnx"
-    onnx.save(graph.simplify(exported.model, feed).model, fp32)
-    prepared = work / "prepared.onnx"
-    quant_pre_process(str(fp32), str(prepared))
-    shipped = work / "shipped.onnx"
-    with Archive(str(BUNDLE)) as archive:
-        shipped.write_bytes(archive.read(read_index(archive).model))
-    models: dict[str, Path | None] = {"fp32": fp32, "edgepack": shipped}
-    for i, (name, options, limit) in enumerate(PEERS):
-        path = work / f"peer-{i}.onnx"
-        quantize_static(
-            str(prepared), str(path), Reader(calibration, limit),
-            quant_format=QuantFormat.QDQ, **options,
-        )  # fmt: skip
-        models[name] = path
-    models["PyTorch eager"] = None
-    return models
+def find_error(text: str) -> str:
+    """Return the line that names the error: the last of a traceback, else the first of edgepack."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("error["):
+            return line[:200]
+    for line in reversed(lines):
+        head = line.split(":")[0]
+        if head.endswith(("Error", "Exception", "Fail", "NotImplemented")) and " " not in head:
+            return line[:200]
+    return lines[-1][:200] if lines else ""
 
 
-def _judge(models: dict[str, Path | None], found: Any, evaluation: Any) -> dict[str, Any]:
-    runners = {name: graph.Runner(path) for name, path in models.items() if path}
-    answers = [found.run(batch.inputs)[0] for batch in evaluation.batches(8)]
-    parities = {name: record.scores_parity(answers) for name in runners}
-    accuracies = {name: Accuracy("top1") for name in runners}
-    for batch, original in zip(evaluation.batches(8), answers, strict=True):
-        for name, runner in runners.items():
-            (measured,) = runner.run(batch.inputs)
-            parities[name].update(original, measured, len(original))
-            accuracies[name].update(original, measured, batch.labels)
-    rows: dict[str, Any] = {name: {} for name in models}
-    for name, parity in parities.items():
-        result = parity.result()
-        rows[name] = {
-            "bytes": models[name].stat().st_size,  # type: ignore[union-attr]
-            "snr_db": result["snr_db"],
-            "agreement": result["top1_agreement"],
-            "top1": accuracies[name].result()["model"],  # type: ignore[index]
-            "samples": parity.decisions,
-        }
+def judge(reference: np.ndarray, answers: np.ndarray, decisions: bool) -> dict[str, Any]:
+    """Return the SNR in dB and, for decisions, the share that agree."""
+    noise = float(np.square(answers.astype(np.float64) - reference).sum())
+    signal = float(np.square(reference.astype(np.float64)).sum())
+    quality: dict[str, Any] = {"snr_db": min(10 * float(np.log10(signal / max(noise, 1e-30))), 150)}
+    if decisions:
+        same = answers.argmax(-1) == reference.argmax(-1)
+        quality["agreement"] = float(np.mean(same))
+    return quality
+
+
+def count_bytes(model: Path) -> int:
+    """Return the size of a model; of a bundle its ONNX, of OpenVINO's two files both."""
+    if model.suffix == ".edgepack":
+        from edgepack.runtime.bundle.archive import Archive
+        from edgepack.runtime.bundle.index import read_index
+
+        with Archive(str(model)) as archive:
+            return len(archive.read(read_index(archive).model))
+    size = model.stat().st_size
+    weights = model.with_suffix(".bin")
+    return size + (weights.stat().st_size if model.suffix == ".xml" else 0)
+
+
+def measure(bench: Bench, network: Path, names: list[str]) -> dict[str, Any]:
+    """Make, judge and time every peer on one network; return its rows."""
+    import onnx
+
+    output = onnx.load(network / "model.onnx", load_external_data=False).graph.output[0].name
+    rows: dict[str, Any] = {}
+    models: dict[str, Path] = {}
+    reference = None
+    for name in names:
+        peer = PEERS[name]
+        try:
+            model = bench.prepare(name, peer, network)
+            answers = bench.turn(peer, model, network, 2, 0)
+            reference = answers if name == FP32 else reference
+            row = judge(reference, answers, output.startswith(DECISIONS))
+            rows[name] = {"bytes": count_bytes(model), **row}
+            models[name] = model
+        except (RuntimeError, OSError, ValueError) as error:
+            rows[name] = {"error": str(error)}
+        print(f"  {name}: {rows[name]}", flush=True)
+    if bench.options.rounds:
+        _time(bench, network, models, rows)
     return rows
 
 
-def _time(
-    models: dict[str, Path | None], rows: dict[str, Any], arch: str, rounds: int, seconds: float
-) -> None:
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
-        for name, path in models.items():
-            p50 = percentiles(_turn(name, path, arch, seconds))["p50"]
-            times[name].append(p50 or float("nan"))
-    for name, found in times.items():
-        rows[name]["rounds_p50_ms"] = found
-        rows[name]["p50_ms"] = statistics.median(found)
-        ratios = [a / b for a, b in zip(times["fp32"], found, strict=True)]
-        rows[name]["speed_up_over_fp32"] = statistics.median(ratios)
+def _time(bench: Bench, network: Path, models: dict[str, Path], rows: dict[str, Any]) -> None:
+    """Add p50 and ratios to the rows: rounds of one turn each, in alternating order."""
+    for threads in THREADS:
+        rounds: list[dict[str, float]] = []
+        for i in range(bench.options.rounds):
+            p50 = {}
+            for name in list(models) if i % 2 == 0 else list(models)[::-1]:
+                try:
+                    times = bench.turn(
+                        PEERS[name], models[name], network, threads, bench.options.seconds
+                    )
+                except RuntimeError as error:
+                    rows[name]["error"] = str(error)
+                    models.pop(name)
+                    continue
+                p50[name] = statistics.median(times) / 1e6
+            rounds.append(p50)
+        for name in models:
+            ratios = sorted(p50[name] / p50[FP32] for p50 in rounds)
+            rows[name][f"threads_{threads}"] = {
+                "p50_ms": statistics.median(p50[name] for p50 in rounds),
+                "against_fp32": statistics.median(ratios),
+                "spread": [ratios[0], ratios[-1]],
+            }
 
 
-HASWELL = """
-import sys, numpy as np, onnxruntime as ort
-options = ort.SessionOptions()
-options.log_severity_level = 4
-session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-pictures = np.load(sys.argv[2])
-name = session.get_inputs()[0].name
-np.save(sys.argv[3], np.concatenate([session.run(None, {name: p[None]})[0] for p in pictures]))
-"""
+def holds(row: dict[str, Any]) -> bool:
+    """Return True for a row that was timed and is within the quality gates."""
+    if "error" in row or "threads_2" not in row:
+        return False
+    return row["snr_db"] >= SNR_DB and row.get("agreement", 1) >= AGREEMENT
 
 
-def _on_haswell(
-    models: dict[str, Path | None], rows: dict[str, Any], evaluation: Any, count: int, work: Path
-) -> None:
-    """Outputs on an emulated CPU without VNNI, against this machine's own."""
-    qemu = shutil.which("qemu-x86_64")
-    if qemu is None or not count:
-        return
-    # Spread over the set, whose pictures follow each other.
-    every = [b.inputs["image"][0] for i, b in enumerate(evaluation.batches(1)) if i % 43 == 0]
-    pictures = work / "pictures.npy"
-    np.save(pictures, np.stack(every[:count]))
-    python = Path(sys.executable).resolve()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    for name, path in models.items():
-        if path is None or name == "fp32":
+def find_losses(networks: dict[str, Any]) -> list[str]:
+    """Return a sentence for every network and number of threads on which a peer is better."""
+    losses = []
+    for network, rows in networks.items():
+        own = rows.get(EDGEPACK, {"error": "not measured"})
+        rivals = {name: row for name, row in rows.items() if name != EDGEPACK and holds(row)}
+        if not holds(own):
+            losses.append(f"{network}: edgepack does not hold: {own.get('error', own)}")
             continue
-        answers = {}
-        for cpu, prefix in (("host", []), ("Haswell", [qemu, "-cpu", "Haswell"])):
-            out = work / f"{cpu}.npy"
-            command = [*prefix, str(python), "-c", HASWELL, str(path), str(pictures), str(out)]
-            subprocess.run(command, check=True, env=environment)
-            answers[cpu] = np.load(out)
-        parity = record.scores_parity([answers["host"]])
-        parity.update(answers["host"], answers["Haswell"], len(answers["host"]))
-        rows[name]["haswell"] = {
-            "pictures": len(answers["host"]),
-            "bit_exact": parity.exact,
-            "snr_db": parity.result()["snr_db"],
-        }
+        for threads in THREADS:
+            key = f"threads_{threads}"
+            best = min(rivals, key=lambda name: rivals[name][key]["p50_ms"])
+            ratio = own[key]["p50_ms"] / rivals[best][key]["p50_ms"]
+            if ratio > 1:
+                losses.append(f"{network}: {ratio:.2f}x the p50 of {best} on {threads} threads")
+        smallest = min(rivals, key=lambda name: rivals[name]["bytes"])
+        ratio = own["bytes"] / rivals[smallest]["bytes"]
+        if ratio > 1:
+            losses.append(f"{network}: {ratio:.2f}x the bytes of {smallest}")
+    return losses
 
 
-def _show(rows: dict[str, Any]) -> None:
-    print(f"{'':42} {'p50 ms':>8} {'speed':>6} {'agrees':>8} {'SNR dB':>7} {'MB':>6}  Haswell")
-    for name, row in rows.items():
-        share = f"{100 * row['agreement']:.2f} %" if "agreement" in row else ""
-        snr = f"{row['snr_db']:.1f}" if row.get("snr_db") is not None else ""
-        size = f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else ""
-        haswell = row.get("haswell")
-        told = ""
-        if haswell:
-            told = "same bits" if haswell["bit_exact"] else f"{haswell['snr_db']:.1f} dB"
-        print(
-            f"{name:42} {row['p50_ms']:8.2f} {row['speed_up_over_fp32']:5.2f}x {share:>8} "
-            f"{snr:>7} {size:>6}  {told}"
-        )
+def compute_means(networks: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the geometric mean of each peer's p50 over edgepack's, on the networks of both."""
+    means: dict[str, dict[str, float]] = {}
+    for name in PEERS:
+        for threads in THREADS:
+            key = f"threads_{threads}"
+            ratios = []
+            for rows in networks.values():
+                if key in rows.get(name, {}) and key in rows.get(EDGEPACK, {}):
+                    ratios.append(rows[name][key]["p50_ms"] / rows[EDGEPACK][key]["p50_ms"])
+            if ratios and name != EDGEPACK:
+                mean = {"ratio": statistics.geometric_mean(ratios), "networks": len(ratios)}
+                means.setdefault(name, {})[key] = mean  # type: ignore[assignment]
+    return means
+
+
+def main() -> None:
+    """Measure the networks that are named, or all, and write the results after each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--zoo", type=Path, default=record.ROOT / "build" / "networks")
+    parser.add_argument("--work", type=Path, default=record.ROOT / "build" / "peers")
+    parser.add_argument("--network", action="append", help="repeatable; default: all in the zoo")
+    parser.add_argument("--peer", action="append", choices=list(PEERS), help="repeatable")
+    parser.add_argument("--rounds", type=int, default=5, help="0 prepares and judges")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each turn")
+    parser.add_argument("--nncf-python", default="", help="interpreter with nncf and openvino")
+    parser.add_argument("--torch-python", default="", help="interpreter with PyTorch")
+    options = parser.parse_args()
+    os.environ["OPENVINO_TELEMETRY_DISABLE"] = "1"
+    bench = Bench(options)
+    named = [FP32, EDGEPACK, *(options.peer or PEERS)]
+    names = [name for name in PEERS if name in named]
+    networks: dict[str, Any] = record.read("peers").get("networks", {})
+    for folder in sorted(options.zoo.glob("*/README")):
+        name = folder.parent.name
+        if options.network and name not in options.network:
+            continue
+        print(f"{name}: {folder.read_text().strip()}", flush=True)
+        rows = measure(bench, folder.parent, names)
+        kind, weights = folder.read_text().split(";")[:2]
+        networks[name] = {**networks.get(name, {}), **rows}
+        kinds = {**record.read("peers").get("kinds", {}), name: f"{kind}, {weights.strip()}"}
+        if options.rounds:
+            summary = {"means": compute_means(networks), "losses": find_losses(networks)}
+            record.write("peers", kinds=kinds, **summary, networks=networks)
+    for line in find_losses(networks):
+        print(f"lost: {line}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Models of other tools, and processes that time one model each."""
