@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from edgepack.cache import TIMINGS, digest
-from edgepack.ledger import Record
+from edgepack.ledger import STAGES_AFTER, Record
 from edgepack.runtime.device.machine import peak_rss
 
 if TYPE_CHECKING:
@@ -37,12 +37,13 @@ TYPICAL = {
     "bundle": 1.5,
     "verify": 4.0,
     "emulate": 5.0,
+    "variants": 20.0,
     "latency": 8.0,
 }
 # Seconds of both models together for each length of the latency run, with their starts.
 LATENCY = {"smoke": 8.0, "quick": 25.0, "normal": 125.0}
 # Stages whose time does not depend on the model or on the number of samples.
-FIXED = frozenset(("bundle", "emulate", "latency"))
+FIXED = frozenset(("bundle", "emulate", "variants", "latency"))
 # Stages that compute something in every build.
 UNCACHED = frozenset(("source", "samples", "wheels", "engine", "verify")) | FIXED
 # Seconds of a stage that comes from the cache.
@@ -129,8 +130,14 @@ def _read(path: Path) -> dict[str, float]:
 
 
 def forecast(request: Request, stages: Sequence[str]) -> TimeLeft:
-    """Return the forecast of a build with these stages."""
-    return TimeLeft(stages, *expected_seconds(request))
+    """Return the forecast of a build with these stages, and those that the last build had besides.
+
+    A repair and the verification of further engines are not planned: they follow from results.
+    """
+    earlier = _read(_timings_file(request))
+    coming = [stage for stage in stages if stage not in STAGES_AFTER]
+    coming += [stage for stage in STAGES_AFTER if stage in stages or stage in earlier]
+    return TimeLeft(coming, *expected_seconds(request))
 
 
 class TimeLeft:

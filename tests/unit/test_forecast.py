@@ -13,6 +13,7 @@ from edgepack.forecast import (
     TYPICAL,
     TimeLeft,
     expected_seconds,
+    forecast,
     format_left,
     measured_needs,
     store_seconds,
@@ -164,6 +165,11 @@ def test_an_earlier_build_is_remembered_until_its_file_is_damaged(tmp_path: Path
     assert needs[0] == 4.25
     assert 10e6 < needs[1] < 100e9
     assert (seconds["export"], seconds["simplify"]) == (4.25, TYPICAL["simplify"])
+    # A stage that no plan has, such as a repair, is expected again.
+    store_seconds(request, [Record("repair", seconds=1000.0)])
+    left = forecast(request, ["source", "export", "verify"]).seconds()
+    assert left is not None
+    assert left > 1000
     (stored,) = (tmp_path / "timings").iterdir()
     stored.write_text('{"export": NaN, "verify": -1')
     assert expected_seconds(request) == (TYPICAL, False)
