@@ -77,10 +77,6 @@ def _parse_megabytes(text: str) -> int:
     return _parse_integer(text, 1, 1024)
 
 
-def _parse_seconds(text: str) -> int:
-    return _parse_integer(text, 1, 86400)
-
-
 def _parse_threads(text: str) -> int:
     return _parse_integer(text, 0, 4096)
 
@@ -152,15 +148,9 @@ def _make_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("finish", help="build the TensorRT engine on this device")
     add.add_argument("--force", action="store_true", help="rebuild an engine that exists")
     add.set_defaults(act=_finish)
-    add = commands.add_parser("tune", help="choose the fastest engine and settings on this device")
+    add = commands.add_parser("tune", help="choose the fastest engine and settings")
     add.add_argument("--force", action="store_true", help="choose again")
-    add.add_argument(
-        "--seconds",
-        type=_parse_seconds,
-        default=20,
-        metavar="S",
-        help="time limit of the measurements; default: 20",
-    )
+    add.add_argument("--seconds", type=_parse_samples, default=20, help="time limit; default: 20")
     add.set_defaults(act=_tune)
     for name in ("verify", "run"):
         # The build host runs bundles for other processors and for GPUs on its own CPU.
@@ -488,12 +478,11 @@ def _finish(bundle: str, options: argparse.Namespace) -> _Answer:
 
 def _tune(bundle: str, options: argparse.Namespace) -> _Answer:
     with Archive(bundle) as archive:
-        on_gpu = read_index(archive).on_gpu
-    if on_gpu:
+        index = read_index(archive)
+    if index.on_gpu:
         raise InputError(
             "nothing-to-tune",
-            "the bundle has no settings to choose from",
-            why="it is for GPUs",
+            "only bundles for CPUs can be tuned",
             hint="python3 BUNDLE verify",
         )
     from .commands.tune import describe_report, tune

@@ -220,12 +220,11 @@ def _choose_variant(
             "passed_over": [],
             "error": error.to_json(),
         }
-    candidates = index
     if not index.on_gpu:
         from ..device.tuned import prefer_tuned
 
-        candidates = prefer_tuned(bundle, index, device)
-    choice = choose(candidates, device, find_sealed(bundle, index))
+        index = prefer_tuned(bundle, index, device)
+    choice = choose(index, device, find_sealed(bundle, index))
     document = choice.to_json()
     remarks = {variant.name: ["not needed: a better one fits"] for variant in index.variants}
     for passed in document["passed_over"]:
