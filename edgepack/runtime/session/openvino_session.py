@@ -72,8 +72,6 @@ class OpenVinoSession:
             "NUM_STREAMS": "1",
             "INFERENCE_PRECISION_HINT": settings.precision,
             "INFERENCE_NUM_THREADS": settings.threads,
-            # A thread that is bound to a core waits for it while another process has it.
-            "ENABLE_CPU_PINNING": False,
         }
         try:
             core = ov.Core()
