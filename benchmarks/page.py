@@ -42,8 +42,10 @@ NETWORKS = """\
 
 What edgepack and other tools make of one float32 ONNX and the same calibration samples, judged on
 64 other samples against float32. Ratios are medians, by turn, of the p50 of single samples over
-that of onnxruntime in float32: below 1 is faster. `benchmarks/networks/write.py` writes the
-networks, and `benchmarks/peers.py` measures the tables.
+that of onnxruntime in float32: below 1 is faster. A load average well above the number of threads
+tells that other programs ran beside, and that only the order of magnitude counts.
+`benchmarks/networks/write.py` writes the networks, and `benchmarks/peers.py` measures the tables; a
+network or a peer without a row has not been measured yet.
 """
 
 CHAIN = """\
@@ -171,7 +173,7 @@ def network_sections(peers: Mapping[str, Any]) -> Iterable[str]:
         return
     yield NETWORKS
     for name, rows in peers["networks"].items():
-        yield f"**{name}** ({peers['kinds'][name]})\n"
+        yield f"**{name}** ({peers['kinds'][name]}; load average {peers['load'][name]:.1f})\n"
         yield table(rows, NETWORK_COLUMNS)
     if peers["losses"]:
         yield "edgepack loses here:\n"

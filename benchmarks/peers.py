@@ -226,6 +226,15 @@ def holds(row: dict[str, Any]) -> bool:
     return row["snr_db"] >= SNR_DB and row.get("agreement", 1) >= AGREEMENT
 
 
+def describe_failure(row: dict[str, Any]) -> str:
+    """Say why a row does not hold: its error, or the quality that is below the gates."""
+    if "error" in row:
+        return f"failed: {row['error']}"
+    agreement = row.get("agreement")
+    share = "" if agreement is None else f", {agreement:.1%} of decisions agree"
+    return f"misses {SNR_DB:g} dB or {AGREEMENT:.0%} agreement: {row['snr_db']:.1f} dB{share}"
+
+
 def find_losses(networks: dict[str, Any]) -> list[str]:
     """Return a sentence for every network and number of threads on which a peer is better."""
     losses = []
@@ -233,7 +242,7 @@ def find_losses(networks: dict[str, Any]) -> list[str]:
         own = rows.get(EDGEPACK, {"error": "not measured"})
         rivals = {name: row for name, row in rows.items() if name != EDGEPACK and holds(row)}
         if not holds(own):
-            losses.append(f"{network}: edgepack does not hold: {own.get('error', own)}")
+            losses.append(f"{network}: edgepack {describe_failure(own)}")
             continue
         for threads in THREADS:
             key = f"threads_{threads}"
@@ -292,7 +301,8 @@ def main() -> None:
         kinds = {**record.read("peers").get("kinds", {}), name: f"{kind}, {weights.strip()}"}
         if options.rounds:
             summary = {"means": compute_means(networks), "losses": find_losses(networks)}
-            record.write("peers", kinds=kinds, **summary, networks=networks)
+            load = {**record.read("peers").get("load", {}), name: os.getloadavg()[0]}
+            record.write("peers", kinds=kinds, load=load, **summary, networks=networks)
     for line in find_losses(networks):
         print(f"lost: {line}")
 
