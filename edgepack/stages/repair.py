@@ -194,10 +194,11 @@ class _Search:
         return list_missed_gates(self.tried[floats], self.context)
 
     def _rate(self, floats: tuple[str, ...]) -> tuple[float, ...]:
-        """Order results by the number of missed gates, then the metric, then the SNR.
+        """Order results by the number of missed gates and by the widest miss, then the metric, SNR.
 
-        One missed gate at 71.2 points and 24.1 dB is (-1, 71.2, 24.1).
+        One missed gate of 30 dB with 24 dB, a fifth below, at 71.2 points is (-1, -0.2, 71.2, 24).
         """
+        missed = self._list_missed(floats)
         snr, points = summarize_quality(self.tried[floats])
         metric = self.tried[floats]["metric"]
         if points is None:
@@ -206,7 +207,7 @@ class _Search:
             points = -points
         if snr is None:  # exact
             snr = math.inf
-        return -len(self._list_missed(floats)), points, snr
+        return -len(missed), -max(map(_find_shortfall, missed), default=0.0), points, snr
 
     def _summarize(self, floats: tuple[str, ...]) -> dict[str, object]:
         snr, points = summarize_quality(self.tried[floats])
@@ -222,6 +223,14 @@ class _Search:
         for node in proto.node:
             weights[node.name] = sum(sizes.get(name, 0) for name in node.input)
         return weights
+
+
+def _find_shortfall(gate: Gate) -> float:
+    """Return the distance of a missed gate from its bound, as a share of the bound."""
+    # None is an answer without a finite value, further from any bound than a number.
+    if gate["measured"] is None:
+        return math.inf
+    return abs(gate["measured"] - gate["bound"]) / (abs(gate["bound"]) or 1.0)
 
 
 def _make_runner(model: bytes) -> Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]:
