@@ -275,8 +275,8 @@ class Cache:
         return sorted((self.folder / "stages").glob("*/*"))
 
     def size(self) -> int:
-        """Return the size of all stages in bytes."""
-        return sum(map(disk_usage, self._folders()))
+        """Return the size of all stages, and of their timings, in bytes."""
+        return sum(map(disk_usage, (*self._folders(), self.folder / TIMINGS)))
 
     def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> Cleaned:
         """Delete entries that were not used for some days and that no running build uses.
@@ -290,10 +290,11 @@ class Cache:
             temporary.sweep(str(folder))
         if emulator:
             temporary.sweep(str(self.folder / EMULATOR))
+        count = freed = used = 0
         for path in sorted((self.folder / TIMINGS).glob("*")):
             if _modified(path) <= limit:
+                freed += disk_usage(path)
                 path.unlink(missing_ok=True)
-        count = freed = used = 0
         candidates = self._folders()
         if emulator:
             candidates += self.emulator()

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from edgepack import passes
 from edgepack.cache import TIMINGS, digest
 from edgepack.ledger import STAGES_AFTER, Record
 from edgepack.runtime.device.machine import peak_rss
@@ -30,8 +31,6 @@ TYPICAL = {
     "original": 10.0,
     "export": 5.0,
     "simplify": 6.0,
-    "quantize": 25.0,
-    "half": 5.0,
     "auction": 12.0,
     "engine": 0.1,
     "bundle": 1.5,
@@ -40,6 +39,8 @@ TYPICAL = {
     "variants": 20.0,
     "latency": 8.0,
 }
+# Seconds of a pass on the graph, as quantize takes on that network.
+GRAPH_PASS = 25.0
 # Seconds of both models together for each length of the latency run, with their starts.
 LATENCY = {"smoke": 8.0, "quick": 25.0, "normal": 125.0}
 # Stages whose time does not depend on the model or on the number of samples.
@@ -79,7 +80,8 @@ def expected_seconds(request: Request) -> tuple[dict[str, float], bool]:
     earlier = _read(_timings_file(request))
     earlier.pop(_PEAK, None)
     latency = {"latency": LATENCY.get(request.latency, 0.0)}
-    return {**TYPICAL, **latency, **earlier}, bool(earlier)
+    chain = {step.name: GRAPH_PASS for step in passes.select_domain("graph", request.chain)}
+    return {**TYPICAL, **chain, **latency, **earlier}, bool(earlier)
 
 
 def store_seconds(request: Request, records: Iterable[Record]) -> None:

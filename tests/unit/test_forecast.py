@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edgepack import forecast as forecasts
 from edgepack.forecast import (
-    TYPICAL,
+    GRAPH_PASS,
     TimeLeft,
     expected_seconds,
     forecast,
@@ -23,6 +24,7 @@ from edgepack.request import Request
 from edgepack.spec import target
 
 STAGES = ("source", "samples", "original", "export", "simplify", "quantize", "bundle", "verify")
+TYPICAL = {**forecasts.TYPICAL, "quantize": GRAPH_PASS}
 # Seconds between two looks at the forecast.
 LOOK = 0.25
 
@@ -154,7 +156,7 @@ def test_an_earlier_build_is_remembered_until_its_file_is_damaged(tmp_path: Path
     request = Request(
         tmp_path / "m.onnx", target.load("cpu-fbgemm"), tmp_path / "m.edgepack", "m", cache=tmp_path
     )
-    assert expected_seconds(request) == (TYPICAL, False)
+    assert expected_seconds(request) == (forecasts.TYPICAL, False)
     assert measured_needs(request) is None
     records = [Record("export", seconds=4.25), Record("simplify", "cached"), Record("verify")]
     store_seconds(request, records)
@@ -164,7 +166,7 @@ def test_an_earlier_build_is_remembered_until_its_file_is_damaged(tmp_path: Path
     assert needs is not None
     assert needs[0] == 4.25
     assert 10e6 < needs[1] < 100e9
-    assert (seconds["export"], seconds["simplify"]) == (4.25, TYPICAL["simplify"])
+    assert (seconds["export"], seconds["simplify"]) == (4.25, forecasts.TYPICAL["simplify"])
     # A stage that no plan has, such as a repair, is expected again.
     store_seconds(request, [Record("repair", seconds=1000.0)])
     left = forecast(request, ["source", "export", "verify"]).seconds()
@@ -172,4 +174,4 @@ def test_an_earlier_build_is_remembered_until_its_file_is_damaged(tmp_path: Path
     assert left > 1000
     (stored,) = (tmp_path / "timings").iterdir()
     stored.write_text('{"export": NaN, "verify": -1')
-    assert expected_seconds(request) == (TYPICAL, False)
+    assert expected_seconds(request) == (forecasts.TYPICAL, False)

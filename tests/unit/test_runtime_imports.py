@@ -16,7 +16,7 @@ RUNTIME = ROOT / "edgepack" / "runtime"
 TEMPLATE = ROOT / "edgepack" / "bundle" / "main_template.py"
 OLDEST = (3, 8)
 # What the loader may import beside the standard library. onnxruntime brings what it needs itself.
-ALLOWED = {"numpy", "onnxruntime", "tensorrt", "cuda", "pycuda"}
+ALLOWED = {"numpy", "onnxruntime", "openvino", "tensorrt", "cuda", "pycuda"}
 # Imported inside functions of `preprocess/` alone, by the bundles that take raw data.
 DECODERS = {"PIL", "tokenizers", "soundfile"}
 SOURCES = sorted(RUNTIME.rglob("*.py"))

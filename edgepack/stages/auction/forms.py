@@ -9,6 +9,7 @@ from edgepack import engine, passes
 from edgepack.context import BuildContext, Graph
 from edgepack.context.graph import parse_model
 from edgepack.errors import ChainError
+from edgepack.onnx_tools.operators import Trait, having, operator
 from edgepack.onnx_tools.writer import serialised
 from edgepack.passes.quantize.options import NAME as QUANTIZE
 from edgepack.runtime.bundle.engines import BF16, Variant
@@ -23,9 +24,8 @@ from edgepack.stages.auction.nodes import (
     time_layers,
 )
 
-# Operators with a dynamic int8 kernel, and the share of the float graph's time from which such a
-# form is worth a candidate.
-DYNAMIC_OPERATORS = ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "LSTM", "GRU", "RNN")
+# Share of the float graph's time in layers that the dynamic mode converts, from which that form is
+# worth a candidate.
 DYNAMIC_SHARE = 0.3
 # Options of the static mode that the dynamic one has as well.
 _SHARED = ("scheme", "range", "exclude")
@@ -93,7 +93,7 @@ def _make_forms(
         forms[MIXED] = mixed
         notes.append(f"Mixed: {len(mixed.returned)} layers in float, where int8 costs time.")
     # Where the static form has no float operator left, ranges taken at run time only add some.
-    share = 0.0 if graph.integer_only else find_share(floats, DYNAMIC_OPERATORS)
+    share = 0.0 if graph.integer_only else find_share(floats, _list_dynamic_operators())
     if share >= DYNAMIC_SHARE:
         try:
             forms[DYNAMIC] = _make_dynamic(root, context)
@@ -137,3 +137,11 @@ def _make_dynamic(root: Graph, context: BuildContext) -> Graph:
     result = step.graph_pass.apply(model, None, step.read(), progress)
     integer_only = bool(result.details.get("integer_only", False))
     return replace(root, model=serialised(result.model), integer_only=integer_only)
+
+
+def _list_dynamic_operators() -> frozenset[str]:
+    """Return the operators that the dynamic mode converts, as onnxruntime's profile names them."""
+    layers = {name for name in having(Trait.LAYER) if not operator(name).no_dynamic}
+    # onnxruntime fuses a MatMul with its scale to FusedMatMul, and a Gemm with its Relu.
+    fused = {f"Fused{name}" for name in layers}
+    return having(Trait.RECURRENT).union(layers, fused)
