@@ -293,10 +293,10 @@ _ROWS = (
     # Moves.
     _row("Concat", MOVES, EXACT, HALF, int8="arithmetic"),
     _row("DepthToSpace", MOVES, EXACT, HALF, int8="moves", activations=1),
-    _row("Expand", MOVES, EXACT, HALF),
+    _row("Expand", MOVES, EXACT, HALF, int8="moves", activations=1),
     _row("Flatten", MOVES, FLATTENS, EXACT, HALF, TENSORRT_MOVES, int8="moves", activations=1),
-    _row("Gather", MOVES, EXACT, HALF),
-    _row("GatherElements", MOVES, EXACT, HALF),
+    _row("Gather", MOVES, EXACT, HALF, int8="moves", activations=1),
+    _row("GatherElements", MOVES, EXACT, HALF, int8="moves", activations=1),
     _row("GatherND", MOVES, EXACT, HALF),
     _row("Identity", MOVES, ELEMENTWISE, HOMOGENEOUS, EXACT, HALF, TENSORRT_MOVES),
     _row("Pad", MOVES, EXACT, HALF),
@@ -305,13 +305,14 @@ _ROWS = (
     _row("ScatterND", MOVES, EXACT, HALF),
     _row("Slice", MOVES, EXACT, HALF, TENSORRT_MOVES, int8="moves", activations=1),
     _row("SpaceToDepth", MOVES, EXACT, HALF),
-    _row("Split", MOVES, EXACT, HALF),
+    _row("Split", MOVES, EXACT, HALF, int8="moves", activations=1),
     _row("Squeeze", MOVES, FLATTENS, EXACT, HALF, TENSORRT_MOVES, int8="moves", activations=1),
-    _row("Tile", MOVES, EXACT, HALF),
+    _row("Tile", MOVES, EXACT, HALF, int8="moves", activations=1),
     _row("Transpose", MOVES, EXACT, HALF, TENSORRT_MOVES, int8="moves", activations=1),
     _row("Unsqueeze", MOVES, EXACT, HALF, TENSORRT_MOVES, int8="moves", activations=1),
     _row("Where", MOVES, ELEMENTWISE, EXACT, HALF),
-    _row("Resize", HALF, float_slots=(1, 2)),  # the region and the scales
+    # Its float slots are the region and the scales. Only `nearest` moves values.
+    _row("Resize", HALF, float_slots=(1, 2), activations=1),
 
     # Constants and shapes.
     _row("Constant", EXACT),

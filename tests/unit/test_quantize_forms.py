@@ -177,3 +177,31 @@ def test_forms_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
         QuantizeOptions(**options)
     assert refusal.value.code == "quantize-option"
     assert refusal.value.hint
+
+
+def embeddings(rows: int = 512) -> onnx.ModelProto:
+    """Token embeddings with a few large rows, and a product of each."""
+    net = Net()
+    table = net.weights(rows, 16)
+    table[::7] *= 20
+    ids = net.op("Cast", "x", to=onnx.TensorProto.INT64)
+    inner = net.op("Gather", net.constant(table), ids)
+    weights = net.constant(net.weights(16, 4))
+    return net.model({"x": ["n", 5]}, [net.op("MatMul", inner, weights)])
+
+
+def test_an_embedding_table_is_int8_beside_static_layers_unless_excluded() -> None:
+    model = embeddings()
+    ids = {"x": np.random.default_rng(0).integers(0, 512, (20, 5)).astype(np.float32)}
+    options = QuantizeOptions(batch_size=20)
+    result = quantize(model, Arrays(**ids), options, Steps())
+    onnx.checker.check_model(result.model, full_check=True)
+    # 512 rows of 16 take 32,768 bytes in float32 and 8,192 in int8, beside a scale for each row.
+    assert model.ByteSize() > 32_768
+    assert result.model.ByteSize() < 13_000
+    assert [layer["operator"] for layer in result.details["layers_weights"]] == ["Gather"]
+    assert snr_db(run(model, ids)[0], run(result.model, ids)[0]) > 30
+    name = next(node.name for node in model.graph.node if node.op_type == "Gather")
+    excluded = QuantizeOptions(batch_size=20, exclude=(name,))
+    kept = quantize(model, Arrays(**ids), excluded, Steps())
+    assert kept.model.ByteSize() > 32_768

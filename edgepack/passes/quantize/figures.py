@@ -21,6 +21,7 @@ CONSTANT = (fit_affine(0.0, 0.0), fit_symmetric(0.0))
 _FORMS = {
     "dynamic": "Quantized to int8 at run time, so that an output depends slightly on its batch",
     "weights": "Int8 weights with float arithmetic",
+    "table": "Int8 rows",
 }
 
 
@@ -70,7 +71,7 @@ def collect_static_figures(
         "calibration_samples": count,
         "layers_quantized": len(placement.layers),
         "layers_dynamic": list_forms(forms, "dynamic"),
-        "layers_weights": list_forms(forms, "weights"),
+        "layers_weights": [*list_forms(forms, "weights"), *list_forms(forms, "table")],
         "layers_float": list_float_layers(placement.float_layers),
         "activations_quantized": len(quantization),
         "equalize": None if equalized is None else dict(equalized),

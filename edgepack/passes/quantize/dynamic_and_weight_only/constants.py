@@ -131,7 +131,7 @@ def choose_nodes(view: GraphView, mode: str, exclude: Collection[str]) -> Choice
     tables: dict[int, Constant] = {}
     float_layers = []
     for index, node in enumerate(view.nodes):
-        table = _read_table(view, index)
+        table = read_table(view, index)
         if table is None and not (
             is_layer(node) and (mode == "dynamic" or _has_weights(view, node))
         ):
@@ -149,7 +149,7 @@ def choose_nodes(view: GraphView, mode: str, exclude: Collection[str]) -> Choice
     # Tables are checked last, since their other readers have to be integer as well.
     integer_nodes = {*by_index(layers), *others, *tables}
     for index, constant in list(tables.items()):
-        if not _is_replaceable(view, constant, integer_nodes):
+        if not is_replaceable(view, constant, integer_nodes):
             del tables[index]
     return Choice(tuple(layers), others, tables, (*float_layers, *find_subgraph_layers(view.nodes)))
 
@@ -215,7 +215,7 @@ def _read_constants(
     return tuple(constants)
 
 
-def _read_table(view: GraphView, index: int) -> Constant | None:
+def read_table(view: GraphView, index: int) -> Constant | None:
     """Return the table of embeddings that a Gather reads rows from; None for other nodes."""
     node = view.nodes[index]
     if node.op_type != "Gather":
@@ -230,7 +230,7 @@ def _read_table(view: GraphView, index: int) -> Constant | None:
     return Constant(index, 0, node.input[0], values, (1,))
 
 
-def _is_replaceable(view: GraphView, table: Constant, integer_nodes: Collection[int]) -> bool:
+def is_replaceable(view: GraphView, table: Constant, integer_nodes: Collection[int]) -> bool:
     """Return True if no other reader needs a table in float, to avoid storing it twice."""
     if table.name in view.outputs:
         return False

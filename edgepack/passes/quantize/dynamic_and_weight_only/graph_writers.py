@@ -276,8 +276,10 @@ class WeightOnlyGraphWriter(GraphWriter):
             self.writer.node("Add", [product, addend], [output], f"{node.name}_Add")
 
 
-# Writer of each mode, in the order in which a graph of several forms is written.
+# Writer of each mode, and of embedding tables, in the order in which a graph of several forms is
+# written.
 WRITERS: dict[str, type[GraphWriter]] = {
     "dynamic": DynamicGraphWriter,
     "weights": WeightOnlyGraphWriter,
+    "table": WeightOnlyGraphWriter,
 }

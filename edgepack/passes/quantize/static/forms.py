@@ -3,6 +3,8 @@
     LSTM              int8, quantized at run time by a kernel of onnxruntime
     GRU, RNN, Conv3d  int8 in the file, converted to float32 when the model is loaded: a quarter of
                       the bytes at the speed of the float layer
+    embedding table   int8 in the file and in memory, with a scale per row; only the rows that an
+                      inference reads become float
 
 They share a graph with the static layers. Their weights are rounded to the nearest integer.
 """
@@ -20,12 +22,17 @@ from edgepack.passes.quantize.dynamic_and_weight_only.constants import (
     RECURRENT,
     Choice,
     Constant,
+    is_replaceable,
+    read_table,
     read_weights,
 )
 from edgepack.passes.quantize.dynamic_and_weight_only.graph_writers import WRITERS, IntegerWeights
 from edgepack.passes.quantize.layers import SLOW_VOLUME, is_volume
 from edgepack.passes.quantize.options import QuantizeOptions
+from edgepack.passes.quantize.scheme import SYMMETRIC
 from edgepack.passes.quantize.weights.int8 import Integers, round_rows
+
+TABLE_REASON = "an embedding table: a scale per row, and only the rows that are read become float"
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class Form:
     Attributes:
         name: the node's name.
         operator: the node's operator.
-        kind: "dynamic" or "weights", a key of `WRITERS`.
+        kind: "dynamic", "weights" or "table", a key of `WRITERS`.
         reason: why the layer is not static int8.
         constants: its weights.
         integers: the weights as s8, in the same order.
@@ -78,7 +85,26 @@ def choose_forms(
         integers = tuple(round_rows(constant.rows, rounding) for constant in constants)
         reason = _reason(node.op_type)
         forms[node.name] = Form(node.name, node.op_type, kind, reason, constants, integers)
+    if options.scheme not in SYMMETRIC:
+        forms.update(_choose_tables(view, options))
     return forms, reasons
+
+
+def _choose_tables(view: GraphView, options: QuantizeOptions) -> dict[str, Form]:
+    """Return the forms of embedding tables that nothing reads in float, by node name."""
+    # A table's rows are not multiplied by integers, so no pair of products can saturate.
+    rounding = replace(options, range="full")
+    forms: dict[str, Form] = {}
+    for index, node in enumerate(view.nodes):
+        table = read_table(view, index)
+        if table is None or not is_replaceable(view, table, ()):
+            continue
+        # A Gather that stays float would store its table a second time.
+        readers = {view.nodes[reader].name for reader in view.readers[table.name]}
+        if readers.isdisjoint(options.exclude):
+            integers = (round_rows(table.rows, rounding),)
+            forms[node.name] = Form(node.name, "Gather", "table", TABLE_REASON, (table,), integers)
+    return forms
 
 
 def _reason(kind: str) -> str:
@@ -109,11 +135,17 @@ def store_forms(
         # Indices change with every writer, so the nodes are found by name again.
         view = GraphView(model)
         indices = {node.name: index for index, node in enumerate(view.nodes)}
-        constants, integers = {}, {}
+        constants: dict[int, tuple[Constant, ...]] = {}
+        tables: dict[int, Constant] = {}
+        integers = {}
         for form in selected:
-            constants[indices[form.name]] = form.constants
-            integers[indices[form.name]] = form.integers
-        choice = Choice((), constants, {}, ())
+            index = indices[form.name]
+            integers[index] = form.integers
+            if form.kind == "table":
+                tables[index] = form.constants[0]
+            else:
+                constants[index] = form.constants
+        choice = Choice((), constants, tables, ())
         model = writer(model, view, choice, IntegerWeights(0, integers)).model()
     return model
 

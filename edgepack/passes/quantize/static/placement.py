@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx
 
 from edgepack.onnx_tools.operators import Trait, having, operator, with_int8
 from edgepack.onnx_tools.view import GraphView, attribute
@@ -77,6 +78,13 @@ def place(view: GraphView, exclude: Collection[str], read: Reader = read_layer) 
     return _Placer(view, layers, exclude).placement(tuple(float_layers))
 
 
+def _is_move(node: onnx.NodeProto) -> bool:
+    """Return True for an operator that passes integers through."""
+    # A Resize to the nearest value copies values; the other modes mix them.
+    nearest = node.op_type == "Resize" and attribute(node, "mode", b"nearest") == b"nearest"
+    return node.op_type in MOVES or nearest
+
+
 class _Placer:
     """Grows the set of integer nodes from the layers.
 
@@ -97,9 +105,9 @@ class _Placer:
     def _may_follow(self, index: int) -> bool:
         """Return True if a node can be integer between integer nodes."""
         node = self.view.nodes[index]
-        if node.op_type in MOVES:
+        if _is_move(node):
             # Integer kernels do not support the second output of MaxPool, the indices.
-            return len(list(filter(None, node.output))) == 1
+            return node.op_type != "MaxPool" or len(list(filter(None, node.output))) == 1
         if node.op_type == "AveragePool" and attribute(node, "dilations") is not None:
             return set(attribute(node, "dilations")) <= {1}
         if node.op_type not in ARITHMETIC:
@@ -113,7 +121,7 @@ class _Placer:
     def _clamp_of(self, index: int) -> int | None:
         """Return the Relu or Clip that the quantization behind an integer operator absorbs."""
         node = self.view.nodes[index]
-        if node.op_type in MOVES or node.op_type in CLAMPS or len(node.output) != 1:
+        if _is_move(node) or node.op_type in CLAMPS or len(node.output) != 1:
             return None
         reader = self.view.only_reader(node.output[0])
         if reader is None or self.view.nodes[reader].op_type not in CLAMPS:
@@ -200,15 +208,17 @@ class _Placer:
         for index in self.integer:
             if not self._is_absorbed(index):
                 active.add(index)
-                if self.view.nodes[index].op_type in MOVES:
+                if _is_move(self.view.nodes[index]):
                     moves.add(index)
         for index in sorted(active):
             node = self.view.nodes[index]
             for name in self._activations(index):
                 points.setdefault(name, name)
             output = node.output[0]
-            if node.op_type in MOVES:
-                points[output] = points[node.input[0]]
+            if _is_move(node):
+                # A Split has several outputs, which all share the quantization of its input.
+                for part in filter(None, node.output):
+                    points[part] = points[node.input[0]]
                 continue
             layer = self.layers.get(index)
             # A Gemm or MatMul outputs float at no cost if no integer reads it; a Conv cannot.
