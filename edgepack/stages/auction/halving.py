@@ -151,12 +151,11 @@ class _Heat:
     def run(self, turns: int, seconds: float, limit: float) -> None:
         """Let the candidates that may win take turns, and drop the slow ones."""
         rivals = []
-        for worker in self.running.values():
-            if worker.best <= NEAR * self.fastest:
+        for position, worker in self.running.items():
+            # The first takes every turn, since the report states ratios to it, and first turns are
+            # slower than later ones: their memory is new.
+            if position == 0 or worker.best <= NEAR * self.fastest:
                 rivals.append(worker)
-        # One that is far ahead has won: a last turn of each is for the ratio to the first.
-        if len(rivals) < 2:
-            rivals, turns = list(self.running.values()), 1
         for _ in range(turns):
             for worker in rivals:
                 worker.turn(seconds)
