@@ -276,7 +276,7 @@ class Cache:
 
     def size(self) -> int:
         """Return the size of all stages, and of their timings, in bytes."""
-        return sum(map(disk_usage, (*self._folders(), self.folder / TIMINGS)))
+        return sum(map(disk_usage, (*self._folders(), *(self.folder / TIMINGS).glob("*"))))
 
     def clean(self, older_than_days: float = 0.0, *, emulator: bool = False) -> Cleaned:
         """Delete entries that were not used for some days and that no running build uses.
