@@ -47,6 +47,14 @@ class Graph:
     before: Graph | None = field(default=None, compare=False, repr=False)
     trials: Callable[[], Trials] | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def root(self) -> Graph:
+        """The graph before the first pass; itself if no pass made it."""
+        root = self
+        while root.before is not None:
+            root = root.before
+        return root
+
 
 def describe_tensors(tensors: Iterable[Tensor]) -> list[TensorDocument]:
     """Return inputs or outputs as JSON values, for the keys of the cache."""

@@ -95,8 +95,10 @@ def prove(job: Job, host: Local) -> Outcome:
         _apply_emulated(job, verdict, emulated)
         # Other engines for the same ONNX: one that misses a gate somewhere does not ship.
         checked = check_variants(job, contents.variants, temporary, host, list(emulated))
-        contents = keep_variants(job, contents, [entry.name for entry in checked if entry.passed])
-        bundle.write(temporary, contents)
+        if not all(entry.passed for entry in checked):
+            passed = [entry.name for entry in checked if entry.passed]
+            contents = keep_variants(job, contents, passed)
+            bundle.write(temporary, contents)
         latency = _measure_latency(job, temporary, host)
         decision = decide_build(job, verdict, emulated)
         contents = replace(

@@ -19,7 +19,7 @@ from edgepack.proof.emulate import emulate_variant
 from edgepack.proof.evaluation import evaluate
 from edgepack.proof.job import Job, find_answering
 from edgepack.report import describe_gate
-from edgepack.report.findings import format_worst
+from edgepack.report.findings import describe_variant
 from edgepack.runtime.bundle.engines import Variant
 from edgepack.runtime.documents import Question, Verdict
 from edgepack.runtime.parity.verdict import FAIL
@@ -78,17 +78,7 @@ class Checked:
 
     def describe(self) -> str:
         """Return the result in one line."""
-        if self.verdict is None or self.verdict["fidelity"] is None:
-            return f"{self.name} is left out: {'; '.join(self.misses)}"
-        quality = format_worst(self.verdict["quality"]["outputs"], "no outputs")
-        distance = format_worst(self.verdict["fidelity"]["outputs"], "no outputs")
-        text = f"{self.name}: {quality} from the original, {distance} from onnxruntime"
-        for cpu, question in self.emulated.items():
-            answer = format_worst(question["outputs"], "no outputs")
-            text += f", {answer} on {cpu}, emulated"
-        if self.misses:
-            return f"{text}; left out: {'; '.join(self.misses)}"
-        return "; ".join([text, *self.notes])
+        return f"{self.name}: {describe_variant(self.to_json())}"
 
 
 def check_variants(

@@ -12,7 +12,7 @@ from edgepack.ledger import RecordDocument
 from edgepack.metrics.closeness import closeness_db
 from edgepack.metrics.results import list_metrics
 from edgepack.report.cautions import list_disturbances, name_size_basis
-from edgepack.report.documents import LatencySection, Report
+from edgepack.report.documents import LatencySection, Report, VariantSection
 from edgepack.report.figures import (
     format_apart,
     format_bytes,
@@ -354,21 +354,23 @@ def _is_exact(question: Question) -> bool:
 
 def list_variants(report: Report) -> list[tuple[str, str, bool]]:
     """Return name, result and pass of the variants besides the one that gave the answers."""
-    rows = []
-    for section in report.get("variants", ()):
-        parts = list(section["misses"])
-        if "fidelity" in section and "quality" in section:
-            quality = format_worst(section["quality"]["outputs"], "no outputs")
-            distance = format_worst(section["fidelity"]["outputs"], "no outputs")
-            parts = [f"{quality} from the original", f"{distance} from onnxruntime", *parts]
-        for cpu, question in section["emulated"].items():
-            parts.append(f"{format_worst(question['outputs'], 'no outputs')} on {cpu}, emulated")
-        parts += section["notes"]
-        result = "; ".join(parts)
-        if not section["passed"]:
-            result = f"left out: {result}"
-        rows.append((section["name"], result, section["passed"]))
-    return rows
+    return [
+        (section["name"], describe_variant(section), section["passed"])
+        for section in report.get("variants", ())
+    ]
+
+
+def describe_variant(section: VariantSection) -> str:
+    """Return the result of one variant: its distances, the gates that it misses, and notes."""
+    parts = list(section["misses"])
+    if "fidelity" in section and "quality" in section:
+        quality = format_worst(section["quality"]["outputs"], "no outputs")
+        distance = format_worst(section["fidelity"]["outputs"], "no outputs")
+        parts = [f"{quality} from the original", f"{distance} from onnxruntime", *parts]
+    for cpu, question in section["emulated"].items():
+        parts.append(f"{format_worst(question['outputs'], 'no outputs')} on {cpu}, emulated")
+    result = "; ".join([*parts, *section["notes"]])
+    return result if section["passed"] else f"left out: {result}"
 
 
 def list_emulated(report: Report) -> list[EmulatedCpu]:

@@ -202,7 +202,8 @@ def open_model(
     if stand_in:
         choice = choose_stand_in(index, device)
         return _make_model(archive, index, choice, threads)
-    if not (threads or variant or index.on_gpu):
+    # The module is compiled at every start, so only where a choice is sealed.
+    if not (threads or variant or index.on_gpu) and os.path.exists(archive.path + ".tuned"):
         from .device.tuned import prefer_tuned
 
         index = prefer_tuned(archive.path, index, device)

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from edgepack.onnx_tools.attributes import attribute
+from edgepack.onnx_tools.stream import HELD_BYTES
 from edgepack.passes.quantize.calibration.partition import (
     LAYER_BYTES,
     MOMENT_BYTES,
@@ -18,8 +19,6 @@ from edgepack.passes.quantize.options import QuantizeOptions
 WEIGHT_COPIES = 7
 # Sessions, the columns and rows that wait, and temporary arrays, whatever the model.
 FIXED_BYTES = 160 * 2**20
-# Activations of a batch and the arena of the session, at most.
-ACTIVATION_BYTES = 192 * 2**20
 # Copies of a layer's second moments while they are factorized, in two threads.
 FACTORS, TOGETHER = 4, 2
 
@@ -36,7 +35,8 @@ def estimate_memory(model: Path, is_onnx: bool, size: int, options: QuantizeOpti
     total = WEIGHT_COPIES * size + FIXED_BYTES
     if not options.needs:
         return total
-    total += ACTIVATION_BYTES
+    # Activations of a batch and the arena of the session, at most.
+    total += HELD_BYTES
     if options.rounding != "gptq":
         return total
     # A model whose layers are unknown is taken to have one with as many inputs as outputs, in

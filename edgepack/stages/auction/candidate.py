@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgepack.context import Graph
+from edgepack.report.figures import format_plural
 from edgepack.runtime.bundle.engines import BF16, ONNXRUNTIME, Variant
 
 OWN = Variant(ONNXRUNTIME, ONNXRUNTIME)
@@ -41,7 +42,7 @@ class Candidate:
         if settings.precision == BF16:
             name += " as bf16"
         if settings.threads:
-            name += f" on {settings.threads} thread{'s' * (settings.threads > 1)}"
+            name += f" on {format_plural(settings.threads, 'thread')}"
         return name
 
     @property

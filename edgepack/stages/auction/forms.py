@@ -47,10 +47,8 @@ def list_candidates(graph: Graph, context: BuildContext, notes: list[str]) -> li
     if chosen or graph.before is None:
         forms = {precision: graph}
     else:
-        root = graph
-        while root.before is not None:
-            root = root.before
-        forms = {FP32: root, precision: graph, **_make_forms(root, graph, context, notes)}
+        further = _make_forms(graph.root, graph, context, notes)
+        forms = {FP32: graph.root, precision: graph, **further}
     own = find_own_variant(request.target)
     candidates = [Candidate(form, entry, own) for form, entry in forms.items()]
     if FP32 not in forms:

@@ -116,14 +116,11 @@ def _write_carrier(folder: Path, graph: Graph, feed: Mapping[str, np.ndarray]) -
 
 def list_compared(graph: Graph, context: BuildContext) -> list[Candidate]:
     """Return fp32, which competes unless the chain was requested, and the result of the chain."""
-    own, root = find_own_variant(context.request.target), graph
-    while root.before is not None:
-        root = root.before
-    competes = context.request.chain_is_default and root is not graph
-    if not competes:
-        root = context.original
+    own = find_own_variant(context.request.target)
+    competes = context.request.chain_is_default and graph.root is not graph
+    base = graph.root if competes else context.original
     precision = passes.name_precision(context.request.chain)
-    return [Candidate(FP32, root, own, competes), Candidate(precision, graph, own)]
+    return [Candidate(FP32, base, own, competes), Candidate(precision, graph, own)]
 
 
 def select_cpus(context: BuildContext) -> tuple[tuple[str, ...], str]:

@@ -63,13 +63,7 @@ def hold_auction(graph: Graph, context: BuildContext) -> Graph:
         stage.note(*entry.document["notes"])
         stage.set(auction=entry.document["auction"])
         first = result.variants[0] if result.variants else find_own_variant(context.request.target)
-        quality = evaluate(
-            result.model,
-            context,
-            stage.progress,
-            engine=first.engine,
-            settings=first.settings,
-        )
+        quality = _evaluate(Candidate(result.form, result, first), context, stage)
         measure(result, context, stage, quality, entry.document["latency"])
     context.ledger.warn(*entry.document["warnings"])
     return result
